@@ -1,6 +1,5 @@
-"""The nouns every floor shares: the training state, a categorical field, and the error a user can act on."""
+"""The nouns every floor shares: the training state, the batch, and the error a user can act on."""
 
-import dataclasses
 from typing import Any
 
 import flax.struct
@@ -15,21 +14,6 @@ class UserError(Exception):
 
     Commands print it without a stack trace and exit with code 2.
     """
-
-
-@dataclasses.dataclass(frozen=True)
-class Field:
-    """A categorical field.
-
-    Attributes:
-      name: column name.
-      size: number of ids, counting 0 = padding and 1 = unknown.
-      length: values per record; 1 for a plain field, more for a multi-valued one (padded with 0).
-    """
-
-    name: str
-    size: int
-    length: int = 1
 
 
 @flax.struct.dataclass

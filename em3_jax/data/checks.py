@@ -1,0 +1,136 @@
+"""What is checked and counted once, when a dataset is made."""
+
+import numpy as np
+
+from em3_jax.data.format import MAX_EVENT_VOCABULARY, SPLITS, Dataset
+from em3_jax.fields import FIRST_KNOWN
+from em3_jax.types import UserError
+
+_CHUNK = 1 << 22
+
+
+def _first(bad: np.ndarray) -> int | None:
+    rows = np.flatnonzero(bad)
+    return int(rows[0]) if len(rows) else None
+
+
+def _check_range(name: str, array: np.ndarray, low: int, high: int) -> None:
+    """Refuses values outside [low, high), naming the first such row."""
+    for start in range(0, len(array), _CHUNK):
+        block = array[start : start + _CHUNK]
+        row = _first((block < low) | (block >= high))
+        if row is not None:
+            raise UserError(
+                f"{name}.npy row {start + row}: value {block[row]} is out of range [{low}, {high}); mend the source"
+            )
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Refuses a dataset with a fault in ids, labels, times, histories, splits or fields, naming file and row."""
+    columns, events = dataset.interactions, dataset.events
+    if len(columns["time"]) == 0:
+        raise UserError(f"{dataset.root.name}: no interactions; is the source empty?")
+    for table, kind in ((dataset.user_table, "user"), (dataset.item_table, "item")):
+        ids = table.column("id").to_pylist()
+        if len(set(ids)) != len(ids):
+            seen: set = set()
+            twice = next(i for i in ids if i in seen or seen.add(i))
+            raise UserError(f"{kind}s.parquet: {kind} id {twice!r} occurs twice; keep one row per {kind}")
+    _check_range("interactions/user", columns["user"], 0, dataset.num_users)
+    _check_range("interactions/item", columns["item"], 0, dataset.num_items)
+    _check_range("interactions/label", columns["label"], 0, 2)
+    _check_range("interactions/split", columns["split"], 0, 3)
+    _check_range("events/item", events["item"], 0, dataset.num_items)
+    _check_range("interactions/history_start", columns["history_start"], 0, len(events["item"]) + 1)
+    _check_range("interactions/history_end", columns["history_end"], 0, len(events["item"]) + 1)
+    row = _first(np.diff(columns["time"]) < 0)
+    if row is not None:
+        raise UserError(
+            f"interactions/time.npy row {row + 1}: earlier than the row before; sort the interactions by time"
+        )
+    row = _first(columns["history_end"] < columns["history_start"])
+    if row is not None:
+        raise UserError(f"interactions/history_end.npy row {row}: ends before it starts; prepare the dataset again")
+    _check_fields(dataset)
+    for code, name in enumerate(SPLITS):
+        labels = np.asarray(columns["label"])[np.asarray(columns["split"]) == code]
+        if len(labels) == 0:
+            raise UserError(f"split '{name}' is empty; change the split rule or its sizes")
+        if labels.min() == labels.max():
+            raise UserError(
+                f"split '{name}' has only label {labels[0]}; both classes are needed, change the label or split rule"
+            )
+
+
+def _check_fields(dataset: Dataset) -> None:
+    fields = dataset.fields
+    for group, table in (("user", dataset.user_field_ids), ("item", dataset.item_field_ids)):
+        column = 0
+        for field in getattr(fields, group):
+            _check_range(f"{group} field {field.name}", table[:, column : column + field.length].ravel(), 0, field.size)
+            column += field.length
+    for field in fields.context:
+        _check_range(f"interactions/context_{field.name}", dataset.interactions[f"context_{field.name}"], 0, field.size)
+    for field in fields.event:
+        _check_range(f"events/field_{field.name}", dataset.events[f"field_{field.name}"], 0, field.size)
+        if field.size > MAX_EVENT_VOCABULARY:
+            raise UserError(
+                f"event field '{field.name}' has {field.size} ids, more than {MAX_EVENT_VOCABULARY}; bucket its values"
+            )
+
+
+def count_training(dataset: Dataset) -> None:
+    """Writes counts/: how often the training rows show each user, item (as candidate, in histories) and field value."""
+    columns, events = dataset.interactions, dataset.events
+    train = np.asarray(columns["split"]) == 0
+    # An event counts when it lies in the history range of a training row: +1 where ranges start, -1 where they end.
+    change = np.zeros(len(events["item"]) + 1, np.int64)
+    np.add.at(change, columns["history_start"][train], 1)
+    np.add.at(change, columns["history_end"][train], -1)
+    covered = np.cumsum(change)[:-1] > 0
+    counts = {
+        "user": np.bincount(columns["user"][train], minlength=dataset.num_users),
+        "item": np.bincount(columns["item"][train], minlength=dataset.num_items),
+        "item_history": np.bincount(events["item"][covered], minlength=dataset.num_items),
+    }
+    for field in dataset.fields.context:
+        counts[f"context_{field.name}"] = np.bincount(columns[f"context_{field.name}"][train], minlength=field.size)
+    for field in dataset.fields.event:
+        counts[f"event_{field.name}"] = np.bincount(events[f"field_{field.name}"][covered], minlength=field.size)
+    for name, array in counts.items():
+        np.save(dataset.root / "counts" / f"{name}.npy", array.astype(np.int64))
+
+
+def summarise(dataset: Dataset) -> dict:
+    """Facts a reader reports: sizes, click rate, cold share and histories of each split; missing modalities."""
+    columns = dataset.interactions
+    seen_item = (
+        np.load(dataset.root / "counts" / "item.npy") + np.load(dataset.root / "counts" / "item_history.npy") > 0
+    )
+    seen_user = np.load(dataset.root / "counts" / "user.npy") > 0
+    splits = {}
+    for name in SPLITS:
+        rows = dataset.split_rows(name)
+        rows = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+        user, item = columns["user"][rows], columns["item"][rows]
+        length = columns["history_end"][rows] - columns["history_start"][rows]
+        splits[name] = {
+            "rows": len(user),
+            "click_rate": round(float(columns["label"][rows].mean()), 4),
+            "users": len(np.unique(user)),
+            "items": len(np.unique(item)),
+            "rows_with_cold_item": round(float((~seen_item[item]).mean()), 4),
+            "rows_with_new_user": round(float((~seen_user[user]).mean()), 4),
+            "empty_histories": round(float((length == 0).mean()), 4),
+            "median_history": int(np.median(length)),
+        }
+    missing = {}
+    for folder in sorted((dataset.root / "features").glob("[!.]*")):
+        mask = np.load(folder / "mask.npy")
+        missing[folder.name] = round(float((~mask.any(axis=1)).mean()), 4)
+    return {"splits": splits, "items_without": missing}
+
+
+def known_value_ids(values: list) -> dict:
+    """value -> id for a vocabulary list; ids start after padding and unknown."""
+    return {value: index + FIRST_KNOWN for index, value in enumerate(values)}

@@ -1,0 +1,211 @@
+"""The one on-disk form of every dataset: numpy columns that are memory-mapped, two Parquet tables, one JSON.
+
+    dataset.json                      provenance, counts, fields, label and split rule, hashes
+    interactions/<column>.npy         one row per impression, sorted by time:
+        user, item i32   rows of users.parquet, items.parquet      label u8   0 or 1       time i64
+        split u8         0 train, 1 valid, 2 test                  history_start, history_end i64   an event range
+        context_<field> i32                                        probability f32   true click probability, if planted
+    events/<column>.npy               the history events, the ones of a history side by side, oldest first:
+        item i32, time i64, field_<name> i32
+    splits/<name>.npy i64             rows of a split, only where they are not one contiguous range
+    counts/<...>.npy i64              how often training rows show each user, item, and field value
+    users.parquet, items.parquet      column `id` (original id), encoded fields, items: text columns, image path
+    features/<name>/                  tokens.npy [I, N, D], mask.npy [I, N] bool, manifest.json
+
+Histories are ranges of events, so an example costs two numbers however long its history is. Nothing is ever unpickled.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from em3_jax.fields import FIRST_KNOWN, Field, Fields
+from em3_jax.types import UserError
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "valid", "test")
+INTERACTION_DTYPES = {
+    "user": np.int32, "item": np.int32, "label": np.uint8, "time": np.int64, "split": np.uint8,
+    "history_start": np.int64, "history_end": np.int64,
+}  # fmt: skip
+EVENT_DTYPES = {"item": np.int32, "time": np.int64}
+MAX_EVENT_VOCABULARY = 1024
+
+
+def _load_array(path: Path, dtype: np.dtype | None = None, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
+    """A memory-mapped array; refuses a missing file, a pickled array, another dtype or shape (None = any)."""
+    if not path.is_file():
+        raise UserError(f"{path}: file missing; prepare the dataset again with `python -m em3_jax.prepare`")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: not a readable .npy file ({error}); prepare the dataset again") from None
+    if dtype is not None and array.dtype != dtype:
+        raise UserError(f"{path}: dtype is {array.dtype}, must be {np.dtype(dtype)}; convert the column")
+    if shape is not None and (
+        array.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True))
+    ):
+        raise UserError(f"{path}: shape is {array.shape}, must be {shape}; prepare the dataset again")
+    return array
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: file missing; is this a folder made by `python -m em3_jax.prepare`?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); prepare the dataset again") from None
+
+
+def hash_files(paths: list[Path]) -> str:
+    """sha256 over names and contents, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_ids(ids: pa.ChunkedArray | pa.Array | list) -> str:
+    """sha256 of the original item ids in row order; ties a feature set to the items it was made for."""
+    values = ids.to_pylist() if hasattr(ids, "to_pylist") else list(ids)
+    return hashlib.sha256("\n".join(map(str, values)).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """Content tokens of all items from one encoder.
+
+    Attributes:
+      name: modality name.
+      tokens: [I, N, D] f16/f32, memory-mapped.
+      mask: [I, N] bool, True = the token exists.
+      manifest: where the tokens come from.
+    """
+
+    name: str
+    tokens: np.ndarray
+    mask: np.ndarray
+    manifest: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """An opened dataset directory; all columns memory-mapped."""
+
+    root: Path
+    meta: dict
+    fields: Fields
+    interactions: dict[str, np.ndarray]
+    events: dict[str, np.ndarray]
+    counts: dict[str, np.ndarray]
+    user_table: pa.Table
+    item_table: pa.Table
+
+    @property
+    def num_users(self) -> int:
+        return self.user_table.num_rows
+
+    @property
+    def num_items(self) -> int:
+        return self.item_table.num_rows
+
+    @functools.cached_property
+    def user_field_ids(self) -> np.ndarray:
+        """[U, C] i32: ids of all user fields side by side (`fields.columns`)."""
+        return _field_ids(self.user_table, self.fields.user)
+
+    @functools.cached_property
+    def item_field_ids(self) -> np.ndarray:
+        """[I, C] i32: ids of all item fields side by side (`fields.columns`)."""
+        return _field_ids(self.item_table, self.fields.item)
+
+    def split_rows(self, split: str) -> np.ndarray | range:
+        """Interaction rows of a split, in time order: a range where contiguous, else a memory-mapped [n] i64."""
+        if split not in SPLITS:
+            raise UserError(f"unknown split '{split}'; choose one of {', '.join(SPLITS)}")
+        first, count, contiguous = self.meta["splits"][split]
+        if contiguous:
+            return range(first, first + count)
+        return _load_array(self.root / "splits" / f"{split}.npy", np.int64, (count,))
+
+    def features(self, name: str) -> FeatureSet:
+        """The feature set `name`, checked against this dataset's items."""
+        folder = self.root / "features" / name
+        if not folder.is_dir():
+            have = sorted(p.name for p in (self.root / "features").glob("*") if p.is_dir())
+            raise UserError(f"{folder}: no such feature set; this dataset has: {', '.join(have) or 'none'}")
+        manifest = _read_json(folder / "manifest.json")
+        tokens = _load_array(folder / "tokens.npy", None, (self.num_items, None, None))
+        mask = _load_array(folder / "mask.npy", np.bool_, tokens.shape[:2])
+        if tokens.dtype not in (np.float16, np.float32):
+            raise UserError(f"{folder / 'tokens.npy'}: dtype is {tokens.dtype}, must be float16 or float32")
+        if manifest.get("item_hash") != self.meta["item_hash"]:
+            raise UserError(
+                f"{folder / 'manifest.json'}: item_hash is not that of the items in {self.root}; make the features again"
+            )
+        return FeatureSet(name, tokens, mask, manifest)
+
+
+def _field_ids(table: pa.Table, fields: tuple[Field, ...]) -> np.ndarray:
+    own_id = np.arange(table.num_rows, dtype=np.int32) + FIRST_KNOWN
+    blocks = [own_id[:, None]]
+    for field in fields[1:]:
+        column = table.column(field.name).combine_chunks()
+        if field.length > 1:
+            column = column.flatten()
+        blocks.append(column.to_numpy(zero_copy_only=False).reshape(table.num_rows, field.length).astype(np.int32))
+    return np.concatenate(blocks, axis=1)
+
+
+def _fields_from_json(groups: dict[str, list]) -> Fields:
+    return Fields(**{group: tuple(Field(*spec) for spec in specs) for group, specs in groups.items()})
+
+
+def fields_to_json(fields: Fields) -> dict[str, list]:
+    return {group: [[f.name, f.size, f.length] for f in specs] for group, specs in fields.groups()}
+
+
+def open_dataset(root: str | Path) -> Dataset:
+    """The dataset in folder `root`. Checks that all parts are there with the right types and lengths."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such dataset folder; make one with `python -m em3_jax.prepare`")
+    meta = _read_json(root / "dataset.json")
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{root / 'dataset.json'}: format version {meta.get('format_version')}, this program reads {FORMAT_VERSION}; "
+            "prepare the dataset again"
+        )
+    fields = _fields_from_json(meta["fields"])
+    rows, num_events = meta["counts"]["interactions"], meta["counts"]["events"]
+    dtypes = INTERACTION_DTYPES | {f"context_{f.name}": np.int32 for f in fields.context}
+    if (root / "interactions" / "probability.npy").exists():
+        dtypes["probability"] = np.float32
+    interactions = {n: _load_array(root / "interactions" / f"{n}.npy", d, (rows,)) for n, d in dtypes.items()}
+    dtypes = EVENT_DTYPES | {f"field_{f.name}": np.int32 for f in fields.event}
+    events = {n: _load_array(root / "events" / f"{n}.npy", d, (num_events,)) for n, d in dtypes.items()}
+    counts = {p.stem: _load_array(p, np.int64) for p in sorted((root / "counts").glob("*.npy"))}
+    user_table, item_table = (_read_table(root / f"{n}s.parquet", meta["counts"][f"{n}s"]) for n in ("user", "item"))
+    return Dataset(root, meta, fields, interactions, events, counts, user_table, item_table)
+
+
+def _read_table(path: Path, rows: int) -> pa.Table:
+    if not path.is_file():
+        raise UserError(f"{path}: file missing; prepare the dataset again")
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not a readable Parquet file ({error}); prepare the dataset again") from None
+    if table.num_rows != rows:
+        raise UserError(f"{path}: {table.num_rows} rows, dataset.json says {rows}; prepare the dataset again")
+    return table
