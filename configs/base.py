@@ -1,0 +1,72 @@
+"""The ranking defaults, one comment a key; the other configs change a few of them.
+
+Model sizes are those of the paper where it gives them (section 4.1): 2 queries, 1 layer, 4 heads, CIC weight and
+temperature 0.1.
+"""
+
+from ml_collections import ConfigDict
+
+
+def ranking() -> ConfigDict:
+    return ConfigDict(
+        {
+            "seed": 0,
+            "data": {
+                "root": "",  # a folder made by `python -m em3_jax.prepare`
+                "features": (),  # feature sets that make the content tokens
+                "placement": "auto",  # of the features: device, host, or auto = device if they fit
+                "history_length": 50,  # T
+                "batch_size": 1024,  # B
+                "order": "shuffled",  # or chronological
+                "unknown_alpha": 0.25,  # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
+                "unknown_floor": {"user": 0.0},  # field -> least such probability
+            },
+            "model": {
+                "content": "end_to_end",  # or none: the ID-only baseline
+                "attention_score": "mlp",  # target attention on IDs: mlp (DIN) or dot
+                "attention_hidden": 32,
+                "content_score": "dot",  # target attention on content
+                "content_hidden": 32,
+                "hidden": (64, 32),  # the DNN
+                "dropout": 0.0,
+                "fusion": {"width": 64, "queries": 2, "layers": 1, "heads": 4, "ffn_width": 128, "dropout": 0.0},
+                "cic": {
+                    "weight": 0.1,  # alpha; 0 leaves CIC out
+                    "temperature": 0.1,
+                    "negatives": 64,  # H; 0 = all other items of the batch
+                    "width": 64,
+                    "id_fields": ("item",),
+                },
+            },
+            "tables": {
+                "width": 16,
+                "init_scale": 0.05,
+                "optimizer": "lazy_adam",  # or rowwise_adagrad
+                "learning_rate": 1e-3,
+                "l2": 0.0,  # on the rows a batch touches
+            },
+            "optim": {
+                "learning_rate": 1e-3,
+                "warmup_steps": 0,
+                "decay_steps": 0,  # cosine to zero; 0 = constant
+                "weight_decay": 0.0,
+                "clip_norm": 10.0,  # 0 = none
+                "multipliers": (),  # (regex on a parameter's name, learning-rate factor); 0 freezes
+            },
+            "train": {
+                "epochs": 10.0,
+                "log_every": 50,
+                "eval_every": 200,
+                "patience": 3,  # evaluations without a better one; 0 = never stop early
+                "deterministic": False,  # on GPUs; CPUs always are
+            },
+            "eval": {"batch_size": 1024, "metric": "auc", "popular_share": 0.1},
+            "mesh": {"data": 0, "model": 1},  # data 0 = all devices
+        }
+    )
+
+
+def id_only(config: ConfigDict) -> ConfigDict:
+    """The same ranking model on IDs alone."""
+    config.model.content = "none"
+    return config

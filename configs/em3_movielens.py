@@ -1,0 +1,19 @@
+"""EM3 on MovieLens-100K with posters and titles.
+
+    python -m em3_jax.prepare movielens --source <folder> --out data/ml-100k
+    python train.py --config=configs/em3_movielens.py --workdir=runs/em3
+    python train.py --config=configs/em3_movielens.py:id_only --workdir=runs/id_only
+"""
+
+from configs import base
+
+
+def get_config(arg: str = ""):
+    config = base.ranking()
+    config.data.root = "data/ml-100k"
+    config.data.features = ("text",)
+    config.data.unknown_floor.user = 0.3  # 86 % of the test rows have a user that training does not know
+    config.model.cic.id_fields = ("item", "genres")
+    config.train.eval_every = 20
+    config.train.patience = 8
+    return base.id_only(config) if arg == "id_only" else config

@@ -1,0 +1,171 @@
+"""Checkpoints of a run with Orbax: the newest two, to go on from, and the best one, to evaluate.
+
+    <workdir>/checkpoints/latest/<step>    <workdir>/checkpoints/best/<step>
+
+A checkpoint is the training state, leaf by leaf under its name, and a small JSON with what the loop remembers. Orbax writes
+beside the final place and renames, so a run killed while saving leaves the older checkpoints untouched.
+"""
+
+import errno
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from em3_jax import trees
+from em3_jax.types import State, UserError
+
+KEEP_LATEST = 2
+
+
+class Checkpoints:
+    """Saves and restores the state of one run.
+
+    Args:
+      workdir: the run's folder.
+    """
+
+    def __init__(self, workdir: str | Path):
+        # Orbax fails in the background on a relative path, and reports a missing blocker as a warning on every save.
+        self._root = Path(workdir).absolute() / "checkpoints"
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._managers = {kind: self._manager(kind) for kind in ("latest", "best")}
+
+    def _manager(self, kind: str) -> ocp.CheckpointManager:
+        keep = KEEP_LATEST if kind == "latest" else 1
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        return ocp.CheckpointManager(self._root / kind, options=options)
+
+    def steps(self, kind: str) -> list[int]:
+        """Steps that have a complete checkpoint, oldest first."""
+        return sorted(self._managers[kind].all_steps())
+
+    def save(self, kind: str, state: State, notes: dict[str, Any]) -> None:
+        """Starts saving; returns when the state has been copied, so that its buffers may be donated.
+
+        Args:
+          kind: "latest" or "best".
+          notes: JSON values the loop wants back.
+        """
+        step = int(state.step)
+        manager = self._managers[kind]
+        try:
+            self.wait()
+            if step in manager.all_steps():
+                return  # a resumed run repeats the steps since its last checkpoint, to the same state
+            self._check_space(state)
+            args = ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)), notes=ocp.args.JsonSave(notes))
+            if not manager.save(step, args=args, force=True):
+                raise OSError(f"Orbax refused step {step}")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._not_saved(kind, step, error) from error
+
+    def _check_space(self, state: State) -> None:
+        free, need = shutil.disk_usage(self._root).free, trees.num_bytes(state)
+        if free < need:
+            raise OSError(errno.ENOSPC, f"no disk space: {need / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
+
+    def _not_saved(self, kind: str, step: int, error: Exception) -> UserError:
+        kept = self.steps("latest")
+        kept_text = f"the checkpoint of step {kept[-1]} is kept" if kept else "no earlier checkpoint exists"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return UserError(
+            f"{self._root / kind}: could not save step {step} ({reason}); {kept_text}; free space and run again to resume"
+        )
+
+    def wait(self) -> None:
+        """Returns when all saving is done; raises if it failed."""
+        for kind, manager in self._managers.items():
+            try:
+                manager.wait_until_finished()
+            except (OSError, ValueError, RuntimeError) as error:
+                raise self._not_saved(kind, manager.latest_step() or 0, error) from error
+
+    def restore_latest(self, template: State) -> tuple[State, dict[str, Any]] | None:
+        """The newest readable checkpoint, or None without any; an unreadable one is set aside with a warning.
+
+        Args:
+          template: a state of the same shapes, dtypes and shardings (arrays or `ShapeDtypeStruct`).
+        """
+        for step in reversed(self.steps("latest")):
+            try:
+                return self._restore("latest", step, template)
+            except UserError:
+                raise
+            except Exception as error:  # noqa: BLE001  (what a damaged file raises depends on where it is damaged)
+                self._set_aside(step, error)
+        return None
+
+    def restore(self, template: State, step: int | None = None) -> tuple[State, dict[str, Any]]:
+        """The best checkpoint, or the one of `step` wherever it is kept."""
+        found = [(kind, s) for kind in ("best", "latest") for s in self.steps(kind) if step in (None, s)]
+        if not found:
+            have = sorted({s for kind in ("best", "latest") for s in self.steps(kind)})
+            which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise UserError(f"{self._root}: {which}; there are: {', '.join(map(str, have)) or 'none, train first'}")
+        kind, step = found[0]
+        try:
+            return self._restore(kind, step, template)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{self._root / kind / str(step)}: unreadable ({reason}); choose another --step") from error
+
+    def _restore(self, kind: str, step: int, template: State) -> tuple[State, dict[str, Any]]:
+        wanted = _flat(jax.tree.map(_abstract, template))
+        manager = self._managers[kind]
+        saved = manager.item_metadata(step)["state"]
+        if saved is None:
+            raise OSError("the state is missing")
+        self._check_same_model(kind, step, wanted, saved)
+        restored = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted), notes=ocp.args.JsonRestore())
+        )
+        leaves = [restored["state"][name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves), restored["notes"]
+
+    def _check_same_model(self, kind: str, step: int, wanted: dict, saved) -> None:
+        """Orbax would cast dtypes and cut shapes in silence."""
+        saved = {name: (tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in dict(saved).items()}
+        for name in sorted(set(wanted) | set(saved)):
+            have = saved.get(name)
+            want = (tuple(wanted[name].shape), np.dtype(wanted[name].dtype)) if name in wanted else None
+            if have != want:
+                raise UserError(
+                    f"{self._root / kind / str(step)}: checkpoint of another model: {name} is {_text(have)} there and "
+                    f"{_text(want)} here; use the config it was trained with, or another --workdir"
+                )
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        folder = self._root / "latest" / str(step)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(f"checkpoint {folder} is unreadable ({reason[:200]}); going back to the one before", stacklevel=3)
+        self._managers["latest"].close()
+        aside = self._root / "unreadable" / str(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        shutil.move(folder, aside)
+        self._managers["latest"] = self._manager("latest")
+
+    def close(self) -> None:
+        self.wait()
+        for manager in self._managers.values():
+            manager.close()
+
+
+def _flat(state: State) -> dict[str, Any]:
+    return {name.replace("/", "."): leaf for name, leaf in trees.named_leaves(state).items()}
+
+
+def _abstract(leaf):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def _text(spec: tuple | None) -> str:
+    return "absent" if spec is None else f"{spec[1]}{list(spec[0])}"

@@ -1,0 +1,284 @@
+"""From interaction rows to a batch: the distinct items, the distinct table rows, and positions into both.
+
+Letters: B batch, T history, S distinct items (a bucket size), R distinct table rows (a bucket size), C columns of a field group.
+
+| key | shape, dtype | meaning |
+|---|---|---|
+| label, weight | [B] f32 | 0/1; weight 0 = row that only fills the batch |
+| item_position | [B] i32 | the candidate's row in the distinct-item block |
+| history_position, history_mask | [B, T] i32, bool | the last T strictly earlier events, newest last |
+| history_row | [B, T, C] i32 | fields of the history events, positions into row_id |
+| user_row, context_row | [B, C] i32 | fields of the user, of the impression, positions into row_id |
+| item_id, item_mask | [S] i32, bool | distinct items; the mask counts an item once in losses per item |
+| item_row | [S, C] i32 | fields of the distinct items, positions into row_id |
+| item_is_known | [S] bool | the item's own id is in use (neither never seen nor replaced by `unknown`) |
+| row_id | [R] i32 | distinct table rows, sorted; row_id[0] = 0 is the padding row, surplus rows lie beyond the table |
+| tokens, tokens_mask | {name: [S, N, D]}, {name: [S, N] bool} | content tokens, only with features gathered on the host |
+"""
+
+import dataclasses
+import threading
+
+import numpy as np
+
+from em3_jax import rng
+from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.fields import UNKNOWN, Fields, columns, to_rows
+from em3_jax.types import Batch
+
+
+class Distinct:
+    """Finds the distinct values of integer arrays in [0, size), at a cost that does not depend on `size`.
+
+    A table as long as the vocabulary remembers, for each value, where it was last seen; only the entries of the values at
+    hand are written and read, so it never has to be cleared.
+    """
+
+    def __init__(self, size: int):
+        self._size = size
+        self._local = threading.local()  # the pipeline's threads must not share the table
+
+    def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(distinct [n] sorted, position [m] i32) with distinct[position] == values [m]."""
+        if not hasattr(self._local, "table"):
+            self._local.table = np.zeros(self._size, np.int32)
+        table = self._local.table
+        order = np.arange(len(values), dtype=np.int32)
+        table[values] = order
+        distinct = values[table[values] == order]  # exactly one occurrence of each value is the one remembered
+        distinct.sort()
+        table[distinct] = order[: len(distinct)]
+        return distinct, table[values]
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """Few padded sizes for the distinct blocks, so that few shapes are compiled.
+
+    Attributes:
+      items, rows: the usual sizes of the two blocks; a batch that needs more takes the next, a quarter larger.
+    """
+
+    items: int
+    rows: int
+
+    @staticmethod
+    def fit(usual: int, need: int) -> int:
+        """The smallest size of the series usual, 1.25 usual, ... (multiples of 64) that holds `need`."""
+        size = usual
+        while size < need:
+            size = _round_up(int(size * 1.25) + 1)
+        return size
+
+
+def _round_up(size: int, multiple: int = 64) -> int:
+    return -(-size // multiple) * multiple
+
+
+def row_counts(dataset: Dataset) -> np.ndarray:
+    """[table rows] i64: how often training shows each table row; -1 for the padding row and the unknown rows."""
+    fields, offsets = dataset.fields, dataset.fields.offsets()
+    counts = np.zeros(fields.num_rows, np.int64)
+    item_count = dataset.counts["item"] + dataset.counts["item_history"]
+    for group, ids, weight in (
+        ("user", dataset.user_field_ids, dataset.counts["user"]),
+        ("item", dataset.item_field_ids, item_count),
+    ):
+        for field, column in zip(getattr(fields, group), columns(getattr(fields, group)).values(), strict=True):
+            for k in range(column.start, column.stop):
+                rows = to_rows(ids[:, k], offsets[group][field.name])
+                counts += np.bincount(rows, weights=weight, minlength=fields.num_rows).astype(np.int64)
+    for group in ("context", "event"):
+        for field in getattr(fields, group):
+            first = offsets[group][field.name]
+            counts[first : first + field.size - 1] = dataset.counts[f"{group}_{field.name}"][UNKNOWN:]
+    counts[0] = -1
+    for names in offsets.values():
+        counts[list(names.values())] = -1
+    return counts
+
+
+def unknown_rows(fields: Fields) -> np.ndarray:
+    """[table rows] i32: the row of the unknown id of the field that owns each row (0 for the padding row)."""
+    result = np.zeros(fields.num_rows, np.int32)
+    for group, specs in fields.groups():
+        for field in specs:
+            first = fields.offsets()[group][field.name]
+            result[first : first + field.size - 1] = first
+    return result
+
+
+class BatchBuilder:
+    """Builds batches of one dataset; a pure function of the interaction rows and a key.
+
+    Ids that training never shows stand for `unknown` from the start. In training, further ids are replaced by `unknown` at
+    random, rare ones more often, so that the unknown row learns what an id without a history is worth.
+
+    Args:
+      dataset: the opened dataset.
+      history_length: T, the number of last events an example sees.
+      unknown_alpha: an id seen n times in training is replaced with probability alpha / (alpha + n).
+      unknown_floor: field name -> least probability of replacement, however frequent the id.
+      distinct_items: False builds one row per item slot instead of one per distinct item (for tests and benchmarks).
+      host_features: feature sets to gather into the batch; empty when they lie on the device.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        history_length: int,
+        unknown_alpha: float,
+        unknown_floor: dict[str, float],
+        distinct_items: bool = True,
+        host_features: tuple[FeatureSet, ...] = (),
+    ):
+        self.dataset = dataset
+        self.history_length = history_length
+        self.distinct_items = distinct_items
+        self.host_features = host_features
+        fields, offsets = dataset.fields, dataset.fields.offsets()
+        self.num_rows = fields.num_rows
+        counts = row_counts(dataset)
+        self._unknown = unknown_rows(fields)
+        self._replace_probability = _replace_probability(fields, counts, unknown_alpha, unknown_floor)
+        self._canonical = np.where(counts == 0, self._unknown, np.arange(self.num_rows, dtype=np.int32))
+        self._user_rows = self._canonical[_field_rows(dataset.user_field_ids, fields.user, offsets["user"])]
+        self._item_rows = self._canonical[_field_rows(dataset.item_field_ids, fields.item, offsets["item"])]
+        self._unknown_item_row = offsets["item"][fields.item[0].name]
+        event_rows = sum(field.size - 1 for field in fields.event)
+        self._event_rows = np.arange(self.num_rows - event_rows, self.num_rows, dtype=np.int32)
+        self._event_lookup = [
+            self._canonical[to_rows(np.arange(f.size), offsets["event"][f.name])] for f in fields.event
+        ]
+        self._distinct_item = Distinct(dataset.num_items)
+        self._distinct_row = Distinct(self.num_rows)
+
+    def __call__(
+        self, rows: np.ndarray, *, buckets: Buckets, key: np.uint64 | None = None, weight: np.ndarray | None = None
+    ) -> Batch:
+        """The batch of interaction rows `rows` [B] i64.
+
+        Args:
+          buckets: padded sizes of the distinct blocks.
+          key: replaces ids by unknown at random (training); None keeps all known ids (evaluation).
+          weight: [B] f32, default ones.
+        """
+        columns_ = self.dataset.interactions
+        item, user = columns_["item"][rows], columns_["user"][rows]
+        batch = {
+            "label": columns_["label"][rows].astype(np.float32),
+            "weight": np.ones(len(rows), np.float32) if weight is None else weight,
+        }
+        event_index, batch["history_mask"] = self._history(rows)
+        batch |= self._items(item, event_index, batch["history_mask"], buckets)
+        batch |= self._table_rows(rows, user, batch["item_id"], event_index, key, buckets)
+        for features in self.host_features:
+            batch.setdefault("tokens", {})[features.name] = features.tokens[batch["item_id"]]
+            batch.setdefault("tokens_mask", {})[features.name] = features.mask[batch["item_id"]]
+        return batch
+
+    def _history(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(index into the events [B, T] i64, mask [B, T]): the last T events of each row, right-aligned."""
+        start = self.dataset.interactions["history_start"][rows][:, None]
+        end = self.dataset.interactions["history_end"][rows][:, None]
+        index = end + np.arange(-self.history_length, 0)  # [B, T]
+        mask = index >= start
+        return np.maximum(index, 0, out=index), mask
+
+    def _items(self, item: np.ndarray, event_index: np.ndarray, mask: np.ndarray, buckets: Buckets) -> Batch:
+        # Empty slots repeat the candidate, so they add no item to the distinct block.
+        slots = np.empty((len(item), 1 + self.history_length), np.int32)  # [B, 1 + T]
+        slots[:, 0] = item
+        if len(self.dataset.events["item"]):
+            slots[:, 1:] = np.where(mask, np.take(self.dataset.events["item"], event_index), item[:, None])
+        else:
+            slots[:, 1:] = item[:, None]
+        distinct, position = self._distinct_item(slots.ravel())
+        if self.distinct_items:
+            size, item_mask = Buckets.fit(buckets.items, len(distinct)), np.arange(len(distinct)) >= 0
+        else:
+            first = np.unique(slots.ravel(), return_index=True)[1]
+            distinct, position, size = slots.ravel(), np.arange(slots.size, dtype=np.int32), slots.size
+            item_mask = np.zeros(size, bool)
+            item_mask[first] = True
+        position = position.reshape(slots.shape)
+        return {
+            "item_position": position[:, 0],
+            "history_position": position[:, 1:],
+            "item_id": _pad(distinct, size, fill=distinct[0]),
+            "item_mask": _pad(item_mask, size, fill=False),
+        }
+
+    def _table_rows(self, rows, user, item_id, event_index, key, buckets: Buckets) -> Batch:
+        fields, offsets = self.dataset.fields, self.dataset.fields.offsets()
+        context = [
+            self._canonical[to_rows(self.dataset.interactions[f"context_{f.name}"][rows], offsets["context"][f.name])]
+            for f in fields.context
+        ]
+        blocks = {
+            "item_row": self._item_rows[item_id],
+            "user_row": self._user_rows[user],
+            "context_row": np.stack(context, axis=1) if context else np.zeros((len(rows), 0), np.int32),
+        }
+        padding = np.zeros(1, np.int32)
+        flat = np.concatenate([padding, *(block.ravel() for block in blocks.values()), self._event_rows])
+        distinct, position = self._distinct_row(flat)
+        if key is not None:
+            distinct, again = self._distinct_row(self._replace(distinct, key))
+            position = again[position]
+        start, result = 1, {}
+        for name, block in blocks.items():
+            result[name] = position[start : start + block.size].reshape(block.shape)
+            start += block.size
+        size = Buckets.fit(buckets.rows, len(distinct))
+        result["row_id"] = np.concatenate(
+            [distinct, np.arange(self.num_rows, self.num_rows + size - len(distinct), dtype=np.int32)]
+        )
+        result["item_is_known"] = distinct[result["item_row"][:, 0]] != self._unknown_item_row
+        # Event fields own the table's last rows, and all of them are present: they are the last of the distinct rows too.
+        shift = len(distinct) - self.num_rows
+        result["history_row"] = np.empty((*event_index.shape, len(fields.event)), np.int32)  # [B, T, C]
+        for k, (field, rows_of_id) in enumerate(zip(fields.event, self._event_lookup, strict=True)):
+            positions = np.where(rows_of_id == 0, 0, rows_of_id + shift).astype(np.int32)
+            result["history_row"][:, :, k] = positions[np.take(self.dataset.events[f"field_{field.name}"], event_index)]
+        return result
+
+    def _replace(self, rows: np.ndarray, key: np.uint64) -> np.ndarray:
+        """Table rows with some replaced by their field's unknown row; one decision per row and key."""
+        return np.where(rng.uniform_hash(key, rows) < self._replace_probability[rows], self._unknown[rows], rows)
+
+    def measure_buckets(self, samples: list[np.ndarray]) -> Buckets:
+        """Bucket sizes that hold the sampled batches (each [B] i64 interaction rows) with a margin of 5 %."""
+        batches = [self(rows, buckets=Buckets(64, 64)) for rows in samples]
+        items = max(int(batch["item_mask"].sum()) for batch in batches)
+        rows = max(int((batch["row_id"] < self.num_rows).sum()) for batch in batches)
+        return Buckets(_round_up(min(int(items * 1.05) + 1, self.dataset.num_items)), _round_up(int(rows * 1.05) + 1))
+
+
+def _pad(array: np.ndarray, size: int, fill) -> np.ndarray:
+    return np.concatenate([array, np.full(size - len(array), fill, array.dtype)])
+
+
+def _field_rows(ids: np.ndarray, specs, offsets: dict[str, int]) -> np.ndarray:
+    """[*, C] i32 table rows of a group's field ids [*, C]."""
+    result = np.empty_like(ids)
+    for field, column in zip(specs, columns(specs).values(), strict=True):
+        result[:, column] = to_rows(ids[:, column], offsets[field.name])
+    return result
+
+
+def _replace_probability(
+    fields: Fields, counts: np.ndarray, alpha: float, floor: dict[str, float]
+) -> np.ndarray:
+    """[table rows] f32: alpha / (alpha + count), at least the field's floor; 0 for padding, unknown and event rows."""
+    probability = np.where(counts > 0, alpha / (alpha + np.maximum(counts, 1)), 0.0).astype(np.float32)
+    for group, specs in fields.groups():
+        for field in specs:
+            first = fields.offsets()[group][field.name]
+            own = slice(first + 1, first + field.size - 1)
+            if group == "event":
+                probability[own] = 0.0
+            elif field.name in floor:
+                probability[own] = np.maximum(probability[own], floor[field.name])
+    return probability

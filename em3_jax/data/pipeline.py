@@ -1,0 +1,118 @@
+"""The input pipeline: whole batches as the elements of a Grain source, prepared ahead and moved to the device ahead.
+
+A batch is a function of (seed, step), so the position in the data is the step number and nothing else has to be saved.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from em3_jax import rng
+from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSource:
+    """Batch number `step` of a training run, for Grain.
+
+    Attributes:
+      builder: makes batches.
+      rows: interaction rows of the training split, in time order.
+      batch_size: B.
+      seed: of the order and of the random replacement of ids.
+      order: "shuffled": epoch after epoch, each a permutation of its own, batches running across the border;
+        "chronological": the same without permutation.
+      num_steps: length of the run.
+      buckets: padded sizes.
+    """
+
+    builder: BatchBuilder
+    rows: np.ndarray | range
+    batch_size: int
+    seed: int
+    order: str
+    num_steps: int
+    buckets: Buckets
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.builder(
+            rows_of_step(self.rows, self.batch_size, self.seed, self.order, step),
+            buckets=self.buckets,
+            key=rng.numpy_key(self.seed, "unknown", step),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSource:
+    """Batch number k of one pass over `rows` in order; the last is filled up with rows of weight 0."""
+
+    builder: BatchBuilder
+    rows: np.ndarray | range
+    batch_size: int
+    buckets: Buckets
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        position = index * self.batch_size + np.arange(self.batch_size)
+        weight = (position < len(self.rows)).astype(np.float32)
+        return self.builder(
+            _take(self.rows, np.minimum(position, len(self.rows) - 1)), buckets=self.buckets, weight=weight
+        )
+
+
+def rows_of_step(rows: np.ndarray | range, batch_size: int, seed: int, order: str, step: int) -> np.ndarray:
+    """[B] i64: the interaction rows of a training step; each epoch visits every row exactly once."""
+    epoch, index = np.divmod(step * batch_size + np.arange(batch_size, dtype=np.int64), len(rows))
+    if order == "shuffled":
+        for number in np.unique(epoch):  # one, or two where the batch runs across the border of an epoch
+            inside = epoch == number
+            index[inside] = rng.permute(index[inside], len(rows), rng.numpy_key(seed, "epoch", int(number)))
+    elif order != "chronological":
+        raise ValueError(f"order must be 'shuffled' or 'chronological', not {order!r}")
+    return _take(rows, index)
+
+
+def _take(rows: np.ndarray | range, index: np.ndarray) -> np.ndarray:
+    return rows.start + index if isinstance(rows, range) else np.asarray(rows[index])
+
+
+def training_source(builder: BatchBuilder, *, batch_size: int, seed: int, order: str, num_steps: int) -> TrainingSource:
+    """The training source, its bucket sizes measured on the first steps (so they too are a function of the seed)."""
+    rows = builder.dataset.split_rows("train")
+    samples = [rows_of_step(rows, batch_size, seed, order, step) for step in range(min(8, num_steps))]
+    return TrainingSource(builder, rows, batch_size, seed, order, num_steps, builder.measure_buckets(samples))
+
+
+def evaluation_source(builder: BatchBuilder, split: str, batch_size: int) -> EvaluationSource:
+    """One pass over a split, its bucket sizes measured on a few batches spread over it."""
+    rows = builder.dataset.split_rows(split)
+    starts = np.linspace(0, max(len(rows) - batch_size, 0), num=4).astype(np.int64)
+    samples = [_take(rows, np.minimum(start + np.arange(batch_size), len(rows) - 1)) for start in starts]
+    return EvaluationSource(builder, rows, batch_size, builder.measure_buckets(samples))
+
+
+def batches(
+    source: TrainingSource | EvaluationSource, *, start: int = 0, device: Any = None, threads: int = 2, ahead: int = 4
+) -> Iterator[Batch]:
+    """The source's batches from number `start` on, prepared in threads and moved to `device` ahead of their use.
+
+    Args:
+      device: a device or sharding, or a dict of shardings by batch key; None leaves numpy arrays.
+      threads: threads that build batches; 0 builds in the caller's.
+      ahead: batches in flight.
+    """
+    dataset = grain.MapDataset.source(source)[start:]
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+    if device is not None:
+        dataset = grain.experimental.device_put(dataset, device, cpu_buffer_size=1, device_buffer_size=2)
+    return iter(dataset)

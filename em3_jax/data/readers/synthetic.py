@@ -1,0 +1,356 @@
+"""A built-in dataset with planted truth: the probability of every click is known, so the best possible AUC is, too.
+
+The generator is part of what the results mean: it will not be changed to please a model.
+
+**Items.** Item i has unit content z_i, uniform on the sphere of R^k; a quality q_i ~ N(0, QUALITY^2) that content does
+not show; and a popularity p_i proportional to (rank_i + 10)^-TAIL, the ranks in random order. All three are independent.
+
+    token of modality m       x = W_m (w_m * z_i) + s e,   W_m entries ~ N(0, 1),   e ~ N(0, 1),   s ~ U(0.5, 2)
+    or, with chance 1/4, a    x = o_m + e,   one offset o_m ~ N(0, 1) for all title cards of the modality
+    title card
+
+w_m says how much of each latent dimension the modality shows: the image weights fall linearly from 1 to 0.1 over the k
+dimensions, the text weights rise from 0.1 to 1, so each alone shows about half of z. Tokens differ in noise and a title
+card can be recognised, so fusion by attention can beat a mean. A share of the items misses a modality (mask False).
+
+    category = argmax_c <z_i, a_c> + LOOSE g          tags = the one to three largest of <z_i, b_t> + 2 LOOSE g
+
+with random unit directions a_c, b_t and g ~ N(0, 1): coarse and noisy views of z, as categories are.
+
+**Users.** User u has unit taste t_u, uniform on the sphere; field `group` = argmax_g <t_u, c_g> + LOOSE g; and a
+log-normal activity (sigma 0.8).
+
+**Clicks.** Impressions come four a second. The user is drawn by activity, then the item and the click:
+
+    P(i | u) ~ p_i exp(EXPOSURE <t_u, z_i>)       over the items there are at the time
+    click    ~ Bernoulli(sigmoid(TASTE <t_u, z_i> + q_i + offset of the slot + BIAS))
+
+with the context field `slot` uniform. Column `probability` holds the true probability.
+
+**Time.** The rows are split 80 / 10 / 10 % in time order. A share of the items is cold: before the test period there
+are none of them, neither as candidates nor in histories. A share of the users appears first in the test period likewise.
+
+**Histories.** An event is a click of the log or one of a Poisson number of choices before it (time < 0),
+
+    P(i | u) ~ p_i exp(CHOICE <t_u, z_i>)         over the items that are not cold;
+
+a history holds the user's events strictly earlier than the impression.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from em3_jax.data.format import SPLITS, Dataset, hash_ids
+from em3_jax.data.histories import history_ranges, sort_events
+from em3_jax.data.writer import DatasetWriter
+from em3_jax.fields import FIRST_KNOWN, Field, Fields
+from em3_jax.metrics import auc
+from em3_jax.types import UserError
+
+TASTE, QUALITY, BIAS = 4.5, 0.75, -0.9
+EXPOSURE, CHOICE, TAIL = 0.5, 3.0, 0.8
+LOOSE = 0.5
+TITLE_CARDS = 0.25
+NOISE_LOW, NOISE_HIGH, LEAST_SHOWN = 0.5, 2.0, 0.1
+SLOTS = {"top": 0.3, "middle": 0.0, "bottom": -0.3}
+CATEGORIES = [f"category {c}" for c in range(12)]
+TAGS = [f"tag {t}" for t in range(24)]
+TAGS_PER_ITEM = 3
+GROUPS = [f"group {g}" for g in range(8)]
+PER_SECOND = 4
+_CHUNK = 1 << 17
+_STREAMS = ("world", "items", "users", "image", "text", "rows", "choices")
+
+
+@dataclasses.dataclass(frozen=True)
+class _World:
+    """The items and users; letters: I items, U users, k latent dimensions.
+
+    Attributes:
+      content: [I, k] f32, unit length; quality: [I] f32; popularity: [I] f64, sums to 1; cold: [I] bool.
+      taste: [U, k] f32, unit length; activity: [U] f64, sums to 1; new: [U] bool.
+    """
+
+    content: np.ndarray
+    quality: np.ndarray
+    popularity: np.ndarray
+    cold: np.ndarray
+    taste: np.ndarray
+    activity: np.ndarray
+    new: np.ndarray
+
+
+def synthetic(
+    out: str | Path,
+    *,
+    interactions: int = 30_000,
+    users: int = 600,
+    items: int = 800,
+    seed: int = 0,
+    latent: int = 8,
+    image_tokens: int = 4,
+    text_tokens: int = 2,
+    token_width: int = 32,
+    cold_share: float = 0.15,
+    new_users: float = 0.1,
+    missing_image: float = 0.1,
+    missing_text: float = 0.1,
+    choices: float = 15.0,
+    overwrite: bool = False,
+) -> Dataset:
+    """The dataset in folder `out`, a function of the arguments alone.
+
+    Args:
+      interactions, users, items: how many.
+      latent: k, dimensions of content and taste.
+      image_tokens, text_tokens, token_width: tokens of an item and their width; 0 tokens leaves a modality out.
+      cold_share: share of the items that first appear in the test period.
+      new_users: share of the users that first appear in the test period.
+      missing_image, missing_text: share of the items without the modality.
+      choices: mean number of events of a user before the log starts; a fifth of it for new users.
+      overwrite: replace an existing dataset.
+    """
+    arguments = {k: v for k, v in locals().items() if k not in ("out", "overwrite")}
+    _check_arguments(arguments)
+    with DatasetWriter(out, overwrite) as writer:
+        world = _make_world(seed, users, items, latent, cold_share, new_users)
+        _write_histories(writer, *_write_rows(writer, world, seed, interactions, choices))
+        item_table, item_fields = _item_table(_random(seed, "items"), world)
+        user_table, user_fields = _user_table(_random(seed, "users"), world)
+        item_hash = hash_ids(item_table.column("id"))
+        shown = np.linspace(1, LEAST_SHOWN, latent)
+        for name, count, missing, weight in (
+            ("image", image_tokens, missing_image, shown),
+            ("text", text_tokens, missing_text, shown[::-1]),
+        ):
+            if count:
+                tokens, mask = _tokens(_random(seed, name), world.content * weight, count, token_width, missing)
+                writer.features(name, tokens, mask, {"encoder": "planted", "arguments": arguments}, item_hash)
+        return writer.finish(
+            name="synthetic",
+            users=user_table,
+            items=item_table,
+            fields=Fields(user_fields, item_fields, context=(_field("slot", SLOTS),)),
+            vocabularies={
+                "user": {"group": GROUPS},
+                "item": {"category": CATEGORIES, "tags": TAGS},
+                "context": {"slot": list(SLOTS)},
+                "event": {},
+            },
+            text_columns=[],
+            provenance="planted truth, generated by em3_jax/data/readers/synthetic.py",
+            label_rule="click ~ Bernoulli(probability)",
+            split_rule="by time: the first 80 % of the rows train, the next 10 % valid, the last 10 % test",
+            source_hash=hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest(),
+            extra={"arguments": arguments, "bayes_auc": _bayes_auc(writer.path, world)},
+        )
+
+
+def _check_arguments(arguments: dict) -> None:
+    least = {"interactions": 100, "users": 10, "items": 10, "latent": 2, "token_width": 1}
+    for name, value in arguments.items():
+        option = "--" + name.replace("_", "-")
+        if name in ("cold_share", "new_users", "missing_image", "missing_text"):
+            if not 0 <= value < 1:
+                raise UserError(f"{option} is {value}; give a share in [0, 1)")
+        elif value < least.get(name, 0):
+            raise UserError(f"{option} is {value}; give at least {least.get(name, 0)}")
+
+
+def _random(seed: int, stream: str, chunk: int = 0) -> np.random.Generator:
+    """A generator of its own for each stream and chunk, so that no part's numbers depend on another part's size."""
+    return np.random.default_rng([seed, _STREAMS.index(stream), chunk])
+
+
+def _directions(random: np.random.Generator, count: int, width: int) -> np.ndarray:
+    """[count, width] f32, uniform on the unit sphere."""
+    vectors = random.standard_normal((count, width), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _make_world(seed: int, users: int, items: int, latent: int, cold_share: float, new_users: float) -> _World:
+    random = _random(seed, "world")
+    popularity = (random.permutation(items) + 10.0) ** -TAIL
+    activity = random.lognormal(sigma=0.8, size=users)
+    return _World(
+        content=_directions(random, items, latent),
+        quality=QUALITY * random.standard_normal(items, dtype=np.float32),
+        popularity=popularity / popularity.sum(),
+        cold=random.permutation(items) < round(cold_share * items),
+        taste=_directions(random, users, latent),
+        activity=activity / activity.sum(),
+        new=random.permutation(users) < round(new_users * users),
+    )
+
+
+def _write_rows(
+    writer: DatasetWriter, world: _World, seed: int, rows: int, choices: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Writes the interaction columns but the histories; returns the events: user i32, item i32, time i64, each [E]."""
+    dtypes = {
+        "user": np.int32, "item": np.int32, "label": np.uint8, "time": np.int64, "split": np.uint8,
+        "context_slot": np.int32, "probability": np.float32,
+    }  # fmt: skip
+    columns = {name: writer.column(f"interactions/{name}", rows, dtype) for name, dtype in dtypes.items()}
+    valid_start, test_start = round(0.8 * rows), round(0.9 * rows)
+    columns["time"][:] = np.arange(rows) // PER_SECOND
+    columns["split"][:] = np.repeat([0, 1, 2], [valid_start, test_start - valid_start, rows - test_start])
+    events = [_choices(world, seed, choices, span=rows // PER_SECOND)]
+    starts = sorted({*range(0, rows, _CHUNK), test_start})  # no chunk runs across the start of the test period
+    for chunk, (start, end) in enumerate(
+        zip(tqdm(starts, desc="interactions", unit="chunk", disable=None), [*starts[1:], rows], strict=True)
+    ):
+        values = _impressions(_random(seed, "rows", chunk), world, end - start, test_period=start >= test_start)
+        for name, value in values.items():
+            columns[name][start:end] = value
+        click = values["label"]
+        events.append((values["user"][click], values["item"][click], columns["time"][start:end][click]))
+    user, item, time = (np.concatenate(parts) for parts in zip(*events, strict=True))
+    return user, item, time
+
+
+def _impressions(random: np.random.Generator, world: _World, rows: int, test_period: bool) -> dict[str, np.ndarray]:
+    """The drawn columns of `rows` impressions, each [rows]; `label` as bool."""
+    activity = world.activity if test_period else np.where(world.new, 0, world.activity)
+    popularity = world.popularity if test_period else np.where(world.cold, 0, world.popularity)
+    user = _draw(random, _cumulative(activity), rows)
+    item = _draw_by_taste(random, world, user, _cumulative(popularity), EXPOSURE)
+    slot = random.integers(len(SLOTS), size=rows, dtype=np.int32)
+    affinity = np.einsum("nk,nk->n", world.taste[user], world.content[item])
+    offset = np.array(list(SLOTS.values()), np.float32)[slot]
+    probability = 1 / (1 + np.exp(-(TASTE * affinity + world.quality[item] + offset + BIAS)))
+    return {
+        "user": user,
+        "item": item,
+        "label": random.random(rows, dtype=np.float32) < probability,
+        "context_slot": slot + FIRST_KNOWN,
+        "probability": probability,
+    }
+
+
+def _choices(world: _World, seed: int, mean: float, span: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The events before the log: user i32, item i32, time i64 in [-span, -1], each [E]."""
+    random = _random(seed, "choices")
+    number = random.poisson(np.where(world.new, mean / 5, mean))
+    user = np.repeat(np.arange(len(number), dtype=np.int32), number)
+    warm = _cumulative(np.where(world.cold, 0, world.popularity))
+    item = np.empty(len(user), np.int32)
+    for start in tqdm(range(0, len(user), _CHUNK), desc="earlier choices", unit="chunk", disable=None):
+        part = slice(start, start + _CHUNK)
+        item[part] = _draw_by_taste(random, world, user[part], warm, CHOICE)
+    return user, item, random.integers(-max(span, 1), 0, len(user))
+
+
+def _cumulative(weights: np.ndarray) -> np.ndarray:
+    cumulative = np.cumsum(weights)
+    return cumulative / cumulative[-1]
+
+
+def _draw(random: np.random.Generator, cumulative: np.ndarray, size: int) -> np.ndarray:
+    """[size] i32 draws of an index; one of weight 0 is never drawn."""
+    return np.searchsorted(cumulative, random.random(size), side="right").astype(np.int32)
+
+
+def _draw_by_taste(
+    random: np.random.Generator, world: _World, user: np.ndarray, cumulative: np.ndarray, beta: float
+) -> np.ndarray:
+    """[n] i32 items for users [n], drawn in proportion to popularity exp(beta <taste, content>).
+
+    By rejection, which is exact: draw by popularity, accept with probability exp(beta (<taste, content> - 1)).
+    """
+    item = np.empty(len(user), np.int32)
+    pending = np.arange(len(user))
+    while len(pending):
+        candidate = _draw(random, cumulative, len(pending))
+        affinity = np.einsum("nk,nk->n", world.taste[user[pending]], world.content[candidate])
+        accepted = random.random(len(pending), dtype=np.float32) < np.exp(beta * (affinity - 1))
+        item[pending[accepted]] = candidate[accepted]
+        pending = pending[~accepted]
+    return item
+
+
+def _write_histories(writer: DatasetWriter, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> None:
+    """Writes the events [E] in history order, and the range of each row."""
+    order = sort_events(user, time)
+    user, time = user[order], time[order]
+    writer.columns("events", {"item": item[order], "time": time})
+    rows = {n: np.load(writer.path / "interactions" / f"{n}.npy", mmap_mode="r") for n in ("user", "time")}
+    start, end = (writer.column(f"interactions/history_{n}", len(rows["user"]), np.int64) for n in ("start", "end"))
+    for first in tqdm(range(0, len(start), _CHUNK), desc="histories", unit="chunk", disable=None):
+        part = slice(first, first + _CHUNK)
+        start[part], end[part] = history_ranges(user, time, rows["user"][part], rows["time"][part])
+
+
+def _field(name: str, values, length: int = 1) -> Field:
+    return Field(name, len(values) + FIRST_KNOWN, length)
+
+
+def _item_table(random: np.random.Generator, world: _World) -> tuple[pa.Table, tuple[Field, ...]]:
+    items, latent = world.content.shape
+    category = _nearest(random, world.content, _directions(random, len(CATEGORIES), latent), LOOSE, 1)
+    tags = _nearest(random, world.content, _directions(random, len(TAGS), latent), 2 * LOOSE, TAGS_PER_ITEM)
+    number = random.integers(1, TAGS_PER_ITEM + 1, items)
+    tags[np.arange(TAGS_PER_ITEM) >= number[:, None]] = 0
+    table = pa.table(
+        {
+            "id": pa.array(range(items), pa.int64()),
+            "category": category[:, 0],
+            "tags": pa.FixedSizeListArray.from_arrays(tags.ravel(), TAGS_PER_ITEM),
+        }
+    )
+    fields = Field("item", items + FIRST_KNOWN), _field("category", CATEGORIES), _field("tags", TAGS, TAGS_PER_ITEM)
+    return table, fields
+
+
+def _user_table(random: np.random.Generator, world: _World) -> tuple[pa.Table, tuple[Field, ...]]:
+    users, latent = world.taste.shape
+    group = _nearest(random, world.taste, _directions(random, len(GROUPS), latent), LOOSE, 1)
+    table = pa.table({"id": pa.array(range(users), pa.int64()), "group": group[:, 0]})
+    return table, (Field("user", users + FIRST_KNOWN), _field("group", GROUPS))
+
+
+def _nearest(
+    random: np.random.Generator, vectors: np.ndarray, directions: np.ndarray, noise: float, count: int
+) -> np.ndarray:
+    """[n, count] i32 field ids of the `count` directions with the largest noisy inner product, largest first."""
+    score = vectors @ directions.T
+    score += noise * random.standard_normal(score.shape, dtype=np.float32)
+    return (np.argsort(-score, axis=1)[:, :count] + FIRST_KNOWN).astype(np.int32)
+
+
+def _tokens(
+    random: np.random.Generator, shown: np.ndarray, count: int, width: int, missing: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens [I, N, D] f16, mask [I, N]) of a modality that shows the content `shown` [I, k]; see the module's text."""
+    items, latent = shown.shape
+    matrix = random.standard_normal((latent, width))
+    title_card = random.standard_normal(width)
+    tokens = np.empty((items, count, width), np.float16)
+    for start in tqdm(range(0, items, 1 << 14), desc="tokens", unit="chunk", disable=None):
+        content = shown[start : start + (1 << 14), None, :]  # [i, 1, k]
+        shape = (len(content), count, 1)
+        is_card = random.random(shape) < TITLE_CARDS
+        noise = random.standard_normal((len(content), count, width)) * np.where(is_card, 1, random.uniform(NOISE_LOW, NOISE_HIGH, shape))
+        tokens[start : start + len(content)] = np.where(is_card, title_card, content @ matrix) + noise
+    mask = np.repeat(random.random((items, 1)) >= missing, count, axis=1)
+    return np.where(mask[:, :, None], tokens, 0), mask
+
+
+def _bayes_auc(root: Path, world: _World) -> dict[str, float]:
+    """AUC of the true probability on each split's labels: what no model can beat but by luck."""
+    column = {
+        n: np.load(root / "interactions" / f"{n}.npy", mmap_mode="r") for n in ("label", "probability", "split", "item")
+    }
+    result = {}
+    for code, name in enumerate(SPLITS):
+        rows = np.flatnonzero(column["split"] == code)
+        result[name] = auc(column["label"][rows], column["probability"][rows])
+    cold = rows[world.cold[column["item"][rows]]]
+    result["test, cold items"] = auc(column["label"][cold], column["probability"][cold])
+    return {name: round(value, 4) for name, value in result.items()}

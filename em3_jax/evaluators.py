@@ -1,0 +1,89 @@
+"""Honest evaluation of a ranking model on a split: AUC, GAUC, logloss, calibration, overall and by slice."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from em3_jax import metrics
+from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.data.pipeline import EvaluationSource, batches
+
+
+def predict(source: EvaluationSource, predict_batch: Callable, device=None) -> np.ndarray:
+    """[n] f32 logits of a split, in its row order.
+
+    Args:
+      source: the split's batches.
+      predict_batch: batch -> logits [B] on the device.
+      device: where batches go, see `pipeline.batches`.
+    """
+    results = [predict_batch(batch) for batch in batches(source, device=device)]  # dispatched ahead, fetched at the end
+    return np.concatenate(jax.device_get(results))[: len(source.rows)]
+
+
+def slices(dataset: Dataset, rows: np.ndarray, features: list[FeatureSet], popular_share: float) -> dict[str, np.ndarray]:
+    """Slice name -> [n] bool over interaction rows `rows` [n].
+
+    Cold items occur in no training row, neither as candidate nor in a history; popular ones are the `popular_share` most
+    often shown of the others; new users have no training row.
+    """
+    item, user = dataset.interactions["item"][rows], dataset.interactions["user"][rows]
+    shown = dataset.counts["item"]
+    cold = (shown + dataset.counts["item_history"])[item] == 0
+    threshold = np.sort(shown)[-max(int(popular_share * np.count_nonzero(shown)), 1)]
+    result = {
+        "all": np.ones(len(rows), bool),
+        "cold items": cold,
+        "warm items": ~cold,
+        "popular items": shown[item] >= max(threshold, 1),
+        "new users": dataset.counts["user"][user] == 0,
+    }
+    for feature_set in features:
+        result[f"items without {feature_set.name}"] = ~feature_set.mask.any(axis=1)[item]
+    return result
+
+
+def evaluate(
+    dataset: Dataset, rows: np.ndarray, logits: np.ndarray, features: list[FeatureSet], popular_share: float
+) -> dict[str, dict[str, float]]:
+    """Slice -> metric -> value. Undefined metrics are NaN; every slice has its n.
+
+    Args:
+      rows: [n] interaction rows of the split.
+      logits: [n] f32.
+    """
+    columns = dataset.interactions
+    label, user = columns["label"][rows], columns["user"][rows]
+    probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    planted = columns["probability"][rows] if "probability" in columns else None
+    result = {}
+    for name, keep in slices(dataset, rows, features, popular_share).items():
+        gauc = metrics.gauc(label[keep], logits[keep], user[keep])
+        result[name] = {
+            "n": int(keep.sum()),
+            "click_rate": float(label[keep].mean()) if keep.any() else float("nan"),
+            "auc": metrics.auc(label[keep], logits[keep]),
+            "gauc": gauc.value,
+            "gauc_users": gauc.groups_used,
+            "gauc_users_left_out": gauc.groups_left_out,
+            "logloss": metrics.logloss(label[keep], logits[keep]),
+            "calibration": metrics.calibration(label[keep], probability[keep]),
+            "calibration_error": metrics.expected_calibration_error(label[keep], probability[keep]),
+        }
+        if planted is not None:
+            result[name]["bayes_auc"] = metrics.auc(label[keep], planted[keep])
+            result[name]["bayes_gauc"] = metrics.gauc(label[keep], planted[keep], user[keep]).value
+    return result
+
+
+def table(report: dict[str, dict[str, float]]) -> str:
+    """The report as text, one line a slice."""
+    names = ["n", "click_rate", "auc", "gauc", "logloss", "calibration"]
+    if any("bayes_auc" in values for values in report.values()):
+        names.append("bayes_auc")
+    lines = [f"{'slice':<24}" + "".join(f"{name:>12}" for name in names)]
+    for slice_name, values in report.items():
+        cells = [f"{values[n]:>12,}" if n == "n" else f"{values[n]:>12.4f}" for n in names]
+        lines.append(f"{slice_name:<24}" + "".join(cells))
+    return "\n".join(lines)

@@ -1,0 +1,106 @@
+"""What a run writes while it goes: metrics.jsonl, TensorBoard events, and lines on the terminal."""
+
+import json
+import sys
+from pathlib import Path
+
+import tensorboardX
+from tqdm import tqdm
+
+from em3_jax.types import State
+from em3_jax import trees
+
+
+class MetricWriter:
+    """Appends {"step": ..., name: value, ...} lines to <workdir>/metrics.jsonl and the same to TensorBoard.
+
+    Args:
+      workdir: the run's folder.
+      step: the step the run goes on from; lines of later steps, which it will write again, are dropped.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self._path = workdir / "metrics.jsonl"
+        kept = []
+        if self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the half line of a killed run
+                if record["step"] <= step:
+                    kept.append(line + "\n")
+        self._path.write_text("".join(kept), encoding="utf-8")
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
+        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+class Progress:
+    """A progress bar on a terminal, plain lines elsewhere.
+
+    Args:
+      total, start: last and first step.
+    """
+
+    def __init__(self, total: int, start: int):
+        self._bar = tqdm(
+            total=total, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(), smoothing=0.1
+        )
+
+    def advance(self, steps: int = 1) -> None:
+        self._bar.update(steps)
+
+    def show(self, **values: str) -> None:
+        """Values beside the bar."""
+        self._bar.set_postfix(values, refresh=False)
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        self._bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def parameter_table(state: State, frozen: dict[str, bool]) -> str:
+    """A table of what the model is made of: parameters trainable and frozen by part, table rows, bytes.
+
+    Args:
+      state: the state (arrays or shapes).
+      frozen: parameter name -> whether it is frozen.
+    """
+    parts: dict[str, list[int]] = {}
+    for name, leaf in trees.named_leaves(state.params).items():
+        part = parts.setdefault("/".join(name.split("/")[:2]), [0, 0, 0])
+        part[1 if frozen[name] else 0] += leaf.size
+        part[2] += leaf.size * leaf.dtype.itemsize
+    lines = [f"{'part':<32}{'trainable':>14}{'frozen':>12}{'bytes':>12}"]
+    for name, (trainable, fixed, size) in sorted(parts.items()):
+        lines.append(f"{name:<32}{trainable:>14,}{fixed:>12,}{_bytes(size):>12}")
+    embedding = state.tables["embedding"]
+    rows, width = embedding.shape
+    label = f"ID table, {rows:,} rows x {width}"
+    lines.append(f"{label:<32}{embedding.size:>14,}{0:>12}{_bytes(trees.num_bytes(embedding)):>12}")
+    slots = trees.num_bytes(state.tables["slots"]) + trees.num_bytes(state.opt_state)
+    lines.append(f"{'optimizer state':<32}{'':>14}{'':>12}{_bytes(slots):>12}")
+    lines.append(f"{'all':<32}{'':>14}{'':>12}{_bytes(trees.num_bytes(state)):>12}")
+    return "\n".join(lines)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

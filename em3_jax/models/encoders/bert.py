@@ -1,0 +1,150 @@
+"""BERT-family text encoders: BERT, RoBERTa and the MiniLM style of small BERTs.
+
+Letters: B batch, L text tokens, D width, H heads. Post-norm transformer of Devlin et al. 2019 (arXiv:1810.04805);
+RoBERTa (Liu et al. 2019, arXiv:1907.11692) differs in its position numbers only. There is no dropout: content is encoded
+frozen, or trained by a ranking loss whose regularisation lives elsewhere.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from em3_jax.models.encoders import EncoderOutput
+from em3_jax.types import UserError
+
+Dtype = Any
+
+
+class Bert(nn.Module):
+    """The token states, class token, mean and pooler output of a batch of texts.
+
+    Attributes:
+      vocab_size, width, layers, heads, mlp_width: sizes.
+      max_positions: rows of the position table.
+      token_types: rows of the token type table.
+      padding_id: None numbers positions 0, 1, 2, ... (BERT). A token id turns on RoBERTa's rule: tokens other than
+        `padding_id` get padding_id + 1, padding_id + 2, ..., and padding itself stays at `padding_id`.
+      pooler: whether there is a tanh layer on the class token.
+      norm_eps: epsilon of every LayerNorm.
+      activation: of the feed-forward layers.
+      dtype: of the activations; parameters are float32.
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    max_positions: int
+    token_types: int = 2
+    padding_id: int | None = None
+    pooler: bool = True
+    norm_eps: float = 1e-12
+    activation: Callable[[jax.Array], jax.Array] = functools.partial(nn.gelu, approximate=False)
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, token_ids: jax.Array, mask: jax.Array | None = None, token_types: jax.Array | None = None
+    ) -> EncoderOutput:
+        """The encoded texts, in `dtype`.
+
+        Args:
+          token_ids: [B, L] integers in 0 .. vocab_size - 1.
+          mask: [B, L] bool, True = valid token; None means all are. Padding is never attended to.
+          token_types: [B, L] integers, the segment of each token; None means 0.
+
+        Raises:
+          UserError: texts are longer than the position table.
+        """
+        batch, length = token_ids.shape
+        mask = jnp.ones((batch, length), bool) if mask is None else mask.astype(bool)
+        token_types = jnp.zeros_like(token_ids) if token_types is None else token_types
+        positions = self._positions(token_ids)
+
+        x = _embed(self.vocab_size, self.width, "word_embedding")(token_ids)
+        x += _embed(self.token_types, self.width, "token_type_embedding")(token_types)
+        x += _embed(self.max_positions, self.width, "position_embedding")(positions)
+        # Tokens stay flat: XLA's CPU matmuls are faster on two axes, and only attention needs to know about texts.
+        x = x.reshape(batch * length, self.width)  # [B * L, D]
+        x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="embedding_norm")(x)
+        for i in range(self.layers):
+            layer = Layer(self.heads, self.mlp_width, self.norm_eps, self.activation, self.dtype, name=f"layer{i}")
+            x = layer(x, mask)
+
+        tokens = x.reshape(batch, length, self.width)  # [B, L, D]
+        cls = tokens[:, 0]
+        pooled = jnp.tanh(_dense(self.width, self.dtype, "pooler")(cls)) if self.pooler else None
+        return EncoderOutput(tokens, mask, cls, masked_mean(tokens, mask), pooled)
+
+    def _positions(self, token_ids: jax.Array) -> jax.Array:
+        """[1 or B, L] row of each token in the position table."""
+        length = token_ids.shape[1]
+        longest = self.max_positions - (0 if self.padding_id is None else self.padding_id + 1)
+        if length > longest:
+            raise UserError(f"texts of {length} tokens, but this encoder has positions for {longest}: truncate them")
+        if self.padding_id is None:
+            return jnp.arange(length)[None]
+        valid = (token_ids != self.padding_id).astype(jnp.int32)
+        return jnp.cumsum(valid, axis=1) * valid + self.padding_id
+
+
+class Layer(nn.Module):
+    """[B * L, D] -> [B * L, D]: self-attention and feed-forward, each followed by its residual and LayerNorm."""
+
+    heads: int
+    mlp_width: int
+    norm_eps: float
+    activation: Callable[[jax.Array], jax.Array]
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        attended = SelfAttention(self.heads, self.dtype, name="attention")(x, mask)
+        x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="attention_norm")(x + attended)
+        hidden = self.activation(_dense(self.mlp_width, self.dtype, "mlp_in")(x))
+        hidden = _dense(width, self.dtype, "mlp_out")(hidden)
+        return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="mlp_norm")(x + hidden)
+
+
+class SelfAttention(nn.Module):
+    """[B * L, D] -> [B * L, D]: softmax(q k^T / sqrt(D / H)) v over the valid tokens; softmax in float32."""
+
+    heads: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        batch, length = mask.shape
+        width = x.shape[-1]
+
+        def split(name):
+            return _dense(width, self.dtype, name)(x).reshape(batch, length, self.heads, -1)  # [B, L, H, D / H]
+
+        attended = jax.nn.dot_product_attention(
+            split("query"), split("key"), split("value"), mask=mask[:, None, None, :]
+        )
+        return _dense(width, self.dtype, "out")(attended.reshape(batch * length, width))
+
+
+def masked_mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, D] mean of `tokens` [B, N, D] where `mask` [B, N]; summed in float32; zeros where nothing is valid."""
+    weight = mask[..., None].astype(jnp.float32)
+    total = (tokens.astype(jnp.float32) * weight).sum(axis=1)
+    return (total / jnp.maximum(weight.sum(axis=1), 1.0)).astype(tokens.dtype)
+
+
+_init = nn.initializers.normal(0.02)
+
+
+def _dense(width: int, dtype: Dtype, name: str) -> nn.Dense:
+    return nn.Dense(width, dtype=dtype, kernel_init=_init, name=name)
+
+
+def _embed(rows: int, width: int, name: str) -> nn.Embed:
+    return nn.Embed(rows, width, embedding_init=_init, name=name)

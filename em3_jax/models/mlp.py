@@ -1,0 +1,28 @@
+"""The plain multi-layer perceptron."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU and dropout between them, linear at the end.
+
+    Attributes:
+      hidden: widths of the hidden layers.
+      outputs: width of the result.
+      dropout: rate after each hidden layer.
+    """
+
+    hidden: Sequence[int]
+    outputs: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """[*, outputs] from x [*, D]."""
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.outputs)(x)

@@ -1,0 +1,69 @@
+"""Optimizers from a config: optax for the dense parameters, row optimizers for the tables."""
+
+import re
+
+import jax
+import optax
+
+from em3_jax import tables, trees
+from em3_jax.types import UserError
+
+
+def dense_optimizer(
+    params,
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    decay_steps: int,
+    weight_decay: float,
+    clip_norm: float,
+    multipliers: tuple[tuple[str, float], ...],
+) -> optax.GradientTransformation:
+    """AdamW behind gradient clipping: linear warm-up, then constant, or cosine down to zero over `decay_steps`.
+
+    Args:
+      params: parameter tree (names and shapes only).
+      weight_decay: decoupled; on matrices, not on biases, norms or embeddings of one axis.
+      clip_norm: bound of the global gradient norm; 0 = none.
+      multipliers: (regex on the parameter's name, factor) pairs, first match wins; factor 0 freezes, and a frozen leaf has
+        no optimizer state. A pattern that matches nothing is an error.
+    """
+    schedule = optax.constant_schedule(learning_rate)
+    if decay_steps:
+        schedule = optax.cosine_decay_schedule(learning_rate, decay_steps)
+    if warmup_steps:
+        warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+        schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
+    factors = _factors(params, multipliers)
+
+    def adamw(factor: float) -> optax.GradientTransformation:
+        if factor == 0:
+            return optax.set_to_zero()
+        decay_mask = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)  # noqa: E731
+        return optax.adamw(lambda step: factor * schedule(step), weight_decay=weight_decay, mask=decay_mask)
+
+    update = optax.multi_transform({str(f): adamw(f) for f in set(jax.tree.leaves(factors))}, jax.tree.map(str, factors))
+    return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update
+
+
+def frozen(params, multipliers: tuple[tuple[str, float], ...]) -> dict[str, bool]:
+    """Parameter name -> whether its factor is 0."""
+    return {name: factor == 0 for name, factor in trees.named_leaves(_factors(params, multipliers)).items()}
+
+
+def _factors(params, multipliers: tuple[tuple[str, float], ...]):
+    """Tree of learning-rate factors, by the first pattern that matches a leaf's name."""
+    names = list(trees.named_leaves(params))
+    for pattern, _ in multipliers:
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(f"config.optim.multipliers: pattern '{pattern}' matches no parameter; one is '{names[0]}'")
+    found = [next((float(f) for pattern, f in multipliers if re.search(pattern, name)), 1.0) for name in names]
+    return jax.tree.unflatten(jax.tree.structure(params), found)
+
+
+def row_optimizer(name: str, learning_rate: float) -> tables.RowOptimizer:
+    """The row optimizer `name`."""
+    known = {"rowwise_adagrad": tables.rowwise_adagrad, "lazy_adam": tables.lazy_adam}
+    if name not in known:
+        raise UserError(f"config.tables.optimizer '{name}' is unknown; choose one of {', '.join(known)}")
+    return known[name](learning_rate)

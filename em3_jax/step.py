@@ -1,0 +1,84 @@
+"""The training and the prediction step: each one jitted function over the mesh."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from em3_jax import rng, sharding, tables
+from em3_jax.tasks import Inputs, Task
+from em3_jax.types import Batch, State
+
+Features = dict[str, tuple[jax.Array, jax.Array]]
+"""Feature tables on the device: {modality: (tokens [I, N, E], mask [I, N])}."""
+
+
+def inputs_of(rows: jax.Array, features: Features, batch: Batch) -> Inputs:
+    """A task's inputs: content tokens come with the batch, or are gathered once per distinct item from the device."""
+    if "tokens" in batch:
+        return Inputs(rows, batch["tokens"], batch["tokens_mask"], batch)
+    tokens = {name: jnp.take(tokens, batch["item_id"], axis=0) for name, (tokens, _) in features.items()}
+    masks = {name: jnp.take(mask, batch["item_id"], axis=0) for name, (_, mask) in features.items()}
+    return Inputs(rows, tokens, masks, batch)
+
+
+def make_init(
+    task: Task, num_rows: int, width: int, init_scale: float, row_optimizer: tables.RowOptimizer, seed: int
+) -> Callable:
+    """(features, batch) -> a fresh (params, tables), a function of the seed."""
+
+    def init(features: Features, batch: Batch):
+        root = jax.random.key(seed)
+        table = tables.init(rng.stream(root, "tables", 0), num_rows, width, init_scale, row_optimizer)
+        rows = tables.lookup(table, batch["row_id"])
+        return task.init(rng.stream(root, "params", 0), inputs_of(rows, features, batch)), table
+
+    return init
+
+
+def make_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    row_optimizer: tables.RowOptimizer,
+    *,
+    seed: int,
+    table_l2: float,
+    mesh: Mesh,
+) -> Callable:
+    """Jitted (state, features, batch) -> (state, named scalars); the state is donated.
+
+    Look up the distinct rows, differentiate the loss with respect to (params, rows), update both: no gradient as long as a
+    table exists.
+    """
+    root = jax.random.key(seed)
+
+    def step(state: State, features: Features, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        rows = tables.lookup(state.tables, batch["row_id"])
+
+        def loss(params, rows):
+            return task.loss(params, inputs_of(rows, features, batch), root, state.step)
+
+        (value, aux), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state.params, rows)
+        updates, opt_state = optimizer.update(gradients[0], state.opt_state, state.params)
+        new_tables = tables.update(
+            state.tables, batch["row_id"], gradients[1], state.step, row_optimizer, table_l2
+        )
+        new_state = State(
+            state.step + 1, optax.apply_updates(state.params, updates), opt_state, new_tables, state.memory
+        )
+        norms = {"gradient_norm": optax.global_norm(gradients[0]), "row_gradient_norm": optax.global_norm(gradients[1])}
+        return new_state, {"loss": value} | aux | norms
+
+    return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+
+
+def make_predict_step(task: Task) -> Callable:
+    """Jitted (params, tables, features, batch) -> logits [B]."""
+
+    def predict(params, table: tables.Tables, features: Features, batch: Batch) -> jax.Array:
+        rows = tables.lookup(table, batch["row_id"])
+        return task.predict(params, inputs_of(rows, features, batch))
+
+    return jax.jit(predict)

@@ -1,0 +1,100 @@
+"""The ID embedding table: a lookup and an update that cost what the touched rows cost, however long the table is.
+
+A step names its distinct rows once, sorted; row 0 is padding and stays zero; surplus entries of `row_id` lie beyond the
+table, read as zeros and are dropped on writing. Updates are in place when the caller donates the state.
+
+Letters: V table rows, W width, R distinct rows of a batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Tables = dict[str, Any]
+"""{"embedding": [V, W] f32, "slots": {name: [V, ...] f32}}"""
+
+
+class RowOptimizer(NamedTuple):
+    """A pure optimizer for table rows.
+
+    Attributes:
+      init: (embedding [V, W]) -> slots, a dict of [V, ...] arrays.
+      update: (slots of the rows, gradient [R, W], step [] i32) -> (delta [R, W], new slots of the rows).
+    """
+
+    init: Callable
+    update: Callable
+
+
+def init(key: jax.Array, rows: int, width: int, scale: float, optimizer: RowOptimizer) -> Tables:
+    """A table of normal embeddings (standard deviation `scale`), its padding row zero, with the optimizer's slots."""
+    embedding = scale * jax.random.normal(key, (rows, width), jnp.float32)
+    embedding = embedding.at[0].set(0.0)
+    return {"embedding": embedding, "slots": optimizer.init(embedding)}
+
+
+def _take(array: jax.Array, row_id: jax.Array) -> jax.Array:
+    return jnp.take(array, row_id, axis=0, mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True)
+
+
+def lookup(tables: Tables, row_id: jax.Array) -> jax.Array:
+    """[R, W] the rows `row_id` [R] i32 (sorted, distinct); zeros beyond the table."""
+    return _take(tables["embedding"], row_id)
+
+
+def update(
+    tables: Tables, row_id: jax.Array, gradient: jax.Array, step: jax.Array, optimizer: RowOptimizer, l2: float = 0.0
+) -> Tables:
+    """The tables after one optimizer step on the rows `row_id`; no other row changes.
+
+    Args:
+      row_id: [R] i32, sorted, distinct; row_id[0] is the padding row, which stays as it is.
+      gradient: [R, W] of the loss with respect to the rows.
+      step: [] i32, steps done before this one.
+      l2: weight of an L2 penalty 0.5 l2 |row|^2 on the touched rows.
+    """
+    old = {name: _take(slot, row_id) for name, slot in tables["slots"].items()}
+    if l2:
+        gradient = gradient + l2 * lookup(tables, row_id)
+    delta, new = optimizer.update(old, gradient, step)
+
+    def add(array: jax.Array, change: jax.Array) -> jax.Array:
+        # Row 0 comes first in row_id. Adding is in place on donated buffers; setting would copy on CPU.
+        change = change.at[0].set(0.0)
+        return array.at[row_id].add(change, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+    slots = {name: add(slot, new[name] - old[name]) for name, slot in tables["slots"].items()}
+    return {"embedding": add(tables["embedding"], delta), "slots": slots}
+
+
+def rowwise_adagrad(learning_rate: float, epsilon: float = 1e-8) -> RowOptimizer:
+    """Adagrad with one accumulator per row: a += mean(g^2), row -= lr g / (sqrt(a) + eps)."""
+
+    def init_slots(embedding):
+        return {"accumulator": jnp.zeros(embedding.shape[0], jnp.float32)}
+
+    def update_rows(slots, gradient, step):
+        accumulator = slots["accumulator"] + jnp.mean(gradient**2, axis=1)
+        delta = -learning_rate * gradient / (jnp.sqrt(accumulator)[:, None] + epsilon)
+        return delta, {"accumulator": accumulator}
+
+    return RowOptimizer(init_slots, update_rows)
+
+
+def lazy_adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8) -> RowOptimizer:
+    """Adam whose moments decay only on the steps that touch the row; bias correction by the global step."""
+
+    def init_slots(embedding):
+        # Two arrays: one shared buffer could not be donated twice.
+        return {"mean": jnp.zeros_like(embedding), "variance": jnp.zeros_like(embedding)}
+
+    def update_rows(slots, gradient, step):
+        mean = b1 * slots["mean"] + (1 - b1) * gradient
+        variance = b2 * slots["variance"] + (1 - b2) * gradient**2
+        count = (step + 1).astype(jnp.float32)
+        delta = -learning_rate * (mean / (1 - b1**count)) / (jnp.sqrt(variance / (1 - b2**count)) + epsilon)
+        return delta, {"mean": mean, "variance": variance}
+
+    return RowOptimizer(init_slots, update_rows)

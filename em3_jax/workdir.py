@@ -1,0 +1,87 @@
+"""A run's folder: which config, dataset and program it belongs to."""
+
+import importlib.metadata
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from em3_jax import config as config_
+from em3_jax.types import UserError
+
+PACKAGES = ("em3_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+MAY_CHANGE = ("config.train.", "config.mesh.", "config.data.root:", "config.data.placement:", "config.eval.popular_share:")
+"""A resumed run may train longer, log otherwise, lie elsewhere, or use other devices; all else would be another run."""
+
+
+def claim(workdir: str | Path, config: Mapping[str, Any], data_hash: str) -> bool:
+    """Makes `workdir` this run's, or makes sure that it is; returns whether it was before.
+
+    Args:
+      config: the resolved config, plain values.
+      data_hash: of the dataset.
+    """
+    workdir = Path(workdir)
+    path = workdir / "run.json"
+    config = json.loads(json.dumps(config))  # tuples and lists are the same thing from here on
+    resumed = path.exists()
+    if resumed:
+        _check_same(path, config, data_hash)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot make this folder ({error.strerror}); choose another --workdir") from None
+    record = {"config": config, "data_hash": data_hash, "commit": _commit(), "packages": _versions()}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    temporary.replace(path)
+    return resumed
+
+
+def read(workdir: str | Path) -> dict[str, Any]:
+    """The record of a run: config, data_hash, commit, packages."""
+    path = Path(workdir) / "run.json"
+    if not path.exists():
+        raise UserError(f"{path}: file missing; is {workdir} the --workdir of a `train.py` run?")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); train again in a new --workdir") from None
+
+
+def check_data(workdir: str | Path, record: Mapping[str, Any], data_hash: str) -> None:
+    """Refuses a dataset other than the one the run was trained on."""
+    if record["data_hash"] != data_hash:
+        root = record["config"]["data"]["root"]
+        raise UserError(
+            f"{workdir}: belongs to another dataset: the data in {root} have hash {data_hash[:12]}, the run was made with "
+            f"{record['data_hash'][:12]}; choose another --workdir or restore the dataset"
+        )
+
+
+def _check_same(path: Path, config: Mapping[str, Any], data_hash: str) -> None:
+    old = read(path.parent)
+    check_data(path.parent, old, data_hash)
+    changed = [line for line in config_.differences(old["config"], config) if not line.startswith(MAY_CHANGE)]
+    if changed:
+        raise UserError(f"{path.parent}: belongs to another config ({'; '.join(changed[:3])}); choose another --workdir")
+
+
+def _versions() -> dict[str, str]:
+    return {p: importlib.metadata.version(p) for p in PACKAGES if p in _installed()}
+
+
+def _installed() -> set[str]:
+    return {d.metadata["Name"] for d in importlib.metadata.distributions()}
+
+
+def _commit() -> str | None:
+    """The commit of the code, "+changes" if the checkout has any; None outside a checkout."""
+    here = Path(__file__).parent
+    run = lambda *args: subprocess.run(("git", *args), cwd=here, capture_output=True, text=True)  # noqa: E731
+    try:
+        head = run("rev-parse", "HEAD")
+        return head.stdout.strip() + ("+changes" if run("status", "--porcelain").stdout else "") if head.stdout else None
+    except OSError:
+        return None

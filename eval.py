@@ -1,0 +1,69 @@
+"""Evaluates a run: python eval.py --workdir=runs/em3 --split=test
+
+Restores the step that was best on validation (or --step), scores the split and prints AUC, GAUC, logloss and calibration,
+overall and by slice. Writes <workdir>/eval_<split>.json and the scores behind it, eval_<split>_logits.npy.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from em3_jax import cli, evaluators, experiment, workdir
+from em3_jax.checkpoint import Checkpoints
+from em3_jax.data.format import SPLITS
+
+
+def evaluate(directory: str | Path, split: str, step: int | None = None, data_root: str | None = None) -> dict:
+    """The report of a run on a split: {"step", "split", "slices": {slice: {metric: value}}, ...}.
+
+    Args:
+      directory: the run's folder.
+      split: "train", "valid" or "test".
+      step: checkpoint to score; the best on validation by default.
+      data_root: where the dataset lies now, if it was moved.
+    """
+    directory = Path(directory)
+    record = workdir.read(directory)
+    config = record["config"]
+    if data_root:
+        config["data"]["root"] = data_root
+    parts = experiment.build(config, lambda rows, size: 1)
+    workdir.check_data(directory, record, parts.dataset.meta["data_hash"])
+    checkpoints = Checkpoints(directory)
+    state, notes = checkpoints.restore(jax.eval_shape(parts.init), step)
+    source = parts.evaluation(split)
+    logits = evaluators.predict(source, lambda batch: parts.predict(state, batch))
+    report = evaluators.evaluate(
+        parts.dataset, np.asarray(source.rows), logits, parts.feature_sets, parts.eval.popular_share
+    )
+    result = {
+        "split": split,
+        "step": int(state.step),
+        "chosen_by": "--step" if step else f"best {parts.eval.metric} on validation",
+        "config": config,
+        "data_hash": record["data_hash"],
+        "commit": record["commit"],
+        "slices": report,
+    }
+    np.save(directory / f"eval_{split}_logits.npy", logits)
+    (directory / f"eval_{split}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, help="the folder of a training run")
+    parser.add_argument("--split", default="test", choices=SPLITS)
+    parser.add_argument("--step", type=int, help="checkpoint to score (default: the best on validation)")
+    parser.add_argument("--data", help="the dataset folder, if it was moved since training")
+    args = parser.parse_args()
+    result = evaluate(args.workdir, args.split, args.step, args.data)
+    print(f"{args.workdir}: step {result['step']:,} ({result['chosen_by']}), split {args.split}")
+    print(evaluators.table(result["slices"]))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,213 @@
+"""Trains a model: python train.py --config=configs/em3_movielens.py --workdir=runs/em3
+
+Any setting can be changed from the command line: --config.model.dropout=0.2. Run again with the same workdir, it goes on
+from the newest checkpoint; a killed and resumed run is bit-identical to one that was never stopped.
+"""
+
+import math
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from em3_jax import cli, evaluators, experiment, logs, sharding, trees, workdir
+from em3_jax import config as config_
+from em3_jax.checkpoint import Checkpoints
+from em3_jax.data.pipeline import batches
+from em3_jax.types import UserError
+
+METRIC_SIGNS = {"auc": 1, "gauc": 1, "logloss": -1}
+
+
+class TrainSettings(NamedTuple):
+    """config.train.
+
+    Attributes:
+      epochs: passes over the training rows.
+      log_every: steps between log lines; nothing waits for the device in between.
+      eval_every: steps between evaluations on validation, each followed by a checkpoint.
+      patience: evaluations without a better one before the run stops; 0 never stops early.
+      deterministic: bit-identical results on GPUs too, at some cost.
+    """
+
+    epochs: float
+    log_every: int
+    eval_every: int
+    patience: int
+    deterministic: bool
+
+
+def train(config, directory: str | Path) -> dict:
+    """Trains to the end, or until validation stops improving; returns {"best_step", "best_value", "step", "stopped_by"}.
+
+    Args:
+      config: ConfigDict or dict with the sections of `experiment.SECTIONS`.
+      directory: the run's folder.
+    """
+    directory, config = Path(directory), config.to_dict() if hasattr(config, "to_dict") else config
+    config_.check_sections(config, experiment.SECTIONS)
+    settings = config_.call(TrainSettings, config["train"], "config.train")
+    if settings.deterministic:  # read when the first device is made, so it has to come first
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    parts = experiment.build(config, lambda rows, size: math.ceil(settings.epochs * rows / size))
+    if parts.eval.metric not in METRIC_SIGNS:
+        raise UserError(f"config.eval.metric: {config_.nearest(parts.eval.metric, METRIC_SIGNS)}")
+    workdir.claim(directory, config, parts.dataset.meta["data_hash"])
+
+    # Where the state comes from: 1. the newest readable checkpoint of this workdir, 2. a fresh one.
+    checkpoints = Checkpoints(directory)
+    state = parts.init()
+    notes = {"best_step": 0, "best_value": None, "stale": 0}
+    if restored := checkpoints.restore_latest(state):
+        state, notes = restored
+    start, total = int(state.step), len(parts.source)
+    print(logs.parameter_table(state, parts.frozen()))
+    print(f"{parts.dataset.root}: {len(parts.source.rows):,} training rows, {total:,} steps of {parts.source.batch_size}")
+    print(f"resuming after step {start:,}" if start else "starting", flush=True)
+
+    with _Interrupts() as interrupts:
+        loop = _Loop(parts, settings, checkpoints, directory, start)
+        state, notes, stopped_by = loop.run(state, notes, interrupts)
+    checkpoints.close()
+    step = int(state.step)
+    if stopped_by.startswith("SIG"):
+        print(f"{stopped_by}: saved step {step:,} of {total:,} in {directory}; run the same command again to go on")
+    else:
+        print(f"{stopped_by} at step {step:,}; best {parts.eval.metric} on validation {notes['best_value']:.4f} at step "
+              f"{notes['best_step']:,}; evaluate with: python eval.py --workdir={directory} --split=test")  # fmt: skip
+    return {"best_step": notes["best_step"], "best_value": notes["best_value"], "step": step, "stopped_by": stopped_by}
+
+
+class _Interrupts:
+    """Remembers SIGTERM and SIGINT, so that the loop can save and leave between two steps."""
+
+    def __enter__(self):
+        self.received = None
+        self._old = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _receive(self, number, frame):
+        self.received = signal.Signals(number).name
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+class _Loop:
+    """The training loop. Its order is a contract: step; log window; evaluation on the new parameters; checkpoint."""
+
+    def __init__(self, parts, settings: TrainSettings, checkpoints: Checkpoints, directory: Path, start: int):
+        self.parts, self.settings, self.checkpoints = parts, settings, checkpoints
+        self.valid = parts.evaluation("valid")
+        self.valid_rows = np.asarray(self.valid.rows)
+        self.total = len(parts.source)
+        self.writer = logs.MetricWriter(directory, start)
+        self.progress = logs.Progress(self.total, start)
+        self.window, self.window_start, self.waited, self.since = [], start, 0.0, time.perf_counter()
+
+    def run(self, state, notes, interrupts):
+        """(state, notes, why it stopped)."""
+        step = int(state.step)
+        patience = self.settings.patience
+        stream = batches(
+            self.parts.source, start=step, device=sharding.batch_shardings(self.parts.mesh, self.parts.source[0])
+        )
+        stopped_by = "patience" if patience and notes["stale"] >= patience else "end"
+        while step < self.total and stopped_by == "end":
+            asked = time.perf_counter()
+            batch = next(stream)
+            self.waited += time.perf_counter() - asked
+            state, aux = self.parts.train_step(state, self.parts.feature_tables, batch)
+            self.window.append(aux)
+            step += 1
+            self.progress.advance()
+            evaluate = step % self.settings.eval_every == 0 or step == self.total
+            if evaluate or interrupts.received or step % self.settings.log_every == 0:
+                self._close_window(step, state)
+            if evaluate:
+                notes = self._evaluate(step, state, notes)
+                if patience and notes["stale"] >= patience:
+                    stopped_by = "patience"
+            if evaluate or interrupts.received:
+                if notes["best_step"] == step:
+                    self.checkpoints.save("best", state, notes)
+                self.checkpoints.save("latest", state, notes)  # last: whoever resumes from it finds its best as well
+                self.since, self.waited = time.perf_counter(), 0.0
+            if interrupts.received:
+                stopped_by = interrupts.received
+        self.progress.close()
+        self.writer.close()
+        return state, notes, stopped_by
+
+    def _close_window(self, step: int, state) -> None:
+        """Fetches the window's scalars, refuses non-finite ones, writes their means."""
+        window = jax.device_get(self.window)
+        seconds, steps = time.perf_counter() - self.since, len(window)
+        bad = sorted({name for aux in window for name, value in aux.items() if not np.isfinite(value)})
+        if bad:
+            self.progress.close()
+            parameters = trees.non_finite({"params": state.params, "tables": state.tables})
+            self.checkpoints.wait()
+            kept = self.checkpoints.steps("latest")
+            raise UserError(
+                f"non-finite between steps {self.window_start + 1} and {step}: {', '.join(bad)}"
+                f"{'; parameters: ' + ', '.join(parameters[:5]) if parameters else ''}; "
+                f"{f'the checkpoint of step {kept[-1]} is kept' if kept else 'no checkpoint yet'}; "
+                "lower the learning rates (config.optim, config.tables) or check the data"
+            )
+        means = {f"train/{name}": float(np.mean([aux[name] for aux in window])) for name in window[0]}
+        speed = {
+            "time/examples_per_second": steps * self.parts.source.batch_size / seconds,
+            "time/input_wait_share": self.waited / seconds,
+        }
+        self.writer.write(step, means | speed)
+        self.progress.show(
+            loss=f"{means['train/loss']:.4f}",
+            examples_s=f"{speed['time/examples_per_second']:,.0f}",
+            input_wait=f"{speed['time/input_wait_share']:.0%}",
+        )
+        self.window, self.window_start, self.waited, self.since = [], step, 0.0, time.perf_counter()
+
+    def _evaluate(self, step: int, state, notes: dict) -> dict:
+        """Scores validation, logs it, and returns the notes with the best step brought up to date."""
+        logits = evaluators.predict(self.valid, lambda batch: self.parts.predict(state, batch))
+        report = evaluators.evaluate(
+            self.parts.dataset, self.valid_rows, logits, self.parts.feature_sets, self.parts.eval.popular_share
+        )["all"]
+        self.writer.write(step, {f"valid/{name}": value for name, value in report.items()})
+        value = report[self.parts.eval.metric]
+        sign, best = METRIC_SIGNS[self.parts.eval.metric], notes["best_value"]
+        better = best is None or sign * value > sign * best
+        self.progress.say(
+            f"step {step:>7,}  valid auc {report['auc']:.4f}  gauc {report['gauc']:.4f}  logloss {report['logloss']:.4f}"
+            f"{'  best' if better else ''}"
+        )
+        if better:
+            return {"best_step": step, "best_value": value, "stale": 0}
+        return notes | {"stale": notes["stale"] + 1}
+
+
+def main() -> int:
+    config_flag = config_flags.DEFINE_config_file("config", None, "a file in configs/", lock_config=True)
+    workdir_flag = flags.DEFINE_string("workdir", None, "the run's folder; an existing run is resumed")
+    try:
+        flags.FLAGS(sys.argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
+        raise UserError(f"{error}; see python train.py --help") from None
+    if config_flag.value is None or workdir_flag.value is None:
+        raise UserError("--config=configs/<name>.py and --workdir=<folder> are both needed")
+    result = train(config_flag.value, workdir_flag.value)
+    stopped_by = result["stopped_by"]
+    return 128 + signal.Signals[stopped_by] if stopped_by.startswith("SIG") else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
