@@ -69,7 +69,9 @@ def train(config, directory: str | Path) -> dict:
         state, notes = restored
     start, total = int(state.step), len(parts.source)
     print(logs.parameter_table(state, parts.frozen()))
-    print(f"{parts.dataset.root}: {len(parts.source.rows):,} training rows, {total:,} steps of {parts.source.batch_size}")
+    print(
+        f"{parts.dataset.root}: {len(parts.source.rows):,} training rows, {total:,} steps of {parts.source.batch_size}"
+    )
     print(f"resuming after step {start:,}" if start else "starting", flush=True)
 
     with _Interrupts() as interrupts:

@@ -1,8 +1,8 @@
 """EM3 on MovieLens-100K with posters and titles.
 
-    python -m em3_jax.prepare movielens --source <folder> --out data/ml-100k
-    python train.py --config=configs/em3_movielens.py --workdir=runs/em3
-    python train.py --config=configs/em3_movielens.py:id_only --workdir=runs/id_only
+python -m em3_jax.prepare movielens --source <folder> --out data/ml-100k
+python train.py --config=configs/em3_movielens.py --workdir=runs/em3
+python train.py --config=configs/em3_movielens.py:id_only --workdir=runs/id_only
 """
 
 from configs import base

@@ -39,7 +39,8 @@ class Checkpoints:
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         keep = KEEP_LATEST if kind == "latest" else 1
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        return ocp.CheckpointManager(self._root / kind, options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self._root / kind, options=options, item_handlers=handlers)
 
     def steps(self, kind: str) -> list[int]:
         """Steps that have a complete checkpoint, oldest first."""

@@ -1,47 +1,33 @@
 """Pretrained encoders from a checkpoint folder in the Hugging Face layout, checked tensor by tensor.
 
-A folder holds `config.json` and weights, as safetensors or as a PyTorch state dict. Neither PyTorch nor a general
-unpickler is used: a PyTorch file is a list of plain tensors here, or an error. The port is keyed to the names in the FILE,
-which are not always those that transformers shows in memory.
+A folder holds `config.json` and weights (`weights.py` reads them). The port is keyed to the names in the FILE, which are
+not always those that transformers shows in memory. Every parameter is filled from exactly one tensor, and every tensor is
+used or known to be of no use to an encoder; anything else is an error that lists the names.
 """
 
-import collections
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import math
 import os
-import pickle
 import re
-import struct
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
-import safetensors
 
 from em3_jax.models.encoders import bert, swin
 from em3_jax.types import UserError
+from em3_jax.weights import Tensor, read_json, read_tensors, weight_files
 
 Encoder = bert.Bert | swin.Swin
 Config = Mapping[str, Any]
-
-# In order of preference; an index lists the files of a checkpoint in shards.
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +58,7 @@ def load_encoder(folder: str | os.PathLike, dtype: Any = jnp.float32) -> tuple[E
     used or known to be of no use to an encoder.
 
     Args:
-      folder: holds config.json and weights (see `WEIGHT_FILES`).
+      folder: holds config.json and weights (see `weights.WEIGHT_FILES`).
       dtype: of the module's activations.
 
     Raises:
@@ -81,13 +67,15 @@ def load_encoder(folder: str | os.PathLike, dtype: Any = jnp.float32) -> tuple[E
     """
     folder = Path(folder)
     where = folder / "config.json"
-    config = _read_json(where)
+    config = read_json(where)
     family = _family(config, where)
     files = weight_files(folder)
-    tensors = _by_canonical_name(_read_tensors(files), family, folder)
+    tensors = _by_canonical_name(read_tensors(files), family, folder)
 
     module = encoder_from_config(config, pooler="pooler.dense.weight" in tensors, dtype=dtype, where=where)
-    output, variables = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), family.example(module, config)))
+    output, variables = jax.eval_shape(
+        lambda: module.init_with_output(jax.random.key(0), family.example(module, config))
+    )
     params, ignored = _fill(variables["params"], tensors, family, folder)
     info = EncoderInfo(
         model_type=config["model_type"],
@@ -127,39 +115,6 @@ def weights_hash(folder: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights of `folder`, sorted: one, or all shards."""
-    found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if found is None:
-        raise UserError(f"{folder}: no weights; an encoder folder has one of {', '.join(WEIGHT_FILES)}")
-    if found.suffix != ".json":
-        return [found]
-    shards = _read_json(found).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise UserError(f"{found}: has no weight_map; copy the checkpoint again")
-    names = sorted(set(map(str, shards.values())))
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise UserError(f"{found}: lists {name!r}, which is not in the folder; copy all files of the checkpoint")
-    return [folder / name for name in names]
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: not found; give a folder with config.json and weights") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({_one_line(error)}); copy the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: holds a {type(content).__name__} where an object is expected; copy the checkpoint again")
-    return content
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 # ---- From config.json to a module ------------------------------------------------------------------------------------
 
 _ACTIVATIONS = {
@@ -195,7 +150,7 @@ def _value(config: Config, where: str | os.PathLike, key: str, kind: _Kind, defa
     """`config[key]`, checked; `default` is what transformers assumes where a config is silent (None: it must not be)."""
     value = config.get(key, default)
     if not kind.holds(value):
-        raise UserError(f"{where}: {key} is {json.dumps(value)}, supported is {kind.words}; take another checkpoint or mend it")
+        raise UserError(f"{where}: {key} is {value!r}, supported is {kind.words}; mend it or take another checkpoint")
     return value
 
 
@@ -205,7 +160,9 @@ def _build_bert(config: Config, where: str | os.PathLike, pooler: bool, dtype: A
     value("is_decoder", _one_of(False), False)
     width, heads = value("hidden_size", _SIZE), value("num_attention_heads", _SIZE)
     if width % heads:
-        raise UserError(f"{where}: hidden_size {width} does not divide by num_attention_heads {heads}; mend one of them")
+        raise UserError(
+            f"{where}: hidden_size {width} does not divide by num_attention_heads {heads}; mend one of them"
+        )
     return bert.Bert(
         vocab_size=value("vocab_size", _SIZE),
         width=width,
@@ -227,7 +184,9 @@ def _build_swin(config: Config, where: str | os.PathLike, pooler: bool, dtype: A
     value = functools.partial(_value, config, where)
     width, depths, heads = value("embed_dim", _SIZE), value("depths", _SIZES), value("num_heads", _SIZES)
     if not depths or len(depths) != len(heads) or any(width * 2**i % h for i, h in enumerate(heads)):
-        raise UserError(f"{where}: embed_dim {width}, depths {depths} and num_heads {heads} do not fit; mend one of them")
+        raise UserError(
+            f"{where}: embed_dim {width}, depths {depths} and num_heads {heads} do not fit; mend one of them"
+        )
     patch, image = _sides(value("patch_size", _SIDES, 4)), _sides(value("image_size", _SIDES, 224))
     absolute = value("use_absolute_embeddings", _FLAG, False)
     return swin.Swin(
@@ -354,22 +313,13 @@ def _family(config: Config, where: str | os.PathLike) -> _Family:
     return _FAMILIES[model_type]
 
 
-class _Tensor(NamedTuple):
-    """A tensor of a weight file; `read` gives a view of the file with `shape` and `dtype`."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], np.ndarray]
-
-
 def _rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:
     for pattern, replacement in pairs:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def _by_canonical_name(tensors: Iterable[_Tensor], family: _Family, where: Path) -> dict[str, _Tensor]:
+def _by_canonical_name(tensors: Iterable[Tensor], family: _Family, where: Path) -> dict[str, Tensor]:
     by_name = {}
     for tensor in tensors:
         name = _rename(tensor.name, family.aliases)
@@ -379,7 +329,7 @@ def _by_canonical_name(tensors: Iterable[_Tensor], family: _Family, where: Path)
     return by_name
 
 
-def _fill(shapes: dict, tensors: dict[str, _Tensor], family: _Family, where: Path) -> tuple[dict, tuple[str, ...]]:
+def _fill(shapes: dict, tensors: dict[str, Tensor], family: _Family, where: Path) -> tuple[dict, tuple[str, ...]]:
     """(params, names of the tensors left aside); `shapes` are the parameters as shapes, `tensors` by canonical name."""
     found, missing, misfits = {}, [], []
     left = dict(tensors)
@@ -411,54 +361,3 @@ def _fill(shapes: dict, tensors: dict[str, _Tensor], family: _Family, where: Pat
 def _some(names: list[str], limit: int = 6) -> str:
     names = sorted(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-# ---- Weight files ----------------------------------------------------------------------------------------------------
-
-
-def _read_tensors(files: list[Path]) -> list[_Tensor]:
-    """The tensors of all `files`, not yet read."""
-    tensors = []
-    for file in files:
-        try:
-            tensors += _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-        except Exception as error:  # Whatever a damaged or hostile file provokes is the file's fault.
-            raise UserError(f"{file}: not a file of plain tensors ({_one_line(error)}); copy the checkpoint again or save it as safetensors") from error
-    return tensors
-
-
-def _read_safetensors(file: Path) -> list[_Tensor]:
-    dtypes = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    tensors = []
-    stream = safetensors.safe_open(file, framework="np")
-    for name in stream.keys():  # noqa: SIM118 (not a dict)
-        header = stream.get_slice(name)
-        dtype = dtypes.get(header.get_dtype(), header.get_dtype())
-        tensors.append(_Tensor(name, tuple(header.get_shape()), dtype, functools.partial(stream.get_tensor, name)))
-    return tensors
-
-
-class _Storage(NamedTuple):
-    """The flat array behind one or more tensors of a PyTorch file."""
-
-    dtype: str
-    key: str
-    length: int
-
-
-class _Strided(NamedTuple):
-    """A tensor of a PyTorch file: a strided view of a storage."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-_STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-}

@@ -22,7 +22,9 @@ def predict(source: EvaluationSource, predict_batch: Callable, device=None) -> n
     return np.concatenate(jax.device_get(results))[: len(source.rows)]
 
 
-def slices(dataset: Dataset, rows: np.ndarray, features: list[FeatureSet], popular_share: float) -> dict[str, np.ndarray]:
+def slices(
+    dataset: Dataset, rows: np.ndarray, features: list[FeatureSet], popular_share: float
+) -> dict[str, np.ndarray]:
     """Slice name -> [n] bool over interaction rows `rows` [n].
 
     Cold items occur in no training row, neither as candidate nor in a history; popular ones are the `popular_share` most

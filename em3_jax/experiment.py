@@ -171,11 +171,15 @@ def _builder(dataset: Dataset, data: DataSettings, host_features: tuple[FeatureS
 
 def _load_features(dataset: Dataset, names: tuple[str, ...]) -> list[FeatureSet]:
     if not names:
-        raise UserError("config.data.features is empty but config.model.content uses content; name at least one feature set")
+        raise UserError(
+            "config.data.features is empty but config.model.content uses content; name at least one feature set"
+        )
     sets = [dataset.features(name) for name in names]
     for features in sets:
         for start in range(0, len(features.tokens), 4096):
-            block = np.isfinite(features.tokens[start : start + 4096]).all(axis=-1) | ~features.mask[start : start + 4096]
+            block = (
+                np.isfinite(features.tokens[start : start + 4096]).all(axis=-1) | ~features.mask[start : start + 4096]
+            )
             if not block.all():
                 row = start + int(np.flatnonzero(~block.all(axis=1))[0])
                 path = dataset.root / "features" / features.name / "tokens.npy"

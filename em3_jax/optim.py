@@ -42,7 +42,9 @@ def dense_optimizer(
         decay_mask = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)  # noqa: E731
         return optax.adamw(lambda step: factor * schedule(step), weight_decay=weight_decay, mask=decay_mask)
 
-    update = optax.multi_transform({str(f): adamw(f) for f in set(jax.tree.leaves(factors))}, jax.tree.map(str, factors))
+    update = optax.multi_transform(
+        {str(f): adamw(f) for f in set(jax.tree.leaves(factors))}, jax.tree.map(str, factors)
+    )
     return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update
 
 

@@ -8,6 +8,7 @@ The host functions are bit-identical on every machine.
 import functools
 import hashlib
 import math
+import operator
 
 import jax
 import numpy as np
@@ -46,7 +47,7 @@ def numpy_key(seed: int, *parts: int | str) -> np.uint64:
     Returns:
       A hash of the tuple: tuples that differ anywhere have unrelated keys.
     """
-    text = repr([part if isinstance(part, str) else int(part) for part in (seed, *parts)])
+    text = repr([str(part) if isinstance(part, str) else operator.index(part) for part in (seed, *parts)])
     return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=8).digest(), "<u8")[0]
 
 

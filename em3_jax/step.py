@@ -62,9 +62,7 @@ def make_train_step(
 
         (value, aux), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state.params, rows)
         updates, opt_state = optimizer.update(gradients[0], state.opt_state, state.params)
-        new_tables = tables.update(
-            state.tables, batch["row_id"], gradients[1], state.step, row_optimizer, table_l2
-        )
+        new_tables = tables.update(state.tables, batch["row_id"], gradients[1], state.step, row_optimizer, table_l2)
         new_state = State(
             state.step + 1, optax.apply_updates(state.params, updates), opt_state, new_tables, state.memory
         )

@@ -49,12 +49,7 @@ CONTENT = ("none", "end_to_end")
 
 
 def ranking(
-    fields: Fields,
-    *,
-    content: str,
-    fusion: Mapping[str, Any],
-    cic: Mapping[str, Any],
-    **model_settings: Any,
+    fields: Fields, *, content: str, fusion: Mapping[str, Any], cic: Mapping[str, Any], **model_settings: Any
 ) -> Task:
     """Click prediction: L = L_ranking + alpha L_CIC (eq. 14).
 

@@ -11,7 +11,13 @@ from em3_jax import config as config_
 from em3_jax.types import UserError
 
 PACKAGES = ("em3_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-MAY_CHANGE = ("config.train.", "config.mesh.", "config.data.root:", "config.data.placement:", "config.eval.popular_share:")
+MAY_CHANGE = (
+    "config.train.",
+    "config.mesh.",
+    "config.data.root:",
+    "config.data.placement:",
+    "config.eval.popular_share:",
+)
 """A resumed run may train longer, log otherwise, lie elsewhere, or use other devices; all else would be another run."""
 
 
@@ -65,7 +71,9 @@ def _check_same(path: Path, config: Mapping[str, Any], data_hash: str) -> None:
     check_data(path.parent, old, data_hash)
     changed = [line for line in config_.differences(old["config"], config) if not line.startswith(MAY_CHANGE)]
     if changed:
-        raise UserError(f"{path.parent}: belongs to another config ({'; '.join(changed[:3])}); choose another --workdir")
+        raise UserError(
+            f"{path.parent}: belongs to another config ({'; '.join(changed[:3])}); choose another --workdir"
+        )
 
 
 def _versions() -> dict[str, str]:
@@ -82,6 +90,8 @@ def _commit() -> str | None:
     run = lambda *args: subprocess.run(("git", *args), cwd=here, capture_output=True, text=True)  # noqa: E731
     try:
         head = run("rev-parse", "HEAD")
-        return head.stdout.strip() + ("+changes" if run("status", "--porcelain").stdout else "") if head.stdout else None
+        return (
+            head.stdout.strip() + ("+changes" if run("status", "--porcelain").stdout else "") if head.stdout else None
+        )
     except OSError:
         return None

@@ -52,26 +52,30 @@ def test_binary_cross_entropy_where_is_weight_zero():
     assert both == pytest.approx(_eq_1([0.3, 1.5], [1, 0], [2, 1]), rel=1e-6)
 
 
+@jax.jit
+@jax.value_and_grad
+def _loss_and_slopes(logits, labels, weights):
+    return losses.binary_cross_entropy(logits, labels, weights=weights)
+
+
 def test_binary_cross_entropy_of_large_logits_is_linear_with_slope_one():
-    loss, slope = jax.value_and_grad(lambda x: losses.binary_cross_entropy(x[None], jnp.zeros(1)))(jnp.float32(500))
-    assert (loss, slope) == (500, 1)
+    loss, slopes = _loss_and_slopes(np.float32([500, 300, -500, 0]), np.float32([0, 0, 1, 0]), np.float32([1, 1, 1, 0]))
+    assert loss == np.float32((500 + 300 + 500) / 3)
+    np.testing.assert_allclose(slopes, [1 / 3, 1 / 3, -1 / 3, 0], rtol=1e-6)
 
 
 def test_binary_cross_entropy_gradient_ignores_what_padding_holds():
-    logits = jnp.array([0.3, jnp.nan, jnp.inf, -1.0])
-    labels = jnp.array([1.0, jnp.nan, 0.0, 0.0])
-    weights = jnp.array([1.0, 0.0, 0.0, 1.0])
-    grad = jax.grad(lambda x: losses.binary_cross_entropy(x, labels, weights=weights))(logits)
-    expected = [(_sigmoid(0.3) - 1) / 2, 0, 0, _sigmoid(-1.0) / 2]
-    np.testing.assert_allclose(grad, expected, rtol=1e-6)
+    logits, labels = np.float32([0.3, np.nan, np.inf, -1.0]), np.float32([1.0, np.nan, 0.0, 0.0])
+    _, slopes = _loss_and_slopes(logits, labels, np.float32([1, 0, 0, 1]))
+    np.testing.assert_allclose(slopes, [(_sigmoid(0.3) - 1) / 2, 0, 0, _sigmoid(-1.0) / 2], rtol=1e-6)
 
 
 def test_binary_cross_entropy_of_nothing_is_zero_but_nan_is_not_hidden():
-    nothing = functools.partial(losses.binary_cross_entropy, labels=jnp.ones(3), weights=jnp.zeros(3))
-    loss, grad = jax.value_and_grad(nothing)(jnp.full(3, jnp.nan))
+    logits, labels = np.float32([0.3, np.nan, 0.0, 0.0]), np.ones(4, np.float32)
+    loss, slopes = _loss_and_slopes(logits, labels, np.zeros(4, np.float32))
     assert loss == 0
-    np.testing.assert_array_equal(grad, np.zeros(3))
-    assert jnp.isnan(losses.binary_cross_entropy(jnp.array([jnp.nan, 0.0]), jnp.ones(2)))
+    np.testing.assert_array_equal(slopes, np.zeros(4))
+    assert np.isnan(_loss_and_slopes(logits, labels, np.ones(4, np.float32))[0])
 
 
 def test_binary_cross_entropy_is_f32_from_bf16():
@@ -112,6 +116,9 @@ def _eqs_12_to_14(content, ids, negatives: dict[int, list[int]]) -> tuple[float,
     return 0.5 * loss / len(negatives), 0.5 * hits / len(negatives)
 
 
+_draw = jax.jit(losses.in_batch_negatives, static_argnums=1)
+
+
 class Cic(NamedTuple):
     loss: float
     accuracy: float
@@ -136,34 +143,39 @@ def test_cic_with_all_negatives_is_eqs_12_to_14():
     expected = _eqs_12_to_14(content, ids, {i: [j for j in valid if j != i] for i in valid})
     assert 0 < expected[1] < 1
     assert (result.loss, result.accuracy) == pytest.approx(expected, rel=1e-5)
-    assert _cic(content, ids, mask, negatives=0).loss == result.loss
 
 
 def test_cic_with_drawn_negatives_is_eqs_12_to_14():
     content, ids, mask = _items()
     for seed in range(3):
-        rows = np.asarray(losses.in_batch_negatives(jnp.asarray(mask), 3, jax.random.key(seed))[0])
+        rows = np.asarray(_draw(mask, 3, jax.random.key(seed))[0])
         result = _cic(content, ids, mask, negatives=3, seed=seed)
         expected = _eqs_12_to_14(content, ids, {i: list(rows[i]) for i in np.flatnonzero(mask)})
         assert (result.loss, result.accuracy) == pytest.approx(expected, rel=1e-5)
 
 
 def test_cic_asking_for_more_negatives_than_there_are_takes_all():
-    content, ids, mask = _items()  # 7 valid of 9, so 6 others
-    expected = _cic(content, ids, mask)
-    for negatives in (7, 50):
-        result = _cic(content, ids, mask, negatives=negatives)
-        assert result.loss == pytest.approx(expected.loss, rel=1e-5)
-        np.testing.assert_allclose(result.grads[0], expected.grads[0], atol=1e-5)
+    content, ids, mask = _items()  # 7 valid of 9: the seventh negative is surplus
+    expected, result = _cic(content, ids, mask), _cic(content, ids, mask, negatives=7)
+    assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+    np.testing.assert_allclose(result.grads[0], expected.grads[0], atol=1e-5)
 
 
-@pytest.mark.parametrize(("rows", "negatives"), [(2, 1), (3, 2), (12, 1), (12, 5), (12, 11), (33, 16)])
+@pytest.mark.parametrize("negatives", [0, 8, 50])
+def test_cic_with_as_many_negatives_as_rows_is_the_full_matrix(negatives):
+    def program(negatives):
+        loss = functools.partial(losses.content_id_contrastive, temperature=TEMPERATURE, negatives=negatives)
+        return str(jax.make_jaxpr(loss)(*_items()))
+
+    assert program(negatives) == program(None)
+
+
+@pytest.mark.parametrize(("rows", "negatives"), [(2, 1), (9, 3), (9, 8), (33, 16)])
 def test_negatives_are_distinct_valid_and_never_the_positive(rows, negatives):
-    draw = jax.jit(losses.in_batch_negatives, static_argnums=1)
     for share in (0.0, 0.1, 0.3, 0.7, 1.0):
         for seed in range(4):
             mask = np.random.default_rng(seed).random(rows) < share
-            drawn, valid = (np.asarray(x) for x in draw(mask, negatives, jax.random.key(seed)))
+            drawn, valid = (np.asarray(x) for x in _draw(mask, negatives, jax.random.key(seed)))
             assert drawn.shape == (rows, negatives)
             assert valid.sum() == min(negatives, max(mask.sum() - 1, 0))
             for item in np.flatnonzero(mask):
@@ -174,15 +186,14 @@ def test_negatives_are_distinct_valid_and_never_the_positive(rows, negatives):
 
 
 def test_negatives_are_uniform_over_the_other_items():
-    mask = np.array([True, False, True, True, True, False, True, True])  # 6 valid: 5 others each
+    mask = np.array([True, False, True, True, True, False, False, True, True])  # 6 valid: 5 others each
     draws = 2000
-    keys = jax.random.split(jax.random.key(0), draws)
-    drawn, _ = jax.jit(jax.vmap(lambda key: losses.in_batch_negatives(mask, 2, key)))(keys)
+    drawn = np.stack([_draw(mask, 3, jax.random.key(seed))[0] for seed in range(draws)])
     for item in np.flatnonzero(mask):
-        counts = np.bincount(np.asarray(drawn)[:, item].ravel(), minlength=8)
-        share = 2 / 5  # each of the 5 others is among the 2 with this probability
+        counts = np.bincount(drawn[:, item].ravel(), minlength=9)
+        share = 3 / 5  # each of the 5 others is among the 3 with this probability
         deviation = math.sqrt(draws * share * (1 - share))
-        others = mask & (np.arange(8) != item)
+        others = mask & (np.arange(9) != item)
         np.testing.assert_allclose(counts[others], draws * share, atol=4.5 * deviation)
         assert counts.sum() == counts[others].sum()
 

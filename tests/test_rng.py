@@ -41,7 +41,10 @@ def test_numpy_key_keeps_different_tuples_apart():
     keys = {rng.numpy_key(seed, *part) for seed in (0, 1, -1) for part in parts}
     assert len(keys) == 3 * len(parts)
     assert rng.numpy_key(0, np.int64(5)) == rng.numpy_key(np.int32(0), 5)
+    assert rng.numpy_key(0, np.str_("a")) == rng.numpy_key(0, "a")
     assert rng.numpy_key(0).dtype == np.uint64
+    with pytest.raises(TypeError):
+        rng.numpy_key(0, 1.5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -137,10 +140,10 @@ def test_uniform_hash_is_uniform(dtype):
         assert abs(np.corrcoef(numbers[:-lag], numbers[lag:])[0, 1]) < 4.5 / math.sqrt(numbers.size)
 
 
-def test_uniform_hash_never_rounds_up_to_one():
-    state = np.uint64(2**64 - 1)  # the largest hash there is
-    for bits, dtype in ((53, np.float64), (24, np.float32)):
-        assert dtype(int(state >> np.uint64(64 - bits)) * 2.0**-bits) < 1
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_uniform_hash_never_rounds_up_to_one(dtype, monkeypatch):
+    monkeypatch.setattr(rng, "_mix", lambda x: np.full(np.shape(x), 2**64 - 1, np.uint64))  # the largest hash
+    assert rng.uniform_hash(0, [1], dtype=dtype)[0] == 1 - np.finfo(dtype).epsneg
 
 
 def test_uniform_hash_is_elementwise_and_broadcasts():

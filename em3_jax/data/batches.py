@@ -28,27 +28,38 @@ from em3_jax.types import Batch
 
 
 class Distinct:
-    """Finds the distinct values of integer arrays in [0, size), at a cost that does not depend on `size`.
+    """Finds the distinct values of integer arrays in [0, size).
 
-    A table as long as the vocabulary remembers, for each value, where it was last seen; only the entries of the values at
-    hand are written and read, so it never has to be cleared.
+    Up to `SCAN_LIMIT` a flag per value is set and the flags are scanned, which is fastest and yields sorted values. Beyond,
+    a table remembers where each value was last seen: slower by half, but its cost does not depend on `size`.
     """
+
+    SCAN_LIMIT = 1 << 20
 
     def __init__(self, size: int):
         self._size = size
-        self._local = threading.local()  # the pipeline's threads must not share the table
+        self._local = threading.local()  # the pipeline's threads must not share the scratch arrays
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(distinct [n] sorted, position [m] i32) with distinct[position] == values [m]."""
-        if not hasattr(self._local, "table"):
-            self._local.table = np.zeros(self._size, np.int32)
-        table = self._local.table
+        """(distinct [n] i64 sorted, position [m] i32) with distinct[position] == values [m] i64."""
+        table = self._scratch("table", np.int32)
         order = np.arange(len(values), dtype=np.int32)
-        table[values] = order
-        distinct = values[table[values] == order]  # exactly one occurrence of each value is the one remembered
-        distinct.sort()
+        if self._size <= self.SCAN_LIMIT:
+            flags = self._scratch("flags", np.bool_)
+            flags[values] = True
+            distinct = np.flatnonzero(flags)
+            flags[distinct] = False
+        else:
+            table[values] = order
+            distinct = values[np.take(table, values) == order]  # one occurrence of each value is the one remembered
+            distinct.sort()
         table[distinct] = order[: len(distinct)]
-        return distinct, table[values]
+        return distinct, np.take(table, values)
+
+    def _scratch(self, name: str, dtype: np.dtype) -> np.ndarray:
+        if not hasattr(self._local, name):
+            setattr(self._local, name, np.zeros(self._size, dtype))
+        return getattr(self._local, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +154,17 @@ class BatchBuilder:
         self._unknown = unknown_rows(fields)
         self._replace_probability = _replace_probability(fields, counts, unknown_alpha, unknown_floor)
         self._canonical = np.where(counts == 0, self._unknown, np.arange(self.num_rows, dtype=np.int32))
-        self._user_rows = self._canonical[_field_rows(dataset.user_field_ids, fields.user, offsets["user"])]
-        self._item_rows = self._canonical[_field_rows(dataset.item_field_ids, fields.item, offsets["item"])]
+        self._user_rows = self._canonical[_field_rows(dataset.user_field_ids, fields.user, offsets["user"])].astype(
+            np.int64
+        )
+        self._item_rows = self._canonical[_field_rows(dataset.item_field_ids, fields.item, offsets["item"])].astype(
+            np.int64
+        )
         self._unknown_item_row = offsets["item"][fields.item[0].name]
-        event_rows = sum(field.size - 1 for field in fields.event)
-        self._event_rows = np.arange(self.num_rows - event_rows, self.num_rows, dtype=np.int32)
+        # Always in row_id: padding, which must come first; unknown rows, the target of replacements; event fields, whose
+        # positions then follow from their ids without a search over all B x T events.
+        event_rows = np.arange(self.num_rows - sum(field.size - 1 for field in fields.event), self.num_rows)
+        self._always_present = np.union1d(np.unique(self._unknown), event_rows)
         self._event_lookup = [
             self._canonical[to_rows(np.arange(f.size), offsets["event"][f.name])] for f in fields.event
         ]
@@ -188,7 +205,7 @@ class BatchBuilder:
 
     def _items(self, item: np.ndarray, event_index: np.ndarray, mask: np.ndarray, buckets: Buckets) -> Batch:
         # Empty slots repeat the candidate, so they add no item to the distinct block.
-        slots = np.empty((len(item), 1 + self.history_length), np.int32)  # [B, 1 + T]
+        slots = np.empty((len(item), 1 + self.history_length), np.int64)  # [B, 1 + T]
         slots[:, 0] = item
         if len(self.dataset.events["item"]):
             slots[:, 1:] = np.where(mask, np.take(self.dataset.events["item"], event_index), item[:, None])
@@ -206,7 +223,7 @@ class BatchBuilder:
         return {
             "item_position": position[:, 0],
             "history_position": position[:, 1:],
-            "item_id": _pad(distinct, size, fill=distinct[0]),
+            "item_id": _pad(distinct.astype(np.int32), size, fill=distinct[0]),
             "item_mask": _pad(item_mask, size, fill=False),
         }
 
@@ -217,24 +234,22 @@ class BatchBuilder:
             for f in fields.context
         ]
         blocks = {
-            "item_row": self._item_rows[item_id],
-            "user_row": self._user_rows[user],
-            "context_row": np.stack(context, axis=1) if context else np.zeros((len(rows), 0), np.int32),
+            "item_row": np.take(self._item_rows, item_id, axis=0),
+            "user_row": np.take(self._user_rows, user, axis=0),
+            "context_row": np.stack(context, axis=1) if context else np.zeros((len(rows), 0), np.int64),
         }
-        padding = np.zeros(1, np.int32)
-        flat = np.concatenate([padding, *(block.ravel() for block in blocks.values()), self._event_rows])
+        flat = np.concatenate([self._always_present, *(block.ravel() for block in blocks.values())])
         distinct, position = self._distinct_row(flat)
         if key is not None:
-            distinct, again = self._distinct_row(self._replace(distinct, key))
-            position = again[position]
-        start, result = 1, {}
+            distinct, position = self._replace(distinct, position, key)
+        start, result = len(self._always_present), {}
         for name, block in blocks.items():
             result[name] = position[start : start + block.size].reshape(block.shape)
             start += block.size
         size = Buckets.fit(buckets.rows, len(distinct))
         result["row_id"] = np.concatenate(
-            [distinct, np.arange(self.num_rows, self.num_rows + size - len(distinct), dtype=np.int32)]
-        )
+            [distinct, np.arange(self.num_rows, self.num_rows + size - len(distinct))]
+        ).astype(np.int32)
         result["item_is_known"] = distinct[result["item_row"][:, 0]] != self._unknown_item_row
         # Event fields own the table's last rows, and all of them are present: they are the last of the distinct rows too.
         shift = len(distinct) - self.num_rows
@@ -244,9 +259,12 @@ class BatchBuilder:
             result["history_row"][:, :, k] = positions[np.take(self.dataset.events[f"field_{field.name}"], event_index)]
         return result
 
-    def _replace(self, rows: np.ndarray, key: np.uint64) -> np.ndarray:
-        """Table rows with some replaced by their field's unknown row; one decision per row and key."""
-        return np.where(rng.uniform_hash(key, rows) < self._replace_probability[rows], self._unknown[rows], rows)
+    def _replace(self, rows: np.ndarray, position: np.ndarray, key: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, position) with some distinct rows replaced by their field's unknown row; one decision per row and key."""
+        replaced = rng.uniform_hash(key, rows) < self._replace_probability[rows]
+        moved = (np.cumsum(~replaced) - 1).astype(np.int32)  # where the remaining rows go
+        moved[replaced] = moved[np.searchsorted(rows, self._unknown[rows[replaced]])]  # unknown rows are always present
+        return rows[~replaced], np.take(moved, position)
 
     def measure_buckets(self, samples: list[np.ndarray]) -> Buckets:
         """Bucket sizes that hold the sampled batches (each [B] i64 interaction rows) with a margin of 5 %."""
@@ -268,9 +286,7 @@ def _field_rows(ids: np.ndarray, specs, offsets: dict[str, int]) -> np.ndarray:
     return result
 
 
-def _replace_probability(
-    fields: Fields, counts: np.ndarray, alpha: float, floor: dict[str, float]
-) -> np.ndarray:
+def _replace_probability(fields: Fields, counts: np.ndarray, alpha: float, floor: dict[str, float]) -> np.ndarray:
     """[table rows] f32: alpha / (alpha + count), at least the field's floor; 0 for padding, unknown and event rows."""
     probability = np.where(counts > 0, alpha / (alpha + np.maximum(counts, 1)), 0.0).astype(np.float32)
     for group, specs in fields.groups():

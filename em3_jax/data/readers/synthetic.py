@@ -336,7 +336,9 @@ def _tokens(
         content = shown[start : start + (1 << 14), None, :]  # [i, 1, k]
         shape = (len(content), count, 1)
         is_card = random.random(shape) < TITLE_CARDS
-        noise = random.standard_normal((len(content), count, width)) * np.where(is_card, 1, random.uniform(NOISE_LOW, NOISE_HIGH, shape))
+        noise = random.standard_normal((len(content), count, width)) * np.where(
+            is_card, 1, random.uniform(NOISE_LOW, NOISE_HIGH, shape)
+        )
         tokens[start : start + len(content)] = np.where(is_card, title_card, content @ matrix) + noise
     mask = np.repeat(random.random((items, 1)) >= missing, count, axis=1)
     return np.where(mask[:, :, None], tokens, 0), mask

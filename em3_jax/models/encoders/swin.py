@@ -93,7 +93,9 @@ class Swin(nn.Module):
         rows, columns = self.position_grid
         if grid != (rows, columns):
             height, width = rows * self.patch[0], columns * self.patch[1]
-            raise UserError(f"images have {grid} patches, but this encoder has absolute positions: resize to {height} x {width}")
+            raise UserError(
+                f"images have {grid} patches, but this encoder has absolute positions: resize to {height} x {width}"
+            )
         table = self.param("position_embedding", _init, (1, rows * columns, self.width))
         return table.reshape(rows, columns, self.width).astype(self.dtype)
 
