@@ -153,7 +153,7 @@ class _Loop:
         """Fetches the window's scalars, refuses non-finite ones, writes their means."""
         window = jax.device_get(self.window)
         seconds, steps = time.perf_counter() - self.since, len(window)
-        bad = sorted({name for aux in window for name, value in aux.items() if not np.isfinite(value)})
+        bad = sorted({n for aux in window for n in aux if n.endswith(("loss", "norm")) and not np.isfinite(aux[n])})
         if bad:
             self.progress.close()
             parameters = trees.non_finite({"params": state.params, "tables": state.tables})

@@ -98,7 +98,7 @@ class Checkpoints:
                 return self._restore("latest", step, template)
             except UserError:
                 raise
-            except Exception as error:  # noqa: BLE001  (what a damaged file raises depends on where it is damaged)
+            except Exception as error:
                 self._set_aside(step, error)
         return None
 
@@ -114,7 +114,7 @@ class Checkpoints:
             return self._restore(kind, step, template)
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{self._root / kind / str(step)}: unreadable ({reason}); choose another --step") from error
 

@@ -1,8 +1,8 @@
 """Pretrained encoders from a checkpoint folder in the Hugging Face layout, checked tensor by tensor.
 
-A folder holds `config.json` and weights (`weights.py` reads them). The port is keyed to the names in the FILE, which are
-not always those that transformers shows in memory. Every parameter is filled from exactly one tensor, and every tensor is
-used or known to be of no use to an encoder; anything else is an error that lists the names.
+A folder holds `config.json` and weights (`weights.py` reads them). The port is keyed to the names in the FILE, which
+are not always those that transformers shows in memory. Every parameter is filled from exactly one tensor, and every
+tensor is used or known to be of no use to an encoder; anything else is an error that lists the names.
 """
 
 import dataclasses
@@ -54,8 +54,7 @@ class EncoderInfo:
 def load_encoder(folder: str | os.PathLike, dtype: Any = jnp.float32) -> tuple[Encoder, dict, EncoderInfo]:
     """(module, params, info) of a checkpoint; `module.apply({"params": params}, ...)` runs it.
 
-    `params` are nested dicts of float32 numpy arrays. Every parameter is filled, and every tensor of the files is either
-    used or known to be of no use to an encoder.
+    `params` are nested dicts of float32 numpy arrays.
 
     Args:
       folder: holds config.json and weights (see `weights.WEIGHT_FILES`).
@@ -147,7 +146,7 @@ _FLAG = _one_of(True, False)
 
 
 def _value(config: Config, where: str | os.PathLike, key: str, kind: _Kind, default: Any = None) -> Any:
-    """`config[key]`, checked; `default` is what transformers assumes where a config is silent (None: it must not be)."""
+    """`config[key]`, checked. `default` is what transformers assumes where a config is silent; sizes have none."""
     value = config.get(key, default)
     if not kind.holds(value):
         raise UserError(f"{where}: {key} is {value!r}, supported is {kind.words}; mend it or take another checkpoint")

@@ -7,8 +7,8 @@ from pathlib import Path
 import tensorboardX
 from tqdm import tqdm
 
-from em3_jax.types import State
 from em3_jax import trees
+from em3_jax.types import State
 
 
 class MetricWriter:
@@ -31,7 +31,7 @@ class MetricWriter:
                 if record["step"] <= step:
                     kept.append(line + "\n")
         self._path.write_text("".join(kept), encoding="utf-8")
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  (open as long as the run)
+        self._file = open(self._path, "a", encoding="utf-8")
         self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -206,9 +206,10 @@ def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> 
     Returns:
       Both AUCs, their difference, its standard error and the two-sided p.
     """
-    positive = _rows(labels, scores_a, None)[0] == 1
-    wins_a, losses_a = _placements(positive, _rows(labels, scores_a, None)[1])
-    wins_b, losses_b = _placements(positive, _rows(labels, scores_b, None)[1])
+    checked_labels, scores_a, _ = _rows(labels, scores_a, None)
+    _, scores_b, _ = _rows(labels, scores_b, None)
+    wins_a, losses_a = _placements(checked_labels == 1, scores_a)
+    wins_b, losses_b = _placements(checked_labels == 1, scores_b)
     auc_a, auc_b = _mean(wins_a), _mean(wins_b)
     # The AUC is a two-sample U-statistic; its variance splits into what varies with the positive and with the negative.
     error = np.sqrt(_variance_of_mean(wins_a - wins_b) + _variance_of_mean(losses_a - losses_b))

@@ -1,7 +1,7 @@
 """The tensors of a checkpoint folder: safetensors or PyTorch state dicts, whole or in shards, each read when asked for.
 
-Neither PyTorch nor a general unpickler is used. A PyTorch file is a pickle that says which tensors there are, next to their
-raw numbers: of the pickle, only what describes a tensor is let through, so a file can be wrong but cannot run code.
+Neither PyTorch nor a general unpickler is used. A PyTorch file is a pickle that says which tensors there are, next to
+their raw numbers: only what describes a tensor is let through, so a file can be wrong but cannot run code.
 """
 
 import collections
@@ -100,7 +100,7 @@ def _read_safetensors(file: Path) -> list[Tensor]:
     dtypes = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
     stream = safetensors.safe_open(file, framework="np")
     tensors = []
-    for name in stream.keys():  # noqa: SIM118 (not a dict)
+    for name in stream.keys():
         header = stream.get_slice(name)
         dtype = dtypes.get(header.get_dtype(), header.get_dtype())
         tensors.append(Tensor(name, tuple(header.get_shape()), dtype, functools.partial(stream.get_tensor, name)))

@@ -1,8 +1,7 @@
 """BERT-family text encoders: BERT, RoBERTa and the MiniLM style of small BERTs.
 
 Letters: B batch, L text tokens, D width, H heads. Post-norm transformer of Devlin et al. 2019 (arXiv:1810.04805);
-RoBERTa (Liu et al. 2019, arXiv:1907.11692) differs in its position numbers only. There is no dropout: content is encoded
-frozen, or trained by a ranking loss whose regularisation lives elsewhere.
+RoBERTa (Liu et al. 2019, arXiv:1907.11692) differs in its position numbers only. There is no dropout.
 """
 
 import functools

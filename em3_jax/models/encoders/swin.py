@@ -101,7 +101,7 @@ class Swin(nn.Module):
 
 
 class Block(nn.Module):
-    """[B, Y, X, D] -> [B, Y, X, D]: window attention and feed-forward, each with LayerNorm before and residual after."""
+    """[B, Y, X, D] -> [B, Y, X, D]: window attention and feed-forward, with LayerNorm before, residual after each."""
 
     heads: int
     window: int
@@ -114,7 +114,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        batch, rows, columns, width = x.shape
+        _, rows, columns, width = x.shape
         window, shift = clamp_window(rows, columns, self.window, self.shifted)
 
         y = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="attention_norm")(x)
@@ -151,7 +151,7 @@ class WindowAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, regions: np.ndarray | None) -> jax.Array:
-        """Attention over the patches of each window; patches of different `regions` [W, N] (constants) are kept apart."""
+        """Attention over the patches of each window; `regions` [W, N] numbers patches that must not see each other."""
         batch, windows, patches, width = x.shape
         flat = x.reshape(-1, width)  # [B * W * N, D]
 

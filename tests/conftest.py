@@ -1,0 +1,26 @@
+"""Shared by all tests: small planted data, made once per worker."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from em3_jax.data.format import Dataset
+from em3_jax.data.readers.synthetic import synthetic
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory) -> Dataset:
+    """A planted dataset of 4,000 interactions, 120 users and 150 items."""
+    return synthetic(tmp_path_factory.mktemp("data") / "planted", interactions=4000, users=120, items=150, seed=1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real datasets, where there is one."""
+    folder = Path(os.environ.get("EM3_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real datasets are not here ({folder}); set EM3_SHARED_DATA")
+    return folder
