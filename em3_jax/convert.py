@@ -214,7 +214,8 @@ def _text_example(module: bert.Bert, config: Config) -> jax.Array:
 
 def _image_example(module: swin.Swin, config: Config) -> jax.Array:
     rows, columns = module.position_grid or (1, 1)
-    return jnp.zeros((1, rows * module.patch[0], columns * module.patch[1], config.get("num_channels", 3)))
+    channels = _value(config, "config.json", "num_channels", _SIZE, 3)
+    return jnp.zeros((1, rows * module.patch[0], columns * module.patch[1], channels))
 
 
 # ---- From parameters to tensors of the file --------------------------------------------------------------------------
@@ -307,7 +308,7 @@ _FAMILIES = {"bert": _BERT, "roberta": _BERT, "swin": _SWIN}
 
 def _family(config: Config, where: str | os.PathLike) -> _Family:
     model_type = config.get("model_type")
-    if model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise UserError(f"{where}: model_type {model_type!r} is not supported; take one of {', '.join(_FAMILIES)}")
     return _FAMILIES[model_type]
 

@@ -199,4 +199,8 @@ def _on_device(placement: str, feature_sets: list[FeatureSet]) -> bool:
 
 def _to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> step.Features:
     place = functools.partial(jax.device_put, device=sharding.replicated(mesh))
-    return {f.name: (place(np.asarray(f.tokens)), place(np.asarray(f.mask))) for f in feature_sets}
+    tables = {}
+    for features in feature_sets:
+        mask = place(np.asarray(features.mask))
+        tables[features.name] = (step.standardise(place(np.asarray(features.tokens)), mask), mask)
+    return tables

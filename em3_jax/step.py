@@ -12,16 +12,31 @@ from em3_jax.tasks import Inputs, Task
 from em3_jax.types import Batch, State
 
 Features = dict[str, tuple[jax.Array, jax.Array]]
-"""Feature tables on the device: {modality: (tokens [I, N, E], mask [I, N])}."""
+"""Feature tables on the device: {modality: (standardised tokens [I, N, E], mask [I, N])}."""
+
+
+@jax.jit
+def standardise(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Tokens [..., E] with mean 0 and variance 1 over E, zero where masked, in their own dtype.
+
+    Encoders differ in scale by orders of magnitude. Without affine parameters this belongs to the data: tables on the
+    device are standardised once, when they are placed there, and not in every step.
+    """
+    x = tokens.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+    return jnp.where(mask[..., None], x, 0.0).astype(tokens.dtype)
 
 
 def inputs_of(rows: jax.Array, features: Features, batch: Batch) -> Inputs:
     """A task's inputs: content tokens come with the batch, or are gathered once per distinct item from the device."""
     if "tokens" in batch:
-        return Inputs(rows, batch["tokens"], batch["tokens_mask"], batch)
-    tokens = {name: jnp.take(tokens, batch["item_id"], axis=0) for name, (tokens, _) in features.items()}
-    masks = {name: jnp.take(mask, batch["item_id"], axis=0) for name, (_, mask) in features.items()}
-    return Inputs(rows, tokens, masks, batch)
+        masks = batch["tokens_mask"]
+        tokens = {name: standardise(tokens, masks[name]) for name, tokens in batch["tokens"].items()}
+    else:
+        tokens = {name: jnp.take(tokens, batch["item_id"], axis=0) for name, (tokens, _) in features.items()}
+        masks = {name: jnp.take(mask, batch["item_id"], axis=0) for name, (_, mask) in features.items()}
+    return Inputs(rows, {name: x.astype(jnp.float32) for name, x in tokens.items()}, masks, batch)
 
 
 def make_init(

@@ -140,8 +140,9 @@ class _Strided(NamedTuple):
 class _TensorUnpickler(pickle.Unpickler):
     """Unpickles descriptions of tensors (`_Strided`) in plain containers, and nothing else.
 
-    A pickle acts only through what `find_class` hands it. That is three functions that build tuples, made anew for each
-    use because a pickle may also set attributes on them, and storage types, which are strings here.
+    A pickle acts only through what `find_class` hands it: the type of an ordered dict, storage types, which are strings
+    here, and two functions that pass on what they are given, made anew for each use because a pickle may also set
+    attributes on them.
     """
 
     def __init__(self, stream: BinaryIO):
@@ -181,7 +182,7 @@ def _read_torch(file: Path) -> list[Tensor]:
 
 
 def _read_zip(stream: BinaryIO) -> tuple[Any, dict[str, tuple[int, int]]]:
-    """(state dict, first and last byte + 1 of each storage) of a file by PyTorch 1.6 or later."""
+    """(state dict, span of bytes of each storage) of a file by PyTorch 1.6 or later."""
     with zipfile.ZipFile(stream) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
@@ -225,11 +226,13 @@ def _view(file: Path, name: Any, tensor: Any, spans: dict[str, tuple[int, int]])
     """The tensor called `name`, whose every element has been found to lie within its storage."""
     if not isinstance(name, str) or not isinstance(tensor, _Strided) or not isinstance(tensor.storage, _Storage):
         raise ValueError(f"{name!r} is not a tensor")
-    (kind, key, _), offset, shape, strides = tensor
+    (kind, key), offset, shape, strides = tensor
     sizes = (offset, *shape, *strides)
     if any(type(size) is not int or size < 0 for size in sizes) or len(shape) != len(strides):
         raise ValueError(f"{name} has an impossible shape or stride")
     dtype = _DTYPES[kind]
+    if key not in spans:
+        raise ValueError(f"{name} has no numbers")
     start, end = spans[key]
     first = start + offset * dtype.itemsize
     last = first + (1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))) * dtype.itemsize

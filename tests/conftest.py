@@ -7,6 +7,7 @@ import pytest
 
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.synthetic import synthetic
+from tests.tiny import Tiny, write_tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -15,6 +16,12 @@ ROOT = Path(__file__).parent.parent
 def planted(tmp_path_factory) -> Dataset:
     """A planted dataset of 4,000 interactions, 120 users and 150 items."""
     return synthetic(tmp_path_factory.mktemp("data") / "planted", interactions=4000, users=120, items=150, seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Tiny:
+    """A few hundred rows with every kind of field, event fields among them, and the log they were made from."""
+    return write_tiny(tmp_path_factory.mktemp("data") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -150,6 +150,8 @@ class BatchBuilder:
         self.host_features = host_features
         fields, offsets = dataset.fields, dataset.fields.offsets()
         self.num_rows = fields.num_rows
+        # Empty histories point at event 0, which must exist.
+        self._events = {name: np.zeros(1, e.dtype) if len(e) == 0 else e for name, e in dataset.events.items()}
         counts = row_counts(dataset)
         self._unknown = unknown_rows(fields)
         self._replace_probability = _replace_probability(fields, counts, unknown_alpha, unknown_floor)
@@ -207,10 +209,7 @@ class BatchBuilder:
         # Empty slots repeat the candidate, so they add no item to the distinct block.
         slots = np.empty((len(item), 1 + self.history_length), np.int64)  # [B, 1 + T]
         slots[:, 0] = item
-        if len(self.dataset.events["item"]):
-            slots[:, 1:] = np.where(mask, np.take(self.dataset.events["item"], event_index), item[:, None])
-        else:
-            slots[:, 1:] = item[:, None]
+        slots[:, 1:] = np.where(mask, np.take(self._events["item"], event_index), item[:, None])
         distinct, position = self._distinct_item(slots.ravel())
         if self.distinct_items:
             size, item_mask = Buckets.fit(buckets.items, len(distinct)), np.arange(len(distinct)) >= 0
@@ -256,7 +255,7 @@ class BatchBuilder:
         result["history_row"] = np.empty((*event_index.shape, len(fields.event)), np.int32)  # [B, T, C]
         for k, (field, rows_of_id) in enumerate(zip(fields.event, self._event_lookup, strict=True)):
             positions = np.where(rows_of_id == 0, 0, rows_of_id + shift).astype(np.int32)
-            result["history_row"][:, :, k] = positions[np.take(self.dataset.events[f"field_{field.name}"], event_index)]
+            result["history_row"][:, :, k] = positions[np.take(self._events[f"field_{field.name}"], event_index)]
         return result
 
     def _replace(self, rows: np.ndarray, position: np.ndarray, key: np.uint64) -> tuple[np.ndarray, np.ndarray]:

@@ -25,11 +25,21 @@ def _check_range(name: str, array: np.ndarray, low: int, high: int) -> None:
             )
 
 
+def first_not_finite(tokens: np.ndarray) -> int | None:
+    """The first row of [I, N, D] that holds NaN or infinity."""
+    step = max(1, _CHUNK // max(1, tokens[:1].size))
+    for start in range(0, len(tokens), step):
+        row = _first(~np.isfinite(tokens[start : start + step]).all(axis=(1, 2)))
+        if row is not None:
+            return start + row
+    return None
+
+
 def check_dataset(dataset: Dataset) -> None:
-    """Refuses a dataset with a fault in ids, labels, times, histories, splits or fields, naming file and row."""
+    """Refuses a dataset with a fault in ids, labels, times, histories, splits, fields or features, naming file and row."""
     columns, events = dataset.interactions, dataset.events
     if len(columns["time"]) == 0:
-        raise UserError(f"{dataset.root.name}: no interactions; is the source empty?")
+        raise UserError("interactions: there are no rows; is the source empty?")
     for table, kind in ((dataset.user_table, "user"), (dataset.item_table, "item")):
         ids = table.column("id").to_pylist()
         if len(set(ids)) != len(ids):
@@ -48,10 +58,17 @@ def check_dataset(dataset: Dataset) -> None:
         raise UserError(
             f"interactions/time.npy row {row + 1}: earlier than the row before; sort the interactions by time"
         )
-    row = _first(columns["history_end"] < columns["history_start"])
-    if row is not None:
-        raise UserError(f"interactions/history_end.npy row {row}: ends before it starts; prepare the dataset again")
+    if "probability" in columns:
+        row = _first(~((columns["probability"] >= 0) & (columns["probability"] <= 1)))
+        if row is not None:
+            raise UserError(f"interactions/probability.npy row {row}: not in [0, 1]; prepare the dataset again")
+    _check_histories(columns, events["time"])
     _check_fields(dataset)
+    for folder in sorted((dataset.root / "features").glob("[!.]*")):
+        features = dataset.features(folder.name)
+        row = first_not_finite(features.tokens)
+        if row is not None:
+            raise UserError(f"features/{folder.name}/tokens.npy row {row}: NaN or infinity; make the features again")
     for code, name in enumerate(SPLITS):
         labels = np.asarray(columns["label"])[np.asarray(columns["split"]) == code]
         if len(labels) == 0:
@@ -59,6 +76,27 @@ def check_dataset(dataset: Dataset) -> None:
         if labels.min() == labels.max():
             raise UserError(
                 f"split '{name}' has only label {labels[0]}; both classes are needed, change the label or split rule"
+            )
+
+
+def _check_histories(columns: dict[str, np.ndarray], event_time: np.ndarray) -> None:
+    """Refuses ranges that end before they start, run backwards in time or are not strictly earlier than their row."""
+    backwards = np.cumsum(np.diff(event_time, prepend=event_time[:1]) < 0)
+    for first in range(0, len(columns["time"]), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        start, end, time = (columns[name][part] for name in ("history_start", "history_end", "time"))
+        row = _first(end < start)
+        if row is not None:
+            raise UserError(
+                f"interactions/history_end.npy row {first + row}: ends before it starts; prepare the dataset again"
+            )
+        some = np.flatnonzero(end > start)
+        last = end[some] - 1
+        row = _first((event_time[last] >= time[some]) | (backwards[last] > backwards[start[some]]))
+        if row is not None:
+            raise UserError(
+                f"interactions/history_end.npy row {first + some[row]}: events not in order of time or not earlier than "
+                "the row; prepare the dataset again"
             )
 
 
@@ -124,13 +162,15 @@ def summarise(dataset: Dataset) -> dict:
             "empty_histories": round(float((length == 0).mean()), 4),
             "median_history": int(np.median(length)),
         }
-    missing = {}
+    return {"splits": splits, "items_without": _items_without(dataset)}
+
+
+def _items_without(dataset: Dataset) -> dict[str, float]:
+    """What of an item's content can be missing -> share of the items that miss it."""
+    result = {}
+    names = dataset.meta["text_columns"] + ["image"] * ("image" in dataset.item_table.column_names)
+    for name in names:
+        result[f"column {name}"] = np.mean([not value for value in dataset.item_table.column(name).to_pylist()])
     for folder in sorted((dataset.root / "features").glob("[!.]*")):
-        mask = np.load(folder / "mask.npy")
-        missing[folder.name] = round(float((~mask.any(axis=1)).mean()), 4)
-    return {"splits": splits, "items_without": missing}
-
-
-def known_value_ids(values: list) -> dict:
-    """value -> id for a vocabulary list; ids start after padding and unknown."""
-    return {value: index + FIRST_KNOWN for index, value in enumerate(values)}
+        result[f"features {folder.name}"] = np.mean(~dataset.features(folder.name).mask.any(axis=1))
+    return {name: round(float(share), 4) for name, share in result.items()}

@@ -14,18 +14,22 @@ def history_ranges(
     """(start, end) [n] i64 each: the events of a row's user that are strictly earlier than the row.
 
     Args:
-      event_user, event_time: [E] int, sorted by (user, time).
-      row_user, row_time: [n] int, any order.
+      event_user, event_time: [E] int >= 0, int of any unit; sorted by (user, time).
+      row_user, row_time: [n] int >= 0, int of the same unit; any order.
     """
+    users = int(max(event_user.max(initial=0), row_user.max(initial=0))) + 1
     low = min(int(event_time.min(initial=0)), int(row_time.min(initial=0)))
     high = max(int(event_time.max(initial=0)), int(row_time.max(initial=0)))
+    if users * (high - low + 1) > np.iinfo(np.int64).max:  # e.g. nanoseconds: only the order of the times matters
+        times = np.unique(np.concatenate([event_time, row_time]))
+        event_time, row_time = np.searchsorted(times, event_time), np.searchsorted(times, row_time)
+        low, high = 0, len(times) - 1
+    first = np.searchsorted(event_user, np.arange(users))  # each user's first event
+    # One key orders by user first and time second, so the end of a range is one binary search.
     span = high - low + 1
-    users = int(max(event_user.max(initial=0), row_user.max(initial=0))) + 1
-    if users * span > np.iinfo(np.int64).max:
-        raise ValueError("users times time span exceeds 64 bits; give coarser times")
-    # One key orders by user first and time second, so both ends of a range are one binary search.
     event_key = event_user.astype(np.int64) * span + (event_time - low)
-    row_key = row_user.astype(np.int64) * span
-    start = np.searchsorted(event_key, row_key, side="left")
-    end = np.searchsorted(event_key, row_key + (row_time - low), side="left")
-    return start.astype(np.int64), end.astype(np.int64)
+    row_key = row_user.astype(np.int64) * span + (row_time - low)
+    order = np.argsort(row_key)  # neighbouring searches touch neighbouring memory: several times faster
+    end = np.empty(len(row_key), np.int64)
+    end[order] = np.searchsorted(event_key, row_key[order], side="left")
+    return first[row_user].astype(np.int64), end

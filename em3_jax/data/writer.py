@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from em3_jax.data.checks import check_dataset, count_training, summarise
+from em3_jax.data.checks import check_dataset, count_training, first_not_finite, summarise
 from em3_jax.data.format import (
     EVENT_DTYPES,
     FORMAT_VERSION,
@@ -29,20 +29,44 @@ def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
+class Appender:
+    """A one-dimensional .npy column written piece by piece, when its length is not known beforehand."""
+
+    def __init__(self, path: Path, dtype: np.dtype):
+        self._file, self._dtype, self.rows = open(path, "wb"), np.dtype(dtype), 0
+        self._write_header()
+
+    def _write_header(self) -> None:
+        self._file.seek(0)  # numpy pads the header, so it keeps its length while the number of rows grows
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.rows,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, values: np.ndarray) -> None:
+        self._file.write(np.ascontiguousarray(values, self._dtype).data)
+        self.rows += len(values)
+
+    def close(self) -> None:
+        self._write_header()
+        self._file.close()
+
+
 class DatasetWriter:
     """Writes a dataset beside its final place and moves it there when it is complete and checked.
 
-    Use as a context manager: an error or an interrupt leaves nothing behind.
+    Use as a context manager: an error or an interrupt leaves nothing behind, and an existing dataset as it was.
 
     Args:
       root: the folder to make.
-      overwrite: replace an existing folder.
+      overwrite: replace an existing dataset; any other folder is never replaced.
     """
 
     def __init__(self, root: str | Path, overwrite: bool = False):
-        self.root = Path(root)
-        if self.root.exists() and not overwrite:
-            raise UserError(f"{self.root}: exists already; choose another --out or pass --overwrite")
+        self.root = Path(root).absolute()
+        if self.root.exists() and not (self.root.is_dir() and not any(self.root.iterdir())):
+            if not overwrite:
+                raise UserError(f"{root}: exists already; choose another --out or pass --overwrite")
+            if not (self.root / "dataset.json").is_file():
+                raise UserError(f"{root}: exists and is no dataset, so --overwrite leaves it alone; choose another --out")
         self.path = self.root.with_name(f".{self.root.name}.tmp-{os.getpid()}")
 
     def __enter__(self) -> "DatasetWriter":
@@ -56,7 +80,16 @@ class DatasetWriter:
 
     def column(self, name: str, rows: int, dtype: np.dtype) -> np.ndarray:
         """A writable memory-mapped column, e.g. name "interactions/user", for readers that work in chunks."""
-        return np.lib.format.open_memmap(self.path / f"{name}.npy", mode="w+", dtype=dtype, shape=(rows,))
+        path = self.path / f"{name}.npy"
+        column = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(rows,))
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash (SIGBUS) at the first write
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return column
+
+    def appender(self, name: str, dtype: np.dtype) -> Appender:
+        """A column of unknown length, e.g. name "events/item"; close it before `finish`."""
+        return Appender(self.path / f"{name}.npy", dtype)
 
     def columns(self, group: str, arrays: dict[str, np.ndarray]) -> None:
         """Writes whole columns of group "interactions" or "events", cast to the format's dtypes."""
@@ -137,17 +170,19 @@ class DatasetWriter:
         return result
 
     def _publish(self) -> None:
-        if self.root.exists():
-            shutil.rmtree(self.root)
         self.root.parent.mkdir(parents=True, exist_ok=True)
+        old = self.path.with_name(f"{self.path.name}-old")
+        if self.root.exists():
+            os.replace(self.root, old)
         os.replace(self.path, self.root)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_features(root: Path, name: str, tokens: np.ndarray, mask: np.ndarray, manifest: dict, item_hash: str) -> None:
     """Adds the feature set `name` to the dataset folder `root`; it appears whole or not at all.
 
     Args:
-      tokens: [I, N, D] f16/f32, or [I, D] for one token an item; finite where the mask is True.
+      tokens: [I, N, D] f16/f32, or [I, D] for one token an item; finite, also where the mask is False.
       mask: [I, N] bool.
       manifest: encoder, weights hash, preprocessing; the item hash and the shape are added.
       item_hash: `hash_ids` of the dataset's items.
@@ -155,16 +190,19 @@ def write_features(root: Path, name: str, tokens: np.ndarray, mask: np.ndarray, 
     if not name.isidentifier():
         raise UserError(f"feature set name '{name}' must be letters, digits and underscores")
     tokens = tokens[:, None, :] if tokens.ndim == 2 else tokens
-    bad = np.flatnonzero(~np.isfinite(tokens).all(axis=-1).reshape(len(tokens), -1).all(axis=1))
-    if len(bad):
-        raise UserError(f"features '{name}': row {bad[0]} holds NaN or infinity ({len(bad)} such rows); mend the array")
+    bad = first_not_finite(tokens)
+    if bad is not None:
+        raise UserError(f"features '{name}': row {bad} holds NaN or infinity; mend the array")
     final = Path(root) / "features" / name
     if final.exists():
         raise UserError(f"{final}: modality name in use; choose another name or remove the folder")
     folder = final.with_name(f".{name}.tmp-{os.getpid()}")
-    folder.mkdir(parents=True)
-    np.save(folder / "tokens.npy", tokens)
-    np.save(folder / "mask.npy", mask.astype(np.bool_))
-    manifest = manifest | {"item_hash": item_hash, "shape": list(tokens.shape), "dtype": str(tokens.dtype)}
-    _write_json(folder / "manifest.json", manifest)
-    os.replace(folder, final)
+    try:
+        folder.mkdir(parents=True)
+        np.save(folder / "tokens.npy", tokens)
+        np.save(folder / "mask.npy", mask.astype(np.bool_))
+        manifest = manifest | {"item_hash": item_hash, "shape": list(tokens.shape), "dtype": str(tokens.dtype)}
+        _write_json(folder / "manifest.json", manifest)
+        os.replace(folder, final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

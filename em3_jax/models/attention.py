@@ -1,7 +1,7 @@
 """Target attention over a history (EM3 eq. 7-8; Zhou et al., Deep Interest Network, 2018).
 
-All that can be computed once per distinct item is: projections run on the [S, D] block, and the [B, T] slots only gather.
-Letters: B batch, T history, S distinct items, R distinct table rows, D width, K hidden width of the score.
+The [B, T] slots gather from the block of distinct items [S, D] and are multiplied once; nothing is projected per slot that
+can be projected per candidate. Letters: B batch, T history, S distinct items, R distinct table rows, D width, K hidden width.
 """
 
 import flax.linen as nn
@@ -14,7 +14,8 @@ def masked_softmax(score: jax.Array, mask: jax.Array) -> jax.Array:
     score = jnp.where(mask, score, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(score, axis=1, keepdims=True, initial=jnp.finfo(score.dtype).min))
     exponential = jnp.exp(score - top)  # exp(-inf) = 0 at masked positions
-    return exponential / jnp.maximum(exponential.sum(axis=1, keepdims=True), jnp.finfo(score.dtype).tiny)
+    total = exponential.sum(axis=1, keepdims=True)
+    return exponential / jnp.where(total > 0, total, 1.0)
 
 
 def entropy(weight: jax.Array) -> jax.Array:
@@ -54,34 +55,29 @@ class TargetAttention(nn.Module):
           events: [R, D] table rows with the embeddings of event fields, added to the item they belong to.
           event_position: [B, T, C] i32 positions in `events`.
         """
-        slots = jnp.take(items, history, axis=0)  # [B, T, D]
+        target, slots = jnp.take(items, candidate, axis=0), jnp.take(items, history, axis=0)  # [B, D], [B, T, D]
         if events is not None:
             for k in range(event_position.shape[-1]):
                 slots = slots + jnp.take(events, event_position[..., k], axis=0)
-        score = getattr(self, f"_{self.score}")(items, candidate, history, slots, events, event_position)
-        weight = masked_softmax(score, mask)
+        weight = masked_softmax(getattr(self, f"_{self.score}")(target, slots), mask)
         return jnp.einsum("bt,btd->bd", weight, slots), weight
 
-    def _dot(self, items, candidate, history, slots, events, event_position):
-        width = items.shape[-1]
-        # <W_q c, W_k h> = <W_k^T W_q c, h>: the key's projection moves to the candidate, so slots need none.
-        query = nn.Dense(width, use_bias=False, name="query")(items)
+    def _dot(self, target: jax.Array, slots: jax.Array) -> jax.Array:
+        width = target.shape[-1]
+        # <W_q c, W_k h> = <W_k^T W_q c, h>: the key's projection moves to the candidate, so the slots need none.
+        query = nn.Dense(width, use_bias=False, name="query")(target)
         query = nn.Dense(width, use_bias=False, name="key")(query)
-        return jnp.einsum("bd,btd->bt", jnp.take(query, candidate, axis=0), slots) / jnp.sqrt(width)
+        return jnp.einsum("bd,btd->bt", query, slots) / jnp.sqrt(width)
 
-    def _mlp(self, items, candidate, history, slots, events, event_position):
-        width = items.shape[-1]
+    def _mlp(self, target: jax.Array, slots: jax.Array) -> jax.Array:
+        width = target.shape[-1]
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (4 * width, self.hidden))
         bias = self.param("bias", nn.initializers.zeros, (self.hidden,))
         out = self.param("out", nn.initializers.lecun_normal(), (self.hidden, 1))
-        of_candidate, of_history, of_difference, of_product = jnp.split(kernel, 4)
-        # The layer is linear in c, h and c - h: those parts are projected once per distinct item.
-        for_candidate = jnp.take(items @ (of_candidate + of_difference) + bias, candidate, axis=0)  # [B, K]
-        for_history = jnp.take(items @ (of_history - of_difference), history, axis=0)  # [B, T, K]
-        if events is not None:
-            projected = events @ (of_history - of_difference)
-            for k in range(event_position.shape[-1]):
-                for_history = for_history + jnp.take(projected, event_position[..., k], axis=0)
-        product = jnp.take(items, candidate, axis=0)[:, None, :] * slots  # [B, T, D]
-        product = (product.reshape(-1, width) @ of_product).reshape(*history.shape, self.hidden)
-        return (nn.relu(for_candidate[:, None, :] + for_history + product) @ out)[..., 0]
+        of_target, of_history, of_difference, of_product = jnp.split(kernel, 4)
+        # For one candidate the layer is affine in h, with a matrix that depends on c alone:
+        # h (W_h - W_d + diag(c) W_p) + c (W_c + W_d) + b. So c - h and c * h are never formed over the slots.
+        matrix = of_history - of_difference + target[:, :, None] * of_product  # [B, D, K]
+        offset = target @ (of_target + of_difference) + bias  # [B, K]
+        hidden = nn.relu(jnp.einsum("btd,bdk->btk", slots, matrix) + offset[:, None])
+        return jnp.einsum("btk,k->bt", hidden, out[:, 0])

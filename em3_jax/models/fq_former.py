@@ -32,10 +32,7 @@ class ModalityTokens(nn.Module):
         """(tokens [S, N, D] f32, mask [S, N] bool) from {modality: [S, N_m, E_m]} and {modality: [S, N_m] bool}."""
         parts = []
         for name in sorted(tokens):
-            x = tokens[name].astype(jnp.float32)
-            # Encoders differ in scale by orders of magnitude; without affine parameters this is part of the input.
-            x = nn.LayerNorm(use_scale=False, use_bias=False, epsilon=1e-6, name=f"{name}_norm")(x)
-            x = jnp.where(mask[name][..., None], x, 0.0)  # a masked token may hold anything, NaN included
+            x = jnp.where(mask[name][..., None], tokens[name], 0.0)  # a masked token may hold anything, NaN included
             embedding = self.param(f"{name}_embedding", nn.initializers.normal(0.02), (self.width,))
             parts.append(dense(self.width, x, f"{name}_fc") + embedding)
         x = nn.Dropout(self.dropout, deterministic=not train)(jnp.concatenate(parts, axis=1))

@@ -53,18 +53,19 @@ from em3_jax.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.metrics import auc
 from em3_jax.types import UserError
 
-TASTE, QUALITY, BIAS = 4.5, 0.75, -0.9
-EXPOSURE, CHOICE, TAIL = 0.5, 3.0, 0.8
-LOOSE = 0.5
-TITLE_CARDS = 0.25
-NOISE_LOW, NOISE_HIGH, LEAST_SHOWN = 0.5, 2.0, 0.1
+TASTE, QUALITY, BIAS = 4.0, 0.75, -0.9
+EXPOSURE, CHOICE = 0.5, 5.0
+TAIL, ACTIVITY = 0.7, 0.8
+LOOSE = 1.0
+NOISE_LOW, NOISE_HIGH, LEAST_SHOWN, TITLE_CARDS = 0.2, 0.8, 0.4, 0.25
+CARDS = 16
 SLOTS = {"top": 0.3, "middle": 0.0, "bottom": -0.3}
 CATEGORIES = [f"category {c}" for c in range(12)]
 TAGS = [f"tag {t}" for t in range(24)]
 TAGS_PER_ITEM = 3
 GROUPS = [f"group {g}" for g in range(8)]
 PER_SECOND = 4
-_CHUNK = 1 << 17
+_CHUNK = 1 << 15  # fits the caches
 _STREAMS = ("world", "items", "users", "image", "text", "rows", "choices")
 
 
@@ -73,27 +74,28 @@ class _World:
     """The items and users; letters: I items, U users, k latent dimensions.
 
     Attributes:
-      content: [I, k] f32, unit length; quality: [I] f32; popularity: [I] f64, sums to 1; cold: [I] bool.
-      taste: [U, k] f32, unit length; activity: [U] f64, sums to 1; new: [U] bool.
+      content: [I, k] f32, unit length; quality: [I] f32; cold: [I] bool.
+      taste: [U, k] f32, unit length; new: [U] bool.
+      item_deck, user_deck: i32, each item (user) as often as it is popular (active), so that a draw is one look-up.
     """
 
     content: np.ndarray
     quality: np.ndarray
-    popularity: np.ndarray
     cold: np.ndarray
     taste: np.ndarray
-    activity: np.ndarray
     new: np.ndarray
+    item_deck: np.ndarray
+    user_deck: np.ndarray
 
 
 def synthetic(
     out: str | Path,
     *,
-    interactions: int = 30_000,
-    users: int = 600,
-    items: int = 800,
+    interactions: int = 40_000,
+    users: int = 800,
+    items: int = 1_000,
     seed: int = 0,
-    latent: int = 8,
+    latent: int = 6,
     image_tokens: int = 4,
     text_tokens: int = 2,
     token_width: int = 32,
@@ -101,7 +103,7 @@ def synthetic(
     new_users: float = 0.1,
     missing_image: float = 0.1,
     missing_text: float = 0.1,
-    choices: float = 15.0,
+    choices: float = 40.0,
     overwrite: bool = False,
 ) -> Dataset:
     """The dataset in folder `out`, a function of the arguments alone.
@@ -113,7 +115,7 @@ def synthetic(
       cold_share: share of the items that first appear in the test period.
       new_users: share of the users that first appear in the test period.
       missing_image, missing_text: share of the items without the modality.
-      choices: mean number of events of a user before the log starts; a fifth of it for new users.
+      choices: mean number of events of a user before the log starts; a tenth of it for new users.
       overwrite: replace an existing dataset.
     """
     arguments = {k: v for k, v in locals().items() if k not in ("out", "overwrite")}
@@ -176,17 +178,21 @@ def _directions(random: np.random.Generator, count: int, width: int) -> np.ndarr
 
 def _make_world(seed: int, users: int, items: int, latent: int, cold_share: float, new_users: float) -> _World:
     random = _random(seed, "world")
-    popularity = (random.permutation(items) + 10.0) ** -TAIL
-    activity = random.lognormal(sigma=0.8, size=users)
     return _World(
         content=_directions(random, items, latent),
         quality=QUALITY * random.standard_normal(items, dtype=np.float32),
-        popularity=popularity / popularity.sum(),
         cold=random.permutation(items) < round(cold_share * items),
         taste=_directions(random, users, latent),
-        activity=activity / activity.sum(),
         new=random.permutation(users) < round(new_users * users),
+        item_deck=_deck((random.permutation(items) + 10.0) ** -TAIL),
+        user_deck=_deck(random.lognormal(sigma=ACTIVITY, size=users)),
     )
+
+
+def _deck(weights: np.ndarray) -> np.ndarray:
+    """i32: each index in proportion to its weight, CARDS times on average, at least once."""
+    copies = np.maximum(1, np.rint(weights * (CARDS / weights.mean()))).astype(np.int64)
+    return np.repeat(np.arange(len(weights), dtype=np.int32), copies)
 
 
 def _write_rows(
@@ -217,12 +223,13 @@ def _write_rows(
 
 def _impressions(random: np.random.Generator, world: _World, rows: int, test_period: bool) -> dict[str, np.ndarray]:
     """The drawn columns of `rows` impressions, each [rows]; `label` as bool."""
-    activity = world.activity if test_period else np.where(world.new, 0, world.activity)
-    popularity = world.popularity if test_period else np.where(world.cold, 0, world.popularity)
-    user = _draw(random, _cumulative(activity), rows)
-    item = _draw_by_taste(random, world, user, _cumulative(popularity), EXPOSURE)
+    user_deck, item_deck = world.user_deck, world.item_deck
+    if not test_period:
+        user_deck, item_deck = user_deck[~world.new[user_deck]], item_deck[~world.cold[item_deck]]
+    user = user_deck[random.integers(len(user_deck), size=rows)]
+    item = _draw_by_taste(random, world, user, item_deck, EXPOSURE)
     slot = random.integers(len(SLOTS), size=rows, dtype=np.int32)
-    affinity = np.einsum("nk,nk->n", world.taste[user], world.content[item])
+    affinity = _affinity(world, user, item)
     offset = np.array(list(SLOTS.values()), np.float32)[slot]
     probability = 1 / (1 + np.exp(-(TASTE * affinity + world.quality[item] + offset + BIAS)))
     return {
@@ -237,9 +244,9 @@ def _impressions(random: np.random.Generator, world: _World, rows: int, test_per
 def _choices(world: _World, seed: int, mean: float, span: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The events before the log: user i32, item i32, time i64 in [-span, -1], each [E]."""
     random = _random(seed, "choices")
-    number = random.poisson(np.where(world.new, mean / 5, mean))
+    number = random.poisson(np.where(world.new, mean / 10, mean))
     user = np.repeat(np.arange(len(number), dtype=np.int32), number)
-    warm = _cumulative(np.where(world.cold, 0, world.popularity))
+    warm = world.item_deck[~world.cold[world.item_deck]]
     item = np.empty(len(user), np.int32)
     for start in tqdm(range(0, len(user), _CHUNK), desc="earlier choices", unit="chunk", disable=None):
         part = slice(start, start + _CHUNK)
@@ -247,28 +254,24 @@ def _choices(world: _World, seed: int, mean: float, span: int) -> tuple[np.ndarr
     return user, item, random.integers(-max(span, 1), 0, len(user))
 
 
-def _cumulative(weights: np.ndarray) -> np.ndarray:
-    cumulative = np.cumsum(weights)
-    return cumulative / cumulative[-1]
-
-
-def _draw(random: np.random.Generator, cumulative: np.ndarray, size: int) -> np.ndarray:
-    """[size] i32 draws of an index; one of weight 0 is never drawn."""
-    return np.searchsorted(cumulative, random.random(size), side="right").astype(np.int32)
+def _affinity(world: _World, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """[n] f32: <taste, content>."""
+    taste, content = np.take(world.taste, user, axis=0), np.take(world.content, item, axis=0)  # much faster than [...]
+    return np.einsum("nk,nk->n", taste, content)
 
 
 def _draw_by_taste(
-    random: np.random.Generator, world: _World, user: np.ndarray, cumulative: np.ndarray, beta: float
+    random: np.random.Generator, world: _World, user: np.ndarray, deck: np.ndarray, beta: float
 ) -> np.ndarray:
-    """[n] i32 items for users [n], drawn in proportion to popularity exp(beta <taste, content>).
+    """[n] i32 items for users [n], drawn with P(i | u) ~ (share of the deck) exp(beta <taste, content>).
 
-    By rejection, which is exact: draw by popularity, accept with probability exp(beta (<taste, content> - 1)).
+    By rejection, which is exact: draw from the deck, accept with probability exp(beta (<taste, content> - 1)).
     """
     item = np.empty(len(user), np.int32)
     pending = np.arange(len(user))
     while len(pending):
-        candidate = _draw(random, cumulative, len(pending))
-        affinity = np.einsum("nk,nk->n", world.taste[user[pending]], world.content[candidate])
+        candidate = deck[random.integers(len(deck), size=len(pending))]
+        affinity = _affinity(world, user[pending], candidate)
         accepted = random.random(len(pending), dtype=np.float32) < np.exp(beta * (affinity - 1))
         item[pending[accepted]] = candidate[accepted]
         pending = pending[~accepted]
@@ -282,8 +285,8 @@ def _write_histories(writer: DatasetWriter, user: np.ndarray, item: np.ndarray, 
     writer.columns("events", {"item": item[order], "time": time})
     rows = {n: np.load(writer.path / "interactions" / f"{n}.npy", mmap_mode="r") for n in ("user", "time")}
     start, end = (writer.column(f"interactions/history_{n}", len(rows["user"]), np.int64) for n in ("start", "end"))
-    for first in tqdm(range(0, len(start), _CHUNK), desc="histories", unit="chunk", disable=None):
-        part = slice(first, first + _CHUNK)
+    for first in tqdm(range(0, len(start), 1 << 20), desc="histories", unit="chunk", disable=None):
+        part = slice(first, first + (1 << 20))
         start[part], end[part] = history_ranges(user, time, rows["user"][part], rows["time"][part])
 
 

@@ -1,0 +1,45 @@
+# Everything runs from a fresh clone: each target makes what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= runs/demo
+
+.PHONY: install demo test lint format bench clean
+
+install: $(VENV)/installed
+
+# PIN=requirements-lock-py311.txt installs the versions the project was tested with.
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(PIN),-c $(PIN)) -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed requirements-test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(PIN),-c $(PIN)) -r requirements-test.txt
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python -m em3_jax.prepare synthetic --out $(DEMO)/data --overwrite
+	$(BIN)/python train.py --config=configs/em3_synthetic.py:id_only --config.data.root=$(DEMO)/data --workdir=$(DEMO)/id_only
+	$(BIN)/python train.py --config=configs/em3_synthetic.py --config.data.root=$(DEMO)/data --workdir=$(DEMO)/em3
+	$(BIN)/python eval.py --workdir=$(DEMO)/id_only > $(DEMO)/id_only.txt
+	$(BIN)/python eval.py --workdir=$(DEMO)/em3 > $(DEMO)/em3.txt
+	@echo
+	$(BIN)/python -m em3_jax.compare ID-only=$(DEMO)/id_only EM3=$(DEMO)/em3
+
+test: $(VENV)/installed-test lint
+	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.ranking
+
+clean:
+	rm -rf $(VENV) $(DEMO)

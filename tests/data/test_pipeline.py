@@ -1,0 +1,195 @@
+"""pipeline: every row once an epoch, a batch is a function of (seed, step), and nothing depends on threads."""
+
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from em3_jax import sharding
+from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.data.pipeline import batches, evaluation_source, rows_of_step, training_source
+
+SIZES = [(1, 1), (1, 5), (7, 3), (12, 4), (100, 7), (100, 100), (100, 101), (100, 999), (4096, 500), (5003, 611)]
+ORDERS = ["shuffled", "chronological"]
+
+
+@pytest.fixture(scope="module")
+def builder(tiny):
+    return BatchBuilder(tiny.dataset, history_length=4, unknown_alpha=3.0, unknown_floor={})
+
+
+def make_source(builder, *, batch_size=32, seed=0, order="shuffled", num_steps=12):
+    return training_source(builder, batch_size=batch_size, seed=seed, order=order, num_steps=num_steps)
+
+
+def run_of_rows(rows, batch_size: int, seed: int, order: str, epochs: int) -> np.ndarray:
+    """[epochs * len(rows)] the rows that training visits, one after the other."""
+    steps = range(math.ceil(epochs * len(rows) / batch_size))
+    visited = np.concatenate([rows_of_step(rows, batch_size, seed, order, step) for step in steps])
+    return visited[: epochs * len(rows)]
+
+
+def assert_same_batch(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+# The order of the rows.
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("seed", [0, 1, 2**40])
+@pytest.mark.parametrize("num_rows,batch_size", SIZES)
+def test_an_epoch_visits_every_row_exactly_once(num_rows, batch_size, seed, order):
+    rows = range(1000, 1000 + num_rows)
+    for epoch in run_of_rows(rows, batch_size, seed, order, epochs=3).reshape(3, num_rows):
+        np.testing.assert_array_equal(np.sort(epoch), rows)
+
+
+def test_the_order_does_not_depend_on_the_batch_size():
+    runs = [run_of_rows(range(50), size, seed=3, order="shuffled", epochs=4) for size in (1, 7, 50, 64, 200)]
+    for run in runs[1:]:
+        np.testing.assert_array_equal(run, runs[0])
+
+
+def test_each_epoch_and_each_seed_has_an_order_of_its_own():
+    orders = [tuple(e) for s in (0, 1) for e in run_of_rows(range(100), 10, s, "shuffled", epochs=3).reshape(3, 100)]
+    assert len(set(orders)) == 6
+
+
+def test_chronological_is_the_order_of_the_rows():
+    np.testing.assert_array_equal(run_of_rows(range(5, 25), 6, 0, "chronological", epochs=2), [*range(5, 25)] * 2)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_split_that_is_no_range_is_visited_row_by_row(tiny, builder, order):
+    train = np.flatnonzero(tiny.rows["split"] == 0)
+    assert not isinstance(tiny.dataset.split_rows("train"), range)
+    visited = run_of_rows(make_source(builder).rows, 32, 0, order, epochs=2).reshape(2, len(train))
+    for epoch in visited if order == "chronological" else np.sort(visited):
+        np.testing.assert_array_equal(epoch, train)
+
+
+@pytest.mark.parametrize("num_rows", [3001, 20011], ids=["sorted", "feistel"])
+def test_rows_far_apart_in_order_are_uncorrelated(num_rows):
+    """Autocorrelation of an epoch at many distances, between epochs, between seeds, and with the original order."""
+    epochs = [run_of_rows(range(num_rows), 1 << 12, s, "shuffled", 2).reshape(2, -1) for s in (0, 1)]
+    first, second, other = epochs[0][0], epochs[0][1], epochs[1][0]
+    pairs = [(first, second), (first, other), (first, np.arange(num_rows))]
+    for distance in (1, 2, 3, 10, 100, 1000, math.isqrt(num_rows), math.isqrt(num_rows) + 1, num_rows // 2):
+        pairs.append((first[:-distance], first[distance:]))
+    for a, b in pairs:
+        assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / math.sqrt(len(a))
+
+
+def test_a_batch_is_spread_over_the_whole_data():
+    """The rows of a batch are uniform: their positions in time have a uniform's mean and spread."""
+    batch = rows_of_step(range(10**9), 4096, 0, "shuffled", 123) / 10**9
+    assert abs(batch.mean() - 1 / 2) < 4.5 * math.sqrt(1 / 12 / 4096)
+    assert abs(batch.var() - 1 / 12) < 4.5 * math.sqrt(1 / 180 / 4096)
+
+
+def test_billions_of_rows_cost_no_more_than_thousands():
+    rows = rows_of_step(range(2 * 10**9), 8, 0, "shuffled", 10**6)
+    assert len(set(rows)) == 8 and rows.min() >= 0 and rows.max() < 2 * 10**9
+
+
+def test_an_unknown_order_is_refused():
+    with pytest.raises(ValueError, match="alphabetical"):
+        rows_of_step(range(5), 2, 0, "alphabetical", 0)
+
+
+# Batches.
+
+
+def test_a_batch_is_a_function_of_seed_and_step(builder):
+    source = make_source(builder)
+    assert_same_batch(source[5], make_source(builder)[5])
+    assert_same_batch(source[5], source[5])
+    other_seed = make_source(builder, seed=1)[5]
+    assert (other_seed["user_row"] != source[5]["user_row"]).any()
+
+
+def test_a_training_batch_holds_the_rows_of_its_step(tiny, builder):
+    source = make_source(builder)
+    for step in (0, 5, 6, 7):  # 189 training rows or so: the second epoch begins in step 5
+        rows = rows_of_step(source.rows, 32, 0, "shuffled", step)
+        batch = source[step]
+        np.testing.assert_array_equal(batch["label"], tiny.rows["label"][rows])
+        np.testing.assert_array_equal(batch["item_id"][batch["item_position"]], tiny.rows["item"][rows])
+
+
+def test_ids_are_replaced_anew_in_each_step(builder):
+    """The same rows, chronologically and epoch-long, with the replacements of their steps."""
+    count = len(make_source(builder).rows)
+    source = make_source(builder, batch_size=count, order="chronological", num_steps=2)
+    rows = [batch["row_id"][batch["user_row"]] for batch in (source[0], source[1])]
+    assert (rows[0] != rows[1]).any()
+    np.testing.assert_array_equal(source[0]["label"], source[1]["label"])
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 11, 12])
+def test_starting_at_step_k_gives_the_batches_of_running_there(builder, start):
+    source = make_source(builder)
+    resumed = list(batches(source, start=start))
+    assert len(resumed) == len(source) - start
+    for step, batch in enumerate(resumed, start=start):
+        assert_same_batch(batch, source[step])
+
+
+@pytest.mark.parametrize("threads", [0, 1, 5])
+def test_threads_do_not_matter(builder, threads):
+    source = make_source(builder, num_steps=40)
+    count = 0
+    for step, batch in enumerate(batches(source, threads=threads, ahead=8)):
+        assert_same_batch(batch, source[step])
+        count += 1
+    assert count == 40
+
+
+def test_batches_on_the_device_are_those_of_the_host(builder):
+    source = make_source(builder)
+    shardings = sharding.batch_shardings(sharding.make_mesh(1, 1), source[0])
+    for step, batch in enumerate(itertools.islice(batches(source, device=shardings), 3)):
+        assert all(isinstance(value, jax.Array) and value.sharding == shardings[name] for name, value in batch.items())
+        assert_same_batch(jax.device_get(batch), source[step])
+
+
+def test_few_shapes_come_out_of_the_source(builder):
+    source = make_source(builder, num_steps=40)
+    assert len({(len(batch["item_id"]), len(batch["row_id"])) for batch in batches(source)}) <= 2
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_evaluation_covers_each_row_once_in_order_with_weights(tiny, builder, split, batch_size):
+    rows = np.flatnonzero(tiny.rows["split"] == ("train", "valid", "test").index(split))
+    source = evaluation_source(builder, split, batch_size)
+    parts = list(batches(source))
+    assert len(parts) == len(source) == math.ceil(len(rows) / batch_size)
+    assert {len(batch["label"]) for batch in parts} == {batch_size}
+    weight = np.concatenate([batch["weight"] for batch in parts])
+    np.testing.assert_array_equal(weight, np.arange(len(weight)) < len(rows))
+    for name in ("label", "item"):
+        values = [b["label"] if name == "label" else b["item_id"][b["item_position"]] for b in parts]
+        np.testing.assert_array_equal(np.concatenate(values)[: len(rows)], tiny.rows[name][rows])
+
+
+def test_evaluation_replaces_no_ids(tiny):
+    certain = BatchBuilder(tiny.dataset, history_length=4, unknown_alpha=1e9, unknown_floor={})
+    never = BatchBuilder(tiny.dataset, history_length=4, unknown_alpha=0.0, unknown_floor={})
+    assert_same_batch(evaluation_source(certain, "valid", 20)[0], evaluation_source(never, "valid", 20)[0])
+
+
+def test_training_buckets_are_a_function_of_the_seed(builder):
+    assert make_source(builder).buckets == make_source(builder).buckets
+    assert isinstance(make_source(builder).buckets, Buckets)
+    # A run that is extended keeps its shapes, so it stays bit-identical to one that was long from the start.
+    assert make_source(builder, num_steps=1).buckets == make_source(builder, num_steps=5000).buckets
