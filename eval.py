@@ -33,7 +33,7 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     parts = experiment.build(config, lambda rows, size: 1)
     workdir.check_data(directory, record, parts.dataset.meta["data_hash"])
     checkpoints = Checkpoints(directory)
-    state, notes = checkpoints.restore(jax.eval_shape(parts.init), step)
+    state, _ = checkpoints.restore(jax.eval_shape(parts.init), step)
     source = parts.evaluation(split)
     logits = evaluators.predict(source, lambda batch: parts.predict(state, batch))
     report = evaluators.evaluate(

@@ -48,10 +48,10 @@ def train(config, directory: str | Path) -> dict:
     """Trains to the end, or until validation stops improving; returns {"best_step", "best_value", "step", "stopped_by"}.
 
     Args:
-      config: ConfigDict or dict with the sections of `experiment.SECTIONS`.
+      config: nested dict with the sections of `experiment.SECTIONS`.
       directory: the run's folder.
     """
-    directory, config = Path(directory), config.to_dict() if hasattr(config, "to_dict") else config
+    directory = Path(directory)
     config_.check_sections(config, experiment.SECTIONS)
     settings = config_.call(TrainSettings, config["train"], "config.train")
     if settings.deterministic:  # read when the first device is made, so it has to come first
@@ -202,13 +202,22 @@ def main() -> int:
     workdir_flag = flags.DEFINE_string("workdir", None, "the run's folder; an existing run is resumed")
     try:
         flags.FLAGS(sys.argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-        raise UserError(f"{error}; see python train.py --help") from None
-    if config_flag.value is None or workdir_flag.value is None:
+        config = config_flag.value and config_flag.value.to_dict()
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
+        raise UserError(f"{_explain(error)}; see python train.py --help") from None
+    if config is None or workdir_flag.value is None:
         raise UserError("--config=configs/<name>.py and --workdir=<folder> are both needed")
-    result = train(config_flag.value, workdir_flag.value)
+    result = train(config, workdir_flag.value)
     stopped_by = result["stopped_by"]
     return 128 + signal.Signals[stopped_by] if stopped_by.startswith("SIG") else 0
+
+
+def _explain(error: Exception) -> str:
+    """ "config.model.dropuot: 'dropuot' Did you mean ...": the argument that names the key, and the error's own words."""
+    text = " ".join(map(str, error.args)).replace("\\n", " ").replace("\\'", "'").strip('"')
+    names = [argument[2:].split("=")[0] for argument in sys.argv if argument.startswith("--config.")]
+    culprit = next((name for name in names if any(f"'{part}'" in text for part in name.split("."))), "config")
+    return f"{culprit}: {text}"
 
 
 if __name__ == "__main__":

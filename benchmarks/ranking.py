@@ -19,8 +19,7 @@ from benchmarks.timing import interleaved, milliseconds
 from configs import base, em3_movielens
 from em3_jax import experiment, sharding, tables
 from em3_jax.data.batches import BatchBuilder
-from em3_jax.data.pipeline import batches, training_source
-
+from em3_jax.data.pipeline import batches
 from em3_jax.data.readers.synthetic import synthetic
 
 FUXICTR_DIN = 15_300  # examples/s of FuxiCTR 2.3.10 DIN on the same rows and kind of machine, 2 threads
@@ -81,7 +80,9 @@ def step(root: Path, repeats: int) -> None:
             f"{len(trainer.batch['item_id']):>6,}   compile {trainer.compile_seconds:.1f} s   "
             f"temporaries {memory.temp_size_in_bytes / 1e6:,.0f} MB"
         )
-    print(f"step, all slots / distinct: {seconds['all slots'].min() / seconds['distinct items'].min():.1f} x (target 6)")
+    print(
+        f"step, all slots / distinct: {seconds['all slots'].min() / seconds['distinct items'].min():.1f} x (target 6)"
+    )
 
 
 def table(root: Path, repeats: int) -> None:
@@ -104,7 +105,9 @@ def input_(root: Path, repeats: int) -> None:
     source[0]
     seconds = interleaved({"batch": lambda: source[np.random.randint(1000)]}, 20 * repeats)["batch"]
     size = source.batch_size
-    print(f"input, one thread: {milliseconds(seconds)} a batch, {size / seconds.min():,.0f} examples/s (target 1,000,000)")
+    print(
+        f"input, one thread: {milliseconds(seconds)} a batch, {size / seconds.min():,.0f} examples/s (target 1,000,000)"
+    )
     for threads in (1, 2):
         stream, best = batches(source, threads=threads), np.inf
         for _ in range(5):
@@ -120,7 +123,7 @@ def run(root: Path, repeats: int) -> None:
     config = planted_config(root)
     config.train.epochs, config.train.eval_every, config.train.log_every = 0.25, 1000, 20
     with tempfile.TemporaryDirectory() as workdir:
-        train.train(config, workdir)
+        train.train(config.to_dict(), workdir)
         lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     windows = [line for line in lines if "time/input_wait_share" in line][1:]  # the first holds the compilation
     wait = np.mean([line["time/input_wait_share"] for line in windows])
@@ -133,13 +136,14 @@ def din(movielens_source: Path, repeats: int) -> None:
     """Examples/s of the ID-only DIN on MovieLens-100K, whole loop, against FuxiCTR's."""
     with tempfile.TemporaryDirectory() as folder:
         from em3_jax.data.readers.movielens import movielens
+
         movielens(movielens_source, Path(folder) / "data")
         config = em3_movielens.get_config("id_only")
         config.data.root = f"{folder}/data"
         trainer = Trainer(config)
         print(f"din, step: {milliseconds(interleaved({'step': trainer}, 4 * repeats)['step'])}")
         config.train.epochs, config.train.eval_every, config.train.log_every = 5.0, 1000, 50
-        train.train(config, f"{folder}/run")
+        train.train(config.to_dict(), f"{folder}/run")
         lines = [json.loads(line) for line in Path(f"{folder}/run/metrics.jsonl").read_text().splitlines()]
     windows = [line for line in lines if "time/examples_per_second" in line][1:]
     speed = np.median([line["time/examples_per_second"] for line in windows])

@@ -41,8 +41,8 @@ def ranking() -> ConfigDict:
             "tables": {
                 "width": 16,
                 "init_scale": 0.05,
-                "optimizer": "lazy_adam",  # or rowwise_adagrad
-                "learning_rate": 1e-3,
+                "optimizer": "rowwise_adagrad",  # or lazy_adam
+                "learning_rate": 0.02,
                 "l2": 0.0,  # on the rows a batch touches
             },
             "optim": {

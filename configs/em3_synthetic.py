@@ -15,4 +15,6 @@ def get_config(arg: str = ""):
     config.data.history_length = 20
     config.data.batch_size = 256
     config.model.cic.id_fields = ("item", "category")
+    config.train.epochs = 20.0
+    config.train.eval_every = 100
     return base.id_only(config) if arg == "id_only" else config

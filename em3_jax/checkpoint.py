@@ -31,9 +31,10 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path):
-        # Orbax fails in the background on a relative path, and reports a missing blocker as a warning on every save.
+        # Orbax fails in the background on a relative path. What it logs as an error it also raises.
         self._root = Path(workdir).absolute() / "checkpoints"
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._saving = 0  # the step of the newest save
         self._managers = {kind: self._manager(kind) for kind in ("latest", "best")}
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
@@ -55,10 +56,11 @@ class Checkpoints:
         """
         step = int(state.step)
         manager = self._managers[kind]
+        self.wait()
+        if step in manager.all_steps():
+            return  # a resumed run repeats the steps since its last checkpoint, to the same state
         try:
-            self.wait()
-            if step in manager.all_steps():
-                return  # a resumed run repeats the steps since its last checkpoint, to the same state
+            self._saving = step
             self._check_space(state)
             args = ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)), notes=ocp.args.JsonSave(notes))
             if not manager.save(step, args=args, force=True):
@@ -74,9 +76,8 @@ class Checkpoints:
     def _not_saved(self, kind: str, step: int, error: Exception) -> UserError:
         kept = self.steps("latest")
         kept_text = f"the checkpoint of step {kept[-1]} is kept" if kept else "no earlier checkpoint exists"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return UserError(
-            f"{self._root / kind}: could not save step {step} ({reason}); {kept_text}; free space and run again to resume"
+            f"{self._root / kind}: could not save step {step} ({_reason(error)}); {kept_text}; free space and run again to resume"
         )
 
     def wait(self) -> None:
@@ -85,7 +86,7 @@ class Checkpoints:
             try:
                 manager.wait_until_finished()
             except (OSError, ValueError, RuntimeError) as error:
-                raise self._not_saved(kind, manager.latest_step() or 0, error) from error
+                raise self._not_saved(kind, self._saving, error) from error
 
     def restore_latest(self, template: State) -> tuple[State, dict[str, Any]] | None:
         """The newest readable checkpoint, or None without any; an unreadable one is set aside with a warning.
@@ -115,8 +116,9 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{self._root / kind / str(step)}: unreadable ({reason}); choose another --step") from error
+            raise UserError(
+                f"{self._root / kind / str(step)}: unreadable ({_reason(error)}); choose another --step"
+            ) from error
 
     def _restore(self, kind: str, step: int, template: State) -> tuple[State, dict[str, Any]]:
         wanted = _flat(jax.tree.map(_abstract, template))
@@ -145,8 +147,9 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: Exception) -> None:
         folder = self._root / "latest" / str(step)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        warnings.warn(f"checkpoint {folder} is unreadable ({reason[:200]}); going back to the one before", stacklevel=3)
+        warnings.warn(
+            f"checkpoint {folder} is unreadable ({_reason(error)}); going back to the one before", stacklevel=3
+        )
         self._managers["latest"].close()
         aside = self._root / "unreadable" / str(step)
         shutil.rmtree(aside, ignore_errors=True)
@@ -162,6 +165,11 @@ class Checkpoints:
 
 def _flat(state: State) -> dict[str, Any]:
     return {name.replace("/", "."): leaf for name, leaf in trees.named_leaves(state).items()}
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's text, of a bearable length."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _abstract(leaf):

@@ -22,8 +22,11 @@ def call(function: Callable, section: Mapping[str, Any], where: str, **given) ->
         for name, parameter in inspect.signature(function).parameters.items()
         if name not in given and name not in ("parent", "name")  # the two that Linen adds to modules
     }
+    open_ended = [name for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    for name in open_ended:  # **settings, which the function checks itself
+        del parameters[name]
     for key in section:
-        if key not in parameters:
+        if key not in parameters and not open_ended:
             raise UserError(f"{where}.{key}: unknown key; {nearest(key, parameters)}")
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in section:

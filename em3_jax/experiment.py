@@ -107,7 +107,7 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
     sharding.check_divides(mesh, "eval.batch_size", eval_settings.batch_size)
 
     dataset = open_dataset(data.root)
-    task = tasks.ranking(dataset.fields, **config["model"])
+    task = config_.call(tasks.ranking, config["model"], "config.model", fields=dataset.fields)
     feature_sets = _load_features(dataset, data.features) if task.uses_content else []
     on_device = _on_device(data.placement, feature_sets)
     feature_tables = _to_device(feature_sets, mesh) if on_device else {}

@@ -24,7 +24,7 @@ def dense_optimizer(
     Args:
       params: parameter tree (names and shapes only).
       weight_decay: decoupled; on matrices, not on biases, norms or embeddings of one axis.
-      clip_norm: bound of the global gradient norm; 0 = none.
+      clip_norm: bound of the global gradient norm of the leaves that train; 0 = none.
       multipliers: (regex on the parameter's name, factor) pairs, first match wins; factor 0 freezes, and a frozen leaf has
         no optimizer state. A pattern that matches nothing is an error.
     """
@@ -45,7 +45,10 @@ def dense_optimizer(
     update = optax.multi_transform(
         {str(f): adamw(f) for f in set(jax.tree.leaves(factors))}, jax.tree.map(str, factors)
     )
-    return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update
+    if not clip_norm:
+        return update
+    clip = optax.masked(optax.clip_by_global_norm(clip_norm), jax.tree.map(bool, factors))  # frozen leaves have no say
+    return optax.chain(clip, update)
 
 
 def frozen(params, multipliers: tuple[tuple[str, float], ...]) -> dict[str, bool]:

@@ -13,10 +13,11 @@ BY_EXAMPLE = ("label", "weight", "item_position", "history_position", "history_m
 def make_mesh(data: int, model: int) -> Mesh:
     """A mesh of data x model devices; data = 0 takes all devices that `model` leaves."""
     devices = jax.devices()
-    data = data or len(devices) // model
-    if data * model > len(devices) or data < 1:
+    data = data or len(devices) // max(model, 1)
+    if data * model > len(devices) or data < 1 or model < 1:
         raise UserError(
-            f"config.mesh: {data} x {model} needs {data * model} devices, this machine has {len(devices)}; make it smaller"
+            f"config.mesh: {data} x {model} does not fit, this machine has {len(devices)} devices; give two positive sizes "
+            "whose product fits"
         )
     return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto,) * 2, devices=devices[: data * model])
 
@@ -37,7 +38,7 @@ def batch_shardings(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, Named
 def check_divides(mesh: Mesh, name: str, batch_size: int) -> None:
     """Refuses a batch size that the data axis does not divide."""
     parts = mesh.shape["data"]
-    if batch_size % parts:
+    if batch_size < 1 or batch_size % parts:
         raise UserError(
             f"config.{name}={batch_size} does not divide over {parts} devices (mesh axis 'data'); "
             f"use {batch_size // parts * parts or parts} or another multiple of {parts}"

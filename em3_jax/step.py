@@ -81,7 +81,7 @@ def make_train_step(
         new_state = State(
             state.step + 1, optax.apply_updates(state.params, updates), opt_state, new_tables, state.memory
         )
-        norms = {"gradient_norm": optax.global_norm(gradients[0]), "row_gradient_norm": optax.global_norm(gradients[1])}
+        norms = {"gradient_norm": optax.tree.norm(gradients[0]), "row_gradient_norm": optax.tree.norm(gradients[1])}
         return new_state, {"loss": value} | aux | norms
 
     return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))

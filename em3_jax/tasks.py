@@ -46,6 +46,12 @@ class Inputs(NamedTuple):
 
 
 CONTENT = ("none", "end_to_end")
+SCORES = ("dot", "mlp")
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"config.model.{name} '{value}' is unknown; {config.nearest(value, known)}")
 
 
 def ranking(
@@ -60,15 +66,21 @@ def ranking(
       cic: settings of `_cic_loss`; weight 0 leaves CIC out.
       model_settings: settings of `RankingModel`.
     """
-    if content not in CONTENT:
-        raise UserError(f"config.model.content '{content}' is unknown; {config.nearest(content, CONTENT)}")
-    fusion_module = None
-    if content != "none":
-        fusion_module = config.call(FusionQFormer, fusion, "config.model.fusion")
+    _check_choice("content", content, CONTENT)
+    for name in ("attention_score", "content_score"):
+        if name in model_settings:
+            _check_choice(name, model_settings[name], SCORES)
+    fusion_module = config.call(FusionQFormer, fusion, "config.model.fusion")
+    if fusion_module.width % fusion_module.heads:
+        raise UserError(
+            f"config.model.fusion: {fusion_module.heads} heads do not divide the width {fusion_module.width}; change one"
+        )
+    contrast = config.call(_cic, cic, "config.model.cic", fields=fields)
+    if content == "none":
+        fusion_module = None
     model = config.call(RankingModel, model_settings, "config.model", fields=fields, fusion=fusion_module)
-    contrast = None
-    if fusion_module is not None and cic["weight"]:
-        contrast = config.call(_cic, cic, "config.model.cic", fields=fields)
+    if fusion_module is None or not contrast.weight:
+        contrast = None
 
     def init(key: jax.Array, inputs: Inputs):
         (_, out), variables = model.init_with_output(key, *inputs, train=False)

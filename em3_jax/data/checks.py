@@ -3,7 +3,6 @@
 import numpy as np
 
 from em3_jax.data.format import MAX_EVENT_VOCABULARY, SPLITS, Dataset
-from em3_jax.fields import FIRST_KNOWN
 from em3_jax.types import UserError
 
 _CHUNK = 1 << 22

@@ -75,6 +75,12 @@ def hash_files(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
+def hash_data(root: Path) -> str:
+    """sha256 of a dataset's files but dataset.json, which holds it, and the features, which may be added later."""
+    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file() and path.name != "dataset.json")
+    return hash_files([root / path for path in files if path.parts[0] != "features"])
+
+
 def hash_ids(ids: pa.ChunkedArray | pa.Array | list) -> str:
     """sha256 of the original item ids in row order; ties a feature set to the items it was made for."""
     values = ids.to_pylist() if hasattr(ids, "to_pylist") else list(ids)

@@ -13,7 +13,7 @@ import numpy as np
 
 from em3_jax import rng
 from em3_jax.data.batches import BatchBuilder, Buckets
-from em3_jax.types import Batch
+from em3_jax.types import Batch, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def rows_of_step(rows: np.ndarray | range, batch_size: int, seed: int, order: st
             inside = epoch == number
             index[inside] = rng.permute(index[inside], len(rows), rng.numpy_key(seed, "epoch", int(number)))
     elif order != "chronological":
-        raise ValueError(f"order must be 'shuffled' or 'chronological', not {order!r}")
+        raise UserError(f"config.data.order '{order}' is unknown; choose shuffled or chronological")
     return _take(rows, index)
 
 

@@ -17,7 +17,7 @@ from em3_jax.data.format import (
     SPLITS,
     Dataset,
     fields_to_json,
-    hash_files,
+    hash_data,
     hash_ids,
     open_dataset,
 )
@@ -66,7 +66,9 @@ class DatasetWriter:
             if not overwrite:
                 raise UserError(f"{root}: exists already; choose another --out or pass --overwrite")
             if not (self.root / "dataset.json").is_file():
-                raise UserError(f"{root}: exists and is no dataset, so --overwrite leaves it alone; choose another --out")
+                raise UserError(
+                    f"{root}: exists and is no dataset, so --overwrite leaves it alone; choose another --out"
+                )
         self.path = self.root.with_name(f".{self.root.name}.tmp-{os.getpid()}")
 
     def __enter__(self) -> "DatasetWriter":
@@ -151,8 +153,7 @@ class DatasetWriter:
         check_dataset(dataset)
         count_training(dataset)
         meta["summary"] = summarise(dataset)
-        files = sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "dataset.json")
-        meta["data_hash"] = hash_files([p for p in files if "features" not in p.relative_to(self.path).parts])
+        meta["data_hash"] = hash_data(self.path)
         _write_json(self.path / "dataset.json", meta)
         self._publish()
         return open_dataset(self.root)

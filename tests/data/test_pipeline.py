@@ -10,6 +10,7 @@ import pytest
 from em3_jax import sharding
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.pipeline import batches, evaluation_source, rows_of_step, training_source
+from em3_jax.types import UserError
 
 SIZES = [(1, 1), (1, 5), (7, 3), (12, 4), (100, 7), (100, 100), (100, 101), (100, 999), (4096, 500), (5003, 611)]
 ORDERS = ["shuffled", "chronological"]
@@ -99,7 +100,7 @@ def test_billions_of_rows_cost_no_more_than_thousands():
 
 
 def test_an_unknown_order_is_refused():
-    with pytest.raises(ValueError, match="alphabetical"):
+    with pytest.raises(UserError, match="alphabetical"):
         rows_of_step(range(5), 2, 0, "alphabetical", 0)
 
 

@@ -104,7 +104,7 @@ def test_fusion_equals_the_naive_form(layers):
 
 @pytest.mark.parametrize("layers", LAYERS)
 def test_slopes_equal_finite_differences_of_the_naive_form(layers):
-    params, fuse = make_model(layers)
+    params, _ = make_model(layers)
     content = make_content()
     direction = jax.tree.map(lambda leaf: np.sin(np.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
 
@@ -131,7 +131,7 @@ def test_masked_tokens_change_nothing_whatever_they_hold(layers, garbage):
 
 @pytest.mark.parametrize("layers", LAYERS)
 def test_masked_tokens_get_no_gradient_and_disturb_no_other(layers):
-    params, fuse = make_model(layers)
+    params, _ = make_model(layers)
     tokens, mask = make_content()
     gradients = make_gradients(layers)
     of_params, of_tokens = gradients(params, tokens, mask)

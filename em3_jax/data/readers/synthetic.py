@@ -1,24 +1,24 @@
-"""A built-in dataset with planted truth: the probability of every click is known, so the best possible AUC is, too.
+"""Planted truth: the probability of every click is known, so the best possible AUC is known, too.
 
 The generator is part of what the results mean: it will not be changed to please a model.
 
 **Items.** Item i has unit content z_i, uniform on the sphere of R^k; a quality q_i ~ N(0, QUALITY^2) that content does
-not show; and a popularity p_i proportional to (rank_i + 10)^-TAIL, the ranks in random order. All three are independent.
+not show; and a popularity p_i ~ (rank_i + 10)^-TAIL, the ranks in random order. All three are independent.
 
-    token of modality m       x = W_m (w_m * z_i) + s e,   W_m entries ~ N(0, 1),   e ~ N(0, 1),   s ~ U(0.5, 2)
+    token of modality m       x = W_m (w_m * z_i) + s e,   W_m entries ~ N(0, 1),   e ~ N(0, 1),   s ~ U(0.1, 0.5)
     or, with chance 1/4, a    x = o_m + e,   one offset o_m ~ N(0, 1) for all title cards of the modality
     title card
 
 w_m says how much of each latent dimension the modality shows: the image weights fall linearly from 1 to 0.1 over the k
-dimensions, the text weights rise from 0.1 to 1, so each alone shows about half of z. Tokens differ in noise and a title
-card can be recognised, so fusion by attention can beat a mean. A share of the items misses a modality (mask False).
+dimensions, the text weights rise from 0.1 to 1, so that both together show more than either. Tokens differ in noise and a
+title card can be recognised, so fusion by attention can beat a mean. A share of the items misses a modality (mask False).
 
     category = argmax_c <z_i, a_c> + LOOSE g          tags = the one to three largest of <z_i, b_t> + 2 LOOSE g
 
 with random unit directions a_c, b_t and g ~ N(0, 1): coarse and noisy views of z, as categories are.
 
 **Users.** User u has unit taste t_u, uniform on the sphere; field `group` = argmax_g <t_u, c_g> + LOOSE g; and a
-log-normal activity (sigma 0.8).
+log-normal activity (sigma ACTIVITY).
 
 **Clicks.** Impressions come four a second. The user is drawn by activity, then the item and the click:
 
@@ -35,6 +35,9 @@ are none of them, neither as candidates nor in histories. A share of the users a
     P(i | u) ~ p_i exp(CHOICE <t_u, z_i>)         over the items that are not cold;
 
 a history holds the user's events strictly earlier than the impression.
+
+With the default sizes 42 % of the rows are clicks, quality makes 17 % of the variance of the logit, and the Bayes AUC is
+0.85; it would be 0.82 for one who knows all but q.
 """
 
 import dataclasses
@@ -57,8 +60,8 @@ TASTE, QUALITY, BIAS = 4.0, 0.75, -0.9
 EXPOSURE, CHOICE = 0.5, 5.0
 TAIL, ACTIVITY = 0.7, 0.8
 LOOSE = 1.0
-NOISE_LOW, NOISE_HIGH, LEAST_SHOWN, TITLE_CARDS = 0.2, 0.8, 0.4, 0.25
-CARDS = 16
+NOISE_LOW, NOISE_HIGH, LEAST_SHOWN, TITLE_CARDS = 0.1, 0.5, 0.1, 0.25
+CARDS = 16  # mean copies of an item or user in its deck
 SLOTS = {"top": 0.3, "middle": 0.0, "bottom": -0.3}
 CATEGORIES = [f"category {c}" for c in range(12)]
 TAGS = [f"tag {t}" for t in range(24)]
@@ -110,6 +113,7 @@ def synthetic(
 
     Args:
       interactions, users, items: how many.
+      seed: of everything drawn.
       latent: k, dimensions of content and taste.
       image_tokens, text_tokens, token_width: tokens of an item and their width; 0 tokens leaves a modality out.
       cold_share: share of the items that first appear in the test period.

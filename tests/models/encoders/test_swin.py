@@ -59,7 +59,6 @@ def assert_equal_outputs(model, module, params, x):
 @pytest.mark.parametrize(
     ("config", "size"),
     [
-        pytest.param({}, (32, 32), id="last stage is one window"),
         pytest.param({}, (32, 64), id="grid as narrow as the window"),
         pytest.param({}, (54, 77), id="pads patches, windows and merges"),
         pytest.param(

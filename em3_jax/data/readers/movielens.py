@@ -1,0 +1,289 @@
+"""MovieLens: the folder with posters, and GroupLens' own ml-100k, ml-1m, ml-latest and ml-latest-small.
+
+A click is a rating of at least the threshold. Histories hold all strictly earlier ratings of the user, with the rating as
+a field of the event. The split is chronological by row: 80 / 10 / 10 %; rows of one second are ordered by user and item.
+
+| kind | known by | users | images |
+|---|---|---|---|
+| posters | ratings.tsv, users.tsv, items.tsv | age, gender, occupation | posters/ |
+| ml-100k | u.data, u.user, u.item | age, gender, occupation | --posters |
+| ml-1m | ratings.dat, users.dat, movies.dat | age, gender, occupation | --posters |
+| ml-latest | ratings.csv, movies.csv | only their ids | --posters |
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from em3_jax.data.format import Dataset, hash_files, hash_ids
+from em3_jax.data.readers.encode import encode, encode_lists, entity_table, image_paths, rows_of
+from em3_jax.data.readers.files import place, read_array, read_text, require_columns, require_distinct, require_values
+from em3_jax.data.readers.log import write_log
+from em3_jax.data.writer import DatasetWriter
+from em3_jax.fields import FIRST_KNOWN, Field, Fields
+from em3_jax.types import UserError
+
+AGES = {1: "under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}  # ml-1m's classes
+MAX_GENRES = 6
+SPLIT = (0.8, 0.1, 0.1)
+RATING = ["user", "item", "rating", "time"]
+_TYPES = {
+    "rating": pa.float64(),
+    "year": pa.int64(),
+    "poster": pa.string(),
+    "title": pa.string(),
+    "genres": pa.string(),
+}
+_TYPES |= dict.fromkeys(("user", "user_id", "userId", "item", "item_id", "movieId", "id", "age"), pa.int64())
+_TYPES |= dict.fromkeys(("time", "timestamp"), pa.int64()) | dict.fromkeys(("gender", "occupation"), pa.string())
+HEADED = ("posters", "ml-latest")
+TEXT_VECTORS = "text_minilm.npy"
+
+
+class Source(NamedTuple):
+    """A MovieLens folder, read.
+
+    Attributes:
+      kind: which of the kinds above.
+      files: all files read, the ratings first.
+      ratings: columns user, item, rating, time, in file order.
+      users: columns id and the user's fields; None where the kind has no such file.
+      items: columns id, title, year (null where unknown), genres (list) and image (path, null where there is none).
+    """
+
+    kind: str
+    files: list[Path]
+    ratings: pa.Table
+    users: pa.Table | None
+    items: pa.Table
+
+
+def movielens(
+    out: str | Path,
+    *,
+    source: str | Path,
+    posters: str | Path | None = None,
+    threshold: float = 4.0,
+    overwrite: bool = False,
+) -> Dataset:
+    """The dataset in folder `out`, from a MovieLens folder of any kind.
+
+    Args:
+      source: the folder.
+      posters: folder of `<item_id>.jpg`, for the kinds without posters of their own.
+      threshold: ratings of at least this are clicks.
+      overwrite: replace an existing dataset.
+    """
+    source = Path(source)
+    with DatasetWriter(out, overwrite) as writer:
+        read = _open(source)
+        image_root, image, notes = _images(source, read.items, posters)
+        items, item_fields, item_words, cut = _item_table(read.items, image)
+        users, user_fields, user_words = _user_table(read)
+        rating, rating_words = _write_ratings(writer, read, users, items, threshold)
+        if cut:
+            notes.append(f"{cut} items have more than {MAX_GENRES} genres; the first {MAX_GENRES} are kept")
+        if read.kind == "posters" and (source / TEXT_VECTORS).is_file():
+            tokens = read_array(source / TEXT_VECTORS, items.num_rows, of="items.tsv")
+            mask = np.ones((len(tokens), 1), bool)
+            manifest = {
+                "encoder": "sentence-transformers/all-MiniLM-L6-v2, mean pooling, length 1",
+                "input": "title. genre, genre, ...",
+                "file_hash": hash_files([source / TEXT_VECTORS]),
+            }
+            writer.features("text", tokens, mask, manifest, hash_ids(items.column("id")))
+        return writer.finish(
+            name=f"movielens ({read.kind})",
+            users=users,
+            items=items,
+            fields=Fields(user_fields, item_fields, event=(rating,)),
+            vocabularies={"user": user_words, "item": item_words, "context": {}, "event": {"rating": rating_words}},
+            text_columns=["title", "genres_text"],
+            provenance="MovieLens, GroupLens Research, University of Minnesota (Harper and Konstan, TiiS 5(4), 2015)",
+            label_rule=f"rating >= {threshold:g}",
+            split_rule="by time: the first 80 % of the rows train, the next 10 % valid, the last 10 % test",
+            source_hash=hash_files(read.files),
+            extra={"source": str(source.absolute()), "image_root": image_root, "notes": notes},
+        )
+
+
+def _open(source: Path) -> Source:
+    """The folder, read and checked: no empty ratings, no user or item twice."""
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder; give the MovieLens folder as --source")
+    for names, read in KINDS.items():
+        if all((source / name).is_file() for name in names):
+            found = read(source, [source / name for name in names])
+            header = found.kind in HEADED
+            require_values(found.files[0], found.ratings, header)
+            require_distinct(found.files[-1], found.items.column("id"), header)
+            if found.users is not None:
+                require_distinct(found.files[1], found.users.column("id"), header)
+            return found
+    looked_for = "; or ".join(", ".join(names) for names in KINDS)
+    raise UserError(f"{source}: not a MovieLens folder; looked for {looked_for}")
+
+
+def _read_posters(source: Path, files: list[Path]) -> Source:
+    ratings, users, items = (read_text(path, delimiter="\t", types=_TYPES, quoted=False) for path in files)
+    require_columns(files[0], ["user_id", "item_id", "rating", "timestamp"], ratings.column_names)
+    require_columns(files[1], ["user_id", "age", "gender", "occupation"], users.column_names)
+    require_columns(files[2], ["item_id", "title", "year", "genres", "poster"], items.column_names)
+    return Source(
+        "posters",
+        files,
+        ratings.rename_columns({"user_id": "user", "item_id": "item", "timestamp": "time"}),
+        _users(users.rename_columns({"user_id": "id"})),
+        pa.table(
+            {
+                "id": items.column("item_id"),
+                "title": items.column("title"),
+                "year": items.column("year"),
+                "genres": pc.split_pattern(items.column("genres"), "|"),
+                "image": items.column("poster"),
+            }
+        ),
+    )
+
+
+def _read_100k(source: Path, files: list[Path]) -> Source:
+    flags = GENRES_100K
+    movie = ["id", "title", "date", "video", "url", *flags]
+    person = ["id", "age", "gender", "occupation", "zip"]
+    ratings = read_text(files[0], delimiter="\t", names=RATING, types=_TYPES, quoted=False)
+    users = read_text(files[1], delimiter="|", names=person, types=_TYPES, quoted=False)
+    items = read_text(files[2], delimiter="|", names=movie, types=_TYPES, quoted=False, encoding="latin1")
+    table = np.stack([items.column(flag).to_numpy() for flag in flags], axis=1)
+    genres = pa.array([[flags[k] for k in np.flatnonzero(row)] for row in table], pa.list_(pa.string()))
+    return Source("ml-100k", files, ratings, _users(users), _movies(items.column("id"), items.column("title"), genres))
+
+
+def _read_1m(source: Path, files: list[Path]) -> Source:
+    names = RATING, ["id", "gender", "age", "occupation", "zip"], ["id", "title", "genres"]
+    ratings, users, items = (
+        read_text(path, delimiter="::", names=columns, types=_TYPES, quoted=False, encoding="latin1")
+        for path, columns in zip(files, names, strict=True)
+    )
+    genres = pc.split_pattern(items.column("genres"), "|")
+    return Source("ml-1m", files, ratings, _users(users), _movies(items.column("id"), items.column("title"), genres))
+
+
+def _read_latest(source: Path, files: list[Path]) -> Source:
+    ratings, items = (read_text(path, delimiter=",", types=_TYPES) for path in files)
+    require_columns(files[0], ["userId", "movieId", "rating", "timestamp"], ratings.column_names)
+    require_columns(files[1], ["movieId", "title", "genres"], items.column_names)
+    ratings = ratings.rename_columns({"userId": "user", "movieId": "item", "timestamp": "time"})
+    named = items.column("genres")
+    named = pc.if_else(pc.equal(named, "(no genres listed)"), pa.scalar(None, named.type), named)
+    movies = _movies(items.column("movieId"), items.column("title"), pc.split_pattern(named, "|"))
+    return Source("ml-latest", files, ratings, None, movies)
+
+
+KINDS: dict[tuple[str, ...], Callable[[Path, list[Path]], Source]] = {
+    ("ratings.tsv", "users.tsv", "items.tsv"): _read_posters,
+    ("u.data", "u.user", "u.item"): _read_100k,
+    ("ratings.dat", "users.dat", "movies.dat"): _read_1m,
+    ("ratings.csv", "movies.csv"): _read_latest,
+}
+GENRES_100K = (
+    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical Mystery "
+    "Romance Sci-Fi Thriller War Western"
+).split()
+
+
+def _users(table: pa.Table) -> pa.Table:
+    """Ages as ml-1m's seven classes; the postcode is left out: it names nearly every user."""
+    ages = np.array(list(AGES))
+    years = table.column("age").to_numpy()
+    names = np.array(list(AGES.values()))[np.searchsorted(ages, np.maximum(years, ages[0]), side="right") - 1]
+    return pa.table(
+        {
+            "id": table.column("id"),
+            "age": pa.array(names),
+            "gender": table.column("gender"),
+            "occupation": table.column("occupation"),
+        }
+    )
+
+
+def _movies(ids: pa.ChunkedArray, titles: pa.ChunkedArray, genres: pa.Array) -> pa.Table:
+    """Items whose title ends with the year in brackets."""
+    parts = pc.extract_regex(titles.combine_chunks(), r"^(?P<title>.*?)\s*(?:\((?P<year>\d{4})\)\s*)?$")
+    year = parts.field("year")
+    return pa.table(
+        {
+            "id": ids,
+            "title": parts.field("title"),
+            "year": pc.if_else(pc.equal(year, ""), pa.scalar(None, pa.string()), year).cast(pa.int64()),
+            "genres": genres,
+            "image": pa.nulls(len(ids), pa.string()),
+        }
+    )
+
+
+def _images(source: Path, items: pa.Table, posters: str | Path | None) -> tuple[str, pa.Array, list[str]]:
+    """(folder, path of each item's image in it, notes)."""
+    if posters is None:
+        return str(source.absolute()), *image_paths(source, items.column("image").to_pylist())
+    folder = Path(posters)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of <item_id>.jpg as --posters")
+    names = [f"{item}.jpg" for item in items.column("id").to_pylist()]
+    paths, _ = image_paths(folder, names)
+    if paths.null_count == len(paths):
+        raise UserError(f"{folder}: holds no image of any item, e.g. no {names[0]}; name the files <item_id>.jpg")
+    return str(folder.absolute()), paths, []
+
+
+def _item_table(items: pa.Table, image: pa.Array) -> tuple[pa.Table, tuple, dict, int]:
+    genres, cut = encode_lists(items.column("genres"), MAX_GENRES)
+    extra = {
+        "title": items.column("title"),
+        "genres_text": pc.binary_join(items.column("genres").combine_chunks(), ", "),
+        "image": image,
+    }
+    table, fields, words = entity_table(
+        "item", items.column("id"), {"year": encode(items.column("year")), "genres": genres}, extra
+    )
+    return table, fields, words, cut
+
+
+def _user_table(read: Source) -> tuple[pa.Table, tuple, dict]:
+    if read.users is None:
+        ids = pc.unique(read.ratings.column("user"))
+        return entity_table("user", ids.take(pc.sort_indices(ids)), {})
+    encoded = {name: encode(read.users.column(name)) for name in ("age", "gender", "occupation")}
+    return entity_table("user", read.users.column("id"), encoded)
+
+
+def _write_ratings(
+    writer: DatasetWriter, read: Source, users: pa.Table, items: pa.Table, threshold: float
+) -> tuple[Field, list]:
+    """Writes the log; returns the event field `rating` and its values."""
+    path, header = read.files[0], read.kind in HEADED
+    ids = {}
+    for name, table in (("user", users), ("item", items)):
+        ids[name] = rows_of(read.ratings.column(name), table.column("id"))
+        absent = np.flatnonzero(ids[name] < 0)
+        if len(absent):
+            value, others = read.ratings.column(name)[int(absent[0])], ", ".join(p.name for p in read.files[1:])
+            raise UserError(
+                f"{place(path, absent[0], header)}: {name} {value} is not in {others}; add it there or drop the row"
+            )
+    rating, time = (read.ratings.column(name).to_numpy() for name in ("rating", "time"))
+    rating_ids, values = encode(read.ratings.column("rating"))
+    order = np.lexsort((ids["item"], ids["user"], time))
+    write_log(
+        writer,
+        user=ids["user"][order],
+        item=ids["item"][order],
+        label=rating[order] >= threshold,
+        time=time[order],
+        split=SPLIT,
+        event={"rating": rating_ids[order]},
+    )
+    return Field("rating", len(values) + FIRST_KNOWN), values

@@ -1,0 +1,162 @@
+"""The interactions of the table reader: which column is what, and what may stand in it."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from em3_jax.data.readers.encode import Encoded, encode, words_and_codes
+from em3_jax.data.readers.files import column_names, place, read_table, require_values
+from em3_jax.types import UserError
+
+SPLITS = {"train": 0, "0": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "1": 1, "test": 2, "2": 2}
+COMPARISONS = {
+    ">=": np.greater_equal, "<=": np.less_equal, "==": np.equal, "!=": np.not_equal, ">": np.greater, "<": np.less,
+}  # fmt: skip
+
+
+class Log(NamedTuple):
+    """The interactions in the order of the file.
+
+    Attributes:
+      user, item: ids as text, dictionary-encoded, [n].
+      label: [n] bool.
+      time: [n] i64.
+      split: [n] u8, or the shares of a chronological split.
+      context, event: field name -> ids and values.
+    """
+
+    user: pa.ChunkedArray
+    item: pa.ChunkedArray
+    label: np.ndarray
+    time: np.ndarray
+    split: np.ndarray | tuple[float, ...]
+    context: dict[str, Encoded]
+    event: dict[str, Encoded]
+
+    def take(self, keep: np.ndarray) -> "Log":
+        """The rows where `keep` [n] is True."""
+        mask = pa.array(keep)
+        fields = ({name: (ids[keep], values) for name, (ids, values) in group.items()} for group in self[5:])
+        split = self.split if isinstance(self.split, tuple) else self.split[keep]
+        return Log(self.user.filter(mask), self.item.filter(mask), self.label[keep], self.time[keep], split, *fields)
+
+
+def read_log(
+    path: Path,
+    roles: dict[str, str],
+    label: str | None,
+    split: str,
+    context_fields: tuple[str, ...],
+    event_fields: tuple[str, ...],
+) -> Log:
+    """The interactions file, each value checked; arguments as those of `table`."""
+    label_column, compare, threshold = _label_rule(label) if label else (roles["label"], np.equal, 1.0)
+    split_column = [split.removeprefix("column:")] if split.startswith("column:") else []
+    shares = None if split_column else _shares(split)
+    texts = {roles["user"], roles["item"], *context_fields, *event_fields, *split_column}
+    texts -= {label_column, roles["time"]}  # these are compared as numbers, also where they serve as a field
+    have = column_names(path)
+    for role, name in (
+        ("user", roles["user"]),
+        ("item", roles["item"]),
+        ("label", label_column),
+        ("time", roles["time"]),
+    ):
+        if name == role and name not in have:
+            raise UserError(
+                f"{path}: no column '{role}' (there are: {', '.join(have)}); say which it is with --columns {role}=..."
+            )
+    table = read_table(path, [roles["user"], roles["item"], label_column, roles["time"], *texts], texts)
+    if table.num_rows == 0:
+        raise UserError(f"{path}: there are no rows; is it the right file?")
+    needed = [roles["user"], roles["item"], label_column, roles["time"], *split_column]
+    require_values(path, table.select(list(dict.fromkeys(needed))))
+    context, event = (
+        {re.sub(r"\W", "_", name): encode(table.column(name)) for name in names}
+        for names in (context_fields, event_fields)
+    )
+    return Log(
+        user=table.column(roles["user"]),
+        item=table.column(roles["item"]),
+        label=_labels(path, label_column, table.column(label_column), compare, threshold, plain=label is None),
+        time=_times(path, roles["time"], table.column(roles["time"])),
+        split=_splits(path, split_column[0], table.column(split_column[0])) if split_column else shares,
+        context=context,
+        event=event,
+    )
+
+
+def _label_rule(rule: str) -> tuple[str, np.ufunc, float]:
+    """(column, comparison, number) of a rule such as "rating>=4"."""
+    match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*(-?[0-9.]+)\s*", rule)
+    if not match:
+        raise UserError(f"label rule '{rule}': write <column><comparison><number>, e.g. \"rating>=4\"")
+    return match[1], COMPARISONS[match[2]], float(match[3])
+
+
+def _labels(
+    path: Path, name: str, column: pa.ChunkedArray, compare: np.ufunc, threshold: float, plain: bool
+) -> np.ndarray:
+    """[n] bool."""
+    if not (pa.types.is_boolean(column.type) or _is_number(column.type)):
+        raise UserError(f"{path}: column '{name}' holds {column.type}, e.g. '{column[0]}'; labels must be numbers")
+    values = column.cast(pa.float64()).to_numpy()
+    bad = np.flatnonzero(~np.isfinite(values) if not plain else ~np.isin(values, (0, 1)))
+    if len(bad):
+        value = values[bad[0]]
+        advice = "drop or mend the row" if not np.isfinite(value) else f"give 0 or 1, or a rule: --label '{name}>=...'"
+        raise UserError(f"{place(path, bad[0])}: label '{name}' is {value:g}; {advice}")
+    return compare(values, threshold)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _times(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """[n] i64: whole numbers as they are, dates and timestamps as milliseconds."""
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        zone = getattr(column.type, "tz", None)
+        return column.cast(pa.timestamp("ms", zone), safe=False).cast(pa.int64()).to_numpy()
+    if not _is_number(column.type):
+        bad = _first_text(column)
+        raise UserError(
+            f"{place(path, bad)}: time '{name}' is '{column[bad]}'; give whole numbers or ISO timestamps in every row"
+        )
+    values = column.to_numpy()
+    bad = np.flatnonzero(values != np.floor(values)) if values.dtype.kind == "f" else ()
+    if len(bad):
+        raise UserError(
+            f"{place(path, bad[0])}: time '{name}' is {values[bad[0]]}; give whole numbers, e.g. milliseconds"
+        )
+    return values.astype(np.int64)
+
+
+def _first_text(column: pa.ChunkedArray) -> int:
+    """The first row of a column of texts that is no whole number (0 if all are)."""
+    numbers = pc.match_substring_regex(column.cast(pa.string()), r"^-?\d+$").to_numpy()
+    return int(np.argmin(numbers))
+
+
+def _splits(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """[n] u8 from names or numbers of splits."""
+    words, codes = words_and_codes(column)
+    known = np.array([SPLITS.get(word.as_py().lower(), 255) for word in words], np.uint8)[codes]
+    bad = np.flatnonzero(known == 255)
+    if len(bad):
+        raise UserError(f"{place(path, bad[0])}: split '{name}' is '{column[int(bad[0])]}'; write train, valid or test")
+    return known
+
+
+def _shares(split: str) -> tuple[float, ...]:
+    try:
+        shares = tuple(float(share) for share in split.split(","))
+    except ValueError:
+        shares = ()
+    if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise UserError(f"split '{split}': give three shares that sum to 1, e.g. 0.8,0.1,0.1, or column:<name>")
+    return shares

@@ -1,0 +1,182 @@
+"""Makes datasets: `python -m em3_jax.prepare <reader> --out <folder> ...`; `--help` after a reader lists its options.
+
+python -m em3_jax.prepare synthetic --out data/synthetic
+python -m em3_jax.prepare movielens --source <folder> --out data/ml-100k
+python -m em3_jax.prepare microlens --source <folder> --out data/microlens
+python -m em3_jax.prepare table --interactions clicks.csv --items items.csv --columns user=uid,time=ts --out data/mine
+python -m em3_jax.prepare check --data data/ml-100k
+"""
+
+import argparse
+import inspect
+import json
+import re
+import signal
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+from em3_jax import cli
+from em3_jax.data.checks import check_dataset
+from em3_jax.data.format import SPLITS, Dataset, hash_data, open_dataset
+from em3_jax.data.readers.files import nearest, require
+from em3_jax.data.readers.microlens import microlens
+from em3_jax.data.readers.movielens import movielens
+from em3_jax.data.readers.synthetic import synthetic
+from em3_jax.data.readers.table import table
+from em3_jax.types import UserError
+
+
+def check(*, data: str | Path) -> Dataset:
+    """Checks a dataset again, all of it.
+
+    Args:
+      data: its folder.
+    """
+    dataset = open_dataset(data)
+    check_dataset(dataset)
+    if hash_data(dataset.root) != dataset.meta["data_hash"]:
+        raise UserError(f"{data}: the files are not those that were prepared (data_hash); prepare the dataset again")
+    return dataset
+
+
+READERS = {reader.__name__: reader for reader in (synthetic, movielens, table, microlens, check)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = vars(_parser().parse_args(argv))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so the unfinished folder is removed
+    cli.run(lambda: _run(READERS[arguments.pop("reader")], arguments))
+
+
+def _run(reader: Callable[..., Dataset], arguments: dict) -> None:
+    if "mapping" in arguments:
+        arguments = _read_mapping(Path(arguments.pop("mapping")), reader) | arguments
+    for name, parameter in inspect.signature(reader).parameters.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            raise UserError(f"{_option(name)} is missing; see `python -m em3_jax.prepare {reader.__name__} --help`")
+    try:
+        print(report(reader(**arguments)))
+    except OSError as error:  # no space, no permission, a file where a folder should be
+        where = error.filename or arguments.get("out")
+        raise UserError(f"{where}: {error.strerror or error}; nothing was written") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Options are the readers' arguments; their help is what the docstrings say."""
+    text = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m em3_jax.prepare", description=__doc__, formatter_class=text)
+    commands = parser.add_subparsers(dest="reader", required=True, metavar="reader")
+    for name, reader in READERS.items():
+        module = check.__doc__ if reader is check else sys.modules[reader.__module__].__doc__
+        command = commands.add_parser(
+            name,
+            help=module.split("\n")[0],
+            description=module,
+            formatter_class=text,
+            argument_default=argparse.SUPPRESS,
+        )
+        helps = {"out": "the folder to make"} | _argument_texts(reader)
+        for argument, parameter in inspect.signature(reader).parameters.items():
+            _add_option(command, argument, parameter, helps[argument])
+        if reader is table:
+            command.add_argument("--mapping", metavar="FILE", help="a TOML or JSON file with any of these options")
+    return parser
+
+
+def _add_option(command: argparse.ArgumentParser, name: str, parameter: inspect.Parameter, text: str) -> None:
+    kind, default = parameter.annotation, parameter.default
+    if default not in (parameter.empty, None, False, ()):
+        text += f" (default {default})"
+    text = text.replace("%", "%%")
+    if kind is bool:
+        command.add_argument(_option(name), action="store_true", help=text)
+    else:
+        convert = (
+            kind if kind in (int, float) else _pairs if "dict" in str(kind) else _list if "tuple" in str(kind) else str
+        )
+        metavar = {_pairs: "NAME=VALUE,...", _list: "NAME,..."}.get(convert, "VALUE")
+        command.add_argument(_option(name), type=convert, metavar=metavar, help=text)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _argument_texts(function: Callable) -> dict[str, str]:
+    """Argument -> what the docstring's `Args:` says of it."""
+    section = inspect.getdoc(function).split("Args:\n")[1].split("\n\n")[0]
+    texts = {}
+    for entry in re.split(r"\n(?=  \S)", section):
+        names, text = entry.split(":", 1)
+        texts |= dict.fromkeys((name.strip() for name in names.split(",")), " ".join(text.split()).rstrip("."))
+    return texts
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _pairs(text: str) -> dict[str, str]:
+    parts = [part.partition("=") for part in _list(text)]
+    if not all(sign and value for _, sign, value in parts):
+        raise argparse.ArgumentTypeError(f"'{text}': write name=value, separated by commas")
+    return {name.strip(): value.strip() for name, _, value in parts}
+
+
+def _read_mapping(path: Path, reader: Callable) -> dict:
+    """The options in a TOML or JSON file; paths in it are relative to the working directory."""
+    require(path)
+    try:
+        mapping = (json.loads if path.suffix == ".json" else tomllib.loads)(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable {path.suffix[1:].upper()} file ({error}); mend it") from None
+    known = inspect.signature(reader).parameters
+    result = {}
+    for key, value in mapping.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise UserError(f"{path}: no option '{key}'; {nearest(name, known)}")
+        kind = str(known[name].annotation)
+        if isinstance(value, str) and ("tuple" in kind or "dict" in kind):
+            value = _list(value) if "tuple" in kind else _pairs(value)
+        result[name] = tuple(value) if isinstance(value, list) else value
+    return result
+
+
+def report(dataset: Dataset) -> str:
+    """What a person wants to know of a dataset just made, as a few lines of text."""
+    meta, summary = dataset.meta, dataset.meta["summary"]
+    counts = {name: f"{count:,}" for name, count in meta["counts"].items()}
+    bayes = meta.get("bayes_auc", {})
+    lines = [
+        f"{dataset.root}: {meta['name']}",
+        f"  {counts['interactions']} interactions, {counts['users']} users, {counts['items']} items, "
+        f"{counts['events']} history events",
+        f"  label  {meta['label_rule']}",
+        f"  split  {meta['split_rule']}",
+    ]
+    for group, specs in dataset.fields.groups():
+        if specs:
+            lines.append(f"  {group:7} " + ", ".join(f"{field.name} ({field.size - 2:,})" for field in specs))
+    header = ("rows", "clicks", "users", "items", "cold item", "new user", "no history", "median history")
+    lines.append("  " + " " * 6 + "".join(f"{name:>{len(name) + 3}}" for name in header) + "   Bayes AUC" * bool(bayes))
+    for split in SPLITS:
+        facts = summary["splits"][split]
+        values = (
+            f"{facts['rows']:,}", f"{facts['click_rate']:.1%}", f"{facts['users']:,}", f"{facts['items']:,}",
+            f"{facts['rows_with_cold_item']:.1%}", f"{facts['rows_with_new_user']:.1%}",
+            f"{facts['empty_histories']:.1%}", f"{facts['median_history']:,}",
+        )  # fmt: skip
+        cells = [f"{value:>{len(name) + 3}}" for name, value in zip(header, values, strict=True)]
+        lines.append(f"  {split:6}" + "".join(cells) + (f"   {bayes[split]:9.4f}" if bayes else ""))
+    for name, share in summary["items_without"].items():
+        lines.append(f"  {share:.1%} of the items have no {name}")
+    lines += [f"  Bayes AUC, {name}: {value:.4f}" for name, value in bayes.items() if name not in SPLITS]
+    lines += [f"  note: {note}" for note in meta.get("notes", [])]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

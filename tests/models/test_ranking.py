@@ -1,0 +1,218 @@
+"""The ranking model as a task on real batches: what a score may depend on, and what it must survive."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from em3_jax import sharding, step, tasks
+from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.fields import Field, Fields
+from em3_jax.models.ranking import field_embeddings
+
+B, T, W = 24, 5, 8
+CONTENTS = ["none", "end_to_end"]
+KEY = jax.random.key(0)
+
+
+def model_settings(content: str) -> dict:
+    settings = base.ranking().model.to_dict()
+    settings |= {"content": content, "hidden": (16,), "attention_hidden": 8}
+    settings["fusion"] |= {"width": 8, "ffn_width": 16}
+    settings["cic"] |= {"negatives": 4, "width": 8, "id_fields": ("item", "category")}
+    return settings
+
+
+class Setting:
+    """A model with random parameters, a batch of the planted data, and compiled functions of (params, inputs)."""
+
+    def __init__(self, planted, content: str):
+        self.task = tasks.ranking(planted.fields, **model_settings(content))
+        builder = BatchBuilder(planted, history_length=T, unknown_alpha=0.0, unknown_floor={})
+        batch = builder(self.choose_rows(planted), buckets=Buckets(128, 256))
+        batch["history_mask"][0] = False  # a user without a history
+        random = np.random.default_rng(0)
+        rows = random.standard_normal((len(batch["row_id"]), W)).astype(np.float32)
+        rows[0] = 0.0
+        sets = {name: planted.features(name) for name in ("image", "text")}
+        features = {name: (s.tokens, s.mask) for name, s in sets.items()}
+        self.inputs = jax.device_get(step.inputs_of(rows, features, batch))
+        shapes = jax.eval_shape(self.task.init, KEY, self.inputs)
+        self.params = jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
+        fast_to_compile = {"xla_backend_optimization_level": 0}
+        self.predict = jax.jit(self.task.predict, compiler_options=fast_to_compile)
+
+        def loss(params, rows, tokens, inputs):
+            inputs = inputs._replace(rows=rows, tokens=tokens)
+            return self.task.loss(params, inputs, KEY, 0)
+
+        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True), compiler_options=fast_to_compile)
+        self.loss_and_gradients = lambda inputs: compiled(self.params, inputs.rows, inputs.tokens, inputs)
+
+    @staticmethod
+    def choose_rows(planted) -> np.ndarray:
+        """[B] rows, the second with an item that lacks a modality."""
+        lacking = ~planted.features("image").mask.any(axis=1)
+        second = np.flatnonzero(lacking[planted.interactions["item"]])[0]
+        return np.array([2000, second, *range(2001, 2000 + B - 1)])
+
+    def logits(self, inputs) -> np.ndarray:
+        return np.asarray(self.predict(self.params, inputs))
+
+    def changed(self, **batch):
+        return self.inputs._replace(batch=self.inputs.batch | batch)
+
+
+def edited(tree: dict, items, change) -> dict:
+    """A copy of {modality: array} with change(rows) in place of the rows `items`."""
+    tree = {name: array.copy() for name, array in tree.items()}
+    for array in tree.values():
+        array[items] = change(array[items])
+    return tree
+
+
+@pytest.fixture(scope="module")
+def setting(planted):
+    return functools.cache(functools.partial(Setting, planted))
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_masked_history_positions_do_not_matter(setting, content):
+    s = setting(content)
+    batch, random = s.inputs.batch, np.random.default_rng(1)
+    anything = random.integers(0, batch["item_mask"].sum(), (B, T)).astype(np.int32)
+    other = np.where(batch["history_mask"], batch["history_position"], anything)
+    assert (other != batch["history_position"]).any()
+    np.testing.assert_array_equal(s.logits(s.changed(history_position=other)), s.logits(s.inputs))
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_valid_history_positions_do_matter(setting, content):
+    s = setting(content)
+    full = s.inputs.batch["history_mask"].all(axis=1)
+    other = (s.inputs.batch["history_position"] + 1) % s.inputs.batch["item_mask"].sum()
+    difference = np.abs(s.logits(s.changed(history_position=other)) - s.logits(s.inputs))
+    assert full.any() and (difference[full] > 1e-4).all()
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_permuting_the_examples_permutes_the_logits(setting, content):
+    s = setting(content)
+    order = np.random.default_rng(2).permutation(B)
+    permuted = {k: v[order] if k in sharding.BY_EXAMPLE else v for k, v in s.inputs.batch.items()}
+    np.testing.assert_allclose(s.logits(s.changed(**permuted)), s.logits(s.inputs)[order], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_the_order_of_the_distinct_items_does_not_matter(setting, content):
+    s = setting(content)
+    batch = s.inputs.batch
+    order = np.random.default_rng(3).permutation(len(batch["item_id"]))
+    place = np.argsort(order).astype(np.int32)
+    moved = {name: batch[name][order] for name in ("item_id", "item_mask", "item_row", "item_is_known")}
+    moved |= {name: place[batch[name]] for name in ("item_position", "history_position")}
+    take = lambda tree: {name: x[order] for name, x in tree.items()}  # noqa: E731
+    inputs = s.changed(**moved)._replace(tokens=take(s.inputs.tokens), tokens_mask=take(s.inputs.tokens_mask))
+    np.testing.assert_allclose(s.logits(inputs), s.logits(s.inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_an_example_does_not_see_the_others(setting, content):
+    s = setting(content)
+    other = {"user_row": np.roll(s.inputs.batch["user_row"], 1, axis=0)}
+    other["user_row"][0] = s.inputs.batch["user_row"][0]
+    assert s.logits(s.changed(**other))[0] == s.logits(s.inputs)[0]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("lacks", ["nothing", "histories", "modalities", "everything"])
+def test_scores_and_gradients_are_finite_whatever_is_missing(setting, content, lacks):
+    s = setting(content)
+    inputs = s.inputs
+    if lacks in ("histories", "everything"):
+        inputs = inputs._replace(batch=inputs.batch | {"history_mask": np.zeros((B, T), bool)})
+    if lacks in ("modalities", "everything"):
+        nothing = {name: np.zeros_like(mask) for name, mask in inputs.tokens_mask.items()}
+        inputs = inputs._replace(tokens_mask=nothing)
+    assert np.isfinite(s.logits(inputs)).all()
+    (loss, aux), gradients = s.loss_and_gradients(inputs)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    undefined = {"cic_accuracy"} if lacks in ("modalities", "everything") else set()  # NaN: no item to contrast
+    assert {name for name, value in aux.items() if not np.isfinite(value)} <= undefined
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_rows_of_weight_zero_have_no_say(setting, content):
+    s = setting(content)
+    weight = (np.arange(B) < B // 2).astype(np.float32)
+    flipped = np.where(weight > 0, s.inputs.batch["label"], 1 - s.inputs.batch["label"])
+    (one, _), gradients = s.loss_and_gradients(s.changed(weight=weight))
+    (other, _), same = s.loss_and_gradients(s.changed(weight=weight, label=flipped))
+    assert one == other
+    jax.tree.map(np.testing.assert_array_equal, gradients, same)
+    assert s.loss_and_gradients(s.inputs)[0][0] != one
+
+
+def test_without_content_the_features_are_not_read(setting):
+    s = setting("none")
+    assert not s.task.uses_content
+    nan = {name: np.full_like(tokens, np.nan) for name, tokens in s.inputs.tokens.items()}
+    np.testing.assert_array_equal(s.logits(s.inputs._replace(tokens=nan)), s.logits(s.inputs))
+    np.testing.assert_array_equal(s.logits(s.inputs._replace(tokens={}, tokens_mask={})), s.logits(s.inputs))
+    gradient = s.loss_and_gradients(s.inputs)[1][2]
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_with_content_the_features_of_candidate_and_history_matter(setting):
+    s = setting("end_to_end")
+    assert s.task.uses_content
+    batch = s.inputs.batch
+    candidate, newest = batch["item_position"][-1], batch["history_position"][-1, -1]
+    assert batch["history_mask"][-1, -1] and candidate != newest
+    before = s.logits(s.inputs)[-1]
+    for item in (candidate, newest):
+        tokens = edited(s.inputs.tokens, item, lambda x: x + 1 + np.arange(x.shape[-1]) % 3)
+        mask = edited(s.inputs.tokens_mask, item, np.ones_like)
+        assert abs(s.logits(s.inputs._replace(tokens=tokens, tokens_mask=mask))[-1] - before) > 1e-4
+
+
+def test_the_loss_is_the_ranking_loss_plus_alpha_times_cic(setting):
+    s = setting("end_to_end")
+    loss, aux = s.loss_and_gradients(s.inputs)[0]
+    alpha = model_settings("end_to_end")["cic"]["weight"]
+    assert float(loss) == pytest.approx(float(aux["ranking_loss"] + alpha * aux["cic_loss"]), rel=1e-6)
+    label, logit = s.inputs.batch["label"], s.logits(s.inputs).astype(np.float64)
+    cross_entropy = np.mean(np.log1p(np.exp(-np.where(label == 1, logit, -logit))))
+    assert float(aux["ranking_loss"]) == pytest.approx(cross_entropy, rel=1e-5)
+    assert {"id_attention_entropy", "content_attention_entropy", "cic_accuracy"} <= aux.keys()
+
+
+def test_cic_leaves_out_items_that_are_padding_unknown_or_without_content(setting):
+    """Their content may be moved anywhere: the contrastive loss stays as it is."""
+    s = setting("end_to_end")
+    batch = s.inputs.batch
+    chosen = np.flatnonzero(batch["item_mask"])[:3]
+    known, padding = batch["item_is_known"].copy(), batch["item_mask"].copy()
+    known[chosen[0]], padding[chosen[1]] = False, False
+    mask = edited(s.inputs.tokens_mask, chosen[2], np.zeros_like)
+    inputs = s.changed(item_is_known=known, item_mask=padding)._replace(tokens_mask=mask)
+    moved = edited(inputs.tokens, chosen, lambda x: -2 * x)
+    before = s.loss_and_gradients(inputs)[0][1]["cic_loss"]
+    after = s.loss_and_gradients(inputs._replace(tokens=moved))[0][1]["cic_loss"]
+    assert before == after
+    assert s.loss_and_gradients(s.inputs)[0][1]["cic_loss"] != before
+
+
+def test_multi_valued_fields_are_the_mean_of_their_values_without_padding():
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((9, W)).astype(np.float32)
+    fields = Fields(user=(), item=(Field("item", 5), Field("tags", 5, 3), Field("color", 4))).item
+    position = np.array([[1, 4, 5, 0, 8], [2, 6, 0, 0, 7], [0, 0, 0, 0, 0]])
+    found = field_embeddings(rows * (np.arange(9) > 0)[:, None], position, fields)
+    expected = np.zeros((3, 3, W))
+    expected[0] = rows[1], (rows[4] + rows[5]) / 2, rows[8]
+    expected[1] = rows[2], rows[6], rows[7]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
