@@ -33,7 +33,8 @@ class Checkpoints:
     def __init__(self, workdir: str | Path):
         # Orbax fails in the background on a relative path. What it logs as an error it also raises.
         self._root = Path(workdir).absolute() / "checkpoints"
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        for name in ("absl", "concurrent.futures"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         self._saving = 0  # the step of the newest save
         self._managers = {kind: self._manager(kind) for kind in ("latest", "best")}
 

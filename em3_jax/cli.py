@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 
@@ -12,9 +13,7 @@ def run(command: Callable[[], int | None]) -> None:
     """Runs `command` and exits with its code; a `UserError` is printed as one line, with exit code 2."""
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # Orbax's own, after an error that is reported
     # What fails in a thread of Orbax or Grain is raised again where its result is asked for: once is enough.
-    threading.excepthook = lambda arguments: None
-    show = sys.excepthook
-    sys.excepthook = lambda *error: show(*error) if threading.current_thread() is threading.main_thread() else None
+    threading.excepthook = sys.excepthook = lambda *_: None
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         code = command()
@@ -24,4 +23,7 @@ def run(command: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except Exception:
+        traceback.print_exc()
+        code = 1
     sys.exit(code or 0)

@@ -46,8 +46,13 @@ READERS = {reader.__name__: reader for reader in (synthetic, movielens, table, m
 
 def main(argv: list[str] | None = None) -> None:
     arguments = vars(_parser().parse_args(argv))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so the unfinished folder is removed
-    cli.run(lambda: _run(READERS[arguments.pop("reader")], arguments))
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # an exception, so the unfinished folder is removed
+    try:
+        cli.run(lambda: _run(READERS[arguments.pop("reader")], arguments))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(reader: Callable[..., Dataset], arguments: dict) -> None:
@@ -69,14 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m em3_jax.prepare", description=__doc__, formatter_class=text)
     commands = parser.add_subparsers(dest="reader", required=True, metavar="reader")
     for name, reader in READERS.items():
-        module = check.__doc__ if reader is check else sys.modules[reader.__module__].__doc__
-        command = commands.add_parser(
-            name,
-            help=module.split("\n")[0],
-            description=module,
-            formatter_class=text,
-            argument_default=argparse.SUPPRESS,
-        )
+        about = sys.modules[reader.__module__].__doc__ if reader is not check else "Checks a dataset again, all of it."
+        command = commands.add_parser(name, help=about.split("\n")[0], description=about, formatter_class=text)
+        command.argument_default = argparse.SUPPRESS  # what is not given takes the reader's own default
         helps = {"out": "the folder to make"} | _argument_texts(reader)
         for argument, parameter in inspect.signature(reader).parameters.items():
             _add_option(command, argument, parameter, helps[argument])
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_option(command: argparse.ArgumentParser, name: str, parameter: inspect.Parameter, text: str) -> None:
     kind, default = parameter.annotation, parameter.default
-    if default not in (parameter.empty, None, False, ()):
+    if isinstance(default, int | float | str) and default is not False:
         text += f" (default {default})"
     text = text.replace("%", "%%")
     if kind is bool:

@@ -3,13 +3,16 @@
 import os
 from pathlib import Path
 
+# Programs compiled by one test, worker or subprocess serve the others. Set before jax is imported.
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
 import pytest
 
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.synthetic import synthetic
 from tests.tiny import Tiny, write_tiny
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")

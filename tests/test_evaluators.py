@@ -10,6 +10,7 @@ from sklearn import metrics as sklearn_metrics
 from configs import base
 from em3_jax import evaluators, experiment
 from em3_jax.data.pipeline import evaluation_source
+from tests.tiny import HISTORY_ONLY_ITEM
 
 POPULAR = 0.1
 
@@ -40,25 +41,29 @@ def report(planted, rows, logits, features):
 # Slices.
 
 
-def shown_in_training(planted) -> tuple[dict, set, set]:
+def shown_in_training(dataset) -> tuple[dict, set, set]:
     """(item -> impressions, items of histories, users), by a loop over the training rows."""
-    columns, impressions, in_history, users = planted.interactions, {}, set(), set()
-    for row in planted.split_rows("train"):
+    columns, impressions, in_history, users = dataset.interactions, {}, set(), set()
+    for row in dataset.split_rows("train"):
         item = int(columns["item"][row])
         impressions[item] = impressions.get(item, 0) + 1
         users.add(int(columns["user"][row]))
         history = range(columns["history_start"][row], columns["history_end"][row])
-        in_history |= {int(planted.events["item"][event]) for event in history}
+        in_history |= {int(dataset.events["item"][event]) for event in history}
     return impressions, in_history, users
 
 
-def test_slices_are_those_of_a_plain_loop(planted, rows, features):
-    impressions, in_history, users = shown_in_training(planted)
+@pytest.mark.parametrize("data", ["planted", "tiny"])
+def test_slices_are_those_of_a_plain_loop(planted, tiny, data):
+    dataset = planted if data == "planted" else tiny.dataset
+    features = [dataset.features(name) for name in ("image", "text")]
+    rows = np.asarray(dataset.split_rows("test"))
+    impressions, in_history, users = shown_in_training(dataset)
     by_impressions = sorted(impressions.values(), reverse=True)
     least = by_impressions[int(POPULAR * len(by_impressions)) - 1]
-    expected = {name: [] for name in evaluators.slices(planted, rows, features, POPULAR)}
+    expected = {name: [] for name in evaluators.slices(dataset, rows, features, POPULAR)}
     for row in rows:
-        item, user = int(planted.interactions["item"][row]), int(planted.interactions["user"][row])
+        item, user = int(dataset.interactions["item"][row]), int(dataset.interactions["user"][row])
         cold = item not in impressions and item not in in_history
         expected["all"].append(True)
         expected["cold items"].append(cold)
@@ -67,11 +72,17 @@ def test_slices_are_those_of_a_plain_loop(planted, rows, features):
         expected["new users"].append(user not in users)
         for feature_set in features:
             expected[f"items without {feature_set.name}"].append(not any(feature_set.mask[item]))
-    found = evaluators.slices(planted, rows, features, POPULAR)
+    found = evaluators.slices(dataset, rows, features, POPULAR)
     assert len(found) == 7
     for name, keep in found.items():
         np.testing.assert_array_equal(keep, expected[name], err_msg=name)
         assert 0 < keep.sum() and (name == "all" or keep.sum() < len(rows)), f"slice '{name}' tests nothing"
+
+
+def test_an_item_that_training_shows_in_histories_alone_is_warm(tiny):
+    rows = np.flatnonzero(tiny.rows["item"] == HISTORY_ONLY_ITEM)
+    assert len(rows) and (tiny.rows["split"][rows] > 0).all()
+    assert evaluators.slices(tiny.dataset, rows, [], POPULAR)["warm items"].all()
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.5, 1.0])

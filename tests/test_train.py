@@ -103,18 +103,14 @@ def test_the_loss_falls_and_validation_is_logged(finished):
 def killed(planted, tmp_path_factory) -> Path:
     """A run that kill -9 ended at three random steps, and that then went on to its end."""
     directory = tmp_path_factory.mktemp("runs") / "killed"
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(directory.parent / "cache")}
-    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     log = directory / "metrics.jsonl"
     for target in sorted(random.Random(0).sample(range(2, STEPS - 1), 3)):
-        with subprocess.Popen(
-            arguments(planted, directory), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
-        ) as run:
+        with subprocess.Popen(arguments(planted, directory), cwd=ROOT, stdout=subprocess.DEVNULL) as run:
             while run.poll() is None and not (log.exists() and _last_step(log) >= target):
                 time.sleep(0.002)
             run.kill()
         assert run.returncode == -signal.SIGKILL
-    subprocess.run(arguments(planted, directory), cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(arguments(planted, directory), cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return directory
 
 

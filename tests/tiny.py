@@ -17,6 +17,7 @@ from em3_jax.fields import Field, Fields
 
 USERS, ITEMS, ROWS, EVENTS = 23, 37, 311, 600
 FIRST_NEW_USER, FIRST_COLD_ITEM, USER_WITHOUT_EVENTS = 19, 31, 0
+HISTORY_ONLY_ITEM = FIRST_COLD_ITEM - 1  # training shows it in histories, but never as a candidate
 TOKENS = {"image": (11, 8), "text": (13, 6)}  # modality -> (N, E)
 FIELDS = Fields(
     user=(Field("user", USERS + 2), Field("age", 5), Field("languages", 6, 2)),
@@ -85,7 +86,7 @@ def _log(random: np.random.Generator, num_events: int) -> tuple[dict[str, np.nda
     train = split == 0
     rows = {
         "user": np.where(train, random.integers(0, FIRST_NEW_USER, ROWS), random.integers(0, USERS, ROWS)),
-        "item": np.where(train, random.integers(0, FIRST_COLD_ITEM, ROWS), random.integers(0, ITEMS, ROWS)),
+        "item": np.where(train, random.integers(0, HISTORY_ONLY_ITEM, ROWS), random.integers(0, ITEMS, ROWS)),
         "label": random.integers(0, 2, ROWS),
         "time": np.sort(random.integers(0, 100, ROWS)),  # about three rows share a time
         "split": split,

@@ -9,7 +9,8 @@
         item i32, time i64, field_<name> i32
     splits/<name>.npy i64             rows of a split, only where they are not one contiguous range
     counts/<...>.npy i64              how often training rows show each user, item, and field value
-    users.parquet, items.parquet      column `id` (original id), encoded fields, items: text columns, image path
+    users.parquet, items.parquet      column `id` (original id), encoded fields; items: text columns, and `image`, the path
+                                      of a picture relative to `image_root` of dataset.json (null = none)
     features/<name>/                  tokens.npy [I, N, D], mask.npy [I, N] bool, manifest.json
 
 Histories are ranges of events, so an example costs two numbers however long its history is. Nothing is ever unpickled.

@@ -121,7 +121,7 @@ def test_a_column_of_unknown_length_is_written_piece_by_piece(tmp_path):
 def test_an_existing_dataset_is_replaced_only_when_asked_and_only_by_a_good_one(tmp_path):
     root = tmp_path / "small"
     write(root)
-    with pytest.raises(UserError, match="exists already.*--overwrite"):
+    with pytest.raises(UserError, match=r"exists already.*--overwrite"):
         write(root)
     with pytest.raises(UserError, match="label"):
         write(root, rows={"label": np.full(ROWS, 7)}, overwrite=True)

@@ -193,4 +193,6 @@ def test_training_buckets_are_a_function_of_the_seed(builder):
     assert make_source(builder).buckets == make_source(builder).buckets
     assert isinstance(make_source(builder).buckets, Buckets)
     # A run that is extended keeps its shapes, so it stays bit-identical to one that was long from the start.
-    assert make_source(builder, num_steps=1).buckets == make_source(builder, num_steps=5000).buckets
+    for batch_size in (2, 4, 8, 16):
+        short, long = (make_source(builder, batch_size=batch_size, num_steps=steps) for steps in (1, 5000))
+        assert short.buckets == long.buckets

@@ -1,6 +1,7 @@
 """From values to ids: categorical fields, tables of users and items, image paths."""
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -55,6 +56,11 @@ def rows_of(column: pa.Array | pa.ChunkedArray, ids: pa.Array | pa.ChunkedArray)
     words, codes = words_and_codes(column)
     rows = pc.index_in(words, value_set=ids).fill_null(-1).to_numpy(zero_copy_only=False)
     return np.append(rows, -1).astype(np.int32)[codes]
+
+
+def field_name(column: str) -> str:
+    """A column's name as a field's: letters, digits and underscores, since it becomes part of file names."""
+    return re.sub(r"\W", "_", column)
 
 
 def entity_table(

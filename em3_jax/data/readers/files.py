@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +156,24 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise UserError(f"{path}: not a readable Parquet file ({error}); write it again") from None
 
 
+def parquet_batches(path: Path, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Columns of a Parquet file, `rows` rows at a time, so that the file may be larger than memory."""
+    batches = open_parquet(path).iter_batches(rows, columns=columns)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path}: damaged ({error}); fetch or write it again") from None
+        if batch is None:
+            return
+        yield batch
+
+
+def read_parquet(path: Path, columns: list[str]) -> pa.Table:
+    schema = pa.schema([open_parquet(path).schema_arrow.field(name) for name in columns])
+    return pa.Table.from_batches(list(parquet_batches(path, columns, rows=1 << 20)), schema)
+
+
 def read_table(path: Path, columns: list[str], as_text: set[str]) -> pa.Table:
     """The named columns of a CSV, TSV or Parquet file.
 
@@ -166,7 +184,7 @@ def read_table(path: Path, columns: list[str], as_text: set[str]) -> pa.Table:
     require_columns(path, columns, column_names(path))
     columns = list(dict.fromkeys(columns))
     if path.suffix in PARQUET:
-        table = open_parquet(path).read(columns)
+        table = read_parquet(path, columns)
         for index, name in enumerate(table.column_names):
             if name in as_text:
                 table = table.set_column(index, name, _text(table.column(name)))

@@ -30,7 +30,16 @@ from tqdm import tqdm
 
 from em3_jax.data.format import Dataset, hash_files, hash_ids
 from em3_jax.data.readers.encode import entity_table, image_paths, rows_of
-from em3_jax.data.readers.files import column_names, open_parquet, place, require, require_columns, require_distinct
+from em3_jax.data.readers.files import (
+    column_names,
+    open_parquet,
+    parquet_batches,
+    place,
+    read_parquet,
+    require,
+    require_columns,
+    require_distinct,
+)
 from em3_jax.data.writer import DatasetWriter
 from em3_jax.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.types import UserError
@@ -39,7 +48,6 @@ LEVELS = list(range(1, 11))
 ROWS = ["user_id", "item_id", "item_seq", "likes_level", "views_level", "label"]
 INFO = ["item_id", "item_tags", "item_emb_d128"]
 FEATURES = {"text": "txt_emb_BERT", "image": "img_emb_CLIPRN50"}
-TAGS = 5
 VALID_SHARE = 0.01
 _CHUNK = 1 << 16
 
@@ -61,7 +69,7 @@ def microlens(out: str | Path, *, source: str | Path, test: str = "halves", over
     for path, columns in ((files[0], ROWS), (files[1], ROWS), (info, INFO)):
         require(path, hint)
         require_columns(path, columns, column_names(path))
-    items = open_parquet(info).read(INFO)
+    items = read_parquet(info, INFO)
     require_distinct(info, items.column("item_id"))
     items = items.filter(pc.not_equal(items.column("item_id"), 0)).combine_chunks()  # without the padding item
     ids = items.column("item_id").combine_chunks()
@@ -96,9 +104,9 @@ def microlens(out: str | Path, *, source: str | Path, test: str = "halves", over
 
 def _batches(path: Path, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
     """(first row, rows) of a Parquet file, piece by piece, so that the file may be larger than memory."""
-    file, row = open_parquet(path), 0
-    with tqdm(total=file.metadata.num_rows, desc=path.name, unit="row", unit_scale=True, disable=None) as bar:
-        for batch in file.iter_batches(_CHUNK, columns=columns):
+    rows, row = open_parquet(path).metadata.num_rows, 0
+    with tqdm(total=rows, desc=path.name, unit="row", unit_scale=True, disable=None) as bar:
+        for batch in parquet_batches(path, columns, _CHUNK):
             for name in columns:
                 if batch.column(name).null_count:
                     bad = int(np.flatnonzero(batch.column(name).is_null().to_numpy(zero_copy_only=False))[0])

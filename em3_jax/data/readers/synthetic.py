@@ -68,7 +68,7 @@ TAGS = [f"tag {t}" for t in range(24)]
 TAGS_PER_ITEM = 3
 GROUPS = [f"group {g}" for g in range(8)]
 PER_SECOND = 4
-_CHUNK = 1 << 15  # fits the caches
+_CHUNK = 1 << 15  # fits the caches; each chunk draws from a generator of its own, so another size is another dataset
 _STREAMS = ("world", "items", "users", "image", "text", "rows", "choices")
 
 

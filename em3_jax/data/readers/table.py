@@ -23,6 +23,7 @@ from em3_jax.data.readers.encode import (
     encode,
     encode_lists,
     entity_table,
+    field_name,
     image_paths,
     rows_of,
     words_and_codes,
@@ -173,17 +174,7 @@ def _part(
         raise UserError(f"{path}: there are no rows; give one for each {kind}")
     require_distinct(path, source.column(key))
     ids = source.column(key).cast(pa.string()).combine_chunks()
-    encoded, notes = {}, []
-    for name, is_multi in parsed.items():
-        column = source.column(name)
-        if is_multi:
-            lists = column if pa.types.is_nested(column.type) else _split(path, name, column, separator=multi[0])
-            encoded[field_name(name)], cut = encode_lists(lists, multi[1])
-            notes += [f"{path.name}: {cut} {kind}s have more than {multi[1]} {name}; the first are kept"] if cut else []
-        elif pa.types.is_nested(column.type):
-            raise UserError(f"{path}: column '{name}' holds lists; name it '{name}:multi'")
-        else:
-            encoded[field_name(name)] = encode(column)
+    encoded, notes = _encode_fields(path, source, parsed, *multi)
     text_columns = {f"{n}_text" if n in encoded or n in (kind, "id", "image") else n: n for n in text}
     extra = {new: source.column(old).cast(pa.string()) for new, old in text_columns.items()}
     if image:
@@ -195,9 +186,23 @@ def _part(
     return Part(*entity_table(kind, ids, encoded, extra), list(text_columns), notes)
 
 
-def field_name(column: str) -> str:
-    """A column's name as a field's: letters, digits and underscores, since it becomes part of file names."""
-    return re.sub(r"\W", "_", column)
+def _encode_fields(
+    path: Path, source: pa.Table, fields: dict[str, bool], separator: str, max_values: int
+) -> tuple[dict[str, Encoded], list[str]]:
+    """(field name -> ids and values, notes); `fields` says which columns hold several values."""
+    encoded, notes = {}, []
+    for name, is_multi in fields.items():
+        column = source.column(name)
+        if is_multi:
+            lists = column if pa.types.is_nested(column.type) else _split(path, name, column, separator)
+            encoded[field_name(name)], cut = encode_lists(lists, max_values)
+            if cut:
+                notes.append(f"{path.name}: {cut} rows have more than {max_values} {name}; the first are kept")
+        elif pa.types.is_nested(column.type):
+            raise UserError(f"{path}: column '{name}' holds lists; name it '{name}:multi'")
+        else:
+            encoded[field_name(name)] = encode(column)
+    return encoded, notes
 
 
 def _split(path: Path, name: str, column: pa.ChunkedArray, separator: str) -> pa.Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from em3_jax.data.readers.encode import Encoded, encode, words_and_codes
+from em3_jax.data.readers.encode import Encoded, encode, field_name, words_and_codes
 from em3_jax.data.readers.files import column_names, place, read_table, require_values
 from em3_jax.types import UserError
 
@@ -75,10 +75,8 @@ def read_log(
         raise UserError(f"{path}: there are no rows; is it the right file?")
     needed = [roles["user"], roles["item"], label_column, roles["time"], *split_column]
     require_values(path, table.select(list(dict.fromkeys(needed))))
-    context, event = (
-        {re.sub(r"\W", "_", name): encode(table.column(name)) for name in names}
-        for names in (context_fields, event_fields)
-    )
+    context = {field_name(name): encode(table.column(name)) for name in context_fields}
+    event = {field_name(name): encode(table.column(name)) for name in event_fields}
     return Log(
         user=table.column(roles["user"]),
         item=table.column(roles["item"]),

@@ -1,0 +1,65 @@
+"""Planted data, where the best possible AUC is known: what content is worth, over three seeds, with the shipped config."""
+
+import numpy as np
+import pytest
+
+import eval as evaluation
+import train
+from configs import em3_synthetic
+from em3_jax import metrics
+from em3_jax.data.readers.synthetic import synthetic
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return synthetic(tmp_path_factory.mktemp("data") / "planted")
+
+
+@pytest.fixture(scope="module")
+def without_content(tmp_path_factory):
+    """The same world, its modalities all missing."""
+    return synthetic(tmp_path_factory.mktemp("data") / "empty", missing_image=1.0, missing_text=1.0)
+
+
+def reports(variant: str, dataset, directory) -> list[dict]:
+    """Test-set slices of one run a seed."""
+    results = []
+    for seed in SEEDS:
+        config = em3_synthetic.get_config(variant)
+        config.data.root = str(dataset.root)
+        config.seed = seed
+        train.train(config.to_dict(), directory / f"{variant}-{seed}")
+        results.append(evaluation.evaluate(directory / f"{variant}-{seed}", "test")["slices"])
+    return results
+
+
+@pytest.fixture(scope="module")
+def id_only(data, tmp_path_factory):
+    return reports("id_only", data, tmp_path_factory.mktemp("id_only"))
+
+
+@pytest.fixture(scope="module")
+def em3(data, tmp_path_factory):
+    return reports("", data, tmp_path_factory.mktemp("em3"))
+
+
+def test_em3_closes_at_least_half_of_the_gap_to_the_bayes_auc(id_only, em3):
+    base, content, bayes = (np.mean([r["all"][name] for r in rs]) for rs, name in (
+        (id_only, "auc"), (em3, "auc"), (em3, "bayes_auc")))  # fmt: skip
+    assert base < content < bayes
+    assert (content - base) / (bayes - base) >= 0.5
+
+
+def test_em3_is_better_on_cold_items(id_only, em3):
+    cold = [[report["cold items"]["auc"] for report in model] for model in (em3, id_only)]
+    result = metrics.paired_t_test(*cold)
+    assert result.mean_difference > 0 and result.p < 0.05
+    assert all(report["cold items"]["n"] > 200 for report in em3)
+
+
+def test_without_content_em3_falls_back_to_the_level_of_ids(id_only, without_content, tmp_path):
+    em3 = reports("", without_content, tmp_path)
+    base = [report["all"]["auc"] for report in id_only]
+    assert np.mean([report["all"]["auc"] for report in em3]) == pytest.approx(np.mean(base), abs=0.02)
