@@ -13,7 +13,7 @@ def run(command: Callable[[], int | None]) -> None:
     """Runs `command` and exits with its code; a `UserError` is printed as one line, with exit code 2."""
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # Orbax's own, after an error that is reported
     # What fails in a thread of Orbax or Grain is raised again where its result is asked for: once is enough.
-    threading.excepthook = sys.excepthook = lambda *_: None
+    threading.excepthook = sys.excepthook = sys.unraisablehook = lambda *_: None
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         code = command()
