@@ -12,7 +12,6 @@ def get_config(arg: str = ""):
     config = base.ranking()
     config.data.root = "data/synthetic"
     config.data.features = ("image", "text")
-    config.data.history_length = 20
     config.data.batch_size = 256
     config.model.cic.id_fields = ("item", "category")
     config.train.epochs = 20.0
