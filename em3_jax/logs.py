@@ -1,6 +1,7 @@
 """What a run writes while it goes: metrics.jsonl, TensorBoard events, and lines on the terminal."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -38,7 +39,8 @@ class MetricWriter:
         self._file.write(json.dumps({"step": step} | values) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+            if math.isfinite(value):  # an undefined metric is NaN in the file and a gap in the curve
+                self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
         self._file.close()
