@@ -30,10 +30,10 @@ def without_content(data, tmp_path_factory):
     return open_dataset(root)
 
 
-def reports(variant: str, dataset, directory) -> list[dict]:
+def reports(variant: str, dataset, directory, seeds=SEEDS) -> list[dict]:
     """Test-set slices of one run a seed."""
     results = []
-    for seed in SEEDS:
+    for seed in seeds:
         config = em3_synthetic.get_config(variant)
         config.data.root = str(dataset.root)
         config.seed = seed
@@ -66,7 +66,7 @@ def test_em3_is_better_on_cold_items(id_only, em3):
     assert all(report["cold items"]["n"] > 200 for report in em3)
 
 
-def test_without_content_em3_falls_back_to_the_level_of_ids(id_only, without_content, tmp_path):
-    em3 = reports("", without_content, tmp_path)
-    base = [report["all"]["auc"] for report in id_only]
-    assert np.mean([report["all"]["auc"] for report in em3]) == pytest.approx(np.mean(base), abs=0.02)
+def test_without_content_em3_falls_back_to_the_level_of_ids(id_only, em3, without_content, tmp_path):
+    base, content = id_only[0]["all"]["auc"], em3[0]["all"]["auc"]
+    masked = reports("", without_content, tmp_path, seeds=SEEDS[:1])[0]["all"]["auc"]
+    assert abs(masked - base) < 0.25 * (content - base)
