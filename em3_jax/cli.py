@@ -1,5 +1,6 @@
 """How a command ends: user errors are one line on stderr and exit code 2."""
 
+import os
 import sys
 import threading
 import traceback
@@ -18,7 +19,8 @@ def run(command: Callable[[], int | None]) -> None:
     try:
         code = command()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads that end with the process repeat the error in full
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -34,3 +34,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real datasets are not here ({folder}); set EM3_SHARED_DATA")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no worker is left with them at the end."""
+    longest = ("test_planted.py", "test_train.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
