@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from em3_jax import cli, evaluators, experiment, logs, sharding, trees, workdir
+from em3_jax import allocator, cli, evaluators, experiment, logs, sharding, trees, workdir
 from em3_jax import config as config_
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.pipeline import batches
@@ -52,6 +52,7 @@ def train(config, directory: str | Path) -> dict:
       directory: the run's folder.
     """
     directory = Path(directory)
+    allocator.keep_large_blocks()
     config_.check_sections(config, experiment.SECTIONS)
     settings = config_.call(TrainSettings, config["train"], "config.train")
     if settings.deterministic:  # read when the first device is made, so it has to come first

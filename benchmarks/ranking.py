@@ -17,9 +17,10 @@ import numpy as np
 import train
 from benchmarks.timing import interleaved, milliseconds
 from configs import base, em3_movielens
-from em3_jax import experiment, sharding, tables
+from em3_jax import allocator, experiment, sharding, tables
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.pipeline import batches
+from em3_jax.data.readers.movielens import movielens
 from em3_jax.data.readers.synthetic import synthetic
 
 FUXICTR_DIN = 15_300  # examples/s of FuxiCTR 2.3.10 DIN on the same rows and kind of machine, 2 threads
@@ -135,9 +136,7 @@ def run(root: Path, repeats: int) -> None:
 def din(movielens_source: Path, repeats: int) -> None:
     """Examples/s of the ID-only DIN on MovieLens-100K, whole loop, against FuxiCTR's."""
     with tempfile.TemporaryDirectory() as folder:
-        from em3_jax.data.readers.movielens import movielens
-
-        movielens(movielens_source, Path(folder) / "data")
+        movielens(out=Path(folder) / "data", source=movielens_source)
         config = em3_movielens.get_config("id_only")
         config.data.root = f"{folder}/data"
         trainer = Trainer(config)
@@ -160,7 +159,10 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(parts), help="which parts, comma-separated")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--movielens", type=Path, default=Path("../shared/data/ml-100k-posters"))
+    parser.add_argument("--default-malloc", action="store_true", help="without allocator.keep_large_blocks, to compare")
     args = parser.parse_args()
+    if not args.default_malloc:
+        allocator.keep_large_blocks()
     print(f"jax {jax.__version__}, {jax.devices()}")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "planted"

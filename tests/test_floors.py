@@ -11,7 +11,7 @@ LONGEST_FILE = 400
 
 # DESIGN section 7. A name stands for the module or for the folder with all that is in it; every module is on one floor.
 FLOORS = [
-    {"types", "fields", "losses", "metrics", "rng", "trees", "sharding"},
+    {"types", "fields", "losses", "metrics", "rng", "trees", "sharding", "allocator"},
     {"models", "data", "tables"},
     {"tasks", "optim", "convert", "weights", "config", "step"},
     {"checkpoint", "evaluators", "logs", "prepare", "extract", "export", "experiment", "workdir", "cli", "compare"},
