@@ -21,6 +21,7 @@ $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
 	touch $@
 
 demo: $(VENV)/installed
+	rm -rf $(DEMO)/id_only $(DEMO)/em3
 	$(BIN)/python -m em3_jax.prepare synthetic --out $(DEMO)/data --overwrite
 	$(BIN)/python train.py --config=configs/em3_synthetic.py:id_only --config.data.root=$(DEMO)/data --workdir=$(DEMO)/id_only
 	$(BIN)/python train.py --config=configs/em3_synthetic.py --config.data.root=$(DEMO)/data --workdir=$(DEMO)/em3

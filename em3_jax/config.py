@@ -9,7 +9,7 @@ from em3_jax.types import UserError
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)", or the known names where none is near."""
+    """A hint: the known name nearest to `name`, or all of them where none is near."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

@@ -63,7 +63,7 @@ def ranking(
       fields: the dataset's categorical fields.
       content: "none" (IDs alone) or "end_to_end" (the fusion module trains with the ranker).
       fusion: settings of `FusionQFormer`.
-      cic: settings of `_cic_loss`; weight 0 leaves CIC out.
+      cic: settings of `_cic`; weight 0 leaves CIC out.
       model_settings: settings of `RankingModel`.
     """
     _check_choice("content", content, CONTENT)

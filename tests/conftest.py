@@ -12,6 +12,7 @@ import pytest
 
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.synthetic import synthetic
+from em3_jax.types import UserError
 from tests.tiny import Tiny, write_tiny
 
 
@@ -34,6 +35,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real datasets are not here ({folder}); set EM3_SHARED_DATA")
     return folder
+
+
+def user_error(function, *args) -> str:
+    """The one line of the `UserError` that the call must raise."""
+    with pytest.raises(UserError) as error:
+        function(*args)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
 
 
 def pytest_collection_modifyitems(items):

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from em3_jax import convert
-from em3_jax.types import UserError
+from tests.conftest import user_error
 
 VOCABULARY, WIDTH, HIDDEN, POSITIONS, TYPES = 13, 8, 12, 10, 2
 CONFIG = {
@@ -56,15 +56,6 @@ def write(folder: Path, tensors: dict[str, np.ndarray], config: dict = CONFIG) -
     (folder / "config.json").write_text(json.dumps(config))
     safetensors.numpy.save_file(tensors, folder / "model.safetensors")
     return folder
-
-
-def user_error(function, *args) -> str:
-    """The one line of the `UserError` that the call must raise."""
-    with pytest.raises(UserError) as error:
-        function(*args)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 def assert_same(params, expected):

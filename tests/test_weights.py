@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from em3_jax import weights
-from em3_jax.types import UserError
+from tests.conftest import user_error
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:
@@ -22,15 +22,6 @@ def read(folder: Path) -> dict[str, np.ndarray]:
     for tensor in tensors:
         assert (tensor.shape, tensor.dtype) == (arrays[tensor.name].shape, arrays[tensor.name].dtype.name)
     return arrays
-
-
-def user_error(function, *args) -> str:
-    """The one line of the `UserError` that the call must raise."""
-    with pytest.raises(UserError) as error:
-        function(*args)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 def expected_arrays() -> dict[str, np.ndarray]:
