@@ -31,7 +31,7 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     if data_root:
         config["data"]["root"] = data_root
     parts = experiment.build(config, lambda rows, size: 1)
-    workdir.check_data(directory, record, parts.dataset.meta["data_hash"])
+    workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
     checkpoints = Checkpoints(directory)
     state, _ = checkpoints.restore(jax.eval_shape(parts.init), step)
     source = parts.evaluation(split)

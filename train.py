@@ -60,7 +60,7 @@ def train(config, directory: str | Path) -> dict:
     parts = experiment.build(config, lambda rows, size: math.ceil(settings.epochs * rows / size))
     if parts.eval.metric not in METRIC_SIGNS:
         raise UserError(f"config.eval.metric: {config_.nearest(parts.eval.metric, METRIC_SIGNS)}")
-    workdir.claim(directory, config, parts.dataset.meta["data_hash"])
+    workdir.claim(directory, config, parts.dataset.meta["data_hash"], parts.feature_hashes)
 
     # Where the state comes from: 1. the newest readable checkpoint of this workdir, 2. a fresh one.
     checkpoints = Checkpoints(directory)
@@ -73,6 +73,8 @@ def train(config, directory: str | Path) -> dict:
     print(
         f"{parts.dataset.root}: {len(parts.source.rows):,} training rows, {total:,} steps of {parts.source.batch_size}"
     )
+    for features in parts.feature_sets:
+        print(f"features {features.describe()}")
     print(f"resuming after step {start:,}" if start else "starting", flush=True)
 
     with _Interrupts() as interrupts:

@@ -11,7 +11,7 @@ from configs import base
 def get_config(arg: str = ""):
     config = base.ranking()
     config.data.root = "data/ml-100k"
-    config.data.features = ("text",)
+    config.data.features = ("text_minilm",)
     config.data.unknown_floor.user = 0.3  # 86 % of the test rows have a user that training does not know
     config.model.fusion.width = (
         32  # chosen on validation: at 64 without dropout the content part overfits within 3 epochs

@@ -1,9 +1,13 @@
-"""How a command ends: user errors are one line on stderr and exit code 2."""
+"""How a command begins and ends: its options are a function's arguments; user errors are one line and exit code 2."""
 
+import argparse
+import inspect
 import os
+import re
 import sys
 import threading
 import traceback
+import typing
 import warnings
 from collections.abc import Callable
 
@@ -29,3 +33,76 @@ def run(command: Callable[[], int | None]) -> None:
         traceback.print_exc()
         code = 1
     sys.exit(code or 0)
+
+
+def add_options(
+    parser: argparse._ActionsContainer,
+    function: Callable,
+    helps: dict[str, str] | None = None,
+    besides: Callable | None = None,
+) -> None:
+    """Adds an option for each argument of `function`; help is what its docstring says.
+
+    Args:
+      parser: where `argument_default` is SUPPRESS, so that what is not given takes the function's own default.
+      helps: argument -> help, where the docstring has none.
+      besides: a function whose options are there already.
+    """
+    helps = (helps or {}) | _argument_texts(function)
+    there = inspect.signature(besides).parameters if besides else {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in there:
+            _add_option(parser, name, parameter, helps[name])
+
+
+def check_arguments(function: Callable, arguments: dict, help_command: str) -> None:
+    """Refuses arguments that `function` does not take, and missing ones that have no default."""
+    parameters = inspect.signature(function).parameters
+    for name in arguments:
+        if name not in parameters:
+            raise UserError(f"{_option(name)} does not go with the other options; see `{help_command}`")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            raise UserError(f"{_option(name)} is missing; see `{help_command}`")
+
+
+def _add_option(parser: argparse._ActionsContainer, name: str, parameter: inspect.Parameter, text: str) -> None:
+    kinds, default = typing.get_args(parameter.annotation) or (parameter.annotation,), parameter.default
+    if isinstance(default, int | float | str) and default is not False:
+        text += f" (default {default})"
+    text = text.replace("%", "%%")
+    if parameter.annotation is bool:
+        parser.add_argument(_option(name), action="store_true", help=text)
+        return
+    number = next((kind for kind in kinds if kind in (int, float)), None)
+    annotation = str(parameter.annotation)
+    convert = number or (as_pairs if "dict" in annotation else as_list if "tuple" in annotation else str)
+    metavar = {as_pairs: "NAME=VALUE,...", as_list: "NAME,..."}.get(convert, "VALUE")
+    parser.add_argument(_option(name), type=convert, metavar=metavar, help=text)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _argument_texts(function: Callable) -> dict[str, str]:
+    """Argument -> what the docstring's `Args:` says of it."""
+    section = inspect.getdoc(function).split("Args:\n")[1].split("\n\n")[0]
+    texts = {}
+    for entry in re.split(r"\n(?=  \S)", section):
+        names, text = entry.split(":", 1)
+        texts |= dict.fromkeys((name.strip() for name in names.split(",")), " ".join(text.split()).rstrip("."))
+    return texts
+
+
+def as_list(text: str) -> tuple[str, ...]:
+    """("a", "b") from "a, b"."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def as_pairs(text: str) -> dict[str, str]:
+    """{"a": "b"} from "a=b,..."."""
+    parts = [part.partition("=") for part in as_list(text)]
+    if not all(sign and value for _, sign, value in parts):
+        raise argparse.ArgumentTypeError(f"'{text}': write name=value, separated by commas")
+    return {name.strip(): value.strip() for name, _, value in parts}

@@ -76,15 +76,24 @@ def load_encoder(folder: str | os.PathLike, dtype: Any = jnp.float32) -> tuple[E
         lambda: module.init_with_output(jax.random.key(0), family.example(module, config))
     )
     params, ignored = _fill(variables["params"], tensors, family, folder)
-    info = EncoderInfo(
-        model_type=config["model_type"],
-        modality=family.modality,
-        width=output.mean.shape[-1],
-        config=config,
-        files=tuple(file.name for file in files),
-        ignored=ignored,
+    names = tuple(file.name for file in files)
+    return (
+        module,
+        params,
+        EncoderInfo(config["model_type"], family.modality, output.mean.shape[-1], config, names, ignored),
     )
-    return module, params, info
+
+
+def random_encoder(folder: str | os.PathLike, seed: int, dtype: Any = jnp.float32) -> tuple[Encoder, dict, EncoderInfo]:
+    """The same as `load_encoder` for a folder without weights: fresh ones, a function of `seed`."""
+    where = Path(folder) / "config.json"
+    config = read_json(where)
+    family = _family(config, where)
+    module = encoder_from_config(config, dtype=dtype, where=where)
+    init = jax.jit(lambda key: module.init_with_output(key, family.example(module, config)))
+    output, variables = init(jax.random.key(seed))
+    info = EncoderInfo(config["model_type"], family.modality, output.mean.shape[-1], config, (), ())
+    return module, jax.device_get(variables["params"]), info
 
 
 def encoder_from_config(

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -90,6 +91,11 @@ class Experiment(NamedTuple):
     frozen: Callable
     eval: EvalSettings
 
+    @property
+    def feature_hashes(self) -> dict[str, str]:
+        """Name -> hash of the feature sets in use."""
+        return {features.name: features.manifest["hash"] for features in self.feature_sets}
+
 
 def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Experiment:
     """The experiment of a config.
@@ -176,6 +182,8 @@ def _load_features(dataset: Dataset, names: tuple[str, ...]) -> list[FeatureSet]
         )
     sets = [dataset.features(name) for name in names]
     for features in sets:
+        if features.manifest.get("random_weights") is not None:
+            warnings.warn(f"features '{features.name}' come from an encoder with random weights", stacklevel=2)
         for start in range(0, len(features.tokens), 4096):
             block = (
                 np.isfinite(features.tokens[start : start + 4096]).all(axis=-1) | ~features.mask[start : start + 4096]

@@ -10,7 +10,6 @@ python -m em3_jax.prepare check --data data/ml-100k
 import argparse
 import inspect
 import json
-import re
 import signal
 import sys
 import tomllib
@@ -58,9 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 def _run(reader: Callable[..., Dataset], arguments: dict) -> None:
     if "mapping" in arguments:
         arguments = _read_mapping(Path(arguments.pop("mapping")), reader) | arguments
-    for name, parameter in inspect.signature(reader).parameters.items():
-        if parameter.default is parameter.empty and name not in arguments:
-            raise UserError(f"{_option(name)} is missing; see `python -m em3_jax.prepare {reader.__name__} --help`")
+    cli.check_arguments(reader, arguments, f"python -m em3_jax.prepare {reader.__name__} --help")
     try:
         print(report(reader(**arguments)))
     except OSError as error:  # no space, no permission, a file where a folder should be
@@ -77,52 +74,10 @@ def _parser() -> argparse.ArgumentParser:
         about = sys.modules[reader.__module__].__doc__ if reader is not check else "Checks a dataset again, all of it."
         command = commands.add_parser(name, help=about.split("\n")[0], description=about, formatter_class=text)
         command.argument_default = argparse.SUPPRESS  # what is not given takes the reader's own default
-        helps = {"out": "the folder to make"} | _argument_texts(reader)
-        for argument, parameter in inspect.signature(reader).parameters.items():
-            _add_option(command, argument, parameter, helps[argument])
+        cli.add_options(command, reader, {"out": "the folder to make"})
         if reader is table:
             command.add_argument("--mapping", metavar="FILE", help="a TOML or JSON file with any of these options")
     return parser
-
-
-def _add_option(command: argparse.ArgumentParser, name: str, parameter: inspect.Parameter, text: str) -> None:
-    kind, default = parameter.annotation, parameter.default
-    if isinstance(default, int | float | str) and default is not False:
-        text += f" (default {default})"
-    text = text.replace("%", "%%")
-    if kind is bool:
-        command.add_argument(_option(name), action="store_true", help=text)
-    else:
-        convert = (
-            kind if kind in (int, float) else _pairs if "dict" in str(kind) else _list if "tuple" in str(kind) else str
-        )
-        metavar = {_pairs: "NAME=VALUE,...", _list: "NAME,..."}.get(convert, "VALUE")
-        command.add_argument(_option(name), type=convert, metavar=metavar, help=text)
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _argument_texts(function: Callable) -> dict[str, str]:
-    """Argument -> what the docstring's `Args:` says of it."""
-    section = inspect.getdoc(function).split("Args:\n")[1].split("\n\n")[0]
-    texts = {}
-    for entry in re.split(r"\n(?=  \S)", section):
-        names, text = entry.split(":", 1)
-        texts |= dict.fromkeys((name.strip() for name in names.split(",")), " ".join(text.split()).rstrip("."))
-    return texts
-
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _pairs(text: str) -> dict[str, str]:
-    parts = [part.partition("=") for part in _list(text)]
-    if not all(sign and value for _, sign, value in parts):
-        raise argparse.ArgumentTypeError(f"'{text}': write name=value, separated by commas")
-    return {name.strip(): value.strip() for name, _, value in parts}
 
 
 def _read_mapping(path: Path, reader: Callable) -> dict:
@@ -140,7 +95,7 @@ def _read_mapping(path: Path, reader: Callable) -> dict:
             raise UserError(f"{path}: no option '{key}'; {nearest(name, known)}")
         kind = str(known[name].annotation)
         if isinstance(value, str) and ("tuple" in kind or "dict" in kind):
-            value = _list(value) if "tuple" in kind else _pairs(value)
+            value = cli.as_list(value) if "tuple" in kind else cli.as_pairs(value)
         result[name] = tuple(value) if isinstance(value, list) else value
     return result
 

@@ -21,24 +21,31 @@ MAY_CHANGE = (
 """A resumed run may train longer, log otherwise, lie elsewhere, or use other devices; all else would be another run."""
 
 
-def claim(workdir: str | Path, config: Mapping[str, Any], data_hash: str) -> bool:
+def claim(workdir: str | Path, config: Mapping[str, Any], data_hash: str, features: Mapping[str, str]) -> bool:
     """Makes `workdir` this run's, or makes sure that it is; returns whether it was before.
 
     Args:
       config: the resolved config, plain values.
       data_hash: of the dataset.
+      features: name -> hash of the feature sets in use.
     """
     workdir = Path(workdir)
     path = workdir / "run.json"
     config = json.loads(json.dumps(config))  # tuples and lists are the same thing from here on
     resumed = path.exists()
     if resumed:
-        _check_same(path, config, data_hash)
+        _check_same(path, config, data_hash, features)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir}: cannot make this folder ({error.strerror}); choose another --workdir") from None
-    record = {"config": config, "data_hash": data_hash, "commit": _commit(), "packages": _versions()}
+    record = {
+        "config": config,
+        "data_hash": data_hash,
+        "features": dict(features),
+        "commit": _commit(),
+        "packages": _versions(),
+    }
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
     temporary.replace(path)
@@ -46,7 +53,7 @@ def claim(workdir: str | Path, config: Mapping[str, Any], data_hash: str) -> boo
 
 
 def read(workdir: str | Path) -> dict[str, Any]:
-    """The record of a run: config, data_hash, commit, packages."""
+    """The record of a run: config, data_hash, features, commit, packages."""
     path = Path(workdir) / "run.json"
     if not path.exists():
         raise UserError(f"{path}: file missing; is {workdir} the --workdir of a `train.py` run?")
@@ -56,19 +63,25 @@ def read(workdir: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error}); train again in a new --workdir") from None
 
 
-def check_data(workdir: str | Path, record: Mapping[str, Any], data_hash: str) -> None:
-    """Refuses a dataset other than the one the run was trained on."""
+def check_data(workdir: str | Path, record: Mapping[str, Any], data_hash: str, features: Mapping[str, str]) -> None:
+    """Refuses a dataset or feature sets other than those the run was trained on."""
+    root = record["config"]["data"]["root"]
     if record["data_hash"] != data_hash:
-        root = record["config"]["data"]["root"]
         raise UserError(
             f"{workdir}: belongs to another dataset: the data in {root} have hash {data_hash[:12]}, the run was made with "
             f"{record['data_hash'][:12]}; choose another --workdir or restore the dataset"
         )
+    for name, found in features.items():
+        if record.get("features", {}).get(name, found) != found:
+            raise UserError(
+                f"{workdir}: the features '{name}' in {root} are not those it was trained on (hash {found[:12]}, then "
+                f"{record['features'][name][:12]}); choose another --workdir or restore them"
+            )
 
 
-def _check_same(path: Path, config: Mapping[str, Any], data_hash: str) -> None:
+def _check_same(path: Path, config: Mapping[str, Any], data_hash: str, features: Mapping[str, str]) -> None:
     old = read(path.parent)
-    check_data(path.parent, old, data_hash)
+    check_data(path.parent, old, data_hash, features)
     changed = [line for line in config_.differences(old["config"], config) if not line.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(

@@ -13,7 +13,7 @@ LONGEST_FILE = 400
 FLOORS = [
     {"types", "fields", "losses", "metrics", "rng", "trees", "sharding", "allocator"},
     {"models", "data", "tables"},
-    {"tasks", "optim", "convert", "weights", "config", "step"},
+    {"tasks", "optim", "convert", "weights", "config", "step", "encoding"},
     {"checkpoint", "evaluators", "logs", "prepare", "extract", "export", "experiment", "workdir", "cli", "compare"},
     {"train", "eval", "demo"},
 ]

@@ -9,9 +9,10 @@
         item i32, time i64, field_<name> i32
     splits/<name>.npy i64             rows of a split, only where they are not one contiguous range
     counts/<...>.npy i64              how often training rows show each user, item, and field value
-    users.parquet, items.parquet      column `id` (original id), encoded fields; items: text columns, and `image`, the path
-                                      of a picture relative to `image_root` of dataset.json (null = none)
-    features/<name>/                  tokens.npy [I, N, D], mask.npy [I, N] bool, manifest.json
+    users.parquet, items.parquet      column `id` (original id), encoded fields; items: text columns, and `image`, a path
+                                      relative to `image_root` of dataset.json, of a picture or a folder of frames, or a
+                                      list of pictures (null = none)
+    features/<name>/                  tokens.npy [I, N, D] f16, f32, or bf16 as u16; mask.npy [I, N] bool; manifest.json
 
 Histories are ranges of events, so an example costs two numbers however long its history is. Nothing is ever unpickled.
 """
@@ -22,6 +23,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,6 +39,7 @@ INTERACTION_DTYPES = {
 }  # fmt: skip
 EVENT_DTYPES = {"item": np.int32, "time": np.int64}
 MAX_EVENT_VOCABULARY = 1024
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def _load_array(path: Path, dtype: np.dtype | None = None, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
@@ -94,7 +97,7 @@ class FeatureSet:
 
     Attributes:
       name: modality name.
-      tokens: [I, N, D] f16/f32, memory-mapped.
+      tokens: [I, N, D] f16/bf16/f32, memory-mapped.
       mask: [I, N] bool, True = the token exists.
       manifest: where the tokens come from.
     """
@@ -103,6 +106,15 @@ class FeatureSet:
     tokens: np.ndarray
     mask: np.ndarray
     manifest: dict
+
+    def describe(self) -> str:
+        """What it is, in a line."""
+        items, count, width = self.tokens.shape
+        covered = self.manifest.get("counts", {}).get("items_with_content", items)
+        return (
+            f"{self.name}: {self.manifest.get('encoder', 'unknown encoder')}, {count} x {width} {self.tokens.dtype}, "
+            f"{covered:,} of {items:,} items"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,16 +161,26 @@ class Dataset:
         """The feature set `name`, checked against this dataset's items."""
         folder = self.root / "features" / name
         if not folder.is_dir():
-            have = sorted(p.name for p in (self.root / "features").glob("*") if p.is_dir())
+            have = sorted(p.name for p in (self.root / "features").glob("[!.]*") if p.is_dir())
             raise UserError(f"{folder}: no such feature set; this dataset has: {', '.join(have) or 'none'}")
         manifest = _read_json(folder / "manifest.json")
-        tokens = _load_array(folder / "tokens.npy", None, (self.num_items, None, None))
-        mask = _load_array(folder / "mask.npy", np.bool_, tokens.shape[:2])
-        if tokens.dtype not in (np.float16, np.float32):
-            raise UserError(f"{folder / 'tokens.npy'}: dtype is {tokens.dtype}, must be float16 or float32")
         if manifest.get("item_hash") != self.meta["item_hash"]:
             raise UserError(
-                f"{folder / 'manifest.json'}: item_hash is not that of the items in {self.root}; make the features again"
+                f"{folder / 'manifest.json'}: item_hash is not that of the items in {self.root}; bring the features up to "
+                "date with `python -m em3_jax.extract --update`"
+            )
+        if "hash" not in manifest:
+            raise UserError(f"{folder / 'manifest.json'}: made by an older version; make the features again")
+        tokens = _load_array(folder / "tokens.npy", None, (self.num_items, None, None))
+        mask = _load_array(folder / "mask.npy", np.bool_, tokens.shape[:2])
+        if manifest.get("dtype") == BFLOAT16.name and tokens.dtype == np.uint16:
+            tokens = tokens.view(BFLOAT16)
+        if tokens.dtype not in (np.float16, np.float32, BFLOAT16):
+            raise UserError(f"{folder / 'tokens.npy'}: dtype is {tokens.dtype}, must be float16, bfloat16 or float32")
+        if (list(tokens.shape), tokens.dtype.name) != (manifest.get("shape"), manifest.get("dtype")):
+            raise UserError(
+                f"{folder / 'tokens.npy'}: {tokens.dtype.name} {list(tokens.shape)}, but its manifest says "
+                f"{manifest.get('dtype')} {manifest.get('shape')}; make the features again"
             )
         return FeatureSet(name, tokens, mask, manifest)
 

@@ -1,4 +1,4 @@
-"""Writing datasets and feature sets: built beside their final place, checked, then moved there whole."""
+"""Writing datasets: built beside their final place, checked, then moved there whole."""
 
 import json
 import os
@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from em3_jax.data.checks import check_dataset, count_training, first_not_finite, summarise
+from em3_jax.data.checks import check_dataset, count_training, summarise
+from em3_jax.data.features import write_features
 from em3_jax.data.format import (
     EVENT_DTYPES,
     FORMAT_VERSION,
@@ -170,40 +171,32 @@ class DatasetWriter:
             result[name] = [first, count, contiguous]
         return result
 
+    def _keep_features(self) -> None:
+        """Takes along what `extract` made for the dataset that is replaced; where items changed, only for an update."""
+        unchanged = _content_of(self.root) == _content_of(self.path)
+        for folder in sorted((self.root / "features").glob("[!.]*")):
+            new = self.path / "features" / folder.name
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            if new.exists() or "kind" not in manifest:  # a reader's own
+                continue
+            shutil.copytree(folder, new, copy_function=os.link)
+            if not unchanged:
+                (new / "manifest.json").unlink()  # one file under two names, and the old one stays as it was
+                _write_json(new / "manifest.json", manifest | {"item_hash": None})
+
     def _publish(self) -> None:
         self.root.parent.mkdir(parents=True, exist_ok=True)
         old = self.path.with_name(f"{self.path.name}-old")
         if self.root.exists():
+            if (self.root / "dataset.json").is_file():
+                self._keep_features()
             os.replace(self.root, old)
         os.replace(self.path, self.root)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def write_features(root: Path, name: str, tokens: np.ndarray, mask: np.ndarray, manifest: dict, item_hash: str) -> None:
-    """Adds the feature set `name` to the dataset folder `root`; it appears whole or not at all.
-
-    Args:
-      tokens: [I, N, D] f16/f32, or [I, D] for one token an item; finite, also where the mask is False.
-      mask: [I, N] bool.
-      manifest: encoder, weights hash, preprocessing; the item hash and the shape are added.
-      item_hash: `hash_ids` of the dataset's items.
-    """
-    if not name.isidentifier():
-        raise UserError(f"feature set name '{name}' must be letters, digits and underscores")
-    tokens = tokens[:, None, :] if tokens.ndim == 2 else tokens
-    bad = first_not_finite(tokens)
-    if bad is not None:
-        raise UserError(f"features '{name}': row {bad} holds NaN or infinity; mend the array")
-    final = Path(root) / "features" / name
-    if final.exists():
-        raise UserError(f"{final}: modality name in use; choose another name or remove the folder")
-    folder = final.with_name(f".{name}.tmp-{os.getpid()}")
-    try:
-        folder.mkdir(parents=True)
-        np.save(folder / "tokens.npy", tokens)
-        np.save(folder / "mask.npy", mask.astype(np.bool_))
-        manifest = manifest | {"item_hash": item_hash, "shape": list(tokens.shape), "dtype": str(tokens.dtype)}
-        _write_json(folder / "manifest.json", manifest)
-        os.replace(folder, final)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _content_of(root: Path) -> tuple:
+    """What the features of a dataset were made from: its items, and where their images lie."""
+    return (root / "items.parquet").read_bytes(), json.loads((root / "dataset.json").read_text("utf-8")).get(
+        "image_root"
+    )

@@ -149,7 +149,7 @@ def test_posters_of_their_own_and_text_vectors(tmp_path):
     assert dataset.meta["source"] == str(tmp_path)
     assert any("1 images are not in" in note and "posters/40.jpg" in note for note in dataset.meta["notes"])
     assert dataset.meta["summary"]["items_without"]["column image"] == round(4 / 7, 4)
-    features = dataset.features("text")
+    features = dataset.features("text_minilm")
     assert features.tokens.shape == (7, 1, 384) and features.tokens.dtype == np.float32 and features.mask.all()
 
 
@@ -163,6 +163,21 @@ def test_posters_from_another_folder_and_another_threshold(tmp_path):
     assert dataset.item_table.column("image").to_pylist() == ["10.jpg", *[None] * 4, "60.jpg", None]
     assert dataset.meta["image_root"] == str(tmp_path / "images")
     assert dataset.interactions["label"].sum() == sum(rating >= 3 for _, _, rating, _ in RATINGS)
+
+
+def test_of_several_posters_of_an_item_the_first_counts(tmp_path):
+    suffixes = (".jpg", ".jpeg", ".png", ".webp", "")  # in order of preference; none for a folder
+    for folder in ("ml", "images"):
+        (tmp_path / folder).mkdir()
+    write_1m(tmp_path / "ml")
+    for k, (item, *_) in enumerate(MOVIES):  # the k-th item lacks the first k kinds
+        for suffix in suffixes[k:]:
+            path = tmp_path / "images" / f"{item}{suffix}"
+            path.write_bytes(b"image") if suffix else path.mkdir()
+    (tmp_path / "images" / f"{MOVIES[-1][0]}").write_bytes(b"a file of no kind")
+    dataset = movielens(tmp_path / "out", source=tmp_path / "ml", posters=tmp_path / "images")
+    first = [f"{item}{suffix}" for (item, *_), suffix in zip(MOVIES, suffixes, strict=False)]
+    assert dataset.item_table.column("image").to_pylist() == [*first, None, None]
 
 
 BAD = {
@@ -243,7 +258,7 @@ def test_movielens_100k_with_posters(shared_data, tmp_path):
         "column title": 0,
         "column genres_text": 0,
         "column image": round(265 / 1682, 4),
-        "features text": 0,
+        "features text_minilm": 0,
     }
     assert dataset.meta["notes"] == []
     assert {field.name: field.length for field in dataset.fields.item}["genres"] == 6

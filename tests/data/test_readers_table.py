@@ -148,6 +148,47 @@ def test_lists_and_dates_with_a_zone_in_parquet(tmp_path):
     assert dataset.interactions["time"].min() == 1_000_000
 
 
+PHOTOS = [
+    ["p0.jpg", "gone.jpg", "p1.jpg"], ["p1.jpg"], None, ["frames", None, "p3.jpg"], ["gone.jpg"], [], ["p0.jpg"],
+    ["frames"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["texts", "lists"])
+def test_several_images_of_an_item(tmp_path, kind):
+    form = ".parquet" if kind == "lists" else ".csv"
+    photos = PHOTOS if kind == "lists" else [" | ".join(path or "" for path in row or ()) for row in PHOTOS]
+    paths = write(tmp_path / "in", form, items=tables()["items"].set_column(4, "photo", pa.array(photos)))
+    (tmp_path / "in" / "frames").mkdir()
+    dataset = table(tmp_path / "out", **paths, **(MAPPING | {"item_image": "photo:multi"}))
+    image = dataset.item_table.column("image")
+    assert image.type == pa.list_(pa.string())
+    there = [[path for path in row or () if path not in (None, "gone.jpg")] or None for row in PHOTOS]
+    assert image.to_pylist() == there
+    assert dataset.meta["summary"]["items_without"]["column image"] == there.count(None) / ITEMS
+    assert f"1 images are not in {tmp_path / 'in'} and count as missing: gone.jpg" in dataset.meta["notes"]
+
+
+def test_a_folder_of_frames_is_an_image(tmp_path):
+    paths = write(tmp_path / "in", **with_value("items", "photo", 4, "frames"))
+    (tmp_path / "in" / "frames").mkdir()
+    image = table(tmp_path / "out", **paths, **MAPPING).item_table.column("image")
+    assert image.type == pa.string()
+    assert image.to_pylist() == ["p0.jpg", "p1.jpg", None, "p3.jpg", "frames", *[None] * 3]
+
+
+def test_columns_that_are_no_paths_of_images(tmp_path):
+    for values, image, message in (
+        ([["p0.jpg"]] * ITEMS, "photo", r"items.parquet: column 'photo' holds lists; name it 'photo:multi'"),
+        ([[b"\xff\xd8"]] * ITEMS, "photo:multi", r"column 'photo' holds list<.*binary>; give paths of images"),
+        ([{"bytes": b"\xff"}] * ITEMS, "photo:multi", r"column 'photo' holds struct<bytes: binary>; give paths"),
+    ):
+        paths = write(tmp_path / "in", ".parquet", items=tables()["items"].set_column(4, "photo", pa.array(values)))
+        with pytest.raises(UserError, match=message) as error:
+            table(tmp_path / "out", **paths, **(MAPPING | {"item_image": image}))
+        assert "\n" not in str(error.value)
+
+
 def test_ready_features_with_rows_of_zeros_for_missing_items(tmp_path):
     paths = write(tmp_path / "in")
     image, text = np.ones((ITEMS, 3)), np.ones((ITEMS, 2, 4), np.float16)
@@ -216,6 +257,7 @@ BAD = {
     "split shares": ({}, {"split": "80,10,10"}, r"split '80,10,10': give three shares that sum to 1"),
     "split name": (with_value("interactions", "part", 8, "tain"), {"split": "column:part"}, r"line 10: split 'part' is 'tain'"),
     "separator": ({}, {"item_fields": ("tags:multi",), "separator": ";"}, r"items.csv: column 'tags' has no ';' but '\|'"),
+    "no image column": ({}, {"item_image": "phto:multi"}, r"items.csv: no column 'phto'; did you mean 'photo'\?"),
     "images elsewhere": ({}, {"image_root": "/nowhere"}, r"no image of column 'photo' is in /nowhere; .*--image-root"),
     "features short": ({}, arrays(np.ones((ITEMS - 1, 2))), r"f.npy: 7 rows, but .*items.csv has 8"),
     "features long": ({}, arrays(np.ones((ITEMS + 1, 2))), r"f.npy: 9 rows"),

@@ -88,13 +88,23 @@ def entity_table(
     return pa.table(columns), tuple(fields), {name: values for name, (_, values) in encoded.items()}
 
 
-def image_paths(root: Path, paths: Iterable[str | None]) -> tuple[pa.Array, list[str]]:
-    """(the paths, null where empty or not there; notes about those not there)."""
-    paths = [path or None for path in paths]
-    there = [path is not None and os.path.isfile(root / path) for path in paths]
-    gone = [path for path, ok in zip(paths, there, strict=True) if path is not None and not ok]
+def image_paths(root: Path, paths: Iterable[str | list[str] | None]) -> tuple[pa.Array, list[str]]:
+    """([I] the paths that are there, null where none is; notes about those not there).
+
+    Args:
+      root: what the paths are relative to.
+      paths: of each item the path of an image or of a folder of frames, or a list of such paths; with any list among
+        them the result is a column of lists.
+    """
+    paths = list(paths)
+    lists = [[path for path in (value if isinstance(value, list) else [value]) if path] for value in paths]
+    there = {path: os.path.exists(root / path) for row in lists for path in row}
+    gone = [path for path, ok in there.items() if not ok]
     notes = []
     if gone:
         names = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
         notes.append(f"{len(gone)} images are not in {root} and count as missing: {names}")
-    return pa.array([path if ok else None for path, ok in zip(paths, there, strict=True)], pa.string()), notes
+    found = [[path for path in row if there[path]] or None for row in lists]
+    if any(isinstance(value, list) for value in paths):
+        return pa.array(found, pa.list_(pa.string())), notes
+    return pa.array([row and row[0] for row in found], pa.string()), notes

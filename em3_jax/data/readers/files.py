@@ -210,6 +210,15 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array(chunks, type=pa.dictionary(pa.int32(), pa.string()))
 
 
+def load_array(path: Path) -> np.ndarray:
+    """The array of a .npy file, memory-mapped; never unpickled."""
+    require(path)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path}: not a readable .npy file ({error}); save it with numpy.save") from None
+
+
 def read_array(path: Path, rows: int, of: str) -> np.ndarray:
     """Features [rows, D] or [rows, N, D] from a .npy file, as f16 or f32, memory-mapped where no cast is needed.
 
@@ -217,11 +226,7 @@ def read_array(path: Path, rows: int, of: str) -> np.ndarray:
       rows: how many there must be.
       of: what the rows belong to, for the message.
     """
-    require(path)
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npy file ({error}); save it with numpy.save") from None
+    array = load_array(path)
     if array.dtype.kind != "f":
         raise UserError(f"{path}: dtype is {array.dtype}; save features as float16 or float32")
     if array.ndim not in (2, 3):

@@ -11,6 +11,7 @@ a field of the event. The split is chronological by row: 80 / 10 / 10 %; rows of
 | ml-latest | ratings.csv, movies.csv | only their ids | --posters |
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,7 @@ _TYPES |= dict.fromkeys(("user", "user_id", "userId", "item", "item_id", "movieI
 _TYPES |= dict.fromkeys(("time", "timestamp"), pa.int64()) | dict.fromkeys(("gender", "occupation"), pa.string())
 HEADED = ("posters", "ml-latest")
 TEXT_VECTORS = "text_minilm.npy"
+POSTER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", "")  # "" is a folder of frames
 
 
 class Source(NamedTuple):
@@ -74,7 +76,8 @@ def movielens(
 
     Args:
       source: the folder.
-      posters: folder of `<item_id>.jpg`, for the kinds without posters of their own.
+      posters: folder of `<item_id>.jpg` (or .jpeg, .png, .webp) or `<item_id>/` with frames, for the kinds without
+        posters of their own; of an item the first found in that order.
       threshold: ratings of at least this are clicks.
       overwrite: replace an existing dataset.
     """
@@ -95,7 +98,7 @@ def movielens(
                 "input": "title. genre, genre, ...",
                 "file_hash": hash_files([source / TEXT_VECTORS]),
             }
-            writer.features("text", tokens, mask, manifest, hash_ids(items.column("id")))
+            writer.features("text_minilm", tokens, mask, manifest, hash_ids(items.column("id")))
         return writer.finish(
             name=f"movielens ({read.kind})",
             users=users,
@@ -231,12 +234,21 @@ def _images(source: Path, items: pa.Table, posters: str | Path | None) -> tuple[
         return str(source.absolute()), *image_paths(source, items.column("image").to_pylist())
     folder = Path(posters)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of <item_id>.jpg as --posters")
-    names = [f"{item}.jpg" for item in items.column("id").to_pylist()]
-    paths, _ = image_paths(folder, names)
+        raise UserError(f"{folder}: no such folder; give the folder of <item_id>.jpg or <item_id>/ as --posters")
+    with os.scandir(folder) as entries:  # one listing, not five look-ups an item
+        is_folder = {entry.name: entry.is_dir() for entry in entries}
+    ids = items.column("id").to_pylist()
+    names = [
+        next((name for suffix in POSTER_SUFFIXES if is_folder.get(name := f"{item}{suffix}") == (not suffix)), None)
+        for item in ids
+    ]
+    paths, notes = image_paths(folder, names)
     if paths.null_count == len(paths):
-        raise UserError(f"{folder}: holds no image of any item, e.g. no {names[0]}; name the files <item_id>.jpg")
-    return str(folder.absolute()), paths, []
+        raise UserError(
+            f"{folder}: holds no image of any item, e.g. no {ids[0]}.jpg; name the files <item_id>.jpg "
+            f"(or {', '.join(POSTER_SUFFIXES[1:-1])}), or the folders of frames <item_id>"
+        )
+    return str(folder.absolute()), paths, notes
 
 
 def _item_table(items: pa.Table, image: pa.Array) -> tuple[pa.Table, tuple, dict, int]:

@@ -80,13 +80,14 @@ def table(
         that name. `item_key`, `user_key`: the id's column in the items and users file, where it is another.
       label: a rule such as "rating>=4", in place of a column of 0 and 1.
       item_fields, user_fields: categorical columns; `name:multi` for several values, a list or text with separators.
-      item_text, item_image: columns of the items that hold texts, and the path of an image.
+      item_text: columns of the items that hold texts.
+      item_image: column of the items, path of an image or of a folder of frames; `name:multi` for several.
       image_root: what the paths are relative to; default the folder of the items file.
       context_fields: categorical columns of the interactions that describe the impression.
       event_fields: categorical columns of the interactions that describe them once they are history.
       features: name -> .npy file with one row an item, in the order of the items file; a row of zeros is missing.
       separator: between the values of a `:multi` column of texts.
-      max_values: most values of a `:multi` column that are kept.
+      max_values: most values of a `:multi` field that are kept.
       split: three shares in time order, or "column:<name>" of train, valid, test (or 0, 1, 2).
       events: "clicks" or "all", the interactions that enter histories.
       drop_unknown: drop interactions whose user or item is not in its file; else they are an error.
@@ -168,7 +169,7 @@ def _part(
         words, codes = words_and_codes(used)
         return Part(*entity_table(kind, words.take(pa.array(np.unique(codes))), {}), [], [])
     parsed = {name.removesuffix(":multi"): name.endswith(":multi") for name in fields}
-    names = [key, *parsed, *text, *([image] if image else [])]
+    names = [key, *parsed, *text, *([image.removesuffix(":multi")] if image else [])]
     source = read_table(path, names, as_text=set(names))
     if source.num_rows == 0:
         raise UserError(f"{path}: there are no rows; give one for each {kind}")
@@ -178,11 +179,8 @@ def _part(
     text_columns = {f"{n}_text" if n in encoded or n in (kind, "id", "image") else n: n for n in text}
     extra = {new: source.column(old).cast(pa.string()) for new, old in text_columns.items()}
     if image:
-        root = _image_root(path, image_root)
-        extra["image"], gone = image_paths(root, source.column(image).cast(pa.string()).to_pylist())
+        extra["image"], gone = _images(path, source, image, multi[0], _image_root(path, image_root))
         notes += gone
-        if extra["image"].null_count == source.num_rows:
-            raise UserError(f"{path}: no image of column '{image}' is in {root}; say where they are with --image-root")
     return Part(*entity_table(kind, ids, encoded, extra), list(text_columns), notes)
 
 
@@ -192,17 +190,38 @@ def _encode_fields(
     """(field name -> ids and values, notes); `fields` says which columns hold several values."""
     encoded, notes = {}, []
     for name, is_multi in fields.items():
-        column = source.column(name)
+        column = _column(path, source, name, is_multi, separator)
         if is_multi:
-            lists = column if pa.types.is_nested(column.type) else _split(path, name, column, separator)
-            encoded[field_name(name)], cut = encode_lists(lists, max_values)
+            encoded[field_name(name)], cut = encode_lists(column, max_values)
             if cut:
                 notes.append(f"{path.name}: {cut} rows have more than {max_values} {name}; the first are kept")
-        elif pa.types.is_nested(column.type):
-            raise UserError(f"{path}: column '{name}' holds lists; name it '{name}:multi'")
         else:
             encoded[field_name(name)] = encode(column)
     return encoded, notes
+
+
+def _images(path: Path, source: pa.Table, image: str, separator: str, root: Path) -> tuple[pa.Array, list[str]]:
+    """(column `image` of the items [I], notes), from the column `image`, which may end in `:multi`."""
+    name, is_multi = image.removesuffix(":multi"), image.endswith(":multi")
+    column = _column(path, source, name, is_multi, separator)
+    try:
+        column = column.cast(pa.list_(pa.string()) if is_multi else pa.string())
+    except pa.ArrowException:
+        raise UserError(f"{path}: column '{name}' holds {column.type}; give paths of images, as text") from None
+    images, gone = image_paths(root, column.to_pylist())
+    if images.null_count == len(images):
+        raise UserError(f"{path}: no image of column '{name}' is in {root}; say where they are with --image-root")
+    return images, gone
+
+
+def _column(path: Path, source: pa.Table, name: str, is_multi: bool, separator: str) -> pa.ChunkedArray | pa.Array:
+    """The column `name`: of lists where it is one of several values, else of single ones."""
+    column = source.column(name)
+    if not pa.types.is_nested(column.type):
+        return _split(path, name, column, separator) if is_multi else column
+    if not is_multi:
+        raise UserError(f"{path}: column '{name}' holds lists; name it '{name}:multi'")
+    return column
 
 
 def _split(path: Path, name: str, column: pa.ChunkedArray, separator: str) -> pa.Array:

@@ -46,6 +46,11 @@ class Bert(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = functools.partial(nn.gelu, approximate=False)
     dtype: Dtype = jnp.float32
 
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest text that the position table has room for."""
+        return self.max_positions - (0 if self.padding_id is None else self.padding_id + 1)
+
     @nn.compact
     def __call__(
         self, token_ids: jax.Array, mask: jax.Array | None = None, token_types: jax.Array | None = None
@@ -83,9 +88,10 @@ class Bert(nn.Module):
     def _positions(self, token_ids: jax.Array) -> jax.Array:
         """[1 or B, L] row of each token in the position table."""
         length = token_ids.shape[1]
-        longest = self.max_positions - (0 if self.padding_id is None else self.padding_id + 1)
-        if length > longest:
-            raise UserError(f"texts of {length} tokens, but this encoder has positions for {longest}: truncate them")
+        if length > self.max_length:
+            raise UserError(
+                f"texts of {length} tokens, but this encoder has positions for {self.max_length}: truncate them"
+            )
         if self.padding_id is None:
             return jnp.arange(length)[None]
         valid = (token_ids != self.padding_id).astype(jnp.int32)
