@@ -132,6 +132,7 @@ def text_encoder(
             f"{tokenized.truncated:,} cut at {longest}"
         )
 
+    jax.eval_shape(encode, params, np.zeros((1, 1), np.int32), np.ones((1, 1), bool))  # refuses an unknown pooling
     kept = int(tokenized.length.max(initial=1)) if settings.pooling == "tokens" else 1
     return Encoder(
         params, encode, source,

@@ -197,9 +197,13 @@ def _encode(
     writer: FeatureWriter, made: encoding.Encoder, content: Content, wanted: np.ndarray, strict: bool, name: str
 ) -> None:
     """Encodes the `wanted` [I, M] slots, each distinct content once, from the first batch that is not written yet."""
-    source = made.source(np.unique(content.index[wanted]))
+    values = np.unique(content.index[wanted])
+    source = made.source(values)
     finished = _items_finished(source, content, wanted)
-    print(f"{name}: {int(finished.sum()):,} items, {len(content.values):,} distinct {made.summary(source)}", flush=True)
+    kept = int((content.index >= 0).any(axis=1).sum() - finished.sum())
+    print(f"{name}: {finished.sum():,} items to encode{f', {kept:,} kept' if kept else ''}", flush=True)
+    if len(source):
+        print(f"{len(values):,} distinct {made.summary(source)}", flush=True)
     if writer.done:
         print(f"going on after batch {writer.done:,} of {len(source):,}", flush=True)
     mesh = jax.make_mesh((len(jax.local_devices()),), ("data",), (AxisType.Auto,), devices=jax.local_devices())
@@ -351,6 +355,7 @@ def main(argv: list[str] | None = None) -> None:
 def _run(arguments: dict) -> None:
     """The command: `from_array` where an array is given, else `extract`."""
     allocator.keep_large_blocks()
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch
     function = from_array if "array" in arguments else extract
     if "array" in arguments and "encoder" in arguments:
         raise UserError("--array and --encoder exclude each other; give one of them")

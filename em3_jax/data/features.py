@@ -145,8 +145,11 @@ class FeatureWriter:
             raise UserError(
                 f"{self._folder}: another process is writing '{name}'; wait for it or choose a --name"
             ) from None
-        plan = json.loads(json.dumps(plan))
-        self._begin(plan, discard)
+        try:
+            self._begin(json.loads(json.dumps(plan)), discard)
+        except UserError:
+            self._lock.close()
+            raise
         items, per_item = slots
         stored = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
         tokens = self._array("tokens", (items, per_item * unit[0], unit[1]), stored)

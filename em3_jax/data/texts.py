@@ -129,7 +129,7 @@ class TextBatches:
         self._tokenized, self._texts, self._padding_id = tokenized, texts, padding_id
         length = tokenized.length[order]
         order = order[np.argsort(length, kind="stable")]
-        self.lengths = bucket_lengths(length) if len(order) else []
+        self.lengths = [min(size, longest) for size in bucket_lengths(length)] if len(order) else []
         ends = np.searchsorted(np.sort(length), self.lengths, side="right")
         self._batches: list[tuple[np.ndarray, tuple[int, int]]] = []
         for size, start, end in zip(self.lengths, [0, *ends], ends, strict=False):
@@ -137,7 +137,7 @@ class TextBatches:
             rows = -(-int(end - start) // count)
             rows = -(-rows // multiple) * multiple
             for first in range(start, end, rows):
-                self._batches.append((order[first : min(first + rows, end)], (rows, min(size, longest))))
+                self._batches.append((order[first : min(first + rows, end)], (rows, size)))
 
     def __len__(self) -> int:
         return len(self._batches)
