@@ -27,7 +27,10 @@ from em3_jax.data.content import DIGEST_BYTES, Content
 from em3_jax.data.format import BFLOAT16, Dataset, hash_files
 from em3_jax.types import UserError
 
-STORAGE = {"float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+STORAGE = {
+    "float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16,
+    "uint8": np.uint8, "int32": np.int32,  # raw: pixels, token ids
+}  # fmt: skip
 COMMIT_SECONDS = 5.0
 
 

@@ -13,6 +13,7 @@
                                       relative to `image_root` of dataset.json, of a picture or a folder of frames, or a
                                       list of pictures (null = none)
     features/<name>/                  tokens.npy [I, N, D] f16, f32, or bf16 as u16; mask.npy [I, N] bool; manifest.json
+                                      raw: pixels u8, N images of D = H * W * 3; or token ids i32, N of all texts, D = 1
 
 Histories are ranges of events, so an example costs two numbers however long its history is. Nothing is ever unpickled.
 """
@@ -97,7 +98,7 @@ class FeatureSet:
 
     Attributes:
       name: modality name.
-      tokens: [I, N, D] f16/bf16/f32, memory-mapped.
+      tokens: [I, N, D] f16/bf16/f32, memory-mapped; of a raw set u8 pixels or i32 token ids.
       mask: [I, N] bool, True = the token exists.
       manifest: where the tokens come from.
     """
@@ -106,6 +107,11 @@ class FeatureSet:
     tokens: np.ndarray
     mask: np.ndarray
     manifest: dict
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether it holds what an encoder is yet to see: the pixels or token ids of all items."""
+        return "raw" in self.manifest
 
     def describe(self) -> str:
         """What it is, in a line."""
@@ -175,8 +181,10 @@ class Dataset:
         mask = _load_array(folder / "mask.npy", np.bool_, tokens.shape[:2])
         if manifest.get("dtype") == BFLOAT16.name and tokens.dtype == np.uint16:
             tokens = tokens.view(BFLOAT16)
-        if tokens.dtype not in (np.float16, np.float32, BFLOAT16):
-            raise UserError(f"{folder / 'tokens.npy'}: dtype is {tokens.dtype}, must be float16, bfloat16 or float32")
+        known = (np.uint8, np.int32) if "raw" in manifest else (np.float16, np.float32, BFLOAT16)
+        if tokens.dtype not in known:
+            names = " or ".join(np.dtype(dtype).name for dtype in known)
+            raise UserError(f"{folder / 'tokens.npy'}: dtype is {tokens.dtype}, must be {names}")
         if (list(tokens.shape), tokens.dtype.name) != (manifest.get("shape"), manifest.get("dtype")):
             raise UserError(
                 f"{folder / 'tokens.npy'}: {tokens.dtype.name} {list(tokens.shape)}, but its manifest says "

@@ -45,6 +45,14 @@ class Processor(NamedTuple):
         return self(Image.new("RGB", (8, 8))).shape
 
 
+def arithmetic(settings: dict) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+    """(scale, mean, std) of a processor's settings."""
+    scale = float(settings["rescale_factor"]) if settings["do_rescale"] else 1.0
+    if not settings["do_normalize"]:
+        return scale, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return scale, tuple(settings["image_mean"]), tuple(settings["image_std"])
+
+
 def load_processor(folder: str | Path, image_size: int | None = None, default_size: int | None = None) -> Processor:
     """The image processor of a checkpoint folder.
 
@@ -79,13 +87,7 @@ def load_processor(folder: str | Path, image_size: int | None = None, default_si
         _try(processor)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}; mend it or copy it again") from None
-    return Processor(
-        resize=processor,
-        scale=float(processor.rescale_factor) if processor.do_rescale else 1.0,
-        mean=tuple(processor.image_mean) if processor.do_normalize else (0.0, 0.0, 0.0),
-        std=tuple(processor.image_std) if processor.do_normalize else (1.0, 1.0, 1.0),
-        settings=json.loads(json.dumps(settings, default=str)),
-    )
+    return Processor(processor, *arithmetic(settings), settings=json.loads(json.dumps(settings, default=str)))
 
 
 def _kind(path: Path) -> str:
