@@ -69,7 +69,7 @@ def train(config, directory: str | Path) -> dict:
     if restored := checkpoints.restore_latest(state):
         state, notes = restored
     start, total = int(state.step), len(parts.source)
-    print(logs.parameter_table(state, parts.frozen()))
+    print(logs.parameter_table(state, parts.frozen))
     print(
         f"{parts.dataset.root}: {len(parts.source.rows):,} training rows, {total:,} steps of {parts.source.batch_size}"
     )
@@ -205,7 +205,7 @@ def main() -> int:
     workdir_flag = flags.DEFINE_string("workdir", None, "the run's folder; an existing run is resumed")
     try:
         flags.FLAGS(sys.argv)
-        config = config_flag.value and config_flag.value.to_dict()
+        config = config_flag.value and config_.split_lists(config_flag.value.to_dict())
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
         raise UserError(f"{_explain(error)}; see python train.py --help") from None
     if config is None or workdir_flag.value is None:

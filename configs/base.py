@@ -22,7 +22,8 @@ def ranking() -> ConfigDict:
                 "unknown_floor": {"user": 0.0},  # field -> least such probability
             },
             "model": {
-                "content": "end_to_end",  # or none: the ID-only baseline
+                "content": "end_to_end",  # or none: the ID-only baseline; raw: encoders are part of the model
+                "encoders": {},  # raw feature set -> folder of its encoder; "" = not used
                 "attention_score": "mlp",  # target attention on IDs: mlp (DIN) or dot
                 "attention_hidden": 32,
                 "content_score": "dot",  # target attention on content
@@ -64,6 +65,18 @@ def ranking() -> ConfigDict:
             "mesh": {"data": 0, "model": 1},  # data 0 = all devices
         }
     )
+
+
+def raw(config: ConfigDict, **folders: str) -> ConfigDict:
+    """The same model with the encoders of its raw feature sets in the training step, frozen.
+
+    Args:
+      folders: feature set -> folder of its encoder; "" for one that the command line may set.
+    """
+    config.model.content = "raw"
+    config.model.encoders = folders
+    config.optim.multipliers = (("^encoders/", 0.0), *config.optim.multipliers)
+    return config
 
 
 def id_only(config: ConfigDict) -> ConfigDict:

@@ -3,6 +3,13 @@
 python -m em3_jax.prepare movielens --source <folder> --out data/ml-100k
 python train.py --config=configs/em3_movielens.py --workdir=runs/em3
 python train.py --config=configs/em3_movielens.py:id_only --workdir=runs/id_only
+
+With the encoders in the training step, frozen (or not: --config.optim.multipliers="(('^encoders/', 0.01),)"):
+
+python -m em3_jax.extract --data data/ml-100k --modality text --encoder <folder> --raw
+python train.py --config=configs/em3_movielens.py:raw --config.model.encoders.text=<folder> --workdir=runs/raw
+
+Posters the same way: --modality image, --config.model.encoders.image=<folder>, and --config.data.features=image,text.
 """
 
 from configs import base
@@ -22,4 +29,7 @@ def get_config(arg: str = ""):
     config.train.epochs = 20.0
     config.train.eval_every = 20
     config.train.patience = 8
+    if arg == "raw":
+        config.data.features = ("text",)
+        return base.raw(config, image="", text="")
     return base.id_only(config) if arg == "id_only" else config

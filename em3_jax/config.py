@@ -45,6 +45,18 @@ def check_sections(config: Mapping[str, Any], known: Iterable[str]) -> None:
             raise UserError(f"config.{key}: missing; set it in the config file")
 
 
+def split_lists(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with lists of names as the command line gives them, --config.data.features=image,text, taken apart."""
+    result = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            value = split_lists(value)
+        elif isinstance(value, tuple) and all(isinstance(entry, str) for entry in value):
+            value = tuple(name.strip() for entry in value for name in entry.split(",") if name.strip())
+        result[key] = value
+    return result
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "config") -> list[str]:
     """["config.model.dropout: 0.1 -> 0.2", ...] between two nested mappings."""
     lines = []

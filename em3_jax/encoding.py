@@ -1,6 +1,10 @@
-"""Frozen encoders at work: a checkpoint, its image processor or tokenizer, and one jitted function to content tokens."""
+"""Encoders at work: a checkpoint, its image processor or tokenizer, and one function from their output to content tokens.
 
-from collections.abc import Callable
+Extraction runs that function over all items once; the training step, where features are raw, over the items of the batch.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +15,8 @@ import numpy as np
 
 from em3_jax import convert
 from em3_jax.data.content import Content, digest
-from em3_jax.data.images import ImageBatches, file_digest, load_processor
+from em3_jax.data.format import FeatureSet
+from em3_jax.data.images import ImageBatches, arithmetic, file_digest, load_processor
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
 from em3_jax.models.encoders import EncoderOutput
 from em3_jax.types import UserError
@@ -28,6 +33,7 @@ class Encoder(NamedTuple):
       source: [b] which of the V -> the batches in which they are encoded.
       digests: [b] which of the V -> [b, 16] u8, the identity of their content, zeros where it cannot be read.
       unit: (n, D) that is kept of each.
+      raw: JSON values for the manifest of a raw feature set: the shape of its inputs.
       facts: JSON values for the manifest: which encoder with which weights, and the preprocessing.
       counts: the same, what was counted on the way.
       summary: a source -> a line that says what will be encoded.
@@ -38,6 +44,7 @@ class Encoder(NamedTuple):
     source: Callable[[np.ndarray], ImageBatches | TextBatches]
     digests: Callable[[np.ndarray], np.ndarray]
     unit: tuple[int, int]
+    raw: dict
     facts: dict
     counts: dict
     summary: Callable[[ImageBatches | TextBatches], str]
@@ -70,12 +77,7 @@ def image_encoder(
     module, params, info = _load(folder, "image", settings)
     default_size = info.config.get("image_size", 224) if settings.random_weights is not None else None
     processor = load_processor(folder, image_size, default_size)
-    mean, std = jnp.array(processor.mean, jnp.float32), jnp.array(processor.std, jnp.float32)
-
-    def encode(params, pixels: jax.Array):
-        """Pixels [B, H, W, 3] u8: rescaled and normalised here, so that a quarter of the bytes travels."""
-        images = (pixels.astype(jnp.float32) * processor.scale - mean) / std
-        return _pool(module.apply({"params": params}, images), settings)
+    encode = _image_function(module, processor.settings, settings)
 
     def source(values: np.ndarray) -> ImageBatches:
         return ImageBatches(content.values, values, batch_size, processor)
@@ -85,10 +87,11 @@ def image_encoder(
             return np.stack([*pool.map(lambda value: file_digest(content.values[value]), values)])
 
     tokens = jax.eval_shape(encode, params, source(np.arange(1))[0]["inputs"][0])[0]
-    rows, columns = processor.shape()[:2]
+    shape = processor.shape()
     return Encoder(
-        params, encode, source, digests, tokens.shape[1:], _facts(folder, info, settings, processor.settings), {},
-        lambda batches: f"images of {rows} x {columns} in {len(batches):,} batches of {batch_size}",
+        params, encode, source, digests, tokens.shape[1:], {"shape": list(shape)},
+        _facts(folder, info, settings, processor.settings), {},
+        lambda batches: f"images of {shape[0]} x {shape[1]} in {len(batches):,} batches of {batch_size}",
     )  # fmt: skip
 
 
@@ -115,9 +118,7 @@ def text_encoder(
         )
     padding_id = tokenizer.pad_token_id or 0 if module.padding_id is None else module.padding_id
 
-    def encode(params, token_ids: jax.Array, mask: jax.Array):
-        """Token ids [B, L] i32, mask [B, L] bool."""
-        return _pool(module.apply({"params": params}, token_ids, mask), settings)
+    encode = _text_function(module, settings)
 
     def source(values: np.ndarray) -> TextBatches:
         return TextBatches(
@@ -133,13 +134,108 @@ def text_encoder(
         )
 
     jax.eval_shape(encode, params, np.zeros((1, 1), np.int32), np.ones((1, 1), bool))  # refuses an unknown pooling
-    kept = int(tokenized.length.max(initial=1)) if settings.pooling == "tokens" else 1
+    length = int(tokenized.length.max(initial=1))
     return Encoder(
         params, encode, source,
         lambda values: np.stack([digest(content.values[value].encode()) for value in values]),
-        (kept, info.width), _facts(folder, info, settings, {"max_length": longest}),
+        (length if settings.pooling == "tokens" else 1, info.width),
+        {"length": length, "padding_id": padding_id}, _facts(folder, info, settings, {"max_length": longest}),
         {"truncated": tokenized.truncated}, summary,
     )  # fmt: skip
+
+
+def unencoded(made: Encoder) -> Encoder:
+    """`made` with the identity in place of its encoder: tokens are pixels [B, 1, H * W * 3] u8, or ids [B, L, 1] i32."""
+
+    def encode(params: None, inputs: np.ndarray, mask: np.ndarray | None = None):
+        mask = np.ones((len(inputs), 1), bool) if mask is None else mask
+        return inputs.reshape(*mask.shape, -1), mask
+
+    unit = (made.raw["length"], 1) if "length" in made.raw else (1, math.prod(made.raw["shape"]))
+    return made._replace(params=None, encode=encode, unit=unit)
+
+
+class RawEncoder(NamedTuple):
+    """The encoder of a raw feature set. Letters: S items, M slots of an item, n tokens of each, E width.
+
+    Attributes:
+      params: of the encoder, as they were loaded (numpy).
+      encode: (params, pixels [S, M, H * W * 3] u8 or token ids [S, M * L, 1] i32, their mask) ->
+        (tokens [S, M * n, E] f32, mask [S, M * n] bool), the same that extraction would store.
+    """
+
+    params: dict
+    encode: Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def raw_encoders(folders: Mapping[str, str], feature_sets: Iterable[FeatureSet]) -> dict[str, RawEncoder]:
+    """Name -> encoder of the raw ones of the `feature_sets`, from their `folders`.
+
+    Raises:
+      UserError: a raw set has no folder, a folder no raw set, or it does not hold the encoder the set was made for.
+    """
+    raw = {features.name: features.manifest for features in feature_sets if features.is_raw}
+    for name, manifest in raw.items():
+        if name not in folders:
+            raise UserError(
+                f"config.model.encoders.{name}: missing, but feature set '{name}' is raw; give the folder of "
+                f"{manifest['encoder']} and set config.model.content=raw, or use features made without --raw"
+            )
+    for name in folders:
+        if name not in raw:
+            raise UserError(
+                f"config.model.encoders.{name}: config.data.features has no raw set of that name; leave it out, or make one "
+                "with `python -m em3_jax.extract --raw`"
+            )
+    return {name: _raw_encoder(name, Path(folders[name]).expanduser(), manifest) for name, manifest in raw.items()}
+
+
+def _raw_encoder(name: str, folder: Path, manifest: dict) -> RawEncoder:
+    if not folder.is_dir():
+        raise UserError(
+            f"config.model.encoders.{name}: {folder}: no such folder; put {manifest['encoder']} there, or set its folder"
+        )
+    settings = Settings(**{key: manifest[key] for key in Settings._fields})
+    if settings.random_weights is None and convert.weights_hash(folder) != manifest["weights_hash"]:
+        raise UserError(
+            f"config.model.encoders.{name}: the weights in {folder} are not those for which '{name}' was made (hash "
+            f"{manifest['weights_hash'][:12]}); give the folder of {manifest['encoder']}, or make '{name}' again with this one"
+        )
+    module, params, _ = _load(folder, manifest["kind"], settings)
+    facts = manifest["raw"]
+    if manifest["kind"] == "image":
+        function, shape = _image_function(module, manifest["preprocessing"], settings), tuple(facts["shape"])
+    else:
+        function, shape = _text_function(module, settings), (facts["length"],)
+
+    def encode(params, content: jax.Array, mask: jax.Array):
+        inputs = content.reshape(-1, *shape)  # [S * M, H, W, 3] or [S * M, L]
+        mask = mask.reshape(len(inputs), -1)  # [S * M, 1] or [S * M, L]
+        if manifest["kind"] == "image":
+            tokens, found = function(params, inputs)
+            found &= mask
+        else:
+            tokens, found = function(params, jnp.where(mask, inputs, facts["padding_id"]), mask)
+        return tokens.reshape(len(content), -1, tokens.shape[-1]), found.reshape(len(content), -1)
+
+    return RawEncoder(params, encode)
+
+
+def _image_function(module: Any, preprocessing: dict, settings: Settings) -> Callable:
+    """(params, pixels [B, H, W, 3] u8) -> (tokens [B, n, D] f32, mask [B, n] bool)."""
+    scale, mean, std = arithmetic(preprocessing)
+    mean, std = np.array(mean, np.float32), np.array(std, np.float32)
+
+    def encode(params, pixels: jax.Array):
+        images = (pixels.astype(jnp.float32) * scale - mean) / std  # here, so that a quarter of the bytes travels
+        return _pool(module.apply({"params": params}, images), settings)
+
+    return encode
+
+
+def _text_function(module: Any, settings: Settings) -> Callable:
+    """(params, token ids [B, L] i32, mask [B, L] bool) -> (tokens [B, n, D] f32, mask [B, n] bool)."""
+    return lambda params, token_ids, mask: _pool(module.apply({"params": params}, token_ids, mask), settings)
 
 
 def _load(folder: Path, modality: str, settings: Settings) -> tuple[Any, dict, convert.EncoderInfo]:
@@ -175,5 +271,6 @@ def _pool(output: EncoderOutput, settings: Settings) -> tuple[jax.Array, jax.Arr
         tokens, mask = getattr(output, settings.pooling)[:, None], mask.any(axis=1, keepdims=True)
     tokens = tokens.astype(jnp.float32)
     if settings.normalize:
-        tokens /= jnp.maximum(jnp.linalg.norm(tokens, axis=-1, keepdims=True), 1e-12)
+        square = jnp.sum(tokens * tokens, axis=-1, keepdims=True)
+        tokens /= jnp.sqrt(jnp.maximum(square, 1e-24))  # norm() has no gradient at zero, where nothing is valid
     return tokens, mask

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from em3_jax import config as config_
-from em3_jax import optim, sharding, step, tasks
+from em3_jax import encoding, optim, sharding, step, tasks
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.data.pipeline import TrainingSource, evaluation_source, training_source
@@ -88,7 +88,7 @@ class Experiment(NamedTuple):
     init: Callable
     train_step: Callable
     predict: Callable
-    frozen: Callable
+    frozen: dict[str, bool]
     eval: EvalSettings
 
     @property
@@ -115,6 +115,8 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
     dataset = open_dataset(data.root)
     task = config_.call(tasks.ranking, config["model"], "config.model", fields=dataset.fields)
     feature_sets = _load_features(dataset, data.features) if task.uses_content else []
+    encoders = encoding.raw_encoders(task.encoders, feature_sets)
+    task = tasks.with_encoders(task, encoders) if encoders else task
     on_device = _on_device(data.placement, feature_sets)
     feature_tables = _to_device(feature_sets, mesh) if on_device else {}
     builder = _builder(dataset, data, () if on_device else tuple(feature_sets))
@@ -134,6 +136,7 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
     shapes = functools.cache(lambda: jax.eval_shape(fresh, feature_tables, example())[0])
     make_optimizer = functools.partial(config_.call, optim.dense_optimizer, config["optim"], "config.optim")
     optimizer = make_optimizer(params=shapes())
+    frozen = optim.frozen(shapes(), config["optim"]["multipliers"])
 
     def init() -> State:
         @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
@@ -141,7 +144,9 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
             params, table = fresh(features, batch)
             return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), table, {})
 
-        return make(feature_tables, example())
+        state = make(feature_tables, example())
+        loaded = {"encoders": {name: encoder.params for name, encoder in encoders.items()}} if encoders else {}
+        return state.replace(params=state.params | jax.device_put(loaded, sharding.replicated(mesh)))
 
     predict = step.make_predict_step(task)
     return Experiment(
@@ -153,10 +158,16 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         evaluation=lambda split: evaluation_source(builder, split, eval_settings.batch_size),
         init=init,
         train_step=step.make_train_step(
-            task, optimizer, row_optimizer, seed=config["seed"], table_l2=table_settings.l2, mesh=mesh
+            task,
+            optimizer,
+            row_optimizer,
+            seed=config["seed"],
+            table_l2=table_settings.l2,
+            frozen={name for name, is_frozen in frozen.items() if is_frozen},
+            mesh=mesh,
         ),
         predict=lambda state, batch: predict(state.params, state.tables, feature_tables, batch),
-        frozen=lambda: optim.frozen(shapes(), config["optim"]["multipliers"]),
+        frozen=frozen,
         eval=eval_settings,
     )
 
@@ -184,6 +195,8 @@ def _load_features(dataset: Dataset, names: tuple[str, ...]) -> list[FeatureSet]
     for features in sets:
         if features.manifest.get("random_weights") is not None:
             warnings.warn(f"features '{features.name}' come from an encoder with random weights", stacklevel=2)
+        if features.is_raw:
+            continue
         for start in range(0, len(features.tokens), 4096):
             block = (
                 np.isfinite(features.tokens[start : start + 4096]).all(axis=-1) | ~features.mask[start : start + 4096]
@@ -210,5 +223,5 @@ def _to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> step.Features:
     tables = {}
     for features in feature_sets:
         mask = place(np.asarray(features.mask))
-        tables[features.name] = (step.standardise(place(np.asarray(features.tokens)), mask), mask)
+        tables[features.name] = (tasks.standardise(place(np.asarray(features.tokens)), mask), mask)
     return tables

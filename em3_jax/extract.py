@@ -10,12 +10,14 @@ Stopped at any moment and run again, it goes on where it was, to the same bytes.
 
 import argparse
 import collections
+import functools
 import hashlib
 import json
 import math
 import os
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -25,7 +27,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from em3_jax import allocator, cli, encoding, logs
 from em3_jax.data import content as content_
 from em3_jax.data.content import Content
-from em3_jax.data.features import STORAGE, FeatureWriter, feature_folder, reusable, write_features
+from em3_jax.data.features import FeatureWriter, feature_folder, reusable, write_features
 from em3_jax.data.format import Dataset, hash_files, open_dataset
 from em3_jax.data.pipeline import batches
 from em3_jax.data.readers.files import load_array, read_array, require
@@ -33,6 +35,8 @@ from em3_jax.types import UserError
 
 IN_FLIGHT = 2  # batches that the device has been given and not yet returned
 PRECISIONS = ("float32", "bfloat16")
+DTYPES = ("float16", "bfloat16", "float32")
+RAW_DTYPES = {"image": "uint8", "text": "int32"}
 ROWS_MULTIPLE = 8  # of a batch of texts: the same batches on 1, 2, 4 and 8 devices
 MAX_THREADS = 32
 HUB_FILES = ("*.json", "*.txt", "*.model")
@@ -57,6 +61,7 @@ def extract(
     batch_size: int = 32,
     batch_tokens: int = 4096,
     random_weights: int | None = None,
+    raw: bool = False,
     strict: bool = False,
     update: bool = False,
     overwrite: bool = False,
@@ -81,6 +86,7 @@ def extract(
       batch_size: images at once.
       batch_tokens: text tokens at once.
       random_weights: seed of fresh weights, for trials without a checkpoint; the folder needs a config.json only.
+      raw: store what the encoder is to see, pixels or token ids, for training with config.model.content=raw.
       strict: a missing or damaged image is an error; else it is masked and reported.
       update: encode only items that are new or whose content has changed.
       overwrite: replace a feature set of that name, or an unfinished one.
@@ -89,7 +95,9 @@ def extract(
       UserError: whatever the user can mend.
     """
     _check_choice("modality", modality, ("image", "text"))
-    _check_choice("dtype", dtype, tuple(STORAGE))
+    _check_choice("dtype", dtype, DTYPES)
+    if raw and dtype != DTYPES[0]:
+        raise UserError(f"--dtype {dtype}: has no meaning with --raw, which stores pixels and token ids; leave it out")
     _check_choice("precision", precision, PRECISIONS)
     for option, value in (("frames", frames), ("batch-size", batch_size), ("batch-tokens", batch_tokens)):
         if value < 1:
@@ -108,6 +116,8 @@ def extract(
         layout = {"batch_tokens": batch_tokens, "multiple": math.lcm(ROWS_MULTIPLE, devices)}
         made = encoding.text_encoder(folder, content, settings, max_length=max_length, **layout)
         inputs = {"fields": list(fields) or dataset.meta["text_columns"], "join": join}
+    if raw:
+        made, dtype = encoding.unencoded(made), RAW_DTYPES[modality]
     facts = json.loads(json.dumps({"kind": modality, "encoder": label, "dtype": dtype, "inputs": inputs, **made.facts}))
     if random_weights is not None:
         warnings.warn(
@@ -135,7 +145,8 @@ def extract(
         _encode(writer, made, content, wanted, strict, name)
         report = _report(dataset, content, writer, modality)
         counts = {"distinct": len(content.values), "unusable": sum(map(len, writer.notes)), **made.counts}
-        writer.finish(facts | {"counts": counts}, report)
+        shape = {"raw": {"slots": content.index.shape[1], **made.raw}} if raw else {}
+        writer.finish(facts | shape | {"counts": counts}, report)
     return _manifest(feature_folder(dataset.root, name))
 
 
@@ -206,16 +217,7 @@ def _encode(
         print(f"{len(values):,} distinct {made.summary(source)}", flush=True)
     if writer.done:
         print(f"going on after batch {writer.done:,} of {len(source):,}", flush=True)
-    mesh = jax.make_mesh((len(jax.local_devices()),), ("data",), (AxisType.Auto,), devices=jax.local_devices())
-    by_row = NamedSharding(mesh, PartitionSpec("data"))
-    params = jax.device_put(made.params, NamedSharding(mesh, PartitionSpec()))
-    dtype = writer.tokens.dtype
-
-    @jax.jit
-    def encode(params, *inputs):
-        tokens, mask = made.encode(params, *inputs)
-        return tokens.astype(dtype), mask
-
+    encode = _on_all_devices(made, writer.tokens.dtype) if made.params else functools.partial(made.encode, None)
     is_wanted, pending = wanted.ravel(), collections.deque()
     progress = logs.Progress(int(finished.sum()), int(finished[: writer.done].sum()), unit="item", lines_every=10.0)
 
@@ -235,13 +237,26 @@ def _encode(
 
     stream = batches(source, start=writer.done, threads=min(os.cpu_count() or 1, MAX_THREADS))
     for k, batch in enumerate(stream, writer.done):
-        inputs = jax.device_put(batch.pop("inputs"), by_row)
-        pending.append((k, batch, encode(params, *inputs)))
+        pending.append((k, batch, encode(*batch.pop("inputs"))))
         if len(pending) > IN_FLIGHT:
             write(*pending.popleft())
     for one in pending:
         write(*one)
     progress.close()
+
+
+def _on_all_devices(made: encoding.Encoder, dtype: np.dtype) -> Callable:
+    """Inputs of a batch -> its (tokens in `dtype`, mask), the rows spread over the devices."""
+    mesh = jax.make_mesh((len(jax.local_devices()),), ("data",), (AxisType.Auto,), devices=jax.local_devices())
+    by_row = NamedSharding(mesh, PartitionSpec("data"))
+    params = jax.device_put(made.params, NamedSharding(mesh, PartitionSpec()))
+
+    @jax.jit
+    def encode(params, *inputs):
+        tokens, mask = made.encode(params, *inputs)
+        return tokens.astype(dtype), mask
+
+    return lambda *inputs: encode(params, *jax.device_put(inputs, by_row))
 
 
 def _items_finished(source, content: Content, wanted: np.ndarray) -> np.ndarray:

@@ -62,8 +62,9 @@ def _factors(params, multipliers: tuple[tuple[str, float], ...]):
     for pattern, _ in multipliers:
         if not any(re.search(pattern, name) for name in names):
             raise UserError(f"config.optim.multipliers: pattern '{pattern}' matches no parameter; one is '{names[0]}'")
-    found = [next((float(f) for pattern, f in multipliers if re.search(pattern, name)), 1.0) for name in names]
-    return jax.tree.unflatten(jax.tree.structure(params), found)
+    return trees.map_named(
+        lambda name, _: next((float(f) for pattern, f in multipliers if re.search(pattern, name)), 1.0), params
+    )
 
 
 def row_optimizer(name: str, learning_rate: float) -> tables.RowOptimizer:

@@ -1,31 +1,18 @@
 """The training and the prediction step: each one jitted function over the mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from em3_jax import rng, sharding, tables
-from em3_jax.tasks import Inputs, Task
+from em3_jax import rng, sharding, tables, trees
+from em3_jax.tasks import Inputs, Task, is_raw, standardise
 from em3_jax.types import Batch, State
 
 Features = dict[str, tuple[jax.Array, jax.Array]]
-"""Feature tables on the device: {modality: (standardised tokens [I, N, E], mask [I, N])}."""
-
-
-@jax.jit
-def standardise(tokens: jax.Array, mask: jax.Array) -> jax.Array:
-    """Tokens [..., E] with mean 0 and variance 1 over E, zero where masked, in their own dtype.
-
-    Encoders differ in scale by orders of magnitude. Without affine parameters this belongs to the data: tables on the
-    device are standardised once, when they are placed there, and not in every step.
-    """
-    x = tokens.astype(jnp.float32)
-    x = x - x.mean(axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
-    return jnp.where(mask[..., None], x, 0.0).astype(tokens.dtype)
+"""Feature tables on the device: {modality: (standardised or raw tokens [I, N, E], mask [I, N])}."""
 
 
 def inputs_of(rows: jax.Array, features: Features, batch: Batch) -> Inputs:
@@ -36,7 +23,8 @@ def inputs_of(rows: jax.Array, features: Features, batch: Batch) -> Inputs:
     else:
         tokens = {name: jnp.take(tokens, batch["item_id"], axis=0) for name, (tokens, _) in features.items()}
         masks = {name: jnp.take(mask, batch["item_id"], axis=0) for name, (_, mask) in features.items()}
-    return Inputs(rows, {name: x.astype(jnp.float32) for name, x in tokens.items()}, masks, batch)
+    tokens = {name: x if is_raw(x) else x.astype(jnp.float32) for name, x in tokens.items()}
+    return Inputs(rows, tokens, masks, batch)
 
 
 def make_init(
@@ -60,20 +48,24 @@ def make_train_step(
     *,
     seed: int,
     table_l2: float,
+    frozen: Container[str],
     mesh: Mesh,
 ) -> Callable:
     """Jitted (state, features, batch) -> (state, named scalars); the state is donated.
 
     Look up the distinct rows, differentiate the loss with respect to (params, rows), update both: no gradient as long as a
-    table exists.
+    table exists, and none of the parameters named in `frozen`.
     """
     root = jax.random.key(seed)
+
+    def hold(params):
+        return trees.map_named(lambda name, leaf: jax.lax.stop_gradient(leaf) if name in frozen else leaf, params)
 
     def step(state: State, features: Features, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         rows = tables.lookup(state.tables, batch["row_id"])
 
         def loss(params, rows):
-            return task.loss(params, inputs_of(rows, features, batch), root, state.step)
+            return task.loss(hold(params), inputs_of(rows, features, batch), root, state.step)
 
         (value, aux), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state.params, rows)
         updates, opt_state = optimizer.update(gradients[0], state.opt_state, state.params)

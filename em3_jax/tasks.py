@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from em3_jax import config, losses, rng
+from em3_jax import config, encoding, losses, rng
 from em3_jax.fields import Fields
 from em3_jax.models.cic import ContentIdHeads
 from em3_jax.models.fq_former import FusionQFormer
@@ -22,12 +22,14 @@ class Task(NamedTuple):
       loss: (params, inputs, key, step) -> (loss [], named intermediates, each a scalar).
       predict: (params, inputs) -> logits [B].
       uses_content: whether `inputs.tokens` is read at all.
+      encoders: feature set -> folder of the encoder that has to read it first, see `with_encoders`.
     """
 
     init: Callable
     loss: Callable
     predict: Callable
     uses_content: bool
+    encoders: dict[str, str]
 
 
 class Inputs(NamedTuple):
@@ -35,7 +37,7 @@ class Inputs(NamedTuple):
 
     Attributes:
       rows: [R, W] distinct rows of the embedding table.
-      tokens, tokens_mask: {modality: [S, N, E]}, {modality: [S, N]} content of the distinct items.
+      tokens, tokens_mask: {modality: [S, N, E]}, {modality: [S, N]} content of the distinct items; integers are raw.
       batch: the batch itself.
     """
 
@@ -45,7 +47,27 @@ class Inputs(NamedTuple):
     batch: Batch
 
 
-CONTENT = ("none", "end_to_end")
+def is_raw(tokens: jax.Array) -> bool:
+    """Whether these are pixels or token ids, which an encoder has to read first."""
+    return jnp.issubdtype(tokens.dtype, jnp.integer)
+
+
+@jax.jit
+def standardise(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Tokens [..., E] with mean 0 and variance 1 over E, zero where masked, in their own dtype; raw ones as they are.
+
+    Encoders differ in scale by orders of magnitude. Without affine parameters this belongs to the data: tables on the
+    device are standardised once, when they are placed there, and not in every step.
+    """
+    if is_raw(tokens):
+        return tokens
+    x = tokens.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+    return jnp.where(mask[..., None], x, 0.0).astype(tokens.dtype)
+
+
+CONTENT = ("none", "end_to_end", "raw")
 SCORES = ("dot", "mlp")
 
 
@@ -55,13 +77,21 @@ def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def ranking(
-    fields: Fields, *, content: str, fusion: Mapping[str, Any], cic: Mapping[str, Any], **model_settings: Any
+    fields: Fields,
+    *,
+    content: str,
+    encoders: Mapping[str, str],
+    fusion: Mapping[str, Any],
+    cic: Mapping[str, Any],
+    **model_settings: Any,
 ) -> Task:
     """Click prediction: L = L_ranking + alpha L_CIC (eq. 14).
 
     Args:
       fields: the dataset's categorical fields.
-      content: "none" (IDs alone) or "end_to_end" (the fusion module trains with the ranker).
+      content: "none" (IDs alone), "end_to_end" (the fusion module trains with the ranker), or "raw" (encoders are part of
+        the model; `with_encoders` puts them before it).
+      encoders: feature set -> folder of its encoder, for "raw"; "" = not used.
       fusion: settings of `FusionQFormer`.
       cic: settings of `_cic`; weight 0 leaves CIC out.
       model_settings: settings of `RankingModel`.
@@ -70,6 +100,17 @@ def ranking(
     for name in ("attention_score", "content_score"):
         if name in model_settings:
             _check_choice(name, model_settings[name], SCORES)
+    encoders = {name: folder for name, folder in encoders.items() if folder and content != "none"}
+    if content == "raw" and not encoders:
+        raise UserError(
+            "config.model.encoders: names no encoder, but config.model.content is raw; give the encoder folder of each raw "
+            "feature set, or set config.model.content=end_to_end"
+        )
+    if content == "end_to_end" and encoders:
+        raise UserError(
+            f"config.model.encoders.{min(encoders)}: config.model.content 'end_to_end' runs no encoder; leave it out, or set "
+            "config.model.content=raw"
+        )
     fusion_module = config.call(FusionQFormer, fusion, "config.model.fusion")
     if fusion_module.width % fusion_module.heads:
         raise UserError(
@@ -104,7 +145,34 @@ def ranking(
     def predict(params, inputs: Inputs) -> jax.Array:
         return model.apply({"params": params["model"]}, *inputs, train=False)[0]
 
-    return Task(init, loss, predict, uses_content=fusion_module is not None)
+    return Task(init, loss, predict, uses_content=fusion_module is not None, encoders=encoders)
+
+
+def with_encoders(task: Task, encoders: Mapping[str, encoding.RawEncoder]) -> Task:
+    """`task` on raw content: in each step encoders make tokens of it, and their weights are among the parameters.
+
+    Args:
+      task: a task on content tokens.
+      encoders: feature set -> its encoder; other feature sets hold tokens already. `init` gives params["encoders"][name]
+        as zeros: pretrained weights have no place in a compiled program.
+    """
+
+    def encoded(params, inputs: Inputs) -> Inputs:
+        tokens, masks = dict(inputs.tokens), dict(inputs.tokens_mask)
+        for name, encoder in encoders.items():
+            found, masks[name] = encoder.encode(params["encoders"][name], tokens[name], masks[name])
+            tokens[name] = standardise(found, masks[name])
+        return inputs._replace(tokens=tokens, tokens_mask=masks)
+
+    def init(key: jax.Array, inputs: Inputs):
+        zeros = {"encoders": {name: jax.tree.map(jnp.zeros_like, encoder.params) for name, encoder in encoders.items()}}
+        return task.init(key, encoded(zeros, inputs)) | zeros
+
+    return task._replace(
+        init=init,
+        loss=lambda params, inputs, key, step: task.loss(params, encoded(params, inputs), key, step),
+        predict=lambda params, inputs: task.predict(params, encoded(params, inputs)),
+    )
 
 
 class _Cic(NamedTuple):

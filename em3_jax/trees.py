@@ -1,5 +1,7 @@
 """Names, sizes and checks of parameter trees."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
@@ -8,6 +10,11 @@ def named_leaves(tree) -> dict[str, jax.Array]:
     """{"dnn/Dense_0/kernel": leaf, ...} in tree order."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(_key(part) for part in path): leaf for path, leaf in paths}
+
+
+def map_named(function: Callable, tree):
+    """The tree of function(name, leaf) of every leaf."""
+    return jax.tree.unflatten(jax.tree.structure(tree), [function(*pair) for pair in named_leaves(tree).items()])
 
 
 def _key(part) -> str:

@@ -16,6 +16,7 @@ MAY_CHANGE = (
     "config.mesh.",
     "config.data.root:",
     "config.data.placement:",
+    "config.model.encoders.",
     "config.eval.popular_share:",
 )
 """A resumed run may train longer, log otherwise, lie elsewhere, or use other devices; all else would be another run."""

@@ -192,3 +192,9 @@ cli.run(lambda: experiment.build(config, lambda rows, size: 1))
         f"error: config.{section}.batch_size=66 does not divide over 4 devices (mesh axis 'data'); "
         "use 64 or another multiple of 4"
     )
+
+
+def test_lists_of_names_from_the_command_line_are_taken_apart():
+    settings = {"data": {"features": ("image, text",), "hidden": (64, 32)}, "pairs": (("^a,b", 0.0),), "name": "a,b"}
+    assert config.split_lists(settings) == settings | {"data": {"features": ("image", "text"), "hidden": (64, 32)}}
+    assert config.split_lists({"features": ("",)}) == {"features": ()}

@@ -94,7 +94,7 @@ def compile_step(tiny, distinct_items: bool) -> Compiled:
         return State(jnp.int32(7), own, optimizer.init(own), make_table(), {})
 
     mesh = sharding.make_mesh(1, 1)
-    train_step = step.make_train_step(task, optimizer, row_optimizer, seed=SEED, table_l2=0.0, mesh=mesh)
+    train_step = step.make_train_step(task, optimizer, row_optimizer, seed=SEED, table_l2=0.0, frozen=(), mesh=mesh)
     # LLVM's optimizer takes half of the time to compile and changes no shape.
     compiled = train_step.lower(fresh(), features, batch).compile({"xla_backend_optimization_level": 0})
     run = lambda: compiled(fresh(), features, batch)  # noqa: E731

@@ -56,7 +56,8 @@ def arguments(planted, directory) -> list[str]:
     changed = {
         "data.root": config.data.root, "data.batch_size": 128, "data.history_length": 8, "model.hidden": "(16,)",
         "model.fusion.width": 16, "model.fusion.ffn_width": 16, "model.cic.negatives": 16,
-        "train.epochs": config.train.epochs, "train.log_every": 2, "train.eval_every": 6, "train.patience": 0,
+        "data.features": "image,text", "train.epochs": config.train.epochs, "train.log_every": 2,
+        "train.eval_every": 6, "train.patience": 0,
     }  # fmt: skip
     options = [f"--config.{name}={value}" for name, value in changed.items()]
     return [sys.executable, "train.py", "--config=configs/em3_synthetic.py", f"--workdir={directory}", *options]

@@ -199,12 +199,11 @@ class FeatureWriter:
         path, notes = self._folder / "journal.jsonl", []
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         for line in lines:
-            try:
-                notes.append(json.loads(line)["notes"] if line.endswith(b"\n") else None)
-            except (ValueError, KeyError, TypeError):
+            if not line.endswith(b"\n"):
                 break
-            if notes[-1] is None:
-                notes.pop()
+            try:
+                notes.append(json.loads(line)["notes"])
+            except (ValueError, KeyError, TypeError):
                 break
         path.write_bytes(b"".join(lines[: len(notes)]))
         return notes
@@ -271,7 +270,7 @@ class FeatureWriter:
         tokens = stored.view(self.tokens.dtype)
         mask = np.load(self._folder / "mask.npy", mmap_mode="r")
         _write_manifest(self._folder, manifest, tokens, mask, self._dataset.meta["item_hash"])
-        for name in ("digest.npy", "journal.jsonl", "plan.json", "lock"):
+        for name in ("journal.jsonl", "plan.json", "digest.npy", "lock"):  # the journal vouches for the others
             (self._folder / name).unlink()
         _publish(self._folder, self._final)
 
