@@ -64,7 +64,7 @@ def compare(what: str, ours: Ours, theirs: Callable[[], np.ndarray], count: int,
 
 def texts(what: str, folder: Path, values: list[str], repeats: int, target: float, batch_tokens: int) -> None:
     content = Content(values, np.arange(len(values), dtype=np.int32)[:, None])
-    encoder = encoding.text_encoder(folder, content, SETTINGS, max_length=None, batch_tokens=batch_tokens, multiple=8)
+    encoder = encoding.text_encoder(folder, content, SETTINGS, max_length=None, batch_tokens=batch_tokens, multiple=1)
     ours = Ours(encoder, content)
     print(f"{what}: {len(values):,} {encoder.summary(ours.source)}")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--mixed", type=int, default=1024, help="how many texts of mixed length")
     parser.add_argument("--images", type=int, default=128, help="how many images")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--batch-size", type=int, default=32)
     args = parser.parse_args()
     print(f"jax {jax.__version__}, {jax.devices()}, torch {torch.__version__} with {torch.get_num_threads()} threads")

@@ -13,7 +13,6 @@ import collections
 import functools
 import hashlib
 import json
-import math
 import os
 import time
 import warnings
@@ -37,7 +36,6 @@ IN_FLIGHT = 2  # batches that the device has been given and not yet returned
 PRECISIONS = ("float32", "bfloat16")
 DTYPES = ("float16", "bfloat16", "float32")
 RAW_DTYPES = {"image": "uint8", "text": "int32"}
-ROWS_MULTIPLE = 8  # of a batch of texts: the same batches on 1, 2, 4 and 8 devices
 MAX_THREADS = 32
 HUB_FILES = ("*.json", "*.txt", "*.model")
 
@@ -59,7 +57,7 @@ def extract(
     dtype: str = "float16",
     precision: str = "float32",
     batch_size: int = 32,
-    batch_tokens: int = 4096,
+    batch_tokens: int = 2048,
     random_weights: int | None = None,
     raw: bool = False,
     strict: bool = False,
@@ -113,7 +111,7 @@ def extract(
         inputs = {"frames": frames}
     else:
         content = content_.texts(dataset, fields, join)
-        layout = {"batch_tokens": batch_tokens, "multiple": math.lcm(ROWS_MULTIPLE, devices)}
+        layout = {"batch_tokens": batch_tokens, "multiple": devices}
         made = encoding.text_encoder(folder, content, settings, max_length=max_length, **layout)
         inputs = {"fields": list(fields) or dataset.meta["text_columns"], "join": join}
     if raw:

@@ -10,7 +10,7 @@ from em3_jax.types import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 LENGTH_MULTIPLE = 8
-BUCKET_COST = 2048  # compiling for one more length costs about as much as encoding this many tokens
+BUCKET_COST = 1024  # compiling for one more length costs about as much as encoding this many tokens
 TEXTS_AT_ONCE = 16384  # texts are tokenized in parts of this many, so that memory follows the ids and not the objects
 
 

@@ -157,20 +157,19 @@ class WindowAttention(nn.Module):
 
         def split(name):
             y = _dense(width, self.dtype, name, self.qkv_bias)(flat)
-            return y.reshape(batch, windows, patches, self.heads, -1)  # [B, W, N, H, D / H]
+            return y.reshape(batch, windows, patches, self.heads, -1).transpose(0, 1, 3, 2, 4)  # [B, W, H, N, D / H]
 
-        query, key, value = split("query"), split("key"), split("value")
-        logits = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key, preferred_element_type=jnp.float32)
-        logits = logits * (width // self.heads) ** -0.5
-
+        query, key, value = split("query") * (width // self.heads) ** -0.5, split("key"), split("value")
         table = self.param("relative_position_bias", _init, ((2 * self.window - 1) ** 2, self.heads))
         index = relative_positions(round(patches**0.5), self.window)  # [N, N]
-        logits += jnp.moveaxis(table[index], -1, 0)  # [H, N, N]
+        bias = jnp.moveaxis(table[index], -1, 0)  # [H, N, N]
         if regions is not None:
             apart = regions[:, :, None] != regions[:, None, :]  # [W, N, N]
-            logits += jnp.where(apart, -100.0, 0.0)[:, None]
-        weights = nn.softmax(logits).astype(self.dtype)
-        y = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value)
+            bias = bias + jnp.where(apart, -100.0, 0.0)[:, None]  # [W, H, N, N]
+        logits = jnp.einsum("bwhqd,bwhkd->bwhqk", query, key, preferred_element_type=jnp.float32) + bias
+        weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))  # divided by their sum after the product
+        y = jnp.einsum("bwhqk,bwhkd->bwhqd", weights.astype(self.dtype), value, preferred_element_type=jnp.float32)
+        y = (y / weights.sum(axis=-1, keepdims=True)).astype(self.dtype).transpose(0, 1, 3, 2, 4)
         return _dense(width, self.dtype, "out")(y.reshape(-1, width)).reshape(x.shape)
 
 
