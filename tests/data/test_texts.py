@@ -54,19 +54,20 @@ def test_bucket_lengths_cost_the_least_of_all():
         assert tokens(bucket_lengths(length, 8, cost)) == min(map(tokens, every))
 
 
-def test_batches_hold_every_text_once_with_little_padding(tokenizer):
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_batches_hold_every_text_once_with_little_padding(tokenizer, multiple):
     random = np.random.default_rng(0)
     texts = [" ".join(["red"] * int(n)) for n in random.integers(3, 249, 4000)]
     tokenized = Tokenized(tokenizer, texts, 512)
     order = np.flatnonzero(random.random(4000) < 0.9)
-    source = TextBatches(tokenized, texts, order, batch_tokens=4096, longest=512, padding_id=0, multiple=8)
+    source = TextBatches(tokenized, texts, order, batch_tokens=2048, longest=512, padding_id=0, multiple=multiple)
     members = [source.members(k) for k in range(len(source))]
     assert sorted(np.concatenate(members).tolist()) == order.tolist()
     shapes = set()
     for k, some in enumerate(members):
         ids, mask = source[k]["inputs"]
         shapes.add(ids.shape)
-        assert ids.shape[0] % 8 == 0 and ids.size <= 4096 + 8 * ids.shape[1]
+        assert ids.shape[0] % multiple == 0 and ids.size <= 2048 + multiple * ids.shape[1]
         assert mask.sum(axis=1)[: len(some)].tolist() == tokenized.length[some].tolist()
     assert {shape[1] for shape in shapes} == set(source.lengths) and len(shapes) == len(source.lengths)
     assert source.padding() < 0.1
