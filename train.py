@@ -33,6 +33,7 @@ class TrainSettings(NamedTuple):
       epochs: passes over the training rows.
       log_every: steps between log lines; nothing waits for the device in between.
       eval_every: steps between evaluations on validation, each followed by a checkpoint.
+      init_from: workdir of a run whose best parameters and tables this one starts with; "" = fresh ones.
       patience: evaluations without a better one before the run stops; 0 never stops early.
       deterministic: bit-identical results on GPUs too, at some cost.
     """
@@ -40,6 +41,7 @@ class TrainSettings(NamedTuple):
     epochs: float
     log_every: int
     eval_every: int
+    init_from: str
     patience: int
     deterministic: bool
 
@@ -62,12 +64,14 @@ def train(config, directory: str | Path) -> dict:
         raise UserError(f"config.eval.metric: {config_.nearest(parts.eval.metric, METRIC_SIGNS)}")
     workdir.claim(directory, config, parts.dataset.meta["data_hash"], parts.feature_hashes)
 
-    # Where the state comes from: 1. the newest readable checkpoint of this workdir, 2. a fresh one.
+    # Where the state comes from: 1. the newest readable checkpoint of this workdir, 2. another run's best, 3. nothing.
     checkpoints = Checkpoints(directory)
     state = parts.init()
     notes = {"best_step": 0, "best_value": None, "stale": 0}
     if restored := checkpoints.restore_latest(state):
         state, notes = restored
+    elif settings.init_from:
+        state = experiment.warm_start(state, settings.init_from, parts.dataset.meta["data_hash"])
     start, total = int(state.step), len(parts.source)
     print(logs.parameter_table(state, parts.frozen))
     print(
@@ -75,7 +79,8 @@ def train(config, directory: str | Path) -> dict:
     )
     for features in parts.feature_sets:
         print(f"features {features.describe()}")
-    print(f"resuming after step {start:,}" if start else "starting", flush=True)
+    fresh = f"starting from the best of {settings.init_from}" if settings.init_from else "starting"
+    print(f"resuming after step {start:,}" if start else fresh, flush=True)
 
     with _Interrupts() as interrupts:
         loop = _Loop(parts, settings, checkpoints, directory, start)

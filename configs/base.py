@@ -30,7 +30,16 @@ def ranking() -> ConfigDict:
                 "content_hidden": 32,
                 "hidden": (64, 32),  # the DNN
                 "dropout": 0.0,
-                "fusion": {"width": 64, "queries": 2, "layers": 1, "heads": 4, "ffn_width": 128, "dropout": 0.0},
+                "fusion": "fq_former",  # or masked_fq_former, one_flow, two_flow, mean (table 3)
+                "fusion_settings": {
+                    "width": 64,
+                    "queries": 2,
+                    "layers": 1,
+                    "heads": 4,
+                    "ffn_width": 128,
+                    "dropout": 0.0,
+                    "lora": {"rank": 0, "stop_gradient": "output"},  # adapters on every FC layer (eq. 9); or "weights"
+                },
                 "cic": {
                     "weight": 0.1,  # alpha; 0 leaves CIC out
                     "temperature": 0.1,
@@ -58,6 +67,7 @@ def ranking() -> ConfigDict:
                 "epochs": 10.0,
                 "log_every": 50,
                 "eval_every": 200,
+                "init_from": "",  # workdir of a run to start from, its parameters and tables
                 "patience": 3,  # evaluations without a better one; 0 = never stop early
                 "deterministic": False,  # on GPUs; CPUs always are
             },
@@ -76,6 +86,14 @@ def raw(config: ConfigDict, **folders: str) -> ConfigDict:
     config.model.content = "raw"
     config.model.encoders = folders
     config.optim.multipliers = (("^encoders/", 0.0), *config.optim.multipliers)
+    return config
+
+
+def lora(config: ConfigDict, rank: int) -> ConfigDict:
+    """Phase 2 of section 3.3.2: the fusion module stands still but for adapters of that rank; set train.init_from."""
+    config.model.fusion_settings.lora.rank = rank
+    adapters = (("^model/fusion/.*/lora_[ab]$", 1.0), ("^model/fusion/", 0.0))
+    config.optim.multipliers = (*adapters, *config.optim.multipliers)
     return config
 
 

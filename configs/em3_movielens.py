@@ -20,11 +20,11 @@ def get_config(arg: str = ""):
     config.data.root = "data/ml-100k"
     config.data.features = ("text_minilm",)
     config.data.unknown_floor.user = 0.3  # 86 % of the test rows have a user that training does not know
-    config.model.fusion.width = (
+    config.model.fusion_settings.width = (
         32  # chosen on validation: at 64 without dropout the content part overfits within 3 epochs
     )
-    config.model.fusion.ffn_width = 64
-    config.model.fusion.dropout = 0.3
+    config.model.fusion_settings.ffn_width = 64
+    config.model.fusion_settings.dropout = 0.3
     config.model.cic.id_fields = ("item", "genres")
     config.train.epochs = 20.0
     config.train.eval_every = 20

@@ -121,6 +121,23 @@ class Checkpoints:
                 f"{self._root / kind / str(step)}: unreadable ({_reason(error)}); choose another --step"
             ) from error
 
+    def read(self, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
+        """Leaf name ("params/model/item/kernel") -> array of the best checkpoint, or the newest if none was best."""
+        found = [(kind, step) for kind in ("best", "latest") for step in reversed(self.steps(kind))]
+        if not found:
+            raise UserError(f"{self._root}: no checkpoint; train that run first")
+        kind, step = found[0]
+        try:
+            saved = dict(self._managers[kind].item_metadata(step)["state"])
+            wanted = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for n, leaf in saved.items()}
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+            state = self._managers[kind].restore(step, args=args)["state"]
+        except Exception as error:
+            raise UserError(
+                f"{self._root / kind / str(step)}: unreadable ({_reason(error)}); train that run again"
+            ) from error
+        return {name.replace(".", "/"): leaf for name, leaf in state.items()}
+
     def _restore(self, kind: str, step: int, template: State) -> tuple[State, dict[str, Any]]:
         wanted = _flat(jax.tree.map(_abstract, template))
         manager = self._managers[kind]

@@ -4,6 +4,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from em3_jax import config as config_
-from em3_jax import encoding, optim, sharding, step, tasks
+from em3_jax import encoding, optim, sharding, step, tasks, trees, workdir
+from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.data.pipeline import TrainingSource, evaluation_source, training_source
 from em3_jax.types import State, UserError
 
+ADAPTERS = ("/lora_a", "/lora_b")
 SECTIONS = ("seed", "data", "model", "tables", "optim", "train", "eval", "mesh")
 
 
@@ -225,3 +228,40 @@ def _to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> step.Features:
         mask = place(np.asarray(features.mask))
         tables[features.name] = (tasks.standardise(place(np.asarray(features.tokens)), mask), mask)
     return tables
+
+
+def warm_start(state: State, workdir_: str | Path, data_hash: str) -> State:
+    """`state` with the parameters and tables of another run on the same data; adapters that it lacks stay fresh.
+
+    Args:
+      state: a fresh state.
+      workdir_: of the other run; its best checkpoint is read.
+      data_hash: of the dataset.
+
+    Raises:
+      UserError: there is no such run, its dataset is another, or its parameters are others than those here.
+    """
+    record = workdir.read(workdir_)
+    if record["data_hash"] != data_hash:
+        raise UserError(
+            f"config.train.init_from={workdir_}: that run was trained on another dataset; choose another run"
+        )
+    sharding_ = jax.tree.leaves(state.params)[0].sharding
+    checkpoints = Checkpoints(workdir_)
+    saved = checkpoints.read(sharding_)
+    checkpoints.close()
+
+    def take(name: str, leaf: jax.Array) -> jax.Array:
+        found = saved.get(name)
+        if found is None and name.endswith(ADAPTERS):
+            return leaf
+        if found is None or found.shape != leaf.shape:
+            there = "absent" if found is None else list(found.shape)
+            raise UserError(
+                f"config.train.init_from={workdir_}: {name} is {there} there and {list(leaf.shape)} here; both runs need the "
+                "same model but for adapters"
+            )
+        return found
+
+    taken = trees.map_named(take, {"params": state.params, "tables": state.tables})
+    return state.replace(**taken)

@@ -3,13 +3,17 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from em3_jax import config, encoding, losses, rng
 from em3_jax.fields import Fields
+from em3_jax.models import fusion as fusion_
 from em3_jax.models.cic import ContentIdHeads
-from em3_jax.models.fq_former import FusionQFormer
+from em3_jax.models.fusion.flows import Mean, OneFlow, TwoFlow
+from em3_jax.models.fusion.fq_former import FusionQFormer, MaskedFusionQFormer
+from em3_jax.models.lora import STOP_GRADIENTS, LoRA
 from em3_jax.models.ranking import RankingModel
 from em3_jax.types import Batch, UserError
 
@@ -69,6 +73,13 @@ def standardise(tokens: jax.Array, mask: jax.Array) -> jax.Array:
 
 CONTENT = ("none", "end_to_end", "raw")
 SCORES = ("dot", "mlp")
+FUSIONS = {
+    "fq_former": FusionQFormer,
+    "masked_fq_former": MaskedFusionQFormer,
+    "one_flow": OneFlow,
+    "two_flow": TwoFlow,
+    "mean": Mean,
+}
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -81,7 +92,8 @@ def ranking(
     *,
     content: str,
     encoders: Mapping[str, str],
-    fusion: Mapping[str, Any],
+    fusion: str,
+    fusion_settings: Mapping[str, Any],
     cic: Mapping[str, Any],
     **model_settings: Any,
 ) -> Task:
@@ -92,7 +104,8 @@ def ranking(
       content: "none" (IDs alone), "end_to_end" (the fusion module trains with the ranker), or "raw" (encoders are part of
         the model; `with_encoders` puts them before it).
       encoders: feature set -> folder of its encoder, for "raw"; "" = not used.
-      fusion: settings of `FusionQFormer`.
+      fusion: a key of `FUSIONS`.
+      fusion_settings: of `fusion.FusionSettings`.
       cic: settings of `_cic`; weight 0 leaves CIC out.
       model_settings: settings of `RankingModel`.
     """
@@ -111,11 +124,7 @@ def ranking(
             f"config.model.encoders.{min(encoders)}: config.model.content 'end_to_end' runs no encoder; leave it out, or set "
             "config.model.content=raw"
         )
-    fusion_module = config.call(FusionQFormer, fusion, "config.model.fusion")
-    if fusion_module.width % fusion_module.heads:
-        raise UserError(
-            f"config.model.fusion: {fusion_module.heads} heads do not divide the width {fusion_module.width}; change one"
-        )
+    fusion_module = _fusion(fusion, fusion_settings)
     contrast = config.call(_cic, cic, "config.model.cic", fields=fields)
     if content == "none":
         fusion_module = None
@@ -146,6 +155,19 @@ def ranking(
         return model.apply({"params": params["model"]}, *inputs, train=False)[0]
 
     return Task(init, loss, predict, uses_content=fusion_module is not None, encoders=encoders)
+
+
+def _fusion(name: str, settings: Mapping[str, Any]) -> nn.Module:
+    """The fusion module `name`, see `FUSIONS`."""
+    _check_choice("fusion", name, tuple(FUSIONS))
+    lora = config.call(LoRA, settings["lora"], "config.model.fusion_settings.lora") if "lora" in settings else LoRA()
+    _check_choice("fusion_settings.lora.stop_gradient", lora.stop_gradient, STOP_GRADIENTS)
+    made = config.call(fusion_.FusionSettings, dict(settings) | {"lora": lora}, "config.model.fusion_settings")
+    if made.width % made.heads:
+        raise UserError(
+            f"config.model.fusion_settings: {made.heads} heads do not divide the width {made.width}; change one"
+        )
+    return FUSIONS[name](made)
 
 
 def with_encoders(task: Task, encoders: Mapping[str, encoding.RawEncoder]) -> Task:

@@ -12,7 +12,7 @@ import pytest
 
 from configs import base
 from em3_jax import config, experiment
-from em3_jax.models.fq_former import FusionQFormer
+from em3_jax.models.mlp import MLP
 from em3_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -53,9 +53,9 @@ def test_a_section_cannot_set_what_the_program_gives():
 
 @pytest.mark.parametrize("key", ["parent", "name"])
 def test_a_section_cannot_set_what_linen_adds_to_modules(key):
-    assert isinstance(config.call(FusionQFormer, {"width": 8}, "config.model.fusion"), nn.Module)
+    assert isinstance(config.call(MLP, {"hidden": (8,), "outputs": 1}, "config.model"), nn.Module)
     with pytest.raises(UserError, match=f"{key}: unknown key"):
-        config.call(FusionQFormer, {"width": 8, key: None}, "config.model.fusion")
+        config.call(MLP, {"hidden": (8,), "outputs": 1, key: None}, "config.model")
 
 
 def test_a_function_with_open_ended_settings_checks_them_itself():
@@ -105,7 +105,11 @@ MISTAKES = {
         r"config\.data\.batchsize: unknown key; did you mean 'batch_size'\?",
     ),
     "unknown model key": (("model", "droput"), 0.1, r"config\.model\.droput: unknown key; did you mean 'dropout'\?"),
-    "unknown fusion key": (("model", "fusion", "head"), 2, r"config\.model\.fusion\.head: .*did you mean 'heads'\?"),
+    "unknown fusion key": (
+        ("model", "fusion_settings", "head"),
+        2,
+        r"config\.model\.fusion_settings\.head: .*did you mean 'heads'\?",
+    ),
     "unknown CIC key": (("model", "cic", "alpha"), 0.1, r"config\.model\.cic\.alpha: unknown key"),
     "unknown optimizer key": (("optim", "lr"), 0.1, r"config\.optim\.lr: unknown key"),
     "unknown table key": (("tables", "width_"), 8, r"config\.tables\.width_: unknown key; did you mean 'width'\?"),
@@ -114,7 +118,11 @@ MISTAKES = {
     "content": (("model", "content"), "end2end", r"config\.model\.content 'end2end'.*did you mean 'end_to_end'\?"),
     "attention score": (("model", "attention_score"), "mpl", r"config\.model\.attention_score 'mpl'.*'mlp'"),
     "content score": (("model", "content_score"), "cosine", r"config\.model\.content_score 'cosine'.*dot, mlp"),
-    "heads": (("model", "fusion", "heads"), 5, r"config\.model\.fusion: 5 heads do not divide the width 64"),
+    "heads": (
+        ("model", "fusion_settings", "heads"),
+        5,
+        r"config\.model\.fusion_settings: 5 heads do not divide the width 64",
+    ),
     "CIC field": (("model", "cic", "id_fields"), ("items",), r"config\.model\.cic\.id_fields:.*'items'.*'item'"),
     "floor field": (("data", "unknown_floor"), {"usr": 0.1}, r"config\.data\.unknown_floor\.usr:.*'user'"),
     "feature set": (("data", "features"), ("txet",), r"features/txet: no such feature set.*image, text"),
@@ -148,7 +156,7 @@ def test_a_mistake_in_a_config_is_one_line_that_names_it(planted, mistake):
         ("tables",),
         ("data", "order"),
         ("model", "content"),
-        ("model", "fusion"),
+        ("model", "fusion_settings"),
         ("model", "cic"),
         ("model", "cic", "weight"),
         ("model", "hidden"),

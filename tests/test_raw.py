@@ -92,7 +92,7 @@ def make_config(root: Path, folders: dict[str, str] | None = None, **changes) ->
         config = base.raw(config, **folders)
     config.data.update(root=str(root), features=("image", "text"), batch_size=B, history_length=T)
     config.model.update(hidden=(16,), attention_score="dot")
-    config.model.fusion.update(width=8, heads=2, ffn_width=16)
+    config.model.fusion_settings.update(width=8, heads=2, ffn_width=16)
     config.model.cic.update(negatives=0, width=8)
     config.tables.width = 4
     config.eval.batch_size = 64

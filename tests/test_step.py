@@ -37,7 +37,7 @@ def row_gradient_recorder() -> tables.RowOptimizer:
 def make_task(fields) -> tasks.Task:
     settings = base.ranking().model.to_dict()
     settings |= {"hidden": (16,), "attention_hidden": 6, "dropout": 0.0}
-    settings["fusion"] |= {"width": 16, "heads": 2, "ffn_width": 32, "dropout": 0.0}
+    settings["fusion_settings"] |= {"width": 16, "heads": 2, "ffn_width": 32, "dropout": 0.0}
     settings["cic"] |= {"negatives": 0, "width": 10, "id_fields": ("item", "tags")}
     return tasks.ranking(fields, **settings)
 

@@ -33,8 +33,8 @@ def small_config(planted, **overrides):
     config.data.batch_size = 128
     config.data.history_length = 8
     config.model.hidden = (16,)
-    config.model.fusion.width = 16
-    config.model.fusion.ffn_width = 16
+    config.model.fusion_settings.width = 16
+    config.model.fusion_settings.ffn_width = 16
     config.model.cic.negatives = 16
     config.train.epochs = STEPS * 128 / len(planted.split_rows("train"))
     config.train.log_every = 2
@@ -55,7 +55,7 @@ def arguments(planted, directory) -> list[str]:
     config = small_config(planted)
     changed = {
         "data.root": config.data.root, "data.batch_size": 128, "data.history_length": 8, "model.hidden": "(16,)",
-        "model.fusion.width": 16, "model.fusion.ffn_width": 16, "model.cic.negatives": 16,
+        "model.fusion_settings.width": 16, "model.fusion_settings.ffn_width": 16, "model.cic.negatives": 16,
         "data.features": "image,text", "train.epochs": config.train.epochs, "train.log_every": 2,
         "train.eval_every": 6, "train.patience": 0,
     }  # fmt: skip

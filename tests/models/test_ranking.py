@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 def model_settings(content: str) -> dict:
     settings = base.ranking().model.to_dict()
     settings |= {"content": content, "hidden": (16,), "attention_hidden": 8}
-    settings["fusion"] |= {"width": 8, "ffn_width": 16}
+    settings["fusion_settings"] |= {"width": 8, "ffn_width": 16}
     settings["cic"] |= {"negatives": 4, "width": 8, "id_fields": ("item", "category")}
     return settings
 

@@ -7,11 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em3_jax.models.fq_former import FusionQFormer
+from em3_jax.models.fusion import FusionSettings
+from em3_jax.models.fusion.fq_former import FusionQFormer
+from tests.models.fusion.naive import (
+    FFN,
+    NOTHING,
+    SIZES,
+    D,
+    H,
+    Q,
+    S,
+    dense,
+    make_content,
+    transformer_layer,
+    valid_tokens,
+)
 
-S, D, Q, H, FFN = 5, 8, 2, 2, 12
-SIZES = {"image": (3, 6), "text": (4, 5)}  # modality -> (N, E)
-NO_IMAGE, NOTHING = 1, 3  # items
 LAYERS = [1, 2]
 TARGET = np.cos(np.arange(S * D, dtype=np.float32)).reshape(S, D)
 
@@ -22,19 +33,10 @@ def full_precision():
         yield
 
 
-def make_content():
-    random = np.random.default_rng(0)
-    tokens = {m: (3 * random.standard_normal((S, *size))).astype(np.float32) for m, size in SIZES.items()}
-    mask = {m: random.random((S, count)) < 0.6 for m, (count, _) in SIZES.items()}
-    mask["image"][[NO_IMAGE, NOTHING]] = mask["text"][NOTHING] = False
-    mask["text"][0] = mask["image"][0] = True
-    return tokens, mask
-
-
 @functools.cache
 def make_model(layers: int):
     """(random params, compiled (params, tokens, mask) -> [S, D])."""
-    module = FusionQFormer(width=D, queries=Q, layers=layers, heads=H, ffn_width=FFN, dropout=0.3)
+    module = FusionQFormer(FusionSettings(width=D, queries=Q, layers=layers, heads=H, ffn_width=FFN, dropout=0.3))
     shapes = jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), *make_content())["params"]
     random = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: random.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
@@ -48,49 +50,14 @@ def make_gradients(layers: int):
     return jax.jit(jax.grad(lambda *arguments: jnp.sum(TARGET * fuse(*arguments)), argnums=(0, 1)))
 
 
-# The equations.
-
-
-def norm(x, scale=1.0, bias=0.0):
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + bias
-
-
-def dense(x, p):
-    return x @ p["kernel"] + p["bias"]
-
-
-def gelu(x):
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-
-def attention(x, p):
-    """Multi-head self-attention, head by head."""
-    query, key, value = (np.split(dense(x, p[name]), H, axis=1) for name in ("query", "key", "value"))
-    heads = []
-    for q, k, v in zip(query, key, value, strict=True):
-        weight = np.exp(q @ k.T / np.sqrt(D / H))
-        heads.append(weight / weight.sum(axis=1, keepdims=True) @ v)
-    return dense(np.concatenate(heads, axis=1), p["output"])
-
-
-def transformer_layer(x, p):
-    """LN(x + attention), then LN(x + FFN): post-norm, as in BERT and so in the paper's TRM."""
-    x = norm(x + attention(x, p["attention"]), **p["attention_norm"])
-    return norm(x + dense(gelu(dense(x, p["ffn_in"])), p["ffn_out"]), **p["ffn_norm"])
-
-
 def naive(params, tokens, mask, layers: int) -> np.ndarray:
     """[S, D] c_A = TRM(concat([q, f_v(v) + e_v, f_t(t) + e_t]))[:Q], its outputs joined by an FC layer; in f64."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     result = []
     for s in range(S):
-        x = [p["queries"]]
-        for m in SIZES:
-            valid = tokens[m][s][mask[m][s]].astype(np.float64)
-            x.append(dense(valid, p["modalities"][f"{m}_fc"]) + p["modalities"][f"{m}_embedding"])
-        x = np.concatenate(x)
+        x = np.concatenate([p["queries"], *(valid_tokens(p, tokens, mask, s, m) for m in SIZES)])
         for k in range(layers):
-            x = transformer_layer(x, p[f"layer_{k}"])
+            x = transformer_layer(x, x, p[f"layer_{k}"])
         result.append(dense(x[:Q].ravel(), p["join"]))
     return np.array(result)
 

@@ -1,0 +1,19 @@
+"""Long histories by LoRA on MovieLens-100K (EM3, section 3.3.2 and table 4): full training at T = 20, then adapters at T = 50.
+
+python train.py --config=configs/em3_lora.py:full --workdir=runs/short
+python train.py --config=configs/em3_lora.py --config.train.init_from=runs/short --workdir=runs/lora
+python train.py --config=configs/em3_lora.py:200 --config.train.init_from=runs/short --workdir=runs/lora-200
+
+The argument is T of the second phase: 50 by default, 200, 1000, ...
+"""
+
+from configs import base, em3_movielens
+
+
+def get_config(arg: str = ""):
+    config = em3_movielens.get_config()
+    if arg == "full":
+        config.data.history_length = 20
+        return config
+    config.data.history_length = int(arg or 50)
+    return base.lora(config, rank=4)

@@ -1,0 +1,42 @@
+"""Fusion-Q-Former (EM3, section 3.2.2): trainable queries read an item's modality tokens through self-attention."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from em3_jax.models.fusion import FusionSettings
+from em3_jax.models.fusion.layers import ModalityTokens, TransformerLayer, join
+
+
+class FusionQFormer(nn.Module):
+    """c_A = TRM(concat([q, v_A, t_A]))[:Q] (eq. 6), its Q outputs joined by an FC layer.
+
+    The last layer computes the Q query positions alone, since eq. 6 slices the others away. The queries take part in the
+    attention, so an item without any token still gets a finite embedding, and one with poor content can attend to them.
+
+    Attributes:
+      settings: see `FusionSettings`.
+      masked: the masked FQ-Former of table 3: the queries read the modalities, but nothing reads the queries' values.
+    """
+
+    settings: FusionSettings
+    masked: bool = False
+
+    @nn.compact
+    def __call__(self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool) -> jax.Array:
+        s = self.settings
+        content, content_mask = ModalityTokens(s, name="modalities")(tokens, mask, train=train)
+        items = len(content)
+        queries = self.param("queries", nn.initializers.normal(1.0), (s.queries, s.width))
+        x = jnp.concatenate([jnp.broadcast_to(queries, (items, *queries.shape)), content], axis=1)  # [S, Q + N, D]
+        readable = jnp.concatenate([jnp.full((items, s.queries), not self.masked), content_mask], axis=1)  # [S, Q + N]
+        for k in range(s.layers):
+            asking = x[:, : s.queries] if k == s.layers - 1 else x
+            x = TransformerLayer(s, name=f"layer_{k}")(asking, x, readable, train=train)
+        return join(s, x)
+
+
+class MaskedFusionQFormer(FusionQFormer):
+    """The masked FQ-Former of table 3."""
+
+    masked: bool = True

@@ -1,0 +1,75 @@
+"""What the fusion variants share: tokens at one width, multi-head attention, the transformer layer, the last FC layer."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from em3_jax.models.fusion import FusionSettings
+from em3_jax.models.lora import LoRA, LoRADense
+
+
+class ModalityTokens(nn.Module):
+    """The tokens of all modalities at one width: an FC layer and an embedding per modality (eq. 4-5)."""
+
+    settings: FusionSettings
+
+    @nn.compact
+    def __call__(
+        self, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """(tokens [S, N, D] f32, mask [S, N] bool) from {modality: [S, N_m, E_m]} and {modality: [S, N_m] bool}, by name."""
+        s, parts = self.settings, []
+        for name in sorted(tokens):
+            x = jnp.where(mask[name][..., None], tokens[name], 0.0)  # a masked token may hold anything, NaN included
+            embedding = self.param(f"{name}_embedding", nn.initializers.normal(0.02), (s.width,))
+            parts.append(LoRADense(s.width, s.lora, name=f"{name}_fc")(x) + embedding)
+        x = nn.Dropout(s.dropout, deterministic=not train)(jnp.concatenate(parts, axis=1))
+        return x, jnp.concatenate([mask[name] for name in sorted(tokens)], axis=1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `x` [S, M, D] on `context` [S, N, D] where `mask` [S, N]; zeros where nothing is valid."""
+
+    heads: int
+    lora: LoRA
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array) -> jax.Array:
+        items, _, width = x.shape
+
+        def split(y, name):
+            y = LoRADense(width, self.lora, name=name)(y)
+            return y.reshape(items, y.shape[1], self.heads, width // self.heads)  # [S, N, H, D / H]
+
+        query, key, value = split(x, "query"), split(context, "key"), split(context, "value")
+        score = jnp.einsum("sqhd,snhd->shqn", query, key) / jnp.sqrt(width / self.heads)
+        mask = mask[:, None, None, :]
+        score = jnp.where(mask, score, jnp.finfo(score.dtype).min)
+        weight = jnp.where(mask, nn.softmax(score), 0.0)
+        mixed = jnp.einsum("shqn,snhd->sqhd", weight, value)
+        return LoRADense(width, self.lora, name="output")(mixed.reshape(items, -1, width))
+
+
+class TransformerLayer(nn.Module):
+    """Post-norm transformer layer: `x` [S, M, D] attends to `context` [S, N, D], then the FFN; [S, M, D]."""
+
+    settings: FusionSettings
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+        s = self.settings
+        drop = nn.Dropout(s.dropout, deterministic=not train)
+        y = Attention(s.heads, s.lora, name="attention")(x, context, mask)
+        x = nn.LayerNorm(name="attention_norm")(x + drop(y))
+        y = nn.gelu(LoRADense(s.ffn_width, s.lora, name="ffn_in")(x))
+        y = LoRADense(s.width, s.lora, name="ffn_out")(y)
+        return nn.LayerNorm(name="ffn_norm")(x + drop(y))
+
+
+def join(settings: FusionSettings, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """[S, D] from output tokens [S, M, D] side by side, masked ones as zeros: the FC layer at the end of every variant."""
+    x = x if mask is None else jnp.where(mask[..., None], x, 0.0)
+    # Content starts small beside the ID embeddings. At full size what all items share, which is everything for items
+    # without content, moves the ranker's first layer as a bias with a hundredfold learning rate would.
+    small = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
+    return LoRADense(settings.width, settings.lora, small, name="join")(x.reshape(len(x), -1))
