@@ -14,6 +14,7 @@ import numpy as np
 from em3_jax import cli, evaluators, experiment, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.format import SPLITS
+from em3_jax.types import UserError
 
 
 def evaluate(directory: str | Path, split: str, step: int | None = None, data_root: str | None = None) -> dict:
@@ -31,14 +32,18 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     if data_root:
         config["data"]["root"] = data_root
     parts = experiment.build(config, lambda rows, size: 1)
+    if parts.evaluation is None:
+        raise UserError(
+            f"{directory}: trained on content alone, there are no clicks to score; use `python -m em3_jax.vectors`"
+        )
     workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
     checkpoints = Checkpoints(directory)
     state, _ = checkpoints.restore(jax.eval_shape(parts.init), step)
     source = parts.evaluation(split)
     logits = evaluators.predict(source, lambda batch: parts.predict(state, batch))
-    report = evaluators.evaluate(
-        parts.dataset, np.asarray(source.rows), logits, parts.feature_sets, parts.eval.popular_share
-    )
+    rows, label = np.asarray(source.rows), config["data"]["label"]
+    share = parts.eval.popular_share
+    report = evaluators.evaluate(parts.dataset, rows, logits, parts.feature_sets, share, label)
     result = {
         "split": split,
         "step": int(state.step),

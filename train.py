@@ -23,8 +23,6 @@ from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.pipeline import batches
 from em3_jax.types import UserError
 
-METRIC_SIGNS = {"auc": 1, "gauc": 1, "logloss": -1}
-
 
 class TrainSettings(NamedTuple):
     """config.train.
@@ -60,8 +58,6 @@ def train(config, directory: str | Path) -> dict:
     if settings.deterministic:  # read when the first device is made, so it has to come first
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     parts = experiment.build(config, lambda rows, size: math.ceil(settings.epochs * rows / size))
-    if parts.eval.metric not in METRIC_SIGNS:
-        raise UserError(f"config.eval.metric: {config_.nearest(parts.eval.metric, METRIC_SIGNS)}")
     workdir.claim(directory, config, parts.dataset.meta["data_hash"], parts.feature_hashes)
 
     # Where the state comes from: 1. the newest readable checkpoint of this workdir, 2. another run's best, 3. nothing.
@@ -90,8 +86,11 @@ def train(config, directory: str | Path) -> dict:
     if stopped_by.startswith("SIG"):
         print(f"{stopped_by}: saved step {step:,} of {total:,} in {directory}; run the same command again to go on")
     else:
+        command = f"python eval.py --workdir={directory} --split=test"
+        if parts.evaluation is None:
+            command = f"python -m em3_jax.vectors --workdir={directory} --name=<feature set>"
         print(f"{stopped_by} at step {step:,}; best {parts.eval.metric} on validation {notes['best_value']:.4f} at step "
-              f"{notes['best_step']:,}; evaluate with: python eval.py --workdir={directory} --split=test")  # fmt: skip
+              f"{notes['best_step']:,}; next: {command}")  # fmt: skip
     return {"best_step": notes["best_step"], "best_value": notes["best_value"], "step": step, "stopped_by": stopped_by}
 
 
@@ -116,8 +115,6 @@ class _Loop:
 
     def __init__(self, parts, settings: TrainSettings, checkpoints: Checkpoints, directory: Path, start: int):
         self.parts, self.settings, self.checkpoints = parts, settings, checkpoints
-        self.valid = parts.evaluation("valid")
-        self.valid_rows = np.asarray(self.valid.rows)
         self.total = len(parts.source)
         self.writer = logs.MetricWriter(directory, start)
         self.progress = logs.Progress(self.total, start)
@@ -188,18 +185,13 @@ class _Loop:
 
     def _evaluate(self, step: int, state, notes: dict) -> dict:
         """Scores validation, logs it, and returns the notes with the best step brought up to date."""
-        logits = evaluators.predict(self.valid, lambda batch: self.parts.predict(state, batch))
-        report = evaluators.evaluate(
-            self.parts.dataset, self.valid_rows, logits, self.parts.feature_sets, self.parts.eval.popular_share
-        )["all"]
+        report = self.parts.validate(state)
         self.writer.write(step, {f"valid/{name}": value for name, value in report.items()})
         value = report[self.parts.eval.metric]
-        sign, best = METRIC_SIGNS[self.parts.eval.metric], notes["best_value"]
+        sign, best = evaluators.METRIC_SIGNS[self.parts.eval.metric], notes["best_value"]
         better = best is None or sign * value > sign * best
-        self.progress.say(
-            f"step {step:>7,}  valid auc {report['auc']:.4f}  gauc {report['gauc']:.4f}  logloss {report['logloss']:.4f}"
-            f"{'  best' if better else ''}"
-        )
+        shown = "  ".join(f"{name} {report[name]:.4f}" for name in self.parts.headline)
+        self.progress.say(f"step {step:>7,}  valid {shown}{'  best' if better else ''}")
         if better:
             return {"best_step": step, "best_value": value, "stale": 0}
         return notes | {"stale": notes["stale"] + 1}

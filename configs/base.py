@@ -4,6 +4,8 @@ Model sizes are those of the paper where it gives them (section 4.1): 2 queries,
 temperature 0.1.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 
@@ -11,9 +13,11 @@ def ranking() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
+            "task": "ranking",  # or pretraining: the fusion module alone, on the catalogue
             "data": {
                 "root": "",  # a folder made by `python -m em3_jax.prepare`
-                "features": (),  # feature sets that make the content tokens
+                "label": "click",  # or a further label of the dataset
+                "features": (),  # feature sets that make the content tokens; "image[0]" takes one token slot
                 "placement": "auto",  # of the features: device, host, or auto = device if they fit
                 "history_length": 50,  # T
                 "batch_size": 1024,  # B
@@ -22,14 +26,19 @@ def ranking() -> ConfigDict:
                 "unknown_floor": {"user": 0.0},  # field -> least such probability
             },
             "model": {
-                "content": "end_to_end",  # or none: the ID-only baseline; raw: encoders are part of the model
-                "encoders": {},  # raw feature set -> folder of its encoder; "" = not used
-                "attention_score": "mlp",  # target attention on IDs: mlp (DIN) or dot
-                "attention_hidden": 32,
-                "content_score": "dot",  # target attention on content
+                "content": "end_to_end",  # or none: the ID-only baseline; pre_extracted: vectors as they are; raw: with encoders
+                "content_parts": ("item", "user"),  # c_A, u_A (table 6)
+                "content_score": "dot",  # target attention on content: dot or mlp
                 "content_hidden": 32,
-                "hidden": (64, 32),  # the DNN
-                "dropout": 0.0,
+                "encoders": {},  # raw feature set -> folder of its encoder; "" = not used
+                "backbone": "din",  # or deepfm, dcnv2, wide_deep
+                "backbone_settings": {
+                    "hidden": (64, 32),  # the DNN
+                    "dropout": 0.0,
+                    "attention_score": "mlp",  # DIN's target attention on IDs: mlp or dot
+                    "attention_hidden": 32,
+                    "cross_layers": 2,  # of DCN v2
+                },
                 "fusion": "fq_former",  # or masked_fq_former, one_flow, two_flow, mean (table 3)
                 "fusion_settings": {
                     "width": 64,
@@ -47,6 +56,7 @@ def ranking() -> ConfigDict:
                     "width": 64,
                     "id_fields": ("item",),
                 },
+                "loss": "binary_cross_entropy",
             },
             "tables": {
                 "width": 16,
@@ -73,8 +83,25 @@ def ranking() -> ConfigDict:
             },
             "eval": {"batch_size": 1024, "metric": "auc", "popular_share": 0.1},
             "mesh": {"data": 0, "model": 1},  # data 0 = all devices
+            "pretraining": {"temperature": 0.1, "hold_out": 0.1},  # of the items, for validation
         }
     )
+
+
+def online(config: ConfigDict) -> ConfigDict:
+    """One pass over the clicks in their order, in small steps, as a model that learns online sees them (table 1, CTR)."""
+    config.data.order = "chronological"
+    config.data.batch_size = 128
+    config.train.epochs = 1.0
+    config.train.eval_every = 1000
+    config.train.patience = 0
+    return config
+
+
+def conversion(config: ConfigDict) -> ConfigDict:
+    """The second label of the same rows, in epochs (table 1, CVR)."""
+    config.data.label = "conversion"
+    return config
 
 
 def raw(config: ConfigDict, **folders: str) -> ConfigDict:
@@ -94,6 +121,32 @@ def lora(config: ConfigDict, rank: int) -> ConfigDict:
     config.model.fusion_settings.lora.rank = rank
     adapters = (("^model/fusion/.*/lora_[ab]$", 1.0), ("^model/fusion/", 0.0))
     config.optim.multipliers = (*adapters, *config.optim.multipliers)
+    return config
+
+
+def pretraining(config: ConfigDict) -> ConfigDict:
+    """The fusion module alone, on the catalogue: no clicks (table 7, PE)."""
+    config.task = "pretraining"
+    config.data.batch_size = 256
+    config.eval.batch_size = 256
+    config.eval.metric = "contrast_loss"
+    config.train.epochs = 200.0
+    config.train.eval_every = 50
+    config.train.patience = 5
+    return config
+
+
+def variant(config: ConfigDict, arg: str, **own: Callable[[ConfigDict], ConfigDict]) -> ConfigDict:
+    """The config with the changes that `--config=file.py:name,name` names, in that order.
+
+    Args:
+      own: changes that this config has besides those of all.
+    """
+    known = {"id_only": id_only, "pretraining": pretraining, "online": online} | own
+    for name in filter(None, arg.split(",")):
+        if name not in known:
+            raise ValueError(f"no variant '{name}'; there are: {', '.join(known)}")
+        config = known[name](config)
     return config
 
 

@@ -4,6 +4,11 @@ python -m em3_jax.prepare movielens --source <folder> --out data/ml-100k
 python train.py --config=configs/em3_movielens.py --workdir=runs/em3
 python train.py --config=configs/em3_movielens.py:id_only --workdir=runs/id_only
 
+Two scenarios (table 1): clicks in one chronological pass, and conversions (rating 5 among the clicks) in epochs:
+
+python train.py --config=configs/em3_movielens.py:online --workdir=runs/ctr
+python train.py --config=configs/em3_movielens.py:conversion --workdir=runs/cvr
+
 With the encoders in the training step, frozen (or not: --config.optim.multipliers="(('^encoders/', 0.01),)"):
 
 python -m em3_jax.extract --data data/ml-100k --modality text --encoder <folder> --raw
@@ -29,7 +34,9 @@ def get_config(arg: str = ""):
     config.train.epochs = 20.0
     config.train.eval_every = 20
     config.train.patience = 8
-    if arg == "raw":
-        config.data.features = ("text",)
-        return base.raw(config, image="", text="")
-    return base.id_only(config) if arg == "id_only" else config
+    return base.variant(config, arg, raw=raw, conversion=base.conversion)
+
+
+def raw(config):
+    config.data.features = ("text",)
+    return base.raw(config, image="", text="")

@@ -17,4 +17,4 @@ def get_config(arg: str = ""):
     config.train.epochs = 20.0
     config.train.eval_every = 250
     config.train.patience = 4  # IDs alone stay on a plateau for the first 3 to 5 epochs of 125 steps
-    return base.id_only(config) if arg == "id_only" else config
+    return base.variant(config, arg)

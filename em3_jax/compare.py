@@ -73,8 +73,9 @@ def _p_value(base: Model, model: Model, split: str, slice_name: str, metric: str
         return metrics.paired_t_test(model.values(slice_name, metric), base.values(slice_name, metric)).p
     if metric != "auc" or slice_name != "all":
         return float("nan")
-    dataset = open_dataset(base.reports[0]["config"]["data"]["root"])
-    label = dataset.interactions["label"][np.asarray(dataset.split_rows(split))]
+    data = base.reports[0]["config"]["data"]
+    dataset = open_dataset(data["root"])
+    label = dataset.label(data["label"])[np.asarray(dataset.split_rows(split, data["label"]))]
     return metrics.delong_test(label, model.logits[0], base.logits[0]).p
 
 

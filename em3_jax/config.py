@@ -1,8 +1,12 @@
 """Between a config and the functions it speaks to: every key of a section must be a parameter, and every parameter set."""
 
 import difflib
+import importlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from em3_jax.types import UserError
@@ -32,6 +36,48 @@ def call(function: Callable, section: Mapping[str, Any], where: str, **given) ->
         if parameter.default is inspect.Parameter.empty and name not in section:
             raise UserError(f"{where}.{name}: missing; set it in the config file")
     return function(**section, **given)
+
+
+def part(where: str, name: str, known: Mapping[str, Callable]) -> Callable:
+    """What the config's entry `where` names: one of `known`, or "my_file:MyPart" from a file or module of the user's.
+
+    Args:
+      where: "config.model.fusion".
+      name: a key of `known`; or a file without ".py", relative to the working directory, or the dotted name of an importable
+        module, with the part's name behind the colon.
+      known: the library's own parts.
+    """
+    if ":" not in name:
+        if name not in known:
+            raise UserError(f"{where} '{name}' is unknown; {nearest(name, known)}, or my_file:MyPart for your own")
+        return known[name]
+    source, _, attribute = name.partition(":")
+    module = _import(where, source)
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise UserError(
+            f"{where}={name}: {module.__file__} has no class or function '{attribute}'; {nearest(attribute, names)}"
+        )
+    return found
+
+
+def _import(where: str, source: str) -> Any:
+    path = Path(source).with_suffix(".py") if not source.endswith(".py") else Path(source)
+    try:
+        if not path.is_file():
+            return importlib.import_module(source)
+        spec = importlib.util.spec_from_file_location(path.stem, path.absolute())
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+        return module
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == source.split(".")[0]:
+            raise UserError(f"{where}={source}:...: no file {path} here and no such module; check the name") from None
+        raise UserError(f"{where}={source}:...: {error}, which it imports; install it") from None
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{where}={source}:...: {type(error).__name__}: {error}; mend the file") from None
 
 
 def check_sections(config: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -6,8 +6,11 @@ import jax
 import numpy as np
 
 from em3_jax import metrics
-from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.data.format import CLICK, Dataset, FeatureSet
 from em3_jax.data.pipeline import EvaluationSource, batches
+
+METRIC_SIGNS = {"auc": 1, "gauc": 1, "logloss": -1, "contrast_loss": -1, "contrast_accuracy": 1}
+"""What may choose the best step, and whether more is better (1) or less (-1)."""
 
 
 def predict(source: EvaluationSource, predict_batch: Callable, device=None) -> np.ndarray:
@@ -27,8 +30,8 @@ def slices(
 ) -> dict[str, np.ndarray]:
     """Slice name -> [n] bool over interaction rows `rows` [n].
 
-    Cold items occur in no training row, neither as candidate nor in a history; popular ones are the `popular_share` most
-    often shown of the others; new users have no training row.
+    Cold items occur in no training row, neither as candidate nor in a history; items in no history may have been shown, as
+    drawn negatives are; popular ones are the `popular_share` most often shown; new users have no training row.
     """
     item, user = dataset.interactions["item"][rows], dataset.interactions["user"][rows]
     shown = dataset.counts["item"]
@@ -37,6 +40,7 @@ def slices(
     result = {
         "all": np.ones(len(rows), bool),
         "cold items": cold,
+        "items in no history": (dataset.counts["item_history"] == 0)[item],
         "warm items": ~cold,
         "popular items": shown[item] >= max(threshold, 1),
         "new users": dataset.counts["user"][user] == 0,
@@ -47,18 +51,24 @@ def slices(
 
 
 def evaluate(
-    dataset: Dataset, rows: np.ndarray, logits: np.ndarray, features: list[FeatureSet], popular_share: float
+    dataset: Dataset,
+    rows: np.ndarray,
+    logits: np.ndarray,
+    features: list[FeatureSet],
+    popular_share: float,
+    label_name: str = CLICK,
 ) -> dict[str, dict[str, float]]:
     """Slice -> metric -> value. Undefined metrics are NaN; every slice has its n.
 
     Args:
       rows: [n] interaction rows of the split.
       logits: [n] f32.
+      label_name: which of the dataset's labels.
     """
     columns = dataset.interactions
-    label, user = columns["label"][rows], columns["user"][rows]
+    label, user = dataset.label(label_name)[rows], columns["user"][rows]
     probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
-    planted = columns["probability"][rows] if "probability" in columns else None
+    planted = columns["probability"][rows] if "probability" in columns and label_name == CLICK else None
     result = {}
     for name, keep in slices(dataset, rows, features, popular_share).items():
         gauc = metrics.gauc(label[keep], logits[keep], user[keep])

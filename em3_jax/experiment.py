@@ -1,8 +1,6 @@
 """A config made into parts: data, model, step functions, state. `train.py` and `eval.py` build the same from the same."""
 
 import functools
-import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,15 +11,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from em3_jax import config as config_
-from em3_jax import encoding, optim, sharding, step, tasks, trees, workdir
+from em3_jax import encoding, evaluators, optim, placement, sharding, step, tables, trees, workdir
 from em3_jax.checkpoint import Checkpoints
+from em3_jax.data import catalogue
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.data.pipeline import TrainingSource, evaluation_source, training_source
+from em3_jax.tasks import Task
+from em3_jax.tasks.pretraining import METRICS, pretraining
+from em3_jax.tasks.ranking import ranking
+from em3_jax.tasks.raw import with_encoders
 from em3_jax.types import State, UserError
 
 ADAPTERS = ("/lora_a", "/lora_b")
-SECTIONS = ("seed", "data", "model", "tables", "optim", "train", "eval", "mesh")
+SECTIONS = ("seed", "task", "data", "model", "tables", "optim", "train", "eval", "mesh", "pretraining")
 
 
 class DataSettings(NamedTuple):
@@ -29,7 +32,8 @@ class DataSettings(NamedTuple):
 
     Attributes:
       root: dataset folder.
-      features: names of the feature sets that make the content tokens.
+      label: which of the dataset's labels: "click" or a further one, e.g. "conversion".
+      features: feature sets that make the content tokens, whole or some slots of them: "image", "image[0]", "image[:4]".
       placement: of the features: "device", "host" (gathered by the input pipeline), or "auto": device if they fit.
       history_length: T.
       batch_size: B, of all devices together.
@@ -38,6 +42,7 @@ class DataSettings(NamedTuple):
     """
 
     root: str
+    label: str
     features: tuple[str, ...]
     placement: str
     history_length: int
@@ -65,6 +70,13 @@ class EvalSettings(NamedTuple):
     popular_share: float
 
 
+class PretrainingSettings(NamedTuple):
+    """config.pretraining: `temperature` of the contrast, share of the items to `hold_out` for validation."""
+
+    temperature: float
+    hold_out: float
+
+
 class Experiment(NamedTuple):
     """What a config stands for.
 
@@ -74,10 +86,13 @@ class Experiment(NamedTuple):
       feature_tables: those that lie on the device.
       mesh: devices.
       source: the training batches.
-      evaluation: split -> source of its batches.
+      evaluation: split -> source of its batches; None for a task without clicks.
       init: () -> fresh State.
       train_step: see `step.make_train_step`.
       predict: (state, batch) -> logits [B].
+      embed: (state, batch) -> [S, D] content embeddings of the batch's items; None without content.
+      validate: state -> {metric: value} on validation.
+      headline: the metrics to show.
       frozen: parameter name -> whether the config freezes it.
       eval: config.eval.
     """
@@ -86,11 +101,14 @@ class Experiment(NamedTuple):
     feature_sets: list[FeatureSet]
     feature_tables: step.Features
     mesh: Mesh
-    source: TrainingSource
-    evaluation: Callable
+    source: TrainingSource | catalogue.CatalogueSource
+    evaluation: Callable | None
     init: Callable
     train_step: Callable
     predict: Callable
+    embed: Callable | None
+    validate: Callable
+    headline: tuple[str, ...]
     frozen: dict[str, bool]
     eval: EvalSettings
 
@@ -98,6 +116,33 @@ class Experiment(NamedTuple):
     def feature_hashes(self) -> dict[str, str]:
         """Name -> hash of the feature sets in use."""
         return {features.name: features.manifest["hash"] for features in self.feature_sets}
+
+
+class _Content(NamedTuple):
+    """The content features of a run: all of them, those to gather on the host, and the tables on the device."""
+
+    sets: list[FeatureSet]
+    on_host: tuple[FeatureSet, ...]
+    tables: step.Features
+
+
+class _Work(NamedTuple):
+    """What differs between the tasks: what is optimized, on which batches, and how it is measured.
+
+    Attributes:
+      task, source, evaluation, headline: as in `Experiment`.
+      make_tables: key -> the ID tables.
+      row_optimizer: of these; None without IDs.
+      validate: predict (state, batch) -> function of the state.
+    """
+
+    task: Task
+    source: TrainingSource | catalogue.CatalogueSource
+    evaluation: Callable | None
+    headline: tuple[str, ...]
+    make_tables: Callable
+    row_optimizer: tables.RowOptimizer | None
+    validate: Callable
 
 
 def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Experiment:
@@ -114,31 +159,16 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
     mesh = config_.call(sharding.make_mesh, config["mesh"], "config.mesh")
     sharding.check_divides(mesh, "data.batch_size", data.batch_size)
     sharding.check_divides(mesh, "eval.batch_size", eval_settings.batch_size)
+    make = config_.part("config.task", config["task"], {"ranking": _ranking, "pretraining": _pretraining})
 
     dataset = open_dataset(data.root)
-    task = config_.call(tasks.ranking, config["model"], "config.model", fields=dataset.fields)
-    feature_sets = _load_features(dataset, data.features) if task.uses_content else []
-    encoders = encoding.raw_encoders(task.encoders, feature_sets)
-    task = tasks.with_encoders(task, encoders) if encoders else task
-    on_device = _on_device(data.placement, feature_sets)
-    feature_tables = _to_device(feature_sets, mesh) if on_device else {}
-    builder = _builder(dataset, data, () if on_device else tuple(feature_sets))
-    source = training_source(
-        builder,
-        batch_size=data.batch_size,
-        seed=config["seed"],
-        order=data.order,
-        num_steps=num_steps(len(dataset.split_rows("train")), data.batch_size),
-    )
-
-    row_optimizer = optim.row_optimizer(table_settings.optimizer, table_settings.learning_rate)
-    fresh = step.make_init(
-        task, dataset.fields.num_rows, table_settings.width, table_settings.init_scale, row_optimizer, config["seed"]
-    )
-    example = functools.cache(lambda: source[0])
-    shapes = functools.cache(lambda: jax.eval_shape(fresh, feature_tables, example())[0])
-    make_optimizer = functools.partial(config_.call, optim.dense_optimizer, config["optim"], "config.optim")
-    optimizer = make_optimizer(params=shapes())
+    content, encoders, work = make(config, dataset, data, table_settings, eval_settings, mesh, num_steps)
+    if eval_settings.metric not in work.headline:
+        raise UserError(f"config.eval.metric: {config_.nearest(eval_settings.metric, work.headline)}")
+    fresh = step.make_init(work.task, work.make_tables, config["seed"])
+    example = functools.cache(lambda: work.source[0])
+    shapes = functools.cache(lambda: jax.eval_shape(fresh, content.tables, example())[0])
+    optimizer = config_.call(optim.dense_optimizer, config["optim"], "config.optim", params=shapes())
     frozen = optim.frozen(shapes(), config["optim"]["multipliers"])
 
     def init() -> State:
@@ -147,32 +177,120 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
             params, table = fresh(features, batch)
             return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), table, {})
 
-        state = make(feature_tables, example())
+        state = make(content.tables, example())
         loaded = {"encoders": {name: encoder.params for name, encoder in encoders.items()}} if encoders else {}
         return state.replace(params=state.params | jax.device_put(loaded, sharding.replicated(mesh)))
 
-    predict = step.make_predict_step(task)
+    def applied(function: Callable | None) -> Callable | None:
+        if function is None:
+            return None
+        compiled = step.make_apply(function)
+        return lambda state, batch: compiled(state.params, state.tables, content.tables, batch)
+
+    predict = applied(work.task.predict)
     return Experiment(
         dataset=dataset,
-        feature_sets=feature_sets,
-        feature_tables=feature_tables,
+        feature_sets=content.sets,
+        feature_tables=content.tables,
         mesh=mesh,
-        source=source,
-        evaluation=lambda split: evaluation_source(builder, split, eval_settings.batch_size),
+        source=work.source,
+        evaluation=work.evaluation,
         init=init,
         train_step=step.make_train_step(
-            task,
+            work.task,
             optimizer,
-            row_optimizer,
+            work.row_optimizer,
             seed=config["seed"],
             table_l2=table_settings.l2,
             frozen={name for name, is_frozen in frozen.items() if is_frozen},
             mesh=mesh,
         ),
-        predict=lambda state, batch: predict(state.params, state.tables, feature_tables, batch),
+        predict=predict,
+        embed=applied(work.task.embed),
+        validate=work.validate(predict),
+        headline=work.headline,
         frozen=frozen,
         eval=eval_settings,
     )
+
+
+def _ranking(config, dataset, data, table_settings, eval_settings, mesh, num_steps):
+    if dataset.meta.get("only_clicks"):
+        raise UserError(f"{data.root}: holds clicks alone, nothing to rank them against; prepare it with --as-clicks")
+    task = config_.call(ranking, config["model"], "config.model", fields=dataset.fields)
+    content = _content(dataset, data, mesh) if task.uses_content else _Content([], (), {})
+    encoders = encoding.raw_encoders(task.encoders, content.sets)
+    task = with_encoders(task, encoders) if encoders else task
+    builder = _builder(dataset, data, content.on_host)
+    row_optimizer = optim.row_optimizer(table_settings.optimizer, table_settings.learning_rate)
+    evaluation = functools.cache(lambda split: evaluation_source(builder, split, eval_settings.batch_size))
+
+    def validate(predict: Callable) -> Callable:
+        def report(state: State) -> dict[str, float]:
+            source = evaluation("valid")
+            logits = evaluators.predict(source, lambda batch: predict(state, batch))
+            share = eval_settings.popular_share
+            return evaluators.evaluate(dataset, np.asarray(source.rows), logits, content.sets, share, data.label)["all"]
+
+        return report
+
+    work = _Work(
+        task=task,
+        source=training_source(
+            builder,
+            batch_size=data.batch_size,
+            seed=config["seed"],
+            order=data.order,
+            num_steps=num_steps(len(dataset.split_rows("train", data.label)), data.batch_size),
+        ),
+        evaluation=evaluation,
+        headline=("auc", "gauc", "logloss"),
+        make_tables=lambda key: tables.init(
+            key, dataset.fields.num_rows, table_settings.width, table_settings.init_scale, row_optimizer
+        ),
+        row_optimizer=row_optimizer,
+        validate=validate,
+    )
+    return content, encoders, work
+
+
+def _pretraining(config, dataset, data, table_settings, eval_settings, mesh, num_steps):
+    settings = config_.call(PretrainingSettings, config["pretraining"], "config.pretraining")
+    model = config["model"]
+    task = pretraining(
+        fusion=model["fusion"], fusion_settings=model["fusion_settings"], temperature=settings.temperature
+    )
+    content = _content(dataset, data, mesh)
+    train_items, held_out = catalogue.hold_out(dataset.num_items, settings.hold_out)
+    steps = num_steps(len(train_items), data.batch_size)
+
+    def validate(predict: Callable) -> Callable:
+        source = catalogue.CataloguePass(held_out, eval_settings.batch_size, content.on_host)
+
+        def report(state: State) -> dict[str, float]:
+            results = jax.device_get([predict(state, source[k]) for k in range(len(source))])
+            count = np.array([result["count"] for result in results])
+            return {name: float(np.average([result[name] for result in results], weights=count)) for name in METRICS}
+
+        return report
+
+    work = _Work(
+        task=task,
+        source=catalogue.CatalogueSource(train_items, data.batch_size, config["seed"], steps, content.on_host),
+        evaluation=None,
+        headline=METRICS,
+        make_tables=lambda key: {},
+        row_optimizer=None,
+        validate=validate,
+    )
+    return content, {}, work
+
+
+def _content(dataset: Dataset, data: DataSettings, mesh: Mesh) -> _Content:
+    sets = placement.load_features(dataset, data.features)
+    if placement.on_device(data.placement, sets):
+        return _Content(sets, (), placement.to_device(sets, mesh))
+    return _Content(sets, tuple(sets), {})
 
 
 def _builder(dataset: Dataset, data: DataSettings, host_features: tuple[FeatureSet, ...]) -> BatchBuilder:
@@ -186,48 +304,8 @@ def _builder(dataset: Dataset, data: DataSettings, host_features: tuple[FeatureS
         unknown_alpha=data.unknown_alpha,
         unknown_floor=dict(data.unknown_floor),
         host_features=host_features,
+        label=data.label,
     )
-
-
-def _load_features(dataset: Dataset, names: tuple[str, ...]) -> list[FeatureSet]:
-    if not names:
-        raise UserError(
-            "config.data.features is empty but config.model.content uses content; name at least one feature set"
-        )
-    sets = [dataset.features(name) for name in names]
-    for features in sets:
-        if features.manifest.get("random_weights") is not None:
-            warnings.warn(f"features '{features.name}' come from an encoder with random weights", stacklevel=2)
-        if features.is_raw:
-            continue
-        for start in range(0, len(features.tokens), 4096):
-            block = (
-                np.isfinite(features.tokens[start : start + 4096]).all(axis=-1) | ~features.mask[start : start + 4096]
-            )
-            if not block.all():
-                row = start + int(np.flatnonzero(~block.all(axis=1))[0])
-                path = dataset.root / "features" / features.name / "tokens.npy"
-                raise UserError(f"{path} row {row}: NaN or infinity; mend the array or mask the token")
-    return sets
-
-
-def _on_device(placement: str, feature_sets: list[FeatureSet]) -> bool:
-    if placement not in ("device", "host", "auto"):
-        raise UserError(f"config.data.placement '{placement}' is unknown; choose device, host or auto")
-    if placement != "auto":
-        return placement == "device"
-    stats = jax.local_devices()[0].memory_stats() or {}
-    memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return sum(features.tokens.nbytes for features in feature_sets) <= memory / 2
-
-
-def _to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> step.Features:
-    place = functools.partial(jax.device_put, device=sharding.replicated(mesh))
-    tables = {}
-    for features in feature_sets:
-        mask = place(np.asarray(features.mask))
-        tables[features.name] = (tasks.standardise(place(np.asarray(features.tokens)), mask), mask)
-    return tables
 
 
 def warm_start(state: State, workdir_: str | Path, data_hash: str) -> State:

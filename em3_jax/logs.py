@@ -104,11 +104,13 @@ def parameter_table(state: State, frozen: dict[str, bool]) -> str:
     lines = [f"{'part':<32}{'trainable':>14}{'frozen':>12}{'bytes':>12}"]
     for name, (trainable, fixed, size) in sorted(parts.items()):
         lines.append(f"{name:<32}{trainable:>14,}{fixed:>12,}{_bytes(size):>12}")
-    embedding = state.tables["embedding"]
-    rows, width = embedding.shape
-    label = f"ID table, {rows:,} rows x {width}"
-    lines.append(f"{label:<32}{embedding.size:>14,}{0:>12}{_bytes(trees.num_bytes(embedding)):>12}")
-    slots = trees.num_bytes(state.tables["slots"]) + trees.num_bytes(state.opt_state)
+    slots = trees.num_bytes(state.opt_state)
+    if state.tables:
+        embedding = state.tables["embedding"]
+        rows, width = embedding.shape
+        label = f"ID table, {rows:,} rows x {width}"
+        lines.append(f"{label:<32}{embedding.size:>14,}{0:>12}{_bytes(trees.num_bytes(embedding)):>12}")
+        slots += trees.num_bytes(state.tables["slots"])
     lines.append(f"{'optimizer state':<32}{'':>14}{'':>12}{_bytes(slots):>12}")
     lines.append(f"{'all':<32}{'':>14}{'':>12}{_bytes(trees.num_bytes(state)):>12}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 python -m em3_jax.prepare synthetic --out data/synthetic
 python -m em3_jax.prepare movielens --source <folder> --out data/ml-100k
 python -m em3_jax.prepare microlens --source <folder> --out data/microlens
+python -m em3_jax.prepare mmrec --source <folder> --out data/tiktok --as-clicks --negatives 3
 python -m em3_jax.prepare table --interactions clicks.csv --items items.csv --columns user=uid,time=ts --out data/mine
 python -m em3_jax.prepare check --data data/ml-100k
 """
@@ -21,6 +22,7 @@ from em3_jax.data.checks import check_dataset
 from em3_jax.data.format import SPLITS, Dataset, hash_data, open_dataset
 from em3_jax.data.readers.files import nearest, require
 from em3_jax.data.readers.microlens import microlens
+from em3_jax.data.readers.mmrec import mmrec
 from em3_jax.data.readers.movielens import movielens
 from em3_jax.data.readers.synthetic import synthetic
 from em3_jax.data.readers.table import table
@@ -40,7 +42,7 @@ def check(*, data: str | Path) -> Dataset:
     return dataset
 
 
-READERS = {reader.__name__: reader for reader in (synthetic, movielens, table, microlens, check)}
+READERS = {reader.__name__: reader for reader in (synthetic, movielens, mmrec, microlens, table, check)}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,10 +61,11 @@ def _run(reader: Callable[..., Dataset], arguments: dict) -> None:
         arguments = _read_mapping(Path(arguments.pop("mapping")), reader) | arguments
     cli.check_arguments(reader, arguments, f"python -m em3_jax.prepare {reader.__name__} --help")
     try:
-        print(report(reader(**arguments)))
+        dataset = reader(**arguments)
     except OSError as error:  # no space, no permission, a file where a folder should be
         where = error.filename or arguments.get("out")
         raise UserError(f"{where}: {error.strerror or error}; nothing was written") from None
+    print(report(dataset))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,6 +113,7 @@ def report(dataset: Dataset) -> str:
         f"  {counts['interactions']} interactions, {counts['users']} users, {counts['items']} items, "
         f"{counts['events']} history events",
         f"  label  {meta['label_rule']}",
+        *(f"  label {name}  {rule}" for name, rule in meta.get("labels", {}).items()),
         f"  split  {meta['split_rule']}",
     ]
     for group, specs in dataset.fields.groups():

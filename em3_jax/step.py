@@ -15,7 +15,7 @@ Features = dict[str, tuple[jax.Array, jax.Array]]
 """Feature tables on the device: {modality: (standardised or raw tokens [I, N, E], mask [I, N])}."""
 
 
-def inputs_of(rows: jax.Array, features: Features, batch: Batch) -> Inputs:
+def inputs_of(rows: jax.Array | None, features: Features, batch: Batch) -> Inputs:
     """A task's inputs: content tokens come with the batch, or are gathered once per distinct item from the device."""
     if "tokens" in batch:
         masks = batch["tokens_mask"]
@@ -27,18 +27,23 @@ def inputs_of(rows: jax.Array, features: Features, batch: Batch) -> Inputs:
     return Inputs(rows, tokens, masks, batch)
 
 
-def make_init(
-    task: Task, num_rows: int, width: int, init_scale: float, row_optimizer: tables.RowOptimizer, seed: int
-) -> Callable:
-    """(features, batch) -> a fresh (params, tables), a function of the seed."""
+def make_init(task: Task, make_tables: Callable, seed: int) -> Callable:
+    """(features, batch) -> a fresh (params, tables), a function of the seed.
+
+    Args:
+      make_tables: key -> the ID tables, {} for a task without IDs.
+    """
 
     def init(features: Features, batch: Batch):
         root = jax.random.key(seed)
-        table = tables.init(rng.stream(root, "tables", 0), num_rows, width, init_scale, row_optimizer)
-        rows = tables.lookup(table, batch["row_id"])
-        return task.init(rng.stream(root, "params", 0), inputs_of(rows, features, batch)), table
+        table = make_tables(rng.stream(root, "tables", 0))
+        return task.init(rng.stream(root, "params", 0), inputs_of(_lookup(table, batch), features, batch)), table
 
     return init
+
+
+def _lookup(table: tables.Tables, batch: Batch) -> jax.Array | None:
+    return tables.lookup(table, batch["row_id"]) if table else None
 
 
 def make_train_step(
@@ -62,28 +67,29 @@ def make_train_step(
         return trees.map_named(lambda name, leaf: jax.lax.stop_gradient(leaf) if name in frozen else leaf, params)
 
     def step(state: State, features: Features, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        rows = tables.lookup(state.tables, batch["row_id"])
+        rows = _lookup(state.tables, batch)
 
         def loss(params, rows):
             return task.loss(hold(params), inputs_of(rows, features, batch), root, state.step)
 
         (value, aux), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state.params, rows)
         updates, opt_state = optimizer.update(gradients[0], state.opt_state, state.params)
-        new_tables = tables.update(state.tables, batch["row_id"], gradients[1], state.step, row_optimizer, table_l2)
+        norms, new_tables = {"gradient_norm": optax.tree.norm(gradients[0])}, state.tables
+        if rows is not None:
+            new_tables = tables.update(state.tables, batch["row_id"], gradients[1], state.step, row_optimizer, table_l2)
+            norms["row_gradient_norm"] = optax.tree.norm(gradients[1])
         new_state = State(
             state.step + 1, optax.apply_updates(state.params, updates), opt_state, new_tables, state.memory
         )
-        norms = {"gradient_norm": optax.tree.norm(gradients[0]), "row_gradient_norm": optax.tree.norm(gradients[1])}
         return new_state, {"loss": value} | aux | norms
 
     return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
 
-def make_predict_step(task: Task) -> Callable:
-    """Jitted (params, tables, features, batch) -> logits [B]."""
+def make_apply(function: Callable) -> Callable:
+    """Jitted (params, tables, features, batch) -> function(params, inputs): a task's `predict` or `embed`."""
 
-    def predict(params, table: tables.Tables, features: Features, batch: Batch) -> jax.Array:
-        rows = tables.lookup(table, batch["row_id"])
-        return task.predict(params, inputs_of(rows, features, batch))
+    def apply(params, table: tables.Tables, features: Features, batch: Batch):
+        return function(params, inputs_of(_lookup(table, batch), features, batch))
 
-    return jax.jit(predict)
+    return jax.jit(apply)

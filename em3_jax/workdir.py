@@ -48,7 +48,12 @@ def claim(workdir: str | Path, config: Mapping[str, Any], data_hash: str, featur
         "packages": _versions(),
     }
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    try:
+        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another --workdir"
+        ) from None
     temporary.replace(path)
     return resumed
 

@@ -104,7 +104,7 @@ MISTAKES = {
         8,
         r"config\.data\.batchsize: unknown key; did you mean 'batch_size'\?",
     ),
-    "unknown model key": (("model", "droput"), 0.1, r"config\.model\.droput: unknown key; did you mean 'dropout'\?"),
+    "unknown model key": (("model", "fusoin"), "mean", r"config\.model\.fusoin: unknown key; did you mean 'fusion'\?"),
     "unknown fusion key": (
         ("model", "fusion_settings", "head"),
         2,
@@ -116,7 +116,11 @@ MISTAKES = {
     "unknown eval key": (("eval", "metrics"), "auc", r"config\.eval\.metrics: unknown key; did you mean 'metric'\?"),
     "unknown mesh key": (("mesh", "date"), 1, r"config\.mesh\.date: unknown key; did you mean 'data'\?"),
     "content": (("model", "content"), "end2end", r"config\.model\.content 'end2end'.*did you mean 'end_to_end'\?"),
-    "attention score": (("model", "attention_score"), "mpl", r"config\.model\.attention_score 'mpl'.*'mlp'"),
+    "attention score": (
+        ("model", "backbone_settings", "attention_score"),
+        "mpl",
+        r"config\.model\.backbone_settings\.attention_score 'mpl'.*'mlp'",
+    ),
     "content score": (("model", "content_score"), "cosine", r"config\.model\.content_score 'cosine'.*dot, mlp"),
     "heads": (
         ("model", "fusion_settings", "heads"),
@@ -159,7 +163,7 @@ def test_a_mistake_in_a_config_is_one_line_that_names_it(planted, mistake):
         ("model", "fusion_settings"),
         ("model", "cic"),
         ("model", "cic", "weight"),
-        ("model", "hidden"),
+        ("model", "backbone_settings", "hidden"),
         ("optim", "clip_norm"),
         ("tables", "l2"),
         ("eval", "metric"),

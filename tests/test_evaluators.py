@@ -68,12 +68,13 @@ def test_slices_are_those_of_a_plain_loop(planted, tiny, data):
         expected["all"].append(True)
         expected["cold items"].append(cold)
         expected["warm items"].append(not cold)
+        expected["items in no history"].append(item not in in_history)
         expected["popular items"].append(impressions.get(item, 0) >= least)
         expected["new users"].append(user not in users)
         for feature_set in features:
             expected[f"items without {feature_set.name}"].append(not any(feature_set.mask[item]))
     found = evaluators.slices(dataset, rows, features, POPULAR)
-    assert len(found) == 7
+    assert len(found) == 8
     for name, keep in found.items():
         np.testing.assert_array_equal(keep, expected[name], err_msg=name)
         assert 0 < keep.sum() and (name == "all" or keep.sum() < len(rows)), f"slice '{name}' tests nothing"

@@ -13,8 +13,9 @@ LONGEST_FILE = 400
 FLOORS = [
     {"types", "fields", "losses", "metrics", "rng", "trees", "sharding", "allocator"},
     {"models", "data", "tables"},
-    {"tasks", "optim", "convert", "weights", "config", "step", "encoding"},
-    {"checkpoint", "evaluators", "logs", "prepare", "extract", "export", "experiment", "workdir", "cli", "compare"},
+    {"tasks", "parts", "optim", "convert", "weights", "config", "step", "encoding"},
+    {"checkpoint", "evaluators", "logs", "workdir", "cli", "placement", "experiment"}
+    | {"prepare", "extract", "vectors", "merge", "compare"},
     {"train", "eval", "demo"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
@@ -50,7 +51,7 @@ def imports(source: str, module: str, modules=MODULES) -> set[str]:
             assert node.level == 0, f"{module} line {node.lineno}: write the import out, from {PACKAGE}..."
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
-            found.add(ast.literal_eval(node.args[0]))
+            found |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
     return (found & set(modules)) - {module, PACKAGE}
 
 

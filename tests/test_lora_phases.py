@@ -80,7 +80,7 @@ def test_runs_that_cannot_be_started_from(planted, first, tmp_path):
     config = phase_two(planted, tmp_path / "nowhere")
     assert "run.json" in user_error(lambda: start(config))
     config = phase_two(planted, first)
-    config.model.hidden = (8,)
+    config.model.backbone_settings.hidden = (8,)
     assert "same model but for adapters" in user_error(lambda: start(config))
     assert "another dataset" in user_error(lambda: experiment.warm_start(start(small_config(planted))[1], first, "x"))
 

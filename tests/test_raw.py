@@ -13,11 +13,13 @@ import pytest
 import eval as evaluation
 import train
 from configs import base, em3_movielens
-from em3_jax import checkpoint, encoding, experiment, extract, rng, sharding, step, tasks, trees
+from em3_jax import checkpoint, encoding, experiment, extract, rng, sharding, step, trees
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.format import open_dataset
 from em3_jax.data.images import load_processor
 from em3_jax.data.texts import load_tokenizer
+from em3_jax.tasks.ranking import ranking
+from em3_jax.tasks.raw import with_encoders
 from em3_jax.types import State
 from tests import raw_items, test_convert
 from tests.conftest import user_error
@@ -91,7 +93,7 @@ def make_config(root: Path, folders: dict[str, str] | None = None, **changes) ->
     if folders:
         config = base.raw(config, **folders)
     config.data.update(root=str(root), features=("image", "text"), batch_size=B, history_length=T)
-    config.model.update(hidden=(16,), attention_score="dot")
+    config.model.backbone_settings.update(hidden=(16,), attention_score="dot")
     config.model.fusion_settings.update(width=8, heads=2, ffn_width=16)
     config.model.cic.update(negatives=0, width=8)
     config.tables.width = 4
@@ -282,7 +284,7 @@ def test_gradients_of_the_encoders_are_those_of_the_loss(world, fresh, raw_parts
     dataset = open_dataset(world.raw)
     sets, settings = raw_parts.feature_sets, make_config(world.raw, world.folders)["model"]
     encoders = encoding.raw_encoders(world.folders, sets)
-    task = tasks.with_encoders(tasks.ranking(dataset.fields, **settings), encoders)
+    task = with_encoders(ranking(dataset.fields, **settings), encoders)
     builder = BatchBuilder(dataset, history_length=T, unknown_alpha=0.0, unknown_floor={}, host_features=tuple(sets))
     batch = builder(np.arange(B), buckets=Buckets(64, 64), key=rng.numpy_key(0, "unknown", 0))
     assert {raw_items.NO_IMAGE, raw_items.EMPTY_TITLE} <= set(batch["item_id"])

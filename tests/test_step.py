@@ -10,8 +10,10 @@ import optax
 import pytest
 
 from configs import base
-from em3_jax import rng, sharding, step, tables, tasks, trees
+from em3_jax import rng, sharding, step, tables, trees
 from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.tasks import Task
+from em3_jax.tasks.ranking import ranking
 from em3_jax.types import State
 
 # Sizes that occur nowhere else, so that a shape tells where it comes from.
@@ -34,12 +36,12 @@ def row_gradient_recorder() -> tables.RowOptimizer:
     )
 
 
-def make_task(fields) -> tasks.Task:
+def make_task(fields) -> Task:
     settings = base.ranking().model.to_dict()
-    settings |= {"hidden": (16,), "attention_hidden": 6, "dropout": 0.0}
+    settings["backbone_settings"] |= {"hidden": (16,), "attention_hidden": 6, "dropout": 0.0}
     settings["fusion_settings"] |= {"width": 16, "heads": 2, "ffn_width": 32, "dropout": 0.0}
     settings["cic"] |= {"negatives": 0, "width": 10, "id_fields": ("item", "tags")}
-    return tasks.ranking(fields, **settings)
+    return ranking(fields, **settings)
 
 
 def make_batch(tiny, **settings):
@@ -49,7 +51,7 @@ def make_batch(tiny, **settings):
     return builder(rows, buckets=Buckets(64, 128), key=rng.numpy_key(0, "unknown", 0))
 
 
-def make_params(task: tasks.Task, *inputs):
+def make_params(task: Task, *inputs):
     """Random parameters of the size that training starts from."""
     shapes = jax.eval_shape(lambda *inputs: task.init(jax.random.key(0), step.inputs_of(*inputs)), *inputs)
     random, params = np.random.default_rng(0), []
@@ -181,7 +183,7 @@ def test_tokens_from_the_host_and_from_the_device_give_the_same_scores(tiny):
     table = {"embedding": random.standard_normal((tiny.dataset.fields.num_rows, W)).astype(np.float32)}
     batch, host_batch = make_batch(tiny), make_batch(tiny, host_features=sets)
     params = make_params(task, table["embedding"][: len(batch["row_id"])], on_device, batch)
-    predict = step.make_predict_step(task)
+    predict = step.make_apply(task.predict)
     scores = predict(params, table, on_device, batch)
     assert np.std(scores) > 0
     np.testing.assert_allclose(predict(params, table, {}, host_batch), scores, rtol=1e-5, atol=1e-5)

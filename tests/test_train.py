@@ -32,7 +32,7 @@ def small_config(planted, **overrides):
     config.data.root = str(planted.root)
     config.data.batch_size = 128
     config.data.history_length = 8
-    config.model.hidden = (16,)
+    config.model.backbone_settings.hidden = (16,)
     config.model.fusion_settings.width = 16
     config.model.fusion_settings.ffn_width = 16
     config.model.cic.negatives = 16
@@ -54,7 +54,8 @@ def arguments(planted, directory) -> list[str]:
     """The command line of `small_config`."""
     config = small_config(planted)
     changed = {
-        "data.root": config.data.root, "data.batch_size": 128, "data.history_length": 8, "model.hidden": "(16,)",
+        "data.root": config.data.root, "data.batch_size": 128, "data.history_length": 8,
+        "model.backbone_settings.hidden": "(16,)",
         "model.fusion_settings.width": 16, "model.fusion_settings.ffn_width": 16, "model.cic.negatives": 16,
         "data.features": "image,text", "train.epochs": config.train.epochs, "train.log_every": 2,
         "train.eval_every": 6, "train.patience": 0,
@@ -221,15 +222,15 @@ def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_previous(planted, co
 def test_a_write_that_fails_halfway_is_one_line_and_keeps_the_previous(planted, copy_of_finished):
     epochs = 2 * STEPS * 128 / len(planted.split_rows("train"))
 
-    def forbid_files_over_2000_bytes():
+    def forbid_files_over_4000_bytes():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 
     (copy_of_finished / "metrics.jsonl").write_text("")
     shutil.rmtree(copy_of_finished / "tensorboard")
     run = subprocess.run(
         [*arguments(planted, copy_of_finished), f"--config.train.epochs={epochs}", "--config.train.log_every=100"],
-        cwd=ROOT, preexec_fn=forbid_files_over_2000_bytes, capture_output=True, text=True, check=False,
+        cwd=ROOT, preexec_fn=forbid_files_over_4000_bytes, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 2, run.stderr
     assert "could not save" in run.stderr.splitlines()[-1] and f"step {STEPS} is kept" in run.stderr
@@ -266,8 +267,12 @@ def test_the_best_checkpoint_is_the_best_of_the_log(finished):
 
 
 def test_a_workdir_of_another_config_or_dataset_is_refused(planted, finished, tmp_path):
-    with pytest.raises(UserError, match=r"belongs to another config \(config.model.dropout: 0.0 -> 0.5\)"):
-        train.train(small(planted, model__dropout=0.5), finished)
+    with pytest.raises(
+        UserError, match=r"belongs to another config \(config.model.backbone_settings.dropout: 0.0 -> 0.5\)"
+    ):
+        changed = small_config(planted)
+        changed.model.backbone_settings.dropout = 0.5
+        train.train(changed.to_dict(), finished)
     other = Path(shutil.copytree(planted.root, tmp_path / "other"))
     meta = json.loads((other / "dataset.json").read_text())
     (other / "dataset.json").write_text(json.dumps(meta | {"data_hash": "0" * 64}))
@@ -278,8 +283,9 @@ def test_a_workdir_of_another_config_or_dataset_is_refused(planted, finished, tm
 
 
 def test_a_checkpoint_of_another_model_is_refused(planted, finished):
-    config = small_config(planted, model__hidden=(17,)).to_dict()
-    parts = experiment.build(config, lambda rows, size: STEPS)
+    config = small_config(planted)
+    config.model.backbone_settings.hidden = (17,)
+    parts = experiment.build(config.to_dict(), lambda rows, size: STEPS)
     with pytest.raises(UserError, match=r"checkpoint of another model: .*dnn.*float32\[16.*float32\[17"):
         checkpoint.Checkpoints(finished).restore(jax.eval_shape(parts.init))
 

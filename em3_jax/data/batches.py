@@ -22,7 +22,7 @@ import threading
 import numpy as np
 
 from em3_jax import rng
-from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.data.format import CLICK, Dataset, FeatureSet
 from em3_jax.fields import UNKNOWN, Fields, columns, to_rows
 from em3_jax.types import Batch
 
@@ -132,6 +132,7 @@ class BatchBuilder:
       unknown_floor: field name -> least probability of replacement, however frequent the id.
       distinct_items: False builds one row per item slot instead of one per distinct item (for tests and benchmarks).
       host_features: feature sets to gather into the batch; empty when they lie on the device.
+      label: which of the dataset's labels.
     """
 
     def __init__(
@@ -143,8 +144,11 @@ class BatchBuilder:
         unknown_floor: dict[str, float],
         distinct_items: bool = True,
         host_features: tuple[FeatureSet, ...] = (),
+        label: str = CLICK,
     ):
         self.dataset = dataset
+        self.label = label
+        self._label = dataset.label(label)
         self.history_length = history_length
         self.distinct_items = distinct_items
         self.host_features = host_features
@@ -186,16 +190,13 @@ class BatchBuilder:
         columns_ = self.dataset.interactions
         item, user = columns_["item"][rows], columns_["user"][rows]
         batch = {
-            "label": columns_["label"][rows].astype(np.float32),
+            "label": self._label[rows].astype(np.float32),
             "weight": np.ones(len(rows), np.float32) if weight is None else weight,
         }
         event_index, batch["history_mask"] = self._history(rows)
         batch |= self._items(item, event_index, batch["history_mask"], buckets)
         batch |= self._table_rows(rows, user, batch["item_id"], event_index, key, buckets)
-        for features in self.host_features:
-            batch.setdefault("tokens", {})[features.name] = features.tokens[batch["item_id"]]
-            batch.setdefault("tokens_mask", {})[features.name] = features.mask[batch["item_id"]]
-        return batch
+        return batch | gather_content(self.host_features, batch["item_id"])
 
     def _history(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(index into the events [B, T] i64, mask [B, T]): the last T events of each row, right-aligned."""
@@ -271,6 +272,16 @@ class BatchBuilder:
         items = max(int(batch["item_mask"].sum()) for batch in batches)
         rows = max(int((batch["row_id"] < self.num_rows).sum()) for batch in batches)
         return Buckets(_round_up(min(int(items * 1.05) + 1, self.dataset.num_items)), _round_up(int(rows * 1.05) + 1))
+
+
+def gather_content(feature_sets: tuple[FeatureSet, ...], items: np.ndarray) -> Batch:
+    """{"tokens", "tokens_mask"} of the items [S], by feature set; {} without any."""
+    if not feature_sets:
+        return {}
+    return {
+        "tokens": {features.name: features.tokens[items] for features in feature_sets},
+        "tokens_mask": {features.name: features.mask[items] for features in feature_sets},
+    }
 
 
 def _pad(array: np.ndarray, size: int, fill) -> np.ndarray:

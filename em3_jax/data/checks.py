@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from em3_jax.data.format import MAX_EVENT_VOCABULARY, SPLITS, Dataset
+from em3_jax.data.format import MAX_EVENT_VOCABULARY, NOT_PART, SPLITS, Dataset
 from em3_jax.types import UserError
 
 _CHUNK = 1 << 22
@@ -48,6 +48,9 @@ def check_dataset(dataset: Dataset) -> None:
     _check_range("interactions/user", columns["user"], 0, dataset.num_users)
     _check_range("interactions/item", columns["item"], 0, dataset.num_items)
     _check_range("interactions/label", columns["label"], 0, 2)
+    for name in dataset.meta.get("labels", {}):
+        values = np.asarray(dataset.label(name))
+        _check_range(f"interactions/label_{name}", np.where(values == NOT_PART, 0, values), 0, 2)
     _check_range("interactions/split", columns["split"], 0, 3)
     _check_range("events/item", events["item"], 0, dataset.num_items)
     _check_range("interactions/history_start", columns["history_start"], 0, len(events["item"]) + 1)
@@ -72,7 +75,7 @@ def check_dataset(dataset: Dataset) -> None:
         labels = np.asarray(columns["label"])[np.asarray(columns["split"]) == code]
         if len(labels) == 0:
             raise UserError(f"split '{name}' is empty; change the split rule or its sizes")
-        if labels.min() == labels.max():
+        if labels.min() == labels.max() and not dataset.meta.get("only_clicks"):
             raise UserError(
                 f"split '{name}' has only label {labels[0]}; both classes are needed, change the label or split rule"
             )
@@ -116,8 +119,13 @@ def _check_fields(dataset: Dataset) -> None:
             )
 
 
-def count_training(dataset: Dataset) -> None:
-    """Writes counts/: how often the training rows show each user, item (as candidate, in histories) and field value."""
+def count_training(dataset: Dataset, item_history: np.ndarray | None = None) -> None:
+    """Writes counts/: how often the training rows show each user, item (as candidate, in histories) and field value.
+
+    Args:
+      dataset: the dataset.
+      item_history: [I] int, the counts in histories; a reader hands them in if it stores an event more than once.
+    """
     columns, events = dataset.interactions, dataset.events
     train = np.asarray(columns["split"]) == 0
     # An event counts when it lies in the history range of a training row: +1 where ranges start, -1 where they end.
@@ -130,6 +138,8 @@ def count_training(dataset: Dataset) -> None:
         "item": np.bincount(columns["item"][train], minlength=dataset.num_items),
         "item_history": np.bincount(events["item"][covered], minlength=dataset.num_items),
     }
+    if item_history is not None:
+        counts["item_history"] = item_history
     for field in dataset.fields.context:
         counts[f"context_{field.name}"] = np.bincount(columns[f"context_{field.name}"][train], minlength=field.size)
     for field in dataset.fields.event:

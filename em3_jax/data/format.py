@@ -5,6 +5,7 @@
         user, item i32   rows of users.parquet, items.parquet      label u8   0 or 1       time i64
         split u8         0 train, 1 valid, 2 test                  history_start, history_end i64   an event range
         context_<field> i32                                        probability f32   true click probability, if planted
+        label_<name> u8   a further label, 0 or 1; 255 = the row is not part of that scenario
     events/<column>.npy               the history events, the ones of a history side by side, oldest first:
         item i32, time i64, field_<name> i32
     splits/<name>.npy i64             rows of a split, only where they are not one contiguous range
@@ -39,6 +40,8 @@ INTERACTION_DTYPES = {
     "history_start": np.int64, "history_end": np.int64,
 }  # fmt: skip
 EVENT_DTYPES = {"item": np.int32, "time": np.int64}
+CLICK = "click"  # the name of the column `label`
+NOT_PART = 255
 MAX_EVENT_VOCABULARY = 1024
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -154,10 +157,20 @@ class Dataset:
         """[I, C] i32: ids of all item fields side by side (`fields.columns`)."""
         return _field_ids(self.item_table, self.fields.item)
 
-    def split_rows(self, split: str) -> np.ndarray | range:
-        """Interaction rows of a split, in time order: a range where contiguous, else a memory-mapped [n] i64."""
+    def label(self, name: str) -> np.ndarray:
+        """[rows] u8: the label `name`, "click" or a further one; `NOT_PART` where a row does not belong to it."""
+        labels = self.meta.get("labels", {})
+        if name != CLICK and name not in labels:
+            raise UserError(f"{self.root}: no label '{name}'; there are: {', '.join([CLICK, *labels])}")
+        return self.interactions["label" if name == CLICK else f"label_{name}"]
+
+    def split_rows(self, split: str, label: str = CLICK) -> np.ndarray | range:
+        """Interaction rows of a split that have the label, in time order: a range where contiguous, else [n] i64."""
         if split not in SPLITS:
             raise UserError(f"unknown split '{split}'; choose one of {', '.join(SPLITS)}")
+        if label != CLICK:
+            rows = np.asarray(self.split_rows(split))
+            return rows[self.label(label)[rows] != NOT_PART]
         first, count, contiguous = self.meta["splits"][split]
         if contiguous:
             return range(first, first + count)
@@ -226,6 +239,7 @@ def open_dataset(root: str | Path) -> Dataset:
     fields = _fields_from_json(meta["fields"])
     rows, num_events = meta["counts"]["interactions"], meta["counts"]["events"]
     dtypes = INTERACTION_DTYPES | {f"context_{f.name}": np.int32 for f in fields.context}
+    dtypes |= {f"label_{name}": np.uint8 for name in meta.get("labels", {})}
     if (root / "interactions" / "probability.npy").exists():
         dtypes["probability"] = np.float32
     interactions = {n: _load_array(root / "interactions" / f"{n}.npy", d, (rows,)) for n, d in dtypes.items()}

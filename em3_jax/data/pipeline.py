@@ -88,14 +88,14 @@ def _take(rows: np.ndarray | range, index: np.ndarray) -> np.ndarray:
 
 def training_source(builder: BatchBuilder, *, batch_size: int, seed: int, order: str, num_steps: int) -> TrainingSource:
     """The training source, its bucket sizes measured on the first steps (so they too are a function of the seed)."""
-    rows = builder.dataset.split_rows("train")
+    rows = builder.dataset.split_rows("train", builder.label)
     samples = [rows_of_step(rows, batch_size, seed, order, step) for step in range(8)]
     return TrainingSource(builder, rows, batch_size, seed, order, num_steps, builder.measure_buckets(samples))
 
 
 def evaluation_source(builder: BatchBuilder, split: str, batch_size: int) -> EvaluationSource:
     """One pass over a split, its bucket sizes measured on a few batches spread over it."""
-    rows = builder.dataset.split_rows(split)
+    rows = builder.dataset.split_rows(split, builder.label)
     starts = np.linspace(0, max(len(rows) - batch_size, 0), num=4).astype(np.int64)
     samples = [_take(rows, np.minimum(start + np.arange(batch_size), len(rows) - 1)) for start in starts]
     return EvaluationSource(builder, rows, batch_size, builder.measure_buckets(samples))

@@ -4,6 +4,8 @@ The [B, T] slots gather from the block of distinct items [S, D] and are multipli
 can be projected per candidate. Letters: B batch, T history, S distinct items, R distinct table rows, D width, K hidden width.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -25,16 +27,72 @@ def entropy(weight: jax.Array) -> jax.Array:
     return jnp.sum(row * some) / jnp.maximum(some.sum(), 1)
 
 
+class DotScore(nn.Module):
+    """a(c, h) = <W_q c, W_k h> / sqrt(D). `__call__(target [B, D], slots [B, T, D])` -> [B, T]; `hidden` is not used."""
+
+    hidden: int = 0
+
+    @nn.compact
+    def __call__(self, target: jax.Array, slots: jax.Array) -> jax.Array:
+        width = target.shape[-1]
+        # <W_q c, W_k h> = <W_k^T W_q c, h>: the key's projection moves to the candidate, so the slots need none.
+        query = nn.Dense(width, use_bias=False, name="query")(target)
+        query = nn.Dense(width, use_bias=False, name="key")(query)
+        return jnp.einsum("bd,btd->bt", query, slots) / jnp.sqrt(width)
+
+
+class MLPScore(nn.Module):
+    """a(c, h) = w . relu(W [c, h, c - h, c * h] + b) as DIN has it. `__call__(target [B, D], slots [B, T, D])` -> [B, T].
+
+    Attributes:
+      hidden: K, width of the hidden layer.
+    """
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, target: jax.Array, slots: jax.Array) -> jax.Array:
+        width = target.shape[-1]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (4 * width, self.hidden))
+        bias = self.param("bias", nn.initializers.zeros, (self.hidden,))
+        out = self.param("out", nn.initializers.lecun_normal(), (self.hidden, 1))
+        of_target, of_history, of_difference, of_product = jnp.split(kernel, 4)
+        # For one candidate the layer is affine in h, with a matrix that depends on c alone:
+        # h (W_h - W_d + diag(c) W_p) + c (W_c + W_d) + b. So c - h and c * h are never formed over the slots.
+        matrix = of_history - of_difference + target[:, :, None] * of_product  # [B, D, K]
+        offset = target @ (of_target + of_difference) + bias  # [B, K]
+        hidden = nn.relu(jnp.einsum("btd,bdk->btk", slots, matrix) + offset[:, None])
+        return jnp.einsum("btk,k->bt", hidden, out[:, 0])
+
+
+def gather_slots(
+    items: jax.Array, history: jax.Array, events: jax.Array | None = None, event_position: jax.Array | None = None
+) -> jax.Array:
+    """[B, T, D] the history's items, with what is known of each event added.
+
+    Args:
+      items: [S, D] embeddings of the distinct items.
+      history: [B, T] i32 positions in `items`.
+      events: [R, D] table rows with the embeddings of event fields.
+      event_position: [B, T, C] i32 positions in `events`.
+    """
+    slots = jnp.take(items, history, axis=0)
+    if events is not None:
+        for k in range(event_position.shape[-1]):
+            slots = slots + jnp.take(events, event_position[..., k], axis=0)
+    return slots
+
+
 class TargetAttention(nn.Module):
     """The user's interest in a candidate: u_A = sum_i w_i h_i with w = softmax(a(c_A, h_i)) (eq. 7-8).
 
     Attributes:
-      score: "dot", a = <W_q c, W_k h> / sqrt(D); or "mlp", a = w . relu(W [c, h, c - h, c * h] + b) as DIN has it.
-      hidden: K of "mlp".
+      score: hidden width -> module a, (target [B, D], slots [B, T, D]) -> [B, T].
+      hidden: of the score.
     """
 
-    score: str = "dot"
-    hidden: int = 32
+    score: Callable
+    hidden: int
 
     @nn.compact
     def __call__(
@@ -52,32 +110,8 @@ class TargetAttention(nn.Module):
           items: [S, D] embeddings of the distinct items.
           candidate: [B] i32 position of the candidate in `items`.
           history, mask: [B, T] i32 positions of the history in `items`; bool.
-          events: [R, D] table rows with the embeddings of event fields, added to the item they belong to.
-          event_position: [B, T, C] i32 positions in `events`.
+          events, event_position: of the events' own fields, see `gather_slots`.
         """
-        target, slots = jnp.take(items, candidate, axis=0), jnp.take(items, history, axis=0)  # [B, D], [B, T, D]
-        if events is not None:
-            for k in range(event_position.shape[-1]):
-                slots = slots + jnp.take(events, event_position[..., k], axis=0)
-        weight = masked_softmax(getattr(self, f"_{self.score}")(target, slots), mask)
+        slots = gather_slots(items, history, events, event_position)
+        weight = masked_softmax(self.score(self.hidden)(jnp.take(items, candidate, axis=0), slots), mask)
         return jnp.einsum("bt,btd->bd", weight, slots), weight
-
-    def _dot(self, target: jax.Array, slots: jax.Array) -> jax.Array:
-        width = target.shape[-1]
-        # <W_q c, W_k h> = <W_k^T W_q c, h>: the key's projection moves to the candidate, so the slots need none.
-        query = nn.Dense(width, use_bias=False, name="query")(target)
-        query = nn.Dense(width, use_bias=False, name="key")(query)
-        return jnp.einsum("bd,btd->bt", query, slots) / jnp.sqrt(width)
-
-    def _mlp(self, target: jax.Array, slots: jax.Array) -> jax.Array:
-        width = target.shape[-1]
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (4 * width, self.hidden))
-        bias = self.param("bias", nn.initializers.zeros, (self.hidden,))
-        out = self.param("out", nn.initializers.lecun_normal(), (self.hidden, 1))
-        of_target, of_history, of_difference, of_product = jnp.split(kernel, 4)
-        # For one candidate the layer is affine in h, with a matrix that depends on c alone:
-        # h (W_h - W_d + diag(c) W_p) + c (W_c + W_d) + b. So c - h and c * h are never formed over the slots.
-        matrix = of_history - of_difference + target[:, :, None] * of_product  # [B, D, K]
-        offset = target @ (of_target + of_difference) + bias  # [B, K]
-        hidden = nn.relu(jnp.einsum("btd,bdk->btk", slots, matrix) + offset[:, None])
-        return jnp.einsum("btk,k->bt", hidden, out[:, 0])

@@ -1,9 +1,9 @@
-"""The ranking model (EM3, section 3.1): ID features, target attention on IDs, content features -> DNN -> logit.
+"""The ranking model (EM3, section 3.1): ID features and content features, handed to a backbone that gives the logit.
 
 Letters: B batch, T history, S distinct items, R distinct table rows, C columns of a field group, F fields, W ID width, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -11,8 +11,10 @@ import jax.numpy as jnp
 
 from em3_jax.fields import Field, Fields, columns
 from em3_jax.models.attention import TargetAttention, entropy
-from em3_jax.models.mlp import MLP
-from em3_jax.types import Batch
+from em3_jax.models.backbones import Features
+from em3_jax.types import Batch, UserError
+
+CONTENT_PARTS = ("item", "user")
 
 
 def field_embeddings(rows: jax.Array, position: jax.Array, fields: Sequence[Field]) -> jax.Array:
@@ -38,21 +40,18 @@ class RankingModel(nn.Module):
 
     Attributes:
       fields: the dataset's categorical fields.
+      backbone: module from `backbones.Features` to (logit [B], named scalars).
       fusion: module from content tokens to item embeddings [S, D]; None is the ID-only model.
-      attention_score, attention_hidden: of the attention on IDs (see `TargetAttention`).
-      content_score, content_hidden: of the attention on content.
-      hidden: widths of the DNN.
-      dropout: rate in the DNN.
+      content_score, content_hidden: of the attention on content, see `TargetAttention`.
+      content_parts: "item": the candidate's content c_A; "user": the user's content interest u_A; both: their product too.
     """
 
     fields: Fields
+    backbone: nn.Module
     fusion: nn.Module | None
-    attention_score: str
-    attention_hidden: int
-    content_score: str
+    content_score: Callable
     content_hidden: int
-    hidden: Sequence[int]
-    dropout: float
+    content_parts: Sequence[str]
 
     @nn.compact
     def __call__(
@@ -71,28 +70,40 @@ class RankingModel(nn.Module):
           tokens, tokens_mask: {modality: [S, N, E]}, {modality: [S, N]} of the distinct items; unused without fusion.
           batch: see `data/batches.py`.
         """
+        items = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F, W]
+        others = [
+            field_embeddings(rows, batch[f"{group}_row"], fields)
+            for group in ("user", "context")
+            if (fields := getattr(self.fields, group))
+        ]
+        others = jnp.concatenate(others, axis=1) if others else jnp.zeros((len(batch["label"]), 0, rows.shape[-1]))
+        events = (rows, batch["history_row"]) if self.fields.event else (None, None)
+        content, out = self._content(tokens, tokens_mask, batch, train) if self.fusion is not None else ((), {})
+        features = Features(
+            items, batch["item_position"], batch["history_position"], batch["history_mask"], *events, others, content
+        )
+        logit, scalars = self.backbone(features, train=train)
+        return logit, {"item_fields": items} | out | scalars
+
+    def _content(self, tokens, tokens_mask, batch: Batch, train: bool):
+        """(content features, each [B, D]; named intermediates)."""
+        embedding = self.fusion(tokens, tokens_mask, train=train)  # [S, D]
+        items = len(batch["item_id"])
+        if embedding.ndim != 2 or len(embedding) != items:
+            raise UserError(f"the fusion module gives shape {embedding.shape}, not [S, D] with S = {items}; mend it")
         candidate, history, mask = batch["item_position"], batch["history_position"], batch["history_mask"]
-        out = {}
-        item_fields = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F, W]
-        out["item_fields"] = item_fields
-        flat = item_fields.reshape(len(item_fields), -1)
-        items = nn.Dense(rows.shape[-1], name="item")(flat)  # [S, W]
-        attention = TargetAttention(self.attention_score, self.attention_hidden, name="id_attention")
-        events = (rows, batch["history_row"]) if self.fields.event else ()
-        interest, weight = attention(items, candidate, history, mask, *events)
-        out["id_attention_entropy"] = entropy(weight)
-        target = jnp.take(items, candidate, axis=0)
-        parts = [jnp.take(flat, candidate, axis=0), interest, interest * target]
-        for group in ("user", "context"):
-            if fields := getattr(self.fields, group):
-                embedding = field_embeddings(rows, batch[f"{group}_row"], fields)
-                parts.append(embedding.reshape(len(embedding), -1))
-        if self.fusion is not None:
-            content = self.fusion(tokens, tokens_mask, train=train)  # [S, D]
+        out, parts = {"content": embedding}, []
+        if "item" in self.content_parts:
+            parts.append(jnp.take(embedding, candidate, axis=0))
+        if "user" in self.content_parts:
             attention = TargetAttention(self.content_score, self.content_hidden, name="content_attention")
-            interest, weight = attention(content, candidate, history, mask)
-            out |= {"content": content, "content_attention_entropy": entropy(weight)}
-            target = jnp.take(content, candidate, axis=0)
-            parts += [target, interest, interest * target]
-        logit = MLP(self.hidden, 1, self.dropout, name="dnn")(jnp.concatenate(parts, axis=-1), train=train)
-        return logit[:, 0], out
+            interest, weight = attention(embedding, candidate, history, mask)
+            out["content_attention_entropy"] = entropy(weight)
+            parts.append(interest)
+        if len(parts) == 2:
+            parts.append(parts[0] * parts[1])
+        return tuple(parts), out
+
+    def embed(self, tokens: dict[str, jax.Array], tokens_mask: dict[str, jax.Array]) -> jax.Array:
+        """[S, D] content embeddings of items (eq. 6), as at prediction."""
+        return self.fusion(tokens, tokens_mask, train=False)

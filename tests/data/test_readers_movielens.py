@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.movielens import movielens
 from em3_jax.types import UserError
@@ -115,6 +116,20 @@ def test_every_kind_gives_the_same_log(folder, tmp_path):
         history = list(zip(ids["item"][events["item"][part]], rated, events["time"][part], strict=True))
         assert history == [row[1:] for row in ordered if row[0] == user and row[3] < time]
     assert dataset.meta["name"] == f"movielens ({kind})" and dataset.meta["label_rule"] == "rating >= 4"
+
+
+def test_the_conversion_is_a_highest_rating_among_the_clicks(folder, tmp_path):
+    dataset = movielens(tmp_path / "out", source=folder[1])
+    ratings = [row[2] for row in sorted(RATINGS, key=lambda row: (row[3], row[0], row[1]))]
+    clicked = [k for k, rating in enumerate(ratings) if rating >= 4]
+    rows = np.concatenate([dataset.split_rows(split, "conversion") for split in ("train", "valid", "test")])
+    assert rows.tolist() == clicked and 0 < len(clicked) < len(ratings)
+    assert dataset.label("conversion")[rows].tolist() == [ratings[k] == 5 for k in clicked]
+    builder = BatchBuilder(dataset, history_length=3, unknown_alpha=0.0, unknown_floor={}, label="conversion")
+    batch = builder(rows, buckets=Buckets(64, 64))
+    assert batch["label"].tolist() == [ratings[k] == 5 for k in clicked]
+    with pytest.raises(UserError, match="no label 'cart'; there are: click, conversion"):
+        dataset.label("cart")
 
 
 def test_every_kind_gives_the_same_items_and_users(folder, tmp_path):

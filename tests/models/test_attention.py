@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em3_jax.models.attention import TargetAttention, entropy, masked_softmax
+from em3_jax.models.attention import DotScore, MLPScore, TargetAttention, entropy, masked_softmax
 
 B, T, S, R, D, K = 5, 4, 7, 6, 8, 3
-SCORES = ["dot", "mlp"]
+SCORES = {"dot": DotScore, "mlp": MLPScore}
 EMPTY = 2  # the example without a history
 
 
@@ -40,7 +40,7 @@ def make_arguments(events: bool) -> list:
 @functools.cache
 def make_attention(score: str, events: bool):
     """(params with random biases, compiled (params, *arguments) -> (interest, weights))."""
-    module = TargetAttention(score, K)
+    module = TargetAttention(SCORES[score], K)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *make_arguments(events))["params"]
     random = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: 0.5 * random.standard_normal(leaf.shape).astype(leaf.dtype), shapes)
@@ -49,7 +49,7 @@ def make_attention(score: str, events: bool):
 
 def naive(score: str, params, items, candidate, history, mask, events=None, event_position=None):
     """(interest [B, D], weights [B, T]) of eq. 7-8 in f64, one slot at a time."""
-    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params[f"{SCORES[score].__name__}_0"])
     interest, weights = np.zeros((B, D)), np.zeros((B, T))
     for b in range(B):
         c = items[candidate[b]].astype(np.float64)

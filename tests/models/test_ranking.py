@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from em3_jax import sharding, step, tasks
+from em3_jax import sharding, step
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.fields import Field, Fields
 from em3_jax.models.ranking import field_embeddings
+from em3_jax.tasks.ranking import ranking
 
 B, T, W = 24, 5, 8
 CONTENTS = ["none", "end_to_end"]
@@ -19,7 +20,8 @@ KEY = jax.random.key(0)
 
 def model_settings(content: str) -> dict:
     settings = base.ranking().model.to_dict()
-    settings |= {"content": content, "hidden": (16,), "attention_hidden": 8}
+    settings["content"] = content
+    settings["backbone_settings"] |= {"hidden": (16,), "attention_hidden": 8}
     settings["fusion_settings"] |= {"width": 8, "ffn_width": 16}
     settings["cic"] |= {"negatives": 4, "width": 8, "id_fields": ("item", "category")}
     return settings
@@ -29,7 +31,7 @@ class Setting:
     """A model with random parameters, a batch of the planted data, and compiled functions of (params, inputs)."""
 
     def __init__(self, planted, content: str):
-        self.task = tasks.ranking(planted.fields, **model_settings(content))
+        self.task = ranking(planted.fields, **model_settings(content))
         builder = BatchBuilder(planted, history_length=T, unknown_alpha=0.0, unknown_floor={})
         batch = builder(self.choose_rows(planted), buckets=Buckets(128, 256))
         batch["history_mask"][0] = False  # a user without a history

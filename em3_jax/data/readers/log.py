@@ -23,6 +23,7 @@ def write_log(
     is_event: np.ndarray | None = None,
     context: dict[str, np.ndarray] | None = None,
     event: dict[str, np.ndarray] | None = None,
+    labels: dict[str, np.ndarray] | None = None,
 ) -> bool:
     """Writes all columns of a log, sorted by time; rows of equal time keep their order.
 
@@ -33,12 +34,14 @@ def write_log(
       split: [n] 0/1/2, or the shares of a chronological split.
       is_event: [n] bool, the rows that later histories show; all by default.
       context, event: field name -> ids [n] i32.
+      labels: name -> [n] u8, further labels.
 
     Returns:
       Whether the rows had to be sorted.
     """
     columns = {"user": user, "item": item, "label": label, "time": time}
     columns |= {f"context_{name}": ids for name, ids in (context or {}).items()}
+    columns |= {f"label_{name}": values for name, values in (labels or {}).items()}
     if not isinstance(split, tuple):
         columns["split"] = split
     unsorted = bool((time[1:] < time[:-1]).any())

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from em3_jax.data.format import Dataset, hash_files, hash_ids
+from em3_jax.data.format import NOT_PART, Dataset, hash_files, hash_ids
 from em3_jax.data.readers.encode import encode, encode_lists, entity_table, image_paths, rows_of
 from em3_jax.data.readers.files import place, read_array, read_text, require_columns, require_distinct, require_values
 from em3_jax.data.readers.log import write_log
@@ -30,6 +30,7 @@ from em3_jax.types import UserError
 
 AGES = {1: "under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}  # ml-1m's classes
 MAX_GENRES = 6
+HIGHEST = 5  # stars
 SPLIT = (0.8, 0.1, 0.1)
 RATING = ["user", "item", "rating", "time"]
 _TYPES = {
@@ -110,7 +111,12 @@ def movielens(
             label_rule=f"rating >= {threshold:g}",
             split_rule="by time: the first 80 % of the rows train, the next 10 % valid, the last 10 % test",
             source_hash=hash_files(read.files),
-            extra={"source": str(source.absolute()), "image_root": image_root, "notes": notes},
+            extra={
+                "source": str(source.absolute()),
+                "image_root": image_root,
+                "notes": notes,
+                "labels": {"conversion": f"rating = {HIGHEST} among rating >= {threshold:g}"},
+            },
         )
 
 
@@ -287,15 +293,17 @@ def _write_ratings(
                 f"{place(path, absent[0], header)}: {name} {value} is not in {others}; add it there or drop the row"
             )
     rating, time = (read.ratings.column(name).to_numpy() for name in ("rating", "time"))
+    label = rating >= threshold
     rating_ids, values = encode(read.ratings.column("rating"))
     order = np.lexsort((ids["item"], ids["user"], time))
     write_log(
         writer,
         user=ids["user"][order],
         item=ids["item"][order],
-        label=rating[order] >= threshold,
+        label=label[order],
         time=time[order],
         split=SPLIT,
         event={"rating": rating_ids[order]},
+        labels={"conversion": np.where(label, rating >= HIGHEST, NOT_PART)[order]},
     )
     return Field("rating", len(values) + FIRST_KNOWN), values

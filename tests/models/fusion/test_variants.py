@@ -8,7 +8,7 @@ import pytest
 
 from em3_jax import trees
 from em3_jax.models.fusion import FusionSettings
-from em3_jax.tasks import FUSIONS
+from em3_jax.parts import FUSIONS
 from tests.models.fusion.naive import (
     FFN,
     NO_IMAGE,

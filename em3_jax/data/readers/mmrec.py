@@ -1,0 +1,240 @@
+"""MMRec folders: interactions without times in a given split, with ready feature arrays of the items.
+
+| file | content |
+|---|---|
+| interactions.tsv or <name>.inter | tab-separated: userID, itemID (numbers 0, 1, 2, ...), x_label (0 train, 1 valid, 2 test) |
+| <modality>_feat.npy | [I, D] float, row = itemID; becomes the feature set <modality>; a row of zeros counts as missing |
+
+The history of a training row is the user's other training items in random order; of a valid or test row, all of them.
+With --as-clicks each interaction stands against negatives, items that the user touches in no part. A training row's
+negatives have exactly its history: with all of the user's items, the history's length would tell the label.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from em3_jax.data.format import Dataset, hash_files, hash_ids
+from em3_jax.data.readers.encode import entity_table
+from em3_jax.data.readers.files import load_array, place, read_array, read_text, require_columns, require_values
+from em3_jax.data.writer import DatasetWriter
+from em3_jax.fields import Fields
+from em3_jax.types import UserError
+
+COLUMNS = ("userID", "itemID", "x_label")
+FEATURES = "_feat.npy"
+SPARSE = 16  # so many times more ids than occur: these are not MMRec's dense numbers
+
+
+class Log(NamedTuple):
+    """The interactions, sorted by user and item, so that what is drawn does not depend on the order of the file.
+
+    Attributes:
+      user, item: [n] i64 ids.
+      split: [n] i64, 0 train, 1 valid, 2 test.
+      users, items: how many there are, whether they occur or not.
+    """
+
+    user: np.ndarray
+    item: np.ndarray
+    split: np.ndarray
+    users: int
+    items: int
+
+
+def mmrec(
+    out: str | Path,
+    *,
+    source: str | Path,
+    as_clicks: bool = False,
+    negatives: int = 3,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Dataset:
+    """The dataset in folder `out`, from an MMRec folder.
+
+    Args:
+      source: the folder.
+      as_clicks: draw negatives, for ranking; without, every row is a click, for retrieval.
+      negatives: with --as-clicks, how many items stand against each interaction.
+      seed: of the negatives and of all orders.
+      overwrite: replace an existing dataset.
+    """
+    source = Path(source)
+    if as_clicks and negatives < 1:
+        raise UserError(f"--negatives {negatives}: must be at least 1; without --as-clicks there are none")
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must be at least 0")
+    negatives = negatives if as_clicks else 0
+    path = _find_interactions(source)
+    arrays = sorted(source.glob(f"*{FEATURES}"))
+    with DatasetWriter(out, overwrite) as writer:
+        log = _read_interactions(path, arrays)
+        user_table, user_fields, _ = entity_table("user", pa.array(np.arange(log.users)), {})
+        item_table, item_fields, _ = entity_table("item", pa.array(np.arange(log.items)), {})
+        _write_features(writer, arrays, log, hash_ids(item_table.column("id")))
+        item_history, notes = _write_rows(writer, log, negatives, seed)
+        drawn = f"{negatives} items that the user touches in no part, drawn uniformly (seed {seed})"
+        return writer.finish(
+            name=f"mmrec ({source.absolute().name})",
+            users=user_table,
+            items=item_table,
+            fields=Fields(user_fields, item_fields),
+            vocabularies={"user": {}, "item": {}, "context": {}, "event": {}},
+            text_columns=[],
+            provenance="a folder in the form of MMRec (Zhou, MM Asia 2023 Workshops), github.com/enoche/MMRec",
+            label_rule=f"an interaction is 1, against {drawn}, which are 0" if as_clicks else "all rows are 1",
+            split_rule="column x_label: 0 train, 1 valid, 2 test",
+            source_hash=hash_files([path]),
+            item_history=item_history,
+            extra={
+                "source": str(source.absolute()),
+                "arguments": {"as_clicks": as_clicks, "negatives": negatives, "seed": seed},
+                "only_clicks": not as_clicks,
+                "notes": notes,
+            },
+        )
+
+
+def _find_interactions(source: Path) -> Path:
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder; give the MMRec folder as --source")
+    found = [*source.glob("interactions.tsv"), *sorted(source.glob("*.inter"))]
+    if len(found) != 1:
+        names = f"{len(found)} interactions files, {', '.join(path.name for path in found)}" if found else "none"
+        raise UserError(f"{source}: must hold exactly one of interactions.tsv and <name>.inter, but there are {names}")
+    return found[0]
+
+
+def _read_interactions(path: Path, arrays: list[Path]) -> Log:
+    """The interactions, checked; `arrays` may know more items."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline().rstrip("\r\n").split("\t")
+    require_columns(path, COLUMNS, header)
+    # All columns in the file's order: pyarrow's messages count them so.
+    table = read_text(
+        path, delimiter="\t", columns=header, types=dict.fromkeys(COLUMNS, pa.int64()), quoted=False
+    ).select(COLUMNS)
+    require_values(path, table)
+    user, item, split = (column.to_numpy() for column in table.columns)
+    for name, ids in (("userID", user), ("itemID", item)):
+        _require_dense(path, name, ids)
+    for row in np.flatnonzero((split < 0) | (split > 2)):
+        raise UserError(f"{place(path, row)}: x_label is {split[row]}; must be 0 (train), 1 (valid) or 2 (test)")
+    for code, name in enumerate(("train", "valid", "test")):
+        if not (split == code).any():
+            raise UserError(f"{path}: no row has x_label {code} ({name}); all three parts are needed")
+    users = int(user.max()) + 1
+    items = max([int(item.max()) + 1, *(len(_open_array(array)) for array in arrays)])
+    key = user * items + item
+    order = np.argsort(key, kind="stable")
+    again = np.flatnonzero(np.diff(key[order]) == 0)
+    if len(again):
+        k = again[np.argmin(order[again + 1])]
+        one, other = order[k], order[k + 1]
+        raise UserError(
+            f"{place(path, other)}: user {user[one]} and item {item[one]} again, as in line {one + 2}; "
+            "keep one of the rows"
+        )
+    return Log(user[order], item[order], split[order], users, items)
+
+
+def _require_dense(path: Path, name: str, ids: np.ndarray) -> None:
+    for row in np.flatnonzero(ids < 0):
+        raise UserError(f"{place(path, row)}: {name} is {ids[row]}; ids are numbers from 0")
+    distinct = len(np.unique(ids))
+    if ids.max(initial=0) >= SPARSE * distinct + 1000:
+        row = int(np.argmax(ids))
+        raise UserError(
+            f"{place(path, row)}: {name} is {ids[row]}, but only {distinct} different ones occur; number them 0, 1, 2, ..."
+        )
+
+
+def _open_array(path: Path) -> np.ndarray:
+    array = load_array(path)
+    if array.ndim != 2:
+        raise UserError(f"{path}: shape is {array.shape}; must be [items, D]")
+    return array
+
+
+def _write_features(writer: DatasetWriter, arrays: list[Path], log: Log, item_hash: str) -> None:
+    for path in arrays:
+        tokens = read_array(path, log.items, of="the catalogue (highest itemID or longest array)")
+        manifest = {"encoder": f"ready made, {path.name}", "file_hash": hash_files([path])}
+        mask = (tokens != 0).any(axis=1, keepdims=True)
+        writer.features(path.name.removesuffix(FEATURES), tokens, mask, manifest, item_hash)
+
+
+def _write_rows(writer: DatasetWriter, log: Log, negatives: int, seed: int) -> tuple[np.ndarray, list[str]]:
+    """Writes interactions and events; returns how often training histories show each item [I], and notes."""
+    random = np.random.default_rng(seed).spawn(3)  # the histories do not depend on the number of negatives
+    events, start, end = cyclic_histories(random[0], log)
+    drawn = draw_negatives(random[1], log, negatives)
+    order = random[2].permutation(len(log.user))
+    order = order[np.argsort(log.split[order], kind="stable")]
+    group = 1 + negatives
+    columns = {"user": log.user, "split": log.split, "history_start": start, "history_end": end}
+    columns = {name: np.repeat(values[order], group) for name, values in columns.items()}
+    columns["item"] = np.concatenate([log.item[order, None], drawn[order]], axis=1).ravel()
+    columns["label"] = np.tile(np.arange(group) == 0, len(order))
+    columns["time"] = np.repeat(np.arange(len(order)), group)  # there are no times; this only keeps the order
+    writer.columns("interactions", columns)
+    writer.columns("events", {"item": events, "time": np.full(len(events), -1)})
+    train = log.split == 0
+    clicks = np.bincount(log.item[train], minlength=log.items)
+    only_negative = (clicks == 0) & (np.bincount(drawn[train].ravel(), minlength=log.items) > 0)
+    counts = [int(only_negative[log.item[log.split == code]].sum()) for code in (1, 2)]
+    notes = []
+    if any(counts):
+        notes.append(
+            f"{counts[0]} valid and {counts[1]} test clicks are on items that training shows only as negatives; "
+            "such items do not count as cold"
+        )
+    alone = np.bincount(log.user[train], minlength=log.users)[log.user] == 1
+    return np.bincount(log.item[train & ~alone], minlength=log.items), notes
+
+
+def cyclic_histories(random: np.random.Generator, log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(items of the events [2 * training rows] i32, start [n] i64, end [n] i64): each row's history as a range.
+
+    A user's n training items stand in random order twice in a row: after the k-th come the n - 1 others.
+    """
+    order = random.permutation(np.flatnonzero(log.split == 0))
+    order = order[np.argsort(log.user[order], kind="stable")]
+    user, item = log.user[order], log.item[order]
+    length = np.bincount(user, minlength=log.users)
+    first = 2 * (np.cumsum(length) - length)
+    position = np.arange(len(order)) - first[user] // 2  # k
+    events = np.empty(2 * len(order), np.int32)
+    events[first[user] + position] = events[first[user] + length[user] + position] = item
+    start, end = first[log.user], (first + length)[log.user]
+    start[order] += position + 1
+    end[order] += position
+    return events, start, end
+
+
+def draw_negatives(random: np.random.Generator, log: Log, count: int) -> np.ndarray:
+    """[n, count] i32: for each row, different items that its user touches in no part, uniformly.
+
+    Of a user's free items, in order of their ids, numbers are drawn: number r is item r + k, where k of the items that
+    the user touches lie below it. So there is nothing to reject, however many items a user touches.
+    """
+    touched = np.bincount(log.user, minlength=log.users)
+    free, first = log.items - touched, np.cumsum(touched) - touched
+    for user in np.flatnonzero(free < count):
+        raise UserError(
+            f"user {user} touches {touched[user]} of the {log.items} items: {free[user]} are left for {count} negatives; "
+            "choose a smaller --negatives"
+        )
+    base = log.user * log.items
+    free_below = base + log.item - (np.arange(len(log.user)) - first[log.user])  # each touched item's; ascending
+    numbers, result = np.empty((len(log.user), 0), np.int64), np.empty((len(log.user), count), np.int32)
+    for column in range(count):
+        number = random.integers(0, free[log.user] - column)
+        for earlier in numbers.T:  # ascending: skips those already drawn
+            number += number >= earlier
+        numbers = np.sort(np.column_stack([numbers, number]), axis=1)
+        result[:, column] = number + np.searchsorted(free_below, base + number, side="right") - first[log.user]
+    return result

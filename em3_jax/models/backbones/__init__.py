@@ -1,0 +1,50 @@
+"""Ranking backbones behind one signature; content plugs into each of them.
+
+Each is a Linen module with one attribute, `settings`, and `__call__(features, *, train)` -> (logit [B], named scalars).
+
+Letters: B batch, T history, S distinct items, R distinct table rows, C event fields, F fields, W ID width, D content width.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+
+class BackboneSettings(NamedTuple):
+    """What all backbones are built from; each uses what it knows.
+
+    Attributes:
+      hidden: widths of the DNN.
+      dropout: rate in the DNN.
+      attention_score, attention_hidden: of DIN's attention, see `TargetAttention`.
+      cross_layers: of DCN v2.
+    """
+
+    hidden: tuple[int, ...]
+    dropout: float
+    attention_score: Callable
+    attention_hidden: int
+    cross_layers: int
+
+
+class Features(NamedTuple):
+    """What a backbone sees of a batch.
+
+    Attributes:
+      items: [S, F_i, W] field embeddings of the distinct items.
+      candidate: [B] i32 position of the candidate in `items`.
+      history, mask: [B, T] i32 positions of the history in `items`; bool.
+      events, event_position: [R, W] table rows and [B, T, C] i32 positions of the events' own fields; None without any.
+      others: [B, F_o, W] embeddings of the user and context fields.
+      content: [B, D] arrays, the content features that are in use (EM3's c_A and u_A); empty without content.
+    """
+
+    items: jax.Array
+    candidate: jax.Array
+    history: jax.Array
+    mask: jax.Array
+    events: jax.Array | None
+    event_position: jax.Array | None
+    others: jax.Array
+    content: tuple[jax.Array, ...]

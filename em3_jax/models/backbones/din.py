@@ -1,0 +1,28 @@
+"""DIN (Zhou et al., Deep Interest Network for Click-Through Rate Prediction, KDD 2018), the paper's kind of baseline."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from em3_jax.models.attention import TargetAttention, entropy
+from em3_jax.models.backbones import BackboneSettings, Features
+from em3_jax.models.mlp import MLP
+
+
+class DIN(nn.Module):
+    """Target attention over the history's items; a DNN on everything side by side."""
+
+    settings: BackboneSettings
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        s, f = self.settings, features
+        flat = f.items.reshape(len(f.items), -1)
+        items = nn.Dense(f.items.shape[-1], name="item")(flat)  # [S, W]
+        attention = TargetAttention(s.attention_score, s.attention_hidden, name="attention")
+        interest, weight = attention(items, f.candidate, f.history, f.mask, f.events, f.event_position)
+        target = jnp.take(items, f.candidate, axis=0)
+        parts = [jnp.take(flat, f.candidate, axis=0), interest, interest * target]
+        parts += [f.others.reshape(len(f.candidate), -1), *f.content]
+        logit = MLP(s.hidden, 1, s.dropout, name="dnn")(jnp.concatenate(parts, axis=-1), train=train)
+        return logit[:, 0], {"id_attention_entropy": entropy(weight)}

@@ -1,0 +1,93 @@
+"""The content features of a run: which of a dataset's feature sets, which of their token slots, and where they lie."""
+
+import dataclasses
+import functools
+import os
+import re
+import warnings
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from em3_jax import sharding, step, tasks
+from em3_jax.data.checks import first_not_finite
+from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.types import UserError
+
+_NAME = re.compile(r"(\w+)(?:\[(-?\d*)(:?)(-?\d*)\])?")
+
+
+def load_features(dataset: Dataset, names: tuple[str, ...]) -> list[FeatureSet]:
+    """The feature sets that a config names, in f16 or f32 as stored; refuses NaN and infinity.
+
+    Args:
+      names: of feature sets, each with or without token slots as Python has it: "image", "image[0]" (the first frame alone),
+        "image[:4]".
+    """
+    if not names:
+        raise UserError(
+            "config.data.features is empty but config.model.content uses content; name at least one feature set"
+        )
+    sets = [_slots(dataset, name) for name in names]
+    for features in sets:
+        if [other.name for other in sets].count(features.name) > 1:
+            raise UserError(
+                f"config.data.features: '{features.name}' is named twice; name it once, e.g. {features.name}[:2]"
+            )
+        if features.manifest.get("random_weights") is not None:
+            warnings.warn(f"features '{features.name}' come from an encoder with random weights", stacklevel=2)
+        if features.is_raw:
+            continue
+        for start in range(0, len(features.tokens), 4096):
+            block = slice(start, start + 4096)
+            kept = np.where(features.mask[block, :, None], features.tokens[block], np.zeros((), features.tokens.dtype))
+            row = first_not_finite(kept)
+            if row is not None:
+                path = dataset.root / "features" / features.name / "tokens.npy"
+                raise UserError(f"{path} row {start + row}: NaN or infinity; mend the array or mask the token")
+    return sets
+
+
+def _slots(dataset: Dataset, text: str) -> FeatureSet:
+    """The feature set of "image" or "image[0]"."""
+    found = _NAME.fullmatch(text)
+    if not found:
+        raise UserError(f"config.data.features: '{text}' is no feature set; write name, name[slot] or name[first:end]")
+    name, first, colon, end = found.groups()
+    features = dataset.features(name)
+    if first is None:
+        return features
+    if features.is_raw:
+        raise UserError(
+            f"config.data.features: '{text}': raw features have no token slots; extract fewer with --frames"
+        )
+    number = features.tokens.shape[1]
+    if colon:
+        chosen = slice(int(first) if first else None, int(end) if end else None)
+    else:
+        chosen = slice(int(first), int(first) + 1 or None) if first else slice(0, 0)
+    if len(range(number)[chosen]) == 0:
+        raise UserError(f"config.data.features: '{text}' takes no slot; {name} has {number}, counted from 0")
+    return dataclasses.replace(features, tokens=features.tokens[:, chosen], mask=features.mask[:, chosen])
+
+
+def on_device(placement: str, feature_sets: list[FeatureSet]) -> bool:
+    """Whether features lie on the device: config.data.placement "device", "host", or "auto", device if they fit."""
+    if placement not in ("device", "host", "auto"):
+        raise UserError(f"config.data.placement '{placement}' is unknown; choose device, host or auto")
+    if placement != "auto":
+        return placement == "device"
+    stats = jax.local_devices()[0].memory_stats() or {}
+    memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return sum(features.tokens.nbytes for features in feature_sets) <= memory / 2
+
+
+def to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> step.Features:
+    """The feature tables, standardised."""
+    place = functools.partial(jax.device_put, device=sharding.replicated(mesh))
+    tables = {}
+    for features in feature_sets:
+        mask = place(np.asarray(features.mask))
+        tables[features.name] = (tasks.standardise(place(np.asarray(features.tokens)), mask), mask)
+    return tables

@@ -1,0 +1,67 @@
+"""What a training run optimizes: a task is a few pure functions, and the loop knows no more than that."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from em3_jax.types import Batch
+
+
+class Task(NamedTuple):
+    """A task.
+
+    Attributes:
+      init: (key, inputs) -> params.
+      loss: (params, inputs, key, step) -> (loss [], named intermediates, each a scalar).
+      predict: (params, inputs) -> logits [B]; of a task without clicks, named sums over the batch.
+      embed: (params, inputs) -> [S, D] content embeddings of the inputs' items; None without content.
+      encoders: feature set -> folder of the encoder that has to read it first, see `tasks.raw.with_encoders`.
+    """
+
+    init: Callable
+    loss: Callable
+    predict: Callable
+    embed: Callable | None
+    encoders: dict[str, str]
+
+    @property
+    def uses_content(self) -> bool:
+        """Whether `inputs.tokens` is read at all."""
+        return self.embed is not None
+
+
+class Inputs(NamedTuple):
+    """What a task sees of a batch.
+
+    Attributes:
+      rows: [R, W] distinct rows of the embedding table; None for a task without IDs.
+      tokens, tokens_mask: {modality: [S, N, E]}, {modality: [S, N]} content of the distinct items; integers are raw.
+      batch: the batch itself.
+    """
+
+    rows: jax.Array | None
+    tokens: dict[str, jax.Array]
+    tokens_mask: dict[str, jax.Array]
+    batch: Batch
+
+
+def is_raw(tokens: jax.Array) -> bool:
+    """Whether these are pixels or token ids, which an encoder has to read first."""
+    return jnp.issubdtype(tokens.dtype, jnp.integer)
+
+
+@jax.jit
+def standardise(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """Tokens [..., E] with mean 0 and variance 1 over E, zero where masked, in their own dtype; raw ones as they are.
+
+    Encoders differ in scale by orders of magnitude. Without affine parameters this belongs to the data: tables on the
+    device are standardised once, when they are placed there, and not in every step.
+    """
+    if is_raw(tokens):
+        return tokens
+    x = tokens.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+    return jnp.where(mask[..., None], x, 0.0).astype(tokens.dtype)

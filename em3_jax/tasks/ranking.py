@@ -1,0 +1,159 @@
+"""Click prediction, the paper's task: L = L_ranking + alpha L_CIC (eq. 14)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from em3_jax import config, losses, parts, rng
+from em3_jax.fields import Fields
+from em3_jax.models.cic import ContentIdHeads
+from em3_jax.models.fusion.frozen import Frozen
+from em3_jax.models.ranking import CONTENT_PARTS, RankingModel
+from em3_jax.tasks import Inputs, Task
+from em3_jax.types import UserError
+
+CONTENT = ("none", "pre_extracted", "end_to_end", "raw")
+
+
+def ranking(
+    fields: Fields,
+    *,
+    content: str,
+    content_parts: tuple[str, ...],
+    content_score: str,
+    content_hidden: int,
+    encoders: Mapping[str, str],
+    fusion: str,
+    fusion_settings: Mapping[str, Any],
+    backbone: str,
+    backbone_settings: Mapping[str, Any],
+    cic: Mapping[str, Any],
+    loss: str,
+) -> Task:
+    """The task of config.model.
+
+    Args:
+      fields: the dataset's categorical fields.
+      content: "none" (IDs alone), "pre_extracted" (the feature sets' vectors as they are), "end_to_end" (the fusion module
+        trains with the ranker), or "raw" (encoders are part of the model; `tasks.raw.with_encoders` puts them before it).
+      content_parts, content_score, content_hidden: see `RankingModel`.
+      encoders: feature set -> folder of its encoder, for "raw"; "" = not used.
+      fusion, fusion_settings, backbone, backbone_settings, loss: see `parts`.
+      cic: settings of `_cic`; weight 0 leaves CIC out.
+    """
+    encoders = _check_content(content, content_parts, encoders)
+    fusion_module = parts.fusion(fusion, fusion_settings)
+    fusion_module = {"none": None, "pre_extracted": Frozen()}.get(content, fusion_module)
+    contrast = config.call(_cic, cic, "config.model.cic", fields=fields)
+    model = RankingModel(
+        fields=fields,
+        backbone=parts.backbone(backbone, backbone_settings),
+        fusion=fusion_module,
+        content_score=parts.score(content_score),
+        content_hidden=content_hidden,
+        content_parts=tuple(content_parts),
+    )
+    ranking_loss = parts.loss(loss)
+    if fusion_module is None or not contrast.weight:
+        contrast = None
+
+    def init(key: jax.Array, inputs: Inputs):
+        (logit, out), variables = model.init_with_output(key, *inputs, train=False)
+        if logit.shape != inputs.batch["label"].shape:
+            raise UserError(f"the backbone gives logits of shape {logit.shape}, not [B]; mend it")
+        params = {"model": variables["params"]}
+        if contrast:
+            params["cic"] = contrast.init(key, out)
+        return params
+
+    def total_loss(params, inputs: Inputs, key: jax.Array, step: jax.Array):
+        rngs = {"dropout": rng.stream(key, "dropout", step)}
+        logit, out = model.apply({"params": params["model"]}, *inputs, train=True, rngs=rngs)
+        batch = inputs.batch
+        total = ranking_loss(logit, batch["label"], weights=batch["weight"])
+        aux = {"ranking_loss": total} | {name: value for name, value in out.items() if value.ndim == 0}
+        if contrast:
+            value, accuracy = contrast.loss(params["cic"], inputs, out, rng.stream(key, "negatives", step))
+            aux |= {"cic_loss": value, "cic_accuracy": accuracy}
+            total = total + contrast.weight * value
+        return total, aux
+
+    def predict(params, inputs: Inputs) -> jax.Array:
+        return model.apply({"params": params["model"]}, *inputs, train=False)[0]
+
+    def embed(params, inputs: Inputs) -> jax.Array:
+        return model.apply({"params": params["model"]}, inputs.tokens, inputs.tokens_mask, method="embed")
+
+    return Task(init, total_loss, predict, embed if fusion_module else None, encoders)
+
+
+def _check_content(content: str, content_parts: tuple[str, ...], encoders: Mapping[str, str]) -> dict[str, str]:
+    """The encoders in use; refuses settings that contradict each other."""
+    parts.check_choice("config.model.content", content, CONTENT)
+    if not content_parts:
+        raise UserError(
+            "config.model.content_parts is empty; name item, user or both, or set config.model.content=none"
+        )
+    for part in content_parts:
+        parts.check_choice("config.model.content_parts", part, CONTENT_PARTS)
+    encoders = {name: folder for name, folder in encoders.items() if folder and content != "none"}
+    if content == "raw" and not encoders:
+        raise UserError(
+            "config.model.encoders: names no encoder, but config.model.content is raw; give the encoder folder of each raw "
+            "feature set, or set config.model.content=end_to_end"
+        )
+    if content != "raw" and encoders:
+        raise UserError(
+            f"config.model.encoders.{min(encoders)}: config.model.content '{content}' runs no encoder; leave it out, or set "
+            "config.model.content=raw"
+        )
+    return encoders
+
+
+class _Cic(NamedTuple):
+    init: Callable
+    loss: Callable
+    weight: float
+
+
+def _cic(
+    fields: Fields, *, weight: float, temperature: float, negatives: int, width: int, id_fields: tuple[str, ...]
+) -> _Cic:
+    """CIC over the distinct items of a batch (eq. 10-13).
+
+    Items without content and items whose own id is `unknown` in this batch are left out: they have nothing of their own to
+    align.
+
+    Args:
+      weight: alpha.
+      temperature: tau.
+      negatives: H; 0 = all other items of the batch.
+      width: of the common space.
+      id_fields: item fields whose embeddings make id_i.
+    """
+    names = [field.name for field in fields.item]
+    for name in id_fields:
+        if name not in names:
+            raise UserError(f"config.model.cic.id_fields: no item field '{name}'; {config.nearest(name, names)}")
+    chosen = jnp.array([names.index(name) for name in id_fields])
+    heads = ContentIdHeads(width)
+
+    def arguments(out):
+        ids = out["item_fields"][:, chosen]  # [S, F, W]
+        return out["content"], ids.reshape(len(ids), -1)
+
+    def init(key, out):
+        return heads.init(key, *arguments(out))["params"]
+
+    def loss(params, inputs: Inputs, out, key):
+        projected = heads.apply({"params": params}, *arguments(out))
+        has_content = jnp.stack([mask.any(axis=1) for mask in inputs.tokens_mask.values()]).any(axis=0)
+        mask = inputs.batch["item_mask"] & inputs.batch["item_is_known"] & has_content
+        value, aux = losses.content_id_contrastive(
+            *projected, mask, temperature=temperature, negatives=negatives or None, key=key
+        )
+        return value, aux["cic_accuracy"]
+
+    return _Cic(init, loss, weight)

@@ -1,0 +1,65 @@
+"""Writes the content embeddings that a run has learnt as a feature set: python -m em3_jax.vectors --workdir runs/em3 --name em3
+
+One vector an item, from the run's best checkpoint. A ranking model reads them as frozen features with
+--config.model.content=pre_extracted --config.data.features=em3.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from em3_jax import cli, experiment, workdir
+from em3_jax.checkpoint import Checkpoints
+from em3_jax.data.catalogue import CataloguePass
+from em3_jax.data.features import write_features
+from em3_jax.types import UserError
+
+
+def export_vectors(directory: str | Path, name: str, data_root: str | None = None, overwrite: bool = False) -> Path:
+    """Adds the feature set `name` to the dataset of a run, or to another copy of it; returns its folder.
+
+    Args:
+      directory: the run's folder.
+      name: of the feature set.
+      data_root: the dataset folder, if it is not where it was in training.
+      overwrite: replace a feature set of that name.
+    """
+    record = workdir.read(directory)
+    config = record["config"]
+    config["data"]["root"] = data_root or config["data"]["root"]
+    parts = experiment.build(config, lambda rows, size: 1)
+    workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
+    if parts.embed is None:
+        raise UserError(f"{directory}: a run on IDs alone, it has no content embeddings; choose another --workdir")
+    state, _ = Checkpoints(directory).restore(jax.eval_shape(parts.init))
+    host_features = () if parts.feature_tables else tuple(parts.feature_sets)
+    source = CataloguePass(np.arange(parts.dataset.num_items), config["eval"]["batch_size"], host_features)
+    vectors = [np.asarray(parts.embed(state, source[k])) for k in range(len(source))]
+    vectors = np.concatenate(vectors)[: parts.dataset.num_items, None]  # [I, 1, D]
+    has_content = np.stack([features.mask.any(axis=1) for features in parts.feature_sets]).any(axis=0)
+    root = parts.dataset.root
+    manifest = {
+        "kind": "run",
+        "encoder": f"{Path(directory).name}, step {int(state.step):,}",
+        "commit": record["commit"],
+        "inputs": parts.feature_hashes,
+    }
+    write_features(root, name, vectors, has_content[:, None], manifest, parts.dataset.meta["item_hash"], overwrite)
+    return root / "features" / name
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True, help="the folder of a training run with content")
+    parser.add_argument("--name", required=True, help="of the feature set to write")
+    parser.add_argument("--data", help="the dataset folder, if it was moved since training")
+    parser.add_argument("--overwrite", action="store_true", help="replace a feature set of that name")
+    args = parser.parse_args()
+    folder = export_vectors(args.workdir, args.name, args.data, args.overwrite)
+    print(f"{folder}: written; use it with --config.data.features={args.name} --config.model.content=pre_extracted")
+
+
+if __name__ == "__main__":
+    cli.run(main)

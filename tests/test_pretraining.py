@@ -1,0 +1,142 @@
+"""From content alone to a ranker on frozen vectors: pretraining, the export of vectors, and runs that read them."""
+
+import jax
+import numpy as np
+import pytest
+
+import eval as evaluation
+import train
+from configs import base
+from em3_jax import experiment, vectors
+from em3_jax.checkpoint import Checkpoints
+from em3_jax.data import catalogue
+from em3_jax.data.format import open_dataset
+from em3_jax.data.readers.synthetic import synthetic
+from tests.conftest import user_error
+from tests.test_train import small_config
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A dataset that these tests may add features to."""
+    return synthetic(tmp_path_factory.mktemp("data") / "own", interactions=2000, users=60, items=400, seed=2)
+
+
+def pretraining_config(dataset, **overrides):
+    config = base.pretraining(small_config(dataset, **overrides))
+    config.data.batch_size = 64
+    config.train.epochs = 30.0
+    return config
+
+
+@pytest.fixture(scope="module")
+def pretrained(own, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "pe"
+    train.train(pretraining_config(own).to_dict(), directory)
+    return directory
+
+
+def contrast_in_numpy(parts, state, source) -> float:
+    """Mean over modalities of InfoNCE between each modality's view and the others', in both directions."""
+    batch = source[0]
+    losses = []
+    tokens = {name: np.asarray(table)[batch["item_id"]] for name, (table, _) in parts.feature_tables.items()}
+    masks = {name: np.asarray(mask)[batch["item_id"]] for name, (_, mask) in parts.feature_tables.items()}
+    for alone in sorted(tokens):
+        views, valid = [], batch["item_mask"]
+        for chosen in (lambda name, alone=alone: name == alone, lambda name, alone=alone: name != alone):
+            kept = {name: mask & chosen(name) for name, mask in masks.items()}
+            tables = {name: (tokens[name], kept[name]) for name in tokens}
+            local = parts.source[0] | {"item_id": np.arange(len(valid), dtype=np.int32), "item_mask": valid}
+            views.append(embed_with(state, tables, local))
+            valid = valid & np.stack([mask.any(axis=1) for mask in kept.values()]).any(axis=0)
+        left, right = (view[valid] / np.linalg.norm(view[valid], axis=1, keepdims=True) for view in views)
+        logits = left.astype(np.float64) @ right.T / 0.1
+        for matrix in (logits, logits.T):
+            losses.append(np.mean(np.log(np.exp(matrix).sum(axis=1)) - np.diag(matrix)))
+    return float(np.mean(losses))
+
+
+def embed_with(state, tables, batch):
+    from em3_jax import parts, step
+
+    settings = pretraining_config.settings
+    module = parts.fusion(settings["fusion"], settings["fusion_settings"])
+    inputs = step.inputs_of(None, tables, batch)
+    return np.asarray(
+        module.apply({"params": state.params["model"]["fusion"]}, inputs.tokens, inputs.tokens_mask, train=False)
+    )
+
+
+def test_the_loss_is_the_contrast_of_views(own):
+    config = pretraining_config(own)
+    pretraining_config.settings = config.model.to_dict()
+    parts = experiment.build(config.to_dict(), lambda rows, size: 1)
+    state = parts.init()
+    assert state.tables == {}
+    _, held_out = catalogue.hold_out(own.num_items, 0.1)
+    source = catalogue.CataloguePass(held_out, 256, ())
+    assert parts.validate(state)["contrast_loss"] == pytest.approx(contrast_in_numpy(parts, state, source), rel=1e-4)
+
+
+def test_pretraining_learns_what_held_out_items_look_like(own, pretrained):
+    config = pretraining_config(own)
+    parts = experiment.build(config.to_dict(), lambda rows, size: 1)
+    before = parts.validate(parts.init())
+    trained, _ = Checkpoints(pretrained).restore(jax.eval_shape(parts.init))
+    after = parts.validate(trained)
+    assert after["contrast_loss"] < before["contrast_loss"] - 0.2
+    assert after["contrast_accuracy"] > before["contrast_accuracy"] + 0.05
+    assert "no clicks to score" in user_error(evaluation.evaluate, pretrained, "test")
+
+
+def test_held_out_items_never_train_and_each_epoch_shows_the_others_once(own):
+    train_items, held_out = catalogue.hold_out(own.num_items, 0.1)
+    assert len(held_out) == 40 and sorted([*train_items, *held_out]) == list(range(own.num_items))
+    source = catalogue.CatalogueSource(train_items, 36, 0, 20, ())
+    epochs = [np.concatenate([source[k]["item_id"] for k in range(start, start + 10)]) for start in (0, 10)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), train_items)
+    assert (epochs[0] != epochs[1]).any()
+
+
+def test_with_one_modality_views_differ_by_dropout(own, tmp_path):
+    config = pretraining_config(own)
+    config.data.features = ("text",)
+    build = lambda: experiment.build(config.to_dict(), lambda rows, size: 1)  # noqa: E731
+    assert "dropout" in user_error(lambda: build().init())
+    config.model.fusion_settings.dropout = 0.2
+    parts = build()
+    state = parts.init()
+    first = float(parts.train_step(state, parts.feature_tables, parts.source[0])[1]["contrast_loss"])
+    assert 0 < first < np.log(64)
+    state = parts.init()
+    assert parts.validate(state) == parts.validate(state)
+
+
+def test_vectors_of_a_run_are_a_feature_set_that_a_ranker_reads_frozen(own, pretrained, tmp_path):
+    folder = vectors.export_vectors(pretrained, "pe")
+    dataset = open_dataset(own.root)
+    features = dataset.features("pe")
+    parts = experiment.build(pretraining_config(own).to_dict(), lambda rows, size: 1)
+    state, _ = Checkpoints(pretrained).restore(jax.eval_shape(parts.init))
+    batch = {"item_id": np.array([3, 250], np.int32), "item_mask": np.ones(2, bool)}
+    np.testing.assert_allclose(features.tokens[[3, 250], 0], parts.embed(state, batch), rtol=1e-4, atol=1e-5)
+    without = ~np.stack([own.features(name).mask.any(axis=1) for name in ("image", "text")]).any(axis=0)
+    np.testing.assert_array_equal(features.mask[:, 0], ~without)
+    assert "modality name in use" in user_error(vectors.export_vectors, pretrained, "pe")
+    assert folder == vectors.export_vectors(pretrained, "pe", overwrite=True)
+
+    config = small_config(own)
+    config.model.content = "pre_extracted"
+    config.data.features = ("pe",)
+    ranker = experiment.build(config.to_dict(), lambda rows, size: 1)
+    assert not any("fusion" in name for name in ranker.frozen)
+    train.train(config.to_dict(), tmp_path / "ranker")
+    assert evaluation.evaluate(tmp_path / "ranker", "test")["slices"]["all"]["auc"] > 0.5
+
+
+def test_a_run_on_ids_has_no_vectors(own, tmp_path):
+    config = base.id_only(small_config(own))
+    train.train(config.to_dict(), tmp_path / "ids")
+    assert "no content embeddings" in user_error(vectors.export_vectors, tmp_path / "ids", "x")
