@@ -6,6 +6,7 @@ from the newest checkpoint; a killed and resumed run is bit-identical to one tha
 
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -215,6 +216,7 @@ def main() -> int:
 def _explain(error: Exception) -> str:
     """ "config.model.dropuot: 'dropuot' Did you mean ...": the argument that names the key, and the error's own words."""
     text = " ".join(map(str, error.args)).replace("\\n", " ").replace("\\'", "'").strip('"')
+    text = re.split(r"\b\w+Error: ", text)[-1].strip()  # of a config file that raises, what it said and not where
     names = [argument[2:].split("=")[0] for argument in sys.argv if argument.startswith("--config.")]
     culprit = next((name for name in names if any(f"'{part}'" in text for part in name.split("."))), "config")
     return f"{culprit}: {text}"

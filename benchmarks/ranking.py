@@ -5,6 +5,7 @@ names some 6,000. `din` needs the shared MovieLens folder (--movielens). Results
 """
 
 import argparse
+import functools
 import json
 import resource
 import tempfile
@@ -52,7 +53,9 @@ class Trainer:
             self._grow(table_rows, config)
         self.batch = jax.device_put(self.batch, sharding.batch_shardings(self.parts.mesh, self.batch))
         start = time.perf_counter()
-        self.compiled = self.parts.train_step.lower(self.state, self.parts.feature_tables, self.batch).compile()
+        step = self.parts.train_step
+        lowered = step.func.lower(*step.args, self.state, self.parts.feature_tables, self.batch)
+        self.compiled = functools.partial(lowered.compile(), *step.args)
         self.compile_seconds = time.perf_counter() - start
 
     def _grow(self, rows: int, config) -> None:
@@ -75,7 +78,7 @@ def step(root: Path, repeats: int) -> None:
     variants = {"distinct items": Trainer(config), "all slots": Trainer(config, distinct_items=False)}
     seconds = interleaved(variants, repeats)
     for name, trainer in variants.items():
-        memory = trainer.compiled.memory_analysis()
+        memory = trainer.compiled.func.memory_analysis()
         print(
             f"step, {name:<16} {milliseconds(seconds[name]):<30} items {int(trainer.batch['item_mask'].sum()):>6,} in "
             f"{len(trainer.batch['item_id']):>6,}   compile {trainer.compile_seconds:.1f} s   "

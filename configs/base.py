@@ -4,6 +4,7 @@ Model sizes are those of the paper where it gives them (section 4.1): 2 queries,
 temperature 0.1.
 """
 
+import functools
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
@@ -49,6 +50,7 @@ def ranking() -> ConfigDict:
                     "dropout": 0.0,
                     "lora": {"rank": 0, "stop_gradient": "output"},  # adapters on every FC layer (eq. 9); or "weights"
                 },
+                "fusion_chunk": 0,  # most items at once in training, computed again in the backward pass; 0 = all, kept
                 "cic": {
                     "weight": 0.1,  # alpha; 0 leaves CIC out
                     "temperature": 0.1,
@@ -119,6 +121,7 @@ def raw(config: ConfigDict, **folders: str) -> ConfigDict:
 def lora(config: ConfigDict, rank: int) -> ConfigDict:
     """Phase 2 of section 3.3.2: the fusion module stands still but for adapters of that rank; set train.init_from."""
     config.model.fusion_settings.lora.rank = rank
+    config.model.fusion_chunk = 1024
     adapters = (("^model/fusion/.*/lora_[ab]$", 1.0), ("^model/fusion/", 0.0))
     config.optim.multipliers = (*adapters, *config.optim.multipliers)
     return config
@@ -142,7 +145,12 @@ def variant(config: ConfigDict, arg: str, **own: Callable[[ConfigDict], ConfigDi
     Args:
       own: changes that this config has besides those of all.
     """
-    known = {"id_only": id_only, "pretraining": pretraining, "online": online} | own
+    known = {
+        "id_only": id_only,
+        "pretraining": pretraining,
+        "online": online,
+        "lora": functools.partial(lora, rank=4),
+    } | own
     for name in filter(None, arg.split(",")):
         if name not in known:
             raise ValueError(f"no variant '{name}'; there are: {', '.join(known)}")

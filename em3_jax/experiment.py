@@ -165,19 +165,20 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
     content, encoders, work = make(config, dataset, data, table_settings, eval_settings, mesh, num_steps)
     if eval_settings.metric not in work.headline:
         raise UserError(f"config.eval.metric: {config_.nearest(eval_settings.metric, work.headline)}")
-    fresh = step.make_init(work.task, work.make_tables, config["seed"])
+    fresh = step.make_init(work.task, work.make_tables)
+    root = jax.random.key(config["seed"])
     example = functools.cache(lambda: work.source[0])
-    shapes = functools.cache(lambda: jax.eval_shape(fresh, content.tables, example())[0])
+    shapes = functools.cache(lambda: jax.eval_shape(fresh, root, content.tables, example())[0])
     optimizer = config_.call(optim.dense_optimizer, config["optim"], "config.optim", params=shapes())
     frozen = optim.frozen(shapes(), config["optim"]["multipliers"])
 
     def init() -> State:
         @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-        def make(features, batch):
-            params, table = fresh(features, batch)
+        def make(root, features, batch):
+            params, table = fresh(root, features, batch)
             return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), table, {})
 
-        state = make(content.tables, example())
+        state = make(root, content.tables, example())
         loaded = {"encoders": {name: encoder.params for name, encoder in encoders.items()}} if encoders else {}
         return state.replace(params=state.params | jax.device_put(loaded, sharding.replicated(mesh)))
 

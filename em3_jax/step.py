@@ -1,5 +1,6 @@
 """The training and the prediction step: each one jitted function over the mesh."""
 
+import functools
 from collections.abc import Callable, Container
 
 import jax
@@ -8,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from em3_jax import rng, sharding, tables, trees
-from em3_jax.tasks import Inputs, Task, is_raw, standardise
+from em3_jax.tasks import Inputs, Task, standardise
 from em3_jax.types import Batch, State
 
 Features = dict[str, tuple[jax.Array, jax.Array]]
@@ -23,19 +24,17 @@ def inputs_of(rows: jax.Array | None, features: Features, batch: Batch) -> Input
     else:
         tokens = {name: jnp.take(tokens, batch["item_id"], axis=0) for name, (tokens, _) in features.items()}
         masks = {name: jnp.take(mask, batch["item_id"], axis=0) for name, (_, mask) in features.items()}
-    tokens = {name: x if is_raw(x) else x.astype(jnp.float32) for name, x in tokens.items()}
     return Inputs(rows, tokens, masks, batch)
 
 
-def make_init(task: Task, make_tables: Callable, seed: int) -> Callable:
-    """(features, batch) -> a fresh (params, tables), a function of the seed.
+def make_init(task: Task, make_tables: Callable) -> Callable:
+    """(root key, features, batch) -> a fresh (params, tables).
 
     Args:
       make_tables: key -> the ID tables, {} for a task without IDs.
     """
 
-    def init(features: Features, batch: Batch):
-        root = jax.random.key(seed)
+    def init(root: jax.Array, features: Features, batch: Batch):
         table = make_tables(rng.stream(root, "tables", 0))
         return task.init(rng.stream(root, "params", 0), inputs_of(_lookup(table, batch), features, batch)), table
 
@@ -43,7 +42,7 @@ def make_init(task: Task, make_tables: Callable, seed: int) -> Callable:
 
 
 def _lookup(table: tables.Tables, batch: Batch) -> jax.Array | None:
-    return tables.lookup(table, batch["row_id"]) if table else None
+    return tables.lookup(table, batch["row_id"]) if "row_id" in batch else None
 
 
 def make_train_step(
@@ -56,17 +55,16 @@ def make_train_step(
     frozen: Container[str],
     mesh: Mesh,
 ) -> Callable:
-    """Jitted (state, features, batch) -> (state, named scalars); the state is donated.
+    """(state, features, batch) -> (state, named scalars), jitted; the state is donated.
 
     Look up the distinct rows, differentiate the loss with respect to (params, rows), update both: no gradient as long as a
     table exists, and none of the parameters named in `frozen`.
     """
-    root = jax.random.key(seed)
 
     def hold(params):
         return trees.map_named(lambda name, leaf: jax.lax.stop_gradient(leaf) if name in frozen else leaf, params)
 
-    def step(state: State, features: Features, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def step(root: jax.Array, state: State, features: Features, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         rows = _lookup(state.tables, batch)
 
         def loss(params, rows):
@@ -83,7 +81,9 @@ def make_train_step(
         )
         return new_state, {"loss": value} | aux | norms
 
-    return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    compiled = jax.jit(step, donate_argnums=1, out_shardings=sharding.replicated(mesh))
+    # The seed is an argument of the program, not a constant in it: runs of several seeds share what the cache has compiled.
+    return functools.partial(compiled, jax.random.key(seed))
 
 
 def make_apply(function: Callable) -> Callable:

@@ -16,7 +16,7 @@ FLOORS = [
     {"tasks", "parts", "optim", "convert", "weights", "config", "step", "encoding"},
     {"checkpoint", "evaluators", "logs", "workdir", "cli", "placement", "experiment"}
     | {"prepare", "extract", "vectors", "merge", "compare"},
-    {"train", "eval", "demo"},
+    {"train", "eval", "reproduce"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 APART = [("models", "data"), ("models", "tables"), ("data", "tables")]  # same floor, and neither imports the other

@@ -136,6 +136,17 @@ def test_vectors_of_a_run_are_a_feature_set_that_a_ranker_reads_frozen(own, pret
     assert evaluation.evaluate(tmp_path / "ranker", "test")["slices"]["all"]["auc"] > 0.5
 
 
+def test_vectors_of_a_ranking_run_are_those_that_it_ranks_with(own, tmp_path):
+    config = small_config(own, data__placement="host")
+    train.train(config.to_dict(), tmp_path / "run")
+    vectors.export_vectors(tmp_path / "run", "e2e")
+    parts = experiment.build(config.to_dict(), lambda rows, size: 1)
+    state, _ = Checkpoints(tmp_path / "run").restore(jax.eval_shape(parts.init))
+    batch = parts.source[0]
+    used = open_dataset(own.root).features("e2e").tokens[batch["item_id"], 0]
+    np.testing.assert_allclose(used, parts.embed(state, batch), rtol=1e-4, atol=1e-5)
+
+
 def test_a_run_on_ids_has_no_vectors(own, tmp_path):
     config = base.id_only(small_config(own))
     train.train(config.to_dict(), tmp_path / "ids")

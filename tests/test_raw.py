@@ -273,7 +273,8 @@ def test_lifted_encoders_train(world):
     assert not differing(before, bits(lifted.init().params["encoders"]))  # donating a state leaves the loaded weights
 
     def flops(parts) -> float:
-        lowered = parts.train_step.lower(jax.eval_shape(parts.init), parts.feature_tables, parts.source[0])
+        step = parts.train_step
+        lowered = step.func.lower(*step.args, jax.eval_shape(parts.init), parts.feature_tables, parts.source[0])
         return lowered.cost_analysis()["flops"]
 
     assert flops(frozen) < 0.7 * flops(lifted)  # what is frozen is not differentiated

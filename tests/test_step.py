@@ -98,8 +98,9 @@ def compile_step(tiny, distinct_items: bool) -> Compiled:
     mesh = sharding.make_mesh(1, 1)
     train_step = step.make_train_step(task, optimizer, row_optimizer, seed=SEED, table_l2=0.0, frozen=(), mesh=mesh)
     # LLVM's optimizer takes half of the time to compile and changes no shape.
-    compiled = train_step.lower(fresh(), features, batch).compile({"xla_backend_optimization_level": 0})
-    run = lambda: compiled(fresh(), features, batch)  # noqa: E731
+    lowered = train_step.func.lower(*train_step.args, fresh(), features, batch)
+    compiled = lowered.compile({"xla_backend_optimization_level": 0})
+    run = lambda: compiled(*train_step.args, fresh(), features, batch)  # noqa: E731
     state, aux = run()
     return Compiled(
         run, compiled.as_text(), compiled.memory_analysis(), trees.num_bytes((state.params, state.tables)), state, aux

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from em3_jax.fields import Field, Fields, columns
 from em3_jax.models.attention import TargetAttention, entropy
 from em3_jax.models.backbones import Features
+from em3_jax.models.fusion.chunks import as_f32, in_chunks
 from em3_jax.types import Batch, UserError
 
 CONTENT_PARTS = ("item", "user")
@@ -42,6 +43,7 @@ class RankingModel(nn.Module):
       fields: the dataset's categorical fields.
       backbone: module from `backbones.Features` to (logit [B], named scalars).
       fusion: module from content tokens to item embeddings [S, D]; None is the ID-only model.
+      fusion_chunk: most items that it sees at once in training, see `fusion.chunks`; 0 = all.
       content_score, content_hidden: of the attention on content, see `TargetAttention`.
       content_parts: "item": the candidate's content c_A; "user": the user's content interest u_A; both: their product too.
     """
@@ -49,6 +51,7 @@ class RankingModel(nn.Module):
     fields: Fields
     backbone: nn.Module
     fusion: nn.Module | None
+    fusion_chunk: int
     content_score: Callable
     content_hidden: int
     content_parts: Sequence[str]
@@ -87,7 +90,7 @@ class RankingModel(nn.Module):
 
     def _content(self, tokens, tokens_mask, batch: Batch, train: bool):
         """(content features, each [B, D]; named intermediates)."""
-        embedding = self.fusion(tokens, tokens_mask, train=train)  # [S, D]
+        embedding = in_chunks(self.fusion, self.fusion_chunk, tokens, tokens_mask, train=train)  # [S, D]
         items = len(batch["item_id"])
         if embedding.ndim != 2 or len(embedding) != items:
             raise UserError(f"the fusion module gives shape {embedding.shape}, not [S, D] with S = {items}; mend it")
@@ -106,4 +109,4 @@ class RankingModel(nn.Module):
 
     def embed(self, tokens: dict[str, jax.Array], tokens_mask: dict[str, jax.Array]) -> jax.Array:
         """[S, D] content embeddings of items (eq. 6), as at prediction."""
-        return self.fusion(tokens, tokens_mask, train=False)
+        return self.fusion(as_f32(tokens), tokens_mask, train=False)

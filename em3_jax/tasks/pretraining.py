@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax import losses, parts, rng
+from em3_jax.models.fusion.chunks import as_f32
 from em3_jax.tasks import Inputs, Task
 from em3_jax.types import UserError
 
@@ -30,15 +31,15 @@ def pretraining(*, fusion: str, fusion_settings: Mapping[str, Any], temperature:
     def contrast(params, inputs: Inputs, alone: jax.Array, keys: jax.Array, train: bool):
         """(loss, accuracy, items compared) of modality number `alone` against the others."""
         names, views, valid = sorted(inputs.tokens), [], inputs.batch["item_mask"]
+        tokens = as_f32(inputs.tokens)
         for side in range(2):
             mask = inputs.tokens_mask
             if len(names) > 1:
                 mask = {name: mask[name] & ((alone == k) == (side == 0)) for k, name in enumerate(names)}
             drop = train or len(names) == 1
             rngs = {"dropout": keys[side]}
-            views.append(
-                module.apply({"params": params["model"]["fusion"]}, inputs.tokens, mask, train=drop, rngs=rngs)
-            )
+            variables = {"params": params["model"]["fusion"]}
+            views.append(module.apply(variables, tokens, mask, train=drop, rngs=rngs))
             valid = valid & jnp.stack([m.any(axis=1) for m in mask.values()]).any(axis=0)
         value, aux = losses.content_id_contrastive(*views, valid, temperature=temperature)
         return value, aux["cic_accuracy"], valid.sum()
@@ -48,7 +49,7 @@ def pretraining(*, fusion: str, fusion_settings: Mapping[str, Any], temperature:
             raise UserError(
                 "config.model.fusion_settings.dropout is 0, but with one modality views differ by dropout alone; set 0.1"
             )
-        return {"model": {"fusion": module.init(key, inputs.tokens, inputs.tokens_mask, train=False)["params"]}}
+        return {"model": {"fusion": module.init(key, as_f32(inputs.tokens), inputs.tokens_mask, train=False)["params"]}}
 
     def loss(params, inputs: Inputs, key: jax.Array, step: jax.Array):
         alone = jax.random.randint(rng.stream(key, "negatives", step), (), 0, len(inputs.tokens))
@@ -64,6 +65,7 @@ def pretraining(*, fusion: str, fusion_settings: Mapping[str, Any], temperature:
         return dict(zip((*METRICS, "count"), (jnp.mean(jnp.nan_to_num(value)) for value in values), strict=True))
 
     def embed(params, inputs: Inputs) -> jax.Array:
-        return module.apply({"params": params["model"]["fusion"]}, inputs.tokens, inputs.tokens_mask, train=False)
+        variables = {"params": params["model"]["fusion"]}
+        return module.apply(variables, as_f32(inputs.tokens), inputs.tokens_mask, train=False)
 
     return Task(init, loss, predict, embed, {})

@@ -27,6 +27,7 @@ def ranking(
     encoders: Mapping[str, str],
     fusion: str,
     fusion_settings: Mapping[str, Any],
+    fusion_chunk: int,
     backbone: str,
     backbone_settings: Mapping[str, Any],
     cic: Mapping[str, Any],
@@ -41,6 +42,7 @@ def ranking(
       content_parts, content_score, content_hidden: see `RankingModel`.
       encoders: feature set -> folder of its encoder, for "raw"; "" = not used.
       fusion, fusion_settings, backbone, backbone_settings, loss: see `parts`.
+      fusion_chunk: see `RankingModel`.
       cic: settings of `_cic`; weight 0 leaves CIC out.
     """
     encoders = _check_content(content, content_parts, encoders)
@@ -51,6 +53,7 @@ def ranking(
         fields=fields,
         backbone=parts.backbone(backbone, backbone_settings),
         fusion=fusion_module,
+        fusion_chunk=fusion_chunk,
         content_score=parts.score(content_score),
         content_hidden=content_hidden,
         content_parts=tuple(content_parts),

@@ -1,0 +1,108 @@
+"""Reproduces tables of the EM3 paper: python -m em3_jax.reproduce --table 3 --data data/ml-100k --seeds 5 --out reports/table3
+
+Runs what is missing, chooses on validation, scores the test split once, and writes table<N>.md, .json and .png. Stopped at any
+moment and called again, it goes on: finished runs are reused, interrupted ones resumed. `--table all` shares runs between tables.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from em3_jax import cli
+from em3_jax.data.format import open_dataset
+from em3_jax.reproduce import report, runs, tables
+from em3_jax.types import UserError
+
+CONFIGS = {
+    "movielens": "configs/em3_movielens.py",
+    "synthetic": "configs/em3_synthetic.py",
+    "mmrec": "configs/em3_mmrec.py",
+}
+
+
+def reproduce(
+    numbers: tuple[int, ...],
+    data: str,
+    seeds: int,
+    out: str,
+    *,
+    config: str,
+    changes: dict,
+    parallel: int,
+    command: str,
+) -> list[str]:
+    """Runs and writes tables; returns their pages.
+
+    Args:
+      numbers: of the tables.
+      data: dataset folder.
+      seeds: 0 to seeds - 1.
+      out: folder of the reports and, in `runs`, of the runs.
+      config: config file.
+      changes: config key -> value for all runs.
+      parallel: runs at once.
+      command: to print on the pages.
+    """
+    if seeds < 1 or parallel < 1:
+        raise UserError("--seeds and --jobs: must be at least 1")
+    dataset = open_dataset(data)
+    settings = runs.load_config(config, "")
+    features = tuple(changes.get("data.features", settings.data.features))
+    chosen = [tables.make(number, dataset, features) for number in numbers]
+    root = Path(out) / "runs"
+    needed = {name: run for table in chosen for name, run in table.runs.items()}
+    jobs = runs.make_jobs(needed, config=config, changes=changes, data=Path(data), seeds=seeds, root=root)
+    if any(job.vectors_of for job in jobs.values()):
+        runs.overlay(Path(data), root / "data")
+    runs.run_all(jobs, parallel)
+    return [report.write(table, root, seeds, Path(out), command) for table in chosen]
+
+
+def _config_for(name: str) -> str:
+    kind = name.split(" ")[0]
+    if kind not in CONFIGS:
+        raise UserError(f"no config for datasets of kind '{name}'; give one with --config configs/<name>.py")
+    return CONFIGS[kind]
+
+
+def _changes(options: list[str], config: str) -> dict:
+    """{"train.epochs": 3.0, ...} of ["--config.train.epochs=3", ...], as `train.py` takes them."""
+    result = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not key.startswith("--config.") or not equals:
+            raise UserError(f"{option}: unknown option; see python -m em3_jax.reproduce --help")
+        key = key.removeprefix("--config.")
+        result[key] = runs.parse_value(key, value, runs.lookup(runs.load_config(config, ""), key))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m em3_jax.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", required=True, help="1 to 7, several as 3,5, or all")
+    parser.add_argument("--data", required=True, help="dataset folder")
+    parser.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
+    parser.add_argument("--out", required=True, help="folder of the reports and the runs")
+    parser.add_argument("--config", default="", help="config file (default: the one for the dataset's kind)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1); on CPUs more may be faster")
+    parser.epilog = "Further options --config.<key>=<value> change the config of all runs, as for train.py."
+    args, others = parser.parse_known_args()
+    names = [str(number) for number in tables.NUMBERS] if args.table == "all" else args.table.split(",")
+    for name in names:
+        if not name.isdigit() or int(name) not in tables.NUMBERS:
+            raise UserError(f"--table {args.table}: give numbers from 1 to 7, or all")
+    args.config = args.config or _config_for(open_dataset(args.data).meta["name"])
+    changes = _changes(others, args.config)
+    command = "python -m em3_jax.reproduce " + shlex.join(sys.argv[1:])
+    settings = {"config": args.config, "changes": changes, "parallel": args.jobs, "command": command}
+    numbers = tuple(int(name) for name in names)
+    for page in reproduce(numbers, args.data, args.seeds, args.out, **settings):
+        print("\n" + page)
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

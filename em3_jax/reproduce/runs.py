@@ -1,0 +1,254 @@
+"""Runs what a table needs: each run once a seed, finished ones are reused, interrupted ones go on where they were."""
+
+import ast
+import concurrent.futures as futures
+import contextlib
+import copy
+import importlib.util
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+import eval as evaluation
+import train
+from em3_jax import config as config_
+from em3_jax import vectors, workdir
+from em3_jax.reproduce.tables import Run
+from em3_jax.types import UserError
+
+
+class Job(NamedTuple):
+    """A run with its seed; everything a process needs to know of it.
+
+    Attributes:
+      name: of its folder in `root`.
+      config: resolved, plain values.
+      needs: names of the jobs that must be finished before.
+      vectors_of: job whose vectors to export first, into the dataset folder that the config reads.
+      evaluate: whether there is a test split to score.
+    """
+
+    name: str
+    root: str
+    config: dict
+    needs: tuple[str, ...]
+    vectors_of: str
+    evaluate: bool
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.root) / self.name
+
+    def is_finished(self) -> bool:
+        """Whether its result is there; refuses a folder that belongs to another config."""
+        if not (self.directory / "run.json").exists():
+            return False
+        changed = config_.differences(_comparable(workdir.read(self.directory)["config"]), _comparable(self.config))
+        if changed:
+            raise UserError(
+                f"{self.directory}: made with another config ({'; '.join(changed[:3])}); choose another --out, or delete it"
+            )
+        return (self.directory / "finished.json").exists()
+
+
+def _comparable(config: Mapping[str, Any]) -> dict:
+    config = json.loads(json.dumps(config))
+    config["data"].pop("root")
+    config["train"].pop("init_from")
+    return config
+
+
+def load_config(path: str, variant: str) -> ConfigDict:
+    """The config of `--config=path:variant`."""
+    if not Path(path).is_file():
+        raise UserError(f"--config {path}: no such file; give one of configs/*.py")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, Path(path).absolute())
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        return module.get_config(variant)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--config {path}: {error}") from None
+
+
+def make_jobs(runs: Mapping[str, Run], *, config: str, changes: Mapping[str, Any], data: Path, seeds: int, root: Path):
+    """{job name: Job} of all runs and seeds.
+
+    Args:
+      config: file of the dataset's config.
+      changes: config key -> value for all runs.
+      data: dataset folder.
+      root: where the runs' folders go.
+    """
+    jobs = {}
+    for seed in range(seeds):
+        for run in runs.values():
+            settings = load_config(config, run.variant)
+            settings.data.root = str(data)
+            settings.seed = seed
+            if run.init_from:
+                settings.train.init_from = str(root / f"{run.init_from}-{seed}")
+            if run.vectors_of:
+                settings.data.root = str(root / "data")
+                settings.data.features = (vector_set(run.vectors_of, seed),)
+            for key, value in {**changes, **run.changes}.items():
+                _change(settings, key, value)
+            needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
+            vectors_of = f"{run.vectors_of}-{seed}" if run.vectors_of else ""
+            evaluate = settings.task == "ranking"
+            job = Job(f"{run.name}-{seed}", str(root), settings.to_dict(), needs, vectors_of, evaluate)
+            jobs[job.name] = job
+    return jobs
+
+
+def lookup(config: ConfigDict, key: str) -> Any:
+    """The value of "model.cic.weight"."""
+    for name in key.split("."):
+        if not isinstance(config, ConfigDict) or name not in config:
+            raise UserError(f"config.{key}: no such key; see configs/base.py")
+        config = config[name]
+    return config
+
+
+def parse_value(key: str, text: str, current: Any) -> Any:
+    """What an option's text stands for where `current` is the value to replace."""
+    if isinstance(current, str):
+        return text
+    if isinstance(current, tuple) and not text.startswith(("(", "[")):
+        return tuple(filter(None, (part.strip() for part in text.split(","))))
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise UserError(f"config.{key}={text}: not a value; the default is {current!r}") from None
+    return float(value) if isinstance(current, float) and isinstance(value, int) else value
+
+
+def _change(config: ConfigDict, key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    section = lookup(config, ".".join(path)) if path else config
+    lookup(config, key)
+    try:
+        section[last] = value
+    except TypeError as error:
+        raise UserError(f"config.{key}={value}: {error}") from None
+
+
+def vector_set(run: str, seed: int) -> str:
+    """Name of the feature set of a run's vectors."""
+    return f"vectors_{run}_{seed}"
+
+
+def overlay(data: Path, root: Path) -> Path:
+    """A dataset folder of links to all of `data`, to which feature sets can be added without touching it."""
+    for path in [p for p in data.iterdir() if p.name != "features"] + sorted((data / "features").glob("[!.]*")):
+        link = root / path.relative_to(data)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(path.absolute())
+    return root
+
+
+def execute(job: Job) -> str:
+    """Trains and evaluates; returns "" or the signal that stopped it. What it prints goes to <run>/log.txt."""
+    job.directory.mkdir(parents=True, exist_ok=True)
+    with (
+        open(job.directory / "log.txt", "a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        if job.vectors_of:
+            name = job.config["data"]["features"][0]
+            if not (Path(job.config["data"]["root"]) / "features" / name).exists():
+                vectors.export_vectors(Path(job.root) / job.vectors_of, name, job.config["data"]["root"])
+        began = time.perf_counter()
+        result = train.train(copy.deepcopy(job.config), job.directory)
+        if result["stopped_by"].startswith("SIG"):
+            return result["stopped_by"]
+        if job.evaluate:
+            evaluation.evaluate(job.directory, "test")
+    finished = result | {"seconds": time.perf_counter() - began}
+    temporary = job.directory / "finished.tmp"
+    temporary.write_text(json.dumps(finished), encoding="utf-8")
+    os.replace(temporary, job.directory / "finished.json")
+    return ""
+
+
+def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
+    """Runs the jobs, each after those it needs, `parallel` at once, and says how far it is.
+
+    Raises:
+      UserError: a run failed; the others of that moment are finished first.
+      KeyboardInterrupt: SIGINT or SIGTERM came; the runs in progress have saved their state.
+    """
+    waiting = {name: job for name, job in jobs.items() if not job.is_finished()}
+    done = set(jobs) - set(waiting)
+    say(f"{len(jobs)} runs: {len(done)} finished before, {len(waiting)} to do", flush=True)
+    if not waiting:
+        return
+    began, finished, running = time.perf_counter(), 0, {}
+    context = multiprocessing.get_context("spawn")
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    cache = str(Path(next(iter(jobs.values())).root) / "compiled")
+    with futures.ProcessPoolExecutor(parallel, context, initializer=_as_worker, initargs=(cache,)) as pool:
+        try:
+            while waiting or running:
+                ready = [job for job in waiting.values() if set(job.needs) <= done]
+                for job in ready[: parallel - len(running)]:
+                    running[pool.submit(execute, waiting.pop(job.name))] = job
+                for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    _check(job, future)
+                    done.add(job.name)
+                    finished += 1
+                    left = (time.perf_counter() - began) / finished * (len(waiting) + len(running))
+                    say(f"[{len(done)}/{len(jobs)}] {job.name}: {_result(job)}, {_duration(left)} left", flush=True)
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGTERM)  # each saves its state and leaves
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def _as_worker(cache: str) -> None:
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # the seeds of a run share its programs
+    # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM, which training knows and all else may outlast.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _check(job: Job, future: futures.Future) -> None:
+    try:
+        stopped_by = future.result()
+    except UserError as error:
+        raise UserError(f"run {job.name}: {error}") from None
+    except Exception as error:
+        log = job.directory / "log.txt"
+        raise UserError(f"run {job.name}: {type(error).__name__}: {error}; see {log}; run again to go on") from error
+    if stopped_by:
+        raise KeyboardInterrupt
+
+
+def _result(job: Job) -> str:
+    finished = json.loads((job.directory / "finished.json").read_text("utf-8"))
+    return (
+        f"{job.config['eval']['metric']} on validation {finished['best_value']:.4f}, {_duration(finished['seconds'])}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
