@@ -26,17 +26,19 @@ from em3_jax.data.readers.synthetic import synthetic
 
 FORMS = ("distinct items", "all slots")
 FUSIONS = ("fq_former", "masked_fq_former", "one_flow", "two_flow", "mean")
-RANK = 4
+RANK, CHUNK = 4, 1024
 
 
 class Case(NamedTuple):
-    """History length T, and how the fusion module trains: "full", or stop_gradient of LoRA."""
+    """History length T; how the fusion module trains: "full", or stop_gradient of LoRA; most items at once, 0 = all."""
 
     length: int
     training: str
+    chunk: int = 0
 
     def __str__(self) -> str:
-        return f"T {self.length} " + ("full" if self.training == "full" else f"LoRA, {self.training}")
+        training = "full" if self.training == "full" else f"LoRA, {self.training}"
+        return f"T {self.length} {training}" + ", chunks" * bool(self.chunk)
 
 
 CASES = (
@@ -44,8 +46,10 @@ CASES = (
     Case(50, "full"),
     Case(50, "output"),
     Case(50, "weights"),
-    Case(200, "output"),
-    Case(1000, "output"),
+    Case(50, "full", CHUNK),
+    Case(50, "output", CHUNK),
+    Case(200, "output", CHUNK),
+    Case(1000, "output", CHUNK),
 )
 
 
@@ -55,6 +59,7 @@ def config_of(root: Path, case: Case, batch_size: int):
     if case.training != "full":
         config = base.lora(config, RANK)
         config.model.fusion_settings.lora.stop_gradient = case.training
+    config.model.fusion_chunk = case.chunk
     return config
 
 
@@ -109,14 +114,15 @@ def row(case: Case, found: dict, seconds: np.ndarray | None) -> str:
     peak = "" if found["peak"] is None else f"   peak {found['peak'] / 1e6:,.0f} MB"
     time = "not run" if seconds is None else milliseconds(seconds)
     counts = f"{found['trainable']['fusion']:>10,}{found['trainable']['layers']:>10,}"
-    return f"{case!s:<22}{found['items']:>10,}{sizes}{counts}   {time}{peak}"
+    return f"{case!s:<26}{found['items']:>10,}{sizes}{counts}   {time}{peak}"
 
 
 def ratios(found: dict[Case, dict], seconds: dict[Case, np.ndarray]) -> list[str]:
     """What the paper claims to be at most 1 (table 4): LoRA at T = 50 against full training at T = 20; and at T = 50."""
     lines = []
-    for training, length in (("output", 20), ("weights", 20), ("output", 50), ("weights", 50)):
-        one, other = Case(50, training), Case(length, "full")
+    pairs = [(Case(50, "output", CHUNK), 20), (Case(50, "output"), 20), (Case(50, "weights"), 20)]
+    for one, length in [*pairs, (Case(50, "output"), 50), (Case(50, "weights"), 50)]:
+        other = Case(length, "full")
         parts = [f"{name} {found[one][name] / found[other][name]:.2f}" for name in ("total", "temporaries")]
         if one in seconds and other in seconds:
             parts.append(f"time {seconds[one].min() / seconds[other].min():.2f} (minima)")
@@ -132,7 +138,7 @@ def table(root: Path, arguments: list[str], batch_size: int, limit: float, repea
     for form in FORMS:
         fit = [case for case in CASES if found[form][case]["total"] < limit * 1e9]
         seconds = time_form(root, form, fit, batch_size, repeats)
-        print(f"\n{form:<22}{'items':>10}{'temporaries':>12}{'arguments':>12}{'outputs':>12}{'total':>12}"
+        print(f"\n{form:<26}{'items':>10}{'temporaries':>12}{'arguments':>12}{'outputs':>12}{'total':>12}"
               f"{'fusion':>10}{'layers':>10}   a step")  # fmt: skip
         for case in CASES:
             print(row(case, found[form][case], seconds.get(case)))

@@ -90,6 +90,13 @@ def ranking() -> ConfigDict:
     )
 
 
+def slow_content(config: ConfigDict, factor: float) -> ConfigDict:
+    """The content part learns at a fraction of the learning rate: at full rate it overfits before the ids have learnt."""
+    content = ("^model/(fusion|content_attention)/", factor)
+    config.optim.multipliers = (*config.optim.multipliers, content)
+    return config
+
+
 def online(config: ConfigDict) -> ConfigDict:
     """One pass over the clicks in their order, in small steps, as a model that learns online sees them (table 1, CTR)."""
     config.data.order = "chronological"
@@ -130,6 +137,7 @@ def lora(config: ConfigDict, rank: int) -> ConfigDict:
 def pretraining(config: ConfigDict) -> ConfigDict:
     """The fusion module alone, on the catalogue: no clicks (table 7, PE)."""
     config.task = "pretraining"
+    config.optim.multipliers = ()
     config.data.batch_size = 256
     config.eval.batch_size = 256
     config.eval.metric = "contrast_loss"
@@ -161,4 +169,5 @@ def variant(config: ConfigDict, arg: str, **own: Callable[[ConfigDict], ConfigDi
 def id_only(config: ConfigDict) -> ConfigDict:
     """The same ranking model on IDs alone."""
     config.model.content = "none"
+    config.optim.multipliers = ()  # those of content have nothing to match
     return config

@@ -31,6 +31,7 @@ def get_config(arg: str = ""):
     config.model.fusion_settings.ffn_width = 64
     config.model.fusion_settings.dropout = 0.3
     config.model.cic.id_fields = ("item", "genres")
+    base.slow_content(config, 0.3)  # validation AUC over 2 seeds: 0.7498, at full rate 0.7478, IDs alone 0.7459
     config.train.epochs = 20.0
     config.train.eval_every = 20
     config.train.patience = 8

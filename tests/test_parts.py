@@ -1,6 +1,8 @@
 """Parts from a user's own file: they train and are evaluated like the library's, and mistakes in them are one line."""
 
+import re
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from em3_jax import config, experiment, parts
 from tests.conftest import user_error
 from tests.test_train import small_config
 
+ROOT = Path(__file__).parent.parent
 FILE = """
 import flax.linen as nn
 import jax
@@ -114,6 +117,16 @@ def test_mistakes_in_own_parts_are_one_line(planted, in_folder, name, message):
     settings = small_config(planted)
     settings.model.fusion = name
     assert message in user_error(lambda: experiment.build(settings.to_dict(), lambda rows, size: 1))
+
+
+def test_the_example_of_the_readme_trains(planted, in_folder):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    (example,) = [block for block in blocks if "class GatedFusion" in block]
+    assert len(example.splitlines()) <= 22
+    (in_folder / "my_fusion.py").write_text(example, "utf-8")
+    settings = small_config(planted)
+    settings.model.fusion = "my_fusion:GatedFusion"
+    assert train.train(settings.to_dict(), in_folder / "gated")["best_value"] > 0.5
 
 
 def test_a_module_on_the_path_is_found_as_well():

@@ -17,7 +17,8 @@ class LoRA(NamedTuple):
     Attributes:
       rank: r of the adapters; 0 = none, a plain layer.
       stop_gradient: "output": sg(W x) + W_b (W_a x), eq. 9. The gradient reaches the layers below through the adapter alone,
-        and nothing of the frozen path is kept for the backward pass. "weights": W stands still, but the gradient passes
+        and the frozen product needs nothing kept for the backward pass (the adapter needs the layer's input; what saves memory
+        is `fusion.chunks`, see benchmarks/NOTES.md). "weights": W stands still, but the gradient passes
         through it, as in classical LoRA.
     """
 

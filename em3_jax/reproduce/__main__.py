@@ -47,9 +47,7 @@ def reproduce(
     if seeds < 1 or parallel < 1:
         raise UserError("--seeds and --jobs: must be at least 1")
     dataset = open_dataset(data)
-    settings = runs.load_config(config, "")
-    features = tuple(changes.get("data.features", settings.data.features))
-    chosen = [tables.make(number, dataset, features) for number in numbers]
+    chosen = [tables.make(number, dataset, runs.settings(config, "", changes).data) for number in numbers]
     root = Path(out) / "runs"
     needed = {name: run for table in chosen for name, run in table.runs.items()}
     jobs = runs.make_jobs(needed, config=config, changes=changes, data=Path(data), seeds=seeds, root=root)

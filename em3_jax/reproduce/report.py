@@ -122,6 +122,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         _plot_group(axis, group["rows"])
         axis.set_title(group["name"] or f"Table {result['table']}: {result['title']}", loc="left", fontsize=10)
     axes[-1, 0].set_xlabel(f"AUC gain over the baseline of the same seed, % (n = {result['seeds']} seeds)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper right", fontsize=8, frameon=False, ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -139,9 +140,8 @@ def _plot_group(axis, rows: list[dict]) -> None:
             axis.plot(row["paper_gain"], k, "D", color="#de2d26", markersize=6, label="paper" if k == 0 else None)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(rows) - 1), [row["label"] for row in rows[1:]])
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 1.4, -0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="best", fontsize=8, frameon=False)
 
 
 def write(table: Table, root: Path, seeds: int, out: Path, command: str) -> str:

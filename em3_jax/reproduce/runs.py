@@ -78,6 +78,14 @@ def load_config(path: str, variant: str) -> ConfigDict:
         raise UserError(f"--config {path}: {error}") from None
 
 
+def settings(config: str, variant: str, changes: Mapping[str, Any]) -> ConfigDict:
+    """The config of a file and variant with some keys changed."""
+    result = load_config(config, variant)
+    for key, value in changes.items():
+        _change(result, key, value)
+    return result
+
+
 def make_jobs(runs: Mapping[str, Run], *, config: str, changes: Mapping[str, Any], data: Path, seeds: int, root: Path):
     """{job name: Job} of all runs and seeds.
 
@@ -90,20 +98,15 @@ def make_jobs(runs: Mapping[str, Run], *, config: str, changes: Mapping[str, Any
     jobs = {}
     for seed in range(seeds):
         for run in runs.values():
-            settings = load_config(config, run.variant)
-            settings.data.root = str(data)
-            settings.seed = seed
+            own = {"data.root": str(data), "seed": seed}
             if run.init_from:
-                settings.train.init_from = str(root / f"{run.init_from}-{seed}")
+                own["train.init_from"] = str(root / f"{run.init_from}-{seed}")
             if run.vectors_of:
-                settings.data.root = str(root / "data")
-                settings.data.features = (vector_set(run.vectors_of, seed),)
-            for key, value in {**changes, **run.changes}.items():
-                _change(settings, key, value)
+                own |= {"data.root": str(root / "data"), "data.features": (vector_set(run.vectors_of, seed),)}
+            made = settings(config, run.variant, {**changes, **run.changes, **own})
             needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
             vectors_of = f"{run.vectors_of}-{seed}" if run.vectors_of else ""
-            evaluate = settings.task == "ranking"
-            job = Job(f"{run.name}-{seed}", str(root), settings.to_dict(), needs, vectors_of, evaluate)
+            job = Job(f"{run.name}-{seed}", str(root), made.to_dict(), needs, vectors_of, made.task == "ranking")
             jobs[job.name] = job
     return jobs
 

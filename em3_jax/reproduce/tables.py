@@ -66,20 +66,20 @@ EM3 = Run("em3")
 BASELINE = Row("baseline (IDs alone)", "id_only", 0.7016)
 
 
-def make(number: int, dataset: Dataset, features: tuple[str, ...]) -> Table:
+def make(number: int, dataset: Dataset, data: Mapping[str, Any]) -> Table:
     """Table `number` for a dataset.
 
     Args:
-      features: config.data.features, the modalities.
+      data: config.data of all runs.
     """
-    return (_scenarios, _modalities, _fusions, _lora, _cic, _item_and_user, _splitting)[number - 1](dataset, features)
+    return (_scenarios, _modalities, _fusions, _lora, _cic, _item_and_user, _splitting)[number - 1](dataset, data)
 
 
 def _table(number: int, title: str, rows: list[Row], runs: list[Run], *notes: str) -> Table:
     return Table(number, title, (Group("", tuple(rows)),), {run.name: run for run in [ID_ONLY, *runs]}, notes)
 
 
-def _scenarios(dataset: Dataset, features: tuple[str, ...]) -> Table:
+def _scenarios(dataset: Dataset, data: Mapping[str, Any]) -> Table:
     scenarios = [("CTR, one chronological pass (paper: e-com)", "online", 0.7803, 0.7823)]
     notes = ["CTR: label click, trained online style. CVR: label conversion, trained in epochs."]
     if "conversion" in dataset.meta.get("labels", {}):
@@ -95,7 +95,8 @@ def _scenarios(dataset: Dataset, features: tuple[str, ...]) -> Table:
     return Table(1, "Two scenarios", tuple(groups), runs, tuple(notes))
 
 
-def _modalities(dataset: Dataset, features: tuple[str, ...]) -> Table:
+def _modalities(dataset: Dataset, data: Mapping[str, Any]) -> Table:
+    features = data["features"]
     frames = {name: dataset.features(name).tokens.shape[1] for name in features if name.isidentifier()}
     videos = [name for name in frames if name.startswith("image") and frames[name] > 1]
     first = {name: f"{name}[0]" if name in videos else name for name in features}  # the cover frame alone
@@ -125,7 +126,7 @@ def _modalities(dataset: Dataset, features: tuple[str, ...]) -> Table:
     return _table(2, "Modalities", rows, runs, *notes)
 
 
-def _fusions(dataset: Dataset, features: tuple[str, ...]) -> Table:
+def _fusions(dataset: Dataset, data: Mapping[str, Any]) -> Table:
     paper = {"one_flow": 0.7030, "two_flow": 0.7029, "masked_fq_former": 0.7031, "fq_former": 0.7033}
     order = ("mean", "one_flow", "two_flow", "masked_fq_former", "fq_former")
     assert set(order) == set(FUSIONS)
@@ -134,9 +135,9 @@ def _fusions(dataset: Dataset, features: tuple[str, ...]) -> Table:
     return _table(3, "Fusion methods", rows, list(runs.values()), "`mean` is our control; the paper has none.")
 
 
-def _lora(dataset: Dataset, features: tuple[str, ...]) -> Table:
+def _lora(dataset: Dataset, data: Mapping[str, Any]) -> Table:
     short = Run("length_20", "", {"data.history_length": 20})
-    long = Run("length_50", "", {"data.history_length": 50})
+    long = EM3 if data["history_length"] == 50 else Run("length_50", "", {"data.history_length": 50})
     lora = Run("length_50_lora", "lora", {"data.history_length": 50}, init_from=short.name)
     rows = [
         BASELINE._replace(paper=0.7803),
@@ -147,19 +148,19 @@ def _lora(dataset: Dataset, features: tuple[str, ...]) -> Table:
     return _table(4, "LoRA", rows, [short, long, lora], "Length 50 without LoRA is our control; the paper has none.")
 
 
-def _cic(dataset: Dataset, features: tuple[str, ...]) -> Table:
+def _cic(dataset: Dataset, data: Mapping[str, Any]) -> Table:
     without = Run("without_cic", "", {"model.cic.weight": 0.0})
     rows = [BASELINE, Row("w/o CIC", without.name, 0.7026), Row("w/ CIC", EM3.name, 0.7033)]
     return _table(5, "Content-ID contrast", rows, [without, EM3])
 
 
-def _item_and_user(dataset: Dataset, features: tuple[str, ...]) -> Table:
+def _item_and_user(dataset: Dataset, data: Mapping[str, Any]) -> Table:
     parts = [Run(f"only_{part}_part", "", {"model.content_parts": (part,)}) for part in ("item", "user")]
     rows = [BASELINE, Row("only item", parts[0].name, 0.7021), Row("only user", parts[1].name, 0.7024)]
     return _table(6, "Item and user features", [*rows, Row("item & user", EM3.name, 0.7033)], [*parts, EM3])
 
 
-def _splitting(dataset: Dataset, features: tuple[str, ...]) -> Table:
+def _splitting(dataset: Dataset, data: Mapping[str, Any]) -> Table:
     frozen = {"model.content": "pre_extracted", "model.cic.weight": 0.0}
     pretraining = Run("pretraining", "pretraining")
     pe = Run("pe", "", frozen, vectors_of=pretraining.name)

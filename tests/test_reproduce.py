@@ -1,0 +1,195 @@
+"""The paper's tables by one command: the runs, their reuse, the numbers on the page."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import eval as evaluation
+import train
+from em3_jax.reproduce import report, runs, tables
+from em3_jax.reproduce.__main__ import reproduce
+from tests.conftest import user_error
+
+ROOT = Path(__file__).parent.parent
+CONFIG = str(ROOT / "configs" / "em3_synthetic.py")
+CHANGES = {
+    "data.batch_size": 128, "data.history_length": 6, "model.backbone_settings.hidden": (16,), "train.epochs": 0.5,
+    "model.fusion_settings.width": 16, "model.fusion_settings.ffn_width": 16, "model.cic.negatives": 16,
+}  # fmt: skip
+
+
+def call(planted, out, numbers, seeds=2, **changes):
+    settings = {"config": CONFIG, "changes": CHANGES | changes, "parallel": 2, "command": "the command"}
+    return reproduce(numbers, str(planted.root), seeds, str(out), **settings)
+
+
+@pytest.fixture(scope="module")
+def pages(planted, tmp_path_factory):
+    """(folder, pages) of tables 5 and 7."""
+    out = tmp_path_factory.mktemp("reports") / "out"
+    features = sorted(path.name for path in (planted.root / "features").iterdir())
+    result = call(planted, out, (5, 7))
+    assert sorted(path.name for path in (planted.root / "features").iterdir()) == features  # the dataset is as it was
+    return out, result
+
+
+def test_the_page_has_the_numbers_of_the_runs(pages):
+    out, (five, _) = pages
+    auc = {
+        run: [json.loads((out / "runs" / f"{run}-{k}" / "eval_test.json").read_text())["slices"]["all"]["auc"] for k in (0, 1)]
+        for run in ("id_only", "without_cic", "em3")
+    }  # fmt: skip
+    result = json.loads((out / "table5.json").read_text())
+    (group,) = result["groups"]
+    assert [row["label"] for row in group["rows"]] == ["baseline (IDs alone)", "w/o CIC", "w/ CIC"]
+    for row, run in zip(group["rows"], auc, strict=True):
+        assert row["auc"]["values"] == auc[run]
+        assert row["gain"] == pytest.approx(
+            100 * (np.mean(auc[run]) - np.mean(auc["id_only"])) / np.mean(auc["id_only"])
+        )
+        assert row["auc"]["sd"] == pytest.approx(abs(auc[run][0] - auc[run][1]) / np.sqrt(2))
+    p = stats.ttest_rel(auc["em3"], auc["id_only"]).pvalue
+    assert group["rows"][2]["p"] == pytest.approx(p)
+    line = next(line for line in five.splitlines() if line.startswith("| w/ CIC"))
+    assert f"{np.mean(auc['em3']):.4f}" in line and "| 0.7033 | +0.242 % |" in line and f"| {p:.2g} |" in line
+    assert "the command" in five and "(Bayes)" in five
+    assert (out / "table5.png").read_bytes().startswith(b"\x89PNG") and (out / "table5.md").read_text() == five
+
+
+def test_a_run_is_the_run_of_train_py(planted, pages, tmp_path):
+    out, _ = pages
+    config = json.loads((out / "runs" / "em3-1" / "run.json").read_text())["config"]
+    config["data"]["root"] = str(planted.root)
+    train.train(config, tmp_path / "alone")
+    alone = evaluation.evaluate(tmp_path / "alone", "test")["slices"]
+    for name, values in json.loads((out / "runs" / "em3-1" / "eval_test.json").read_text())["slices"].items():
+        np.testing.assert_equal(values, alone[name])  # NaN where undefined
+
+
+def test_frozen_vectors_come_from_the_run_of_the_same_seed(pages):
+    out, _ = pages
+    root = out / "runs"
+    for name, source in (("pe", "pretraining"), ("task_specific_pe", "em3")):
+        for seed in (0, 1):
+            config = json.loads((root / f"{name}-{seed}" / "run.json").read_text())["config"]
+            assert (
+                config["data"]["features"] == [f"vectors_{source}_{seed}"]
+                and config["model"]["content"] == "pre_extracted"
+            )
+            manifest = json.loads(
+                (root / "data" / "features" / f"vectors_{source}_{seed}" / "manifest.json").read_text()
+            )
+            assert manifest["encoder"].startswith(f"{source}-{seed}, step")
+
+
+def test_what_is_finished_is_reused_and_what_is_missing_is_made(planted, pages, capfd):
+    out, before = pages
+    stamps = {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/finished.json")}
+    (out / "runs" / "without_cic-1" / "finished.json").unlink()
+    assert call(planted, out, (5,)) == before[:1]
+    assert "6 runs: 5 finished before, 1 to do" in capfd.readouterr().out
+    changed = {path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp}
+    assert {path.parent.name for path in changed} == {"without_cic-1"}
+
+
+def test_runs_of_another_config_are_refused(planted, pages):
+    out, _ = pages
+    message = user_error(lambda: call(planted, out, (5,), **{"train.epochs": 0.25}))
+    assert "made with another config (config.train.epochs: 0.5 -> 0.25)" in message
+
+
+def test_a_terminated_command_goes_on_where_it_was(planted, pages, tmp_path):
+    out, _ = pages
+    options = [f"--config.{key}={value}" for key, value in CHANGES.items() if key != "train.epochs"]
+    long = ["--config.train.epochs=400", "--config.train.patience=0", "--config.train.eval_every=100000"]
+    short = ["--config.train.epochs=0.5"]
+    command = [sys.executable, "-m", "em3_jax.reproduce", "--table", "5", "--data", str(planted.root), "--seeds", "1"]
+    stopped = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [*command, "--out", str(stopped), *options, *long], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    log = stopped / "runs" / "id_only-0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert list((stopped / "runs" / "id_only-0" / "checkpoints" / "latest").glob("[0-9]*"))
+    assert not list((stopped / "runs").glob("*/finished.json"))
+
+    again = subprocess.run(
+        [*command, "--out", str(tmp_path / "done"), *options, *short],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "[3/3]" in again.stdout
+    result = json.loads((tmp_path / "done" / "table5.json").read_text())["groups"][0]["rows"]
+    expected = json.loads((out / "table5.json").read_text())["groups"][0]["rows"]
+    assert [row["auc"]["values"][0] for row in result] == [row["auc"]["values"][0] for row in expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table", "8"], "give numbers from 1 to 7, or all"),
+        (["--table", "5", "--seeds", "0"], "--seeds and --jobs: must be at least 1"),
+        (["--table", "5", "--config.model.fusoin=mean"], "config.model.fusoin: no such key"),
+        (["--table", "5", "--config.train.epochs=many"], "config.train.epochs=many: not a value; the default is 20.0"),
+        (["--table", "5", "--seed=3", "--tabel=3"], "unknown option"),
+        (["--table", "5", "--config", "nowhere.py"], "nowhere.py: no such file"),
+    ],
+)
+def test_mistakes_are_one_line(planted, tmp_path, arguments, message, monkeypatch, capsys):
+    from em3_jax.reproduce import __main__ as command
+
+    whole = ["reproduce", "--data", str(planted.root), "--out", str(tmp_path / "out"), *arguments]
+    monkeypatch.setattr(sys, "argv", whole)
+    assert message in user_error(command.main)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tables_of_a_dataset(planted):
+    made = [
+        tables.make(number, planted, {"features": ("image", "text"), "history_length": 20}) for number in tables.NUMBERS
+    ]
+    labels = [[row.label for group in table.groups for row in group.rows] for table in made]
+    assert labels[1] == ["baseline (IDs alone)", "only image", "only text", "image & text", "video & text"]
+    assert made[1].runs["only_image_first_text"].changes == {"data.features": ("image[0]", "text")}
+    assert [row.paper for row in made[1].groups[0].rows] == [0.7016, 0.7024, 0.7022, 0.7027, 0.7033]
+    assert len(made[0].groups) == 1  # planted data have no conversions
+    for table in made:
+        used = {row.run for group in table.groups for row in group.rows}
+        needs = {name for run in table.runs.values() for name in (run.init_from, run.vectors_of) if name}
+        assert set(table.runs) == used | needs
+    one = tables.make(2, planted, {"features": ("text",)})
+    assert [row.label for row in one.groups[0].rows] == ["baseline (IDs alone)", "only text"] and set(one.runs) == {
+        "id_only",
+        "em3",
+    }
+
+
+def test_gains_are_counted_as_the_paper_counts_them():
+    """Tables 1 to 7 print 0.256 %, 0.242 %, ... of these AUCs."""
+    rows = [{"auc": {"values": [0.7016], "mean": 0.7016}, "paper_auc": 0.7016}]
+    rows += [{"auc": {"values": [auc], "mean": auc}, "paper_auc": auc} for auc in (0.7033, 0.7029, 0.7021)]
+    for row in rows:
+        report._compare(row, rows[0])
+    assert [f"{row['gain']:.3f}" for row in rows[1:]] == ["0.242", "0.185", "0.071"]
+    assert [f"{row['paper_gain']:.3f}" for row in rows[1:]] == ["0.242", "0.185", "0.071"]
+
+
+def test_options_become_values_of_the_type_they_replace():
+    assert runs.parse_value("a", "3", 1.0) == 3.0 and isinstance(runs.parse_value("a", "3", 1.0), float)
+    assert runs.parse_value("a", "image, text", ("x",)) == ("image", "text")
+    assert runs.parse_value("a", "(16,)", (1, 2)) == (16,)
+    assert runs.parse_value("a", "5", "name") == "5"
