@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from em3_jax import cli, evaluators, experiment, workdir
+from em3_jax import cli, evaluators, experiment, trees, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.format import SPLITS
 from em3_jax.types import UserError
@@ -43,6 +43,7 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     logits = evaluators.predict(source, lambda batch: parts.predict(state, batch))
     rows, label = np.asarray(source.rows), config["data"]["label"]
     share = parts.eval.popular_share
+    sizes = {name: leaf.size for name, leaf in trees.named_leaves(state.params).items()}
     report = evaluators.evaluate(parts.dataset, rows, logits, parts.feature_sets, share, label)
     result = {
         "split": split,
@@ -51,6 +52,10 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
         "config": config,
         "data_hash": record["data_hash"],
         "commit": record["commit"],
+        "parameters": {
+            "dense": sum(sizes.values()),
+            "fusion": sum(n for name, n in sizes.items() if "/fusion/" in name),
+        },
         "slices": report,
     }
     np.save(directory / f"eval_{split}_logits.npy", logits)

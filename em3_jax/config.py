@@ -1,6 +1,7 @@
 """Between a config and the functions it speaks to: every key of a section must be a parameter, and every parameter set."""
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -62,14 +63,31 @@ def part(where: str, name: str, known: Mapping[str, Callable]) -> Callable:
     return found
 
 
+def own_files(section: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> sha256 of the user's files that a config takes parts from."""
+    found = {}
+    for value in section.values():
+        if isinstance(value, Mapping):
+            found |= own_files(value)
+        elif isinstance(value, str) and _file(value.partition(":")[0]).is_file() and ":" in value:
+            path = _file(value.partition(":")[0])
+            found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _file(source: str) -> Path:
+    return Path(source if source.endswith(".py") else f"{source}.py")
+
+
 def _import(where: str, source: str) -> Any:
-    path = Path(source).with_suffix(".py") if not source.endswith(".py") else Path(source)
+    path = _file(source)
     try:
         if not path.is_file():
             return importlib.import_module(source)
-        spec = importlib.util.spec_from_file_location(path.stem, path.absolute())
+        name = f"own_{path.stem}"  # not the name of a module that is there already
+        spec = importlib.util.spec_from_file_location(name, path.absolute())
         module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(path.stem, module)  # dataclasses look their module up there
+        sys.modules[name] = module  # dataclasses look their module up there
         spec.loader.exec_module(module)
         return module
     except ModuleNotFoundError as error:

@@ -44,6 +44,7 @@ def claim(workdir: str | Path, config: Mapping[str, Any], data_hash: str, featur
         "config": config,
         "data_hash": data_hash,
         "features": dict(features),
+        "own_files": config_.own_files(config),
         "commit": _commit(),
         "packages": _versions(),
     }
@@ -59,7 +60,7 @@ def claim(workdir: str | Path, config: Mapping[str, Any], data_hash: str, featur
 
 
 def read(workdir: str | Path) -> dict[str, Any]:
-    """The record of a run: config, data_hash, features, commit, packages."""
+    """The record of a run: config, data_hash, features, own_files, commit, packages."""
     path = Path(workdir) / "run.json"
     if not path.exists():
         raise UserError(f"{path}: file missing; is {workdir} the --workdir of a `train.py` run?")
@@ -70,13 +71,18 @@ def read(workdir: str | Path) -> dict[str, Any]:
 
 
 def check_data(workdir: str | Path, record: Mapping[str, Any], data_hash: str, features: Mapping[str, str]) -> None:
-    """Refuses a dataset or feature sets other than those the run was trained on."""
+    """Refuses a dataset, feature sets or files of the user's own other than those the run was trained with."""
     root = record["config"]["data"]["root"]
     if record["data_hash"] != data_hash:
         raise UserError(
             f"{workdir}: belongs to another dataset: the data in {root} have hash {data_hash[:12]}, the run was made with "
             f"{record['data_hash'][:12]}; choose another --workdir or restore the dataset"
         )
+    for name, found in config_.own_files(record["config"]).items():
+        if record.get("own_files", {}).get(name, found) != found:
+            raise UserError(
+                f"{workdir}: {name} has changed since it was trained; choose another --workdir or restore the file"
+            )
     for name, found in features.items():
         if record.get("features", {}).get(name, found) != found:
             raise UserError(

@@ -92,6 +92,11 @@ def test_a_run_with_own_parts_learns_and_is_evaluated(planted, in_folder):
     logits = np.load(in_folder / "run" / "eval_test_logits.npy")
     assert np.isfinite(logits).all() and logits.std() > 0
 
+    (in_folder / "mine.py").write_text(FILE.replace("1e9", "1e8"), "utf-8")
+    changed = "mine.py has changed since it was trained"
+    assert changed in user_error(evaluation.evaluate, in_folder / "run", "test")
+    assert changed in user_error(train.train, settings.to_dict(), in_folder / "run")
+
 
 def test_the_own_loss_is_the_one_that_is_minimised(planted, in_folder):
     built = experiment.build(my_config(planted).to_dict(), lambda rows, size: 1)

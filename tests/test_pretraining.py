@@ -12,6 +12,7 @@ from em3_jax.checkpoint import Checkpoints
 from em3_jax.data import catalogue
 from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.synthetic import synthetic
+from em3_jax.parts import fusion
 from tests.conftest import user_error
 from tests.test_train import small_config
 
@@ -36,47 +37,33 @@ def pretrained(own, tmp_path_factory):
     return directory
 
 
-def contrast_in_numpy(parts, state, source) -> float:
+def contrast_in_numpy(module, params, tokens, masks) -> float:
     """Mean over modalities of InfoNCE between each modality's view and the others', in both directions."""
-    batch = source[0]
     losses = []
-    tokens = {name: np.asarray(table)[batch["item_id"]] for name, (table, _) in parts.feature_tables.items()}
-    masks = {name: np.asarray(mask)[batch["item_id"]] for name, (_, mask) in parts.feature_tables.items()}
     for alone in sorted(tokens):
-        views, valid = [], batch["item_mask"]
-        for chosen in (lambda name, alone=alone: name == alone, lambda name, alone=alone: name != alone):
-            kept = {name: mask & chosen(name) for name, mask in masks.items()}
-            tables = {name: (tokens[name], kept[name]) for name in tokens}
-            local = parts.source[0] | {"item_id": np.arange(len(valid), dtype=np.int32), "item_mask": valid}
-            views.append(embed_with(state, tables, local))
+        views, valid = [], np.ones(len(next(iter(masks.values()))), bool)
+        for side in (True, False):
+            kept = {name: mask & ((name == alone) == side) for name, mask in masks.items()}
+            views.append(np.asarray(module.apply({"params": params}, tokens, kept, train=False), np.float64))
             valid = valid & np.stack([mask.any(axis=1) for mask in kept.values()]).any(axis=0)
         left, right = (view[valid] / np.linalg.norm(view[valid], axis=1, keepdims=True) for view in views)
-        logits = left.astype(np.float64) @ right.T / 0.1
-        for matrix in (logits, logits.T):
-            losses.append(np.mean(np.log(np.exp(matrix).sum(axis=1)) - np.diag(matrix)))
+        logits = left @ right.T / 0.1
+        losses += [np.mean(np.log(np.exp(matrix).sum(axis=1)) - np.diag(matrix)) for matrix in (logits, logits.T)]
     return float(np.mean(losses))
-
-
-def embed_with(state, tables, batch):
-    from em3_jax import parts, step
-
-    settings = pretraining_config.settings
-    module = parts.fusion(settings["fusion"], settings["fusion_settings"])
-    inputs = step.inputs_of(None, tables, batch)
-    return np.asarray(
-        module.apply({"params": state.params["model"]["fusion"]}, inputs.tokens, inputs.tokens_mask, train=False)
-    )
 
 
 def test_the_loss_is_the_contrast_of_views(own):
     config = pretraining_config(own)
-    pretraining_config.settings = config.model.to_dict()
     parts = experiment.build(config.to_dict(), lambda rows, size: 1)
     state = parts.init()
     assert state.tables == {}
     _, held_out = catalogue.hold_out(own.num_items, 0.1)
-    source = catalogue.CataloguePass(held_out, 256, ())
-    assert parts.validate(state)["contrast_loss"] == pytest.approx(contrast_in_numpy(parts, state, source), rel=1e-4)
+    tables = {name: [np.asarray(x)[held_out] for x in table] for name, table in parts.feature_tables.items()}
+    tokens = {name: table[0].astype(np.float32) for name, table in tables.items()}
+    masks = {name: table[1] for name, table in tables.items()}
+    module = fusion(config.model.fusion, config.model.fusion_settings.to_dict())
+    expected = contrast_in_numpy(module, state.params["model"]["fusion"], tokens, masks)
+    assert parts.validate(state)["contrast_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_pretraining_learns_what_held_out_items_look_like(own, pretrained):

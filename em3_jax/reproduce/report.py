@@ -36,6 +36,7 @@ def _read_row(row: Row, root: Path, seeds: int, commits: set) -> dict[str, Any]:
         "label": row.label,
         "run": row.run,
         "paper_auc": row.paper,
+        "fusion_parameters": reports[0]["parameters"]["fusion"],
         "n": parts["all"]["n"],
         "n_cold": parts[COLD]["n"],
         "bayes_auc": parts["all"].get("bayes_auc"),
@@ -85,13 +86,13 @@ def markdown(result: dict[str, Any], command: str) -> str:
 
 def _rows(rows: list[dict]) -> list[str]:
     cold, bayes = rows[0]["n_cold"] > 0, rows[0]["bayes_auc"] is not None
-    header = ["method", "AUC", "AUC gain", "p", "GAUC", "logloss"]
+    header = ["method", "AUC", "AUC gain", "p", "GAUC", "logloss", "parameters of the fusion module"]
     header += [f"AUC, {rows[0]['n_cold']:,} rows of cold items"] * cold + ["paper: AUC", "paper: gain"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         cells = [row["label"], _mean(row["auc"]), _percent(row["gain"]) if row is not rows[0] else "-"]
         cells += [f"{row['p']:.2g}" if row["p"] is not None else "-", _mean(row["gauc"]), _mean(row["logloss"])]
-        cells += [_mean(row["auc_cold"])] * cold
+        cells += [f"{row['fusion_parameters']:,}", *[_mean(row["auc_cold"])] * cold]
         cells += [f"{row['paper_auc']:.4f}" if row["paper_auc"] else "-"]
         cells += [_percent(row["paper_gain"]) if row["paper_gain"] and row is not rows[0] else "-"]
         lines.append("| " + " | ".join(cells) + " |")
