@@ -11,27 +11,29 @@ from em3_jax import sharding, step
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.fields import Field, Fields
 from em3_jax.models.ranking import field_embeddings
+from em3_jax.parts import BACKBONES
 from em3_jax.tasks.ranking import ranking
+from tests.conftest import user_error
 
 B, T, W = 24, 5, 8
 CONTENTS = ["none", "end_to_end"]
 KEY = jax.random.key(0)
 
 
-def model_settings(content: str) -> dict:
+def model_settings(content: str, **changes) -> dict:
     settings = base.ranking().model.to_dict()
     settings["content"] = content
     settings["backbone_settings"] |= {"hidden": (16,), "attention_hidden": 8}
     settings["fusion_settings"] |= {"width": 8, "ffn_width": 16}
     settings["cic"] |= {"negatives": 4, "width": 8, "id_fields": ("item", "category")}
-    return settings
+    return settings | changes
 
 
 class Setting:
     """A model with random parameters, a batch of the planted data, and compiled functions of (params, inputs)."""
 
-    def __init__(self, planted, content: str):
-        self.task = ranking(planted.fields, **model_settings(content))
+    def __init__(self, planted, content: str, **changes):
+        self.task = ranking(planted.fields, **model_settings(content, **changes))
         builder = BatchBuilder(planted, history_length=T, unknown_alpha=0.0, unknown_floor={})
         batch = builder(self.choose_rows(planted), buckets=Buckets(128, 256))
         batch["history_mask"][0] = False  # a user without a history
@@ -179,6 +181,43 @@ def test_with_content_the_features_of_candidate_and_history_matter(setting):
         tokens = edited(s.inputs.tokens, item, lambda x: x + 1 + np.arange(x.shape[-1]) % 3)
         mask = edited(s.inputs.tokens_mask, item, np.ones_like)
         assert abs(s.logits(s.inputs._replace(tokens=tokens, tokens_mask=mask))[-1] - before) > 1e-4
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_content_plugs_into_every_backbone(setting, backbone):
+    s = setting("end_to_end", backbone=backbone)
+    (loss, _), (of_params, of_rows, _) = s.loss_and_gradients(s.inputs)
+    assert np.isfinite(loss) and np.any(of_rows)
+    for part in (of_params["model"]["fusion"], of_params["model"]["backbone"], of_params["cic"]):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(part))
+        assert any(np.any(leaf) for leaf in jax.tree.leaves(part))
+    assert not setting("none", backbone=backbone).task.uses_content
+
+
+def test_the_item_part_alone_does_not_read_the_content_of_histories(setting):
+    whole = setting("end_to_end")
+    newest = whole.inputs.batch["history_position"][-1, -1]
+    assert newest not in whole.inputs.batch["item_position"]
+    tokens = edited(whole.inputs.tokens, newest, lambda x: x + 1 + np.arange(x.shape[-1]) % 3)
+    mask = edited(whole.inputs.tokens_mask, newest, np.ones_like)
+    for parts, reads in ((("item",), False), (("user",), True), (("item", "user"), True)):
+        s = setting("end_to_end", content_parts=parts)
+        moved = s.logits(s.inputs._replace(tokens=tokens, tokens_mask=mask))
+        assert (moved[-1] != s.logits(s.inputs)[-1]) == reads, parts
+        assert ("content_attention" in s.params["model"]) == reads
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"content_parts": ()}, "config.model.content_parts is empty"),
+        ({"content_parts": ("items",)}, "config.model.content_parts 'items' is unknown; did you mean 'item'?"),
+        ({"backbone": "deepfn"}, "config.model.backbone 'deepfn' is unknown; did you mean 'deepfm'?"),
+        ({"loss": "bce"}, "config.model.loss 'bce' is unknown"),
+    ],
+)
+def test_unknown_parts_are_one_line(planted, changes, message):
+    assert message in user_error(lambda: ranking(planted.fields, **model_settings("end_to_end", **changes)))
 
 
 def test_the_loss_is_the_ranking_loss_plus_alpha_times_cic(setting):
