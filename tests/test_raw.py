@@ -376,4 +376,4 @@ def test_the_shipped_variant_takes_its_encoders_from_the_command_line():
     assert set(config.model.encoders) == {"image", "text"} and not any(config.model.encoders.values())
     config.model.encoders.text = "folder"
     assert config.to_dict()["model"]["content"] == "raw"
-    assert config.optim.multipliers[0] == ("^encoders/", 0.0)
+    assert config.optim.multipliers == (("^encoders/", 0.0), *em3_movielens.get_config().optim.multipliers)
