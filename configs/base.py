@@ -23,12 +23,13 @@ def ranking() -> ConfigDict:
                 "history_length": 50,  # T
                 "batch_size": 1024,  # B
                 "order": "shuffled",  # or chronological
+                "most_rows_per_user": 0,  # training rows of a user, drawn once; 0 = all
                 "unknown_alpha": 0.25,  # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
                 "unknown_floor": {"user": 0.0},  # field -> least such probability
             },
             "model": {
                 "content": "end_to_end",  # or none: the ID-only baseline; pre_extracted: vectors as they are; raw: with encoders
-                "content_parts": ("item", "user"),  # c_A, u_A (table 6)
+                "content_parts": ("item", "user"),  # c_A, u_A (table 6); similarity: cosines with the history
                 "content_score": "dot",  # target attention on content: dot or mlp
                 "content_hidden": 32,
                 "encoders": {},  # raw feature set -> folder of its encoder; "" = not used

@@ -12,4 +12,13 @@ def get_config(arg: str = ""):
     config = base.ranking()
     config.data.root = "data/tiktok"
     config.data.features = ("image", "audio")
+    config.data.history_length = 5  # validation histories hold two items in the median
+    config.data.most_rows_per_user = 40  # else 71 % of the rows belong to users with more than 50 clicks
+    config.data.unknown_floor.user = 0.9
+    config.model.fusion_settings.width = 32
+    config.model.fusion_settings.ffn_width = 64
+    config.model.fusion_settings.dropout = 0.3
+    config.train.epochs = 15.0
+    config.train.eval_every = 70
+    config.eval.batch_size = 4096
     return base.variant(config, arg)

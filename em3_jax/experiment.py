@@ -16,7 +16,7 @@ from em3_jax.checkpoint import Checkpoints
 from em3_jax.data import catalogue
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
-from em3_jax.data.pipeline import TrainingSource, evaluation_source, training_source
+from em3_jax.data.pipeline import TrainingSource, evaluation_source, training_rows, training_source
 from em3_jax.tasks import Task
 from em3_jax.tasks.pretraining import METRICS, pretraining
 from em3_jax.tasks.ranking import ranking
@@ -38,6 +38,7 @@ class DataSettings(NamedTuple):
       history_length: T.
       batch_size: B, of all devices together.
       order: "shuffled" or "chronological".
+      most_rows_per_user: training rows of a user, see `pipeline.training_rows`; 0 = all.
       unknown_alpha, unknown_floor: random replacement of ids by `unknown` in training, see `BatchBuilder`.
     """
 
@@ -48,6 +49,7 @@ class DataSettings(NamedTuple):
     history_length: int
     batch_size: int
     order: str
+    most_rows_per_user: int
     unknown_alpha: float
     unknown_floor: Mapping[str, float]
 
@@ -235,14 +237,16 @@ def _ranking(config, dataset, data, table_settings, eval_settings, mesh, num_ste
 
         return report
 
+    rows = training_rows(dataset, data.label, data.most_rows_per_user)
     work = _Work(
         task=task,
         source=training_source(
             builder,
+            rows,
             batch_size=data.batch_size,
             seed=config["seed"],
             order=data.order,
-            num_steps=num_steps(len(dataset.split_rows("train", data.label)), data.batch_size),
+            num_steps=num_steps(len(rows), data.batch_size),
         ),
         evaluation=evaluation,
         headline=("auc", "gauc", "logloss"),

@@ -13,6 +13,7 @@ import numpy as np
 
 from em3_jax import rng
 from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.data.format import Dataset
 from em3_jax.types import Batch, UserError
 
 
@@ -86,9 +87,27 @@ def _take(rows: np.ndarray | range, index: np.ndarray) -> np.ndarray:
     return rows.start + index if isinstance(rows, range) else np.asarray(rows[index])
 
 
-def training_source(builder: BatchBuilder, *, batch_size: int, seed: int, order: str, num_steps: int) -> TrainingSource:
+def training_rows(dataset: Dataset, label: str, most_per_user: int) -> np.ndarray | range:
+    """The training rows that have the label, in time order; of each user at most so many, drawn once; 0 = all.
+
+    A few users with long logs otherwise make most of the loss, and validation has another mix. The same number of examples for every user is
+    what YouTube trains on (Covington et al., Deep Neural Networks for YouTube Recommendations, 2016, section 3.4).
+    """
+    rows = dataset.split_rows("train", label)
+    if not most_per_user:
+        return rows
+    rows = np.asarray(rows)
+    user = dataset.interactions["user"][rows]
+    order = np.lexsort((rng.uniform_hash(rng.numpy_key(0, "most_per_user"), rows), user))
+    user = user[order]
+    rank = np.arange(len(rows)) - np.searchsorted(user, user)  # of a row among those of its user
+    return np.sort(rows[order[rank < most_per_user]])
+
+
+def training_source(
+    builder: BatchBuilder, rows: np.ndarray | range, *, batch_size: int, seed: int, order: str, num_steps: int
+) -> TrainingSource:
     """The training source; its bucket sizes are measured on the same batches whatever the seed, so the programs are the same."""
-    rows = builder.dataset.split_rows("train", builder.label)
     samples = [rows_of_step(rows, batch_size, 0, order, step) for step in range(8)]
     return TrainingSource(builder, rows, batch_size, seed, order, num_steps, builder.measure_buckets(samples))
 

@@ -13,9 +13,10 @@ from em3_jax.fields import Field, Fields, columns
 from em3_jax.models.attention import TargetAttention, entropy
 from em3_jax.models.backbones import Features
 from em3_jax.models.fusion.chunks import as_f32, in_chunks
+from em3_jax.models.similarity import history_similarity
 from em3_jax.types import Batch, UserError
 
-CONTENT_PARTS = ("item", "user")
+CONTENT_PARTS = ("item", "user", "similarity")
 
 
 def field_embeddings(rows: jax.Array, position: jax.Array, fields: Sequence[Field]) -> jax.Array:
@@ -45,7 +46,8 @@ class RankingModel(nn.Module):
       fusion: module from content tokens to item embeddings [S, D]; None is the ID-only model.
       fusion_chunk: most items that it sees at once in training, see `fusion.chunks`; 0 = all.
       content_score, content_hidden: of the attention on content, see `TargetAttention`.
-      content_parts: "item": the candidate's content c_A; "user": the user's content interest u_A; both: their product too.
+      content_parts: "item": the candidate's content c_A; "user": the user's content interest u_A; both: their product too;
+        "similarity": per modality how near the candidate is to the history, see `similarity`.
     """
 
     fields: Fields
@@ -105,6 +107,9 @@ class RankingModel(nn.Module):
             parts.append(interest)
         if len(parts) == 2:
             parts.append(parts[0] * parts[1])
+        if "similarity" in self.content_parts:
+            for name in sorted(tokens):
+                parts.append(history_similarity(tokens[name], tokens_mask[name], candidate, history, mask))
         return tuple(parts), out
 
     def embed(self, tokens: dict[str, jax.Array], tokens_mask: dict[str, jax.Array]) -> jax.Array:

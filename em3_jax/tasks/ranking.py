@@ -97,7 +97,7 @@ def _check_content(content: str, content_parts: tuple[str, ...], encoders: Mappi
     parts.check_choice("config.model.content", content, CONTENT)
     if not content_parts:
         raise UserError(
-            "config.model.content_parts is empty; name item, user or both, or set config.model.content=none"
+            "config.model.content_parts is empty; name some of item, user, similarity, or set config.model.content=none"
         )
     for part in content_parts:
         parts.check_choice("config.model.content_parts", part, CONTENT_PARTS)

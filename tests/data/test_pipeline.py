@@ -9,7 +9,7 @@ import pytest
 
 from em3_jax import sharding
 from em3_jax.data.batches import BatchBuilder, Buckets
-from em3_jax.data.pipeline import batches, evaluation_source, rows_of_step, training_source
+from em3_jax.data.pipeline import batches, evaluation_source, rows_of_step, training_rows, training_source
 from em3_jax.types import UserError
 
 SIZES = [(1, 1), (1, 5), (7, 3), (12, 4), (100, 7), (100, 100), (100, 101), (100, 999), (4096, 500), (5003, 611)]
@@ -22,7 +22,8 @@ def builder(tiny):
 
 
 def make_source(builder, *, batch_size=32, seed=0, order="shuffled", num_steps=12):
-    return training_source(builder, batch_size=batch_size, seed=seed, order=order, num_steps=num_steps)
+    rows = training_rows(builder.dataset, builder.label, 0)
+    return training_source(builder, rows, batch_size=batch_size, seed=seed, order=order, num_steps=num_steps)
 
 
 def run_of_rows(rows, batch_size: int, seed: int, order: str, epochs: int) -> np.ndarray:
@@ -73,6 +74,17 @@ def test_a_split_that_is_no_range_is_visited_row_by_row(tiny, builder, order):
     visited = run_of_rows(make_source(builder).rows, 32, 0, order, epochs=2).reshape(2, len(train))
     for epoch in visited if order == "chronological" else np.sort(visited):
         np.testing.assert_array_equal(epoch, train)
+
+
+@pytest.mark.parametrize("most", [1, 3, 10])
+def test_no_user_has_more_rows_than_allowed_and_none_loses_more_than_needed(tiny, most):
+    train = np.flatnonzero(tiny.rows["split"] == 0)
+    kept = training_rows(tiny.dataset, "click", most)
+    assert (np.diff(kept) > 0).all() and set(kept) <= set(train)
+    before, after = (np.bincount(tiny.rows["user"][rows], minlength=tiny.dataset.num_users) for rows in (train, kept))
+    np.testing.assert_array_equal(after, np.minimum(before, most))
+    assert before.max() > most  # else nothing was tried
+    assert [*training_rows(tiny.dataset, "click", 0)] == [*train]
 
 
 @pytest.mark.parametrize("num_rows", [3001, 20011], ids=["sorted", "feistel"])

@@ -7,7 +7,7 @@ import pytest
 
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, open_dataset
-from em3_jax.data.pipeline import training_source
+from em3_jax.data.pipeline import training_rows, training_source
 from em3_jax.data.readers.mmrec import Log, draw_negatives, mmrec
 from em3_jax.types import UserError
 
@@ -295,6 +295,8 @@ def test_tiktok(shared_data, tmp_path):
         assert dataset.features(name).mask.all()
     sets = tuple(map(dataset.features, ("image", "audio")))
     builder = BatchBuilder(dataset, history_length=50, unknown_alpha=0.25, unknown_floor={}, host_features=sets)
-    batch = training_source(builder, batch_size=256, seed=0, order="shuffled", num_steps=1)[0]
+    rows = training_rows(dataset, "click", 40)
+    assert np.bincount(dataset.interactions["user"][rows]).max() == 40
+    batch = training_source(builder, rows, batch_size=256, seed=0, order="shuffled", num_steps=1)[0]
     assert batch["history_position"].shape == (256, 50)
     assert batch["tokens"]["image"].shape == (len(batch["item_id"]), 1, 128)

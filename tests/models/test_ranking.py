@@ -200,11 +200,11 @@ def test_the_item_part_alone_does_not_read_the_content_of_histories(setting):
     assert newest not in whole.inputs.batch["item_position"]
     tokens = edited(whole.inputs.tokens, newest, lambda x: x + 1 + np.arange(x.shape[-1]) % 3)
     mask = edited(whole.inputs.tokens_mask, newest, np.ones_like)
-    for parts, reads in ((("item",), False), (("user",), True), (("item", "user"), True)):
+    for parts, reads in ((("item",), False), (("user",), True), (("item", "user"), True), (("similarity",), True)):
         s = setting("end_to_end", content_parts=parts)
         moved = s.logits(s.inputs._replace(tokens=tokens, tokens_mask=mask))
         assert (moved[-1] != s.logits(s.inputs)[-1]) == reads, parts
-        assert ("content_attention" in s.params["model"]) == reads
+        assert ("content_attention" in s.params["model"]) == ("user" in parts)
 
 
 @pytest.mark.parametrize(
