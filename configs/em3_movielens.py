@@ -35,7 +35,15 @@ def get_config(arg: str = ""):
     config.train.epochs = 20.0
     config.train.eval_every = 20
     config.train.patience = 8
-    return base.variant(config, arg, raw=raw, conversion=base.conversion)
+    return base.variant(config, arg, raw=raw, conversion=base.conversion, online=online)
+
+
+def online(config):
+    """One pass: content has no time to overfit, and CIC little to align with. Validation AUC over 2 seeds, IDs alone 0.7412."""
+    config = base.online(config)
+    config.optim.multipliers = ()
+    config.model.cic.weight = 0.01  # 0.7410; with 0.1 0.7371, and 0.7383 with content at 0.3 of the rate
+    return config
 
 
 def raw(config):

@@ -13,6 +13,7 @@ def get_config(arg: str = ""):
     config.data.root = "data/synthetic"
     config.data.features = ("image", "text")
     config.data.batch_size = 256
+    config.model.fusion_settings.dropout = 0.3  # validation AUC over 2 seeds: 0.7932, with 0.2 0.7919, without 0.7891
     config.model.cic.id_fields = ("item", "category")
     config.train.epochs = 20.0
     config.train.eval_every = 250

@@ -90,8 +90,8 @@ def _take(rows: np.ndarray | range, index: np.ndarray) -> np.ndarray:
 def training_rows(dataset: Dataset, label: str, most_per_user: int) -> np.ndarray | range:
     """The training rows that have the label, in time order; of each user at most so many, drawn once; 0 = all.
 
-    A few users with long logs otherwise make most of the loss, and validation has another mix. The same number of examples for every user is
-    what YouTube trains on (Covington et al., Deep Neural Networks for YouTube Recommendations, 2016, section 3.4).
+    A few users with long logs otherwise make most of the loss, and validation has another mix. YouTube trains on the same
+    number of examples for every user (Covington et al., Deep Neural Networks for YouTube Recommendations, 2016, section 3.4).
     """
     rows = dataset.split_rows("train", label)
     if not most_per_user:

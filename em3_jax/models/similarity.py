@@ -9,7 +9,7 @@ def history_similarity(
 ) -> jax.Array:
     """[B, 2] mean and largest cosine between the candidate and the items of the history; zeros without any.
 
-    Items are compared by the mean of their valid tokens, those without one are similar to nothing. SimTier (Sheng et al., Enhancing
+    Items are compared by the mean of their valid tokens; one without any is similar to nothing. SimTier (Sheng et al., Enhancing
     Taobao Display Advertising with Multimodal Representations, 2024) gives a ranker the histogram of the same cosines.
 
     Args:

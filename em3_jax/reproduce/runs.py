@@ -199,7 +199,8 @@ def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
     context = multiprocessing.get_context("spawn")
     before = signal.signal(signal.SIGTERM, _interrupt)
     cache = str(Path(next(iter(jobs.values())).root) / "compiled")
-    with futures.ProcessPoolExecutor(parallel, context, initializer=_as_worker, initargs=(cache,)) as pool:
+    initargs = (cache, context.Value("i", 0), parallel)
+    with futures.ProcessPoolExecutor(parallel, context, initializer=_as_worker, initargs=initargs) as pool:
         try:
             while waiting or running:
                 ready = [job for job in waiting.values() if set(job.needs) <= done]
@@ -225,7 +226,12 @@ def _interrupt(*_) -> None:
     raise KeyboardInterrupt
 
 
-def _as_worker(cache: str) -> None:
+def _as_worker(cache: str, started: Any, parallel: int) -> None:
+    with started.get_lock():
+        number, started.value = started.value, started.value + 1
+    cores = sorted(os.sched_getaffinity(0))
+    if 1 < parallel <= len(cores):  # else the threads of one run wait for cores that another's are using
+        os.sched_setaffinity(0, cores[number % parallel :: parallel])
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)  # the seeds of a run share its programs
     # Ctrl-C reaches the whole group; the parent passes it on as SIGTERM, which training knows and all else may outlast.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -14,12 +14,6 @@ SCORES = {"dot": DotScore, "mlp": MLPScore}
 EMPTY = 2  # the example without a history
 
 
-@pytest.fixture(autouse=True)
-def full_precision():
-    with jax.default_matmul_precision("float32"):
-        yield
-
-
 def make_arguments(events: bool) -> list:
     """(items, candidate, history, mask[, events, event_position]) with one empty history and one full."""
     random = np.random.default_rng(0)

@@ -19,12 +19,6 @@ class TwoLayers(nn.Module):
         return LoRADense(D, self.lora, name="top")(LoRADense(E, self.lora, name="bottom")(x))
 
 
-@pytest.fixture(autouse=True)
-def full_precision():
-    with jax.default_matmul_precision("float32"):
-        yield
-
-
 def make(stop_gradient: str):
     """(module, random params, x [B, E])."""
     module = TwoLayers(LoRA(R, stop_gradient))

@@ -16,12 +16,6 @@ SETTINGS = BackboneSettings(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def full_precision():
-    with jax.default_matmul_precision("float32"):
-        yield
-
-
 @functools.cache
 def features(content: bool = True, events: bool = True) -> Features:
     random = np.random.default_rng(0)

@@ -19,12 +19,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def full_precision():
-    with jax.default_matmul_precision("float32"):  # accelerators round f32 products to TF32 or bf16 unless told not to
-        yield
-
-
 def torch_model(name, **config):
     """A torch model whose small parameters are random too: fresh biases are zero, which hides errors."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

@@ -13,12 +13,6 @@ TOLERANCE = 1e-4
 SMALL = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "window_size": 4}
 
 
-@pytest.fixture(autouse=True)
-def full_precision():
-    with jax.default_matmul_precision("float32"):  # accelerators round f32 products to TF32 or bf16 unless told not to
-        yield
-
-
 def torch_swin(**config):
     """A torch Swin whose small parameters are random too: fresh biases and bias tables are zero, which hides errors."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

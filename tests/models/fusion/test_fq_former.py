@@ -27,12 +27,6 @@ LAYERS = [1, 2]
 TARGET = np.cos(np.arange(S * D, dtype=np.float32)).reshape(S, D)
 
 
-@pytest.fixture(autouse=True)
-def full_precision():
-    with jax.default_matmul_precision("float32"):
-        yield
-
-
 @functools.cache
 def make_model(layers: int):
     """(random params, compiled (params, tokens, mask) -> [S, D])."""

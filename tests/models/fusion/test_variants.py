@@ -25,12 +25,6 @@ from tests.models.fusion.naive import (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def full_precision():
-    with jax.default_matmul_precision("float32"):
-        yield
-
-
 @functools.cache
 def make_model(name: str, layers: int, sizes: tuple = tuple(SIZES)):
     """(random params, compiled (params, tokens, mask) -> [S, D])."""
