@@ -157,7 +157,8 @@ def _cic(dataset: Dataset, data: Mapping[str, Any]) -> Table:
 
 def _item_and_user(dataset: Dataset, data: Mapping[str, Any]) -> Table:
     parts = [Run(f"only_{part}_part", "", {"model.content_parts": (part,)}) for part in ("item", "user")]
-    similarity = Run("only_similarity", "", FROZEN | {"model.content_parts": ("similarity",)})
+    nothing_to_train = {"model.content_parts": ("similarity",), "optim.multipliers": ()}
+    similarity = Run("only_similarity", "", FROZEN | nothing_to_train)
     everything = Run("all_parts", "", {"model.content_parts": ("item", "user", "similarity")})
     rows = [
         BASELINE,
