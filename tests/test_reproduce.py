@@ -13,6 +13,7 @@ from scipy import stats
 
 import eval as evaluation
 import train
+from em3_jax import experiment
 from em3_jax.reproduce import report, runs, tables
 from em3_jax.reproduce.__main__ import reproduce
 from tests.conftest import user_error
@@ -23,6 +24,7 @@ CHANGES = {
     "data.batch_size": 128, "data.history_length": 6, "model.backbone_settings.hidden": (16,), "train.epochs": 0.5,
     "model.fusion_settings.width": 16, "model.fusion_settings.ffn_width": 16, "model.cic.negatives": 16,
 }  # fmt: skip
+DATA = {"features": ("image",), "history_length": 50}
 
 
 def call(planted, out, numbers, seeds=2, **changes):
@@ -178,6 +180,17 @@ def test_the_tables_of_a_dataset(planted):
     }
 
 
+def test_the_runs_of_a_table_fit_a_config_that_slows_content_down(planted, tmp_path):
+    """Multipliers must match a parameter, and some runs have no such parameters."""
+    changes = {"data.features": ("image", "text"), "model.cic.id_fields": ("item",), "data.batch_size": 64}
+    needed = {name: run for number in (6, 7) for name, run in tables.make(number, planted, DATA).runs.items()}
+    config = str(ROOT / "configs" / "em3_movielens.py")
+    jobs = runs.make_jobs(needed, config=config, changes=changes, data=planted.root, seeds=1, root=tmp_path)
+    for job in jobs.values():
+        plain = job.config | {"data": job.config["data"] | {"root": str(planted.root), "features": ("image", "text")}}
+        assert experiment.build(plain, lambda rows, size: 1).headline
+
+
 def test_gains_are_counted_as_the_paper_counts_them():
     """Tables 1 to 7 print 0.256 %, 0.242 %, ... of these AUCs."""
     rows = [{"auc": {"values": [0.7016], "mean": 0.7016}, "paper_auc": 0.7016}]
@@ -186,6 +199,16 @@ def test_gains_are_counted_as_the_paper_counts_them():
         report._compare(row, rows[0])
     assert [f"{row['gain']:.3f}" for row in rows[1:]] == ["0.242", "0.185", "0.071"]
     assert [f"{row['paper_gain']:.3f}" for row in rows[1:]] == ["0.242", "0.185", "0.071"]
+
+
+def test_a_change_for_all_runs_leaves_alone_what_a_variant_sets(planted, tmp_path):
+    needed = {name: run for number in (4, 7) for name, run in tables.make(number, planted, DATA).runs.items()}
+    changes = {"train.epochs": 3.0, "eval.batch_size": 64, "optim.multipliers": (("^cic/", 0.5),), "tables.width": 4}
+    jobs = runs.make_jobs(needed, config=CONFIG, changes=changes, data=planted.root, seeds=1, root=tmp_path)
+    plain, pretraining, lora = (jobs[f"{name}-0"].config for name in ("em3", "pretraining", "length_50_lora"))
+    assert (plain["train"]["epochs"], plain["eval"]["batch_size"], plain["tables"]["width"]) == (3.0, 64, 4)
+    assert (pretraining["train"]["epochs"], pretraining["eval"]["batch_size"]) == (200.0, 256)
+    assert ("^model/fusion/", 0.0) in lora["optim"]["multipliers"] and lora["train"]["epochs"] == 3.0
 
 
 def test_options_become_values_of_the_type_they_replace():

@@ -40,7 +40,7 @@ def reproduce(
       seeds: 0 to seeds - 1.
       out: folder of the reports and, in `runs`, of the runs.
       config: config file.
-      changes: config key -> value for all runs.
+      changes: config key -> value for all runs, but where a run's variant has a value of its own.
       parallel: runs at once.
       command: to print on the pages.
     """
@@ -86,7 +86,10 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of the reports and the runs")
     parser.add_argument("--config", default="", help="config file (default: the one for the dataset's kind)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1); on CPUs more may be faster")
-    parser.epilog = "Further options --config.<key>=<value> change the config of all runs, as for train.py."
+    parser.epilog = (
+        "Further options --config.<key>=<value> change the config of all runs, as for train.py, but for keys that a "
+        "run's variant (online, pretraining, ...) sets itself."
+    )
     args, others = parser.parse_known_args()
     names = [str(number) for number in tables.NUMBERS] if args.table == "all" else args.table.split(",")
     for name in names:

@@ -4,6 +4,7 @@ import ast
 import concurrent.futures as futures
 import contextlib
 import copy
+import functools
 import importlib.util
 import json
 import multiprocessing
@@ -91,7 +92,7 @@ def make_jobs(runs: Mapping[str, Run], *, config: str, changes: Mapping[str, Any
 
     Args:
       config: file of the dataset's config.
-      changes: config key -> value for all runs.
+      changes: config key -> value for all runs, but where a run's variant has a value of its own.
       data: dataset folder.
       root: where the runs' folders go.
     """
@@ -103,12 +104,20 @@ def make_jobs(runs: Mapping[str, Run], *, config: str, changes: Mapping[str, Any
                 own["train.init_from"] = str(root / f"{run.init_from}-{seed}")
             if run.vectors_of:
                 own |= {"data.root": str(root / "data"), "data.features": (vector_set(run.vectors_of, seed),)}
-            made = settings(config, run.variant, {**changes, **run.changes, **own})
+            wanted = {key: value for key, value in changes.items() if key not in set_by_variant(config, run.variant)}
+            made = settings(config, run.variant, {**wanted, **run.changes, **own})
             needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
             vectors_of = f"{run.vectors_of}-{seed}" if run.vectors_of else ""
             job = Job(f"{run.name}-{seed}", str(root), made.to_dict(), needs, vectors_of, made.task == "ranking")
             jobs[job.name] = job
     return jobs
+
+
+@functools.cache
+def set_by_variant(config: str, variant: str) -> frozenset[str]:
+    """The keys that a variant of a config sets: one pass online is one pass, however many epochs the others take."""
+    plain, own = (load_config(config, name).to_dict() for name in ("", variant))
+    return frozenset(line.partition(":")[0].removeprefix("config.") for line in config_.differences(plain, own))
 
 
 def lookup(config: ConfigDict, key: str) -> Any:
