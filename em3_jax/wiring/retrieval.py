@@ -1,6 +1,7 @@
 """Users and items as vectors, all items ranked for each user: config -> `Work`."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from em3_jax import config as config_
 from em3_jax import parts, placement, sharding, wiring
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
+from em3_jax.data.item_graph import cached_item_graph, item_graph
 from em3_jax.data.pairs import PairSource, full_graph, training_pairs
 from em3_jax.models.retrieval import Adjacency, Graphs
 from em3_jax.retrieval_evaluation import HEADLINE, FullRanking
@@ -83,7 +85,7 @@ def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, i
     chosen = config_.call(ModelSettings, config["model"], "config.model")
     own = _with_weights(chosen.retrieval_settings, list(features))
     model = parts.retrieval(chosen.retrieval, own, pairs.num_users, pairs.num_items)
-    catalogue = Catalogue(features, Graphs(Adjacency(*full_graph(pairs)), {}))
+    graphs = Graphs(Adjacency(*full_graph(pairs)), _item_graphs(dataset, features, chosen.item_graph))
 
     def evaluate(predict: Callable) -> Callable:
         def report(state, name: str) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
@@ -96,7 +98,7 @@ def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, i
         task=retrieval_task(model),
         dataset=dataset,
         feature_sets=sets,
-        constants=jax.device_put(catalogue, sharding.replicated(mesh)),
+        constants=jax.device_put(Catalogue(features, graphs), sharding.replicated(mesh)),
         encoders={},
         source=PairSource(
             pairs,
@@ -130,6 +132,20 @@ def _with_weights(settings: Mapping[str, Any], modalities: list[str]) -> dict[st
     if total := sum(weights.values()):
         settings["modality_weights"] = {name: value / total for name, value in weights.items()}
     return settings
+
+
+def _item_graphs(
+    dataset: Dataset, features: dict[str, np.ndarray], settings: Mapping[str, Any]
+) -> dict[str, Adjacency]:
+    """{modality: its item graph}, kept beside the features; {} where config.model.item_graph.neighbours is 0."""
+    if settings.get("neighbours") == 0:
+        return {}
+    folder = dataset.root / "features"
+    make = item_graph
+    if features and os.access(folder, os.W_OK):
+        make = functools.partial(cached_item_graph, folder / ".item_graphs")
+    where = "config.model.item_graph"
+    return {name: Adjacency(*config_.call(make, settings, where, features=x)) for name, x in features.items()}
 
 
 def item_vectors(features: FeatureSet) -> np.ndarray:
