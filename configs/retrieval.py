@@ -28,8 +28,11 @@ def _defaults() -> ConfigDict:
             "model": {
                 "retrieval": "",
                 "retrieval_settings": {"width": 64},
-                "item_graph": {
-                    "neighbours": 0  # k of the item graphs, one a feature set; 0 = none
+                "item_graph": {  # one a feature set
+                    "neighbours": 0,  # k; 0 = no item graphs
+                    "include_self": True,  # whether an item is its own nearest neighbour
+                    "weights": "binary",  # or cosine
+                    "normalisation": "rows",  # or both
                 },
             },
             "optim": {  # Adam
@@ -143,6 +146,8 @@ def get_config(arg: str = "em3"):
         config.data.features = ()
     if arg in ON_ITEM_GRAPHS:
         config.model.item_graph.neighbours = 10
+    if arg == "lattice":
+        config.model.item_graph.weights = "cosine"
     if arg in PRUNED:
         config.data.edge_dropout = 0.8
     return config

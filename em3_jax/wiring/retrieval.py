@@ -47,6 +47,15 @@ class ModelSettings(NamedTuple):
     item_graph: Mapping[str, Any]
 
 
+class ItemGraphSettings(NamedTuple):
+    """config.model.item_graph: see `data.item_graph`; 0 neighbours = no graphs."""
+
+    neighbours: int
+    include_self: bool
+    weights: str
+    normalisation: str
+
+
 class EvalSettings(NamedTuple):
     """config.eval: `metric` that chooses the best step on validation; the others see `FullRanking`."""
 
@@ -138,14 +147,14 @@ def _item_graphs(
     dataset: Dataset, features: dict[str, np.ndarray], settings: Mapping[str, Any]
 ) -> dict[str, Adjacency]:
     """{modality: its item graph}, kept beside the features; {} where config.model.item_graph.neighbours is 0."""
-    if settings.get("neighbours") == 0:
+    settings = config_.call(ItemGraphSettings, settings, "config.model.item_graph")
+    if not settings.neighbours:
         return {}
     folder = dataset.root / "features"
     make = item_graph
     if features and os.access(folder, os.W_OK):
         make = functools.partial(cached_item_graph, folder / ".item_graphs")
-    where = "config.model.item_graph"
-    return {name: Adjacency(*config_.call(make, settings, where, features=x)) for name, x in features.items()}
+    return {name: Adjacency(*make(x, **settings._asdict())) for name, x in features.items()}
 
 
 def item_vectors(features: FeatureSet) -> np.ndarray:
