@@ -55,7 +55,8 @@ class Job(NamedTuple):
             raise UserError(
                 f"{self.directory}: made with another config ({'; '.join(changed[:3])}); choose another --out, or delete it"
             )
-        return (self.directory / "finished.json").exists()
+        wanted = ["finished.json"] + ["eval_test.json"] * self.evaluate
+        return all((self.directory / name).exists() for name in wanted)
 
 
 def _comparable(config: Mapping[str, Any]) -> dict:
@@ -176,10 +177,11 @@ def execute(job: Job) -> str:
             return result["stopped_by"]
         if job.evaluate:
             evaluation.evaluate(job.directory, "test")
-    finished = result | {"seconds": time.perf_counter() - began}
-    temporary = job.directory / "finished.tmp"
-    temporary.write_text(json.dumps(finished), encoding="utf-8")
-    os.replace(temporary, job.directory / "finished.json")
+    path = job.directory / "finished.json"
+    if not path.exists():  # or it was trained before, and only its evaluation was missing
+        temporary = job.directory / "finished.tmp"
+        temporary.write_text(json.dumps(result | {"seconds": time.perf_counter() - began}), encoding="utf-8")
+        os.replace(temporary, path)
     return ""
 
 
