@@ -59,9 +59,7 @@ def fusion(name: str, settings: Mapping[str, Any], section: str = "config.model"
     check_choice(f"{where}.lora.stop_gradient", lora.stop_gradient, STOP_GRADIENTS)
     settings = config.call(fusion_.FusionSettings, dict(settings) | {"lora": lora}, where)
     if settings.width % settings.heads:
-        raise UserError(
-            f"{where}: {settings.heads} heads do not divide the width {settings.width}; change one"
-        )
+        raise UserError(f"{where}: {settings.heads} heads do not divide the width {settings.width}; change one")
     return made(settings)
 
 

@@ -1,15 +1,15 @@
 """Item graphs: every item reads the k items whose features are nearest by cosine.
 
-With s the cosine, N_i the k nearest of item i, and S_ij = s(i, j) ("cosine", LATTICE eq. 3-4) or 1 ("binary", FREEDOM) for j in N_i,
-else 0, the matrix is (LATTICE eq. 5)
+With s the cosine and N_i the k nearest of item i, S_ij is s(i, j) ("cosine", LATTICE) or 1 ("binary", FREEDOM) for j in N_i, else
+0, and the graph is
 
-    S_ij / sqrt(d_i d_j),   d_i = sum_j S_ij                          normalisation "rows", as both papers have it
-    S_ij / sqrt(d_i e_j),   e_j = sum_i S_ij                          normalisation "both", the symmetric one of a directed graph
+    S_ij / sqrt(d_i d_j),   d_i = sum_j S_ij      normalisation "rows", as both papers have it
+    S_ij / sqrt(d_i e_j),   e_j = sum_i S_ij      normalisation "both", the symmetric one of a directed graph
 
-"rows" on a binary graph gives every entry 1 / k, which is what their released code and that of EM3 compute. "both" lets an item
-that is near to many speak less to each. Negative cosines count as 0. An item without content (a zero vector) reads none and is read
-by none. Who is nearest, ties included, does not depend on the blocks: near the k-th place cosines are computed
-again in f64, and equal ones go by index.
+"rows" on a binary graph gives every entry 1 / k, which is what the released code of FREEDOM and EM3 computes. "both" lets an item
+that is near to many speak less to each. Negative cosines count as 0. An item without content (a zero vector) reads none and is
+read by none. Who is nearest, ties included, does not depend on the blocks: near the k-th place cosines are computed again in f64,
+and equal ones go by index.
 
 Letters: I items, E width of a feature, k neighbours.
 """

@@ -48,9 +48,7 @@ def dense(graph, items: int) -> np.ndarray:
 def test_graph_equals_brute_force(include_self, weights, normalisation, block_bytes, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK_BYTES", block_bytes)
     features = make_features()
-    graph = item_graph(
-        features, neighbours=3, include_self=include_self, weights=weights, normalisation=normalisation
-    )
+    graph = item_graph(features, neighbours=3, include_self=include_self, weights=weights, normalisation=normalisation)
     expected = brute_force(features, 3, include_self, weights, normalisation)
     np.testing.assert_allclose(dense(graph, 40), expected, rtol=1e-5, atol=1e-7)
     assert np.array_equal(graph.receiver, np.repeat(np.arange(40), 3))

@@ -46,7 +46,9 @@ class Attention(nn.Module):
             dense = LoRADense(width, self.lora, name=name)
             parts = [dense(part) for part in parts]
             parts = [jnp.broadcast_to(part, (items, *part.shape[1:])) for part in parts]
-            return jnp.concatenate(parts, axis=1).reshape(items, -1, self.heads, width // self.heads)  # [S, N, H, D / H]
+            return jnp.concatenate(parts, axis=1).reshape(
+                items, -1, self.heads, width // self.heads
+            )  # [S, N, H, D / H]
 
         parts = (context,) if isinstance(context, jax.Array) else context
         query, key, value = split([x], "query"), split(parts, "key"), split(parts, "value")

@@ -13,7 +13,7 @@ class BM3(nn.Module):
 
         h_u = mean_k of LightGCN,  h_i = mean_k of LightGCN + e_i,  h_m = W_m f^m + b_m
         online: h~ = h W_p + b_p, one predictor for all;   target: h' = dropout(h), without gradient
-        L_rec = C(h~_u, h'_i) + C(h'_u, h~_i),  L_align = sum_m C(h~_m, h'_i),  L_mask = sum_m C(h~_m, h'_m),  C(x, y) = -cos(x, y)
+        L_rec = C(h~_u, h'_i) + C(h'_u, h~_i),  L_align = sum_m C(h~_m, h'_i),  L_mask = sum_m C(h~_m, h'_m),  C = -cosine
         L = L_rec + content_weight (L_align + L_mask) + l2 (|h_u|^2 + |h_i|^2),  y_ui = <h~_u, h~_i>
 
     The negative item is not read.
@@ -47,19 +47,12 @@ class BM3(nn.Module):
         users, items = layer_mean(graphs.user_item, self.user_embedding, self.item_embedding, self.layers)
         return users, items + self.item_embedding
 
-    def __call__(
-        self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
         users, items = self.graph(graphs)
         return self.predictor(users), self.predictor(items)
 
     def loss(
-        self,
-        features: dict[str, jax.Array],
-        graphs: Graphs,
-        user: jax.Array,
-        positive: jax.Array,
-        negative: jax.Array,
+        self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         need_features(features, "BM3")
         users, items = self.graph(graphs)

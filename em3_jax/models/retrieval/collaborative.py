@@ -29,18 +29,11 @@ class BPR(nn.Module):
         self.user_embedding = self.param("user_embedding", xavier, (self.num_users, self.width))
         self.item_embedding = self.param("item_embedding", xavier, (self.num_items, self.width))
 
-    def __call__(
-        self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
         return self.user_embedding, self.item_embedding
 
     def loss(
-        self,
-        features: dict[str, jax.Array],
-        graphs: Graphs,
-        user: jax.Array,
-        positive: jax.Array,
-        negative: jax.Array,
+        self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self(features, graphs, train=True)
         ranking = pairwise_loss(users[user], items[positive], items[negative])
@@ -61,7 +54,5 @@ class LightGCN(BPR):
 
     layers: int
 
-    def __call__(
-        self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
         return layer_mean(graphs.user_item, self.user_embedding, self.item_embedding, self.layers)

@@ -55,7 +55,9 @@ class Projections(nn.Module):
     def __call__(self, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
         result = {}
         for name in sorted(features):
-            kernel = self.param(f"{name}_kernel", nn.initializers.xavier_normal(), (features[name].shape[1], self.width))
+            kernel = self.param(
+                f"{name}_kernel", nn.initializers.xavier_normal(), (features[name].shape[1], self.width)
+            )
             result[name] = product(features[name], kernel)
             if self.bias:
                 result[name] += self.param(f"{name}_bias", nn.initializers.zeros, (self.width,))

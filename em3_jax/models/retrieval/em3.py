@@ -65,18 +65,11 @@ class EM3(nn.Module):
         users, items = layer_mean(graphs.user_item, users, ids, self.layers)
         return users, items + along_items(graphs.items, weights, ids, self.item_layers)
 
-    def __call__(
-        self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
         return self.towers(self.content(features, train), graphs)
 
     def loss(
-        self,
-        features: dict[str, jax.Array],
-        graphs: Graphs,
-        user: jax.Array,
-        positive: jax.Array,
-        negative: jax.Array,
+        self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         content = self.content(features, True)
         users, items = self.towers(content, graphs)

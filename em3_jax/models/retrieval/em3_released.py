@@ -136,9 +136,7 @@ class EM3AsReleased(nn.Module):
         self.fusion = ReleasedFusion(self.width, self.queries, self.dropout)
         self.content_head, self.id_head = _Linear(self.width), _Linear(self.width)
 
-    def __call__(
-        self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
         need_features(features, "EM3")
         weights = modality_weights(self.modality_weights, graphs.items)
         content = self.fusion(features, train=train)
@@ -148,12 +146,7 @@ class EM3AsReleased(nn.Module):
         return users, items + along_items(graphs.items, weights, ids, 1)
 
     def loss(
-        self,
-        features: dict[str, jax.Array],
-        graphs: Graphs,
-        user: jax.Array,
-        positive: jax.Array,
-        negative: jax.Array,
+        self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self(features, graphs, train=True)
         ranking = pairwise_loss(users[user], items[positive], items[negative])

@@ -50,9 +50,7 @@ class LATTICE(nn.Module):
         self.content = Projections(self.width)
         self.modality_logits = Logits()
 
-    def __call__(
-        self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
         need_features(features, "LATTICE")
         projected = self.content(features)
         weight = dict(zip(sorted(projected), nn.softmax(self.modality_logits(len(projected))), strict=True))
@@ -65,12 +63,7 @@ class LATTICE(nn.Module):
         return users, items + unit(h)
 
     def loss(
-        self,
-        features: dict[str, jax.Array],
-        graphs: Graphs,
-        user: jax.Array,
-        positive: jax.Array,
-        negative: jax.Array,
+        self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self(features, graphs, train=True)
         rows = users[user], items[positive], items[negative]

@@ -59,19 +59,12 @@ class SLMRec(nn.Module):
         views = [layer_mean(graphs.user_item, self.user_embedding, start, self.layers) for start in starts]
         return [users for users, _ in views], [items for _, items in views]
 
-    def __call__(
-        self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
         users, items = self.views(features, graphs)
         return self.user_join(jnp.concatenate(users, axis=1)), self.item_join(jnp.concatenate(items, axis=1))
 
     def loss(
-        self,
-        features: dict[str, jax.Array],
-        graphs: Graphs,
-        user: jax.Array,
-        positive: jax.Array,
-        negative: jax.Array,
+        self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self.views(features, graphs)
         users, items = [x[user] for x in users], [x[positive] for x in items]
@@ -94,7 +87,5 @@ class Alignment(nn.Module):
         for k, view in enumerate(modalities):
             width = self.width if k < len(modalities) - 1 else self.width // 2
             common = nn.Dense(width, kernel_init=xavier, name=f"common_{k}")(common)
-            total += info_nce(
-                common, nn.Dense(width, kernel_init=xavier, name=f"modality_{k}")(view), self.temperature
-            )
+            total += info_nce(common, nn.Dense(width, kernel_init=xavier, name=f"modality_{k}")(view), self.temperature)
         return total

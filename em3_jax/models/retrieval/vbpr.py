@@ -36,9 +36,7 @@ class VBPR(nn.Module):
         self.item_bias = self.param("item_bias", nn.initializers.zeros, (self.num_items,))
         self.content = Projections(self.content_width + 1, bias=False)  # W and, as its last column, b'
 
-    def __call__(
-        self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
         need_features(features, "VBPR")
         content = sum(self.content(features).values())  # [I, D + 1]
         content = content.at[:, -1].add(self.item_bias)
@@ -47,12 +45,7 @@ class VBPR(nn.Module):
         return users, jnp.concatenate([self.item_embedding, content], axis=1)
 
     def loss(
-        self,
-        features: dict[str, jax.Array],
-        graphs: Graphs,
-        user: jax.Array,
-        positive: jax.Array,
-        negative: jax.Array,
+        self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self(features, graphs, train=True)
         ranking = pairwise_loss(users[user], items[positive], items[negative])
