@@ -1,1 +1,1 @@
-"""The paper's tables by one command. 1-7: `tables` says what to run, `runs` runs it, `report` writes the pages. 10: `retrieval`."""
+"""The paper's tables by one command: `tables` says what to run, `runs` runs it, `report` writes; table 10 is `retrieval`."""

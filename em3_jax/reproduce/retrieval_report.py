@@ -100,8 +100,8 @@ def markdown(result: dict[str, Any], command: str) -> str:
     lines += [
         f"Test split; {result['seeds']} seeds: mean ± standard deviation. Each grid point ran on seed 0; the one with the best "
         "Recall@20 on validation ran on all seeds, and test was opened for it alone. Gain and p (paired t-test over the seeds, "
-        "not corrected for the number of rows) are of Recall@20 against FREEDOM. Paper: as printed, chosen by the score on test, one "
-        "seed. Logs: what the logs released with it score on test at the grid point that validation chooses.",
+        "not corrected for the number of rows) are of Recall@20 against FREEDOM. Paper: as printed, chosen by the score on test, "
+        "one seed. Logs: what the logs released with it score on test at the grid point that validation chooses.",
         "",
         f"    {command}",
         "",
