@@ -148,6 +148,7 @@ def get_config(arg: str = "em3"):
         config.model.item_graph.neighbours = 10
     if arg == "lattice":
         config.model.item_graph.weights = "cosine"
+        config.optim.learning_rate = 5e-4
     if arg in PRUNED:
         config.data.edge_dropout = 0.8
     return config

@@ -15,9 +15,9 @@ from tests.planted_pairs import planted_pairs
 
 ROOT = Path(__file__).parent.parent
 CONFIG = str(ROOT / "configs" / "retrieval.py")
-CHANGES = {"data.batch_size": 128, "model.retrieval_settings.width": 8, "train.epochs": 2.0}
+CHANGES = {"data.batch_size": 128, "model.retrieval_settings.width": 8, "train.epochs": 1.0}
 LAYERS = "model.retrieval_settings.layers"
-GRID = (Model("lightgcn", "LightGCN", {LAYERS: (1, 2)}), Model("freedom", "FREEDOM", {}))
+GRID = (Model("lightgcn", "LightGCN", {LAYERS: (1, 2)}), Model("freedom", "FREEDOM", {"data.edge_dropout": (0.5,)}))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def folders(tmp_path_factory) -> list[str]:
 
 
 def call(folders, out, **settings) -> str:
-    given = {"config": CONFIG, "changes": CHANGES, "parallel": 2, "command": "the command", "models": GRID}
+    given = {"config": CONFIG, "changes": CHANGES, "parallel": 1, "command": "the command", "models": GRID}
     return reproduce(folders, 2, str(out), **(given | settings))
 
 

@@ -1,7 +1,7 @@
 """Runs table 10: each grid point on seed 0, the one that validation chooses on all seeds. Test is opened for that one alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,7 @@ def reproduce(
     if len(folders) < len(data):
         raise UserError(f"--data {','.join(data)}: folders of the same name; rename one")
     root, left_out = Path(out) / "runs", {}
-    points: dict[
-        tuple[str, str], dict[str, Job]
-    ] = {}  # (dataset, model) -> name of the grid point -> its run on seed 0
+    points: dict[tuple[str, str], dict[str, Job]] = {}  # (dataset, model) -> grid point -> its run on seed 0
     for name, path in folders.items():
         has_content = any(folder.is_dir() for folder in (open_dataset(path).root / "features").glob("[!.]*"))
         for model in models:
@@ -53,26 +51,32 @@ def reproduce(
                 left_out.setdefault(name, []).append(model.label)
                 continue
             points[name, model.name] = {
-                point: _job(config, model, point, changes | own, path, root / name, 0)
+                point: _job(config, model, point, {**changes, **own}, path, root / name, 0)
                 for point, own in model.points().items()
             }
-    runs.run_all({job.name: job for jobs in points.values() for job in jobs.values()}, parallel)
-    final: dict[tuple[str, str], list[Job]] = {}
-    for (name, model_name), jobs in points.items():
-        point = max(jobs, key=lambda point: _valid(jobs[point]))  # of equal ones the first
-        model = next(model for model in models if model.name == model_name)
-        own = changes | model.points()[point]
-        made = [_job(config, model, point, own, folders[name], root / name, seed) for seed in range(seeds)]
-        final[name, model_name] = [job._replace(evaluate=True) for job in made]
-    runs.run_all({job.name: job for jobs in final.values() for job in jobs}, parallel)
-    result = retrieval_report.read(models, points, final, left_out, seeds)
+    _run(points.values(), parallel)
+    by_name = {model.name: model for model in models}
+    final: dict[tuple[str, str], dict[str, Job]] = {}  # (dataset, model) -> chosen grid point and seed -> its run
+    chosen = {key: max(jobs, key=lambda point: _valid(jobs[point])) for key, jobs in points.items()}
+    for (name, model_name), point in chosen.items():
+        model = by_name[model_name]
+        settings = {**changes, **model.points()[point]}
+        made = [_job(config, model, point, settings, folders[name], root / name, seed) for seed in range(seeds)]
+        final[name, model_name] = {job.name: job._replace(evaluate=True) for job in made}
+    _run(final.values(), parallel)
+    result = retrieval_report.read(models, points, chosen, final, left_out, seeds)
     return retrieval_report.write(result, Path(out), command)
 
 
+def _run(groups: Iterable[Mapping[str, Job]], parallel: int) -> None:
+    runs.run_all({job.name: job for jobs in groups for job in jobs.values()}, parallel)
+
+
 def _job(config: str, model: Model, point: str, changes: Mapping[str, Any], data: Path, root: Path, seed: int) -> Job:
+    """The run of a grid point, in the folder <root>/<point>-<seed>; its name tells the dataset too."""
     own = {"data.root": str(data), "seed": seed}
     made = runs.settings(config, model.name, {**changes, **own}).to_dict()
-    return Job(f"{point}-{seed}", str(root), made, (), "", False)
+    return Job(f"{root.name}/{point}-{seed}", str(root.parent), made, (), "", False)
 
 
 def _valid(job: Job) -> float:

@@ -17,7 +17,8 @@ CHOICE = "recall@20"
 def read(
     models: tuple[Model, ...],
     points: Mapping[tuple[str, str], Mapping[str, Job]],
-    final: Mapping[tuple[str, str], list[Job]],
+    chosen: Mapping[tuple[str, str], str],
+    final: Mapping[tuple[str, str], Mapping[str, Job]],
     left_out: Mapping[str, list[str]],
     seeds: int,
 ) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def read(
     Args:
       models: rows.
       points: (dataset, model) -> name of the grid point -> its run on seed 0.
-      final: (dataset, model) -> runs of the chosen point, one a seed.
+      chosen: (dataset, model) -> name of the chosen grid point.
+      final: (dataset, model) -> name -> run of the chosen point, one a seed.
       left_out: dataset -> labels of models that it has no content for.
       seeds: how many.
     """
@@ -34,9 +36,9 @@ def read(
     commits: set[str] = set()
     for dataset in dict.fromkeys(name for name, _ in points):
         rows = [
-            _row(model, dataset, points[dataset, model.name], final[dataset, model.name], commits)
+            _row(model, dataset, points[key], chosen[key], list(final[key].values()), commits)
             for model in models
-            if (dataset, model.name) in points
+            if (key := (dataset, model.name)) in points
         ]
         baseline = next((row for row in rows if row["model"] == BASELINE), None)
         for row in rows:
@@ -45,18 +47,20 @@ def read(
     return result | {"commits": sorted(commits)}
 
 
-def _row(model: Model, dataset: str, grid: Mapping[str, Job], chosen: list[Job], commits: set[str]) -> dict[str, Any]:
-    reports = [json.loads((job.directory / "eval_test.json").read_text("utf-8")) for job in chosen]
+def _row(
+    model: Model, dataset: str, grid: Mapping[str, Job], point: str, final: list[Job], commits: set[str]
+) -> dict[str, Any]:
+    reports = [json.loads((job.directory / "eval_test.json").read_text("utf-8")) for job in final]
     commits.update(str(report["commit"]) for report in reports)
-    finished = {point: json.loads((job.directory / "finished.json").read_text("utf-8")) for point, job in grid.items()}
+    finished = {name: json.loads((job.directory / "finished.json").read_text("utf-8")) for name, job in grid.items()}
     published = published_name(dataset)
     return {
         "model": model.name,
         "label": model.label,
-        "chosen": model.points()[chosen[0].name.rpartition("-")[0]],
+        "chosen": model.points()[point],
         "grid": [
-            {"settings": model.points()[point], "valid": run["best_value"], "step": run["best_step"]}
-            for point, run in finished.items()
+            {"settings": model.points()[name], "valid": run["best_value"], "step": run["best_step"]}
+            for name, run in finished.items()
         ],
         "n": reports[0]["slices"]["all"]["n"],
         "n_cold": reports[0]["slices"]["cold items"]["n"],

@@ -28,7 +28,7 @@ class Job(NamedTuple):
     """A run with its seed; everything a process needs to know of it.
 
     Attributes:
-      name: of its folder in `root`.
+      name: of its folder in `root`; no two jobs share it.
       config: resolved, plain values.
       needs: names of the jobs that must be finished before.
       vectors_of: job whose vectors to export first, into the dataset folder that the config reads.
