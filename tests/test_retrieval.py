@@ -14,7 +14,7 @@ import pytest
 import eval as evaluation
 import train
 from configs import retrieval as configs
-from em3_jax import checkpoint, evaluators, experiment, prepare
+from em3_jax import checkpoint, compare, evaluators, experiment, prepare
 from em3_jax.data.format import Dataset, open_dataset
 from em3_jax.data.pairs import training_pairs
 from em3_jax.data.readers.mmrec import mmrec
@@ -275,3 +275,11 @@ def test_a_star_stands_for_all_feature_sets(pairs):
     np.testing.assert_array_equal(
         parts.constants.features["text"], open_dataset(pairs.root).features("text").tokens[:, 0]
     )
+
+
+def test_runs_stand_side_by_side(finished, reports):
+    models = [compare.load(f"{name}={finished},{finished}", "test") for name in ("a", "b")]
+    rows = compare.compare(models, "test", "recall@20")
+    assert rows["all"]["a"]["mean"] == pytest.approx(reports["test"]["slices"]["all"]["recall@20"])
+    assert "recall@20 on test" in compare.table(models, rows, "recall@20", "test")
+    assert "these runs have none; did you mean" in user_error(compare.compare, models, "test", "recal@20")
