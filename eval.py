@@ -1,7 +1,8 @@
 """Evaluates a run: python eval.py --workdir=runs/em3 --split=test
 
-Restores the step that was best on validation (or --step), scores the split and prints AUC, GAUC, logloss and calibration,
-overall and by slice. Writes <workdir>/eval_<split>.json and the scores behind it, eval_<split>_logits.npy.
+Restores the step that was best on validation (or --step), scores the split and prints its metrics, overall and by slice: AUC,
+GAUC, logloss and calibration of a ranking model, Recall and NDCG of a retrieval model. Writes <workdir>/eval_<split>.json and
+what is behind it: the scores eval_<split>_logits.npy, or each user's list eval_<split>_items.npy.
 """
 
 import argparse
@@ -32,19 +33,15 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     if data_root:
         config["data"]["root"] = data_root
     parts = experiment.build(config, lambda rows, size: 1)
-    if parts.evaluation is None:
+    if parts.evaluate is None:
         raise UserError(
             f"{directory}: trained on content alone, there are no clicks to score; use `python -m em3_jax.vectors`"
         )
     workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
     checkpoints = Checkpoints(directory)
     state, _ = checkpoints.restore(jax.eval_shape(parts.init), step)
-    source = parts.evaluation(split)
-    logits = evaluators.predict(source, lambda batch: parts.predict(state, batch))
-    rows, label = np.asarray(source.rows), config["data"]["label"]
-    share = parts.eval.popular_share
+    report, arrays = parts.evaluate(state, split)
     sizes = {name: leaf.size for name, leaf in trees.named_leaves(state.params).items()}
-    report = evaluators.evaluate(parts.dataset, rows, logits, parts.feature_sets, share, label)
     result = {
         "split": split,
         "step": int(state.step),
@@ -58,7 +55,8 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
         },
         "slices": report,
     }
-    np.save(directory / f"eval_{split}_logits.npy", logits)
+    for name, array in arrays.items():
+        np.save(directory / f"eval_{split}_{name}.npy", array)
     (directory / f"eval_{split}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     return result
 

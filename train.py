@@ -31,7 +31,7 @@ class TrainSettings(NamedTuple):
     Attributes:
       epochs: passes over the training rows.
       log_every: steps between log lines; nothing waits for the device in between.
-      eval_every: steps between evaluations on validation, each followed by a checkpoint.
+      eval_every: steps between evaluations on validation, each followed by a checkpoint; 0 = an epoch.
       init_from: workdir of a run whose best parameters and tables this one starts with; "" = fresh ones.
       patience: evaluations without a better one before the run stops; 0 never stops early.
       deterministic: bit-identical results on GPUs too, at some cost.
@@ -49,12 +49,12 @@ def train(config, directory: str | Path) -> dict:
     """Trains to the end, or until validation stops improving; returns {"best_step", "best_value", "step", "stopped_by"}.
 
     Args:
-      config: nested dict with the sections of `experiment.SECTIONS`.
+      config: nested dict with the sections of its task.
       directory: the run's folder.
     """
     directory = Path(directory)
     allocator.keep_large_blocks()
-    config_.check_sections(config, experiment.SECTIONS)
+    experiment.check_sections(config)
     settings = config_.call(TrainSettings, config["train"], "config.train")
     if settings.deterministic:  # read when the first device is made, so it has to come first
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
@@ -88,7 +88,7 @@ def train(config, directory: str | Path) -> dict:
         print(f"{stopped_by}: saved step {step:,} of {total:,} in {directory}; run the same command again to go on")
     else:
         command = f"python eval.py --workdir={directory} --split=test"
-        if parts.evaluation is None:
+        if parts.evaluate is None:
             command = f"python -m em3_jax.vectors --workdir={directory} --name=<feature set>"
         print(f"{stopped_by} at step {step:,}; best {parts.eval.metric} on validation {notes['best_value']:.4f} at step "
               f"{notes['best_step']:,}; next: {command}")  # fmt: skip
@@ -117,6 +117,7 @@ class _Loop:
     def __init__(self, parts, settings: TrainSettings, checkpoints: Checkpoints, directory: Path, start: int):
         self.parts, self.settings, self.checkpoints = parts, settings, checkpoints
         self.total = len(parts.source)
+        self.eval_every = settings.eval_every or math.ceil(len(parts.source.rows) / parts.source.batch_size)
         self.writer = logs.MetricWriter(directory, start)
         self.progress = logs.Progress(self.total, start)
         self.window, self.window_start, self.waited, self.since = [], start, 0.0, time.perf_counter()
@@ -133,11 +134,11 @@ class _Loop:
             asked = time.perf_counter()
             batch = next(stream)
             self.waited += time.perf_counter() - asked
-            state, aux = self.parts.train_step(state, self.parts.feature_tables, batch)
+            state, aux = self.parts.train_step(state, self.parts.constants, batch)
             self.window.append(aux)
             step += 1
             self.progress.advance()
-            evaluate = step % self.settings.eval_every == 0 or step == self.total
+            evaluate = step % self.eval_every == 0 or step == self.total
             if evaluate or interrupts.received or step % self.settings.log_every == 0:
                 self._close_window(step, state)
             if evaluate:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from em3_jax import cli, metrics
+from em3_jax.config import nearest
 from em3_jax.data.format import SPLITS, open_dataset
 from em3_jax.types import UserError
 
@@ -23,12 +24,12 @@ class Model(NamedTuple):
     Attributes:
       name: as given.
       reports: what `eval.py` wrote, one per run.
-      logits: [n] of each run.
+      folders: of the runs.
     """
 
     name: str
     reports: list[dict]
-    logits: list[np.ndarray]
+    folders: list[Path]
 
     def values(self, slice_name: str, metric: str) -> np.ndarray:
         """[runs] f64; JSON has NaN where a metric is undefined."""
@@ -38,14 +39,13 @@ class Model(NamedTuple):
 def load(spec: str, split: str) -> Model:
     """The model of "name=workdir,workdir,..." (or just a workdir, which is then its own name)."""
     name, _, folders = spec.rpartition("=")
-    reports, logits = [], []
-    for folder in map(Path, folders.split(",")):
+    reports, paths = [], list(map(Path, folders.split(",")))
+    for folder in paths:
         path = folder / f"eval_{split}.json"
         if not path.exists():
             raise UserError(f"{path}: file missing; run `python eval.py --workdir={folder} --split={split}` first")
         reports.append(json.loads(path.read_text(encoding="utf-8")))
-        logits.append(np.load(folder / f"eval_{split}_logits.npy", allow_pickle=False))
-    return Model(name or folders, reports, logits)
+    return Model(name or folders, reports, paths)
 
 
 def compare(models: list[Model], split: str, metric: str) -> dict[str, dict]:
@@ -53,7 +53,10 @@ def compare(models: list[Model], split: str, metric: str) -> dict[str, dict]:
     if len({report["data_hash"] for model in models for report in model.reports}) > 1:
         raise UserError("these runs were made on different datasets; compare runs on one dataset")
     result = {}
-    for name, first in models[0].reports[0]["slices"].items():
+    slices = models[0].reports[0]["slices"]
+    if metric not in slices["all"]:
+        raise UserError(f"--metric {metric}: these runs have none; {nearest(metric, slices['all'])}")
+    for name, first in slices.items():
         row = {"n": first["n"], "bayes": first.get(f"bayes_{metric}", float("nan"))}
         for model in models:
             values = model.values(name, metric)
@@ -76,7 +79,8 @@ def _p_value(base: Model, model: Model, split: str, slice_name: str, metric: str
     data = base.reports[0]["config"]["data"]
     dataset = open_dataset(data["root"])
     label = dataset.label(data["label"])[np.asarray(dataset.split_rows(split, data["label"]))]
-    return metrics.delong_test(label, model.logits[0], base.logits[0]).p
+    logits = [np.load(m.folders[0] / f"eval_{split}_logits.npy", allow_pickle=False) for m in (model, base)]
+    return metrics.delong_test(label, *logits).p
 
 
 def table(models: list[Model], rows: dict[str, dict], metric: str, split: str) -> str:
@@ -108,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="name=workdir[,workdir...]; the first is the baseline")
     parser.add_argument("--split", default="test", choices=SPLITS)
-    parser.add_argument("--metric", default="auc", choices=("auc", "gauc", "logloss", "calibration"))
+    parser.add_argument("--metric", default="auc", help="auc, gauc, logloss, calibration; recall@20, ...")
     parser.add_argument("--json", help="also write the numbers to this file")
     args = parser.parse_args()
     models = [load(spec, args.split) for spec in args.models]

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from em3_jax import metrics
+from em3_jax import metrics, retrieval_evaluation
 from em3_jax.data.format import CLICK, Dataset, FeatureSet
 from em3_jax.data.pipeline import EvaluationSource, batches
 
 METRIC_SIGNS = {"auc": 1, "gauc": 1, "logloss": -1, "contrast_loss": -1, "contrast_accuracy": 1}
+METRIC_SIGNS |= dict.fromkeys(retrieval_evaluation.METRICS, 1)
 """What may choose the best step, and whether more is better (1) or less (-1)."""
 
 
@@ -92,10 +93,15 @@ def evaluate(
 def table(report: dict[str, dict[str, float]]) -> str:
     """The report as text, one line a slice."""
     names = ["n", "click_rate", "auc", "gauc", "logloss", "calibration"]
+    if "auc" not in report["all"]:
+        names = ["n", "positives", *retrieval_evaluation.HEADLINE, "precision@20", "map@20"]
     if any("bayes_auc" in values for values in report.values()):
         names.append("bayes_auc")
-    lines = [f"{'slice':<24}" + "".join(f"{name:>12}" for name in names)]
+    width = max(map(len, report)) + 2
+    lines = [f"{'slice':<{width}}" + "".join(f"{name:>13}" for name in names)]
     for slice_name, values in report.items():
-        cells = [f"{values[n]:>12,}" if n == "n" else f"{values[n]:>12.4f}" for n in names]
-        lines.append(f"{slice_name:<24}" + "".join(cells))
+        cells = [f"{values[n]:>13,}" if isinstance(values[n], int) else f"{values[n]:>13.4f}" for n in names]
+        lines.append(f"{slice_name:<{width}}" + "".join(cells))
+    if left_out := report["all"].get("users_left_out"):
+        lines.append(f"left out: {left_out:,} users without a training interaction")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+from flax.core import FrozenDict
 
 from em3_jax import config, losses
 from em3_jax.models import fusion as fusion_
@@ -17,6 +18,14 @@ from em3_jax.models.backbones.din import DIN
 from em3_jax.models.fusion.flows import Mean, OneFlow, TwoFlow
 from em3_jax.models.fusion.fq_former import FusionQFormer, MaskedFusionQFormer
 from em3_jax.models.lora import STOP_GRADIENTS, LoRA
+from em3_jax.models.retrieval.bm3 import BM3
+from em3_jax.models.retrieval.collaborative import BPR, LightGCN
+from em3_jax.models.retrieval.em3 import EM3
+from em3_jax.models.retrieval.em3_released import EM3AsReleased
+from em3_jax.models.retrieval.freedom import FREEDOM
+from em3_jax.models.retrieval.lattice import LATTICE
+from em3_jax.models.retrieval.slmrec import SLMRec
+from em3_jax.models.retrieval.vbpr import VBPR
 from em3_jax.types import UserError
 
 FUSIONS = {
@@ -28,19 +37,29 @@ FUSIONS = {
 }
 BACKBONES = {"din": DIN, "deepfm": DeepFM, "dcnv2": DCNv2, "wide_deep": WideDeep}
 SCORES = {"dot": DotScore, "mlp": MLPScore}
+RETRIEVALS = {
+    "bpr": BPR,
+    "lightgcn": LightGCN,
+    "vbpr": VBPR,
+    "slmrec": SLMRec,
+    "lattice": LATTICE,
+    "bm3": BM3,
+    "freedom": FREEDOM,
+    "em3": EM3,
+    "em3_as_released": EM3AsReleased,
+}
 LOSSES = {"binary_cross_entropy": losses.binary_cross_entropy}
 
 
-def fusion(name: str, settings: Mapping[str, Any]) -> nn.Module:
-    """The fusion module: config.model.fusion, built with config.model.fusion_settings."""
-    made = config.part("config.model.fusion", name, FUSIONS)
-    lora = config.call(LoRA, settings["lora"], "config.model.fusion_settings.lora") if "lora" in settings else LoRA()
-    check_choice("config.model.fusion_settings.lora.stop_gradient", lora.stop_gradient, STOP_GRADIENTS)
-    settings = config.call(fusion_.FusionSettings, dict(settings) | {"lora": lora}, "config.model.fusion_settings")
+def fusion(name: str, settings: Mapping[str, Any], section: str = "config.model") -> nn.Module:
+    """The fusion module: `fusion` of the config's section, built with its `fusion_settings`."""
+    made = config.part(f"{section}.fusion", name, FUSIONS)
+    where = f"{section}.fusion_settings"
+    lora = config.call(LoRA, settings["lora"], f"{where}.lora") if "lora" in settings else LoRA()
+    check_choice(f"{where}.lora.stop_gradient", lora.stop_gradient, STOP_GRADIENTS)
+    settings = config.call(fusion_.FusionSettings, dict(settings) | {"lora": lora}, where)
     if settings.width % settings.heads:
-        raise UserError(
-            f"config.model.fusion_settings: {settings.heads} heads do not divide the width {settings.width}; change one"
-        )
+        raise UserError(f"{where}: {settings.heads} heads do not divide the width {settings.width}; change one")
     return made(settings)
 
 
@@ -52,6 +71,20 @@ def backbone(name: str, settings: Mapping[str, Any]) -> nn.Module:
     if "attention_score" in settings:
         settings["attention_score"] = config.part(f"{where}.attention_score", settings["attention_score"], SCORES)
     return made(config.call(BackboneSettings, settings, where))
+
+
+def retrieval(name: str, settings: Mapping[str, Any], num_users: int, num_items: int) -> nn.Module:
+    """The retrieval model: config.model.retrieval, built with config.model.retrieval_settings.
+
+    Settings `fusion` and `fusion_settings` become the fusion module; its width is the model's.
+    """
+    made = config.part("config.model.retrieval", name, RETRIEVALS)
+    where = "config.model.retrieval_settings"
+    settings = {key: FrozenDict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    if "fusion" in settings and "fusion_settings" in settings:
+        given = dict(settings.pop("fusion_settings")) | {"width": settings.get("width")}
+        settings["fusion"] = fusion(settings["fusion"], given, where)
+    return config.call(made, settings, where, num_users=num_users, num_items=num_items)
 
 
 def score(name: str) -> Callable:

@@ -10,10 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from em3_jax import sharding, step, tasks
+from em3_jax import sharding, tasks
 from em3_jax.data.checks import first_not_finite
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.types import UserError
+
+Features = dict[str, tuple[jax.Array, jax.Array]]
+"""Feature tables on the device: {modality: (standardised or raw tokens [I, N, E], mask [I, N])}."""
 
 _NAME = re.compile(r"(\w+)(?:\[(-?\d*)(:?)(-?\d*)\])?")
 
@@ -83,7 +86,7 @@ def on_device(placement: str, feature_sets: list[FeatureSet]) -> bool:
     return sum(features.tokens.nbytes for features in feature_sets) <= memory / 2
 
 
-def to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> step.Features:
+def to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> Features:
     """The feature tables, standardised."""
     place = functools.partial(jax.device_put, device=sharding.replicated(mesh))
     tables = {}

@@ -7,7 +7,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from em3_jax.types import UserError
 
 BY_EXAMPLE = ("label", "weight", "item_position", "history_position", "history_mask", "history_row", "user_row",
-              "context_row")  # fmt: skip
+              "context_row", "user", "positive", "negative")  # fmt: skip
 
 
 def make_mesh(data: int, model: int) -> Mesh:

@@ -2,41 +2,27 @@
 
 import functools
 from collections.abc import Callable, Container
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from em3_jax import rng, sharding, tables, trees
-from em3_jax.tasks import Inputs, Task, standardise
+from em3_jax.tasks import Task
 from em3_jax.types import Batch, State
-
-Features = dict[str, tuple[jax.Array, jax.Array]]
-"""Feature tables on the device: {modality: (standardised or raw tokens [I, N, E], mask [I, N])}."""
-
-
-def inputs_of(rows: jax.Array | None, features: Features, batch: Batch) -> Inputs:
-    """A task's inputs: content tokens come with the batch, or are gathered once per distinct item from the device."""
-    if "tokens" in batch:
-        masks = batch["tokens_mask"]
-        tokens = {name: standardise(tokens, masks[name]) for name, tokens in batch["tokens"].items()}
-    else:
-        tokens = {name: jnp.take(tokens, batch["item_id"], axis=0) for name, (tokens, _) in features.items()}
-        masks = {name: jnp.take(mask, batch["item_id"], axis=0) for name, (_, mask) in features.items()}
-    return Inputs(rows, tokens, masks, batch)
 
 
 def make_init(task: Task, make_tables: Callable) -> Callable:
-    """(root key, features, batch) -> a fresh (params, tables).
+    """(root key, constants, batch) -> a fresh (params, tables).
 
     Args:
       make_tables: key -> the ID tables, {} for a task without IDs.
     """
 
-    def init(root: jax.Array, features: Features, batch: Batch):
+    def init(root: jax.Array, constants: Any, batch: Batch):
         table = make_tables(rng.stream(root, "tables", 0))
-        return task.init(rng.stream(root, "params", 0), inputs_of(_lookup(table, batch), features, batch)), table
+        return task.init(rng.stream(root, "params", 0), task.inputs(_lookup(table, batch), constants, batch)), table
 
     return init
 
@@ -55,7 +41,7 @@ def make_train_step(
     frozen: Container[str],
     mesh: Mesh,
 ) -> Callable:
-    """(state, features, batch) -> (state, named scalars), jitted; the state is donated.
+    """(state, constants, batch) -> (state, named scalars), jitted; the state is donated.
 
     Look up the distinct rows, differentiate the loss with respect to (params, rows), update both: no gradient as long as a
     table exists, and none of the parameters named in `frozen`.
@@ -64,11 +50,11 @@ def make_train_step(
     def hold(params):
         return trees.map_named(lambda name, leaf: jax.lax.stop_gradient(leaf) if name in frozen else leaf, params)
 
-    def step(root: jax.Array, state: State, features: Features, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def step(root: jax.Array, state: State, constants: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         rows = _lookup(state.tables, batch)
 
         def loss(params, rows):
-            return task.loss(hold(params), inputs_of(rows, features, batch), root, state.step)
+            return task.loss(hold(params), task.inputs(rows, constants, batch), root, state.step)
 
         (value, aux), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state.params, rows)
         updates, opt_state = optimizer.update(gradients[0], state.opt_state, state.params)
@@ -86,10 +72,10 @@ def make_train_step(
     return functools.partial(compiled, jax.random.key(seed))
 
 
-def make_apply(function: Callable) -> Callable:
-    """Jitted (params, tables, features, batch) -> function(params, inputs): a task's `predict` or `embed`."""
+def make_apply(task: Task, function: Callable) -> Callable:
+    """Jitted (params, tables, constants, batch) -> function(params, inputs): the task's `predict` or `embed`."""
 
-    def apply(params, table: tables.Tables, features: Features, batch: Batch):
-        return function(params, inputs_of(_lookup(table, batch), features, batch))
+    def apply(params, table: tables.Tables, constants: Any, batch: Batch):
+        return function(params, task.inputs(_lookup(table, batch), constants, batch))
 
     return jax.jit(apply)

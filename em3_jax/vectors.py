@@ -32,9 +32,11 @@ def export_vectors(directory: str | Path, name: str, data_root: str | None = Non
     parts = experiment.build(config, lambda rows, size: 1)
     workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
     if parts.embed is None:
-        raise UserError(f"{directory}: a run on IDs alone, it has no content embeddings; choose another --workdir")
+        raise UserError(
+            f"{directory}: it has no content embeddings, as no run on IDs alone or on retrieval has; choose another --workdir"
+        )
     state, _ = Checkpoints(directory).restore(jax.eval_shape(parts.init))
-    host_features = () if parts.feature_tables else tuple(parts.feature_sets)
+    host_features = () if parts.constants else tuple(parts.feature_sets)
     source = CataloguePass(np.arange(parts.dataset.num_items), config["eval"]["batch_size"], host_features)
     vectors = [np.asarray(parts.embed(state, source[k])) for k in range(len(source))]
     vectors = np.concatenate(vectors)[: parts.dataset.num_items, None]  # [I, 1, D]

@@ -18,6 +18,9 @@ MAY_CHANGE = (
     "config.data.placement:",
     "config.model.encoders.",
     "config.eval.popular_share:",
+    "config.eval.user_block:",
+    "config.eval.item_block:",
+    "config.eval.activity:",
 )
 """A resumed run may train longer, log otherwise, lie elsewhere, or use other devices; all else would be another run."""
 

@@ -183,7 +183,7 @@ def test_what_a_config_leaves_out_is_named(planted, path):
 def test_a_config_without_mistakes_builds(planted):
     parts = experiment.build(make_config(planted), lambda rows, size: rows // size)
     assert len(parts.source) == 3200 // 64
-    assert set(parts.feature_tables) == {"image", "text"}
+    assert set(parts.constants) == {"image", "text"}
 
 
 @pytest.mark.parametrize("section", ["data", "eval"])

@@ -11,10 +11,10 @@ LONGEST_FILE = 400
 
 # DESIGN section 7. A name stands for the module or for the folder with all that is in it; every module is on one floor.
 FLOORS = [
-    {"types", "fields", "losses", "metrics", "rng", "trees", "sharding", "allocator"},
+    {"types", "fields", "losses", "metrics", "rng", "trees", "sharding", "allocator", "full_ranking"},
     {"models", "data", "tables"},
     {"tasks", "parts", "optim", "convert", "weights", "config", "step", "encoding"},
-    {"checkpoint", "evaluators", "logs", "workdir", "cli", "placement", "experiment"}
+    {"checkpoint", "evaluators", "retrieval_evaluation", "logs", "workdir", "cli", "placement", "wiring", "experiment"}
     | {"prepare", "extract", "vectors", "merge", "compare"},
     {"train", "eval", "reproduce"},
 ]

@@ -52,7 +52,7 @@ def test_steps_move_the_adapters_and_not_one_frozen_bit(planted, first, stop_gra
     before = {name: np.asarray(leaf) for name, leaf in trees.named_leaves(state.params).items()}
     stream = batches(parts.source)
     for _ in range(8):  # by eq. 9 a layer learns only once the adapters above it have left zero
-        state, _ = parts.train_step(state, parts.feature_tables, next(stream))
+        state, _ = parts.train_step(state, parts.constants, next(stream))
     after = {name: np.asarray(leaf) for name, leaf in trees.named_leaves(state.params).items()}
     same = {name for name in before if np.array_equal(before[name], after[name])}
     fusion = {name for name in before if name.startswith("model/fusion/")}

@@ -102,7 +102,7 @@ def test_the_own_loss_is_the_one_that_is_minimised(planted, in_folder):
     built = experiment.build(my_config(planted).to_dict(), lambda rows, size: 1)
     state, batch = built.init(), built.source[0]
     probability = 1 / (1 + np.exp(-np.asarray(built.predict(state, batch), np.float64)))  # no dropout in this config
-    _, aux = built.train_step(state, built.feature_tables, batch)
+    _, aux = built.train_step(state, built.constants, batch)
     assert float(aux["ranking_loss"]) == pytest.approx(np.mean((probability - batch["label"]) ** 2), rel=1e-4)
 
 

@@ -41,6 +41,6 @@ def test_a_run_on_one_slot_sees_that_slot_alone(planted, where):
     config.data.features = ("image[0]",)
     parts = experiment.build(config.to_dict(), lambda rows, size: 1)
     batch = parts.source[0]
-    shape = batch["tokens"]["image"].shape if where == "host" else parts.feature_tables["image"][0].shape
+    shape = batch["tokens"]["image"].shape if where == "host" else parts.constants["image"][0].shape
     assert shape[1:] == (1, planted.features("image").tokens.shape[2])
     assert np.isfinite(parts.predict(parts.init(), batch)).all()

@@ -58,7 +58,7 @@ def test_the_loss_is_the_contrast_of_views(own):
     state = parts.init()
     assert state.tables == {}
     _, held_out = catalogue.hold_out(own.num_items, 0.1)
-    tables = {name: [np.asarray(x)[held_out] for x in table] for name, table in parts.feature_tables.items()}
+    tables = {name: [np.asarray(x)[held_out] for x in table] for name, table in parts.constants.items()}
     tokens = {name: table[0].astype(np.float32) for name, table in tables.items()}
     masks = {name: table[1] for name, table in tables.items()}
     module = fusion(config.model.fusion, config.model.fusion_settings.to_dict())
@@ -95,7 +95,7 @@ def test_with_one_modality_views_differ_by_dropout(own, tmp_path):
     config.model.fusion_settings.dropout = 0.2
     parts = build()
     state = parts.init()
-    first = float(parts.train_step(state, parts.feature_tables, parts.source[0])[1]["contrast_loss"])
+    first = float(parts.train_step(state, parts.constants, parts.source[0])[1]["contrast_loss"])
     assert 0 < first < np.log(64)
     state = parts.init()
     assert parts.validate(state) == parts.validate(state)

@@ -13,7 +13,7 @@ import pytest
 import eval as evaluation
 import train
 from configs import base, em3_movielens
-from em3_jax import checkpoint, encoding, experiment, extract, rng, sharding, step, trees
+from em3_jax import checkpoint, encoding, experiment, extract, rng, sharding, tasks, trees
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.format import open_dataset
 from em3_jax.data.images import load_processor
@@ -112,7 +112,7 @@ def run(parts: experiment.Experiment, state, steps: int):
     """(state, scalars of the last step)."""
     shardings = sharding.batch_shardings(parts.mesh, parts.source[0])  # as in the loop: one compilation serves both
     for k in range(steps):
-        state, aux = parts.train_step(state, parts.feature_tables, jax.device_put(parts.source[k], shardings))
+        state, aux = parts.train_step(state, parts.constants, jax.device_put(parts.source[k], shardings))
     return state, aux
 
 
@@ -274,7 +274,7 @@ def test_lifted_encoders_train(world):
 
     def flops(parts) -> float:
         step = parts.train_step
-        lowered = step.func.lower(*step.args, jax.eval_shape(parts.init), parts.feature_tables, parts.source[0])
+        lowered = step.func.lower(*step.args, jax.eval_shape(parts.init), parts.constants, parts.source[0])
         return lowered.cost_analysis()["flops"]
 
     assert flops(frozen) < 0.7 * flops(lifted)  # what is frozen is not differentiated
@@ -290,7 +290,7 @@ def test_gradients_of_the_encoders_are_those_of_the_loss(world, fresh, raw_parts
     batch = builder(np.arange(B), buckets=Buckets(64, 64), key=rng.numpy_key(0, "unknown", 0))
     assert {raw_items.NO_IMAGE, raw_items.EMPTY_TITLE} <= set(batch["item_id"])
     rows = np.random.default_rng(0).normal(size=(len(batch["row_id"]), 4)).astype(np.float32)
-    inputs, params = step.inputs_of(rows, {}, batch), fresh.params
+    inputs, params = tasks.gathered(rows, {}, batch), fresh.params
     loaded = {name: encoder.params for name, encoder in encoders.items()}
     loss = lambda encoders: task.loss(params | {"encoders": encoders}, inputs, jax.random.key(0), 0)[0]  # noqa: E731
     run_both = jax.jit(jax.value_and_grad(loss))

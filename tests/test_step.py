@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from configs import base
-from em3_jax import rng, sharding, step, tables, trees
+from em3_jax import rng, sharding, step, tables, tasks, trees
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.tasks import Task
 from em3_jax.tasks.ranking import ranking
@@ -53,7 +53,7 @@ def make_batch(tiny, **settings):
 
 def make_params(task: Task, *inputs):
     """Random parameters of the size that training starts from."""
-    shapes = jax.eval_shape(lambda *inputs: task.init(jax.random.key(0), step.inputs_of(*inputs)), *inputs)
+    shapes = jax.eval_shape(lambda *inputs: task.init(jax.random.key(0), tasks.gathered(*inputs)), *inputs)
     random, params = np.random.default_rng(0), []
     for name, leaf in trees.named_leaves(shapes).items():
         scale = 0.1 if leaf.ndim == 1 else leaf.shape[0] ** -0.5
@@ -179,12 +179,12 @@ def test_the_step_counts(distinct):
 def test_tokens_from_the_host_and_from_the_device_give_the_same_scores(tiny):
     task = make_task(tiny.dataset.fields)
     sets = tuple(tiny.dataset.features(name) for name in ("image", "text"))
-    on_device = {s.name: (step.standardise(np.asarray(s.tokens), np.asarray(s.mask)), s.mask) for s in sets}
+    on_device = {s.name: (tasks.standardise(np.asarray(s.tokens), np.asarray(s.mask)), s.mask) for s in sets}
     random = np.random.default_rng(0)
     table = {"embedding": random.standard_normal((tiny.dataset.fields.num_rows, W)).astype(np.float32)}
     batch, host_batch = make_batch(tiny), make_batch(tiny, host_features=sets)
     params = make_params(task, table["embedding"][: len(batch["row_id"])], on_device, batch)
-    predict = step.make_apply(task.predict)
+    predict = step.make_apply(task, task.predict)
     scores = predict(params, table, on_device, batch)
     assert np.std(scores) > 0
     np.testing.assert_allclose(predict(params, table, {}, host_batch), scores, rtol=1e-5, atol=1e-5)
@@ -195,12 +195,12 @@ def test_standardised_tokens_have_mean_zero_and_variance_one_and_are_zero_where_
     tokens = (100 + 30 * random.standard_normal((4, 3, 64))).astype(np.float32)
     mask = random.random((4, 3)) < 0.5
     tokens[~mask] = np.nan
-    result = np.asarray(step.standardise(tokens, mask))
+    result = np.asarray(tasks.standardise(tokens, mask))
     expected = tokens - tokens.mean(axis=-1, keepdims=True)
     expected = np.where(mask[..., None], expected / np.sqrt((expected**2).mean(axis=-1, keepdims=True)), 0)
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
-    assert step.standardise(tokens.astype(np.float16), mask).dtype == np.float16
+    assert tasks.standardise(tokens.astype(np.float16), mask).dtype == np.float16
 
 
 def test_a_token_that_is_constant_stays_finite():
-    assert not np.any(step.standardise(np.full((2, 1, 8), 3.0, np.float32), np.ones((2, 1), bool)))
+    assert not np.any(tasks.standardise(np.full((2, 1, 8), 3.0, np.float32), np.ones((2, 1), bool)))

@@ -26,6 +26,28 @@ class LoRA(NamedTuple):
     stop_gradient: str = "output"
 
 
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[S, D] x kernel, of x [S, E] and kernel [E, D].
+
+    Its gradient is that of a product, with the kernel's computed as (g^T x)^T and XLA kept from writing it as x^T g, which takes
+    2.5 times as long on a CPU where E is much larger than D, as for features.
+    """
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(saved, gradient):
+    x, kernel = saved
+    return gradient @ kernel.T, jax.lax.optimization_barrier(gradient.T @ x).T
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 class LoRADense(nn.Module):
     """[*, E] -> [*, D]: an FC layer with an adapter of rank r beside it (eq. 9).
 
@@ -49,7 +71,7 @@ class LoRADense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if rank and self.lora.stop_gradient == "weights":
             kernel, bias = jax.lax.stop_gradient((kernel, bias))
-        y = flat @ kernel + bias
+        y = product(flat, kernel) + bias
         if rank:
             if self.lora.stop_gradient == "output":
                 y = jax.lax.stop_gradient(y)

@@ -1,1 +1,1 @@
-"""The paper's tables 1-7 on any dataset by one command: `tables` says what to run, `runs` runs it, `report` writes the pages."""
+"""The paper's tables by one command: `tables` says what to run, `runs` runs it, `report` writes; table 10 is `retrieval`."""

@@ -2,6 +2,7 @@
 
 Runs what is missing, chooses on validation, scores the test split once, and writes table<N>.md, .json and .png. Stopped at any
 moment and called again, it goes on: finished runs are reused, interrupted ones resumed. `--table all` shares runs between tables.
+Table 10, not among them, compares retrieval models, each with its grid: --table 10 --data data/baby,data/sports
 """
 
 import argparse
@@ -10,8 +11,10 @@ import sys
 from pathlib import Path
 
 from em3_jax import cli
+from em3_jax.config import nearest
 from em3_jax.data.format import open_dataset
-from em3_jax.reproduce import report, runs, tables
+from em3_jax.reproduce import report, retrieval, runs, tables
+from em3_jax.reproduce.grids import MODELS
 from em3_jax.types import UserError
 
 CONFIGS = {
@@ -80,29 +83,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m em3_jax.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--table", required=True, help="1 to 7, several as 3,5, or all")
-    parser.add_argument("--data", required=True, help="dataset folder")
+    parser.add_argument("--table", required=True, help="1 to 7, several as 3,5, or all; or 10")
+    parser.add_argument("--data", required=True, help="dataset folder; for table 10 also several, with commas between")
     parser.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
     parser.add_argument("--out", required=True, help="folder of the reports and the runs")
     parser.add_argument("--config", default="", help="config file (default: the one for the dataset's kind)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1); on CPUs more may be faster")
+    parser.add_argument("--models", default="", help="rows of table 10, e.g. freedom,em3 (default: all)")
     parser.epilog = (
         "Further options --config.<key>=<value> change the config of all runs, as for train.py, but for keys that a "
         "run's variant (online, pretraining, ...) sets itself."
     )
     args, others = parser.parse_known_args()
+    command = "python -m em3_jax.reproduce " + shlex.join(sys.argv[1:])
+    if args.table == "10":
+        print("\n" + _table_10(args, others, command))
+        print(f"written to {args.out}")
+        return
+    if args.models:
+        raise UserError("--models: of table 10 alone; leave it out")
     names = [str(number) for number in tables.NUMBERS] if args.table == "all" else args.table.split(",")
     for name in names:
         if not name.isdigit() or int(name) not in tables.NUMBERS:
-            raise UserError(f"--table {args.table}: give numbers from 1 to 7, or all")
+            raise UserError(f"--table {args.table}: give numbers from 1 to 7, all, or 10 alone")
     args.config = args.config or _config_for(open_dataset(args.data).meta["name"])
     changes = _changes(others, args.config)
-    command = "python -m em3_jax.reproduce " + shlex.join(sys.argv[1:])
     settings = {"config": args.config, "changes": changes, "parallel": args.jobs, "command": command}
     numbers = tuple(int(name) for name in names)
     for page in reproduce(numbers, args.data, args.seeds, args.out, **settings):
         print("\n" + page)
     print(f"written to {args.out}")
+
+
+def _table_10(args: argparse.Namespace, others: list[str], command: str) -> str:
+    """The page of table 10."""
+    config = args.config or retrieval.CONFIG
+    wanted, known = list(filter(None, args.models.split(","))), {model.name: model for model in MODELS}
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"--models {name}: no such model; {nearest(name, known)}")
+    models = tuple(known[name] for name in wanted or known)
+    settings = {"config": config, "changes": _changes(others, config), "parallel": args.jobs, "command": command}
+    return retrieval.reproduce(args.data.split(","), args.seeds, args.out, **settings, models=models)
 
 
 if __name__ == "__main__":

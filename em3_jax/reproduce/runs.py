@@ -29,7 +29,7 @@ class Job(NamedTuple):
     """A run with its seed; everything a process needs to know of it.
 
     Attributes:
-      name: of its folder in `root`.
+      name: of its folder in `root`; no two jobs share it.
       config: resolved, plain values.
       needs: names of the jobs that must be finished before.
       vectors_of: job whose vectors to export first, into the dataset folder that the config reads.
@@ -56,7 +56,8 @@ class Job(NamedTuple):
             raise UserError(
                 f"{self.directory}: made with another config ({'; '.join(changed[:3])}); choose another --out, or delete it"
             )
-        return (self.directory / "finished.json").exists()
+        wanted = ["finished.json"] + ["eval_test.json"] * self.evaluate
+        return all((self.directory / name).exists() for name in wanted)
 
 
 def _comparable(config: Mapping[str, Any]) -> dict:
@@ -185,10 +186,11 @@ def execute(job: Job) -> str:
             return result["stopped_by"]
         if job.evaluate:
             evaluation.evaluate(job.directory, "test")
-    finished = result | {"seconds": time.perf_counter() - began}
-    temporary = job.directory / "finished.tmp"
-    temporary.write_text(json.dumps(finished), encoding="utf-8")
-    os.replace(temporary, job.directory / "finished.json")
+    path = job.directory / "finished.json"
+    if not path.exists():  # or it was trained before, and only its evaluation was missing
+        temporary = job.directory / "finished.tmp"
+        temporary.write_text(json.dumps(result | {"seconds": time.perf_counter() - began}), encoding="utf-8")
+        os.replace(temporary, path)
     return ""
 
 

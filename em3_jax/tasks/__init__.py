@@ -1,35 +1,12 @@
 """What a training run optimizes: a task is a few pure functions, and the loop knows no more than that."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from em3_jax.types import Batch
-
-
-class Task(NamedTuple):
-    """A task.
-
-    Attributes:
-      init: (key, inputs) -> params.
-      loss: (params, inputs, key, step) -> (loss [], named intermediates, each a scalar).
-      predict: (params, inputs) -> logits [B]; of a task without clicks, named sums over the batch.
-      embed: (params, inputs) -> [S, D] content embeddings of the inputs' items; None without content.
-      encoders: feature set -> folder of the encoder that has to read it first, see `tasks.raw.with_encoders`.
-    """
-
-    init: Callable
-    loss: Callable
-    predict: Callable
-    embed: Callable | None
-    encoders: dict[str, str]
-
-    @property
-    def uses_content(self) -> bool:
-        """Whether `inputs.tokens` is read at all."""
-        return self.embed is not None
 
 
 class Inputs(NamedTuple):
@@ -65,3 +42,45 @@ def standardise(tokens: jax.Array, mask: jax.Array) -> jax.Array:
     x = x - x.mean(axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
     return jnp.where(mask[..., None], x, 0.0).astype(tokens.dtype)
+
+
+def gathered(rows: jax.Array | None, features: Mapping[str, tuple[jax.Array, jax.Array]], batch: Batch) -> Inputs:
+    """Inputs whose content tokens come with the batch, or are gathered once per distinct item from tables on the device.
+
+    Args:
+      rows: [R, W] distinct rows of the embedding table, or None.
+      features: {modality: (tokens [I, N, E], mask [I, N])}; empty where tokens come with the batch.
+      batch: the batch.
+    """
+    if "tokens" in batch:
+        masks = batch["tokens_mask"]
+        tokens = {name: standardise(tokens, masks[name]) for name, tokens in batch["tokens"].items()}
+    else:
+        tokens = {name: jnp.take(tokens, batch["item_id"], axis=0) for name, (tokens, _) in features.items()}
+        masks = {name: jnp.take(mask, batch["item_id"], axis=0) for name, (_, mask) in features.items()}
+    return Inputs(rows, tokens, masks, batch)
+
+
+class Task(NamedTuple):
+    """A task.
+
+    Attributes:
+      init: (key, inputs) -> params.
+      loss: (params, inputs, key, step) -> (loss [], named intermediates, each a scalar).
+      predict: (params, inputs) -> logits [B]; of pretraining, named sums over the batch; of retrieval, all embeddings.
+      embed: (params, inputs) -> [S, D] content embeddings of the inputs' items; None without content.
+      encoders: feature set -> folder of the encoder that has to read it first, see `tasks.raw.with_encoders`.
+      inputs: (table rows [R, W] or None, what lies on the device for the whole run, batch) -> inputs.
+    """
+
+    init: Callable
+    loss: Callable
+    predict: Callable
+    embed: Callable | None
+    encoders: dict[str, str]
+    inputs: Callable = gathered
+
+    @property
+    def uses_content(self) -> bool:
+        """Whether `inputs.tokens` is read at all."""
+        return self.embed is not None

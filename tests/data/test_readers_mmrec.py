@@ -211,6 +211,17 @@ BAD = {
         lambda r: (r / "interactions.tsv").write_text("userID\titem_ID\tx_label\n0\t0\t0\n"),
         r"interactions.tsv: no column 'itemID'; did you mean 'item_ID'",
     ),
+    "no x_label": (
+        lambda r: (
+            (r / "interactions.tsv").unlink(),
+            (r / "baby.inter").write_text("userID\titemID\trating\n0\t0\t5.0\n"),
+        ),
+        r"baby.inter: no column 'x_label'",
+    ),
+    "no valid": (
+        lambda r: (r / "interactions.tsv").write_text(COMMON + "0\t0\t0\n0\t1\t2\n"),
+        r"interactions.tsv: no row has x_label 1 \(valid\)",
+    ),
     "empty file": (lambda r: (r / "interactions.tsv").write_text(""), r"interactions.tsv: no column 'userID'"),
     "no rows": (lambda r: (r / "interactions.tsv").write_text(COMMON), r"interactions.tsv: no row has x_label 0"),
     "part": (lambda r: _append(r, "0\t39\t3"), rf"interactions.tsv line {LAST}: x_label is 3; must be 0"),
@@ -274,6 +285,19 @@ def test_bad_options(tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
         mmrec(tmp_path / "out", **({"source": source, "as_clicks": True} | settings))
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_interactions_alone_of_the_plain_folders(shared_data, tmp_path):
+    """The counts that their READMEs state."""
+    sizes = {"tiktok": (9_308, 6_710, (59_541, 3_051, 6_130)), "baby": (19_445, 7_050, (118_551, 21_682, 20_559))}
+    for name, (users, items, splits) in sizes.items():
+        if not (shared_data / name).is_dir():
+            pytest.skip(f"{name} is not here")
+        dataset = mmrec(tmp_path / name, source=shared_data / name)
+        assert (dataset.num_users, dataset.num_items) == (users, items) and dataset.meta["only_clicks"]
+        assert tuple(len(dataset.split_rows(part)) for part in ("train", "valid", "test")) == splits
+        have = sorted(path.name for path in (dataset.root / "features").iterdir())
+        assert have == (["audio", "image"] if name == "tiktok" else [])
 
 
 def test_tiktok(shared_data, tmp_path):

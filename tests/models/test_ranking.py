@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from em3_jax import sharding, step
+from em3_jax import sharding, tasks
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.fields import Field, Fields
 from em3_jax.models.ranking import field_embeddings
@@ -42,7 +42,7 @@ class Setting:
         rows[0] = 0.0
         sets = {name: planted.features(name) for name in ("image", "text")}
         features = {name: (s.tokens, s.mask) for name, s in sets.items()}
-        self.inputs = jax.device_get(step.inputs_of(rows, features, batch))
+        self.inputs = jax.device_get(tasks.gathered(rows, features, batch))
         shapes = jax.eval_shape(self.task.init, KEY, self.inputs)
         self.params = jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
         fast_to_compile = {"xla_backend_optimization_level": 0}

@@ -28,11 +28,16 @@ class FusionQFormer(nn.Module):
         content, content_mask = ModalityTokens(s, name="modalities")(tokens, mask, train=train)
         items = len(content)
         queries = self.param("queries", nn.initializers.normal(1.0), (s.queries, s.width))
-        x = jnp.concatenate([jnp.broadcast_to(queries, (items, *queries.shape)), content], axis=1)  # [S, Q + N, D]
         readable = jnp.concatenate([jnp.full((items, s.queries), not self.masked), content_mask], axis=1)  # [S, Q + N]
+        x = (queries[None], content)  # the queries are the same for all items until they have read
         for k in range(s.layers):
-            asking = x[:, : s.queries] if k == s.layers - 1 else x
-            x = TransformerLayer(s, name=f"layer_{k}")(asking, x, readable, train=train)
+            last, layer = k == s.layers - 1, TransformerLayer(s, name=f"layer_{k}")
+            if k == 0:
+                every = jnp.broadcast_to(queries, (items, *queries.shape))
+                asking = x[0] if last else jnp.concatenate([every, content], axis=1)  # [S, Q + N, D]
+            else:
+                asking = x[:, : s.queries] if last else x
+            x = layer(asking, x, readable, train=train)
         return join(s, x)
 
 

@@ -1,5 +1,7 @@
 """What the fusion variants share: tokens at one width, multi-head attention, the transformer layer, the last FC layer."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,20 +30,28 @@ class ModalityTokens(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` [S, M, D] on `context` [S, N, D] where `mask` [S, N]; zeros where nothing is valid."""
+    """Multi-head attention of `x` [S, M, D] on `context` [S, N, D] where `mask` [S, N]; zeros where nothing is valid.
+
+    The context may come in parts, which follow each other. `x` and parts with S = 1 are shared by all items and projected once.
+    """
 
     heads: int
     lora: LoRA
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array) -> jax.Array:
-        items, _, width = x.shape
+    def __call__(self, x: jax.Array, context: jax.Array | Sequence[jax.Array], mask: jax.Array) -> jax.Array:
+        items, width = len(mask), x.shape[-1]
 
-        def split(y, name):
-            y = LoRADense(width, self.lora, name=name)(y)
-            return y.reshape(items, y.shape[1], self.heads, width // self.heads)  # [S, N, H, D / H]
+        def split(parts, name):
+            dense = LoRADense(width, self.lora, name=name)
+            parts = [dense(part) for part in parts]
+            parts = [jnp.broadcast_to(part, (items, *part.shape[1:])) for part in parts]
+            return jnp.concatenate(parts, axis=1).reshape(
+                items, -1, self.heads, width // self.heads
+            )  # [S, N, H, D / H]
 
-        query, key, value = split(x, "query"), split(context, "key"), split(context, "value")
+        parts = (context,) if isinstance(context, jax.Array) else context
+        query, key, value = split([x], "query"), split(parts, "key"), split(parts, "value")
         score = jnp.einsum("sqhd,snhd->shqn", query, key) / jnp.sqrt(width / self.heads)
         mask = mask[:, None, None, :]
         score = jnp.where(mask, score, jnp.finfo(score.dtype).min)
@@ -51,12 +61,14 @@ class Attention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Post-norm transformer layer: `x` [S, M, D] attends to `context` [S, N, D], then the FFN; [S, M, D]."""
+    """Post-norm transformer layer: `x` [S, M, D] attends to `context`, then the FFN; [S, M, D]. See `Attention`."""
 
     settings: FusionSettings
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, context: jax.Array | Sequence[jax.Array], mask: jax.Array, *, train: bool
+    ) -> jax.Array:
         s = self.settings
         drop = nn.Dropout(s.dropout, deterministic=not train)
         y = Attention(s.heads, s.lora, name="attention")(x, context, mask)

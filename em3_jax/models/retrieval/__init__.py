@@ -1,0 +1,43 @@
+"""Two-tower models of implicit feedback: users and items become vectors, and the score of a pair is their dot product.
+
+Each is a Linen module with the fields `num_users` U and `num_items` I, its own settings, and
+
+    __call__(features, graphs, *, train) -> (users [U, D], items [I, D])
+    loss(features, graphs, user [B], positive [B], negative [B]) -> (loss [], {name: [] scalar})     in training mode
+
+with `features` {modality: [I, E] f32} and `graphs` a `Graphs`. Random streams: "dropout", "negatives". `init` through
+`method="loss"` makes all parameters, also those that only training needs. The ID embeddings are the parameters `user_embedding`
+[U, D] and `item_embedding` [I, D]. Losses are means over the batch of the papers' sums.
+
+Letters: U users, I items, N = U + I nodes (users first), E edges or width of a feature, D width, B batch, K layers.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+
+class Adjacency(NamedTuple):
+    """A sparse matrix [N, N] by its entries, which stand in the order of their rows.
+
+    Attributes:
+      receiver: [E] i32 ascending, the row: who reads.
+      sender: [E] i32, the column: who is read.
+      weight: [E] f32; 0 in padding.
+    """
+
+    receiver: jax.Array
+    sender: jax.Array
+    weight: jax.Array
+
+
+class Graphs(NamedTuple):
+    """The graphs of a step.
+
+    Attributes:
+      user_item: D^-1/2 A D^-1/2 over the N nodes, both directions of every edge: a symmetric matrix.
+      items: {modality: item graph over I}; empty for models without.
+    """
+
+    user_item: Adjacency
+    items: dict[str, Adjacency]

@@ -1,0 +1,85 @@
+"""What the retrieval models share: the pairwise loss, L2 of a batch, modalities at one width."""
+
+from collections.abc import Iterable, Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from em3_jax import losses
+from em3_jax.models.lora import product
+from em3_jax.types import UserError
+
+xavier = nn.initializers.xavier_uniform()
+
+
+def pairwise_loss(user: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+    """[] BPR-OPT (Rendle et al. 2009): mean over the batch of -ln sigmoid(<u, i> - <u, j>).
+
+    Args:
+      user, positive, negative: [B, D] vectors u, i, j.
+    """
+    margin = jnp.sum(user * (positive - negative), axis=1)
+    return losses.binary_cross_entropy(margin, jnp.ones_like(margin))
+
+
+def squares(*rows: jax.Array) -> jax.Array:
+    """[] the squared L2 norms of the batch's vectors, [B, D] each, summed over vectors, mean over the batch."""
+    return sum(jnp.sum(x * x) for x in rows) / len(rows[0])
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Rows of `x` [*, D] at length 1; zero rows stay zero, with gradient 0."""
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    nonzero = squared > 1e-12
+    return jnp.where(nonzero, x * jax.lax.rsqrt(jnp.where(nonzero, squared, 1.0)), 0.0)
+
+
+def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
+    """[*] cosine of the rows of x and y [*, D]."""
+    return jnp.sum(unit(x) * unit(y), axis=-1)
+
+
+class Projections(nn.Module):
+    """An FC layer per modality: {modality: [I, E_m]} -> {modality: [I, width]}.
+
+    Attributes:
+      width: D.
+      bias: whether the layers have one.
+    """
+
+    width: int
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        result = {}
+        for name in sorted(features):
+            kernel = self.param(
+                f"{name}_kernel", nn.initializers.xavier_normal(), (features[name].shape[1], self.width)
+            )
+            result[name] = product(features[name], kernel)
+            if self.bias:
+                result[name] += self.param(f"{name}_bias", nn.initializers.zeros, (self.width,))
+        return result
+
+
+def need_features(features: Mapping[str, jax.Array], model: str) -> None:
+    """Refuses to build a model of content on data without."""
+    if not features:
+        raise UserError(f"{model} reads content, but there is none; set config.data.features")
+
+
+def modality_weights(weights: Mapping[str, float], modalities: Iterable[str]) -> dict[str, float]:
+    """{modality: weight} of the item graphs; an empty `weights` gives each the same."""
+    modalities = sorted(modalities)
+    if not modalities:
+        raise UserError("the model reads item graphs, but there are none; set config.data.features")
+    if not weights:
+        return dict.fromkeys(modalities, 1.0 / len(modalities))
+    if sorted(weights) != modalities:
+        raise UserError(
+            f"config.model.retrieval_settings.modality_weights names {sorted(weights)}, config.data.features {modalities}; "
+            "name the same, or none for equal weights"
+        )
+    return dict(weights)

@@ -1,0 +1,58 @@
+"""Visual BPR: matrix factorisation with a second factor that reads content."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from em3_jax.models.retrieval import Graphs
+from em3_jax.models.retrieval.common import Projections, need_features, pairwise_loss, squares, xavier
+
+
+class VBPR(nn.Module):
+    """VBPR (He and McAuley 2016, arXiv:1510.01784).
+
+        x_ui = b_i + <gamma_u, gamma_i> + <theta_u, W f_i> + <b', f_i>     (eq. 4; alpha and b_u cancel in the pairwise loss)
+        L = mean of -ln sigmoid(x_ui - x_uj) + l2 |rows of gamma, theta, b of the batch|^2 + l2_content (|W|^2 + |b'|^2)
+
+    f_i is all modalities side by side. As a dot product: users (gamma_u, theta_u, 1), items (gamma_i, W f_i, b_i + <b', f_i>).
+
+    Attributes:
+      num_users, num_items: U, I.
+      width, content_width: of gamma, and of theta.
+      l2, l2_content: weights of the regularisation.
+    """
+
+    num_users: int
+    num_items: int
+    width: int
+    content_width: int
+    l2: float
+    l2_content: float
+
+    def setup(self):
+        self.user_embedding = self.param("user_embedding", xavier, (self.num_users, self.width))
+        self.item_embedding = self.param("item_embedding", xavier, (self.num_items, self.width))
+        self.user_content = self.param("user_content", xavier, (self.num_users, self.content_width))
+        self.item_bias = self.param("item_bias", nn.initializers.zeros, (self.num_items,))
+        self.content = Projections(self.content_width + 1, bias=False)  # W and, as its last column, b'
+
+    def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        need_features(features, "VBPR")
+        content = sum(self.content(features).values())  # [I, D + 1]
+        content = content.at[:, -1].add(self.item_bias)
+        one = jnp.ones((self.num_users, 1))
+        users = jnp.concatenate([self.user_embedding, self.user_content, one], axis=1)
+        return users, jnp.concatenate([self.item_embedding, content], axis=1)
+
+    def loss(
+        self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        users, items = self(features, graphs, train=True)
+        ranking = pairwise_loss(users[user], items[positive], items[negative])
+        rows = [self.user_embedding[user], self.user_content[user]]
+        for item in (positive, negative):
+            rows += [self.item_embedding[item], self.item_bias[item]]
+        norm = squares(*rows)
+        kernels = sum(jnp.sum(x * x) for x in jax.tree.leaves(self.content.variables))
+        loss = ranking + self.l2 * norm + self.l2_content * kernels
+        return loss, {"ranking_loss": ranking, "squared_norm": norm, "squared_norm_content": kernels}

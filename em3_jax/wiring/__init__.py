@@ -1,0 +1,78 @@
+"""From the sections of a config to the work of a run: a module a task. `experiment` makes the rest, which is alike for all."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from em3_jax import config, placement, tables
+from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.tasks import Task
+
+SECTIONS = ("seed", "task", "data", "model", "tables", "optim", "train", "eval", "mesh", "pretraining")
+
+
+class TableSettings(NamedTuple):
+    """config.tables: `width` of the embeddings, `init_scale`, row `optimizer` with `learning_rate`, weight of `l2`."""
+
+    width: int
+    init_scale: float
+    optimizer: str
+    learning_rate: float
+    l2: float
+
+
+class Work(NamedTuple):
+    """What differs between the tasks: what is optimized, on which batches, and how it is measured.
+
+    Attributes:
+      task: what is optimized.
+      dataset: the opened dataset.
+      feature_sets: the content features in use.
+      constants: what lies on the device for the whole run, for `task.inputs`.
+      encoders: feature set -> its encoder, whose weights are among the parameters.
+      source: the training batches.
+      evaluation: split -> source of its batches; None where none are scored.
+      headline: the metrics to show, one of which chooses the best step.
+      eval: config.eval; has the field `metric`.
+      make_tables: key -> the ID tables.
+      row_optimizer, table_l2: of these; None and 0 without.
+      validate: predict (state, batch) -> function of the state: {metric: value} on validation.
+      evaluate: predict -> (state, split) -> (slice -> metric -> value, {name: array behind them}); None without a split to score.
+    """
+
+    task: Task
+    dataset: Dataset
+    feature_sets: list[FeatureSet]
+    constants: Any
+    encoders: dict[str, Any]
+    source: Any
+    evaluation: Callable | None
+    headline: tuple[str, ...]
+    eval: Any
+    make_tables: Callable
+    row_optimizer: tables.RowOptimizer | None
+    table_l2: float
+    validate: Callable
+    evaluate: Callable | None
+
+
+class Content(NamedTuple):
+    """The content features of a run: all of them, those to gather on the host, and the tables on the device."""
+
+    sets: list[FeatureSet]
+    on_host: tuple[FeatureSet, ...]
+    tables: placement.Features
+
+
+def load_content(dataset: Dataset, features: tuple[str, ...], place: str, mesh: Mesh) -> Content:
+    """The features that config.data names, on the device or on the host as config.data.placement says."""
+    sets = placement.load_features(dataset, features)
+    if placement.on_device(place, sets):
+        return Content(sets, (), placement.to_device(sets, mesh))
+    return Content(sets, tuple(sets), {})
+
+
+def table_settings(section: dict) -> TableSettings:
+    """config.tables."""
+    return config.call(TableSettings, section, "config.tables")

@@ -1,0 +1,137 @@
+"""Clicks against impressions that were not clicked: config -> `Work`."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from em3_jax import config as config_
+from em3_jax import encoding, evaluators, optim, sharding, tables, wiring
+from em3_jax.data.batches import BatchBuilder
+from em3_jax.data.format import Dataset, FeatureSet, open_dataset
+from em3_jax.data.pipeline import evaluation_source, training_rows, training_source
+from em3_jax.tasks.ranking import ranking as ranking_task
+from em3_jax.tasks.raw import with_encoders
+from em3_jax.types import State, UserError
+
+
+class DataSettings(NamedTuple):
+    """config.data.
+
+    Attributes:
+      root: dataset folder.
+      label: which of the dataset's labels: "click" or a further one, e.g. "conversion".
+      features: feature sets that make the content tokens, whole or some slots of them: "image", "image[0]", "image[:4]".
+      placement: of the features: "device", "host" (gathered by the input pipeline), or "auto": device if they fit.
+      history_length: T.
+      batch_size: B, of all devices together.
+      order: "shuffled" or "chronological".
+      most_rows_per_user: training rows of a user, see `pipeline.training_rows`; 0 = all.
+      unknown_alpha, unknown_floor: random replacement of ids by `unknown` in training, see `BatchBuilder`.
+    """
+
+    root: str
+    label: str
+    features: tuple[str, ...]
+    placement: str
+    history_length: int
+    batch_size: int
+    order: str
+    most_rows_per_user: int
+    unknown_alpha: float
+    unknown_floor: Mapping[str, float]
+
+
+class EvalSettings(NamedTuple):
+    """config.eval: `batch_size`, `metric` that chooses the best step on validation, `popular_share` of the items."""
+
+    batch_size: int
+    metric: str
+    popular_share: float
+
+
+class Settings(NamedTuple):
+    """The sections that ranking and pretraining read alike."""
+
+    data: DataSettings
+    tables: wiring.TableSettings
+    eval: EvalSettings
+
+
+def settings(config: Mapping[str, Any], mesh: Mesh) -> Settings:
+    """config.data, config.tables and config.eval, checked."""
+    data = config_.call(DataSettings, config["data"], "config.data")
+    table = wiring.table_settings(config["tables"])
+    evaluation = config_.call(EvalSettings, config["eval"], "config.eval")
+    sharding.check_divides(mesh, "data.batch_size", data.batch_size)
+    sharding.check_divides(mesh, "eval.batch_size", evaluation.batch_size)
+    return Settings(data, table, evaluation)
+
+
+def ranking(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int], int]) -> wiring.Work:
+    """The work of config.task = "ranking"; arguments as of `experiment.build`."""
+    data, table, eval_settings = settings(config, mesh)
+    dataset = open_dataset(data.root)
+    if dataset.meta.get("only_clicks"):
+        raise UserError(f"{data.root}: holds clicks alone, nothing to rank them against; prepare it with --as-clicks")
+    task = config_.call(ranking_task, config["model"], "config.model", fields=dataset.fields)
+    content = wiring.Content([], (), {})
+    if task.uses_content:
+        content = wiring.load_content(dataset, data.features, data.placement, mesh)
+    encoders = encoding.raw_encoders(task.encoders, content.sets)
+    task = with_encoders(task, encoders) if encoders else task
+    builder = _builder(dataset, data, content.on_host)
+    row_optimizer = optim.row_optimizer(table.optimizer, table.learning_rate)
+    rows = training_rows(dataset, data.label, data.most_rows_per_user)
+    evaluation = functools.cache(lambda split: evaluation_source(builder, split, eval_settings.batch_size))
+
+    def evaluate(predict: Callable) -> Callable:
+        def report(state: State, split: str) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+            source = evaluation(split)
+            logits = evaluators.predict(source, lambda batch: predict(state, batch))
+            share, rows = eval_settings.popular_share, np.asarray(source.rows)
+            slices = evaluators.evaluate(dataset, rows, logits, content.sets, share, data.label)
+            return slices, {"logits": logits}
+
+        return report
+
+    return wiring.Work(
+        task=task,
+        dataset=dataset,
+        feature_sets=content.sets,
+        constants=content.tables,
+        encoders=encoders,
+        source=training_source(
+            builder,
+            rows,
+            batch_size=data.batch_size,
+            seed=config["seed"],
+            order=data.order,
+            num_steps=num_steps(len(rows), data.batch_size),
+        ),
+        evaluation=evaluation,
+        headline=("auc", "gauc", "logloss"),
+        eval=eval_settings,
+        make_tables=lambda key: tables.init(key, dataset.fields.num_rows, table.width, table.init_scale, row_optimizer),
+        row_optimizer=row_optimizer,
+        table_l2=table.l2,
+        validate=lambda predict: lambda state: evaluate(predict)(state, "valid")[0]["all"],
+        evaluate=evaluate,
+    )
+
+
+def _builder(dataset: Dataset, data: DataSettings, host_features: tuple[FeatureSet, ...]) -> BatchBuilder:
+    known = [field.name for _, fields in dataset.fields.groups() for field in fields]
+    for name in data.unknown_floor:
+        if name not in known:
+            raise UserError(f"config.data.unknown_floor.{name}: no such field; {config_.nearest(name, known)}")
+    return BatchBuilder(
+        dataset,
+        history_length=data.history_length,
+        unknown_alpha=data.unknown_alpha,
+        unknown_floor=dict(data.unknown_floor),
+        host_features=host_features,
+        label=data.label,
+    )

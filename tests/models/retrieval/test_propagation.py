@@ -1,0 +1,101 @@
+"""Sparse products against dense matrices, forward and backward; LightGCN against matrix powers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from em3_jax.models.retrieval import Adjacency, propagation
+from em3_jax.models.retrieval.propagation import along_items, groups, layer_mean, propagate, segments
+from tests.models.retrieval import dense
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    with jax.default_matmul_precision("float32"):
+        yield
+
+
+def random_matrix(nodes: int, share: float, seed: int = 0) -> np.ndarray:
+    """[N, N], not symmetric; node 0 has no entries, node 1 has all."""
+    random = np.random.default_rng(seed)
+    matrix = random.normal(size=(nodes, nodes)) * (random.random((nodes, nodes)) < share)
+    matrix[0], matrix[1] = 0, random.normal(size=nodes)
+    return matrix
+
+
+@pytest.mark.parametrize("form", [segments, groups])
+@pytest.mark.parametrize("nodes,share", [(3, 0.0), (20, 0.1), (20, 0.9), (70, 0.3)])
+@pytest.mark.parametrize("padding", [0, 1, 13])
+def test_each_form_is_the_product(form, nodes, share, padding):
+    matrix = random_matrix(nodes, share)
+    x = np.random.default_rng(1).normal(size=(nodes, 4)).astype(np.float32)
+    got = jax.jit(form)(*dense.adjacency(matrix, padding), x)
+    np.testing.assert_allclose(got, matrix @ x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [segments, groups])
+def test_padding_may_hold_any_finite_row_and_nobody_reads_what_is_not_theirs(form):
+    matrix = random_matrix(20, 0.3)
+    x = np.ones((20, 2), np.float32)
+    entries = dense.adjacency(matrix, padding=9)
+    x[5] = np.nan  # only who reads item 5 may see it
+    got = np.asarray(jax.jit(form)(*entries, x))
+    np.testing.assert_array_equal(np.isnan(got).any(axis=1), matrix[:, 5] != 0)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])  # below and above the density from which entries are grouped
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gradients_are_those_of_the_dense_product(share, symmetric):
+    matrix = random_matrix(30, share)
+    matrix = matrix + matrix.T if symmetric else matrix
+    entries = dense.adjacency(matrix, padding=2)
+    assert (len(entries.receiver) >= propagation._DENSE * 30) == (share > 0.5)
+    random = np.random.default_rng(2)
+    x, target = (random.normal(size=(30, 3)).astype(np.float32) for _ in range(2))
+
+    @jax.jit
+    def gradients(weight, x):
+        def value(weight, x):
+            return jnp.sum(target * propagate(entries._replace(weight=weight), x, symmetric=symmetric))
+
+        return jax.grad(value, argnums=(0, 1))(weight, x)
+
+    of_weight, of_x = gradients(entries.weight, x)
+    np.testing.assert_allclose(of_x, matrix.T @ target, rtol=1e-4, atol=1e-4)
+    outer = target @ x.T  # d / dA of sum(target * A x)
+    np.testing.assert_allclose(of_weight, outer[entries.receiver, entries.sender], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_layer_mean_is_the_mean_of_matrix_powers(layers):
+    random = np.random.default_rng(3)
+    users, items = (random.normal(size=(n, 4)).astype(np.float32) for n in (dense.NUM_USERS, dense.NUM_ITEMS))
+    graph = dense.adjacency(dense.A, padding=3)
+    got = jax.jit(layer_mean, static_argnums=3)(graph, users, items, layers)
+    for one, other in zip(got, dense.light_gcn(users, items, layers), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert got[0].shape == users.shape and got[1].shape == items.shape
+
+
+def test_nodes_without_an_edge_keep_their_share_of_themselves():
+    users, items = np.ones((dense.NUM_USERS, 2), np.float32), np.ones((dense.NUM_ITEMS, 2), np.float32)
+    got_users, got_items = layer_mean(dense.adjacency(dense.A), users, items, 2)
+    np.testing.assert_allclose(got_users[4], 1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(got_items[1], 1 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_every_layer_of_the_item_graph_reads_the_one_before(layers):
+    graphs = {name: dense.adjacency(matrix) for name, matrix in dense.ITEMS.items()}
+    mixed = sum(dense.SHARE[name] * matrix for name, matrix in dense.ITEMS.items())
+    x = np.random.default_rng(4).normal(size=(dense.NUM_ITEMS, 3)).astype(np.float32)
+    expected = np.linalg.matrix_power(mixed, layers) @ x
+    np.testing.assert_allclose(along_items(graphs, dense.SHARE, x, layers), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_two_forms_agree_to_rounding():
+    matrix = random_matrix(60, 0.5)
+    entries: Adjacency = dense.adjacency(matrix)
+    x = np.random.default_rng(5).normal(size=(60, 4)).astype(np.float32)
+    np.testing.assert_allclose(segments(*entries, x), groups(*entries, x), rtol=1e-5, atol=1e-5)
