@@ -81,9 +81,11 @@ def retrieval(name: str, settings: Mapping[str, Any], num_users: int, num_items:
     made = config.part("config.model.retrieval", name, RETRIEVALS)
     where = "config.model.retrieval_settings"
     settings = {key: FrozenDict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
-    if "fusion" in settings and "fusion_settings" in settings:
-        given = dict(settings.pop("fusion_settings")) | {"width": settings.get("width")}
-        settings["fusion"] = fusion(settings["fusion"], given, where)
+    if {"fusion", "fusion_settings", "width"} <= set(settings):
+        given = settings.pop("fusion_settings")
+        if "width" in given:
+            raise UserError(f"{where}.fusion_settings.width: is that of the model; set {where}.width")
+        settings["fusion"] = fusion(settings["fusion"], dict(given) | {"width": settings["width"]}, where)
     return config.call(made, settings, where, num_users=num_users, num_items=num_items)
 
 

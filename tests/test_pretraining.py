@@ -89,7 +89,7 @@ def test_held_out_items_never_train_and_each_epoch_shows_the_others_once(own):
 
 def test_with_one_modality_views_differ_by_dropout(own, tmp_path):
     config = pretraining_config(own)
-    config.data.features = ("text",)
+    config.data.features, config.model.fusion_settings.dropout = ("text",), 0.0
     build = lambda: experiment.build(config.to_dict(), lambda rows, size: 1)  # noqa: E731
     assert "dropout" in user_error(lambda: build().init())
     config.model.fusion_settings.dropout = 0.2

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs import base
+from configs import base, retrieval
 from em3_jax import sharding
 from em3_jax.data.batches import BatchBuilder, Buckets
+from tests.planted_pairs import planted_pairs
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,7 +36,7 @@ for devices in (1, 4):
     state = jax.device_put(state, sharding.replicated(parts.mesh))
     shardings = sharding.batch_shardings(parts.mesh, parts.source[0])
     batch = next(iter(batches(parts.source, device=shardings)))
-    assert len(batch["label"].sharding.device_set) == devices
+    assert len(batch[sys.argv[2]].sharding.device_set) == devices
     state, aux = parts.train_step(state, parts.constants, batch)
     assert all(len(leaf.sharding.device_set) == devices for leaf in jax.tree.leaves(state))
     norms = {name: float(np.linalg.norm(leaf)) for name, leaf in trees.named_leaves(state).items()}
@@ -44,13 +45,11 @@ print(json.dumps(results))
 """
 
 
-def test_a_step_on_four_devices_equals_the_step_on_one(planted):
-    settings = base.ranking()
-    settings.data.root, settings.data.features = str(planted.root), ("image", "text")
-    settings.data.history_length, settings.data.batch_size = 6, 32
+def check_steps(config: dict, key: str) -> None:
+    """The step of a config on one and on four devices; `key` is an array of the batch that is split."""
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(settings.to_dict())],
+        [sys.executable, "-c", PROGRAM, json.dumps(config), key],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -62,6 +61,20 @@ def test_a_step_on_four_devices_equals_the_step_on_one(planted):
     assert one.keys() == four.keys() and one["loss"] > 0
     for name, value in one.items():
         assert four[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_a_step_on_four_devices_equals_the_step_on_one(planted):
+    settings = base.ranking()
+    settings.data.root, settings.data.features = str(planted.root), ("image", "text")
+    settings.data.history_length, settings.data.batch_size = 6, 32
+    check_steps(settings.to_dict(), "label")
+
+
+def test_a_step_of_retrieval_on_four_devices_equals_the_step_on_one(tmp_path):
+    settings = retrieval.get_config("freedom")
+    settings.data.root, settings.data.batch_size = str(planted_pairs(tmp_path).root), 32
+    settings.model.retrieval_settings.width = 8
+    check_steps(settings.to_dict(), "positive")
 
 
 def test_all_batch_keys_by_example_are_split_and_no_others(tiny):

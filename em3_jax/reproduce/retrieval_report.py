@@ -92,7 +92,8 @@ def markdown(result: dict[str, Any], command: str) -> str:
     """The page."""
     lines = [f"# Table 10: {result['title']}", ""]
     for dataset in result["datasets"]:
-        lines += [f"## {dataset['name']}", "", *_table(dataset["rows"])]
+        title = f"## {dataset['name']}, {dataset['rows'][0]['n']:,} test users"
+        lines += [title, "", *_table(dataset["rows"])]
         if dataset["left_out"]:
             lines += ["", f"Not run, for want of item features: {', '.join(dataset['left_out'])}."]
         lines += ["", "Recall@20 on validation of every grid point (seed 0):", ""]

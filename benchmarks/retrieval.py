@@ -1,0 +1,201 @@
+"""Speed of sparse products and of the retrieval models' training steps: python -m benchmarks.retrieval [--only forms,steps]
+
+Random values at the sizes of Amazon Baby and Sports and of TikTok: popular items, pruned graphs for the models that prune
+(share 0.8), item graphs of 10 neighbours, B 2048, width 64. Forms take turns in one process. Steps are timed alone, on a batch
+that stays the same; the input pipeline and the evaluation are not part of them. Results: benchmarks/NOTES.md.
+"""
+
+import argparse
+import functools
+import resource
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import sparse
+
+from benchmarks.timing import interleaved, milliseconds
+from em3_jax import allocator, parts
+from em3_jax.data.item_graph import item_graph
+from em3_jax.models.retrieval import Adjacency, Graphs
+from em3_jax.models.retrieval.propagation import groups, propagate, segments
+
+BATCH, WIDTH, NEIGHBOURS, EDGE_DROPOUT = 2048, 64, 10, 0.8
+
+
+class Size(NamedTuple):
+    """Users, items, training pairs, and the widths of the features."""
+
+    users: int
+    items: int
+    pairs: int
+    widths: dict[str, int]
+
+    @property
+    def nodes(self) -> int:
+        return self.users + self.items
+
+
+SIZES = {
+    "baby": Size(19_445, 7_050, 118_551, {"image": 4096, "text": 384}),
+    "sports": Size(35_598, 18_357, 218_409, {"image": 4096, "text": 384}),
+    "tiktok": Size(9_308, 6_710, 59_541, {"audio": 128, "image": 128}),
+}
+FUSION = {"layers": 1, "heads": 4, "ffn_width": 128, "dropout": 0.5}
+CIC = {"cic_weight": 1e-3, "cic_temperature": 0.5}
+SETTINGS = {
+    "bpr": {"l2": 1e-3},
+    "lightgcn": {"layers": 2, "l2": 1e-4},
+    "vbpr": {"content_width": 64, "l2": 1e-3, "l2_content": 0.0},
+    "slmrec": {"layers": 3, "temperature": 0.2, "ssl_temperature": 0.5, "ssl_weight": 0.01},
+    "lattice": {"layers": 2, "item_layers": 1, "neighbours": NEIGHBOURS, "frozen_share": 0.9, "l2": 1e-5},
+    "bm3": {"layers": 1, "dropout": 0.5, "content_weight": 2.0, "l2": 1e-3},
+    "freedom": {"layers": 2, "item_layers": 1, "modality_weights": {}, "content_weight": 1e-3},
+    "em3": {
+        "layers": 2, "item_layers": 1, "modality_weights": {}, "fusion": "fq_former",
+        "fusion_settings": FUSION | {"queries": 1}, "cic_negatives": 16, **CIC,
+    },
+    "em3, 2 queries": {
+        "layers": 2, "item_layers": 1, "modality_weights": {}, "fusion": "fq_former",
+        "fusion_settings": FUSION | {"queries": 2}, "cic_negatives": 16, **CIC,
+    },
+    "em3_as_released": {"layers": 2, "modality_weights": {}, "queries": 1, "dropout": 0.5, **CIC},
+}  # fmt: skip
+PRUNED = ("freedom", "em3", "em3, 2 queries", "em3_as_released")
+
+
+def user_item_graph(size: Size, pairs: int) -> Adjacency:
+    """D^-1/2 A D^-1/2 of random pairs, where the n-th item is taken with probability ~ n^-0.7."""
+    random = np.random.default_rng(0)
+    share = np.arange(1, size.items + 1) ** -0.7
+    key = random.integers(0, size.users, 2 * pairs) * size.items
+    key = np.unique(key + random.choice(size.items, 2 * pairs, p=share / share.sum()))
+    user, item = np.divmod(random.permutation(key)[:pairs], size.items)
+    receiver, sender = np.append(user, item + size.users), np.append(item + size.users, user)
+    degree = np.bincount(receiver, minlength=size.nodes)
+    order = np.lexsort((sender, receiver))
+    weight = 1 / np.sqrt(degree[receiver] * degree[sender])
+    return Adjacency(*(jnp.asarray(x[order], kind) for x, kind in ((receiver, "i4"), (sender, "i4"), (weight, "f4"))))
+
+
+def random_item_graph(items: int, seed: int) -> Adjacency:
+    random = np.random.default_rng(seed)
+    sender = random.integers(0, items, items * NEIGHBOURS).astype(np.int32)
+    receiver = np.repeat(np.arange(items, dtype=np.int32), NEIGHBOURS)
+    return Adjacency(jnp.asarray(receiver), jnp.asarray(sender), jnp.full(len(sender), 1 / NEIGHBOURS, jnp.float32))
+
+
+def bcoo(receiver: jax.Array, sender: jax.Array, weight: jax.Array, x: jax.Array) -> jax.Array:
+    indices = jnp.stack([receiver, sender], axis=1)
+    matrix = sparse.BCOO((weight, indices), shape=(len(x), len(x)), indices_sorted=True, unique_indices=True)
+    return matrix @ x
+
+
+def forms(size: Size, repeats: int) -> None:
+    """The product and its gradient, with each form for both; `propagate` is what the models use."""
+    graphs = {
+        "all pairs": (user_item_graph(size, size.pairs), True),
+        "pruned": (user_item_graph(size, int(size.pairs * (1 - EDGE_DROPOUT))), True),
+        "item graph": (random_item_graph(size.items, 0), False),
+    }
+    for name, (graph, symmetric) in graphs.items():
+        for width in (WIDTH, 2 * WIDTH):
+            nodes = size.nodes if symmetric else size.items
+            x = jnp.asarray(np.random.default_rng(1).normal(size=(nodes, width)).astype(np.float32))
+            calls = {}
+            for form in (segments, groups, bcoo):
+                calls[form.__name__] = functools.partial(jax.jit(form), *graph, x)
+                calls[f"{form.__name__}, by autodiff"] = functools.partial(
+                    _gradient(lambda *a, f=form: f(*a)), *graph, x
+                )
+            own = _gradient(lambda *a, s=symmetric: propagate(Adjacency(*a[:3]), a[3], symmetric=s))
+            calls["propagate, gradient"] = functools.partial(own, *graph, x)
+            print(f"{name}: {len(graph.receiver):,} entries, {nodes:,} nodes, {width} wide")
+            for call, seconds in interleaved(calls, repeats).items():
+                print(f"  {call:<24}{milliseconds(seconds)}", flush=True)
+
+
+def _gradient(product: Callable) -> Callable:
+    """Jitted gradient of sum(sin(A x)) with respect to x: a product, and what its transpose takes."""
+    return jax.jit(jax.grad(lambda r, s, w, x: jnp.sum(jnp.sin(product(r, s, w, x))), argnums=3))
+
+
+def step_of(name: str, size: Size, graphs: Graphs, features: dict[str, jax.Array]) -> Callable:
+    """() -> loss: an Adam step of the model, compiled."""
+    model = parts.retrieval(name.partition(",")[0], {"width": WIDTH} | SETTINGS[name], size.users, size.items)
+    random = np.random.default_rng(2)
+    batch = [jnp.asarray(random.integers(0, count, BATCH), "i4") for count in (size.users, size.items, size.items)]
+    keys = {stream: jax.random.key(k) for k, stream in enumerate(("params", "dropout", "negatives"))}
+    params = jax.jit(functools.partial(model.init, method="loss"))(keys, features, graphs, *batch)["params"]
+    optimizer = optax.adam(1e-3)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, keys, features, graphs, batch):
+        def loss(params):
+            return model.apply({"params": params}, features, graphs, *batch, method="loss", rngs=keys)
+
+        (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(state[0])
+        updates, opt_state = optimizer.update(gradient, state[1], state[0])
+        return (optax.apply_updates(state[0], updates), opt_state), value
+
+    state = params, optimizer.init(params)
+
+    def call():
+        nonlocal state
+        state, value = step(state, keys, features, graphs, batch)
+        return state, value
+
+    return call
+
+
+def steps(size: Size, names: list[str], repeats: int) -> None:
+    random = np.random.default_rng(3)
+    features = {
+        name: jnp.asarray(random.standard_normal((size.items, width), np.float32))
+        for name, width in size.widths.items()
+    }
+    items = {name: random_item_graph(size.items, k) for k, name in enumerate(features)}
+    full = Graphs(user_item_graph(size, size.pairs), items)
+    pruned = Graphs(user_item_graph(size, int(size.pairs * (1 - EDGE_DROPOUT))), items)
+    count = -(-size.pairs // BATCH)
+    for name in names:
+        seconds = interleaved({name: step_of(name, size, pruned if name in PRUNED else full, features)}, repeats)[name]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        epoch = f"{count * seconds.min():.2f} s (median {count * np.median(seconds):.2f}) an epoch of {count}"
+        print(f"  {name:<18}{milliseconds(seconds):<32}{epoch}; peak so far {peak:.2f} GB", flush=True)
+
+
+def build_item_graph(size: Size) -> None:
+    features = np.random.default_rng(4).standard_normal((size.items, max(size.widths.values())), np.float32)
+    start = time.perf_counter()
+    item_graph(features, neighbours=NEIGHBOURS, include_self=True, weights="binary", normalisation="rows")
+    print(f"  item graph of {features.shape[1]} wide features: {time.perf_counter() - start:.1f} s, once a dataset")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="forms,steps,item_graph")
+    parser.add_argument("--sizes", default="baby,sports,tiktok")
+    parser.add_argument("--models", default=";".join(SETTINGS), help="names with ; between them")
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    allocator.keep_large_blocks()
+    only = args.only.split(",")
+    print(f"jax {jax.__version__}, {jax.devices()}")
+    for name in args.sizes.split(","):
+        size = SIZES[name]
+        print(f"\n{name}: {size.users:,} users, {size.items:,} items, {size.pairs:,} pairs")
+        if "forms" in only:
+            forms(size, args.repeats)
+        if "steps" in only:
+            steps(size, args.models.split(";"), args.repeats)
+        if "item_graph" in only:
+            build_item_graph(size)
+
+
+if __name__ == "__main__":
+    main()
