@@ -1,6 +1,7 @@
 """Retrieval models: loss and scores on a tiny graph against the papers' formulas in dense numpy."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,25 +41,42 @@ def make(name: str, **changes):
     return parts.retrieval(name, {"width": D} | SETTINGS[name] | changes, NUM_USERS, NUM_ITEMS)
 
 
+class Evaluated(NamedTuple):
+    """What the model `name` gives with random parameters: `params` in f64, towers, loss, its named scalars, and its gradient."""
+
+    params: dict
+    users: np.ndarray
+    items: np.ndarray
+    loss: float
+    aux: dict
+    gradient: dict
+
+
 @functools.cache
-def evaluated(name: str) -> tuple[dict, np.ndarray, np.ndarray, float, dict]:
-    """(random params in f64, users, items, loss, named scalars) of the model."""
+def evaluated(name: str) -> Evaluated:
     model, graphs = make(name), dense.graphs()
     params = dense.random_params(model)
-    rngs = {"dropout": jax.random.key(5), "negatives": jax.random.key(6)}
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            rngs = {"dropout": jax.random.key(5), "negatives": jax.random.key(6)}
+            return model.apply({"params": params}, FEATURES, graphs, *BATCH, method="loss", rngs=rngs)
+
+        towers = model.apply({"params": params}, FEATURES, graphs, train=False)
+        return towers, jax.value_and_grad(loss, has_aux=True)(params)
+
     with jax.default_matmul_precision("float32"):
-        users, items = jax.jit(functools.partial(model.apply, train=False))({"params": params}, FEATURES, graphs)
-        run = jax.jit(functools.partial(model.apply, method="loss", rngs=rngs))
-        loss, aux = run({"params": params}, FEATURES, graphs, *BATCH)
-    return dense.f64(params), np.asarray(users), np.asarray(items), float(loss), aux
+        (users, items), ((loss, aux), gradient) = run(params)
+    return Evaluated(dense.f64(params), np.asarray(users), np.asarray(items), float(loss), aux, gradient)
 
 
 def check(name: str, users: np.ndarray, items: np.ndarray, loss: float) -> None:
-    _, got_users, got_items, got_loss, aux = evaluated(name)
-    assert got_users.shape == users.shape and got_items.shape == items.shape
-    np.testing.assert_allclose(got_users @ got_items.T, users @ items.T, rtol=2e-4, atol=2e-4)
-    assert got_loss == pytest.approx(loss, rel=2e-5)
-    assert all(jnp.shape(value) == () for value in aux.values())
+    got = evaluated(name)
+    assert got.users.shape == users.shape and got.items.shape == items.shape
+    np.testing.assert_allclose(got.users @ got.items.T, users @ items.T, rtol=2e-4, atol=2e-4)
+    assert got.loss == pytest.approx(loss, rel=2e-5)
+    assert all(jnp.shape(value) == () for value in got.aux.values())
 
 
 def project(p: dict) -> dict[str, np.ndarray]:
@@ -72,14 +90,14 @@ def along(x: np.ndarray, layers: int) -> np.ndarray:
 
 
 def test_bpr():
-    p = evaluated("bpr")[0]
+    p = evaluated("bpr").params
     users, items = p["user_embedding"], p["item_embedding"]
     norm = dense.squared((users, USER), (items, POSITIVE), (items, NEGATIVE))
     check("bpr", users, items, dense.bpr(users, items) + 0.03 * norm)
 
 
 def test_lightgcn():
-    p = evaluated("lightgcn")[0]
+    p = evaluated("lightgcn").params
     ego = p["user_embedding"], p["item_embedding"]
     users, items = dense.light_gcn(*ego, K)
     norm = dense.squared((ego[0], USER), (ego[1], POSITIVE), (ego[1], NEGATIVE))
@@ -87,7 +105,7 @@ def test_lightgcn():
 
 
 def test_vbpr():
-    p = evaluated("vbpr")[0]
+    p = evaluated("vbpr").params
     f = np.concatenate([FEATURES["image"], FEATURES["text"]], axis=1)
     kernel = np.concatenate([p["content"]["image_kernel"], p["content"]["text_kernel"]])
     matrix, bias = kernel[:, :-1], kernel[:, -1]
@@ -103,13 +121,13 @@ def test_vbpr():
     items = [(p[name], rows) for name in ("item_embedding", "item_bias") for rows in (POSITIVE, NEGATIVE)]
     norm = dense.squared((p["user_embedding"], USER), (p["user_content"], USER), *items)
     loss = dense.bpr(score, np.eye(NUM_ITEMS)) + 0.03 * norm + 0.02 * np.sum(kernel**2)
-    _, users, items, got, _ = evaluated("vbpr")
-    np.testing.assert_allclose(users @ items.T, score, rtol=1e-4, atol=1e-4)
-    assert got == pytest.approx(loss, rel=2e-5)
+    got = evaluated("vbpr")
+    np.testing.assert_allclose(got.users @ got.items.T, score, rtol=1e-4, atol=1e-4)
+    assert got.loss == pytest.approx(loss, rel=2e-5)
 
 
 def test_slmrec():
-    p = evaluated("slmrec")[0]
+    p = evaluated("slmrec").params
     unit = {m: x / np.linalg.norm(x, axis=1, keepdims=True) for m, x in FEATURES.items()}
     starts = [p["item_embedding"]]
     starts += [unit[m] @ p["content"][f"{m}_kernel"] + p["content"][f"{m}_bias"] for m in ("image", "text")]
@@ -127,7 +145,7 @@ def test_slmrec():
 
 
 def test_lattice():
-    p = evaluated("lattice")[0]
+    p = evaluated("lattice").params
     logits = np.exp(p["modality_logits"]["logits"])
     graph = np.zeros((NUM_ITEMS, NUM_ITEMS))
     for share, m in zip(logits / logits.sum(), ("image", "text"), strict=True):
@@ -146,7 +164,7 @@ def test_lattice():
 
 
 def test_bm3():
-    p = evaluated("bm3")[0]
+    p = evaluated("bm3").params
     users, items = dense.light_gcn(p["user_embedding"], p["item_embedding"], K)
     items = items + p["item_embedding"]
     online = functools.partial(naive.dense, p=p["predictor"])
@@ -163,7 +181,7 @@ def test_bm3():
 
 
 def test_freedom():
-    p = evaluated("freedom")[0]
+    p = evaluated("freedom").params
     users, items = dense.light_gcn(p["user_embedding"], p["item_embedding"], K)
     items = items + along(p["item_embedding"], 2)
     loss = dense.bpr(users, items) + 0.3 * sum(dense.bpr(users, x) for x in project(p).values())
@@ -171,7 +189,7 @@ def test_freedom():
 
 
 def test_em3_is_the_papers_text():
-    p = evaluated("em3")[0]
+    p = evaluated("em3").params
     f = p["fusion"]
     content = np.empty((NUM_ITEMS, D))
     for i in range(NUM_ITEMS):
@@ -190,7 +208,7 @@ def test_em3_is_the_papers_text():
     one = naive.dense(content[batch], p["heads"]["content"])
     other = naive.dense(p["item_embedding"][batch], p["heads"]["ids"])
     cic = 0.5 * (dense.info_nce(one, other, 0.3) + dense.info_nce(other, one, 0.3))
-    assert evaluated("em3")[4]["cic_loss"] == pytest.approx(cic, rel=1e-4)
+    assert evaluated("em3").aux["cic_loss"] == pytest.approx(cic, rel=1e-4)
     check("em3", users, items, dense.bpr(users, items) + 0.4 * cic)
 
 
@@ -222,7 +240,7 @@ def released_cic(content: np.ndarray, ids: np.ndarray, drawn: np.ndarray, temper
 
 
 def test_em3_as_released_is_the_released_code():
-    p, _, _, _, aux = evaluated("em3_as_released")
+    p = evaluated("em3_as_released").params
     content = released_content(p["fusion"])
     users, items = dense.light_gcn(p["user_embedding"], p["item_embedding"], K)
     mm_users, mm_items = dense.light_gcn(np.zeros((NUM_USERS, D)), content, K)
@@ -230,7 +248,7 @@ def test_em3_as_released_is_the_released_code():
     model = make("em3_as_released").bind({"params": p}, rngs={"negatives": jax.random.key(6)})
     drawn = np.asarray(jax.random.randint(model.make_rng("negatives"), (NUM_ITEMS, 16), 0, NUM_ITEMS))
     cic = released_cic(naive.dense(mm_items, p["content_head"]), naive.dense(items, p["id_head"]), drawn, 0.3)
-    assert aux["cic_loss"] == pytest.approx(cic, rel=1e-4)
+    assert evaluated("em3_as_released").aux["cic_loss"] == pytest.approx(cic, rel=1e-4)
     users, items = np.concatenate([users, mm_users], axis=1), np.concatenate([items, mm_items], axis=1)
     check("em3_as_released", users, items, dense.bpr(users, items) + 0.4 * cic)
 
@@ -250,24 +268,15 @@ def test_contrast_over_all_draws_with_replacement_itself_included():
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_every_parameter_gets_a_finite_gradient(name):
-    model, graphs = make(name), dense.graphs()
-    params = dense.random_params(model)
-    rngs = {"dropout": jax.random.key(0), "negatives": jax.random.key(1)}
-
-    @jax.jit
-    def gradient(params):
-        loss = functools.partial(model.apply, method="loss", rngs=rngs)
-        return jax.grad(lambda params: loss({"params": params}, FEATURES, graphs, *BATCH)[0])(params)
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
-        name = jax.tree_util.keystr(path)
-        softmax_ignores = name.endswith("['key']['bias']")
-        assert np.isfinite(leaf).all() and (np.any(leaf) or softmax_ignores), f"{name} does not learn"
+    for path, leaf in jax.tree_util.tree_leaves_with_path(evaluated(name).gradient):
+        parameter = jax.tree_util.keystr(path)
+        softmax_ignores = parameter.endswith("['key']['bias']")
+        assert np.isfinite(leaf).all() and (np.any(leaf) or softmax_ignores), f"{parameter} does not learn"
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_initial_parameters_are_named_as_promised(name):
-    params = dense.random_params(make(name))
+def test_embeddings_are_named_as_promised(name):
+    params = evaluated(name).params
     assert params["user_embedding"].shape == (NUM_USERS, D) and params["item_embedding"].shape == (NUM_ITEMS, D)
 
 
