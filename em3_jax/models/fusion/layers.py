@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax.models.fusion import FusionSettings
-from em3_jax.models.lora import LoRA, LoRADense, product
+from em3_jax.models.lora import LoRA, LoRADense
 
 
 class ModalityTokens(nn.Module):
@@ -50,18 +50,10 @@ class Attention(nn.Module):
         def together(parts: list[jax.Array]) -> jax.Array:
             return jnp.concatenate([jnp.broadcast_to(part, (items, *part.shape[1:])) for part in parts], axis=1)
 
-        if len(x) == 1 and not self.lora.rank:
-            # <q, W_k c + b> = <W_k^T q, c> + <q, b>, and softmax does not see <q, b>: the key's projection moves to queries that
-            # all items share, so that no item's key is formed.
-            kernel = key(jnp.eye(width)) - key(jnp.zeros((1, width)))
-            reader = jnp.einsum("dhk,qhk->dhq", heads(kernel), heads(query(x))[0]).reshape(width, -1)  # [D, H * M]
-            score = together([product(part.reshape(-1, width), reader).reshape(*part.shape[:2], -1) for part in parts])
-            score = score.swapaxes(1, 2).reshape(items, self.heads, -1, score.shape[1])  # [S, H, M, N]
-        else:
-            keys = heads(together([key(part) for part in parts]))
-            score = jnp.einsum("sqhd,snhd->shqn", heads(together([query(x)])), keys)
+        keys = heads(together([key(part) for part in parts]))
+        score = jnp.einsum("sqhd,snhd->shqn", heads(together([query(x)])), keys) / jnp.sqrt(width / self.heads)
         mask = mask[:, None, None, :]
-        score = jnp.where(mask, score / jnp.sqrt(width / self.heads), jnp.finfo(score.dtype).min)
+        score = jnp.where(mask, score, jnp.finfo(score.dtype).min)
         weight = jnp.where(mask, nn.softmax(score), 0.0)
         mixed = jnp.einsum("shqn,snhd->sqhd", weight, heads(together([value(part) for part in parts])))
         return LoRADense(width, self.lora, name="output")(mixed.reshape(items, -1, width))
