@@ -54,7 +54,7 @@ class Trainer:
         self.batch = jax.device_put(self.batch, sharding.batch_shardings(self.parts.mesh, self.batch))
         start = time.perf_counter()
         step = self.parts.train_step
-        lowered = step.func.lower(*step.args, self.state, self.parts.feature_tables, self.batch)
+        lowered = step.func.lower(*step.args, self.state, self.parts.constants, self.batch)
         self.compiled = functools.partial(lowered.compile(), *step.args)
         self.compile_seconds = time.perf_counter() - start
 
@@ -68,7 +68,7 @@ class Trainer:
         self.state = self.state.replace(tables=grown)
 
     def __call__(self):
-        self.state, aux = self.compiled(self.state, self.parts.feature_tables, self.batch)
+        self.state, aux = self.compiled(self.state, self.parts.constants, self.batch)
         return aux
 
 
