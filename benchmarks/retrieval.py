@@ -21,8 +21,9 @@ from jax.experimental import sparse
 from benchmarks.timing import interleaved, milliseconds
 from em3_jax import allocator, parts
 from em3_jax.data.item_graph import item_graph
-from em3_jax.models.retrieval import Adjacency, Graphs
-from em3_jax.models.retrieval.propagation import groups, propagate, segments
+from em3_jax.models.retrieval import Graphs, ItemGraph
+from em3_jax.models.retrieval.propagation import product, propagate
+from em3_jax.sparse import Adjacency, Entries, group_width, grouped, transposed
 
 BATCH, WIDTH, NEIGHBOURS, EDGE_DROPOUT = 2048, 64, 10, 0.8
 
@@ -68,7 +69,7 @@ SETTINGS = {
 PRUNED = ("freedom", "em3", "em3, 2 queries", "em3_as_released")
 
 
-def user_item_graph(size: Size, pairs: int) -> Adjacency:
+def user_item_graph(size: Size, pairs: int) -> Entries:
     """D^-1/2 A D^-1/2 of random pairs, where the n-th item is taken with probability ~ n^-0.7."""
     random = np.random.default_rng(0)
     share = np.arange(1, size.items + 1) ** -0.7
@@ -79,14 +80,22 @@ def user_item_graph(size: Size, pairs: int) -> Adjacency:
     degree = np.bincount(receiver, minlength=size.nodes)
     order = np.lexsort((sender, receiver))
     weight = 1 / np.sqrt(degree[receiver] * degree[sender])
-    return Adjacency(*(jnp.asarray(x[order], kind) for x, kind in ((receiver, "i4"), (sender, "i4"), (weight, "f4"))))
+    return Entries(*(x[order].astype(kind) for x, kind in ((receiver, "i4"), (sender, "i4"), (weight, "f4"))))
 
 
-def random_item_graph(items: int, seed: int) -> Adjacency:
+def random_item_graph(items: int, seed: int) -> Entries:
     random = np.random.default_rng(seed)
     sender = random.integers(0, items, items * NEIGHBOURS).astype(np.int32)
     receiver = np.repeat(np.arange(items, dtype=np.int32), NEIGHBOURS)
-    return Adjacency(jnp.asarray(receiver), jnp.asarray(sender), jnp.full(len(sender), 1 / NEIGHBOURS, jnp.float32))
+    return Entries(receiver, sender, np.full(len(sender), 1 / NEIGHBOURS, np.float32))
+
+
+def on_device(entries: Entries, nodes: int, width: int) -> Adjacency:
+    return jax.device_put(grouped(entries, nodes, width=width))
+
+
+def segments(receiver: jax.Array, sender: jax.Array, weight: jax.Array, x: jax.Array) -> jax.Array:
+    return jax.ops.segment_sum(weight[:, None] * x[sender], receiver, len(x), indices_are_sorted=True)
 
 
 def bcoo(receiver: jax.Array, sender: jax.Array, weight: jax.Array, x: jax.Array) -> jax.Array:
@@ -96,7 +105,7 @@ def bcoo(receiver: jax.Array, sender: jax.Array, weight: jax.Array, x: jax.Array
 
 
 def forms(size: Size, repeats: int) -> None:
-    """The product and its gradient, with each form for both; `propagate` is what the models use."""
+    """The product with each form, and the gradient by autodiff and by a product with the transpose, as the models have it."""
     graphs = {
         "all pairs": (user_item_graph(size, size.pairs), True),
         "pruned": (user_item_graph(size, int(size.pairs * (1 - EDGE_DROPOUT))), True),
@@ -107,21 +116,29 @@ def forms(size: Size, repeats: int) -> None:
             nodes = size.nodes if symmetric else size.items
             x = jnp.asarray(np.random.default_rng(1).normal(size=(nodes, width)).astype(np.float32))
             calls = {}
-            for form in (segments, groups, bcoo):
+            for form in (segments, bcoo):
                 calls[form.__name__] = functools.partial(jax.jit(form), *graph, x)
-                calls[f"{form.__name__}, by autodiff"] = functools.partial(
-                    _gradient(lambda *a, f=form: f(*a)), *graph, x
-                )
-            own = _gradient(lambda *a, s=symmetric: propagate(Adjacency(*a[:3]), a[3], symmetric=s))
-            calls["propagate, gradient"] = functools.partial(own, *graph, x)
+            own = group_width(len(graph.receiver), nodes) if symmetric else NEIGHBOURS
+            for group in sorted({2, 4, 8, 16, own}):
+                label = f"groups of {group}{' (ours)' if group == own else ''}"
+                calls[label] = functools.partial(jax.jit(product), on_device(graph, nodes, group), x)
+            matrix = on_device(graph, nodes, own)
+            transpose = matrix if symmetric else on_device(transposed(graph), nodes, own)
+            calls["segments, gradient"] = functools.partial(_gradient(lambda *a: segments(*a)), *graph, x)
+            calls["groups, gradient"] = functools.partial(_gradient(product), matrix, x)
+            calls["propagate, gradient"] = functools.partial(_gradient(propagate), matrix, transpose, x)
             print(f"{name}: {len(graph.receiver):,} entries, {nodes:,} nodes, {width} wide")
             for call, seconds in interleaved(calls, repeats).items():
                 print(f"  {call:<24}{milliseconds(seconds)}", flush=True)
 
 
-def _gradient(product: Callable) -> Callable:
-    """Jitted gradient of |A x|^2 / 2 with respect to x, A^T A x: a product, and what its transpose takes."""
-    return jax.jit(jax.grad(lambda r, s, w, x: 0.5 * jnp.sum(jnp.square(product(r, s, w, x))), argnums=3))
+def _gradient(form: Callable) -> Callable:
+    """Jitted gradient of |A x|^2 / 2 with respect to x, the last argument, A^T A x: a product, and what its transpose takes."""
+
+    def gradient(*args):
+        return jax.grad(lambda x: 0.5 * jnp.sum(jnp.square(form(*args[:-1], x))))(args[-1])
+
+    return jax.jit(gradient)
 
 
 def step_of(name: str, size: Size, graphs: Graphs, features: dict[str, jax.Array]) -> Callable:
@@ -158,9 +175,14 @@ def steps(size: Size, names: list[str], repeats: int) -> None:
         name: jnp.asarray(random.standard_normal((size.items, width), np.float32))
         for name, width in size.widths.items()
     }
-    items = {name: random_item_graph(size.items, k) for k, name in enumerate(features)}
-    full = Graphs(user_item_graph(size, size.pairs), items)
-    pruned = Graphs(user_item_graph(size, int(size.pairs * (1 - EDGE_DROPOUT))), items)
+    items = {}
+    for k, name in enumerate(features):
+        entries = random_item_graph(size.items, k)
+        items[name] = ItemGraph(*(on_device(x, size.items, NEIGHBOURS) for x in (entries, transposed(entries))))
+    full, pruned = (
+        Graphs(on_device(entries, size.nodes, group_width(len(entries.receiver), size.nodes)), items)
+        for entries in (user_item_graph(size, int(size.pairs * share)) for share in (1, 1 - EDGE_DROPOUT))
+    )
     count = -(-size.pairs // BATCH)
     for name in names:
         seconds = interleaved({name: step_of(name, size, pruned if name in PRUNED else full, features)}, repeats)[name]

@@ -18,10 +18,10 @@ import hashlib
 import io
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from em3_jax.sparse import Entries
 from em3_jax.types import UserError
 
 WEIGHTS = ("binary", "cosine")
@@ -33,24 +33,10 @@ _DIGITS = 10  # f64 cosines that agree to these are equal
 _PAIRS = 4096  # evaluated in f64 at once
 
 
-class ItemGraph(NamedTuple):
-    """A sparse matrix [I, I] by its entries, k a row.
-
-    Attributes:
-      receiver: [I * k] i32 ascending: who reads.
-      sender: [I * k] i32 ascending for each receiver: who is read.
-      weight: [I * k] f32; 0 where an item has fewer neighbours.
-    """
-
-    receiver: np.ndarray
-    sender: np.ndarray
-    weight: np.ndarray
-
-
 def item_graph(
     features: np.ndarray, *, neighbours: int, include_self: bool, weights: str, normalisation: str
-) -> ItemGraph:
-    """The graph of one modality, built in blocks.
+) -> Entries:
+    """The graph of one modality, built in blocks: k entries a row, of ascending columns, with weight 0 where an item has fewer.
 
     Args:
       features: [I, E] f32, finite.
@@ -83,7 +69,7 @@ def item_graph(
     of_column = of_row if normalisation == "rows" else np.bincount(sender, weight, minlength=items)
     scale = np.sqrt(of_row[receiver] * of_column[sender])
     weight = np.divide(weight, scale, out=np.zeros_like(weight), where=scale > 0)
-    return ItemGraph(receiver, sender, weight.astype(np.float32))
+    return Entries(receiver, sender, weight.astype(np.float32))
 
 
 def _nearest(unit: np.ndarray, start: int, stop: int, count: int, include_self: bool) -> np.ndarray:
@@ -115,7 +101,7 @@ def _cosines(unit: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray
     return result
 
 
-def cached_item_graph(folder: Path, features: np.ndarray, **settings) -> ItemGraph:
+def cached_item_graph(folder: Path, features: np.ndarray, **settings) -> Entries:
     """`item_graph(features, **settings)`, kept in `folder` under a key over the features' values and all settings.
 
     A changed feature file has another key, so its graph is built anew. A file that cannot be read is replaced.
@@ -136,7 +122,7 @@ def cached_item_graph(folder: Path, features: np.ndarray, **settings) -> ItemGra
     return graph
 
 
-def _read(path: Path, items: int, neighbours: int) -> ItemGraph | None:
+def _read(path: Path, items: int, neighbours: int) -> Entries | None:
     """The graph in a file; None if there is none that is whole."""
     try:
         stored = np.load(path, allow_pickle=False)
@@ -145,4 +131,4 @@ def _read(path: Path, items: int, neighbours: int) -> ItemGraph | None:
     if stored.shape != (2, items * neighbours) or stored.dtype != np.int32:
         return None
     receiver = np.repeat(np.arange(items, dtype=np.int32), neighbours)
-    return ItemGraph(receiver, stored[0], stored[1].view(np.float32))
+    return Entries(receiver, stored[0], stored[1].view(np.float32))

@@ -1,40 +1,28 @@
 """Interactions without negatives, for retrieval: training pairs, drawn negatives, and the graph of users and items.
 
-Letters: B batch, n training pairs, U users, I items, E entries of a graph.
+Letters: B batch, n training pairs, U users, I items, G and W groups of a graph's entries. Graphs are symmetric matrices over
+U + I nodes, users first, each pair in both directions.
 
 | key | shape, dtype | meaning |
 |---|---|---|
 | user, positive, negative | [B] i32 | a training pair, and an item that this user has in no training pair |
-| edge_receiver, edge_sender | [E] i32 | the graph of this epoch, only where edges are dropped, see `Edges` |
-| edge_weight | [E] f32 | |
+| edge_receiver | [G] i32 | the graph of this epoch, only where edges are dropped, see `sparse.Adjacency` |
+| edge_sender | [G, W] i32 | |
+| edge_weight | [G, W] f32 | |
 """
 
 import dataclasses
 import functools
 import math
 import threading
-from typing import NamedTuple
 
 import numpy as np
 
-from em3_jax import rng
+from em3_jax import rng, sparse
 from em3_jax.data.format import Dataset
 from em3_jax.data.pipeline import rows_of_step
+from em3_jax.sparse import Adjacency, Entries
 from em3_jax.types import Batch, UserError
-
-
-class Edges(NamedTuple):
-    """A sparse symmetric matrix over U + I nodes, users first, each pair in both directions.
-
-    Attributes:
-      receiver: [E] i32 row, ascending.
-      sender: [E] i32 column.
-      weight: [E] f32.
-    """
-
-    receiver: np.ndarray
-    sender: np.ndarray
-    weight: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +99,12 @@ class NegativeSampler:
         return self._candidates[number + below]
 
 
-def full_graph(pairs: Pairs) -> Edges:
+def full_graph(pairs: Pairs) -> Entries:
     """The graph of all training pairs, D^-1/2 A D^-1/2 (LightGCN, He et al., SIGIR 2020, eq. 3)."""
     return _normalised(pairs, np.ones(len(pairs.user), bool))
 
 
-def dropped_graph(pairs: Pairs, share: float, key: np.uint64) -> Edges:
+def dropped_graph(pairs: Pairs, share: float, key: np.uint64) -> Entries:
     """The graph of a random part of the training pairs, normalised on what is left (FREEDOM, Zhou and Shen, MM 2023, eq. 5-6).
 
     A fixed number of pairs is drawn without replacement, each draw with probability proportional to 1 / sqrt(d_u d_i), so that
@@ -141,7 +129,7 @@ def kept_pairs(number: int, share: float) -> int:
     return max(int(number * (1.0 - share)), 1)
 
 
-def _normalised(pairs: Pairs, kept: np.ndarray) -> Edges:
+def _normalised(pairs: Pairs, kept: np.ndarray) -> Entries:
     user, item = pairs.user[kept], pairs.item[kept]
     user_degree = np.bincount(user, minlength=pairs.num_users)
     item_degree = np.bincount(item, minlength=pairs.num_items)
@@ -149,7 +137,7 @@ def _normalised(pairs: Pairs, kept: np.ndarray) -> Edges:
     by_item = pairs.by_item[kept[pairs.by_item]]
     user_of, item_of = pairs.user[by_item], pairs.item[by_item]
     weight_of = 1.0 / np.sqrt(user_degree[user_of] * item_degree[item_of])
-    return Edges(
+    return Entries(
         receiver=np.concatenate([user, pairs.num_users + item_of]).astype(np.int32),
         sender=np.concatenate([pairs.num_users + item, user_of]).astype(np.int32),
         weight=np.concatenate([weight, weight_of]).astype(np.float32),
@@ -191,16 +179,21 @@ class PairSource:
         batch = {name: value.astype(np.int32) for name, value in batch.items()}
         if not self._edge_dropout:
             return batch
-        edges = self._graph(step // self.steps_per_epoch)
-        return batch | {f"edge_{name}": value for name, value in edges._asdict().items()}
+        graph = self._graph(step // self.steps_per_epoch)
+        return batch | {f"edge_{name}": value for name, value in graph._asdict().items()}
 
-    def _graph(self, epoch: int) -> Edges:
+    def _graph(self, epoch: int) -> Adjacency:
         """The epoch's graph, made by the first thread that asks; two are kept, for threads on both sides of a border."""
         with self._lock:
-            edges = self._graphs.get(epoch)
-            if edges is None:
-                key = rng.numpy_key(self.seed, "edges", epoch)
-                edges = self._graphs[epoch] = dropped_graph(self.pairs, self._edge_dropout, key)
+            graph = self._graphs.get(epoch)
+            if graph is None:
+                graph = self._graphs[epoch] = self._drop(epoch)
                 for old in sorted(self._graphs)[:-2]:
                     del self._graphs[old]
-            return edges
+            return graph
+
+    def _drop(self, epoch: int) -> Adjacency:
+        entries = dropped_graph(self.pairs, self._edge_dropout, rng.numpy_key(self.seed, "edges", epoch))
+        count, nodes = len(entries.receiver), self.pairs.num_users + self.pairs.num_items
+        width = sparse.group_width(count, nodes)
+        return sparse.grouped(entries, nodes, width=width, groups=sparse.most_groups(count, nodes, width))

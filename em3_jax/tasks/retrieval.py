@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 
 from em3_jax import rng
-from em3_jax.models.retrieval import Adjacency, Graphs
+from em3_jax.models.retrieval import Graphs
+from em3_jax.sparse import Adjacency
 from em3_jax.tasks import Task
 from em3_jax.types import Batch
 

@@ -10,11 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from em3_jax import config as config_
-from em3_jax import parts, placement, sharding, wiring
+from em3_jax import parts, placement, sharding, sparse, wiring
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.data.item_graph import cached_item_graph, item_graph
-from em3_jax.data.pairs import PairSource, full_graph, training_pairs
-from em3_jax.models.retrieval import Adjacency, Graphs
+from em3_jax.data.pairs import Pairs, PairSource, full_graph, training_pairs
+from em3_jax.models.retrieval import Graphs, ItemGraph
 from em3_jax.retrieval_evaluation import HEADLINE, FullRanking
 from em3_jax.tasks.retrieval import Catalogue
 from em3_jax.tasks.retrieval import retrieval as retrieval_task
@@ -94,7 +94,7 @@ def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, i
     chosen = config_.call(ModelSettings, config["model"], "config.model")
     own = _with_weights(chosen.retrieval_settings, list(features))
     model = parts.retrieval(chosen.retrieval, own, pairs.num_users, pairs.num_items)
-    graphs = Graphs(Adjacency(*full_graph(pairs)), _item_graphs(dataset, features, chosen.item_graph))
+    graphs = Graphs(_user_item_graph(pairs), _item_graphs(dataset, features, chosen.item_graph))
 
     def evaluate(predict: Callable) -> Callable:
         def report(state, name: str) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
@@ -143,9 +143,14 @@ def _with_weights(settings: Mapping[str, Any], modalities: list[str]) -> dict[st
     return settings
 
 
+def _user_item_graph(pairs: Pairs) -> sparse.Adjacency:
+    entries, nodes = full_graph(pairs), pairs.num_users + pairs.num_items
+    return sparse.grouped(entries, nodes, width=sparse.group_width(len(entries.receiver), nodes))
+
+
 def _item_graphs(
     dataset: Dataset, features: dict[str, np.ndarray], settings: Mapping[str, Any]
-) -> dict[str, Adjacency]:
+) -> dict[str, ItemGraph]:
     """{modality: its item graph}, kept beside the features; {} where config.model.item_graph.neighbours is 0."""
     settings = config_.call(ItemGraphSettings, settings, "config.model.item_graph")
     if not settings.neighbours:
@@ -154,7 +159,15 @@ def _item_graphs(
     make = item_graph
     if features and os.access(folder, os.W_OK):
         make = functools.partial(cached_item_graph, folder / ".item_graphs")
-    return {name: Adjacency(*make(x, **settings._asdict())) for name, x in features.items()}
+    graphs = {}
+    for name, vectors in features.items():
+        entries = make(vectors, **settings._asdict())
+        matrices = [
+            sparse.grouped(one, dataset.num_items, width=settings.neighbours)
+            for one in (entries, sparse.transposed(entries))
+        ]
+        graphs[name] = ItemGraph(*matrices)
+    return graphs
 
 
 def item_vectors(features: FeatureSet) -> np.ndarray:

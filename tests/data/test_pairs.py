@@ -169,6 +169,22 @@ def test_the_graph_changes_once_an_epoch_and_is_made_once():
     assert "edge_sender" not in source(pairs)[0]
 
 
+def test_a_batch_carries_the_dropped_graph_in_one_shape():
+    pairs = make_pairs()
+    made = source(pairs, edge_dropout=0.5)
+    shapes = set()
+    for epoch in range(3):
+        batch = made[epoch * made.steps_per_epoch]
+        receiver, sender, weight = (batch[f"edge_{name}"] for name in ("receiver", "sender", "weight"))
+        shapes.add((receiver.shape, sender.shape, weight.shape))
+        a = np.zeros((USERS + ITEMS + 1, USERS + ITEMS))
+        np.add.at(a, (np.broadcast_to(receiver[:, None], sender.shape), sender), weight)
+        expected = as_matrix(dropped_graph(pairs, 0.5, rng.numpy_key(0, "edges", epoch)))
+        np.testing.assert_array_equal(a[:-1], expected)
+        assert not a[-1].any()  # padding
+    assert len(shapes) == 1
+
+
 def test_threads_make_the_same_batches():
     pairs = make_pairs()
     made = source(pairs, edge_dropout=0.5, num_steps=60)

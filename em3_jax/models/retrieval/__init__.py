@@ -9,26 +9,19 @@ with `features` {modality: [I, E] f32} and `graphs` a `Graphs`. Random streams: 
 `method="loss"` makes all parameters, also those that only training needs. The ID embeddings are the parameters `user_embedding`
 [U, D] and `item_embedding` [I, D]. Losses are means over the batch of the papers' sums.
 
-Letters: U users, I items, N = U + I nodes (users first), E edges or width of a feature, D width, B batch, K layers.
+Letters: U users, I items, N = U + I nodes (users first), E width of a feature, D width, B batch, K layers.
 """
 
 from typing import NamedTuple
 
-import jax
+from em3_jax.sparse import Adjacency
 
 
-class Adjacency(NamedTuple):
-    """A sparse matrix [N, N] by its entries, which stand in the order of their rows.
+class ItemGraph(NamedTuple):
+    """An item graph [I, I], and its transpose, which its gradient reads."""
 
-    Attributes:
-      receiver: [E] i32 ascending, the row: who reads.
-      sender: [E] i32, the column: who is read.
-      weight: [E] f32; 0 in padding.
-    """
-
-    receiver: jax.Array
-    sender: jax.Array
-    weight: jax.Array
+    matrix: Adjacency
+    transpose: Adjacency
 
 
 class Graphs(NamedTuple):
@@ -40,4 +33,4 @@ class Graphs(NamedTuple):
     """
 
     user_item: Adjacency
-    items: dict[str, Adjacency]
+    items: dict[str, ItemGraph]

@@ -60,8 +60,7 @@ class BM3(nn.Module):
         target = [jax.lax.stop_gradient(self.drop(x)) for x in (users, items)]
         reconstruction = -cosine(self.predictor(users), target[1]) - cosine(self.predictor(items), target[0])
         alignment = 0.0
-        for x in self.content(features).values():
-            x = x[positive]
+        for x in self.content(features, positive).values():
             online, masked = self.predictor(x), jax.lax.stop_gradient(self.drop(x))
             alignment -= cosine(online, target[1]) + cosine(online, masked)
         reconstruction, alignment, norm = reconstruction.mean(), alignment.mean(), squares(users, items)

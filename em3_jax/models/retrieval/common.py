@@ -23,6 +23,11 @@ def pairwise_loss(user: jax.Array, positive: jax.Array, negative: jax.Array) -> 
     return losses.binary_cross_entropy(margin, jnp.ones_like(margin))
 
 
+def rows_of(items: jax.Array, positive: jax.Array, negative: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """([B, D], [B, D]) of items [I, D], by one gather: two would each repeat what is fused into them, and scatter apart."""
+    return jnp.split(items[jnp.concatenate([positive, negative])], 2)
+
+
 def squares(*rows: jax.Array) -> jax.Array:
     """[] the squared L2 norms of the batch's vectors, [B, D] each, summed over vectors, mean over the batch."""
     return sum(jnp.sum(x * x) for x in rows) / len(rows[0])
@@ -41,7 +46,7 @@ def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 class Projections(nn.Module):
-    """An FC layer per modality: {modality: [I, E_m]} -> {modality: [I, width]}.
+    """An FC layer per modality: {modality: [I, E_m]} -> {modality: [I, width]}, of the rows asked for.
 
     Attributes:
       width: D.
@@ -52,15 +57,15 @@ class Projections(nn.Module):
     bias: bool = True
 
     @nn.compact
-    def __call__(self, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def __call__(self, features: dict[str, jax.Array], items: jax.Array | None = None) -> dict[str, jax.Array]:
+        """{modality: [I, width]}, or of `items` [B] alone: {modality: [B, width]}."""
         result = {}
-        for name in sorted(features):
-            kernel = self.param(
-                f"{name}_kernel", nn.initializers.xavier_normal(), (features[name].shape[1], self.width)
-            )
-            result[name] = product(features[name], kernel)
-            if self.bias:
-                result[name] += self.param(f"{name}_bias", nn.initializers.zeros, (self.width,))
+        for name, x in sorted(features.items()):
+            kernel = self.param(f"{name}_kernel", nn.initializers.xavier_normal(), (x.shape[1], self.width))
+            bias = self.param(f"{name}_bias", nn.initializers.zeros, (self.width,)) if self.bias else 0.0
+            few = items is not None and len(items) < len(x)
+            y = product(x[items] if few else x, kernel) + bias
+            result[name] = y if few or items is None else y[items]
         return result
 
 

@@ -8,7 +8,7 @@ from flax.core import FrozenDict
 from em3_jax import losses
 from em3_jax.models.cic import ContentIdHeads
 from em3_jax.models.retrieval import Graphs
-from em3_jax.models.retrieval.common import modality_weights, need_features, pairwise_loss, xavier
+from em3_jax.models.retrieval.common import modality_weights, need_features, pairwise_loss, rows_of, xavier
 from em3_jax.models.retrieval.propagation import along_items, layer_mean
 
 
@@ -73,7 +73,7 @@ class EM3(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         content = self.content(features, True)
         users, items = self.towers(content, graphs)
-        ranking = pairwise_loss(users[user], items[positive], items[negative])
+        ranking = pairwise_loss(users[user], *rows_of(items, positive, negative))
         item = jnp.sort(jnp.concatenate([positive, negative]))  # [2 B]
         first = item != jnp.roll(item, 1)
         first = first.at[0].set(True)  # one row of each item counts

@@ -7,7 +7,7 @@ from flax.core import FrozenDict
 
 from em3_jax.models.lora import product
 from em3_jax.models.retrieval import Graphs
-from em3_jax.models.retrieval.common import modality_weights, need_features, pairwise_loss, xavier
+from em3_jax.models.retrieval.common import modality_weights, need_features, pairwise_loss, rows_of, xavier
 from em3_jax.models.retrieval.propagation import along_items, layer_mean
 
 _HEADS = 4
@@ -149,7 +149,7 @@ class EM3AsReleased(nn.Module):
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self(features, graphs, train=True)
-        ranking = pairwise_loss(users[user], items[positive], items[negative])
+        ranking = pairwise_loss(users[user], *rows_of(items, positive, negative))
         ids, content = jnp.split(items, 2, axis=1)
         key = self.make_rng("negatives")
         cic = contrast_over_all(self.content_head(content), self.id_head(ids), self.cic_temperature, _NEGATIVES, key)

@@ -2,10 +2,11 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from em3_jax.models.retrieval import Graphs
-from em3_jax.models.retrieval.common import Projections, modality_weights, pairwise_loss, xavier
+from em3_jax.models.retrieval.common import Projections, modality_weights, pairwise_loss, rows_of, xavier
 from em3_jax.models.retrieval.propagation import along_items, layer_mean
 
 
@@ -51,9 +52,9 @@ class FREEDOM(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self(features, graphs, train=True)
         users = users[user]
-        ranking = pairwise_loss(users, items[positive], items[negative])
+        ranking = pairwise_loss(users, *rows_of(items, positive, negative))
         if not self.content_weight:
             return ranking, {"ranking_loss": ranking}
-        content = self.content(features).values()
-        modalities = sum(pairwise_loss(users, x[positive], x[negative]) for x in content)
+        content = self.content(features, jnp.concatenate([positive, negative])).values()
+        modalities = sum(pairwise_loss(users, *jnp.split(x, 2)) for x in content)
         return ranking + self.content_weight * modalities, {"ranking_loss": ranking, "content_loss": modalities}

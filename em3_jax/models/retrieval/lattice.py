@@ -4,9 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax.models.retrieval import Adjacency, Graphs
-from em3_jax.models.retrieval.common import Projections, need_features, pairwise_loss, squares, unit, xavier
-from em3_jax.models.retrieval.propagation import along_items, layer_mean
+from em3_jax.models.retrieval import Graphs
+from em3_jax.models.retrieval.common import Projections, need_features, pairwise_loss, rows_of, squares, unit, xavier
+from em3_jax.models.retrieval.propagation import along_items, layer_mean, product
+from em3_jax.sparse import Adjacency
 
 _BLOCK = 512  # rows of the similarity matrix at once
 
@@ -58,7 +59,9 @@ class LATTICE(nn.Module):
         h = self.item_embedding
         for _ in range(self.item_layers):
             frozen = along_items(graphs.items, weight, h, 1)
-            h = self.frozen_share * frozen + (1.0 - self.frozen_share) * along_items(learnt, weight, h, 1)
+            h = self.frozen_share * frozen + (1.0 - self.frozen_share) * sum(
+                weight[name] * product(graph, h) for name, graph in learnt.items()
+            )
         users, items = layer_mean(graphs.user_item, self.user_embedding, self.item_embedding, self.layers)
         return users, items + unit(h)
 
@@ -66,7 +69,7 @@ class LATTICE(nn.Module):
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self(features, graphs, train=True)
-        rows = users[user], items[positive], items[negative]
+        rows = users[user], *rows_of(items, positive, negative)
         ranking, norm = pairwise_loss(*rows), squares(*rows)
         return ranking + self.l2 * norm, {"ranking_loss": ranking, "squared_norm": norm}
 
@@ -81,13 +84,12 @@ class Logits(nn.Module):
 
 def learnt_graph(x: jax.Array, neighbours: int) -> Adjacency:
     """D^-1/2 S D^-1/2 over the k nearest by cosine, the item itself among them; differentiable in x [I, D]."""
-    items, x = len(x), unit(x)
-    sender = jax.lax.stop_gradient(nearest(x, neighbours)).reshape(-1)  # [I * k]
-    receiver = jnp.repeat(jnp.arange(items, dtype=jnp.int32), neighbours)
-    weight = nn.relu(jnp.sum(x[receiver] * x[sender], axis=1))
-    degree = weight.reshape(items, neighbours).sum(axis=1)
+    x = unit(x)
+    sender = jax.lax.stop_gradient(nearest(x, neighbours))  # [I, k]
+    weight = nn.relu(jnp.stack([jnp.sum(x * x[sender[:, k]], axis=1) for k in range(neighbours)], axis=1))
+    degree = weight.sum(axis=1)
     scale = jnp.where(degree > 0, jax.lax.rsqrt(jnp.where(degree > 0, degree, 1.0)), 0.0)
-    return Adjacency(receiver, sender, weight * scale[receiver] * scale[sender])
+    return Adjacency(None, sender, weight * scale[:, None] * scale[sender])
 
 
 def nearest(x: jax.Array, count: int) -> jax.Array:

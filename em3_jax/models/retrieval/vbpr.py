@@ -37,18 +37,22 @@ class VBPR(nn.Module):
         self.content = Projections(self.content_width + 1, bias=False)  # W and, as its last column, b'
 
     def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
+        return self.towers(features, slice(None), slice(None))
+
+    def towers(self, features: dict[str, jax.Array], user, item) -> tuple[jax.Array, jax.Array]:
+        """(users, items) of some rows."""
         need_features(features, "VBPR")
-        content = sum(self.content(features).values())  # [I, D + 1]
-        content = content.at[:, -1].add(self.item_bias)
-        one = jnp.ones((self.num_users, 1))
-        users = jnp.concatenate([self.user_embedding, self.user_content, one], axis=1)
-        return users, jnp.concatenate([self.item_embedding, content], axis=1)
+        content = sum(self.content(features, None if isinstance(item, slice) else item).values())  # [*, D + 1]
+        content = content.at[:, -1].add(self.item_bias[item])
+        users = self.user_embedding[user], self.user_content[user]
+        one = jnp.ones((len(users[0]), 1))
+        return jnp.concatenate([*users, one], axis=1), jnp.concatenate([self.item_embedding[item], content], axis=1)
 
     def loss(
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        users, items = self(features, graphs, train=True)
-        ranking = pairwise_loss(users[user], items[positive], items[negative])
+        users, items = self.towers(features, user, jnp.concatenate([positive, negative]))
+        ranking = pairwise_loss(users, *jnp.split(items, 2))
         rows = [self.user_embedding[user], self.user_content[user]]
         for item in (positive, negative):
             rows += [self.item_embedding[item], self.item_bias[item]]

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from em3_jax.models.retrieval import Adjacency, Graphs
+from em3_jax.models.retrieval import Graphs, ItemGraph
+from em3_jax.sparse import Adjacency, Entries, grouped
 
 NUM_USERS, NUM_ITEMS, D, K = 6, 9, 8, 2  # D as in tests/models/fusion/naive.py
 WIDTHS = {"image": 7, "text": 5}
@@ -15,12 +16,17 @@ NEGATIVE = np.array([5, 2, 7, 3, 6, 6], np.int32)
 BATCH = (USER, POSITIVE, NEGATIVE)
 
 
-def adjacency(matrix: np.ndarray, padding: int = 0) -> Adjacency:
-    """The entries of a dense matrix by rows; `padding` of weight 0 at the end."""
-    receiver, sender = (np.append(x, np.full(padding, len(matrix) - 1)) for x in np.nonzero(matrix))
-    weight = matrix[receiver, sender]
-    weight[len(weight) - padding :] = 0
-    return Adjacency(receiver.astype(np.int32), sender.astype(np.int32), weight.astype(np.float32))
+def adjacency(matrix: np.ndarray, width: int = 2, padding: int = 0) -> Adjacency:
+    """The entries of a dense matrix by rows, in groups of `width`; `padding` groups at the end."""
+    receiver, sender = np.nonzero(matrix)
+    entries = Entries(receiver.astype(np.int32), sender.astype(np.int32), matrix[receiver, sender].astype(np.float32))
+    groups = len(grouped(entries, len(matrix), width=width).sender) + padding if padding else None
+    return grouped(entries, len(matrix), width=width, groups=groups)
+
+
+def item_graph(matrix: np.ndarray) -> ItemGraph:
+    """A matrix with the same number of entries in all rows, and its transpose, as training gets them."""
+    return ItemGraph(adjacency(matrix, np.count_nonzero(matrix[0])), adjacency(matrix.T))
 
 
 def interactions() -> np.ndarray:
@@ -60,7 +66,7 @@ def features() -> dict[str, np.ndarray]:
 
 
 def graphs() -> Graphs:
-    return Graphs(adjacency(A, padding=3), {name: adjacency(matrix) for name, matrix in ITEMS.items()})
+    return Graphs(adjacency(A, padding=3), {name: item_graph(matrix) for name, matrix in ITEMS.items()})
 
 
 def random_params(model) -> dict:

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em3_jax.models.retrieval import Adjacency, propagation
-from em3_jax.models.retrieval.propagation import along_items, groups, layer_mean, propagate, segments
+from em3_jax.models.retrieval.propagation import along_items, layer_mean, product, propagate
 from tests.models.retrieval import dense
 
 
@@ -24,47 +23,50 @@ def random_matrix(nodes: int, share: float, seed: int = 0) -> np.ndarray:
     return matrix
 
 
-@pytest.mark.parametrize("form", [segments, groups])
+@pytest.mark.parametrize("width", [1, 3, 8])
 @pytest.mark.parametrize("nodes,share", [(3, 0.0), (20, 0.1), (20, 0.9), (70, 0.3)])
-@pytest.mark.parametrize("padding", [0, 1, 13])
-def test_each_form_is_the_product(form, nodes, share, padding):
+@pytest.mark.parametrize("padding", [0, 5])
+def test_the_product_in_groups_is_the_product(width, nodes, share, padding):
     matrix = random_matrix(nodes, share)
     x = np.random.default_rng(1).normal(size=(nodes, 4)).astype(np.float32)
-    got = jax.jit(form)(*dense.adjacency(matrix, padding), x)
+    got = jax.jit(product)(dense.adjacency(matrix, width, padding), x)
     np.testing.assert_allclose(got, matrix @ x, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", [segments, groups])
-def test_padding_may_hold_any_finite_row_and_nobody_reads_what_is_not_theirs(form):
-    matrix = random_matrix(20, 0.3)
-    x = np.ones((20, 2), np.float32)
-    entries = dense.adjacency(matrix, padding=9)
-    x[5] = np.nan  # only who reads item 5 may see it
-    got = np.asarray(jax.jit(form)(*entries, x))
-    np.testing.assert_array_equal(np.isnan(got).any(axis=1), matrix[:, 5] != 0)
+def test_a_matrix_of_one_group_a_row_needs_no_receivers():
+    matrix = dense.ITEMS["image"]
+    graph = dense.adjacency(matrix, 3)
+    assert graph.receiver is None and graph.sender.shape == (dense.NUM_ITEMS, 3)
+    x = np.random.default_rng(1).normal(size=(dense.NUM_ITEMS, 4)).astype(np.float32)
+    np.testing.assert_allclose(jax.jit(product)(graph, x), matrix @ x, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("share", [0.03, 0.9])  # below and above the density from which entries are grouped
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_gradients_are_those_of_the_dense_product(share, symmetric):
-    matrix = random_matrix(30, share)
+def test_gradients_are_those_of_the_dense_product(symmetric):
+    matrix = random_matrix(30, 0.3)
     matrix = matrix + matrix.T if symmetric else matrix
-    entries = dense.adjacency(matrix, padding=2)
-    assert (len(entries.receiver) >= propagation._DENSE * 30) == (share > 0.5)
+    graph, transpose = dense.adjacency(matrix, 4, 2), dense.adjacency(matrix.T, 3, 1)
+    random = np.random.default_rng(2)
+    x, target = (random.normal(size=(30, 3)).astype(np.float32) for _ in range(2))
+    back = graph if symmetric else transpose
+    of_x = jax.jit(jax.grad(lambda x: jnp.sum(target * propagate(graph, back, x))))(x)
+    np.testing.assert_allclose(of_x, matrix.T @ target, rtol=1e-4, atol=1e-4)
+
+
+def test_a_product_with_trained_weights_has_both_gradients():
+    matrix = random_matrix(30, 0.3)
+    graph = dense.adjacency(matrix, 4, 2)
     random = np.random.default_rng(2)
     x, target = (random.normal(size=(30, 3)).astype(np.float32) for _ in range(2))
 
     @jax.jit
     def gradients(weight, x):
-        def value(weight, x):
-            return jnp.sum(target * propagate(entries._replace(weight=weight), x, symmetric=symmetric))
+        return jax.grad(lambda w, x: jnp.sum(target * product(graph._replace(weight=w), x)), argnums=(0, 1))(weight, x)
 
-        return jax.grad(value, argnums=(0, 1))(weight, x)
-
-    of_weight, of_x = gradients(entries.weight, x)
+    of_weight, of_x = gradients(graph.weight, x)
     np.testing.assert_allclose(of_x, matrix.T @ target, rtol=1e-4, atol=1e-4)
-    outer = target @ x.T  # d / dA of sum(target * A x)
-    np.testing.assert_allclose(of_weight, outer[entries.receiver, entries.sender], rtol=1e-4, atol=1e-4)
+    outer = np.concatenate([target @ x.T, np.zeros((1, 30))])  # d / dA of sum(target * A x); nothing of padding is read
+    np.testing.assert_allclose(of_weight, outer[graph.receiver[:, None], graph.sender], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
@@ -87,15 +89,8 @@ def test_nodes_without_an_edge_keep_their_share_of_themselves():
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_every_layer_of_the_item_graph_reads_the_one_before(layers):
-    graphs = {name: dense.adjacency(matrix) for name, matrix in dense.ITEMS.items()}
+    graphs = {name: dense.item_graph(matrix) for name, matrix in dense.ITEMS.items()}
     mixed = sum(dense.SHARE[name] * matrix for name, matrix in dense.ITEMS.items())
     x = np.random.default_rng(4).normal(size=(dense.NUM_ITEMS, 3)).astype(np.float32)
     expected = np.linalg.matrix_power(mixed, layers) @ x
     np.testing.assert_allclose(along_items(graphs, dense.SHARE, x, layers), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_the_two_forms_agree_to_rounding():
-    matrix = random_matrix(60, 0.5)
-    entries: Adjacency = dense.adjacency(matrix)
-    x = np.random.default_rng(5).normal(size=(60, 4)).astype(np.float32)
-    np.testing.assert_allclose(segments(*entries, x), groups(*entries, x), rtol=1e-5, atol=1e-5)
