@@ -4,6 +4,7 @@ import argparse
 import inspect
 import os
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -29,6 +30,9 @@ def run(command: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except BrokenPipeError:  # whoever reads the output has seen enough, as `| head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer would fail again at exit
+        code = 128 + signal.SIGPIPE
     except Exception:
         traceback.print_exc()
         code = 1

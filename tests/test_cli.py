@@ -1,0 +1,41 @@
+"""How commands end, as a shell sees it."""
+
+import subprocess
+import sys
+
+import pytest
+
+PRELUDE = "from em3_jax import cli\nfrom em3_jax.types import UserError\n"
+
+
+def start(command: str) -> subprocess.Popen:
+    program = f"{PRELUDE}def command():\n    {command}\ncli.run(command)"
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.mark.parametrize(
+    "command,code,message",
+    [
+        ("return None", 0, ""),
+        ("return 3", 3, ""),
+        ("raise UserError('no such file:\\n  a.csv')", 2, "error: no such file: a.csv\n"),
+        ("raise KeyboardInterrupt", 130, "interrupted\n"),
+    ],
+)
+def test_exit_codes_and_messages(command, code, message):
+    process = start(command)
+    assert process.communicate()[1] == message and process.returncode == code
+
+
+def test_a_fault_of_ours_shows_where_it_is():
+    process = start("raise ValueError('a bug')")
+    assert "Traceback" in process.communicate()[1] and process.returncode == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    process = start("[print('x' * 999) for _ in range(1000)]")
+    process.stdout.readline()
+    process.stdout.close()  # as `| head -1` does
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
