@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from em3_jax import metrics
+from em3_jax.reproduce import pages
 from em3_jax.reproduce.tables import Row, Table
 
 METRICS = ("auc", "gauc", "logloss")
@@ -40,15 +41,9 @@ def _read_row(row: Row, root: Path, seeds: int, commits: set) -> dict[str, Any]:
         "n": parts["all"]["n"],
         "n_cold": parts[COLD]["n"],
         "bayes_auc": parts["all"].get("bayes_auc"),
-        **{metric: _summary(values["all"][metric]) for metric in METRICS},
-        "auc_cold": _summary(values[COLD]["auc"]),
+        **{metric: pages.summary(values["all"][metric]) for metric in METRICS},
+        "auc_cold": pages.summary(values[COLD]["auc"]),
     }
-
-
-def _summary(values: list[float]) -> dict[str, Any]:
-    numbers = np.array(values, np.float64)
-    spread = float(numbers.std(ddof=1)) if len(numbers) > 1 else float("nan")
-    return {"values": values, "mean": float(numbers.mean()), "sd": spread}
 
 
 def _compare(row: dict, baseline: dict) -> None:
@@ -88,21 +83,18 @@ def _rows(rows: list[dict]) -> list[str]:
     cold, bayes = rows[0]["n_cold"] > 0, rows[0]["bayes_auc"] is not None
     header = ["method", "AUC", "AUC gain", "p", "GAUC", "logloss", "parameters of the fusion module"]
     header += [f"AUC, {rows[0]['n_cold']:,} rows of cold items"] * cold + ["paper: AUC", "paper: gain"]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for row in rows:
-        cells = [row["label"], _mean(row["auc"]), _percent(row["gain"]) if row is not rows[0] else "-"]
-        cells += [f"{row['p']:.2g}" if row["p"] is not None else "-", _mean(row["gauc"]), _mean(row["logloss"])]
-        cells += [f"{row['fusion_parameters']:,}", *[_mean(row["auc_cold"])] * cold]
-        cells += [f"{row['paper_auc']:.4f}" if row["paper_auc"] else "-"]
-        cells += [_percent(row["paper_gain"]) if row["paper_gain"] and row is not rows[0] else "-"]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines = pages.table(header, [_cells(row, row is rows[0], cold) for row in rows])
     if bayes:
         lines += ["", f"The true click probabilities score AUC {rows[0]['bayes_auc']:.4f} (Bayes)."]
     return lines
 
 
-def _mean(summary: dict) -> str:
-    return f"{summary['mean']:.4f}" + (f" ± {summary['sd']:.4f}" if np.isfinite(summary["sd"]) else "")
+def _cells(row: dict, is_baseline: bool, cold: bool) -> list[str]:
+    cells = [row["label"], pages.mean(row["auc"]), _percent(row["gain"]) if not is_baseline else "-"]
+    cells += [f"{row['p']:.2g}" if row["p"] is not None else "-", pages.mean(row["gauc"]), pages.mean(row["logloss"])]
+    cells += [f"{row['fusion_parameters']:,}", *[pages.mean(row["auc_cold"])] * cold]
+    cells += [f"{row['paper_auc']:.4f}" if row["paper_auc"] else "-"]
+    return [*cells, _percent(row["paper_gain"]) if row["paper_gain"] and not is_baseline else "-"]
 
 
 def _percent(value: float) -> str:
@@ -110,39 +102,15 @@ def _percent(value: float) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """A dot a seed and a bar a mean, group beside group, the paper's gain as a mark on the same scale."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    groups = result["groups"]
-    heights = [0.5 * len(group["rows"]) for group in groups]
-    figure, axes = plt.subplots(len(groups), 1, figsize=(8, 1.2 + sum(heights)), squeeze=False, height_ratios=heights)
-    for group, axis in zip(groups, axes[:, 0], strict=True):
-        _plot_group(axis, group["rows"])
-        axis.set_title(group["name"] or f"Table {result['table']}: {result['title']}", loc="left", fontsize=10)
-    axes[-1, 0].set_xlabel(f"AUC gain over the baseline of the same seed, % (n = {result['seeds']} seeds)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper right", fontsize=8, frameon=False, ncols=2)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _plot_group(axis, rows: list[dict]) -> None:
-    baseline = np.array(rows[0]["auc"]["values"])
-    for k, row in enumerate(rows[1:]):
-        gains = 100 * (np.array(row["auc"]["values"]) / baseline - 1)
-        axis.barh(k, gains.mean(), height=0.6, color="#9ecae1")
-        axis.plot(
-            gains, np.full(len(gains), k), "o", color="#08519c", markersize=4, label="one seed" if k == 0 else None
-        )
-        if row["paper_gain"]:
-            axis.plot(row["paper_gain"], k, "D", color="#de2d26", markersize=6, label="paper" if k == 0 else None)
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(rows) - 1), [row["label"] for row in rows[1:]])
-    axis.set_ylim(len(rows) - 1.4, -0.6)
-    axis.spines[["top", "right"]].set_visible(False)
+    """The gains of all rows over the baseline of the same seed, the paper's beside them."""
+    panels = {}
+    for group in result["groups"]:
+        baseline = np.array(group["rows"][0]["auc"]["values"])
+        panels[group["name"] or f"Table {result['table']}: {result['title']}"] = [
+            pages.Bar(row["label"], 100 * (np.array(row["auc"]["values"]) / baseline - 1), row["paper_gain"])
+            for row in group["rows"][1:]
+        ]
+    pages.plot(panels, f"AUC gain over the baseline of the same seed, % (n = {result['seeds']} seeds)", path)
 
 
 def write(table: Table, root: Path, seeds: int, out: Path, command: str) -> str:
@@ -151,8 +119,5 @@ def write(table: Table, root: Path, seeds: int, out: Path, command: str) -> str:
     out.mkdir(parents=True, exist_ok=True)
     page = markdown(result, command)
     plot(result, out / f"table{table.number}.png")
-    (out / f"table{table.number}.json").write_text(
-        json.dumps(result | {"command": command}, indent=1), encoding="utf-8"
-    )
-    (out / f"table{table.number}.md").write_text(page, encoding="utf-8")
+    pages.write(result, page, command, out)
     return page

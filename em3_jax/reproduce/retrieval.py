@@ -25,7 +25,7 @@ def reproduce(
     command: str,
     models: tuple[Model, ...] = MODELS,
 ) -> str:
-    """Runs what is missing, writes table10.md and table10.json to `out`, and returns the page.
+    """Runs what is missing, writes table10.md, .json and .png to `out`, and returns the page.
 
     Args:
       data: dataset folders, made without --as-clicks.

@@ -1,4 +1,4 @@
-"""Table 10 as Markdown and JSON: per dataset a row a model, its chosen grid point, mean and spread, and what was published."""
+"""Table 10 as Markdown, JSON and a plot: a row a model, its chosen grid point, mean and spread, and what was published."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from em3_jax import metrics
+from em3_jax.reproduce import pages
 from em3_jax.reproduce.grids import BASELINE, CHOSEN_ON_VALIDATION, METRICS, PRINTED, Model, published_name
 from em3_jax.reproduce.runs import Job
 
@@ -64,17 +65,11 @@ def _row(
         ],
         "n": reports[0]["slices"]["all"]["n"],
         "n_cold": reports[0]["slices"]["cold items"]["n"],
-        "test": {metric: _summary([report["slices"]["all"][metric] for report in reports]) for metric in METRICS},
-        "cold": _summary([report["slices"]["cold items"][CHOICE] for report in reports]),
+        "test": {metric: pages.summary([report["slices"]["all"][metric] for report in reports]) for metric in METRICS},
+        "cold": pages.summary([report["slices"]["cold items"][CHOICE] for report in reports]),
         "paper": PRINTED.get(published, {}).get(model.name),
         "paper_chosen_on_validation": CHOSEN_ON_VALIDATION.get(published, {}).get(model.name),
     }
-
-
-def _summary(values: list[float]) -> dict[str, Any]:
-    numbers = np.array(values, np.float64)
-    spread = float(numbers.std(ddof=1)) if len(numbers) > 1 else float("nan")
-    return {"values": values, "mean": float(numbers.mean()), "sd": spread}
 
 
 def _compare(row: dict, baseline: dict | None) -> None:
@@ -110,6 +105,8 @@ def markdown(result: dict[str, Any], command: str) -> str:
         "",
         f"    {command}",
         "",
+        "![table 10](table10.png)",
+        "",
         f"Commit of the runs: {', '.join(result['commits'])}",
     ]
     return "\n".join(lines) + "\n"
@@ -120,19 +117,19 @@ def _table(rows: list[dict]) -> list[str]:
     short = [f"{names[metric.partition('@')[0]]}@{metric.partition('@')[2]}" for metric in METRICS]
     header = ["model", "chosen on validation", *short, "gain", "p", f"R@20, {rows[0]['n_cold']:,} users of cold items"]
     header += [f"paper: {name}" for name in short] + ["logs: R@20", "logs: N@20"]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines = []
     for row in rows:
         cells = [row["label"], _settings(row["chosen"])]
-        cells += [_mean(row["test"][metric]) for metric in METRICS]
+        cells += [pages.mean(row["test"][metric]) for metric in METRICS]
         cells += [
             f"{row['gain']:+.1f} %" if row["gain"] is not None else "-",
             _number(row["p"], ".2g"),
-            _mean(row["cold"]),
+            pages.mean(row["cold"]),
         ]
         cells += [_number(value, ".4f") for value in row["paper"] or [None] * len(METRICS)]
         cells += [_number(value, ".4f") for value in row["paper_chosen_on_validation"] or (None, None)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        lines.append(cells)
+    return pages.table(header, lines)
 
 
 def _settings(changes: Mapping[str, Any]) -> str:
@@ -140,20 +137,27 @@ def _settings(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in changes.items()) or "-"
 
 
-def _mean(summary: dict) -> str:
-    if not np.isfinite(summary["mean"]):
-        return "-"
-    return f"{summary['mean']:.4f}" + (f" ± {summary['sd']:.4f}" if np.isfinite(summary["sd"]) else "")
-
-
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"
 
 
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Test Recall@20 of all rows, the paper's beside it."""
+    choice = METRICS.index(CHOICE)
+    panels = {
+        dataset["name"]: [
+            pages.Bar(row["label"], np.array(row["test"][CHOICE]["values"]), row["paper"] and row["paper"][choice])
+            for row in dataset["rows"]
+        ]
+        for dataset in result["datasets"]
+    }
+    pages.plot(panels, f"Recall@20 on test (n = {result['seeds']} seeds)", path)
+
+
 def write(result: dict[str, Any], out: Path, command: str) -> str:
-    """Writes table10.md and table10.json to `out`; returns the page."""
+    """Writes table10.md, .json and .png to `out`; returns the page."""
     out.mkdir(parents=True, exist_ok=True)
     page = markdown(result, command)
-    (out / "table10.json").write_text(json.dumps(result | {"command": command}, indent=1), encoding="utf-8")
-    (out / "table10.md").write_text(page, encoding="utf-8")
+    plot(result, out / "table10.png")
+    pages.write(result, page, command, out)
     return page
