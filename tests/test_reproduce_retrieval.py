@@ -1,13 +1,14 @@
 """Table 10 by one command on small data: the grid, the choice on validation, test opened once, reuse, the published numbers."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from configs import retrieval as configs
-from em3_jax.reproduce import grids, runs
+from em3_jax.reproduce import grids, retrieval_report, runs
 from em3_jax.reproduce.grids import Model
 from em3_jax.reproduce.retrieval import reproduce
 from tests.conftest import user_error
@@ -80,10 +81,25 @@ def test_the_page_has_what_was_published_and_what_was_left_out(made):
         "| - | - | - | - | - | - |"
     )
     assert "Not run, for want of item features: FREEDOM." in page and "the command" in page
-    assert (out / "table10.md").read_text() == page
+    assert (out / "table10.md").read_text() == page and (out / "table10.png").read_bytes()[1:4] == b"PNG"
     rows = json.loads((out / "table10.json").read_text())["datasets"][0]["rows"]
     gain = 100 * (rows[0]["test"]["recall@20"]["mean"] / rows[1]["test"]["recall@20"]["mean"] - 1)
     assert rows[0]["gain"] == pytest.approx(gain) and rows[1]["gain"] is None
+
+
+def test_without_a_grid_every_model_has_one_point_of_its_config(made, monkeypatch):
+    from em3_jax.reproduce import __main__ as command
+
+    given = {}
+    monkeypatch.setattr(command.retrieval, "reproduce", lambda *args, **settings: given.update(settings) or "the page")
+    monkeypatch.setattr(sys, "argv", "reproduce --table 10 --data d --out o --models em3,bpr --no-grid".split())
+    command.main()
+    assert [list(model.points().items()) for model in given["models"]] == [[("em3", {})], [("bpr", {})]]
+    result = json.loads((made[0] / "table10.json").read_text())
+    for row in (row for dataset in result["datasets"] for row in dataset["rows"]):
+        row["grid"] = row["grid"][:1]
+    assert retrieval_report.markdown(result, "").count("No grid was tried") == 2
+    assert "No grid was tried" not in made[1]
 
 
 def test_what_is_finished_is_reused(folders, made, capfd):

@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--config", default="", help="config file (default: the one for the dataset's kind)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1); on CPUs more may be faster")
     parser.add_argument("--models", default="", help="rows of table 10, e.g. freedom,em3 (default: all)")
+    parser.add_argument("--no-grid", action="store_true", help="table 10 with the settings of the config alone")
     parser.epilog = (
         "Further options --config.<key>=<value> change the config of all runs, as for train.py, but for keys that a "
         "run's variant (online, pretraining, ...) sets itself."
@@ -100,8 +101,8 @@ def main() -> None:
         print("\n" + _table_10(args, others, command))
         print(f"written to {args.out}")
         return
-    if args.models:
-        raise UserError("--models: of table 10 alone; leave it out")
+    if args.models or args.no_grid:
+        raise UserError("--models and --no-grid: of table 10 alone; leave them out")
     names = [str(number) for number in tables.NUMBERS] if args.table == "all" else args.table.split(",")
     for name in names:
         if not name.isdigit() or int(name) not in tables.NUMBERS:
@@ -122,7 +123,7 @@ def _table_10(args: argparse.Namespace, others: list[str], command: str) -> str:
     for name in wanted:
         if name not in known:
             raise UserError(f"--models {name}: no such model; {nearest(name, known)}")
-    models = tuple(known[name] for name in wanted or known)
+    models = tuple(known[name]._replace(**{"grid": {}} if args.no_grid else {}) for name in wanted or known)
     settings = {"config": config, "changes": _changes(others, config), "parallel": args.jobs, "command": command}
     return retrieval.reproduce(args.data.split(","), args.seeds, args.out, **settings, models=models)
 

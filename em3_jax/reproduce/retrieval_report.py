@@ -91,17 +91,13 @@ def markdown(result: dict[str, Any], command: str) -> str:
         lines += [title, "", *_table(dataset["rows"])]
         if dataset["left_out"]:
             lines += ["", f"Not run, for want of item features: {', '.join(dataset['left_out'])}."]
-        lines += ["", "Recall@20 on validation of every grid point (seed 0):", ""]
-        lines += [
-            f"- {row['label']}: " + "; ".join(f"{_settings(p['settings'])}: {p['valid']:.4f}" for p in row["grid"])
-            for row in dataset["rows"]
-        ]
-        lines.append("")
+        lines += ["", *_grids(dataset["rows"]), ""]
     lines += [
-        f"Test split; {result['seeds']} seeds: mean ± standard deviation. Each grid point ran on seed 0; the one with the best "
-        "Recall@20 on validation ran on all seeds, and test was opened for it alone. Gain and p (paired t-test over the seeds, "
-        "not corrected for the number of rows) are of Recall@20 against FREEDOM. Paper: as printed, chosen by the score on test, "
-        "one seed. Logs: what the logs released with it score on test at the grid point that validation chooses.",
+        f"Test split; {result['seeds']} seeds: mean ± standard deviation. Validation chose the step of each run. Where a "
+        "grid was tried, each point ran on seed 0; the one with the best Recall@20 on validation ran on all seeds, and "
+        "test was opened for it alone. Gain and p (paired t-test over the seeds, not corrected for the number of rows) "
+        "are of Recall@20 against FREEDOM. Paper: as printed, chosen by the score on test, one seed. Logs: what the logs "
+        "released with it score on test at the grid point that validation chooses.",
         "",
         f"    {command}",
         "",
@@ -110,6 +106,21 @@ def markdown(result: dict[str, Any], command: str) -> str:
         f"Commit of the runs: {', '.join(result['commits'])}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _grids(rows: list[dict]) -> list[str]:
+    tried = [row for row in rows if len(row["grid"]) > 1]
+    if not tried:
+        return ["No grid was tried: every model ran with the settings of its config."]
+    points = {
+        row["label"]: [f"{_settings(point['settings'])}: {point['valid']:.4f}" for point in row["grid"]]
+        for row in tried
+    }
+    return [
+        "Recall@20 on validation of every grid point (seed 0):",
+        "",
+        *(f"- {label}: {'; '.join(values)}" for label, values in points.items()),
+    ]
 
 
 def _table(rows: list[dict]) -> list[str]:
