@@ -187,8 +187,10 @@ class _Loop:
 
     def _evaluate(self, step: int, state, notes: dict) -> dict:
         """Scores validation, logs it, and returns the notes with the best step brought up to date."""
+        began = time.perf_counter()
         report = self.parts.validate(state)
-        self.writer.write(step, {f"valid/{name}": value for name, value in report.items()})
+        seconds = {"time/evaluation_seconds": time.perf_counter() - began}
+        self.writer.write(step, {f"valid/{name}": value for name, value in report.items()} | seconds)
         value = report[self.parts.eval.metric]
         sign, best = evaluators.METRIC_SIGNS[self.parts.eval.metric], notes["best_value"]
         better = best is None or sign * value > sign * best

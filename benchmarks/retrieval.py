@@ -2,7 +2,7 @@
 
 Random values at the sizes of Amazon Baby and Sports and of TikTok: popular items, pruned graphs for the models that prune
 (share 0.8), item graphs of 10 neighbours, B 2048, width 64. Forms take turns in one process. Steps are timed alone, on a batch
-that stays the same; the input pipeline and the evaluation are not part of them. Results: benchmarks/NOTES.md.
+that stays the same; for whole epochs with input and evaluation see benchmarks/retrieval_epochs.py. Results: benchmarks/NOTES.md.
 """
 
 import argparse
@@ -69,13 +69,18 @@ SETTINGS = {
 PRUNED = ("freedom", "em3", "em3, 2 queries", "em3_as_released")
 
 
-def user_item_graph(size: Size, pairs: int) -> Entries:
-    """D^-1/2 A D^-1/2 of random pairs, where the n-th item is taken with probability ~ n^-0.7."""
+def random_pairs(size: Size, pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """(user [pairs], item [pairs]), each pair once; the n-th item is taken with probability ~ n^-0.7."""
     random = np.random.default_rng(0)
     share = np.arange(1, size.items + 1) ** -0.7
     key = random.integers(0, size.users, 2 * pairs) * size.items
     key = np.unique(key + random.choice(size.items, 2 * pairs, p=share / share.sum()))
-    user, item = np.divmod(random.permutation(key)[:pairs], size.items)
+    return np.divmod(random.permutation(key)[:pairs], size.items)
+
+
+def user_item_graph(size: Size, pairs: int) -> Entries:
+    """D^-1/2 A D^-1/2 of random pairs."""
+    user, item = random_pairs(size, pairs)
     receiver, sender = np.append(user, item + size.users), np.append(item + size.users, user)
     degree = np.bincount(receiver, minlength=size.nodes)
     order = np.lexsort((sender, receiver))
