@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import sparse
+from ml_collections import ConfigDict
 
 from benchmarks.timing import interleaved, milliseconds
+from configs import retrieval as configs
 from em3_jax import allocator, parts
 from em3_jax.data.item_graph import item_graph
 from em3_jax.models.retrieval import Graphs, ItemGraph
@@ -46,27 +48,8 @@ SIZES = {
     "sports": Size(35_598, 18_357, 218_409, {"image": 4096, "text": 384}),
     "tiktok": Size(9_308, 6_710, 59_541, {"audio": 128, "image": 128}),
 }
-FUSION = {"layers": 1, "heads": 4, "ffn_width": 128, "dropout": 0.5}
-CIC = {"cic_weight": 1e-3, "cic_temperature": 0.5}
-SETTINGS = {
-    "bpr": {"l2": 1e-3},
-    "lightgcn": {"layers": 2, "l2": 1e-4},
-    "vbpr": {"content_width": 64, "l2": 1e-3, "l2_content": 0.0},
-    "slmrec": {"layers": 3, "temperature": 0.2, "ssl_temperature": 0.5, "ssl_weight": 0.01},
-    "lattice": {"layers": 2, "item_layers": 1, "neighbours": NEIGHBOURS, "frozen_share": 0.9, "l2": 1e-5},
-    "bm3": {"layers": 1, "dropout": 0.5, "content_weight": 2.0, "l2": 1e-3},
-    "freedom": {"layers": 2, "item_layers": 1, "modality_weights": {}, "content_weight": 1e-3},
-    "em3": {
-        "layers": 2, "item_layers": 1, "modality_weights": {}, "fusion": "fq_former",
-        "fusion_settings": FUSION | {"queries": 1}, "cic_negatives": 16, **CIC,
-    },
-    "em3, 2 queries": {
-        "layers": 2, "item_layers": 1, "modality_weights": {}, "fusion": "fq_former",
-        "fusion_settings": FUSION | {"queries": 2}, "cic_negatives": 16, **CIC,
-    },
-    "em3_as_released": {"layers": 2, "modality_weights": {}, "queries": 1, "dropout": 0.5, **CIC},
-}  # fmt: skip
-PRUNED = ("freedom", "em3", "em3, 2 queries", "em3_as_released")
+TWO_QUERIES = "em3, 2 queries"
+NAMES = [*configs.MODELS, TWO_QUERIES]
 
 
 def random_pairs(size: Size, pairs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,9 +129,18 @@ def _gradient(form: Callable) -> Callable:
     return jax.jit(gradient)
 
 
+def config_of(name: str) -> ConfigDict:
+    return configs.get_config(name.partition(",")[0])
+
+
 def step_of(name: str, size: Size, graphs: Graphs, features: dict[str, jax.Array]) -> Callable:
     """() -> loss: an Adam step of the model, compiled."""
-    model = parts.retrieval(name.partition(",")[0], {"width": WIDTH} | SETTINGS[name], size.users, size.items)
+    settings = config_of(name).model.retrieval_settings.to_dict()
+    if "modality_weights" in settings:
+        settings["modality_weights"] = {}  # equal ones
+    if name == TWO_QUERIES:
+        settings["fusion_settings"]["queries"] = 2
+    model = parts.retrieval(name.partition(",")[0], settings, size.users, size.items)
     random = np.random.default_rng(2)
     batch = [jnp.asarray(random.integers(0, count, BATCH), "i4") for count in (size.users, size.items, size.items)]
     keys = {stream: jax.random.key(k) for k, stream in enumerate(("params", "dropout", "negatives"))}
@@ -190,7 +182,9 @@ def steps(size: Size, names: list[str], repeats: int) -> None:
     )
     count = -(-size.pairs // BATCH)
     for name in names:
-        seconds = interleaved({name: step_of(name, size, pruned if name in PRUNED else full, features)}, repeats)[name]
+        seconds = interleaved(
+            {name: step_of(name, size, pruned if config_of(name).data.edge_dropout else full, features)}, repeats
+        )[name]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         epoch = f"{count * seconds.min():.2f} s (median {count * np.median(seconds):.2f}) an epoch of {count}"
         print(f"  {name:<18}{milliseconds(seconds):<32}{epoch}; peak so far {peak:.2f} GB", flush=True)
@@ -207,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="forms,steps,item_graph")
     parser.add_argument("--sizes", default="baby,sports,tiktok")
-    parser.add_argument("--models", default=";".join(SETTINGS), help="names with ; between them")
+    parser.add_argument("--models", default=";".join(NAMES), help="names with ; between them")
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     allocator.keep_large_blocks()

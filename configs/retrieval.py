@@ -63,7 +63,7 @@ def _defaults() -> ConfigDict:
 
 
 def _bpr() -> dict:
-    return {"l2": 1e-3}
+    return {"l2": 0.1}
 
 
 def _lightgcn() -> dict:

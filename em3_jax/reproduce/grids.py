@@ -39,8 +39,8 @@ _EM3 = {"queries": (1, 2), "dropout": (0.5, 0.8), "cic_temperature": (0.5, 0.1)}
 _EM3_KEYS = {"queries": "fusion_settings.queries", "dropout": "fusion_settings.dropout"}  # where they stand in `clean`
 
 MODELS = (
-    Model("bpr", "BPR", {f"{SETTINGS}l2": (1e-3, 1e-2, 1e-4)}),
-    Model("lightgcn", "LightGCN", {f"{SETTINGS}layers": (2, 3), f"{SETTINGS}l2": (1e-4, 1e-3)}),
+    Model("bpr", "BPR", {f"{SETTINGS}l2": (0.1, 0.2, 0.01)}),
+    Model("lightgcn", "LightGCN", {f"{SETTINGS}layers": (2, 3), f"{SETTINGS}l2": (1e-4, 1e-2)}),
     Model("vbpr", "VBPR", {f"{SETTINGS}l2": (1e-3, 1e-2, 1e-4)}),
     Model("slmrec", "SLMRec", {f"{SETTINGS}ssl_weight": (0.01, 0.1), f"{SETTINGS}temperature": (0.2, 0.1)}),
     Model("lattice", "LATTICE", {"optim.learning_rate": (5e-4, 1e-3), f"{SETTINGS}l2": (1e-5, 0.0)}),
