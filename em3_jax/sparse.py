@@ -32,12 +32,12 @@ class Adjacency(NamedTuple):
     """A matrix [N, N] by groups of W entries of one row each.
 
     Attributes:
-      receiver: [G] i32 ascending, the row of each group; N in groups that are padding. None: group number r is all of row r.
+      receiver: [G] i32 ascending, the row of each group; N in groups that are padding.
       sender: [G, W] i32, the columns.
       weight: [G, W] f32; 0 where a group is not full.
     """
 
-    receiver: np.ndarray | jax.Array | None
+    receiver: np.ndarray | jax.Array
     sender: np.ndarray | jax.Array
     weight: np.ndarray | jax.Array
 
@@ -72,7 +72,6 @@ def grouped(entries: Entries, nodes: int, *, width: int, groups: int | None = No
     receiver, sender, weight = entries
     degree = np.bincount(receiver, minlength=nodes)
     count = -(-degree // width)  # groups of each row
-    whole = groups is None and bool((count == 1).all())
     if groups is None:
         groups = int(count.sum())
     first_entry, first_group = np.cumsum(degree) - degree, np.cumsum(count) - count
@@ -82,4 +81,4 @@ def grouped(entries: Entries, nodes: int, *, width: int, groups: int | None = No
     senders[place], weights[place] = sender, weight
     row = np.full(groups, nodes, np.int32)
     row[: count.sum()] = np.repeat(np.arange(nodes, dtype=np.int32), count)
-    return Adjacency(None if whole else row, senders.reshape(groups, width), weights.reshape(groups, width))
+    return Adjacency(row, senders.reshape(groups, width), weights.reshape(groups, width))

@@ -36,12 +36,10 @@ def test_groups_hold_the_entries_of_their_row_in_order_and_a_bound_holds_all_gro
     np.testing.assert_array_equal(np.bincount(got.receiver, minlength=nodes)[:nodes], full)
 
 
-def test_receivers_are_left_out_where_each_row_is_one_group():
-    every = Entries(
-        np.repeat(np.arange(4, dtype=np.int32), 2), np.tile([0, 3], 4).astype(np.int32), np.ones(8, np.float32)
-    )
-    assert grouped(every, 4, width=2).receiver is None
-    assert grouped(every, 4, width=2, groups=4).receiver is not None  # a bound promises one form for all matrices
+def test_without_a_number_of_groups_there_is_no_padding():
+    receiver, sender = np.repeat(np.arange(4, dtype=np.int32), 2), np.tile(np.array([0, 3], np.int32), 4)
+    every = Entries(receiver, sender, np.ones(8, np.float32))
+    assert grouped(every, 4, width=2).receiver.tolist() == [0, 1, 2, 3]
     assert grouped(Entries(*(x[2:] for x in every)), 4, width=2).receiver.tolist() == [1, 2, 3]
 
 

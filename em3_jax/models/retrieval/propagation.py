@@ -11,8 +11,6 @@ def product(matrix: Adjacency, x: jax.Array) -> jax.Array:
     """[N, D] A x, differentiable in x [N, D] and in the weights: sums over each group, then over the groups of each row."""
     # One gather after the other, so that XLA makes a single loop of them and [G, W, D] never exists.
     rows = sum(matrix.weight[:, k, None] * x[matrix.sender[:, k]] for k in range(matrix.sender.shape[1]))  # [G, D]
-    if matrix.receiver is None:
-        return rows
     return jax.ops.segment_sum(rows, matrix.receiver, len(x), indices_are_sorted=True)
 
 

@@ -33,14 +33,6 @@ def test_the_product_in_groups_is_the_product(width, nodes, share, padding):
     np.testing.assert_allclose(got, matrix @ x, rtol=1e-5, atol=1e-5)
 
 
-def test_a_matrix_of_one_group_a_row_needs_no_receivers():
-    matrix = dense.ITEMS["image"]
-    graph = dense.adjacency(matrix, 3)
-    assert graph.receiver is None and graph.sender.shape == (dense.NUM_ITEMS, 3)
-    x = np.random.default_rng(1).normal(size=(dense.NUM_ITEMS, 4)).astype(np.float32)
-    np.testing.assert_allclose(jax.jit(product)(graph, x), matrix @ x, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_gradients_are_those_of_the_dense_product(symmetric):
     matrix = random_matrix(30, 0.3)
