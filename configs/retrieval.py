@@ -71,7 +71,7 @@ def _lightgcn() -> dict:
 
 
 def _vbpr() -> dict:
-    return {"content_width": 64, "l2": 1e-3, "l2_content": 0.0}
+    return {"content_width": 64, "l2": 0.1, "l2_content": 0.1}
 
 
 def _slmrec() -> dict:

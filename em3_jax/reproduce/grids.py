@@ -41,7 +41,7 @@ _EM3_KEYS = {"queries": "fusion_settings.queries", "dropout": "fusion_settings.d
 MODELS = (
     Model("bpr", "BPR", {f"{SETTINGS}l2": (0.1, 0.2, 0.01)}),
     Model("lightgcn", "LightGCN", {f"{SETTINGS}layers": (2, 3), f"{SETTINGS}l2": (1e-4, 1e-2)}),
-    Model("vbpr", "VBPR", {f"{SETTINGS}l2": (1e-3, 1e-2, 1e-4)}),
+    Model("vbpr", "VBPR", {f"{SETTINGS}l2": (0.1, 0.01), f"{SETTINGS}l2_content": (0.1, 1.0)}),
     Model("slmrec", "SLMRec", {f"{SETTINGS}ssl_weight": (0.01, 0.1), f"{SETTINGS}temperature": (0.2, 0.1)}),
     Model("lattice", "LATTICE", {"optim.learning_rate": (5e-4, 1e-3), f"{SETTINGS}l2": (1e-5, 0.0)}),
     Model("bm3", "BM3", {f"{SETTINGS}layers": (1, 2), f"{SETTINGS}l2": (1e-3, 1e-4)}),

@@ -51,10 +51,12 @@ class Projections(nn.Module):
     Attributes:
       width: D.
       bias: whether the layers have one.
+      unit_length: whether features come in at length 1.
     """
 
     width: int
     bias: bool = True
+    unit_length: bool = False
 
     @nn.compact
     def __call__(self, features: dict[str, jax.Array], items: jax.Array | None = None) -> dict[str, jax.Array]:
@@ -64,7 +66,8 @@ class Projections(nn.Module):
             kernel = self.param(f"{name}_kernel", nn.initializers.xavier_normal(), (x.shape[1], self.width))
             bias = self.param(f"{name}_bias", nn.initializers.zeros, (self.width,)) if self.bias else 0.0
             few = items is not None and len(items) < len(x)
-            y = product(x[items] if few else x, kernel) + bias
+            x = x[items] if few else x
+            y = product(unit(x) if self.unit_length else x, kernel) + bias
             result[name] = y if few or items is None else y[items]
         return result
 

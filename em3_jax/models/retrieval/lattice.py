@@ -10,6 +10,7 @@ from em3_jax.models.retrieval.propagation import along_items, layer_mean, produc
 from em3_jax.sparse import Adjacency
 
 _BLOCK = 512  # rows of the similarity matrix at once
+_CHUNK = 32  # of its columns
 
 
 class LATTICE(nn.Module):
@@ -93,7 +94,20 @@ def learnt_graph(x: jax.Array, neighbours: int) -> Adjacency:
 
 
 def nearest(x: jax.Array, count: int) -> jax.Array:
-    """[I, count] i32 the rows with the largest inner product with each row of x [I, D], in blocks; equal ones by index."""
-    blocks = -(-len(x) // _BLOCK)
-    rows = jnp.pad(x, ((0, blocks * _BLOCK - len(x)), (0, 0))).reshape(blocks, _BLOCK, -1)
-    return jax.lax.map(lambda row: jax.lax.top_k(row @ x.T, count)[1], rows).reshape(-1, count)[: len(x)]
+    """[I, count] i32 the rows with the largest inner product with each row of x [I, D], in blocks; equal ones by index.
+
+    The largest of a row lie in the chunks with the largest maxima, so only those are searched for them.
+    """
+    items, blocks, chunks = len(x), -(-len(x) // _BLOCK), -(-len(x) // _CHUNK)
+    count_of_chunks = min(count, chunks)
+    rows = jnp.pad(x, ((0, blocks * _BLOCK - items), (0, 0))).reshape(blocks, _BLOCK, -1)
+    columns = jnp.pad(x, ((0, chunks * _CHUNK - items), (0, 0)))
+
+    def search(row: jax.Array) -> jax.Array:
+        score = jnp.where(jnp.arange(len(columns)) < items, row @ columns.T, -jnp.inf).reshape(_BLOCK, chunks, _CHUNK)
+        chunk = jnp.sort(jax.lax.top_k(score.max(axis=2), count_of_chunks)[1], axis=1)  # ascending, for equal scores
+        candidates = jnp.take_along_axis(score, chunk[:, :, None], axis=1).reshape(_BLOCK, -1)
+        found = jax.lax.top_k(candidates, count)[1]
+        return jnp.take_along_axis(chunk, found // _CHUNK, axis=1) * _CHUNK + found % _CHUNK
+
+    return jax.lax.map(search, rows).reshape(-1, count)[:items]

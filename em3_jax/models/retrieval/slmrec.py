@@ -46,7 +46,7 @@ class SLMRec(nn.Module):
     def setup(self):
         self.user_embedding = self.param("user_embedding", xavier, (self.num_users, self.width))
         self.item_embedding = self.param("item_embedding", xavier, (self.num_items, self.width))
-        self.content = Projections(self.width)
+        self.content = Projections(self.width, unit_length=True)
         self.user_join = nn.Dense(self.width, kernel_init=xavier)
         self.item_join = nn.Dense(self.width, kernel_init=xavier)
         self.alignment = Alignment(self.width, self.ssl_temperature)
@@ -54,7 +54,7 @@ class SLMRec(nn.Module):
     def views(self, features: dict[str, jax.Array], graphs: Graphs) -> tuple[list[jax.Array], list[jax.Array]]:
         """(users, items): [U, D] and [I, D] of the IDs, then of each modality by name."""
         need_features(features, "SLMRec")
-        projected = self.content({name: unit(x) for name, x in features.items()})
+        projected = self.content(features)
         starts = [self.item_embedding, *(projected[name] for name in sorted(projected))]
         views = [layer_mean(graphs.user_item, self.user_embedding, start, self.layers) for start in starts]
         return [users for users, _ in views], [items for _, items in views]

@@ -14,7 +14,8 @@ class VBPR(nn.Module):
         x_ui = b_i + <gamma_u, gamma_i> + <theta_u, W f_i> + <b', f_i>     (eq. 4; alpha and b_u cancel in the pairwise loss)
         L = mean of -ln sigmoid(x_ui - x_uj) + l2 |rows of gamma, theta, b of the batch|^2 + l2_content (|W|^2 + |b'|^2)
 
-    f_i is all modalities side by side. As a dot product: users (gamma_u, theta_u, 1), items (gamma_i, W f_i, b_i + <b', f_i>).
+    f_i is all modalities side by side, each at length 1. As a dot product: users (gamma_u, theta_u, 1), items
+    (gamma_i, W f_i, b_i + <b', f_i>).
 
     Attributes:
       num_users, num_items: U, I.
@@ -34,7 +35,9 @@ class VBPR(nn.Module):
         self.item_embedding = self.param("item_embedding", xavier, (self.num_items, self.width))
         self.user_content = self.param("user_content", xavier, (self.num_users, self.content_width))
         self.item_bias = self.param("item_bias", nn.initializers.zeros, (self.num_items,))
-        self.content = Projections(self.content_width + 1, bias=False)  # W and, as its last column, b'
+        self.content = Projections(
+            self.content_width + 1, bias=False, unit_length=True
+        )  # W and, as its last column, b'
 
     def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
         return self.towers(features, slice(None), slice(None))

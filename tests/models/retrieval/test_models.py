@@ -35,6 +35,7 @@ SETTINGS = {
     },
 }  # fmt: skip
 FEATURES = dense.features()
+UNIT = {m: x / np.linalg.norm(x, axis=1, keepdims=True) for m, x in FEATURES.items()}
 
 
 def make(name: str, **changes):
@@ -106,7 +107,7 @@ def test_lightgcn():
 
 def test_vbpr():
     p = evaluated("vbpr").params
-    f = np.concatenate([FEATURES["image"], FEATURES["text"]], axis=1)
+    f = np.concatenate([UNIT["image"], UNIT["text"]], axis=1)
     kernel = np.concatenate([p["content"]["image_kernel"], p["content"]["text_kernel"]])
     matrix, bias = kernel[:, :-1], kernel[:, -1]
     score = np.empty((NUM_USERS, NUM_ITEMS))
@@ -128,9 +129,8 @@ def test_vbpr():
 
 def test_slmrec():
     p = evaluated("slmrec").params
-    unit = {m: x / np.linalg.norm(x, axis=1, keepdims=True) for m, x in FEATURES.items()}
     starts = [p["item_embedding"]]
-    starts += [unit[m] @ p["content"][f"{m}_kernel"] + p["content"][f"{m}_bias"] for m in ("image", "text")]
+    starts += [UNIT[m] @ p["content"][f"{m}_kernel"] + p["content"][f"{m}_bias"] for m in ("image", "text")]
     views = [dense.light_gcn(p["user_embedding"], start, K) for start in starts]
     users = naive.dense(np.concatenate([u for u, _ in views], axis=1), p["user_join"])
     items = naive.dense(np.concatenate([i for _, i in views], axis=1), p["item_join"])
