@@ -5,6 +5,11 @@ GAUC, logloss and calibration of a ranking model, Recall and NDCG of a retrieval
 what is behind it: the scores eval_<split>_logits.npy, or each user's list eval_<split>_items.npy.
 """
 
+if __name__ == "__main__":
+    from em3_jax import allocator
+
+    allocator.keep_large_blocks()  # first: what is imported next starts threads
+
 import argparse
 import json
 from pathlib import Path

@@ -4,6 +4,11 @@ Any setting can be changed from the command line: --config.model.dropout=0.2. Ru
 from the newest checkpoint; a killed and resumed run is bit-identical to one that was never stopped.
 """
 
+if __name__ == "__main__":
+    from em3_jax import allocator
+
+    allocator.keep_large_blocks()  # first: what is imported next starts threads
+
 import math
 import os
 import re
@@ -18,11 +23,13 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from em3_jax import allocator, cli, evaluators, experiment, logs, sharding, trees, workdir
+from em3_jax import cli, evaluators, experiment, logs, sharding, trees, workdir
 from em3_jax import config as config_
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.pipeline import batches
 from em3_jax.types import UserError
+
+STEPS_AHEAD = 1  # dispatched before the device is done; on CPUs each of them already holds its memory
 
 
 class TrainSettings(NamedTuple):
@@ -30,7 +37,7 @@ class TrainSettings(NamedTuple):
 
     Attributes:
       epochs: passes over the training rows.
-      log_every: steps between log lines; nothing waits for the device in between.
+      log_every: steps between log lines; nothing is fetched from the device in between.
       eval_every: steps between evaluations on validation, each followed by a checkpoint; 0 = an epoch.
       init_from: workdir of a run whose best parameters and tables this one starts with; "" = fresh ones.
       patience: evaluations without a better one before the run stops; 0 never stops early.
@@ -53,7 +60,6 @@ def train(config, directory: str | Path) -> dict:
       directory: the run's folder.
     """
     directory = Path(directory)
-    allocator.keep_large_blocks()
     experiment.check_sections(config)
     settings = config_.call(TrainSettings, config["train"], "config.train")
     if settings.deterministic:  # read when the first device is made, so it has to come first
@@ -136,6 +142,8 @@ class _Loop:
             self.waited += time.perf_counter() - asked
             state, aux = self.parts.train_step(state, self.parts.constants, batch)
             self.window.append(aux)
+            if len(self.window) > STEPS_AHEAD:
+                jax.block_until_ready(self.window[-1 - STEPS_AHEAD])
             step += 1
             self.progress.advance()
             evaluate = step % self.eval_every == 0 or step == self.total

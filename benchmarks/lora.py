@@ -6,6 +6,10 @@ outputs + temporaries, less what outputs share with donated arguments. It is exa
 not run. On an accelerator the allocator's peak stands beside it, of a process for each case. Results: benchmarks/NOTES.md.
 """
 
+from em3_jax import allocator
+
+allocator.keep_large_blocks()  # first: what is imported next starts threads
+
 import argparse
 import json
 import subprocess
@@ -20,7 +24,7 @@ import numpy as np
 from benchmarks.ranking import Trainer, planted_config
 from benchmarks.timing import interleaved, milliseconds
 from configs import base
-from em3_jax import allocator, experiment, trees
+from em3_jax import experiment, trees
 from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.synthetic import synthetic
 
@@ -133,7 +137,6 @@ def ratios(found: dict[Case, dict], seconds: dict[Case, np.ndarray]) -> list[str
 def table(root: Path, arguments: list[str], batch_size: int, limit: float, repeats: int) -> None:
     """The table of all cases, and the ratios, of each form."""
     found = {form: {case: in_own_process(arguments, case, form) for case in CASES} for form in FORMS}
-    allocator.keep_large_blocks()  # from here on this process holds the device: the others are done
     print(f"jax {jax.__version__}, {jax.devices()}, B {batch_size}, rank {RANK}; MB; trainable parameters")
     for form in FORMS:
         fit = [case for case in CASES if found[form][case]["total"] < limit * 1e9]

@@ -4,6 +4,13 @@ Planted data of the size the targets name: B 1024, T 50, N 6 content tokens 768 
 names some 6,000. `din` needs the shared MovieLens folder (--movielens). Results and their history: benchmarks/NOTES.md.
 """
 
+import sys
+
+from em3_jax import allocator
+
+if "--default-malloc" not in sys.argv:
+    allocator.keep_large_blocks()  # first: what is imported next starts threads
+
 import argparse
 import functools
 import json
@@ -18,7 +25,7 @@ import numpy as np
 import train
 from benchmarks.timing import interleaved, milliseconds
 from configs import base, em3_movielens
-from em3_jax import allocator, experiment, sharding, tables
+from em3_jax import experiment, sharding, tables
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.pipeline import batches
 from em3_jax.data.readers.movielens import movielens
@@ -164,8 +171,6 @@ def main() -> None:
     parser.add_argument("--movielens", type=Path, default=Path("../shared/data/ml-100k-posters"))
     parser.add_argument("--default-malloc", action="store_true", help="without allocator.keep_large_blocks, to compare")
     args = parser.parse_args()
-    if not args.default_malloc:
-        allocator.keep_large_blocks()
     print(f"jax {jax.__version__}, {jax.devices()}")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "planted"

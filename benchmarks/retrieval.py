@@ -5,6 +5,10 @@ Random values at the sizes of Amazon Baby and Sports and of TikTok: popular item
 that stays the same; for whole epochs with input and evaluation see benchmarks/retrieval_epochs.py. Results: benchmarks/NOTES.md.
 """
 
+from em3_jax import allocator
+
+allocator.keep_large_blocks()  # first: what is imported next starts threads
+
 import argparse
 import functools
 import resource
@@ -21,7 +25,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.timing import interleaved, milliseconds
 from configs import retrieval as configs
-from em3_jax import allocator, parts
+from em3_jax import parts
 from em3_jax.data.item_graph import item_graph
 from em3_jax.models.retrieval import Graphs, ItemGraph
 from em3_jax.models.retrieval.propagation import product, propagate
@@ -204,7 +208,6 @@ def main() -> None:
     parser.add_argument("--models", default=";".join(NAMES), help="names with ; between them")
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    allocator.keep_large_blocks()
     only = args.only.split(",")
     print(f"jax {jax.__version__}, {jax.devices()}")
     for name in args.sizes.split(","):

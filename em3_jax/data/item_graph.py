@@ -26,7 +26,7 @@ from em3_jax.types import UserError
 
 WEIGHTS = ("binary", "cosine")
 NORMALISATIONS = ("rows", "both")
-_VERSION = 1  # of the cached files and of the algorithm
+_VERSION = 2  # of the cached files and of the algorithm
 _BLOCK_BYTES = 1 << 25  # of similarities at once
 _CLOSE = 1e-5  # f32 cosines nearer than that are not told apart
 _DIGITS = 10  # f64 cosines that agree to these are equal
@@ -52,19 +52,21 @@ def item_graph(
     most = items if include_self else items - 1
     if not 1 <= neighbours <= most:
         raise UserError(f"config.model.item_graph.neighbours={neighbours}: must be 1 to {most} with {items} items")
-    rows = np.asarray(features, np.float32)
-    length = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    present = length[:, 0] > 0
-    unit = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    rows = np.asarray(features, np.float32)  # never copied: they may be larger than all else
+    length = np.sqrt(np.einsum("ie,ie->i", rows, rows, dtype=np.float64))
+    present = length > 0
+    inverse = np.divide(1.0, length, out=np.zeros(items), where=present)
     sender = np.empty((items, neighbours), np.int32)
     size = max(1, _BLOCK_BYTES // (4 * items))
     for start in range(0, items, size):
-        sender[start : start + size] = _nearest(unit, start, min(start + size, items), neighbours, include_self)
+        sender[start : start + size] = _nearest(
+            rows, inverse, start, min(start + size, items), neighbours, include_self
+        )
     sender = np.sort(sender, axis=1).reshape(-1)
     receiver = np.repeat(np.arange(items, dtype=np.int32), neighbours)
     weight = (present[receiver] & present[sender]).astype(np.float64)
     if weights == "cosine":
-        weight *= np.maximum(_cosines(unit, receiver, sender), 0.0)
+        weight *= np.maximum(_cosines(rows, inverse, receiver, sender), 0.0)
     of_row = np.bincount(receiver, weight, minlength=items)
     of_column = of_row if normalisation == "rows" else np.bincount(sender, weight, minlength=items)
     scale = np.sqrt(of_row[receiver] * of_column[sender])
@@ -72,9 +74,13 @@ def item_graph(
     return Entries(receiver, sender, weight.astype(np.float32))
 
 
-def _nearest(unit: np.ndarray, start: int, stop: int, count: int, include_self: bool) -> np.ndarray:
-    """[stop - start, count] the nearest of rows start to stop of `unit` [I, E], in any order."""
-    score = unit[start:stop] @ unit.T  # [b, I]
+def _nearest(
+    rows: np.ndarray, inverse: np.ndarray, start: int, stop: int, count: int, include_self: bool
+) -> np.ndarray:
+    """[stop - start, count] the nearest of rows start to stop of `rows` [I, E], in any order; `inverse` [I] of their lengths."""
+    score = rows[start:stop] @ rows.T  # [b, I]
+    score *= inverse[start:stop, None].astype(np.float32)
+    score *= inverse.astype(np.float32)
     own = np.arange(start, stop)
     score[np.arange(len(own)), own] = np.inf if include_self else -np.inf
     if count == score.shape[1]:
@@ -86,18 +92,19 @@ def _nearest(unit: np.ndarray, start: int, stop: int, count: int, include_self: 
     for row in np.flatnonzero(last - value[:, count] <= _CLOSE):
         sure = np.flatnonzero(score[row] > last[row] + _CLOSE)
         close = np.flatnonzero(np.abs(score[row] - last[row]) <= _CLOSE)  # ascending
-        exact = np.round(_cosines(unit, np.full(len(close), start + row), close), _DIGITS)
+        exact = np.round(_cosines(rows, inverse, np.full(len(close), start + row), close), _DIGITS)
         order = np.argsort(-exact, kind="stable")[: count - len(sure)]
         chosen[row] = np.concatenate([sure, close[order]])
     return chosen
 
 
-def _cosines(unit: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """[n] f64 inner products of rows `one` [n] and `other` [n] of `unit`, each computed alone."""
+def _cosines(rows: np.ndarray, inverse: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """[n] f64 cosines of rows `one` [n] and `other` [n] of `rows`, each computed alone."""
     result = np.empty(len(one))
     for start in range(0, len(one), _PAIRS):
         part = slice(start, start + _PAIRS)
-        result[part] = (unit[one[part]].astype(np.float64) * unit[other[part]]).sum(axis=1)
+        product = np.einsum("ne,ne->n", rows[one[part]], rows[other[part]], dtype=np.float64)
+        result[part] = product * inverse[one[part]] * inverse[other[part]]
     return result
 
 

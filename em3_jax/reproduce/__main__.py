@@ -5,6 +5,10 @@ moment and called again, it goes on: finished runs are reused, interrupted ones 
 Table 10, not among them, compares retrieval models, each with its grid: --table 10 --data data/baby,data/sports
 """
 
+from em3_jax import allocator
+
+allocator.keep_large_blocks()  # first: what is imported next starts threads, here and in the processes of the runs
+
 import argparse
 import shlex
 import sys
