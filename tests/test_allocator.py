@@ -33,9 +33,9 @@ libc.malloc_info(0, ctypes.c_void_p(output))
 libc.fflush(ctypes.c_void_p(output))
 size = 100 << 20
 block = libc.malloc(size)
-before = [line for line in open("/proc/self/maps") if "[heap]" in line]
+heap = [line for line in open("/proc/self/maps") if "[heap]" in line][-1]
 libc.free(block)
-first, last = (int(x, 16) for x in before[-1].split()[0].split("-"))
+first, last = (int(x, 16) for x in heap.split()[0].split("-"))
 print("in the first heap" if first <= block < last else "mapped", file=sys.stderr)
 """
 

@@ -99,13 +99,12 @@ def nearest(x: jax.Array, count: int) -> jax.Array:
     The largest of a row lie in the chunks with the largest maxima, so only those are searched for them.
     """
     items, blocks, chunks = len(x), -(-len(x) // _BLOCK), -(-len(x) // _CHUNK)
-    count_of_chunks = min(count, chunks)
     rows = jnp.pad(x, ((0, blocks * _BLOCK - items), (0, 0))).reshape(blocks, _BLOCK, -1)
     columns = jnp.pad(x, ((0, chunks * _CHUNK - items), (0, 0)))
 
     def search(row: jax.Array) -> jax.Array:
         score = jnp.where(jnp.arange(len(columns)) < items, row @ columns.T, -jnp.inf).reshape(_BLOCK, chunks, _CHUNK)
-        chunk = jnp.sort(jax.lax.top_k(score.max(axis=2), count_of_chunks)[1], axis=1)  # ascending, for equal scores
+        chunk = jnp.sort(jax.lax.top_k(score.max(axis=2), min(count, chunks))[1], axis=1)  # ascending, for equal scores
         candidates = jnp.take_along_axis(score, chunk[:, :, None], axis=1).reshape(_BLOCK, -1)
         found = jax.lax.top_k(candidates, count)[1]
         return jnp.take_along_axis(chunk, found // _CHUNK, axis=1) * _CHUNK + found % _CHUNK

@@ -35,9 +35,8 @@ class VBPR(nn.Module):
         self.item_embedding = self.param("item_embedding", xavier, (self.num_items, self.width))
         self.user_content = self.param("user_content", xavier, (self.num_users, self.content_width))
         self.item_bias = self.param("item_bias", nn.initializers.zeros, (self.num_items,))
-        self.content = Projections(
-            self.content_width + 1, bias=False, unit_length=True
-        )  # W and, as its last column, b'
+        # W and, as its last column, b'.
+        self.content = Projections(self.content_width + 1, bias=False, unit_length=True)
 
     def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
         return self.towers(features, slice(None), slice(None))
