@@ -6,9 +6,10 @@ outputs + temporaries, less what outputs share with donated arguments. It is exa
 not run. On an accelerator the allocator's peak stands beside it, of a process for each case. Results: benchmarks/NOTES.md.
 """
 
-from em3_jax import allocator
+if __name__ == "__main__":
+    from em3_jax import allocator
 
-allocator.keep_large_blocks()  # first: what is imported next starts threads
+    allocator.keep_large_blocks()  # first: what is imported next starts threads
 
 import argparse
 import json

@@ -6,9 +6,9 @@ names some 6,000. `din` needs the shared MovieLens folder (--movielens). Results
 
 import sys
 
-from em3_jax import allocator
+if __name__ == "__main__" and "--default-malloc" not in sys.argv:
+    from em3_jax import allocator
 
-if "--default-malloc" not in sys.argv:
     allocator.keep_large_blocks()  # first: what is imported next starts threads
 
 import argparse
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(parts), help="which parts, comma-separated")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--movielens", type=Path, default=Path("../shared/data/ml-100k-posters"))
-    parser.add_argument("--default-malloc", action="store_true", help="without allocator.keep_large_blocks, to compare")
+    parser.add_argument("--default-malloc", action="store_true", help="without em3_jax.allocator, to compare")
     args = parser.parse_args()
     print(f"jax {jax.__version__}, {jax.devices()}")
     with tempfile.TemporaryDirectory() as folder:

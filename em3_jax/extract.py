@@ -8,6 +8,11 @@ Stopped at any moment and run again, it goes on where it was, to the same bytes.
 <data>/features/<name>/, with a manifest of how it was made and a report of the items without content.
 """
 
+if __name__ == "__main__":
+    from em3_jax import allocator
+
+    allocator.keep_large_blocks()  # first: what is imported next starts threads
+
 import argparse
 import collections
 import functools
@@ -23,7 +28,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from em3_jax import allocator, cli, encoding, logs
+from em3_jax import cli, encoding, logs
 from em3_jax.data import content as content_
 from em3_jax.data.content import Content
 from em3_jax.data.features import FeatureWriter, feature_folder, reusable, write_features
@@ -367,7 +372,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(arguments: dict) -> None:
     """The command: `from_array` where an array is given, else `extract`."""
-    allocator.keep_large_blocks()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch
     function = from_array if "array" in arguments else extract
     if "array" in arguments and "encoder" in arguments:

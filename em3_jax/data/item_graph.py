@@ -78,8 +78,8 @@ def _nearest(
     rows: np.ndarray, inverse: np.ndarray, start: int, stop: int, count: int, include_self: bool
 ) -> np.ndarray:
     """[stop - start, count] the nearest of rows start to stop of `rows` [I, E], in any order; `inverse` [I] of their lengths."""
-    score = rows[start:stop] @ rows.T  # [b, I]
-    score *= inverse[start:stop, None].astype(np.float32)
+    unit = (rows[start:stop] * inverse[start:stop, None]).astype(np.float32)  # before the product: nothing overflows
+    score = unit @ rows.T  # [b, I]
     score *= inverse.astype(np.float32)
     own = np.arange(start, stop)
     score[np.arange(len(own)), own] = np.inf if include_self else -np.inf

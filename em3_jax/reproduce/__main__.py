@@ -127,7 +127,9 @@ def _table_10(args: argparse.Namespace, others: list[str], command: str) -> str:
     for name in wanted:
         if name not in known:
             raise UserError(f"--models {name}: no such model; {nearest(name, known)}")
-    models = tuple(known[name]._replace(**{"grid": {}} if args.no_grid else {}) for name in wanted or known)
+    models = tuple(known[name] for name in wanted or known)
+    if args.no_grid:
+        models = tuple(model._replace(grid={}) for model in models)
     settings = {"config": config, "changes": _changes(others, config), "parallel": args.jobs, "command": command}
     return retrieval.reproduce(args.data.split(","), args.seeds, args.out, **settings, models=models)
 

@@ -55,6 +55,14 @@ def test_graph_equals_brute_force(include_self, weights, normalisation, block_by
     assert (np.diff(graph.sender.reshape(40, 3), axis=1) > 0).all()
 
 
+def test_lengths_of_items_do_not_matter():
+    features, settings = make_features(), SETTINGS | {"weights": "cosine"}
+    scale = np.float32(2.0) ** np.linspace(-60, 80, len(features)).astype(np.int32)
+    expected, got = (item_graph(x, **settings) for x in (features, features * scale[:, None]))
+    assert np.array_equal(got.sender, expected.sender)
+    np.testing.assert_allclose(got.weight, expected.weight, rtol=1e-6)
+
+
 def test_a_binary_graph_by_row_degrees_has_weights_of_one_in_k():
     graph = item_graph(make_features(), **SETTINGS)
     np.testing.assert_allclose(graph.weight, 1 / 3, rtol=1e-6)
