@@ -29,7 +29,7 @@ from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.pipeline import batches
 from em3_jax.types import UserError
 
-STEPS_AHEAD = 1  # dispatched before the device is done; on CPUs each of them already holds its memory
+STEPS_AHEAD = 2  # of what an accelerator has finished; on CPUs none: each would already hold its temporaries
 
 
 class TrainSettings(NamedTuple):
@@ -135,15 +135,16 @@ class _Loop:
         stream = batches(
             self.parts.source, start=step, device=sharding.batch_shardings(self.parts.mesh, self.parts.source[0])
         )
+        ahead = 0 if jax.default_backend() == "cpu" else STEPS_AHEAD
         stopped_by = "patience" if patience and notes["stale"] >= patience else "end"
         while step < self.total and stopped_by == "end":
             asked = time.perf_counter()
             batch = next(stream)
             self.waited += time.perf_counter() - asked
+            if len(self.window) > ahead:
+                jax.block_until_ready(self.window[-1 - ahead])
             state, aux = self.parts.train_step(state, self.parts.constants, batch)
             self.window.append(aux)
-            if len(self.window) > STEPS_AHEAD:
-                jax.block_until_ready(self.window[-1 - STEPS_AHEAD])
             step += 1
             self.progress.advance()
             evaluate = step % self.eval_every == 0 or step == self.total

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from em3_jax.models.dropout import Dropout
+
 
 class MLP(nn.Module):
     """Dense layers with ReLU and dropout between them, linear at the end.
@@ -24,5 +26,5 @@ class MLP(nn.Module):
         """[*, outputs] from x [*, D]."""
         for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = Dropout(self.dropout)(x, train=train)
         return nn.Dense(self.outputs)(x)

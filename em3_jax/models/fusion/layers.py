@@ -1,11 +1,13 @@
 """What the fusion variants share: tokens at one width, multi-head attention, the transformer layer, the last FC layer."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax.models.dropout import Dropout
 from em3_jax.models.fusion import FusionSettings
 from em3_jax.models.lora import LoRA, LoRADense
 
@@ -25,7 +27,7 @@ class ModalityTokens(nn.Module):
             x = jnp.where(mask[name][..., None], tokens[name], 0.0)  # a masked token may hold anything, NaN included
             embedding = self.param(f"{name}_embedding", nn.initializers.normal(0.02), (s.width,))
             parts.append(LoRADense(s.width, s.lora, name=f"{name}_fc")(x) + embedding)
-        x = nn.Dropout(s.dropout, deterministic=not train)(jnp.concatenate(parts, axis=1))
+        x = Dropout(s.dropout)(jnp.concatenate(parts, axis=1), train=train)
         return x, jnp.concatenate([mask[name] for name in sorted(tokens)], axis=1)
 
 
@@ -69,7 +71,7 @@ class TransformerLayer(nn.Module):
         self, x: jax.Array, context: jax.Array | Sequence[jax.Array], mask: jax.Array, *, train: bool
     ) -> jax.Array:
         s = self.settings
-        drop = nn.Dropout(s.dropout, deterministic=not train)
+        drop = functools.partial(Dropout(s.dropout), train=train)
         y = Attention(s.heads, s.lora, name="attention")(x, context, mask)
         x = nn.LayerNorm(name="attention_norm")(x + drop(y))
         y = nn.gelu(LoRADense(s.ffn_width, s.lora, name="ffn_in")(x))

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from em3_jax.models.dropout import Dropout
 from em3_jax.models.retrieval import Graphs
 from em3_jax.models.retrieval.common import Projections, cosine, need_features, squares, xavier
 from em3_jax.models.retrieval.propagation import layer_mean
@@ -40,7 +41,7 @@ class BM3(nn.Module):
         self.item_embedding = self.param("item_embedding", xavier, (self.num_items, self.width))
         self.content = Projections(self.width)
         self.predictor = nn.Dense(self.width, kernel_init=nn.initializers.xavier_normal())
-        self.drop = nn.Dropout(self.dropout, deterministic=False)
+        self.drop = Dropout(self.dropout)
 
     def graph(self, graphs: Graphs) -> tuple[jax.Array, jax.Array]:
         """(h_u [U, D], h_i [I, D])."""
@@ -57,11 +58,11 @@ class BM3(nn.Module):
         need_features(features, "BM3")
         users, items = self.graph(graphs)
         users, items = users[user], items[positive]
-        target = [jax.lax.stop_gradient(self.drop(x)) for x in (users, items)]
+        target = [jax.lax.stop_gradient(self.drop(x, train=True)) for x in (users, items)]
         reconstruction = -cosine(self.predictor(users), target[1]) - cosine(self.predictor(items), target[0])
         alignment = 0.0
         for x in self.content(features, positive).values():
-            online, masked = self.predictor(x), jax.lax.stop_gradient(self.drop(x))
+            online, masked = self.predictor(x), jax.lax.stop_gradient(self.drop(x, train=True))
             alignment -= cosine(online, target[1]) + cosine(online, masked)
         reconstruction, alignment, norm = reconstruction.mean(), alignment.mean(), squares(users, items)
         loss = reconstruction + self.content_weight * alignment + self.l2 * norm

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from em3_jax.models.dropout import Dropout
 from em3_jax.models.lora import product
 from em3_jax.models.retrieval import Graphs
 from em3_jax.models.retrieval.common import modality_weights, need_features, pairwise_loss, rows_of, xavier
@@ -76,7 +77,7 @@ class ReleasedFusion(nn.Module):
         score = jnp.einsum("iqhd,inhd->ihqn", heads("query", asking), heads("key", x)) / jnp.sqrt(size + 1e-5)
         mixed = jnp.einsum("ihqn,inhd->iqhd", nn.softmax(score), heads("value", x))
         y = _Linear(self.width, name="output")(mixed.reshape(items, self.queries, self.width))
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = Dropout(self.dropout)(y, train=train)
         y = nn.LayerNorm(epsilon=1e-5, name="norm")(asking + y)
         return _Linear(self.width, xavier, name="join")(y.reshape(items, -1))
 
