@@ -39,7 +39,7 @@ _EM3 = {"queries": (1, 2), "dropout": (0.5, 0.8), "cic_temperature": (0.5, 0.1)}
 _EM3_KEYS = {"queries": "fusion_settings.queries", "dropout": "fusion_settings.dropout"}  # where they stand in `clean`
 
 MODELS = (
-    Model("bpr", "BPR", {f"{SETTINGS}l2": (0.1, 0.2, 0.01)}),
+    Model("bpr", "BPR", {f"{SETTINGS}l2": (0.1, 0.2, 0.5, 0.01)}),
     Model("lightgcn", "LightGCN", {f"{SETTINGS}layers": (2, 3), f"{SETTINGS}l2": (1e-4, 1e-2)}),
     Model("vbpr", "VBPR", {f"{SETTINGS}l2": (0.1, 0.01), f"{SETTINGS}l2_content": (0.1, 1.0)}),
     Model("slmrec", "SLMRec", {f"{SETTINGS}ssl_weight": (0.01, 0.1), f"{SETTINGS}temperature": (0.2, 0.1)}),
