@@ -85,7 +85,11 @@ def ranking() -> ConfigDict:
                 "deterministic": False,  # on GPUs; CPUs always are
             },
             "eval": {"batch_size": 1024, "metric": "auc", "popular_share": 0.1},
-            "mesh": {"data": 0, "model": 1},  # data 0 = all devices
+            "mesh": {
+                "data": 0,  # 0 = all devices
+                "model": 1,
+                "by_rows": ("tables/.*",),  # regexes of what of the state is cut by rows over all devices
+            },
             "pretraining": {"temperature": 0.1, "hold_out": 0.1},  # of the items, for validation
         }
     )
@@ -138,6 +142,7 @@ def lora(config: ConfigDict, rank: int) -> ConfigDict:
 def pretraining(config: ConfigDict) -> ConfigDict:
     """The fusion module alone, on the catalogue: no clicks (table 7, PE)."""
     config.task = "pretraining"
+    config.mesh.by_rows = ()  # there are no tables
     config.optim.multipliers = ()
     config.data.batch_size = 256
     config.eval.batch_size = 256

@@ -57,7 +57,11 @@ def _defaults() -> ConfigDict:
                 "item_block": 8192,
                 "activity": (1, 5, 10, 20),  # slices of users, from so many training pairs on
             },
-            "mesh": {"data": 0, "model": 1},  # data 0 = all devices
+            "mesh": {
+                "data": 0,  # 0 = all devices
+                "model": 1,
+                "by_rows": (),  # regexes of what of the state is cut by rows over all devices, such as params/.*_embedding
+            },
         }
     )
 

@@ -80,24 +80,26 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
       num_steps: (training rows, batch size) -> length of the run in steps.
     """
     check_sections(config)
-    mesh = config_.call(sharding.make_mesh, config["mesh"], "config.mesh")
+    layout = config_.call(sharding.make_layout, config["mesh"], "config.mesh")
+    mesh = layout.mesh
     work = config_.part("config.task", config["task"], TASKS)(config, mesh, num_steps)
     if work.eval.metric not in work.headline:
         raise UserError(f"config.eval.metric: {config_.nearest(work.eval.metric, work.headline)}")
     fresh = step.make_init(work.task, work.make_tables)
     root = jax.random.key(config["seed"])
     example = functools.cache(lambda: work.source[0])
-    shapes = functools.cache(lambda: jax.eval_shape(fresh, root, work.constants, example())[0])
-    optimizer = config_.call(optim.dense_optimizer, config["optim"], "config.optim", params=shapes())
-    frozen = optim.frozen(shapes(), config["optim"]["multipliers"])
+    params = jax.eval_shape(fresh, root, work.constants, example())[0]
+    optimizer = config_.call(optim.dense_optimizer, config["optim"], "config.optim", params=params)
+    frozen = optim.frozen(params, config["optim"]["multipliers"])
+
+    def make(root, constants, batch) -> State:
+        params, table = fresh(root, constants, batch)
+        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), table, {})
+
+    shardings = layout.shardings(jax.eval_shape(make, root, work.constants, example()))
 
     def init() -> State:
-        @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-        def make(root, constants, batch):
-            params, table = fresh(root, constants, batch)
-            return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), table, {})
-
-        state = make(root, work.constants, example())
+        state = jax.jit(make, out_shardings=shardings)(root, work.constants, example())
         loaded = {name: encoder.params for name, encoder in work.encoders.items()}
         loaded = {"encoders": loaded} if loaded else {}
         return state.replace(params=state.params | jax.device_put(loaded, sharding.replicated(mesh)))
@@ -124,7 +126,7 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
             seed=config["seed"],
             table_l2=work.table_l2,
             frozen={name for name, is_frozen in frozen.items() if is_frozen},
-            mesh=mesh,
+            shardings=shardings,
         ),
         predict=predict,
         embed=applied(work.task.embed),
@@ -167,7 +169,7 @@ def warm_start(state: State, workdir_: str | Path, data_hash: str) -> State:
                 f"config.train.init_from={workdir_}: {name} is {there} there and {list(leaf.shape)} here; both runs need the "
                 "same model but for adapters"
             )
-        return found
+        return jax.device_put(found, leaf.sharding)
 
     taken = trees.map_named(take, {"params": state.params, "tables": state.tables})
     return state.replace(**taken)

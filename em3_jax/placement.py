@@ -1,14 +1,13 @@
 """The content features of a run: which of a dataset's feature sets, which of their token slots, and where they lie."""
 
 import dataclasses
-import functools
 import os
 import re
 import warnings
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from em3_jax import sharding, tasks
 from em3_jax.data.checks import first_not_finite
@@ -87,10 +86,20 @@ def on_device(placement: str, feature_sets: list[FeatureSet]) -> bool:
 
 
 def to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> Features:
-    """The feature tables, standardised."""
-    place = functools.partial(jax.device_put, device=sharding.replicated(mesh))
+    """The feature tables, standardised, cut by rows over all devices; items that they lack, to divide evenly, are masked."""
+
+    def place(array: np.ndarray) -> jax.Array:
+        per_device = -(-len(array) // mesh.size)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            rows = np.asarray(array[index[0]])
+            return np.pad(rows, [(0, per_device - len(rows))] + [(0, 0)] * (array.ndim - 1))
+
+        shape = (per_device * mesh.size, *array.shape[1:])
+        return jax.make_array_from_callback(shape, NamedSharding(mesh, sharding.BY_ROWS), part)
+
     tables = {}
     for features in feature_sets:
-        mask = place(np.asarray(features.mask))
-        tables[features.name] = (tasks.standardise(place(np.asarray(features.tokens)), mask), mask)
+        mask = place(features.mask)
+        tables[features.name] = (tasks.standardise(place(features.tokens), mask), mask)
     return tables

@@ -1,13 +1,73 @@
 """The mesh ("data", "model") and where arrays lie on it."""
 
+import math
+import re
+from typing import Any, NamedTuple
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from em3_jax import trees
 from em3_jax.types import UserError
 
 BY_EXAMPLE = ("label", "weight", "item_position", "history_position", "history_mask", "history_row", "user_row",
               "context_row", "user", "positive", "negative")  # fmt: skip
+AXES = ("data", "model")
+BY_ROWS = PartitionSpec(AXES)  # the first axis over all devices
+
+
+class Layout(NamedTuple):
+    """config.mesh: the devices, and what of the state is cut by rows over all of them; the rest is on each.
+
+    Attributes:
+      mesh: the devices.
+      by_rows: regexes, each of which has to match the whole name of some leaf of the state, e.g. "tables/.*".
+    """
+
+    mesh: Mesh
+    by_rows: tuple[str, ...]
+
+    def shardings(self, state: Any) -> Any:
+        """The tree of shardings of a state, or of its shapes.
+
+        Raises:
+          UserError: a pattern matches no leaf, or the rows of a leaf do not divide.
+        """
+        names = trees.named_leaves(state)
+        for pattern in self.by_rows:
+            if not any(re.fullmatch(pattern, name) for name in names):
+                raise UserError(
+                    f"config.mesh.by_rows: '{pattern}' matches nothing of the state; there are: {', '.join(names)[:400]}"
+                )
+
+        def one(name: str, leaf) -> NamedSharding:
+            if not any(re.fullmatch(pattern, name) for pattern in self.by_rows):
+                return replicated(self.mesh)
+            if leaf.ndim == 0 or len(leaf) % self.mesh.size:
+                raise UserError(
+                    f"config.mesh.by_rows: {name} of shape {list(leaf.shape)} does not divide by rows over {self.mesh.size} "
+                    "devices; leave it out"
+                )
+            return NamedSharding(self.mesh, BY_ROWS)
+
+        return trees.map_named(one, state)
+
+
+def make_layout(data: int, model: int, by_rows: tuple[str, ...]) -> Layout:
+    """The layout of config.mesh; see `make_mesh` and `Layout`."""
+    for pattern in by_rows:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"config.mesh.by_rows: '{pattern}' is no regular expression ({error})") from error
+    return Layout(make_mesh(data, model), tuple(by_rows))
+
+
+def padded(rows: int, mesh: Mesh) -> int:
+    """`rows` made up to a multiple of the devices: the same for all meshes whose size divides 1,024."""
+    unit = math.lcm(1024, mesh.size)
+    return math.ceil(rows / unit) * unit
 
 
 def make_mesh(data: int, model: int) -> Mesh:
@@ -19,7 +79,7 @@ def make_mesh(data: int, model: int) -> Mesh:
             f"config.mesh: {data} x {model} does not fit, this machine has {len(devices)} devices; give two positive sizes "
             "whose product fits"
         )
-    return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto,) * 2, devices=devices[: data * model])
+    return jax.make_mesh((data, model), AXES, (AxisType.Auto,) * 2, devices=devices[: data * model])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

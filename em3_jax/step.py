@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
 
-from em3_jax import rng, sharding, tables, trees
+from em3_jax import rng, tables, trees
 from em3_jax.tasks import Task
 from em3_jax.types import Batch, State
 
@@ -39,12 +38,15 @@ def make_train_step(
     seed: int,
     table_l2: float,
     frozen: Container[str],
-    mesh: Mesh,
+    shardings: State,
 ) -> Callable:
     """(state, constants, batch) -> (state, named scalars), jitted; the state is donated.
 
     Look up the distinct rows, differentiate the loss with respect to (params, rows), update both: no gradient as long as a
     table exists, and none of the parameters named in `frozen`.
+
+    Args:
+      shardings: where the leaves of the state lie, see `sharding.Layout`.
     """
 
     def hold(params):
@@ -67,7 +69,7 @@ def make_train_step(
         )
         return new_state, {"loss": value} | aux | norms
 
-    compiled = jax.jit(step, donate_argnums=1, out_shardings=sharding.replicated(mesh))
+    compiled = jax.jit(step, donate_argnums=1, out_shardings=(shardings, None))
     # The seed is an argument of the program, not a constant in it: runs of several seeds share what the cache has compiled.
     return functools.partial(compiled, jax.random.key(seed))
 

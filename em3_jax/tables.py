@@ -1,7 +1,10 @@
 """The ID embedding table: a lookup and an update that cost what the touched rows cost, however long the table is.
 
 A step names its distinct rows once, sorted; row 0 is padding and stays zero; surplus entries of `row_id` lie beyond the
-table, read as zeros and are dropped on writing. Updates are in place when the caller donates the state.
+table's own rows, read as zeros and are not written. Updates are in place when the caller donates the state.
+
+A table may be cut by rows over the devices of a mesh. Each then looks up and updates its own among the R rows, and only these
+travel. That holds because nothing is differentiated through the lookup: the gradient of a `take` is as long as the table.
 
 Letters: V table rows, W width, R distinct rows of a batch.
 """
@@ -28,10 +31,19 @@ class RowOptimizer(NamedTuple):
     update: Callable
 
 
-def init(key: jax.Array, rows: int, width: int, scale: float, optimizer: RowOptimizer) -> Tables:
-    """A table of normal embeddings (standard deviation `scale`), its padding row zero, with the optimizer's slots."""
-    embedding = scale * jax.random.normal(key, (rows, width), jnp.float32)
-    embedding = embedding.at[0].set(0.0)
+def init(
+    key: jax.Array, rows: int, width: int, scale: float, optimizer: RowOptimizer, length: int | None = None
+) -> Tables:
+    """A table of normal embeddings (standard deviation `scale`), its padding row zero, with the optimizer's slots.
+
+    Args:
+      rows: of which row 0 is the padding row.
+      length: V, at least `rows`; what is beyond them is zero and stays so. Default: `rows`.
+    """
+    length = length or rows
+    row = jnp.arange(length)[:, None]
+    embedding = scale * jax.random.normal(key, (length, width), jnp.float32)
+    embedding = jnp.where((row > 0) & (row < rows), embedding, 0.0)
     return {"embedding": embedding, "slots": optimizer.init(embedding)}
 
 

@@ -1,55 +1,28 @@
-"""sharding: a step on four devices is the step on one."""
+"""sharding: steps on any mesh are the steps on one device, and what is cut by rows stays where it is."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from configs import base, retrieval
-from em3_jax import sharding
+from em3_jax import experiment, sharding
 from em3_jax.data.batches import BatchBuilder, Buckets
+from tests.conftest import ROOT, user_error
 from tests.planted_pairs import planted_pairs
 
-ROOT = Path(__file__).parent.parent
-
-# One step on meshes of 1 and 4 devices, from the same state. Prints the scalars of the step and the norms of the new state.
-PROGRAM = """
-import json, sys
-import jax, numpy as np
-from em3_jax import experiment, sharding, trees
-from em3_jax.data.pipeline import batches
-
-results, state = [], None
-for devices in (1, 4):
-    config = json.loads(sys.argv[1])
-    config["mesh"]["data"] = devices
-    parts = experiment.build(config, lambda rows, size: 1)
-    random = np.random.default_rng(0)
-    shapes = jax.eval_shape(parts.init)
-    # Of the size that training has: large parameters would make rounding visible. None negative, as optimizer slots are.
-    state = jax.tree.map(lambda leaf: np.abs(random.normal(0.0, 0.1, leaf.shape)).astype(leaf.dtype), shapes)
-    state = jax.device_put(state, sharding.replicated(parts.mesh))
-    shardings = sharding.batch_shardings(parts.mesh, parts.source[0])
-    batch = next(iter(batches(parts.source, device=shardings)))
-    assert len(batch[sys.argv[2]].sharding.device_set) == devices
-    state, aux = parts.train_step(state, parts.constants, batch)
-    assert all(len(leaf.sharding.device_set) == devices for leaf in jax.tree.leaves(state))
-    norms = {name: float(np.linalg.norm(leaf)) for name, leaf in trees.named_leaves(state).items()}
-    results.append({name: float(value) for name, value in aux.items()} | norms)
-print(json.dumps(results))
-"""
+MESHES = ((1, 1), (8, 1), (1, 8), (2, 4), (4, 2))
 
 
-def check_steps(config: dict, key: str) -> None:
-    """The step of a config on one and on four devices; `key` is an array of the batch that is split."""
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+def on_meshes(config: dict, key: str, meshes=MESHES) -> list[dict]:
+    """What tests/on_meshes.py prints, on eight devices."""
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(config), key],
+        [sys.executable, "-m", "tests.on_meshes", json.dumps(config), json.dumps(meshes), key],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -57,24 +30,55 @@ def check_steps(config: dict, key: str) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    one, four = json.loads(done.stdout.splitlines()[-1])
-    assert one.keys() == four.keys() and one["loss"] > 0
-    for name, value in one.items():
-        assert four[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_step_on_four_devices_equals_the_step_on_one(planted):
+def check_equal(results: list[dict]) -> None:
+    one = results[0]
+    for other in results[1:]:
+        for step in ("first", "second"):
+            assert other[step].keys() == one[step].keys() and one[step]["loss"] > 0
+            for name, value in one[step].items():
+                assert other[step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+
+
+def ranking_config(root) -> dict:
     settings = base.ranking()
-    settings.data.root, settings.data.features = str(planted.root), ("image", "text")
+    settings.data.root, settings.data.features = str(root), ("image", "text")
     settings.data.history_length, settings.data.batch_size = 6, 32
-    check_steps(settings.to_dict(), "label")
+    return settings.to_dict()
 
 
-def test_a_step_of_retrieval_on_four_devices_equals_the_step_on_one(tmp_path):
+def test_steps_on_any_mesh_and_from_the_checkpoint_of_another_equal_those_on_one_device(planted):
+    results = on_meshes(ranking_config(planted.root), "label")
+    check_equal(results)
+    tables = ["tables/embedding", "tables/slots/accumulator"]
+    assert [result["by_rows"] for result in results] == [[], *[tables] * 4]
+    assert [result["constants_by_rows"] for result in results] == [0, *[4] * 4]  # tokens and mask of two feature sets
+    now, longer = results[-1]["largest_collective"]
+    assert 0 < now == longer, "what the devices exchange grows with the tables"
+
+
+def test_steps_of_retrieval_on_any_mesh_equal_those_on_one_device(tmp_path):
     settings = retrieval.get_config("freedom")
     settings.data.root, settings.data.batch_size = str(planted_pairs(tmp_path).root), 32
     settings.model.retrieval_settings.width = 8
-    check_steps(settings.to_dict(), "positive")
+    check_equal(on_meshes(settings.to_dict(), "positive", MESHES[:3]))
+
+
+@pytest.mark.parametrize(
+    "by_rows,words",
+    [
+        (("tables/.*", "tabels/.*"), "'tabels/.*' matches nothing"),
+        (("step",), "step of shape [] does not divide"),
+        (("(",), "is no regular expression"),
+    ],
+)
+def test_patterns_that_cannot_be_meant_are_refused(planted, by_rows, words):
+    config = ranking_config(planted.root)
+    config["mesh"]["by_rows"] = by_rows
+    message = user_error(lambda: experiment.build(config, lambda rows, size: 1))
+    assert "config.mesh.by_rows" in message and words in message
 
 
 def test_all_batch_keys_by_example_are_split_and_no_others(tiny):

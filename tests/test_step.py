@@ -95,8 +95,9 @@ def compile_step(tiny, distinct_items: bool) -> Compiled:
         own = jax.tree.map(jnp.array, params)
         return State(jnp.int32(7), own, optimizer.init(own), make_table(), {})
 
-    mesh = sharding.make_mesh(1, 1)
-    train_step = step.make_train_step(task, optimizer, row_optimizer, seed=SEED, table_l2=0.0, frozen=(), mesh=mesh)
+    layout = sharding.make_layout(1, 1, ("tables/.*",))
+    options = {"frozen": (), "shardings": layout.shardings(jax.eval_shape(fresh))}
+    train_step = step.make_train_step(task, optimizer, row_optimizer, seed=SEED, table_l2=0.0, **options)
     # LLVM's optimizer takes half of the time to compile and changes no shape.
     lowered = train_step.func.lower(*train_step.args, fresh(), features, batch)
     compiled = lowered.compile({"xla_backend_optimization_level": 0})

@@ -85,6 +85,7 @@ def ranking(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int
     builder = _builder(dataset, data, content.on_host)
     row_optimizer = optim.row_optimizer(table.optimizer, table.learning_rate)
     rows = training_rows(dataset, data.label, data.most_rows_per_user)
+    num_rows, length = dataset.fields.num_rows, sharding.padded(dataset.fields.num_rows, mesh)
     evaluation = functools.cache(lambda split: evaluation_source(builder, split, eval_settings.batch_size))
 
     def evaluate(predict: Callable) -> Callable:
@@ -114,7 +115,7 @@ def ranking(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int
         evaluation=evaluation,
         headline=("auc", "gauc", "logloss"),
         eval=eval_settings,
-        make_tables=lambda key: tables.init(key, dataset.fields.num_rows, table.width, table.init_scale, row_optimizer),
+        make_tables=lambda key: tables.init(key, num_rows, table.width, table.init_scale, row_optimizer, length),
         row_optimizer=row_optimizer,
         table_l2=table.l2,
         validate=lambda predict: lambda state: evaluate(predict)(state, "valid")[0]["all"],
