@@ -31,7 +31,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m em3_jax.compare ID-only=$(DEMO)/id_only EM3=$(DEMO)/em3
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest -n 2 --dist loadscope --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=15
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

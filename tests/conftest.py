@@ -48,5 +48,11 @@ def user_error(function, *args) -> str:
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no worker is left with them at the end."""
-    longest = ("test_planted.py", "test_planted_orders.py", "test_train.py")
+    longest = (
+        "test_planted.py",
+        "test_planted_orders.py",
+        "test_reproduce.py",
+        "test_reproduce_retrieval.py",
+        "test_train.py",
+    )
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
