@@ -14,7 +14,6 @@ import argparse
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from em3_jax import cli, evaluators, experiment, trees, workdir
@@ -34,24 +33,21 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     """
     directory = Path(directory)
     record = workdir.read(directory)
-    config = record["config"]
-    if data_root:
-        config["data"]["root"] = data_root
-    parts = experiment.build(config, lambda rows, size: 1)
+    parts = experiment.of_run(record, data_root)
     if parts.evaluate is None:
         raise UserError(
             f"{directory}: trained on content alone, there are no clicks to score; use `python -m em3_jax.vectors`"
         )
     workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
     checkpoints = Checkpoints(directory)
-    state, _ = checkpoints.restore(jax.eval_shape(parts.init), step)
+    state, _ = checkpoints.restore(parts.shapes, step)
     report, arrays = parts.evaluate(state, split)
     sizes = {name: leaf.size for name, leaf in trees.named_leaves(state.params).items()}
     result = {
         "split": split,
         "step": int(state.step),
         "chosen_by": "--step" if step else f"best {parts.eval.metric} on validation",
-        "config": config,
+        "config": record["config"],
         "data_hash": record["data_hash"],
         "commit": record["commit"],
         "parameters": {

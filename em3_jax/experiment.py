@@ -34,6 +34,7 @@ class Experiment(NamedTuple):
       source: the training batches.
       evaluation: split -> source of its batches; None for a task that scores no batches.
       init: () -> fresh State.
+      shapes: of the state, with where its leaves lie; to restore one into.
       train_step: see `step.make_train_step`.
       predict: (state, batch) -> what the task predicts: logits [B], or the embeddings of all users and items.
       embed: (state, batch) -> [S, D] content embeddings of the batch's items; None without.
@@ -51,6 +52,7 @@ class Experiment(NamedTuple):
     source: Any
     evaluation: Callable | None
     init: Callable
+    shapes: State
     train_step: Callable
     predict: Callable
     embed: Callable | None
@@ -96,7 +98,9 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         params, table = fresh(root, constants, batch)
         return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), table, {})
 
-    shardings = layout.shardings(jax.eval_shape(make, root, work.constants, example()))
+    shapes = jax.eval_shape(make, root, work.constants, example())
+    shardings = layout.shardings(shapes)
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
     def init() -> State:
         state = jax.jit(make, out_shardings=shardings)(root, work.constants, example())
@@ -119,6 +123,7 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         source=work.source,
         evaluation=work.evaluation,
         init=init,
+        shapes=shapes,
         train_step=step.make_train_step(
             work.task,
             optimizer,
@@ -136,6 +141,22 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         frozen=frozen,
         eval=work.eval,
     )
+
+
+def of_run(record: Mapping[str, Any], data_root: str | None = None) -> Experiment:
+    """The experiment of a run that is there, to score with: on one device where its mesh does not fit this machine.
+
+    Args:
+      record: of the run, see `workdir.read`.
+      data_root: the dataset folder, if it is not where it was in training.
+    """
+    config = dict(record["config"])
+    mesh = config["mesh"]
+    if mesh["data"] * mesh["model"] > len(jax.devices()):
+        config["mesh"] = mesh | {"data": 1, "model": 1}
+    if data_root:
+        config["data"] = config["data"] | {"root": data_root}
+    return build(config, lambda rows, size: 1)
 
 
 def warm_start(state: State, workdir_: str | Path, data_hash: str) -> State:

@@ -7,7 +7,6 @@ One vector an item, from the run's best checkpoint. A ranking model reads them a
 import argparse
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from em3_jax import cli, experiment, workdir
@@ -27,17 +26,15 @@ def export_vectors(directory: str | Path, name: str, data_root: str | None = Non
       overwrite: replace a feature set of that name.
     """
     record = workdir.read(directory)
-    config = record["config"]
-    config["data"]["root"] = data_root or config["data"]["root"]
-    parts = experiment.build(config, lambda rows, size: 1)
+    parts = experiment.of_run(record, data_root)
     workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
     if parts.embed is None:
         raise UserError(
             f"{directory}: it has no content embeddings, as no run on IDs alone or on retrieval has; choose another --workdir"
         )
-    state, _ = Checkpoints(directory).restore(jax.eval_shape(parts.init))
+    state, _ = Checkpoints(directory).restore(parts.shapes)
     host_features = () if parts.constants else tuple(parts.feature_sets)
-    source = CataloguePass(np.arange(parts.dataset.num_items), config["eval"]["batch_size"], host_features)
+    source = CataloguePass(np.arange(parts.dataset.num_items), parts.eval.batch_size, host_features)
     vectors = [np.asarray(parts.embed(state, source[k])) for k in range(len(source))]
     vectors = np.concatenate(vectors)[: parts.dataset.num_items, None]  # [I, 1, D]
     has_content = np.stack([features.mask.any(axis=1) for features in parts.feature_sets]).any(axis=0)

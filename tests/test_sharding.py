@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+import eval as evaluation
+import train
 from configs import base, retrieval
 from em3_jax import experiment, sharding
 from em3_jax.data.batches import BatchBuilder, Buckets
@@ -18,11 +20,11 @@ from tests.planted_pairs import planted_pairs
 MESHES = ((1, 1), (8, 1), (1, 8), (2, 4), (4, 2))
 
 
-def on_meshes(config: dict, key: str, meshes=MESHES) -> list[dict]:
-    """What tests/on_meshes.py prints, on eight devices."""
+def on_eight_devices(*command: str) -> dict | list:
+    """The JSON in the last line that Python prints when it is run so."""
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.on_meshes", json.dumps(config), json.dumps(meshes), key],
+        [sys.executable, *command],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -31,6 +33,10 @@ def on_meshes(config: dict, key: str, meshes=MESHES) -> list[dict]:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def on_meshes(config: dict, key: str, meshes=MESHES) -> list[dict]:
+    return on_eight_devices("-m", "tests.on_meshes", json.dumps(config), json.dumps(meshes), key)
 
 
 def check_equal(results: list[dict]) -> None:
@@ -64,6 +70,26 @@ def test_steps_of_retrieval_on_any_mesh_equal_those_on_one_device(tmp_path):
     settings.data.root, settings.data.batch_size = str(planted_pairs(tmp_path).root), 32
     settings.model.retrieval_settings.width = 8
     check_equal(on_meshes(settings.to_dict(), "positive", MESHES[:3]))
+
+
+TRAIN = """
+import json, sys, train, eval as evaluation
+train.train(json.loads(sys.argv[1]), sys.argv[2])
+print(json.dumps(evaluation.evaluate(sys.argv[2], "valid")["slices"]["all"]))
+"""
+
+
+def test_a_run_on_eight_devices_is_scored_and_resumed_on_one(planted, tmp_path):
+    config = ranking_config(planted.root)
+    config["mesh"] |= {"data": 4, "model": 2}
+    config["train"] |= {"epochs": 0.2, "eval_every": 10}
+    report = on_eight_devices("-c", TRAIN, json.dumps(config), str(tmp_path / "run"))
+    here = evaluation.evaluate(tmp_path / "run", "valid")["slices"]["all"]
+    assert here["auc"] == pytest.approx(report["auc"], abs=1e-5) and here["n"] == report["n"]
+    config["mesh"] |= {"data": 1, "model": 1}
+    config["train"]["epochs"] = 0.4
+    result = train.train(config, tmp_path / "run")
+    assert result["step"] == 40 and result["stopped_by"] == "end"
 
 
 @pytest.mark.parametrize(
