@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,10 +24,10 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from em3_jax import cli, evaluators, experiment, logs, sharding, trees, workdir
+from em3_jax import cli, evaluators, experiment, logs, processes, trees, workdir
 from em3_jax import config as config_
 from em3_jax.checkpoint import Checkpoints
-from em3_jax.data.pipeline import batches
+from em3_jax.data.pipeline import GroupedSource, batches, step_groups
 from em3_jax.types import UserError
 
 STEPS_AHEAD = 2  # of what an accelerator has finished; on CPUs none: each would already hold its temporaries
@@ -38,6 +39,7 @@ class TrainSettings(NamedTuple):
     Attributes:
       epochs: passes over the training rows.
       log_every: steps between log lines; nothing is fetched from the device in between.
+      steps_per_dispatch: steps that the device does at one call; a log line, an evaluation or the end cuts a group short.
       eval_every: steps between evaluations on validation, each followed by a checkpoint; 0 = an epoch.
       init_from: workdir of a run whose best parameters and tables this one starts with; "" = fresh ones.
       patience: evaluations without a better one before the run stops; 0 never stops early.
@@ -50,6 +52,7 @@ class TrainSettings(NamedTuple):
     init_from: str
     patience: int
     deterministic: bool
+    steps_per_dispatch: int = 1
 
 
 def train(config, directory: str | Path) -> dict:
@@ -61,11 +64,17 @@ def train(config, directory: str | Path) -> dict:
     """
     directory = Path(directory)
     experiment.check_sections(config)
+    processes.check_agree("config", _shared(config))
+    if not processes.is_first():  # one speaks for all
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     settings = config_.call(TrainSettings, config["train"], "config.train")
     if settings.deterministic:  # read when the first device is made, so it has to come first
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     parts = experiment.build(config, lambda rows, size: math.ceil(settings.epochs * rows / size))
-    workdir.claim(directory, config, parts.dataset.meta["data_hash"], parts.feature_hashes)
+    data_hash = parts.dataset.meta["data_hash"]
+    processes.check_agree("data", {"hash": data_hash, "features": parts.feature_hashes})
+    workdir.claim(directory, config, data_hash, parts.feature_hashes, write=processes.is_first())
+    processes.barrier("claimed")
 
     # Where the state comes from: 1. the newest readable checkpoint of this workdir, 2. another run's best, 3. nothing.
     checkpoints = Checkpoints(directory)
@@ -74,7 +83,7 @@ def train(config, directory: str | Path) -> dict:
     if restored := checkpoints.restore_latest(state):
         state, notes = restored
     elif settings.init_from:
-        state = experiment.warm_start(state, settings.init_from, parts.dataset.meta["data_hash"])
+        state = experiment.warm_start(state, settings.init_from, data_hash)
     start, total = int(state.step), len(parts.source)
     print(logs.parameter_table(state, parts.frozen))
     print(
@@ -101,6 +110,17 @@ def train(config, directory: str | Path) -> dict:
     return {"best_step": notes["best_step"], "best_value": notes["best_value"], "step": step, "stopped_by": stopped_by}
 
 
+def _shared(config) -> dict:
+    """What of a config all processes have to have alike."""
+    own = {"mesh": ("process_id",), "data": ("root",)}
+    return {
+        name: {key: value for key, value in section.items() if key not in own.get(name, ())}
+        if isinstance(section, Mapping)
+        else section
+        for name, section in config.items()
+    }
+
+
 class _Interrupts:
     """Remembers SIGTERM and SIGINT, so that the loop can save and leave between two steps."""
 
@@ -111,6 +131,10 @@ class _Interrupts:
 
     def _receive(self, number, frame):
         self.received = signal.Signals(number).name
+
+    def agreed(self) -> str | None:
+        """The signal that some process has received; all have to ask."""
+        return (self.received or "SIGTERM") if processes.any_of(self.received is not None) else None
 
     def __exit__(self, *_):
         for number, handler in self._old.items():
@@ -124,52 +148,66 @@ class _Loop:
         self.parts, self.settings, self.checkpoints = parts, settings, checkpoints
         self.total = len(parts.source)
         self.eval_every = settings.eval_every or math.ceil(len(parts.source.rows) / parts.source.batch_size)
-        self.writer = logs.MetricWriter(directory, start)
-        self.progress = logs.Progress(self.total, start)
+        self.writer = logs.MetricWriter(directory, start) if processes.is_first() else logs.NoWriter()
+        self.progress = logs.Progress(self.total, start, quiet=not processes.is_first())
         self.window, self.window_start, self.waited, self.since = [], start, 0.0, time.perf_counter()
 
     def run(self, state, notes, interrupts):
         """(state, notes, why it stopped)."""
         step = int(state.step)
         patience = self.settings.patience
-        stream = batches(
-            self.parts.source, start=step, device=sharding.batch_shardings(self.parts.mesh, self.parts.source[0])
-        )
+        size = self.settings.steps_per_dispatch
+        groups = step_groups(step, self.total, size, (self.settings.log_every, self.eval_every))
+        stream = batches(GroupedSource(self.parts.source, groups, size), place=self._place)
         ahead = 0 if jax.default_backend() == "cpu" else STEPS_AHEAD
         stopped_by = "patience" if patience and notes["stale"] >= patience else "end"
         while step < self.total and stopped_by == "end":
             asked = time.perf_counter()
-            batch = next(stream)
+            group = next(stream)
             self.waited += time.perf_counter() - asked
-            if len(self.window) > ahead:
-                jax.block_until_ready(self.window[-1 - ahead])
-            state, aux = self.parts.train_step(state, self.parts.constants, batch)
-            self.window.append(aux)
-            step += 1
-            self.progress.advance()
+            before = step
+            for batch in group if isinstance(group, list) else [group]:
+                if len(self.window) > ahead:
+                    jax.block_until_ready(self.window[-1 - ahead])
+                run = self.parts.train_step if isinstance(group, list) else self.parts.train_steps
+                state, aux = run(state, self.parts.constants, batch)
+                self.window.append(aux)
+                step += 1 if isinstance(group, list) else size
+            self.progress.advance(step - before)
             evaluate = step % self.eval_every == 0 or step == self.total
-            if evaluate or interrupts.received or step % self.settings.log_every == 0:
+            close = evaluate or step % self.settings.log_every == 0
+            if close or jax.process_count() == 1:  # several processes have to stop at the same step
+                stopped_by = interrupts.agreed() or stopped_by
+            interrupted = stopped_by.startswith("SIG")
+            if close or interrupted:
                 self._close_window(step, state)
             if evaluate:
                 notes = self._evaluate(step, state, notes)
-                if patience and notes["stale"] >= patience:
+                if patience and notes["stale"] >= patience and not interrupted:
                     stopped_by = "patience"
-            if evaluate or interrupts.received:
+            if evaluate or interrupted:
                 if notes["best_step"] == step:
                     self.checkpoints.save("best", state, notes)
                 self.checkpoints.save("latest", state, notes)  # last: whoever resumes from it finds its best as well
                 self.since, self.waited = time.perf_counter(), 0.0
-            if interrupts.received:
-                stopped_by = interrupts.received
         self.progress.close()
         self.writer.close()
         return state, notes, stopped_by
 
+    def _place(self, group):
+        """A group of batches, on the devices."""
+        if isinstance(group, list):
+            return [self.parts.place(batch) for batch in group]
+        return self.parts.place(group, stacked=True)
+
     def _close_window(self, step: int, state) -> None:
         """Fetches the window's scalars, refuses non-finite ones, writes their means."""
-        window = jax.device_get(self.window)
-        seconds, steps = time.perf_counter() - self.since, len(window)
-        bad = sorted({n for aux in window for n in aux if n.endswith(("loss", "norm")) and not np.isfinite(aux[n])})
+        fetched = jax.device_get(self.window)
+        window = {name: np.concatenate([np.atleast_1d(aux[name]) for aux in fetched]) for name in fetched[0]}
+        seconds, steps = time.perf_counter() - self.since, step - self.window_start
+        bad = sorted(
+            n for n, values in window.items() if n.endswith(("loss", "norm")) and not np.isfinite(values).all()
+        )
         if bad:
             self.progress.close()
             parameters = trees.non_finite({"params": state.params, "tables": state.tables})
@@ -181,7 +219,7 @@ class _Loop:
                 f"{f'the checkpoint of step {kept[-1]} is kept' if kept else 'no checkpoint yet'}; "
                 "lower the learning rates (config.optim, config.tables) or check the data"
             )
-        means = {f"train/{name}": float(np.mean([aux[name] for aux in window])) for name in window[0]}
+        means = {f"train/{name}": float(np.mean(values)) for name, values in window.items()}
         speed = {
             "time/examples_per_second": steps * self.parts.source.batch_size / seconds,
             "time/input_wait_share": self.waited / seconds,
@@ -220,9 +258,19 @@ def main() -> int:
         raise UserError(f"{_explain(error)}; see python train.py --help") from None
     if config is None or workdir_flag.value is None:
         raise UserError("--config=configs/<name>.py and --workdir=<folder> are both needed")
-    result = train(config, workdir_flag.value)
-    stopped_by = result["stopped_by"]
-    return 128 + signal.Signals[stopped_by] if stopped_by.startswith("SIG") else 0
+
+    def run() -> int:
+        stopped_by = train(config, workdir_flag.value)["stopped_by"]
+        return 128 + signal.Signals[stopped_by] if stopped_by.startswith("SIG") else 0
+
+    return processes.supervised(processes.settings(config["mesh"]), run, lambda: _what_is_left(workdir_flag.value))
+
+
+def _what_is_left(directory: str) -> str:
+    """What a run can go on from that was cut off."""
+    steps = sorted(int(path.name) for path in Path(directory).glob("checkpoints/latest/*") if path.name.isdigit())
+    kept = f"the checkpoint of step {steps[-1]:,} in {directory} is kept" if steps else "there is no checkpoint yet"
+    return f"{kept}; run the same commands again, on as many processes as there are, to go on"
 
 
 def _explain(error: Exception) -> str:

@@ -22,6 +22,7 @@ def ranking() -> ConfigDict:
                 "placement": "auto",  # of the features: device, host, or auto = device if they fit
                 "history_length": 50,  # T
                 "batch_size": 1024,  # B
+                "distinct": "auto",  # items computed once per batch, or per shard of it; auto = shard with several processes
                 "order": "shuffled",  # or chronological
                 "most_rows_per_user": 0,  # training rows of a user, drawn once; 0 = all
                 "unknown_alpha": 0.25,  # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
@@ -60,6 +61,7 @@ def ranking() -> ConfigDict:
                     "id_fields": ("item",),
                 },
                 "loss": "binary_cross_entropy",
+                "precision": "f32",  # or bf16: activations; parameters, logits and losses stay f32
             },
             "tables": {
                 "width": 16,
@@ -79,6 +81,7 @@ def ranking() -> ConfigDict:
             "train": {
                 "epochs": 10.0,
                 "log_every": 50,
+                "steps_per_dispatch": 1,  # more where a step is short beside the time to start it
                 "eval_every": 200,
                 "init_from": "",  # workdir of a run to start from, its parameters and tables
                 "patience": 3,  # evaluations without a better one; 0 = never stop early
@@ -89,6 +92,11 @@ def ranking() -> ConfigDict:
                 "data": 0,  # 0 = all devices
                 "model": 1,
                 "by_rows": ("tables/.*",),  # regexes of what of the state is cut by rows over all devices
+                "coordinator": "",  # of several processes: host:port of number 0, or auto where JAX finds them itself
+                "processes": 1,
+                "process_id": 0,
+                "connect_seconds": 300,  # until a process gives up looking for the others
+                "heartbeat_seconds": 60,  # of silence after which one counts as lost
             },
             "pretraining": {"temperature": 0.1, "hold_out": 0.1},  # of the items, for validation
         }

@@ -61,6 +61,11 @@ def _defaults() -> ConfigDict:
                 "data": 0,  # 0 = all devices
                 "model": 1,
                 "by_rows": (),  # regexes of what of the state is cut by rows over all devices, such as params/.*_embedding
+                "coordinator": "",  # of several processes: host:port of number 0, or auto where JAX finds them itself
+                "processes": 1,
+                "process_id": 0,
+                "connect_seconds": 300,  # until a process gives up looking for the others
+                "heartbeat_seconds": 60,  # of silence after which one counts as lost
             },
         }
     )

@@ -24,7 +24,7 @@ def run(command: Callable[[], int | None]) -> None:
     try:
         code = command()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        show_error(error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads that end with the process repeat the error in full
         code = 2
     except KeyboardInterrupt:
@@ -37,6 +37,10 @@ def run(command: Callable[[], int | None]) -> None:
         traceback.print_exc()
         code = 1
     sys.exit(code or 0)
+
+
+def show_error(error: UserError) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def add_options(

@@ -14,15 +14,15 @@ METRIC_SIGNS |= dict.fromkeys(retrieval_evaluation.METRICS, 1)
 """What may choose the best step, and whether more is better (1) or less (-1)."""
 
 
-def predict(source: EvaluationSource, predict_batch: Callable, device=None) -> np.ndarray:
+def predict(source: EvaluationSource, predict_batch: Callable, place: Callable | None = None) -> np.ndarray:
     """[n] f32 logits of a split, in its row order.
 
     Args:
       source: the split's batches.
       predict_batch: batch -> logits [B] on the device.
-      device: where batches go, see `pipeline.batches`.
+      place: moves batches to the devices, see `pipeline.batches`.
     """
-    results = [predict_batch(batch) for batch in batches(source, device=device)]  # dispatched ahead, fetched at the end
+    results = [predict_batch(batch) for batch in batches(source, place=place)]  # dispatched ahead, fetched at the end
     return np.concatenate(jax.device_get(results))[: len(source.rows)]
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from em3_jax import config as config_
-from em3_jax import optim, sharding, step, trees, wiring, workdir
+from em3_jax import optim, processes, sharding, step, trees, wiring, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.types import State, UserError
@@ -32,10 +32,11 @@ class Experiment(NamedTuple):
       constants: what lies on the device for the whole run: feature tables, graphs.
       mesh: devices.
       source: the training batches.
+      place: batch of `source` -> the same on the devices, see `sharding.place`.
       evaluation: split -> source of its batches; None for a task that scores no batches.
       init: () -> fresh State.
       shapes: of the state, with where its leaves lie; to restore one into.
-      train_step: see `step.make_train_step`.
+      train_step, train_steps: of one batch and of several, stacked; see `step.make_train_step`.
       predict: (state, batch) -> what the task predicts: logits [B], or the embeddings of all users and items.
       embed: (state, batch) -> [S, D] content embeddings of the batch's items; None without.
       validate: state -> {metric: value} on validation.
@@ -50,10 +51,12 @@ class Experiment(NamedTuple):
     constants: Any
     mesh: Mesh
     source: Any
+    place: Callable
     evaluation: Callable | None
     init: Callable
     shapes: State
     train_step: Callable
+    train_steps: Callable
     predict: Callable
     embed: Callable | None
     validate: Callable
@@ -82,14 +85,16 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
       num_steps: (training rows, batch size) -> length of the run in steps.
     """
     check_sections(config)
-    layout = config_.call(sharding.make_layout, config["mesh"], "config.mesh")
+    of_layout = {key: value for key, value in config["mesh"].items() if key not in processes.Settings._fields}
+    layout = config_.call(sharding.make_layout, of_layout, "config.mesh")
     mesh = layout.mesh
     work = config_.part("config.task", config["task"], TASKS)(config, mesh, num_steps)
     if work.eval.metric not in work.headline:
         raise UserError(f"config.eval.metric: {config_.nearest(work.eval.metric, work.headline)}")
     fresh = step.make_init(work.task, work.make_tables)
     root = jax.random.key(config["seed"])
-    example = functools.cache(lambda: work.source[0])
+    place = functools.partial(sharding.place, mesh, work.shards)
+    example = functools.cache(lambda: place(work.source[0]))
     params = jax.eval_shape(fresh, root, work.constants, example())[0]
     optimizer = config_.call(optim.dense_optimizer, config["optim"], "config.optim", params=params)
     frozen = optim.frozen(params, config["optim"]["multipliers"])
@@ -111,9 +116,20 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
     def applied(function: Callable | None) -> Callable | None:
         if function is None:
             return None
-        compiled = step.make_apply(work.task, function)
+        compiled = step.make_apply(work.task, function, mesh, work.shards.total)
         return lambda state, batch: compiled(state.params, state.tables, work.constants, batch)
 
+    train_step = functools.partial(
+        step.make_train_step,
+        work.task,
+        optimizer,
+        work.row_optimizer,
+        seed=config["seed"],
+        table_l2=work.table_l2,
+        frozen={name for name, is_frozen in frozen.items() if is_frozen},
+        shardings=shardings,
+        shards=work.shards.total,
+    )
     predict = applied(work.task.predict)
     return Experiment(
         dataset=work.dataset,
@@ -121,18 +137,12 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         constants=work.constants,
         mesh=mesh,
         source=work.source,
+        place=place,
         evaluation=work.evaluation,
         init=init,
         shapes=shapes,
-        train_step=step.make_train_step(
-            work.task,
-            optimizer,
-            work.row_optimizer,
-            seed=config["seed"],
-            table_l2=work.table_l2,
-            frozen={name for name, is_frozen in frozen.items() if is_frozen},
-            shardings=shardings,
-        ),
+        train_step=train_step(several=False),
+        train_steps=train_step(several=True),
         predict=predict,
         embed=applied(work.task.embed),
         validate=work.validate(predict),

@@ -48,6 +48,16 @@ class MetricWriter:
         self._tensorboard.close()
 
 
+class NoWriter:
+    """In the place of a `MetricWriter`, in processes that do not write."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Progress:
     """A progress bar on a terminal, plain lines elsewhere.
 
@@ -55,10 +65,11 @@ class Progress:
       total, start: last and first step.
       unit: what is counted.
       lines_every: seconds between the lines where there is no terminal; 0 = no lines.
+      quiet: no bar, wherever.
     """
 
-    def __init__(self, total: int, start: int, unit: str = "step", lines_every: float = 0.0):
-        is_terminal = sys.stderr.isatty()
+    def __init__(self, total: int, start: int, unit: str = "step", lines_every: float = 0.0, quiet: bool = False):
+        is_terminal = sys.stderr.isatty() and not quiet
         self._bar = tqdm(
             total=total, initial=start, unit=unit, dynamic_ncols=True, disable=not is_terminal, smoothing=0.1
         )

@@ -74,14 +74,18 @@ def _slots(dataset: Dataset, text: str) -> FeatureSet:
     return dataclasses.replace(features, tokens=features.tokens[:, chosen], mask=features.mask[:, chosen])
 
 
-def on_device(placement: str, feature_sets: list[FeatureSet]) -> bool:
-    """Whether features lie on the device: config.data.placement "device", "host", or "auto", device if they fit."""
+def on_device(placement: str, feature_sets: list[FeatureSet], mesh: Mesh) -> bool:
+    """Whether features lie on the devices: config.data.placement "device", "host", or "auto", device if they fit.
+
+    They are cut by rows over the mesh, so it is the memory of all devices that counts; the state has half of it.
+    """
     if placement not in ("device", "host", "auto"):
         raise UserError(f"config.data.placement '{placement}' is unknown; choose device, host or auto")
     if placement != "auto":
         return placement == "device"
     stats = jax.local_devices()[0].memory_stats() or {}
-    memory = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = stats["bytes_limit"] * mesh.size if "bytes_limit" in stats else host * jax.process_count()
     return sum(features.tokens.nbytes for features in feature_sets) <= memory / 2
 
 

@@ -1,5 +1,6 @@
 """The mesh ("data", "model") and where arrays lie on it."""
 
+import functools
 import math
 import re
 from typing import Any, NamedTuple
@@ -9,10 +10,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from em3_jax import trees
-from em3_jax.types import UserError
+from em3_jax.types import WHOLE, Batch, Shards, UserError
 
 BY_EXAMPLE = ("label", "weight", "item_position", "history_position", "history_mask", "history_row", "user_row",
               "context_row", "user", "positive", "negative")  # fmt: skip
+BY_ITEM = ("item_id", "item_mask", "item_row", "item_is_known", "tokens", "tokens_mask")
 AXES = ("data", "model")
 BY_ROWS = PartitionSpec(AXES)  # the first axis over all devices
 
@@ -86,13 +88,62 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_shardings(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, NamedSharding]:
-    """Key -> sharding of a batch: examples over the data axis, the distinct blocks on every device."""
-    by_example = NamedSharding(mesh, PartitionSpec("data"))
-    return {
-        name: by_example if name in BY_EXAMPLE else jax.tree.map(lambda _: replicated(mesh), value)
-        for name, value in batch.items()
-    }
+def data_shards(mesh: Mesh) -> Shards:
+    """One shard for each index of the data axis, of which a process builds those that its own devices hold."""
+    mine = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices).any(axis=1)
+    held = np.flatnonzero(mine)
+    if not len(held) or held[-1] - held[0] + 1 != len(held):
+        raise UserError(
+            f"config.mesh: process {jax.process_index()} has no devices side by side on the mesh {dict(mesh.shape)}; use all "
+            "devices of all processes"
+        )
+    return Shards(int(held[0]), len(held), mesh.shape["data"])
+
+
+def batch_shardings(mesh: Mesh, batch: Batch, shards: Shards = WHOLE) -> dict[str, Any]:
+    """Key -> sharding of a batch: examples over the data axis, the block of distinct items over all devices.
+
+    Distinct table rows are on every device; in several shards each has its own.
+    """
+
+    def one(name: str, array: np.ndarray) -> NamedSharding:
+        rows = len(array) * shards.total // shards.count
+        if name in BY_ITEM and rows % mesh.size == 0:
+            return NamedSharding(mesh, BY_ROWS)
+        if name in BY_EXAMPLE or shards.total > 1:
+            return NamedSharding(mesh, PartitionSpec("data"))
+        return replicated(mesh)
+
+    return {name: jax.tree.map(functools.partial(one, name), value) for name, value in batch.items()}
+
+
+def place(mesh: Mesh, shards: Shards, batch: Batch, *, stacked: bool = False) -> Batch:
+    """A process's part of a batch as arrays over the mesh.
+
+    Args:
+      batch: numpy arrays, of this process's shards.
+      stacked: they have a first axis, of steps.
+    """
+    step = jax.tree.map(lambda array: array[0], batch) if stacked else batch
+    shardings = batch_shardings(mesh, step, shards)
+    if stacked:
+        shardings = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(None, *s.spec)), shardings)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    axis = int(stacked)
+
+    def one(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        length = array.shape[axis] // shards.count
+        shape = (*array.shape[:axis], length * shards.total, *array.shape[axis + 1 :])
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[axis].indices(shape[axis])
+            mine = slice(start - shards.first * length, stop - shards.first * length)
+            return array[(slice(None),) * axis + (mine,)]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(one, batch, shardings)
 
 
 def check_divides(mesh: Mesh, name: str, batch_size: int) -> None:

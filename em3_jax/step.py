@@ -2,14 +2,38 @@
 
 import functools
 from collections.abc import Callable, Container
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from em3_jax import rng, tables, trees
+from em3_jax import rng, sharding, tables, trees
 from em3_jax.tasks import Task
 from em3_jax.types import Batch, State
+
+
+class _Rows(NamedTuple):
+    """The table rows of a batch: `row_id` sorted and distinct, and `position` in it of each row that the batch names."""
+
+    row_id: jax.Array
+    position: jax.Array | None
+
+    def of_batch(self, rows: jax.Array) -> jax.Array:
+        return rows if self.position is None else jnp.take(rows, self.position, axis=0)
+
+
+def _merged(table: tables.Tables, batch: Batch, shards: int) -> tuple[_Rows | None, Batch]:
+    """The rows of a batch and the batch with each item counted once, where `shards` have named both apart."""
+    if shards == 1:
+        return (_Rows(batch["row_id"], None) if "row_id" in batch else None), batch
+    rows = _Rows(*tables.distinct(batch["row_id"], len(table["embedding"])))
+    mask, item = batch["item_mask"], batch["item_id"]
+    number = jnp.arange(len(item))
+    order = jnp.lexsort((number, ~mask, item))  # of an item's places, one that counts comes first
+    repeats = jnp.concatenate([jnp.zeros(1, bool), item[order][1:] == item[order][:-1]])
+    return rows, batch | {"item_mask": mask & ~jnp.zeros_like(mask).at[order].set(repeats)}
 
 
 def make_init(task: Task, make_tables: Callable) -> Callable:
@@ -21,13 +45,10 @@ def make_init(task: Task, make_tables: Callable) -> Callable:
 
     def init(root: jax.Array, constants: Any, batch: Batch):
         table = make_tables(rng.stream(root, "tables", 0))
-        return task.init(rng.stream(root, "params", 0), task.inputs(_lookup(table, batch), constants, batch)), table
+        rows = tables.lookup(table, batch["row_id"]) if "row_id" in batch else None
+        return task.init(rng.stream(root, "params", 0), task.inputs(rows, constants, batch)), table
 
     return init
-
-
-def _lookup(table: tables.Tables, batch: Batch) -> jax.Array | None:
-    return tables.lookup(table, batch["row_id"]) if "row_id" in batch else None
 
 
 def make_train_step(
@@ -39,6 +60,8 @@ def make_train_step(
     table_l2: float,
     frozen: Container[str],
     shardings: State,
+    shards: int = 1,
+    several: bool = False,
 ) -> Callable:
     """(state, constants, batch) -> (state, named scalars), jitted; the state is donated.
 
@@ -47,37 +70,46 @@ def make_train_step(
 
     Args:
       shardings: where the leaves of the state lie, see `sharding.Layout`.
+      shards: which have named the batch's items and rows apart.
+      several: the batch is several ones, stacked along a first axis, and so are the scalars: one dispatch for as many steps.
     """
 
     def hold(params):
         return trees.map_named(lambda name, leaf: jax.lax.stop_gradient(leaf) if name in frozen else leaf, params)
 
     def step(root: jax.Array, state: State, constants: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        rows = _lookup(state.tables, batch)
+        merged, batch = _merged(state.tables, batch, shards)
+        rows = merged and tables.lookup(state.tables, merged.row_id)
 
         def loss(params, rows):
+            rows = merged and merged.of_batch(rows)
             return task.loss(hold(params), task.inputs(rows, constants, batch), root, state.step)
 
         (value, aux), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state.params, rows)
         updates, opt_state = optimizer.update(gradients[0], state.opt_state, state.params)
         norms, new_tables = {"gradient_norm": optax.tree.norm(gradients[0])}, state.tables
-        if rows is not None:
-            new_tables = tables.update(state.tables, batch["row_id"], gradients[1], state.step, row_optimizer, table_l2)
+        if merged:
+            new_tables = tables.update(state.tables, merged.row_id, gradients[1], state.step, row_optimizer, table_l2)
             norms["row_gradient_norm"] = optax.tree.norm(gradients[1])
         new_state = State(
             state.step + 1, optax.apply_updates(state.params, updates), opt_state, new_tables, state.memory
         )
         return new_state, {"loss": value} | aux | norms
 
-    compiled = jax.jit(step, donate_argnums=1, out_shardings=(shardings, None))
+    def steps(root: jax.Array, state: State, constants: Any, batches: Batch) -> tuple[State, dict[str, jax.Array]]:
+        return jax.lax.scan(lambda state, batch: step(root, state, constants, batch), state, batches)
+
+    compiled = jax.jit(steps if several else step, donate_argnums=1, out_shardings=(shardings, None))
     # The seed is an argument of the program, not a constant in it: runs of several seeds share what the cache has compiled.
     return functools.partial(compiled, jax.random.key(seed))
 
 
-def make_apply(task: Task, function: Callable) -> Callable:
-    """Jitted (params, tables, constants, batch) -> function(params, inputs): the task's `predict` or `embed`."""
+def make_apply(task: Task, function: Callable, mesh: Mesh, shards: int = 1) -> Callable:
+    """Jitted (params, tables, constants, batch) -> function(params, inputs), on all devices: the task's `predict` or `embed`."""
 
     def apply(params, table: tables.Tables, constants: Any, batch: Batch):
-        return function(params, task.inputs(_lookup(table, batch), constants, batch))
+        merged, batch = _merged(table, batch, shards)
+        rows = merged and merged.of_batch(tables.lookup(table, merged.row_id))
+        return function(params, task.inputs(rows, constants, batch))
 
-    return jax.jit(apply)
+    return jax.jit(apply, out_shardings=sharding.replicated(mesh))

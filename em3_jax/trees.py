@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -30,5 +31,5 @@ def non_finite(tree) -> list[str]:
     return [
         name
         for name, leaf in named_leaves(tree).items()
-        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(np.asarray(leaf)).all()
+        if np.issubdtype(leaf.dtype, np.floating) and not jnp.isfinite(leaf).all()
     ]

@@ -1,6 +1,6 @@
 """The nouns every floor shares: the training state, the batch, and the error a user can act on."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -14,6 +14,23 @@ class UserError(Exception):
 
     Commands print it without a stack trace and exit with code 2.
     """
+
+
+class Shards(NamedTuple):
+    """The part of every batch that a process builds: `count` of its `total` shards, which follow each other, from `first` on."""
+
+    first: int = 0
+    count: int = 1
+    total: int = 1
+
+    def slices(self, size: int) -> list[slice]:
+        """Where the process's shards lie in an array of all `size` examples."""
+        length = size // self.total
+        return [slice(k * length, (k + 1) * length) for k in range(self.first, self.first + self.count)]
+
+
+WHOLE = Shards()
+"""Every process builds the whole batch."""
 
 
 @flax.struct.dataclass

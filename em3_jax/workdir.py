@@ -16,6 +16,7 @@ MAY_CHANGE = (
     "config.mesh.",
     "config.data.root:",
     "config.data.placement:",
+    "config.data.distinct:",
     "config.model.encoders.",
     "config.eval.popular_share:",
     "config.eval.user_block:",
@@ -25,13 +26,16 @@ MAY_CHANGE = (
 """A resumed run may train longer, log otherwise, lie elsewhere, or use other devices; all else would be another run."""
 
 
-def claim(workdir: str | Path, config: Mapping[str, Any], data_hash: str, features: Mapping[str, str]) -> bool:
+def claim(
+    workdir: str | Path, config: Mapping[str, Any], data_hash: str, features: Mapping[str, str], *, write: bool = True
+) -> bool:
     """Makes `workdir` this run's, or makes sure that it is; returns whether it was before.
 
     Args:
       config: the resolved config, plain values.
       data_hash: of the dataset.
       features: name -> hash of the feature sets in use.
+      write: False only makes sure.
     """
     workdir = Path(workdir)
     path = workdir / "run.json"
@@ -39,6 +43,8 @@ def claim(workdir: str | Path, config: Mapping[str, Any], data_hash: str, featur
     resumed = path.exists()
     if resumed:
         _check_same(path, config, data_hash, features)
+    if not write:
+        return resumed
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,7 +12,7 @@ import tempfile
 import jax
 import numpy as np
 
-from em3_jax import experiment, sharding, trees
+from em3_jax import experiment, trees
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.pipeline import batches
 
@@ -53,7 +53,7 @@ def on_mesh(config: dict, mesh: tuple[int, int], key: str, before: str | None, a
         return jax.device_put(drawn, leaf.sharding)
 
     state = jax.tree.map(value, fresh).replace(step=fresh.step)
-    stream = iter(batches(parts.source, device=sharding.batch_shardings(parts.mesh, parts.source[0])))
+    stream = iter(batches(parts.source, place=parts.place))
     first, second = next(stream), next(stream)
     assert len(first[key].sharding.device_set) == parts.mesh.size
     result = {"by_rows": [n for n, leaf in trees.named_leaves(state).items() if not leaf.sharding.is_fully_replicated]}

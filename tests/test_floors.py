@@ -14,7 +14,18 @@ FLOORS = [
     {"types", "fields", "losses", "metrics", "rng", "trees", "sharding", "allocator", "full_ranking", "sparse"},
     {"models", "data", "tables"},
     {"tasks", "parts", "optim", "convert", "weights", "config", "step", "encoding"},
-    {"checkpoint", "evaluators", "retrieval_evaluation", "logs", "workdir", "cli", "placement", "wiring", "experiment"}
+    {
+        "checkpoint",
+        "evaluators",
+        "retrieval_evaluation",
+        "logs",
+        "workdir",
+        "cli",
+        "placement",
+        "wiring",
+        "experiment",
+        "processes",
+    }
     | {"prepare", "extract", "vectors", "merge", "compare"},
     {"train", "eval", "reproduce"},
 ]

@@ -13,7 +13,7 @@ import pytest
 import eval as evaluation
 import train
 from configs import base, em3_movielens
-from em3_jax import checkpoint, encoding, experiment, extract, rng, sharding, tasks, trees
+from em3_jax import checkpoint, encoding, experiment, extract, rng, tasks, trees
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.format import open_dataset
 from em3_jax.data.images import load_processor
@@ -110,9 +110,8 @@ def build(config: dict) -> experiment.Experiment:
 
 def run(parts: experiment.Experiment, state, steps: int):
     """(state, scalars of the last step)."""
-    shardings = sharding.batch_shardings(parts.mesh, parts.source[0])  # as in the loop: one compilation serves both
     for k in range(steps):
-        state, aux = parts.train_step(state, parts.constants, jax.device_put(parts.source[k], shardings))
+        state, aux = parts.train_step(state, parts.constants, parts.place(parts.source[k]))
     return state, aux
 
 

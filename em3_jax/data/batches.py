@@ -68,22 +68,26 @@ class Buckets:
 
     Attributes:
       items, rows: the usual sizes of the two blocks; a batch that needs more takes the next, a quarter larger.
+      unit: of which all sizes are multiples, so that the blocks divide over the devices.
+      fixed: a batch that needs more does without: the items rarest in it leave its histories, and the ids rarest in training
+        become `unknown`. For shards that processes build apart, whose sizes have to agree.
     """
 
     items: int
     rows: int
+    unit: int = 64
+    fixed: bool = False
 
-    @staticmethod
-    def fit(usual: int, need: int) -> int:
-        """The smallest size of the series usual, 1.25 usual, ... (multiples of 64) that holds `need`."""
+    def fit(self, usual: int, need: int) -> int:
+        """The smallest size of the series usual, 1.25 usual, ... that holds `need`."""
         size = usual
         while size < need:
-            size = _round_up(int(size * 1.25) + 1)
+            size = _round_up(int(size * 1.25) + 1, self.unit)
         return size
 
 
-def _round_up(size: int, multiple: int = 64) -> int:
-    return -(-size // multiple) * multiple
+def _round_up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
 
 
 def row_counts(dataset: Dataset) -> np.ndarray:
@@ -212,8 +216,11 @@ class BatchBuilder:
         slots[:, 0] = item
         slots[:, 1:] = np.where(mask, np.take(self._events["item"], event_index), item[:, None])
         distinct, position = self._distinct_item(slots.ravel())
+        if buckets.fixed and len(distinct) > buckets.items:
+            mask &= _most_used(position.reshape(slots.shape), buckets.items)
+            return self._items(item, event_index, mask, buckets)
         if self.distinct_items:
-            size, item_mask = Buckets.fit(buckets.items, len(distinct)), np.arange(len(distinct)) >= 0
+            size, item_mask = buckets.fit(buckets.items, len(distinct)), np.arange(len(distinct)) >= 0
         else:
             first = np.unique(slots.ravel(), return_index=True)[1]
             distinct, position, size = slots.ravel(), np.arange(slots.size, dtype=np.int32), slots.size
@@ -241,12 +248,18 @@ class BatchBuilder:
         flat = np.concatenate([self._always_present, *(block.ravel() for block in blocks.values())])
         distinct, position = self._distinct_row(flat)
         if key is not None:
-            distinct, position = self._replace(distinct, position, key)
+            replaced = rng.uniform_hash(key, distinct) < self._replace_probability[distinct]
+            distinct, position = self._replace(distinct, position, replaced)
+        if buckets.fixed and len(distinct) > buckets.rows:
+            rarity = np.where(np.isin(distinct, self._always_present), -1.0, self._replace_probability[distinct])
+            replaced = np.zeros(len(distinct), bool)
+            replaced[np.argsort(-rarity, kind="stable")[: len(distinct) - buckets.rows]] = True
+            distinct, position = self._replace(distinct, position, replaced)
         start, result = len(self._always_present), {}
         for name, block in blocks.items():
             result[name] = position[start : start + block.size].reshape(block.shape)
             start += block.size
-        size = Buckets.fit(buckets.rows, len(distinct))
+        size = buckets.fit(buckets.rows, len(distinct))
         result["row_id"] = np.concatenate(
             [distinct, np.arange(self.num_rows, self.num_rows + size - len(distinct))]
         ).astype(np.int32)
@@ -259,19 +272,36 @@ class BatchBuilder:
             result["history_row"][:, :, k] = positions[np.take(self._events[f"field_{field.name}"], event_index)]
         return result
 
-    def _replace(self, rows: np.ndarray, position: np.ndarray, key: np.uint64) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, position) with some distinct rows replaced by their field's unknown row; one decision per row and key."""
-        replaced = rng.uniform_hash(key, rows) < self._replace_probability[rows]
+    def _replace(self, rows: np.ndarray, position: np.ndarray, replaced: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, position) with the rows where `replaced` [len(rows)] gives way to their field's unknown row."""
         moved = (np.cumsum(~replaced) - 1).astype(np.int32)  # where the remaining rows go
         moved[replaced] = moved[np.searchsorted(rows, self._unknown[rows[replaced]])]  # unknown rows are always present
         return rows[~replaced], np.take(moved, position)
 
-    def measure_buckets(self, samples: list[np.ndarray]) -> Buckets:
-        """Bucket sizes that hold the sampled batches (each [B] i64 interaction rows) with a margin of 5 %."""
+    def measure_buckets(self, samples: list[np.ndarray], unit: int = 64, fixed: bool = False) -> Buckets:
+        """Bucket sizes that hold the sampled batches (each [B] i64 interaction rows) with a margin of 5 %; fixed ones, 10 %."""
         batches = [self(rows, buckets=Buckets(64, 64)) for rows in samples]
         items = max(int(batch["item_mask"].sum()) for batch in batches)
         rows = max(int((batch["row_id"] < self.num_rows).sum()) for batch in batches)
-        return Buckets(_round_up(min(int(items * 1.05) + 1, self.dataset.num_items)), _round_up(int(rows * 1.05) + 1))
+        margin = 1.1 if fixed else 1.05
+        items, rows = int(items * margin) + 1, int(rows * margin) + 1
+        if fixed:  # the candidates, and what is always present, have to fit
+            items, rows = max(items, len(samples[0])), max(rows, len(self._always_present))
+        items = min(items, self.dataset.num_items)
+        return Buckets(_round_up(items, unit), _round_up(rows, unit), unit, fixed)
+
+
+def _most_used(position: np.ndarray, room: int) -> np.ndarray:
+    """[B, T] which history slots stay when the candidates and the most used of the others make `room` distinct items.
+
+    Args:
+      position: [B, 1 + T] of each slot among the distinct items, the candidate first.
+    """
+    uses = np.bincount(position.ravel())
+    uses[position[:, 0]] = position.size
+    stays = np.zeros(len(uses), bool)
+    stays[np.argsort(-uses, kind="stable")[:room]] = True
+    return stays[position[:, 1:]]
 
 
 def gather_content(feature_sets: tuple[FeatureSet, ...], items: np.ndarray) -> Batch:

@@ -5,16 +5,18 @@ A batch is a function of (seed, step), so the position in the data is the step n
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from em3_jax import rng
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.format import Dataset
-from em3_jax.types import Batch, UserError
+from em3_jax.data.shards import build
+from em3_jax.types import WHOLE, Batch, Shards, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,8 @@ class TrainingSource:
       order: "shuffled": epoch after epoch, each a permutation of its own, batches running across the border;
         "chronological": the same without permutation.
       num_steps: length of the run.
-      buckets: padded sizes.
+      buckets: padded sizes, of each shard.
+      shards: what of each batch is built here.
     """
 
     builder: BatchBuilder
@@ -39,12 +42,15 @@ class TrainingSource:
     order: str
     num_steps: int
     buckets: Buckets
+    shards: Shards
 
     def __len__(self) -> int:
         return self.num_steps
 
     def __getitem__(self, step: int) -> Batch:
-        return self.builder(
+        return build(
+            self.builder,
+            self.shards,
             rows_of_step(self.rows, self.batch_size, self.seed, self.order, step),
             buckets=self.buckets,
             key=rng.numpy_key(self.seed, "unknown", step),
@@ -59,6 +65,7 @@ class EvaluationSource:
     rows: np.ndarray | range
     batch_size: int
     buckets: Buckets
+    shards: Shards
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
@@ -66,9 +73,43 @@ class EvaluationSource:
     def __getitem__(self, index: int) -> Batch:
         position = index * self.batch_size + np.arange(self.batch_size)
         weight = (position < len(self.rows)).astype(np.float32)
-        return self.builder(
-            _take(self.rows, np.minimum(position, len(self.rows) - 1)), buckets=self.buckets, weight=weight
-        )
+        rows = _take(self.rows, np.minimum(position, len(self.rows) - 1))
+        return build(self.builder, self.shards, rows, buckets=self.buckets, weight=weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedSource:
+    """A source whose elements are groups of another's batches: stacked along a first axis, or one by one in a list.
+
+    Attributes:
+      source: of batches.
+      groups: their numbers, see `step_groups`.
+      size: of the groups to stack; smaller ones, and batches of different shapes, come in lists.
+    """
+
+    source: Any
+    groups: list[range]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Batch | list[Batch]:
+        batches = [self.source[step] for step in self.groups[index]]
+        shapes = [jax.tree.map(np.shape, batch) for batch in batches]
+        if len(batches) < self.size or self.size == 1 or shapes.count(shapes[0]) < len(shapes):
+            return batches
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
+
+
+def step_groups(start: int, total: int, size: int, ends: tuple[int, ...]) -> list[range]:
+    """The steps from `start` to `total` in groups of at most `size`, each ended by every multiple of the numbers `ends`."""
+    stops = {total, *(stop for end in ends for stop in range(start - start % end + end, total, end))}
+    groups = []
+    for stop in sorted(stops):
+        groups += [range(step, min(step + size, stop)) for step in range(start, stop, size)]
+        start = stop
+    return groups
 
 
 def rows_of_step(rows: np.ndarray | range, batch_size: int, seed: int, order: str, step: int) -> np.ndarray:
@@ -105,33 +146,62 @@ def training_rows(dataset: Dataset, label: str, most_per_user: int) -> np.ndarra
 
 
 def training_source(
-    builder: BatchBuilder, rows: np.ndarray | range, *, batch_size: int, seed: int, order: str, num_steps: int
+    builder: BatchBuilder,
+    rows: np.ndarray | range,
+    *,
+    batch_size: int,
+    seed: int,
+    order: str,
+    num_steps: int,
+    shards: Shards = WHOLE,
+    unit: int = 64,
 ) -> TrainingSource:
-    """The training source; its bucket sizes are measured on the same batches whatever the seed, so the programs are the same."""
+    """The training source; its bucket sizes are measured on the same batches whatever the seed, so the programs are the same.
+
+    Args:
+      unit: of which the bucket sizes are multiples.
+    """
     samples = [rows_of_step(rows, batch_size, 0, order, step) for step in range(8)]
-    return TrainingSource(builder, rows, batch_size, seed, order, num_steps, builder.measure_buckets(samples))
+    buckets = _buckets(builder, samples, shards, unit)
+    return TrainingSource(builder, rows, batch_size, seed, order, num_steps, buckets, shards)
 
 
-def evaluation_source(builder: BatchBuilder, split: str, batch_size: int) -> EvaluationSource:
+def evaluation_source(
+    builder: BatchBuilder, split: str, batch_size: int, shards: Shards = WHOLE, unit: int = 64
+) -> EvaluationSource:
     """One pass over a split, its bucket sizes measured on a few batches spread over it."""
     rows = builder.dataset.split_rows(split, builder.label)
     starts = np.linspace(0, max(len(rows) - batch_size, 0), num=4).astype(np.int64)
     samples = [_take(rows, np.minimum(start + np.arange(batch_size), len(rows) - 1)) for start in starts]
-    return EvaluationSource(builder, rows, batch_size, builder.measure_buckets(samples))
+    return EvaluationSource(builder, rows, batch_size, _buckets(builder, samples, shards, unit), shards)
+
+
+def _buckets(builder: BatchBuilder, samples: list[np.ndarray], shards: Shards, unit: int) -> Buckets:
+    """Bucket sizes of a shard: the same in all processes, since each measures the shards of all."""
+    if shards.total == 1:
+        return builder.measure_buckets(samples, unit)
+    every = Shards(0, shards.total, shards.total)
+    pieces = [rows[piece] for rows in samples for piece in every.slices(len(rows))]
+    return builder.measure_buckets(pieces, unit, fixed=True)
 
 
 def batches(
-    source: TrainingSource | EvaluationSource, *, start: int = 0, device: Any = None, threads: int = 2, ahead: int = 4
+    source: TrainingSource | EvaluationSource | GroupedSource,
+    *,
+    start: int = 0,
+    place: Callable[[Batch], Batch] | None = None,
+    threads: int = 2,
+    ahead: int = 4,
 ) -> Iterator[Batch]:
-    """The source's batches from number `start` on, prepared in threads and moved to `device` ahead of their use.
+    """The source's batches from number `start` on, prepared in threads and moved to the devices ahead of their use.
 
     Args:
-      device: a device or sharding, or a dict of shardings by batch key; None leaves numpy arrays.
+      place: moves a batch of numpy arrays, see `sharding.place`; None leaves them.
       threads: threads that build batches; 0 builds in the caller's.
       ahead: batches in flight.
     """
     dataset = grain.MapDataset.source(source)[start:]
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
-    if device is not None:
-        dataset = grain.experimental.device_put(dataset, device, cpu_buffer_size=1, device_buffer_size=2)
+    if place is not None:
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset.map(place), prefetch_buffer_size=2)
     return iter(dataset)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 
 def masked_softmax(score: jax.Array, mask: jax.Array) -> jax.Array:
-    """[B, T] weights over the valid positions (eq. 8); all zero where there is none."""
-    score = jnp.where(mask, score, -jnp.inf)
+    """[B, T] f32 weights over the valid positions (eq. 8); all zero where there is none."""
+    score = jnp.where(mask, score.astype(jnp.float32), -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(score, axis=1, keepdims=True, initial=jnp.finfo(score.dtype).min))
     exponential = jnp.exp(score - top)  # exp(-inf) = 0 at masked positions
     total = exponential.sum(axis=1, keepdims=True)
@@ -114,4 +114,4 @@ class TargetAttention(nn.Module):
         """
         slots = gather_slots(items, history, events, event_position)
         weight = masked_softmax(self.score(self.hidden)(jnp.take(items, candidate, axis=0), slots), mask)
-        return jnp.einsum("bt,btd->bd", weight, slots), weight
+        return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from em3_jax.models.dropout import Dropout
 
@@ -23,8 +24,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[*, outputs] from x [*, D]."""
+        """[*, outputs] f32 from x [*, D]."""
         for width in self.hidden:
             x = nn.relu(nn.Dense(width)(x))
             x = Dropout(self.dropout)(x, train=train)
-        return nn.Dense(self.outputs)(x)
+        return nn.Dense(self.outputs, dtype=jnp.float32)(x)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from em3_jax.fields import Field, Fields, columns
 from em3_jax.models.attention import TargetAttention, entropy
 from em3_jax.models.backbones import Features
-from em3_jax.models.fusion.chunks import as_f32, in_chunks
+from em3_jax.models.fusion.chunks import as_type, in_chunks
 from em3_jax.models.similarity import history_similarity
 from em3_jax.types import Batch, UserError
 
@@ -81,18 +81,23 @@ class RankingModel(nn.Module):
             for group in ("user", "context")
             if (fields := getattr(self.fields, group))
         ]
-        others = jnp.concatenate(others, axis=1) if others else jnp.zeros((len(batch["label"]), 0, rows.shape[-1]))
+        others = (
+            jnp.concatenate(others, axis=1)
+            if others
+            else jnp.zeros((len(batch["label"]), 0, rows.shape[-1]), rows.dtype)
+        )
         events = (rows, batch["history_row"]) if self.fields.event else (None, None)
-        content, out = self._content(tokens, tokens_mask, batch, train) if self.fusion is not None else ((), {})
+        content, out = ((), {}) if self.fusion is None else self._content(tokens, tokens_mask, batch, train, rows.dtype)
         features = Features(
             items, batch["item_position"], batch["history_position"], batch["history_mask"], *events, others, content
         )
         logit, scalars = self.backbone(features, train=train)
         return logit, {"item_fields": items} | out | scalars
 
-    def _content(self, tokens, tokens_mask, batch: Batch, train: bool):
+    def _content(self, tokens, tokens_mask, batch: Batch, train: bool, dtype: jnp.dtype):
         """(content features, each [B, D]; named intermediates)."""
-        embedding = in_chunks(self.fusion, self.fusion_chunk, tokens, tokens_mask, train=train)  # [S, D]
+        # [S, D]
+        embedding = in_chunks(self.fusion, self.fusion_chunk, tokens, tokens_mask, train=train, dtype=dtype)
         items = len(batch["item_id"])
         if embedding.ndim != 2 or len(embedding) != items:
             raise UserError(f"the fusion module gives shape {embedding.shape}, not [S, D] with S = {items}; mend it")
@@ -109,9 +114,10 @@ class RankingModel(nn.Module):
             parts.append(parts[0] * parts[1])
         if "similarity" in self.content_parts:
             for name in sorted(tokens):
-                parts.append(history_similarity(tokens[name], tokens_mask[name], candidate, history, mask))
+                similar = history_similarity(tokens[name], tokens_mask[name], candidate, history, mask)
+                parts.append(similar.astype(dtype))
         return tuple(parts), out
 
     def embed(self, tokens: dict[str, jax.Array], tokens_mask: dict[str, jax.Array]) -> jax.Array:
         """[S, D] content embeddings of items (eq. 6), as at prediction."""
-        return self.fusion(as_f32(tokens), tokens_mask, train=False)
+        return self.fusion(as_type(tokens), tokens_mask, train=False)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax import losses, parts, rng
-from em3_jax.models.fusion.chunks import as_f32
+from em3_jax.models.fusion.chunks import as_type
 from em3_jax.tasks import Inputs, Task
 from em3_jax.types import UserError
 
@@ -31,7 +31,7 @@ def pretraining(*, fusion: str, fusion_settings: Mapping[str, Any], temperature:
     def contrast(params, inputs: Inputs, alone: jax.Array, keys: jax.Array, train: bool):
         """(loss, accuracy, items compared) of modality number `alone` against the others."""
         names, views, valid = sorted(inputs.tokens), [], inputs.batch["item_mask"]
-        tokens = as_f32(inputs.tokens)
+        tokens = as_type(inputs.tokens)
         for side in range(2):
             mask = inputs.tokens_mask
             if len(names) > 1:
@@ -49,7 +49,9 @@ def pretraining(*, fusion: str, fusion_settings: Mapping[str, Any], temperature:
             raise UserError(
                 "config.model.fusion_settings.dropout is 0, but with one modality views differ by dropout alone; set 0.1"
             )
-        return {"model": {"fusion": module.init(key, as_f32(inputs.tokens), inputs.tokens_mask, train=False)["params"]}}
+        return {
+            "model": {"fusion": module.init(key, as_type(inputs.tokens), inputs.tokens_mask, train=False)["params"]}
+        }
 
     def loss(params, inputs: Inputs, key: jax.Array, step: jax.Array):
         alone = jax.random.randint(rng.stream(key, "negatives", step), (), 0, len(inputs.tokens))
@@ -66,6 +68,6 @@ def pretraining(*, fusion: str, fusion_settings: Mapping[str, Any], temperature:
 
     def embed(params, inputs: Inputs) -> jax.Array:
         variables = {"params": params["model"]["fusion"]}
-        return module.apply(variables, as_f32(inputs.tokens), inputs.tokens_mask, train=False)
+        return module.apply(variables, as_type(inputs.tokens), inputs.tokens_mask, train=False)
 
     return Task(init, loss, predict, embed, {})

@@ -32,6 +32,7 @@ def ranking(
     backbone_settings: Mapping[str, Any],
     cic: Mapping[str, Any],
     loss: str,
+    precision: str = "f32",
 ) -> Task:
     """The task of config.model.
 
@@ -44,7 +45,10 @@ def ranking(
       fusion, fusion_settings, backbone, backbone_settings, loss: see `parts`.
       fusion_chunk: see `RankingModel`.
       cic: settings of `_cic`; weight 0 leaves CIC out.
+      precision: "f32", or "bf16": activations alone; parameters, table rows, logits and losses stay f32.
     """
+    parts.check_choice("config.model.precision", precision, ("f32", "bf16"))
+    lowered = _to_bfloat16 if precision == "bf16" else lambda tree: tree
     encoders = _check_content(content, content_parts, encoders)
     fusion_module = parts.fusion(fusion, fusion_settings)
     fusion_module = {"none": None, "pre_extracted": Frozen()}.get(content, fusion_module)
@@ -71,25 +75,33 @@ def ranking(
             params["cic"] = contrast.init(key, out)
         return params
 
+    def apply(params, inputs: Inputs, **options):
+        inputs = inputs._replace(rows=lowered(inputs.rows))  # tokens follow
+        return model.apply({"params": lowered(params["model"])}, *inputs, **options)
+
     def total_loss(params, inputs: Inputs, key: jax.Array, step: jax.Array):
         rngs = {"dropout": rng.stream(key, "dropout", step)}
-        logit, out = model.apply({"params": params["model"]}, *inputs, train=True, rngs=rngs)
+        logit, out = apply(params, inputs, train=True, rngs=rngs)
         batch = inputs.batch
         total = ranking_loss(logit, batch["label"], weights=batch["weight"])
         aux = {"ranking_loss": total} | {name: value for name, value in out.items() if value.ndim == 0}
         if contrast:
-            value, accuracy = contrast.loss(params["cic"], inputs, out, rng.stream(key, "negatives", step))
+            value, accuracy = contrast.loss(lowered(params["cic"]), inputs, out, rng.stream(key, "negatives", step))
             aux |= {"cic_loss": value, "cic_accuracy": accuracy}
             total = total + contrast.weight * value
         return total, aux
 
     def predict(params, inputs: Inputs) -> jax.Array:
-        return model.apply({"params": params["model"]}, *inputs, train=False)[0]
+        return apply(params, inputs, train=False)[0]
 
     def embed(params, inputs: Inputs) -> jax.Array:
         return model.apply({"params": params["model"]}, inputs.tokens, inputs.tokens_mask, method="embed")
 
     return Task(init, total_loss, predict, embed if fusion_module else None, encoders)
+
+
+def _to_bfloat16(tree):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree)
 
 
 def _check_content(content: str, content_parts: tuple[str, ...], encoders: Mapping[str, str]) -> dict[str, str]:

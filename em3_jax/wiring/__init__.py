@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from em3_jax import config, placement, tables
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.tasks import Task
+from em3_jax.types import WHOLE, Shards
 
 SECTIONS = ("seed", "task", "data", "model", "tables", "optim", "train", "eval", "mesh", "pretraining")
 
@@ -39,6 +40,7 @@ class Work(NamedTuple):
       row_optimizer, table_l2: of these; None and 0 without.
       validate: predict (state, batch) -> function of the state: {metric: value} on validation.
       evaluate: predict -> (state, split) -> (slice -> metric -> value, {name: array behind them}); None without a split to score.
+      shards: what of each batch the sources build here.
     """
 
     task: Task
@@ -55,6 +57,7 @@ class Work(NamedTuple):
     table_l2: float
     validate: Callable
     evaluate: Callable | None
+    shards: Shards = WHOLE
 
 
 class Content(NamedTuple):
@@ -68,7 +71,7 @@ class Content(NamedTuple):
 def load_content(dataset: Dataset, features: tuple[str, ...], place: str, mesh: Mesh) -> Content:
     """The features that config.data names, on the device or on the host as config.data.placement says."""
     sets = placement.load_features(dataset, features)
-    if placement.on_device(place, sets):
+    if placement.on_device(place, sets, mesh):
         return Content(sets, (), placement.to_device(sets, mesh))
     return Content(sets, tuple(sets), {})
 

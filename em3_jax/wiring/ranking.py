@@ -1,20 +1,22 @@
 """Clicks against impressions that were not clicked: config -> `Work`."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from em3_jax import config as config_
-from em3_jax import encoding, evaluators, optim, sharding, tables, wiring
+from em3_jax import encoding, evaluators, optim, parts, sharding, tables, wiring
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.data.pipeline import evaluation_source, training_rows, training_source
 from em3_jax.tasks.ranking import ranking as ranking_task
 from em3_jax.tasks.raw import with_encoders
-from em3_jax.types import State, UserError
+from em3_jax.types import WHOLE, Shards, State, UserError
 
 
 class DataSettings(NamedTuple):
@@ -30,6 +32,8 @@ class DataSettings(NamedTuple):
       order: "shuffled" or "chronological".
       most_rows_per_user: training rows of a user, see `pipeline.training_rows`; 0 = all.
       unknown_alpha, unknown_floor: random replacement of ids by `unknown` in training, see `BatchBuilder`.
+      distinct: items and table rows are found and computed once per "batch", or per "shard", one for each index of the mesh's
+        data axis, of which a process reads its own alone; "auto": per batch with one process, per shard with several.
     """
 
     root: str
@@ -42,6 +46,7 @@ class DataSettings(NamedTuple):
     most_rows_per_user: int
     unknown_alpha: float
     unknown_floor: Mapping[str, float]
+    distinct: str = "auto"
 
 
 class EvalSettings(NamedTuple):
@@ -50,6 +55,13 @@ class EvalSettings(NamedTuple):
     batch_size: int
     metric: str
     popular_share: float
+
+
+def shards_of(distinct: str, mesh: Mesh) -> Shards:
+    """What of each batch this process builds, by config.data.distinct."""
+    parts.check_choice("config.data.distinct", distinct, ("auto", "batch", "shard"))
+    several = jax.process_count() > 1
+    return sharding.data_shards(mesh) if distinct == "shard" or (distinct == "auto" and several) else WHOLE
 
 
 class Settings(NamedTuple):
@@ -86,12 +98,16 @@ def ranking(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int
     row_optimizer = optim.row_optimizer(table.optimizer, table.learning_rate)
     rows = training_rows(dataset, data.label, data.most_rows_per_user)
     num_rows, length = dataset.fields.num_rows, sharding.padded(dataset.fields.num_rows, mesh)
-    evaluation = functools.cache(lambda split: evaluation_source(builder, split, eval_settings.batch_size))
+    shards, unit = shards_of(data.distinct, mesh), math.lcm(64, mesh.size)
+    evaluation = functools.cache(
+        lambda split: evaluation_source(builder, split, eval_settings.batch_size, shards, unit)
+    )
+    place = functools.partial(sharding.place, mesh, shards)
 
     def evaluate(predict: Callable) -> Callable:
         def report(state: State, split: str) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
             source = evaluation(split)
-            logits = evaluators.predict(source, lambda batch: predict(state, batch))
+            logits = evaluators.predict(source, lambda batch: predict(state, batch), place)
             share, rows = eval_settings.popular_share, np.asarray(source.rows)
             slices = evaluators.evaluate(dataset, rows, logits, content.sets, share, data.label)
             return slices, {"logits": logits}
@@ -111,6 +127,8 @@ def ranking(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int
             seed=config["seed"],
             order=data.order,
             num_steps=num_steps(len(rows), data.batch_size),
+            shards=shards,
+            unit=unit,
         ),
         evaluation=evaluation,
         headline=("auc", "gauc", "logloss"),
@@ -120,6 +138,7 @@ def ranking(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int
         table_l2=table.l2,
         validate=lambda predict: lambda state: evaluate(predict)(state, "valid")[0]["all"],
         evaluate=evaluate,
+        shards=shards,
     )
 
 

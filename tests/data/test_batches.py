@@ -286,7 +286,7 @@ def test_all_slots_have_the_same_items_rows_and_histories(tiny, batch):
 
 @pytest.mark.parametrize("usual", [1, 64, 200, 4096])
 def test_buckets_always_hold_the_need_and_are_few(usual):
-    sizes = [Buckets.fit(usual, need) for need in range(1, 5000)]
+    sizes = [Buckets(usual, usual).fit(usual, need) for need in range(1, 5000)]
     assert all(size >= need for need, size in enumerate(sizes, start=1))
     assert sizes[0] == usual and sizes == sorted(sizes)
     assert len(set(sizes)) <= 2 + np.log(5000 / usual) / np.log(1.25)

@@ -1,5 +1,6 @@
 """pipeline: every row once an epoch, a batch is a function of (seed, step), and nothing depends on threads."""
 
+import functools
 import itertools
 import math
 
@@ -166,8 +167,10 @@ def test_threads_do_not_matter(builder, threads):
 
 def test_batches_on_the_device_are_those_of_the_host(builder):
     source = make_source(builder)
-    shardings = sharding.batch_shardings(sharding.make_mesh(1, 1), source[0])
-    for step, batch in enumerate(itertools.islice(batches(source, device=shardings), 3)):
+    mesh = sharding.make_mesh(1, 1)
+    shardings = sharding.batch_shardings(mesh, source[0])
+    place = functools.partial(sharding.place, mesh, source.shards)
+    for step, batch in enumerate(itertools.islice(batches(source, place=place), 3)):
         assert all(isinstance(value, jax.Array) and value.sharding == shardings[name] for name, value in batch.items())
         assert_same_batch(jax.device_get(batch), source[step])
 

@@ -5,15 +5,21 @@ import jax
 import jax.numpy as jnp
 
 
-def as_f32(tokens: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Tokens as fusion modules compute with them; they are stored, and gathered, in half the bytes."""
-    return {name: x.astype(jnp.float32) for name, x in tokens.items()}
+def as_type(tokens: dict[str, jax.Array], dtype: jnp.dtype = jnp.float32) -> dict[str, jax.Array]:
+    """Tokens as fusion modules compute with them; they are stored, and gathered, in their own dtype."""
+    return {name: x.astype(dtype) for name, x in tokens.items()}
 
 
 def in_chunks(
-    fusion: nn.Module, chunk: int, tokens: dict[str, jax.Array], mask: dict[str, jax.Array], *, train: bool
+    fusion: nn.Module,
+    chunk: int,
+    tokens: dict[str, jax.Array],
+    mask: dict[str, jax.Array],
+    *,
+    train: bool,
+    dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
-    """fusion(tokens, mask) [S, D], at most `chunk` items at once; 0 = all.
+    """fusion(tokens, mask) [S, D] in `dtype`, at most `chunk` items at once; 0 = all.
 
     Only the result is kept of a chunk: the backward pass computes it again. Peak memory is then that of one chunk. Items do not
     depend on each other, so the result is the same, but for the draw of dropout.
@@ -21,7 +27,7 @@ def in_chunks(
     items = len(next(iter(mask.values())))
     count = -(-items // chunk) if chunk else 1
     if count == 1:
-        return fusion(as_f32(tokens), mask, train=train)
+        return fusion(as_type(tokens, dtype), mask, train=train)
     size = -(-items // count)
 
     def split(x: jax.Array) -> jax.Array:
@@ -30,7 +36,7 @@ def in_chunks(
 
     def body(fusion: nn.Module, carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
         tokens, mask = inputs
-        return carry, fusion(as_f32(tokens), mask, train=train)
+        return carry, fusion(as_type(tokens, dtype), mask, train=train)
 
     scan = nn.scan(
         nn.remat(body, prevent_cse=False), variable_broadcast="params", split_rngs={"params": False, "dropout": True}

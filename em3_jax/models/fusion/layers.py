@@ -55,8 +55,8 @@ class Attention(nn.Module):
         keys = heads(together([key(part) for part in parts]))
         score = jnp.einsum("sqhd,snhd->shqn", heads(together([query(x)])), keys) / jnp.sqrt(width / self.heads)
         mask = mask[:, None, None, :]
-        score = jnp.where(mask, score, jnp.finfo(score.dtype).min)
-        weight = jnp.where(mask, nn.softmax(score), 0.0)
+        score = jnp.where(mask, score.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+        weight = jnp.where(mask, nn.softmax(score), 0.0).astype(x.dtype)
         mixed = jnp.einsum("shqn,snhd->sqhd", weight, heads(together([value(part) for part in parts])))
         return LoRADense(width, self.lora, name="output")(mixed.reshape(items, -1, width))
 

@@ -1,0 +1,54 @@
+"""Which part of a batch a process builds, and how parts become one batch.
+
+Without shards, the distinct blocks are those of the whole batch, and every process has to look through all of it. With shards,
+a process reads the examples of its own devices alone; an item or a row that two shards need is in the blocks of both.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.types import Batch, Shards
+
+_INTO_ITEMS = ("item_position", "history_position")
+_INTO_ROWS = ("item_row", "user_row", "context_row", "history_row")
+
+
+def build(
+    builder: BatchBuilder,
+    shards: Shards,
+    rows: np.ndarray,
+    *,
+    buckets: Buckets,
+    key: np.uint64 | None = None,
+    weight: np.ndarray | None = None,
+) -> Batch:
+    """The process's shards of the batch of interaction rows `rows` [B] i64, side by side; see `BatchBuilder`."""
+    return side_by_side(
+        [
+            builder(rows[own], buckets=buckets, key=key, weight=None if weight is None else weight[own])
+            for own in shards.slices(len(rows))
+        ],
+        shards.first,
+    )
+
+
+def side_by_side(batches: Sequence[Batch], first: int) -> Batch:
+    """Batches of the same shapes as one, numbers `first`, ... of a larger one: positions count through its blocks."""
+    if len(batches) == 1 and first == 0:
+        return batches[0]
+    result = {}
+    for name, value in batches[0].items():
+        if isinstance(value, dict):
+            result[name] = {key: np.concatenate([batch[name][key] for batch in batches]) for key in value}
+            continue
+        parts = [batch[name] for batch in batches]
+        if name in _INTO_ITEMS:
+            parts = [part + (first + k) * len(batches[0]["item_id"]) for k, part in enumerate(parts)]
+        if name in _INTO_ROWS:  # position 0 means padding, and is a padding row of the first shard too
+            parts = [
+                np.where(part == 0, 0, part + (first + k) * len(batches[0]["row_id"])) for k, part in enumerate(parts)
+            ]
+        result[name] = np.concatenate(parts).astype(value.dtype)
+    return result
