@@ -1,7 +1,9 @@
 """Steps of one config on several meshes: python -m tests.on_meshes <config as JSON> <meshes> <a key of the batch that is split>
 
+A mesh is [data, model], or [data, model, changes of config.data].
+
 On each mesh, a step from the same state, and one from a checkpoint that the mesh before has written. Prints a JSON list.
-Of the last mesh also the largest array that devices exchange, as it is and with tables and features 64 times as long.
+Also the largest array that devices exchange on the last mesh, with tables and features 64 times as long, and 4,096 times.
 """
 
 import json
@@ -25,25 +27,31 @@ def largest_collective(program: str) -> int:
     return int(max((np.prod([int(n) for n in shape.split(",") if n]) for shape in shapes), default=0))
 
 
-def report(state, aux) -> dict[str, float]:
-    """The scalars of a step and the norms of its state."""
-    norms = {name: float(np.linalg.norm(np.asarray(leaf))) for name, leaf in trees.named_leaves(state).items()}
-    return {name: float(value) for name, value in aux.items()} | norms
+def report(state, aux, states: list) -> dict[str, float]:
+    """The scalars of a step, and how far each leaf of the state is at most from that of the first in `states`, which it joins."""
+    states.append(jax.device_get(state))
+    apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max(initial=0.0)), states[0], states[-1])
+    return {name: float(value) for name, value in aux.items()} | trees.named_leaves(apart)
 
 
-def growing(tree):
-    """Shapes of a tree whose arrays cut by rows are 64 times as long."""
+def growing(tree, times: int):
+    """Shapes of a tree whose arrays cut by rows are longer."""
 
     def one(leaf: jax.Array) -> jax.ShapeDtypeStruct:
         longer = not leaf.sharding.is_fully_replicated
-        shape = (64 * len(leaf), *leaf.shape[1:]) if longer else leaf.shape
+        shape = (times * len(leaf), *leaf.shape[1:]) if longer else leaf.shape
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
 
     return jax.tree.map(one, tree)
 
 
-def on_mesh(config: dict, mesh: tuple[int, int], key: str, before: str | None, after: str, last: bool) -> dict:
-    config = config | {"mesh": config["mesh"] | {"data": mesh[0], "model": mesh[1]}}
+def on_mesh(
+    config: dict, mesh: list, key: str, before: str | None, after: str, states: tuple[list, list], last: bool
+) -> dict:
+    data, model, *changes = mesh
+    config = config | {"mesh": config["mesh"] | {"data": data, "model": model}}
+    if changes:
+        config["data"] = config["data"] | changes[0]
     parts = experiment.build(config, lambda rows, size: 2)
     fresh, random = parts.init(), np.random.default_rng(0)
 
@@ -60,21 +68,22 @@ def on_mesh(config: dict, mesh: tuple[int, int], key: str, before: str | None, a
     result["constants_by_rows"] = sum(
         not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(parts.constants)
     )
+    step = parts.train_step
+    program = step.func.lower(*step.args, state, parts.constants, first).compile()
+    result["flops"] = program.cost_analysis()["flops"]  # of one device
     if last:
-        step = parts.train_step
-        result["largest_collective"] = [
-            largest_collective(step.func.lower(*step.args, *arguments, first).compile().as_text())
-            for arguments in ((state, parts.constants), (growing(state), growing(parts.constants)))
-        ]
+        shapes = [(growing(state, times), growing(parts.constants, times)) for times in (64, 4096)]
+        programs = [step.func.lower(*step.args, *arguments, first).compile() for arguments in shapes]
+        result["largest_collective"] = [largest_collective(program.as_text()) for program in programs]
     state, aux = parts.train_step(state, parts.constants, first)
     assert all(len(leaf.sharding.device_set) == parts.mesh.size for leaf in jax.tree.leaves(state))
-    result["first"] = report(state, aux)
+    result["first"] = report(state, aux, states[0])
     checkpoints = Checkpoints(after)
     checkpoints.save("latest", state, {})
     checkpoints.close()
     if before:
         state, _ = Checkpoints(before).restore_latest(fresh)
-    result["second"] = report(*parts.train_step(state, parts.constants, second))
+    result["second"] = report(*parts.train_step(state, parts.constants, second), states[1])
     return result
 
 
@@ -82,8 +91,10 @@ def main() -> None:
     config, meshes, key = json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
     with tempfile.TemporaryDirectory() as root:
         folders = [f"{root}/{k}" for k in range(len(meshes))]
-        calls = zip(meshes, [None, *folders[:-1]], folders, [False] * (len(meshes) - 1) + [True], strict=True)
-        print(json.dumps([on_mesh(config, tuple(mesh), key, *arguments) for mesh, *arguments in calls]))
+        states = [], []
+        calls = zip(meshes, [None, *folders[:-1]], folders, strict=True)
+        results = [on_mesh(config, mesh, key, *paths, states, mesh is meshes[-1]) for mesh, *paths in calls]
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -30,15 +30,16 @@ def without_content(data, tmp_path_factory):
     return open_dataset(root)
 
 
-def reports(variant: str, dataset, directory, seeds=SEEDS) -> list[dict]:
-    """Test-set slices of one run a seed."""
+def reports(variant: str, dataset, directory, seeds=SEEDS, split="test", **model) -> list[dict]:
+    """Slices of one run a seed; `model` changes config.model."""
     results = []
     for seed in seeds:
         config = em3_synthetic.get_config(variant)
         config.data.root = str(dataset.root)
         config.seed = seed
+        config.model.update(model)
         train.train(config.to_dict(), directory / f"{variant}-{seed}")
-        results.append(evaluation.evaluate(directory / f"{variant}-{seed}", "test")["slices"])
+        results.append(evaluation.evaluate(directory / f"{variant}-{seed}", split)["slices"])
     return results
 
 
@@ -48,8 +49,13 @@ def id_only(data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def em3(data, tmp_path_factory):
-    return reports("", data, tmp_path_factory.mktemp("em3"))
+def em3_directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("em3")
+
+
+@pytest.fixture(scope="module")
+def em3(data, em3_directory):
+    return reports("", data, em3_directory)
 
 
 def test_em3_closes_at_least_half_of_the_gap_to_the_bayes_auc(id_only, em3):
@@ -70,3 +76,9 @@ def test_without_content_em3_falls_back_to_the_level_of_ids(id_only, em3, withou
     base, content = id_only[0]["all"]["auc"], em3[0]["all"]["auc"]
     masked = reports("", without_content, tmp_path, seeds=SEEDS[:1])[0]["all"]["auc"]
     assert abs(masked - base) < 0.25 * (content - base)
+
+
+def test_bf16_reaches_the_auc_of_f32_on_validation(data, em3, em3_directory, tmp_path):
+    f32 = evaluation.evaluate(em3_directory / "-0", "valid")["slices"]["all"]["auc"]
+    bf16 = reports("", data, tmp_path, SEEDS[:1], "valid", precision="bf16")[0]["all"]["auc"]
+    assert bf16 != f32 and abs(bf16 - f32) < 0.002

@@ -42,10 +42,13 @@ def on_meshes(config: dict, key: str, meshes=MESHES) -> list[dict]:
 def check_equal(results: list[dict]) -> None:
     one = results[0]
     for other in results[1:]:
-        for step in ("first", "second"):
+        # Of the second step, which starts from a checkpoint of the mesh before, rounding has grown.
+        for step, tolerance in (("first", 1e-5), ("second", 1e-4)):
             assert other[step].keys() == one[step].keys() and one[step]["loss"] > 0
-            for name, value in one[step].items():
-                assert other[step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+            for name, value in one[
+                step
+            ].items():  # scalars as they are, leaves of the state as the distance from those of `one`
+                assert other[step][name] == pytest.approx(value, rel=tolerance, abs=tolerance), (step, name)
 
 
 def ranking_config(root) -> dict:
@@ -56,11 +59,15 @@ def ranking_config(root) -> dict:
 
 
 def test_steps_on_any_mesh_and_from_the_checkpoint_of_another_equal_those_on_one_device(planted):
-    results = on_meshes(ranking_config(planted.root), "label")
+    """Whether items are found once per batch or once per shard, and CIC's negatives are those of all devices."""
+    config = ranking_config(planted.root)
+    config["model"]["cic"]["negatives"] = 0  # drawn ones depend on the order of the items
+    results = on_meshes(config, "label", [*MESHES, (8, 1, {"distinct": "shard"}), (4, 2, {"distinct": "shard"})])
     check_equal(results)
     tables = ["tables/embedding", "tables/slots/accumulator"]
-    assert [result["by_rows"] for result in results] == [[], *[tables] * 4]
-    assert [result["constants_by_rows"] for result in results] == [0, *[4] * 4]  # tokens and mask of two feature sets
+    assert [result["by_rows"] for result in results] == [[], *[tables] * 6]
+    assert [result["constants_by_rows"] for result in results] == [0, *[4] * 6]  # tokens and mask of two feature sets
+    assert results[1]["flops"] < results[0]["flops"] / 4, "each device encodes more than its part of the items"
     now, longer = results[-1]["largest_collective"]
     assert 0 < now == longer, "what the devices exchange grows with the tables"
 

@@ -122,11 +122,22 @@ def _last_step(log: Path) -> int:
 
 
 def test_a_run_killed_three_times_ends_bit_identical(planted, finished, killed):
-    expected, got = final_state(planted, finished), final_state(planted, killed)
+    check_same_run(planted, finished, killed)
+
+
+def check_same_run(planted, one, other) -> None:
+    expected, got = final_state(planted, one), final_state(planted, other)
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         assert value.tobytes() == got[name].tobytes(), name
-    assert records(finished) == records(killed)
+    assert records(one) == records(other)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_steps_a_dispatch_are_the_single_steps_bit_for_bit(planted, finished, tmp_path, size):
+    """Windows end groups: of 2 steps, so that groups of 2 fill them, and those of 3 are never whole."""
+    train.train(small(planted, train__steps_per_dispatch=size), tmp_path)
+    check_same_run(planted, finished, tmp_path)
 
 
 def test_resuming_a_finished_run_changes_nothing(planted, copy_of_finished):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 def masked_softmax(score: jax.Array, mask: jax.Array) -> jax.Array:
     """[B, T] f32 weights over the valid positions (eq. 8); all zero where there is none."""
-    score = jnp.where(mask, score.astype(jnp.float32), -jnp.inf)
+    score = jnp.where(mask, score.astype(jnp.promote_types(score.dtype, jnp.float32)), -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(score, axis=1, keepdims=True, initial=jnp.finfo(score.dtype).min))
     exponential = jnp.exp(score - top)  # exp(-inf) = 0 at masked positions
     total = exponential.sum(axis=1, keepdims=True)
