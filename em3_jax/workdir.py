@@ -54,7 +54,7 @@ def claim(
         "data_hash": data_hash,
         "features": dict(features),
         "own_files": config_.own_files(config),
-        "commit": _commit(),
+        "commit": commit(),
         "packages": _versions(),
     }
     temporary = path.with_suffix(".tmp")
@@ -118,7 +118,7 @@ def _installed() -> set[str]:
     return {d.metadata["Name"] for d in importlib.metadata.distributions()}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the code, "+changes" if the checkout has any; None outside a checkout."""
     here = Path(__file__).parent
     run = lambda *args: subprocess.run(("git", *args), cwd=here, capture_output=True, text=True)  # noqa: E731

@@ -7,24 +7,16 @@ Also the largest array that devices exchange on the last mesh, with tables and f
 """
 
 import json
-import re
 import sys
 import tempfile
 
 import jax
 import numpy as np
 
+from benchmarks.scale.collectives import collectives
 from em3_jax import experiment, trees
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.pipeline import batches
-
-COLLECTIVE = re.compile(r"= (.*?) (?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\(")
-
-
-def largest_collective(program: str) -> int:
-    """Elements of the largest array that devices exchange at once."""
-    shapes = re.findall(r"\[([\d,]*)\]", " ".join(COLLECTIVE.findall(program)))
-    return int(max((np.prod([int(n) for n in shape.split(",") if n]) for shape in shapes), default=0))
 
 
 def report(state, aux, states: list) -> dict[str, float]:
@@ -74,7 +66,9 @@ def on_mesh(
     if last:
         shapes = [(growing(state, times), growing(parts.constants, times)) for times in (64, 4096)]
         programs = [step.func.lower(*step.args, *arguments, first).compile() for arguments in shapes]
-        result["largest_collective"] = [largest_collective(program.as_text()) for program in programs]
+        result["largest_collective"] = [
+            max((one.elements for one in collectives(program.as_text())), default=0) for program in programs
+        ]
     state, aux = parts.train_step(state, parts.constants, first)
     assert all(len(leaf.sharding.device_set) == parts.mesh.size for leaf in jax.tree.leaves(state))
     result["first"] = report(state, aux, states[0])

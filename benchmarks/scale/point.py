@@ -1,0 +1,137 @@
+"""One point of the grid: EM3's ranking step at a batch size, history length, width and table length."""
+
+import functools
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks.ranking import planted_config
+from benchmarks.scale.collectives import bytes_by_kind
+from em3_jax import experiment, optim, tables
+from em3_jax.data.pipeline import batches
+
+BY_SHAPE = 100_000_000  # tables from here on are compiled for, and not made
+
+
+class Point(NamedTuple):
+    """B, T, D of the content, V, and of the activations the precision."""
+
+    batch: int
+    history: int
+    width: int
+    rows: int
+    precision: str = "f32"
+
+    @property
+    def name(self) -> str:
+        return f"B {self.batch:,}  T {self.history}  D {self.width}  V {self.rows:,}  {self.precision}"
+
+
+def memory_limit() -> int:
+    """Bytes that programs may use on a device; on CPUs, of what the machine has free."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+class Step:
+    """The compiled step of a point, for arrays or for shapes alone.
+
+    Args:
+      root: the planted dataset.
+      point: the point.
+      mesh: (data, model) devices.
+      data: changes of config.data.
+    """
+
+    def __init__(self, root: Path, point: Point, mesh: tuple[int, int] = (0, 1), **data: str):
+        config = planted_config(root)
+        config.data.batch_size, config.data.history_length = point.batch, point.history
+        config.model.fusion_settings.width = config.model.cic.width = point.width
+        config.model.fusion_settings.ffn_width = 2 * point.width
+        config.model.precision = point.precision
+        config.mesh.data, config.mesh.model = mesh
+        config.data.update(data)
+        self.parts = experiment.build(config.to_dict(), lambda rows, size: 1_000_000)
+        self.batch = self.parts.place(self.parts.source[0])
+        self._tables = functools.partial(
+            tables.init, rows=point.rows, width=config.tables.width, scale=0.01,
+            optimizer=optim.row_optimizer(config.tables.optimizer, config.tables.learning_rate),
+        )  # fmt: skip
+        length = -(-point.rows // (1024 * self.parts.mesh.size)) * 1024 * self.parts.mesh.size
+        self._tables = functools.partial(self._tables, length=length)
+        shapes = jax.eval_shape(lambda: self._tables(jax.random.key(0)))
+        self.shapes = self.parts.shapes.replace(
+            tables=jax.tree.map(
+                lambda shape, old: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=old.sharding),
+                shapes,
+                self.parts.shapes.tables,
+            )
+        )
+        step = self.parts.train_step
+        self.compiled = step.func.lower(*step.args, self.shapes, self.parts.constants, self.batch).compile()
+        self._arguments = step.args
+
+    def state(self):
+        where = jax.tree.map(lambda shape: shape.sharding, self.shapes.tables)
+        made = jax.jit(self._tables, out_shardings=where)(jax.random.key(0))
+        return self.parts.init().replace(tables=made)
+
+    def counts(self) -> dict[str, float]:
+        """What the program says of itself, of one device: FLOPs, bytes, what is exchanged."""
+        cost, memory = self.compiled.cost_analysis(), self.compiled.memory_analysis()
+        return {
+            "flops": cost["flops"],
+            "bytes_accessed": cost["bytes accessed"],
+            "argument_bytes": memory.argument_size_in_bytes,
+            "temporary_bytes": memory.temp_size_in_bytes,
+            "exchanged_bytes": bytes_by_kind(self.compiled.as_text()),
+            "distinct_items": len(self.batch["item_id"]),
+            "distinct_rows": len(self.batch["row_id"]),
+        }
+
+    def timings(self, seconds: float) -> dict[str, float]:
+        """Steps on the real pipeline for so long: their median time, examples/s, the share of it spent waiting for input."""
+        state, size = self.state(), self.parts.source.batch_size
+        run = functools.partial(self.compiled, *self._arguments)
+        stream = batches(self.parts.source, place=self.parts.place)
+        spent, waited = [], []
+        while len(spent) < 4 or (sum(spent) < seconds and len(spent) < 200):
+            began = time.perf_counter()
+            batch = next(stream)
+            waited.append(time.perf_counter() - began)
+            if (
+                batch["item_id"].shape != self.batch["item_id"].shape
+                or batch["row_id"].shape != self.batch["row_id"].shape
+            ):
+                waited.pop()  # of another bucket size, for which nothing is compiled
+                continue
+            state, aux = run(state, self.parts.constants, batch)
+            jax.block_until_ready(aux)
+            spent.append(time.perf_counter() - began)
+        spent, waited = np.array(spent[1:]), np.array(waited[1:])
+        return {
+            "step_seconds": float(np.median(spent)),
+            "examples_per_second": float(size * len(spent) / spent.sum()),
+            "input_wait": float(waited.sum() / spent.sum()),
+            "steps": len(spent),
+        }
+
+
+def measure(root: Path, point: Point, peaks: dict[str, float], seconds: float) -> dict:
+    """The row of a point: counts, and timings where the machine has the memory."""
+    row = point._asdict()
+    step = Step(root, point)
+    row |= step.counts()
+    need, limit = row["argument_bytes"] + row["temporary_bytes"], memory_limit()
+    if point.rows >= BY_SHAPE:
+        return row | {"skipped": "by shape only"}
+    if need > 0.9 * limit:
+        return row | {"skipped": f"needs {need / 1e9:.1f} GB of {limit / 1e9:.1f} GB"}
+    row |= step.timings(seconds)
+    row["share_of_matrix_peak"] = row["flops"] / row["step_seconds"] / peaks[f"matmul_{point.precision}"]
+    row["share_of_copy_peak"] = row["bytes_accessed"] / row["step_seconds"] / peaks["copy"]
+    return row
