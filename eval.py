@@ -39,7 +39,7 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
             f"{directory}: trained on content alone, there are no clicks to score; use `python -m em3_jax.vectors`"
         )
     workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
-    checkpoints = Checkpoints(directory)
+    checkpoints = Checkpoints(directory, record["data_hash"])
     state, _ = checkpoints.restore(parts.shapes, step)
     report, arrays = parts.evaluate(state, split)
     sizes = {name: leaf.size for name, leaf in trees.named_leaves(state.params).items()}

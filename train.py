@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from em3_jax import cli, evaluators, experiment, logs, processes, trees, workdir
+from em3_jax import cli, evaluators, experiment, growth, logs, processes, trees, workdir
 from em3_jax import config as config_
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
@@ -44,6 +44,7 @@ class TrainSettings(NamedTuple):
       init_from: workdir of a run whose best parameters and tables this one starts with; "" = fresh ones.
       patience: evaluations without a better one before the run stops; 0 never stops early.
       deterministic: bit-identical results on GPUs too, at some cost.
+      grow: a resumed run may go on with a dataset that has further users, items and field values, see `growth`.
     """
 
     epochs: float
@@ -53,6 +54,7 @@ class TrainSettings(NamedTuple):
     patience: int
     deterministic: bool
     steps_per_dispatch: int = 1
+    grow: bool = False
 
 
 def train(config, directory: str | Path) -> dict:
@@ -73,17 +75,19 @@ def train(config, directory: str | Path) -> dict:
     parts = experiment.build(config, lambda rows, size: math.ceil(settings.epochs * rows / size))
     data_hash = parts.dataset.meta["data_hash"]
     processes.check_agree("data", {"hash": data_hash, "features": parts.feature_hashes})
-    workdir.claim(directory, config, data_hash, parts.feature_hashes, write=processes.is_first())
-    processes.barrier("claimed")
+    growing = growth.begin(directory, config, parts, settings.grow, write=processes.is_first())
+    processes.barrier("begun")
 
     # Where the state comes from: 1. the newest readable checkpoint of this workdir, 2. another run's best, 3. nothing.
-    checkpoints = Checkpoints(directory)
+    checkpoints = Checkpoints(directory, data_hash)
     state = parts.init()
     notes = {"best_step": 0, "best_value": None, "stale": 0}
-    if restored := checkpoints.restore_latest(state):
+    if restored := growth.restore_latest(checkpoints, directory, parts, state, notes):
         state, notes = restored
     elif settings.init_from:
         state = experiment.warm_start(state, settings.init_from, data_hash)
+    if growing:  # only now: a run that could not be restored keeps the dataset it has
+        workdir.claim(directory, config, data_hash, parts.feature_hashes, grown=True, write=processes.is_first())
     start, total = int(state.step), len(parts.source)
     print(logs.parameter_table(state, parts.frozen))
     print(

@@ -1,29 +1,31 @@
-"""The same training step in PyTorch eager: python -m benchmarks.peer_torch [--repeats 10]
+"""The same training step in PyTorch eager: python -m benchmarks.peer_torch [--repeats 20] [--compile]
 
-EM3's ranking step at B 1024, T 50, D 64, N 6 content tokens 768 wide, on planted data: FQ-Former, target attention on content
-and on ids, DNN, click loss and CIC, row-wise Adagrad on the touched rows, AdamW on the rest. The peer is written as one would
-write one's own: each distinct item encoded once, only the query positions computed after the attention, one gradient per touched
-row. Parameters, batch and settings are those of the JAX run; tests/test_peer_torch.py holds the two equal over several steps.
+EM3's ranking step of benchmarks/ranking.py (B 1024, T 50, D 64, N 6 tokens of 768, planted data), written a second time as one
+would write one's own in PyTorch: the same batch, parameters, losses, clipping, AdamW, and row-wise Adagrad on the touched rows.
+`tests/test_peer_torch.py` holds losses, gradients and updated parameters of both equal. Two forms: each distinct item encoded
+once, and each of the B x (1 + T) slots encoded. Results: benchmarks/NOTES.md.
 
-Letters: B batch, T history, S distinct items, R distinct rows, N tokens, Q queries, D width, W ID width.
+Forms take turns, each in a process of its own, as a user has it. In one process PyTorch's blocks lie where XLA's 300 MB of
+temporaries would, which are then mapped anew in every step (--one-process).
+
+Letters: B batch, T history, S items, R distinct table rows, N content tokens, Q queries, H heads, D width, W ID width.
 """
 
 import sys
 
-# Each variant runs in a process of its own, as in use: in one, the threads and the blocks of one library slow the other.
-if __name__ in ("__main__", "__mp_main__") and "--default-malloc" not in sys.argv:
+if __name__ == "__main__" and "--default-malloc" not in sys.argv:
     from em3_jax import allocator
 
-    allocator.keep_large_blocks()  # first: what is imported next starts threads
+    allocator.keep_large_blocks()  # first: what is imported next starts threads. PyTorch gains by it as XLA does
 
 import argparse
 import functools
-import multiprocessing
+import resource
+import subprocess
 import tempfile
-import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,73 +33,133 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.ranking import Trainer, planted_config
-from benchmarks.timing import milliseconds
+from benchmarks.timing import interleaved, milliseconds
+from configs import base
 from em3_jax import trees
 from em3_jax.data.readers.synthetic import synthetic
-from em3_jax.fields import Fields, columns
+from em3_jax.fields import Field, Fields, columns
+from em3_jax.types import Batch
+
+JAX = "JAX, distinct items"
+FORMS = [JAX, "torch, distinct items", "torch.compile, distinct", "torch, all slots"]
+
+# Settings that the peer has built in; with any other value of them it would be another model.
+BUILT_IN = {
+    "model": ("content", "content_parts", "content_score", "backbone", "fusion", "fusion_chunk", "loss"),
+    "tables": ("optimizer", "l2"),
+    "optim": ("warmup_steps", "decay_steps", "multipliers"),
+}
 
 
-def tensors(tree) -> dict:
-    """A dict of arrays, nested or not, as tensors of their own memory; integers as i64, which torch indexes with."""
-    if isinstance(tree, dict):
-        return {name: tensors(value) for name, value in tree.items()}
-    tensor = torch.from_numpy(np.array(tree))
-    return tensor.long() if tensor.dtype == torch.int32 else tensor
+def check(config: Mapping[str, Any]) -> None:
+    """Refuses a config whose step is not the one written here."""
+    ours = base.ranking()
+    for section, keys in BUILT_IN.items():
+        for key in keys:
+            assert config[section][key] == ours[section][key], f"the peer knows config.{section}.{key} only as in base"
+    fusion = config["model"]["fusion_settings"]
+    assert fusion["layers"] == 1 and fusion["lora"]["rank"] == 0, "the peer has one plain layer in its fusion module"
+    assert config["model"]["backbone_settings"]["attention_score"] == "mlp", "the peer's attention on IDs is DIN's"
+    assert config["model"]["cic"]["negatives"] > 0, "the peer draws its negatives"
 
 
-class PeerStep:
-    """A training step on one batch after the other; `__call__(batch)` -> its scalars.
+def arranged(named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """JAX parameters, or their gradients, by name as the peer lays them out: key and value in one product."""
+    out = {name: np.array(leaf) for name, leaf in named.items()}
+    layer = "model/fusion/layer_0/attention"
+    for part in ("kernel", "bias"):
+        pair = [out.pop(f"{layer}/{name}/{part}") for name in ("key", "value")]
+        out[f"{layer}/key_value/{part}"] = np.concatenate(pair, axis=-1)
+    return out
+
+
+def tensors(batch: Batch, table_rows: int) -> dict[str, torch.Tensor]:
+    """The batch as tensors, indices as i64, without padding: eager code needs no static shapes.
 
     Args:
-      config: of the run, with the default model: FQ-Former of one layer, DIN, dot score on content.
+      batch: see `data/batches.py`.
+      table_rows: V; `row_id` from there on is padding.
+    """
+    batch = {name: np.array(array) for name, array in batch.items()}
+    items = 1 + max(batch["item_position"].max(), batch["history_position"].max())
+    for name in ("item_id", "item_mask", "item_row", "item_is_known"):
+        batch[name] = batch[name][:items]
+    batch["row_id"] = batch["row_id"][batch["row_id"] < table_rows]
+    out = {name: torch.from_numpy(array) for name, array in batch.items()}
+    return {name: tensor.long() if tensor.dtype == torch.int32 else tensor for name, tensor in out.items()}
+
+
+def take(rows: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """[*, D] rows[position]; the backward pass takes 2 ms of 51,200 x 64, that of an indexing 7, of F.embedding 4."""
+    return rows.index_select(0, position.reshape(-1)).reshape(*position.shape, rows.shape[1])
+
+
+def field_embeddings(rows: torch.Tensor, position: torch.Tensor, fields: tuple[Field, ...]) -> torch.Tensor:
+    """[*, F W] the fields' embeddings side by side; of a multi-valued field the mean of its values.
+
+    Args:
+      rows: [R, W].
+      position: [*, C] i64.
+    """
+    values, parts = take(rows, position), []
+    for field, column in zip(fields, columns(fields).values(), strict=True):
+        value = values[..., column, :]
+        if field.length > 1:
+            valid = (position[..., column] != 0)[..., None]
+            value = (value * valid).sum(dim=-2) / valid.sum(dim=-2).clamp(min=1)
+        parts.append(value.flatten(start_dim=position.ndim - 1))
+    return torch.cat(parts, dim=-1)
+
+
+def interest(score: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[B, D] mean of the slots [B, T, D], weighted by the softmax of the score [B, T]; zeros for an empty history."""
+    weight = score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(dim=1) * mask
+    return torch.bmm(weight[:, None], slots)[:, 0]
+
+
+class Peer:
+    """The EM3 ranking model and its loss.
+
+    Args:
+      config: whose model is built; see `check`.
       fields: the dataset's categorical fields.
-      params: {name: array} dense parameters of a JAX state.
-      table: [V, W] the ID table.
-      features: {modality: (tokens [I, N, E], mask [I, N])}, standardised.
-      draw: (mask [S], step) -> (drawn [H + 1], used [S, H + 1]), see `losses.in_batch_negatives`; torch's own by default.
+      params: JAX parameters by name, copied.
+      features: {modality: (tokens [I, N, E], mask [I, N])}, standardised and zero where masked.
     """
 
-    def __init__(self, config, fields: Fields, params: dict, table, features: dict, draw: Callable | None = None):
-        self.config, self.fields, self.step = config, fields, 0
-        self.params = {name: torch.nn.Parameter(tensors(leaf)) for name, leaf in params.items()}
-        self.table, self.features = tensors(table), {name: tuple(map(tensors, pair)) for name, pair in features.items()}
-        self.accumulator = torch.zeros(len(self.table))
-        self.draw = draw or self._draw
-        optim = config["optim"]
-        self.optimizer = torch.optim.AdamW(
-            self.params.values(), lr=optim["learning_rate"], weight_decay=optim["weight_decay"], eps=1e-8, fused=True
-        )
+    def __init__(
+        self, config: Mapping[str, Any], fields: Fields, params: Mapping[str, Any], features: Mapping[str, Any]
+    ):
+        check(config)
+        self.fields, self.model = fields, config["model"]
+        self.params = {name: torch.from_numpy(leaf).requires_grad_() for name, leaf in arranged(params).items()}
+        self.features = {
+            name: tuple(torch.from_numpy(np.array(array)) for array in pair) for name, pair in sorted(features.items())
+        }
 
-    def __call__(self, batch: dict) -> dict[str, float]:
-        row_id = batch["row_id"]
-        known = row_id[: int((row_id < len(self.table)).sum())]  # what lies beyond the table reads as zeros
-        rows = self.table[known].requires_grad_()
-        padded = F.pad(rows, (0, 0, 0, len(row_id) - len(known)))
-        logit, content, item_fields = self._forward(padded, batch)
-        click = F.binary_cross_entropy_with_logits(logit, batch["label"], batch["weight"], reduction="sum")
-        click = click / batch["weight"].sum()
-        contrast = self._contrast(content, item_fields, batch)
-        loss = click + self.config["model"]["cic"]["weight"] * contrast
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.params.values(), self.config["optim"]["clip_norm"])
-        self.optimizer.step()
-        self._update(known, rows.grad)
-        self.step += 1
-        return {"loss": loss, "ranking_loss": click, "cic_loss": contrast, "gradient_norm": norm}
+    def loss(
+        self, rows: torch.Tensor, batch: dict[str, torch.Tensor], draw: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """{"loss": [], and its parts "ranking_loss" and "cic_loss"} (eq. 14).
 
-    @torch.no_grad()
-    def _update(self, row_id: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Row-wise Adagrad; the padding row comes first and stays."""
-        row_id, gradient = row_id[1:], gradient[1:]
-        accumulator = self.accumulator[row_id] + gradient.square().mean(dim=1)
-        self.accumulator[row_id] = accumulator
-        change = gradient / (accumulator.sqrt() + 1e-8)[:, None]
-        self.table.index_add_(0, row_id, change, alpha=-self.config["tables"]["learning_rate"])
+        Args:
+          rows: [R, W] the batch's rows of the ID table.
+          batch: see `tensors`.
+          draw: (items that count [n] i64) -> positions [1 + negatives] among them, distinct.
+        """
+        ids = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F W]
+        content, has_content = self._fusion(batch["item_id"])  # [S, D], [S]
+        logit = self._logit(rows, ids, content, batch)
+        ranking = F.binary_cross_entropy_with_logits(logit, batch["label"], batch["weight"], reduction="sum")
+        ranking = ranking / batch["weight"].sum()
+        counts = (batch["item_mask"] & batch["item_is_known"] & has_content).nonzero()[:, 0]
+        contrast = self._contrast(take(content, counts), take(ids, counts), draw(counts))
+        total = ranking + self.model["cic"]["weight"] * contrast
+        return {"loss": total, "ranking_loss": ranking, "cic_loss": contrast}
 
     def _dense(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        kernel, bias = self.params[f"{name}/kernel"], self.params.get(f"{name}/bias")
-        flat = x.reshape(-1, x.shape[-1])
+        # The kernel lies as [E, D], for which the gradient was faster than for nn.Linear's [D, E]: 52 against 59 ms a step.
+        kernel, bias, flat = self.params[f"{name}/kernel"], self.params.get(f"{name}/bias"), x.reshape(-1, x.shape[-1])
         y = flat @ kernel if bias is None else torch.addmm(bias, flat, kernel)
         return y.reshape(*x.shape[:-1], -1)
 
@@ -105,177 +167,229 @@ class PeerStep:
         scale, bias = self.params[f"{name}/scale"], self.params[f"{name}/bias"]
         return F.layer_norm(x, x.shape[-1:], scale, bias, eps=1e-6)
 
-    def _fusion(self, item: torch.Tensor) -> torch.Tensor:
-        """[S, D] content embeddings of the items [S]."""
-        name, heads = "model/fusion", self.config["model"]["fusion_settings"]["heads"]
-        tokens, masks = [], []
-        for modality in sorted(self.features):
-            values, mask = (array[item] for array in self.features[modality])
-            x = self._dense(f"{name}/modalities/{modality}_fc", values.float().masked_fill(~mask[..., None], 0.0))
-            tokens.append(x + self.params[f"{name}/modalities/{modality}_embedding"])
-            masks.append(mask)
-        content, queries = torch.cat(tokens, dim=1), self.params[f"{name}/queries"]
-        layer, items, (number, width) = f"{name}/layer_0", len(item), queries.shape
-        mask = torch.cat([torch.ones(items, number, dtype=torch.bool), *masks], dim=1)[:, None, None, :]
+    def _fusion(self, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(content embeddings [S, D], has any token [S]) of the items [S]: FQ-Former, query positions alone (eq. 2-6)."""
+        settings, name, parts, masks = self.model["fusion_settings"], "model/fusion", [], []
+        for modality, (tokens, mask) in self.features.items():
+            x = take(tokens.flatten(1), item).reshape(len(item), *tokens.shape[1:]).float()
+            parts.append(self._dense(f"{name}/modalities/{modality}_fc", x))
+            parts[-1] = parts[-1] + self.params[f"{name}/modalities/{modality}_embedding"]
+            masks.append(take(mask, item))
+        drop = functools.partial(F.dropout, p=settings["dropout"]) if settings["dropout"] else lambda x: x
+        content, mask = drop(torch.cat(parts, dim=1)), torch.cat(masks, dim=1)  # [S, N, D], [S, N]
+        queries, layer = self.params[f"{name}/queries"], f"{name}/layer_0"
+        mixed = self._attention(f"{layer}/attention", queries, content, mask)
+        x = self._norm(f"{layer}/attention_norm", queries + drop(mixed))  # [S, Q, D]
+        y = self._dense(f"{layer}/ffn_out", F.gelu(self._dense(f"{layer}/ffn_in", x), approximate="tanh"))
+        x = self._norm(f"{layer}/ffn_norm", x + drop(y))
+        return self._dense(f"{name}/join", x.flatten(1)), mask.any(dim=1)
 
-        def split(x: torch.Tensor) -> torch.Tensor:
-            return x.reshape(*x.shape[:-1], heads, width // heads).transpose(-3, -2)
-
+    def _attention(self, name: str, queries: torch.Tensor, content: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[S, Q, D] the queries [Q, D] read themselves and the content [S, N, D] where the mask [S, N] is True."""
+        (number, width), items, heads = queries.shape, len(content), self.model["fusion_settings"]["heads"]
         # The queries are the same for all items, and are projected once.
-        key, value = (
-            torch.cat(
-                [self._dense(f"{layer}/attention/{part}", queries).expand(items, -1, -1),
-                 self._dense(f"{layer}/attention/{part}", content)], dim=1,
-            )
-            for part in ("key", "value")
-        )  # fmt: skip
-        query = split(self._dense(f"{layer}/attention/query", queries)).expand(items, -1, -1, -1)
-        mixed = F.scaled_dot_product_attention(query, split(key), split(value), attn_mask=mask)
-        mixed = mixed.transpose(1, 2).reshape(items, number, width)
-        x = self._norm(f"{layer}/attention_norm", queries + self._dense(f"{layer}/attention/output", mixed))
-        y = F.gelu(self._dense(f"{layer}/ffn_in", x), approximate="tanh")
-        x = self._norm(f"{layer}/ffn_norm", x + self._dense(f"{layer}/ffn_out", y))
-        return self._dense(f"{name}/join", x.reshape(items, -1))
+        both = [self._dense(f"{name}/key_value", x) for x in (queries, content)]
+        both = torch.cat([both[0].expand(items, -1, -1), both[1]], dim=1)  # [S, Q + N, 2 D]
+        key, value = both.reshape(items, -1, 2, heads, width // heads).unbind(dim=2)
+        query = self._dense(f"{name}/query", queries).reshape(number, heads, -1)
+        readable = torch.cat([torch.ones(items, number, dtype=torch.bool), mask], dim=1)[:, None, None]
+        # Products by hand: so short, scaled_dot_product_attention takes a quarter longer.
+        score = torch.einsum("qhd,snhd->shqn", query, key) / (width // heads) ** 0.5
+        weight = score.masked_fill(~readable, torch.finfo(score.dtype).min).softmax(dim=-1)
+        return self._dense(f"{name}/output", torch.einsum("shqn,snhd->sqhd", weight, value).flatten(2))
 
-    def _embed(self, rows: torch.Tensor, position: torch.Tensor, specs) -> torch.Tensor:
-        """[*, F, W] field embeddings; of a multi-valued field the mean of its values."""
-        values, parts = rows[position], []
-        for field, column in zip(specs, columns(specs).values(), strict=True):
-            if field.length == 1:
-                parts.append(values[..., column, :])
-                continue
-            valid = (position[..., column] != 0)[..., None]
-            total = (values[..., column, :] * valid).sum(dim=-2, keepdim=True)
-            parts.append(total / valid.sum(dim=-2, keepdim=True).clamp(min=1))
-        return torch.cat(parts, dim=-2)
-
-    @staticmethod
-    def _interest(score: torch.Tensor, slots: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """[B, D] mean of the slots [B, T, D] by softmax of the score [B, T]; zeros without a history."""
-        weight = score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(dim=1) * mask
-        return torch.bmm(weight[:, None], slots)[:, 0]
-
-    def _forward(self, rows: torch.Tensor, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(logit [B], content [S, D], item field embeddings [S, F, W])."""
+    def _logit(
+        self, rows: torch.Tensor, ids: torch.Tensor, content: torch.Tensor, batch: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """[B] DIN on IDs, with the content of the candidate and the user's content interest (eq. 7-8)."""
         candidate, history, mask = (batch[name] for name in ("item_position", "history_position", "history_mask"))
-        fields = self.fields
-        items = self._embed(rows, batch["item_row"], fields.item)
-        groups = [(fields.user, "user_row"), (fields.context, "context_row")]
-        others = [self._embed(rows, batch[name], specs).flatten(1) for specs, name in groups if specs]
-
-        content = self._fusion(batch["item_id"])
-        target, slots = content[candidate], content[history]
+        target, slots = take(content, candidate), take(content, history)
         name = "model/content_attention/DotScore_0"
-        query = self._dense(f"{name}/key", self._dense(f"{name}/query", target))
-        score = torch.bmm(slots, query[:, :, None])[:, :, 0] / target.shape[1] ** 0.5
-        interest = self._interest(score, slots, mask)
-        of_content = [target, interest, target * interest]
+        query = self._dense(f"{name}/key", self._dense(f"{name}/query", target))  # W_k^T W_q c: nothing per slot
+        score = (slots * query[:, None]).sum(dim=-1) / target.shape[1] ** 0.5
+        user = interest(score, slots, mask)
+        of_content = [target, user, target * user]
 
-        flat = items.flatten(1)
-        embedded = self._dense("model/backbone/item", flat)
-        target, slots = embedded[candidate], embedded[history]
-        for k in range(len(fields.event)):
-            slots = slots + rows[batch["history_row"][..., k]]
-        interest = self._interest(self._mlp_score(target, slots), slots, mask)
-        x = torch.cat([flat[candidate], interest, interest * target, *others, *of_content], dim=1)
-        layers = len(self.config["model"]["backbone_settings"]["hidden"])
-        for k in range(layers):
+        items = self._dense("model/backbone/item", ids)  # [S, W]
+        target, slots = take(items, candidate), take(items, history)
+        for position in batch["history_row"].unbind(dim=-1):
+            slots = slots + take(rows, position)
+        user = interest(self._mlp_score(target, slots), slots, mask)
+        groups = ((self.fields.user, "user_row"), (self.fields.context, "context_row"))
+        others = [field_embeddings(rows, batch[key], fields) for fields, key in groups if fields]
+        x = torch.cat([take(ids, candidate), user, user * target, *others, *of_content], dim=1)
+        settings = self.model["backbone_settings"]
+        for k in range(len(settings["hidden"])):
             x = F.relu(self._dense(f"model/backbone/dnn/Dense_{k}", x))
-        return self._dense(f"model/backbone/dnn/Dense_{layers}", x)[:, 0], content, items
+            x = F.dropout(x, settings["dropout"]) if settings["dropout"] else x
+        return self._dense(f"model/backbone/dnn/Dense_{len(settings['hidden'])}", x)[:, 0]
 
     def _mlp_score(self, target: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """[B, T] DIN's w . relu(W [c, h, c - h, c * h] + b), affine in h with a matrix per candidate."""
+        """[B, T] w . relu(W [c, h, c - h, c * h] + b), as a matrix per candidate: affine in h, see `MLPScore`."""
         name = "model/backbone/attention/MLPScore_0"
         kernel, bias, out = (self.params[f"{name}/{part}"] for part in ("kernel", "bias", "out"))
         of_target, of_history, of_difference, of_product = kernel.chunk(4)
         matrix = of_history - of_difference + target[:, :, None] * of_product  # [B, W, K]
-        offset = target @ (of_target + of_difference) + bias
+        offset = torch.addmm(bias, target, of_target + of_difference)
         return (F.relu(torch.baddbmm(offset[:, None], slots, matrix)) @ out)[..., 0]
 
-    def _contrast(self, content: torch.Tensor, item_fields: torch.Tensor, batch: dict) -> torch.Tensor:
-        """L_CIC (eq. 10-13) over the items that have content and an id of their own."""
-        settings, item = self.config["model"]["cic"], batch["item_id"]
-        has_content = torch.stack([mask[item].any(dim=1) for _, mask in self.features.values()]).any(dim=0)
-        valid = batch["item_mask"] & batch["item_is_known"] & has_content
+    def _contrast(self, content: torch.Tensor, ids: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        """[] L_CIC of the n items that count (eq. 10-13), content [n, D] against ids [n, F W].
+
+        Args:
+          drawn: [1 + negatives] i64; an item that is among them leaves itself out, any other the last.
+        """
         names = [field.name for field in self.fields.item]
-        ids = item_fields[:, [names.index(name) for name in settings["id_fields"]]].flatten(1)
-        content, ids = (
-            F.normalize(self._dense(f"cic/{name}", x).masked_fill(~valid[:, None], 0.0), eps=1e-6)
-            for name, x in (("content", content), ("ids", ids))
-        )
-        drawn, used = self.draw(valid, self.step)
-        positive = (content * ids).sum(dim=1, keepdim=True)
-        losses = []
+        chosen = [names.index(name) for name in self.model["cic"]["id_fields"]]
+        ids = ids.reshape(len(ids), len(names), -1)[:, chosen].flatten(1)
+        content, ids = (F.normalize(self._dense(f"cic/{name}", x)) for name, x in (("content", content), ("ids", ids)))
+        out = drawn == torch.arange(len(ids))[:, None]  # [n, 1 + negatives]
+        out[:, -1] |= ~out.any(dim=1)
+        positive, losses = (content * ids).sum(dim=1, keepdim=True), 0.0
         for one, other in ((content, ids), (ids, content)):
-            negative = (one @ other[drawn].T).masked_fill(~used, -torch.inf)
-            logits = torch.cat([positive, negative], dim=1) / settings["temperature"]
-            losses.append(logits.logsumexp(dim=1) - logits[:, 0])
-        return (0.5 * (losses[0] + losses[1]) * valid).sum() / valid.sum().clamp(min=1)
-
-    def _draw(self, valid: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        number = self.config["model"]["cic"]["negatives"]
-        drawn = torch.rand(len(valid)).masked_fill(~valid, -1.0).topk(number + 1).indices
-        itself = drawn == torch.arange(len(valid))[:, None]
-        last = torch.arange(number + 1) == number
-        return drawn, torch.where(itself.any(dim=1, keepdim=True), ~itself, ~last) & valid[drawn]
+            negative = (one @ take(other, drawn).T).masked_fill(out, -torch.inf)
+            logits = torch.cat([positive, negative], dim=1) / self.model["cic"]["temperature"]
+            losses = losses + 0.5 * (logits.logsumexp(dim=1) - logits[:, 0]).mean()
+        return losses
 
 
-def peer_of(trainer: Trainer, config: dict, draw: Callable | None = None) -> PeerStep:
-    """The peer that starts where the trainer stands."""
-    state, parts = jax.device_get(trainer.state), trainer.parts
-    features = jax.device_get(parts.constants)
-    params = trees.named_leaves(state.params)
-    return PeerStep(config, parts.dataset.fields, params, state.tables["embedding"], features, draw)
+class PeerStep:
+    """A training step; `__call__()` -> named scalars.
+
+    Args:
+      peer: the model.
+      table: [V, W] the ID table, copied.
+      batch: see `tensors`.
+      config: of which optim and tables are read.
+      draw: see `Peer.loss`; without, negatives are drawn anew in each step.
+      compiled: by torch.compile, else eager.
+    """
+
+    def __init__(self, peer: Peer, table, batch: dict[str, torch.Tensor], config, draw=None, compiled: bool = False):
+        self.peer, self.batch, self.table = peer, batch, torch.from_numpy(np.array(table))
+        self.accumulator = torch.zeros(len(self.table))
+        self.rate, self.clip_norm = config["tables"]["learning_rate"], config["optim"]["clip_norm"]
+        number = config["model"]["cic"]["negatives"]
+        self.draw = draw or (lambda counts: torch.randperm(len(counts))[: number + 1])
+        matrices, others = ([x for x in peer.params.values() if (x.ndim > 1) == wide] for wide in (True, False))
+        groups = [{"params": matrices, "weight_decay": config["optim"]["weight_decay"]}, {"params": others}]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config["optim"]["learning_rate"], weight_decay=0.0, eps=1e-8, fused=True
+        )
+        self.loss = torch.compile(peer.loss) if compiled else peer.loss
+
+    def __call__(self) -> dict[str, torch.Tensor]:
+        rows = self.table.index_select(0, self.batch["row_id"]).requires_grad_()
+        out = self.loss(rows, self.batch, self.draw)
+        self.optimizer.zero_grad()
+        out["loss"].backward()
+        if self.clip_norm:
+            out["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.peer.params.values(), self.clip_norm)
+        self.optimizer.step()
+        self._update(self.batch["row_id"][1:], rows.grad[1:])  # the padding row comes first, and stays
+        return {name: value.detach() for name, value in out.items()}
+
+    @torch.no_grad()
+    def _update(self, row_id: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Row-wise Adagrad on the touched rows."""
+        accumulator = self.accumulator[row_id] + gradient.square().mean(dim=1)
+        self.accumulator[row_id] = accumulator
+        self.table.index_add_(0, row_id, gradient / (accumulator.sqrt() + 1e-8)[:, None], alpha=-self.rate)
 
 
-VARIANTS = {
-    "JAX, distinct items": {"distinct_items": True, "torch": False},
-    "torch, distinct items": {"distinct_items": True, "torch": True},
-    "torch, all slots": {"distinct_items": False, "torch": True},
-}
+def peer_of(trainer: Trainer, config: Mapping[str, Any], **options) -> PeerStep:
+    """The step that starts where `trainer` stands, on its batch; options as of `PeerStep`."""
+    state, features, batch = jax.device_get((trainer.state, trainer.parts.constants, trainer.batch))
+    table = state.tables["embedding"]
+    peer = Peer(config, trainer.parts.dataset.fields, trees.named_leaves(state.params), features)
+    return PeerStep(peer, table, tensors(batch, trainer.parts.dataset.fields.num_rows), config, **options)
 
 
-def serve(pipe, root: Path, threads: int, distinct_items: bool, torch_: bool) -> None:
-    """One variant in a process of its own: a step for each message, answered by its seconds."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(threads)
+def load(form: str, root: Path) -> Callable[[], Any]:
+    """The step named `form`, one of FORMS, on the first batch of the planted data in `root`."""
     config = planted_config(root)
-    call = Trainer(config, distinct_items)
-    if torch_:
-        call = functools.partial(peer_of(call, config.to_dict()), tensors(jax.device_get(call.batch)))
-    jax.block_until_ready(call())
-    pipe.send("ready")
-    while pipe.recv():
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        pipe.send(time.perf_counter() - start)
+    trainer = Trainer(config, distinct_items=form != "torch, all slots")
+    return trainer if form == JAX else peer_of(trainer, config.to_dict(), compiled=form == "torch.compile, distinct")
+
+
+class Remote:
+    """A form in a process of its own; a call lets it do one step, and the others wait."""
+
+    def __init__(self, form: str, root: Path, *flags: str):
+        command = [sys.executable, "-m", "benchmarks.peer_torch", "--serve", form, "--root", str(root), *flags]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+    def __call__(self) -> None:
+        self.process.stdin.write("step\n")
+        self.faults = int(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Local:
+    """A form in this process."""
+
+    def __init__(self, form: str, root: Path, *flags: str):
+        self.step = load(form, root)
+
+    def __call__(self) -> None:
+        before = page_faults()
+        jax.block_until_ready(self.step())
+        self.faults = page_faults() - before
+
+    def close(self) -> None:
+        del self.step
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def serve(form: str, root: Path) -> None:
+    """Does a step for each line of stdin, and answers with the pages that it had to map."""
+    step = Local(form, root)
+    for _ in sys.stdin:
+        step()
+        print(step.faults, flush=True)
+
+
+def compare(forms: list[str], root: Path, repeats: int, kind: Callable, flags: list[str]) -> None:
+    """Prints the time of each form's step, and its ratio to that of the first."""
+    variants = {form: kind(form, root, *flags) for form in forms}
+    seconds = interleaved(variants, repeats)
+    for form, value in seconds.items():
+        least, middle = (f(value) / f(seconds[forms[0]]) for f in (np.min, np.median))
+        print(
+            f"{form:<24}{milliseconds(value):<30}{least:6.2f} x by minima, {middle:.2f} x by medians; "
+            f"{variants[form].faults:,} page faults in the last step"
+        )
+        variants[form].close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--repeats", type=int, default=20, help="of the steps on distinct items; of all slots half")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch; XLA takes all cores")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too, which needs a C++ compiler")
+    parser.add_argument("--one-process", action="store_true", help="all forms in one process, and so in one heap")
     parser.add_argument("--default-malloc", action="store_true", help="without em3_jax.allocator, to compare")
+    parser.add_argument("--serve", choices=FORMS, help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    print(f"jax {jax.__version__}, {jax.devices()}; torch {torch.__version__}, {args.threads} threads")
+    torch.set_num_threads(args.threads)
+    if args.serve:
+        return serve(args.serve, args.root)
+    print(f"jax {jax.__version__}, {jax.devices()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    flags = [f"--threads={args.threads}", *["--default-malloc"] * args.default_malloc]
+    kind = Local if args.one_process else Remote
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "planted"
         synthetic(root, interactions=500_000, users=20_000, items=7_500, token_width=768)
-        context, pipes = multiprocessing.get_context("spawn"), {}
-        for name, variant in VARIANTS.items():
-            pipes[name], end = context.Pipe()
-            arguments = (end, root, args.threads, variant["distinct_items"], variant["torch"])
-            context.Process(target=serve, args=arguments, daemon=True).start()
-            pipes[name].recv()
-        seconds = {name: np.empty(args.repeats) for name in pipes}
-        for k in range(args.repeats):
-            for name, pipe in pipes.items():  # in turns, so that a slow minute hits all
-                pipe.send(True)
-                seconds[name][k] = pipe.recv()
-    ours = seconds["JAX, distinct items"]
-    for name, value in seconds.items():
-        least, middle = (f(value) / f(ours) for f in (np.min, np.median))
-        print(f"{name:<24}{milliseconds(value):<34}{least:6.2f} x by minima, {middle:.2f} x by medians")
+        compare(FORMS[: 3 if args.compile else 2], root, args.repeats, kind, flags)
+        # Apart: a step with gigabytes of temporaries among them would cost the next one its caches.
+        compare([JAX, FORMS[-1]], root, max(args.repeats // 2, 3), kind, flags)
     print("targets: torch, distinct items at least 1.0 x; torch, all slots at least 8 x")
 
 

@@ -50,6 +50,7 @@ def _defaults() -> ConfigDict:
                 "init_from": "",  # workdir of a run to start from
                 "patience": 21,  # evaluations without a better one; 0 = never stop early
                 "deterministic": False,  # on GPUs; CPUs always are
+                "grow": False,  # ID tables alone can
             },
             "eval": {
                 "metric": "recall@20",  # chooses the best step

@@ -2,14 +2,16 @@
 
     <workdir>/checkpoints/latest/<step>    <workdir>/checkpoints/best/<step>
 
-A checkpoint is the training state, leaf by leaf under its name, and a small JSON with what the loop remembers. Orbax writes
-beside the final place and renames, so a run killed while saving leaves the older checkpoints untouched.
+A checkpoint is the training state, leaf by leaf under its name, and a small JSON with what the loop remembers and which data
+the rows of its tables belong to. Orbax writes beside the final place and renames, so a run killed while saving leaves the
+older checkpoints untouched.
 """
 
 import errno
 import logging
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from em3_jax import trees
+from em3_jax import trees, workdir
 from em3_jax.types import State, UserError
 
 KEEP_LATEST = 2
@@ -27,12 +29,14 @@ class Checkpoints:
     """Saves and restores the state of one run.
 
     Args:
-      workdir: the run's folder.
+      directory: the run's folder.
+      data_hash: of the dataset in use; it is noted in what is saved, and what was saved with another is refused. None: neither.
     """
 
-    def __init__(self, workdir: str | Path):
+    def __init__(self, directory: str | Path, data_hash: str | None = None):
         # Orbax fails in the background on a relative path. What it logs as an error it also raises.
-        self._root = Path(workdir).absolute() / "checkpoints"
+        self._root = Path(directory).absolute() / "checkpoints"
+        self.data_hash = data_hash
         for name in ("absl", "concurrent.futures"):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         self._saving = 0  # the step of the newest save
@@ -63,6 +67,7 @@ class Checkpoints:
         try:
             self._saving = step
             self._check_space(state)
+            notes = notes | ({"data_hash": self.data_hash} if self.data_hash else {})
             args = ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)), notes=ocp.args.JsonSave(notes))
             if not manager.save(step, args=args, force=True):
                 raise OSError(f"Orbax refused step {step}")
@@ -89,15 +94,18 @@ class Checkpoints:
             except (OSError, ValueError, RuntimeError) as error:
                 raise self._not_saved(kind, self._saving, error) from error
 
-    def restore_latest(self, template: State) -> tuple[State, dict[str, Any]] | None:
+    def restore_latest(
+        self, template: State, of_other_data: Callable[[str], State] | None = None
+    ) -> tuple[State, dict[str, Any]] | None:
         """The newest readable checkpoint, or None without any; an unreadable one is set aside with a warning.
 
         Args:
           template: a state of the same shapes, dtypes and shardings (arrays or `ShapeDtypeStruct`).
+          of_other_data: data hash -> template of a checkpoint that was saved with other data; None refuses it.
         """
         for step in reversed(self.steps("latest")):
             try:
-                return self._restore("latest", step, template)
+                return self._restore("latest", step, template, of_other_data)
             except UserError:
                 raise
             except Exception as error:
@@ -128,28 +136,54 @@ class Checkpoints:
             raise UserError(f"{self._root}: no checkpoint; train that run first")
         kind, step = found[0]
         try:
+            self._notes(kind, step)
             saved = dict(self._managers[kind].item_metadata(step)["state"])
             wanted = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for n, leaf in saved.items()}
             args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
             state = self._managers[kind].restore(step, args=args)["state"]
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f"{self._root / kind / str(step)}: unreadable ({_reason(error)}); train that run again"
             ) from error
         return {name.replace(".", "/"): leaf for name, leaf in state.items()}
 
-    def _restore(self, kind: str, step: int, template: State) -> tuple[State, dict[str, Any]]:
+    def forget_best(self, after: int) -> None:
+        """Removes what was best later than step `after`: a run that takes another way from there would find it in its own way."""
+        for step in self.steps("best"):
+            if step > after:
+                self._managers["best"].delete(step)
+
+    def _notes(self, kind: str, step: int, other_data: bool = False) -> dict[str, Any]:
+        """The notes of a checkpoint, "data_hash" among them; unless `other_data`, its data have to be those in use."""
+        args = ocp.args.Composite(notes=ocp.args.JsonRestore())
+        notes = self._managers[kind].restore(step, args=args)["notes"]
+        if self.data_hash:
+            saved = notes.setdefault("data_hash", workdir.first_data(self._root.parent) or self.data_hash)
+            if saved != self.data_hash and not other_data:
+                raise UserError(
+                    f"{self._root / kind / str(step)}: was trained before the dataset grew (hash {saved[:12]}, now "
+                    f"{self.data_hash[:12]}), its table rows stand for other ids; train on until an evaluation has found a new "
+                    "best, or choose a later --step"
+                )
+        return notes
+
+    def _restore(
+        self, kind: str, step: int, template: State, of_other_data: Callable[[str], State] | None = None
+    ) -> tuple[State, dict[str, Any]]:
+        notes = self._notes(kind, step, other_data=of_other_data is not None)
+        if notes.get("data_hash") != self.data_hash and of_other_data is not None:
+            template = of_other_data(notes["data_hash"])
         wanted = _flat(jax.tree.map(_abstract, template))
         manager = self._managers[kind]
         saved = manager.item_metadata(step)["state"]
         if saved is None:
             raise OSError("the state is missing")
         self._check_same_model(kind, step, wanted, saved)
-        restored = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted), notes=ocp.args.JsonRestore())
-        )
+        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
         leaves = [restored["state"][name] for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(template), leaves), restored["notes"]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves), notes
 
     def _check_same_model(self, kind: str, step: int, wanted: dict, saved) -> None:
         """Orbax would cast dtypes and cut shapes in silence."""

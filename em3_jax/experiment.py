@@ -186,7 +186,7 @@ def warm_start(state: State, workdir_: str | Path, data_hash: str) -> State:
             f"config.train.init_from={workdir_}: that run was trained on another dataset; choose another run"
         )
     sharding_ = jax.tree.leaves(state.params)[0].sharding
-    checkpoints = Checkpoints(workdir_)
+    checkpoints = Checkpoints(workdir_, data_hash)
     saved = checkpoints.read(sharding_)
     checkpoints.close()
 

@@ -38,7 +38,7 @@ def merge(directory: str | Path, out: str | Path) -> dict[str, Any]:
         raise UserError(f"{out}: exists already as a run; choose another --out")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: exists already and is not an empty folder; choose another --out")
-    saved, notes = _read(directory)
+    saved, notes = _read(directory, record["data_hash"])
     adapters = sum(name.endswith("/lora_a") for name in saved if name.startswith("params/"))
     if not adapters:
         raise UserError(
@@ -51,6 +51,8 @@ def merge(directory: str | Path, out: str | Path) -> dict[str, Any]:
     try:
         temporary.mkdir(parents=True)
         _write(temporary, state, notes, record)
+        if (vocabulary := Path(directory) / "vocabulary").is_dir():
+            shutil.copytree(vocabulary, temporary / "vocabulary")
         temporary.replace(out)
     except OSError as error:
         raise UserError(f"{out}: cannot make this folder ({error.strerror}); choose another --out") from None
@@ -59,9 +61,9 @@ def merge(directory: str | Path, out: str | Path) -> dict[str, Any]:
     return {"step": step, "adapters": adapters}
 
 
-def _read(directory: str | Path) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+def _read(directory: str | Path, data_hash: str) -> tuple[dict[str, jax.Array], dict[str, Any]]:
     """(leaf name -> array, notes) of the best checkpoint, or the newest if none was best."""
-    checkpoints = Checkpoints(directory)
+    checkpoints = Checkpoints(directory, data_hash)
     try:
         saved = checkpoints.read(jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
         return checkpoints.restore(saved, int(saved["step"]))
@@ -91,7 +93,7 @@ def _without_adapters(saved: dict[str, jax.Array], settings: dict[str, Any]) -> 
 
 
 def _write(folder: Path, state: State, notes: dict[str, Any], record: dict[str, Any]) -> None:
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, record["data_hash"])
     try:
         # "best" is what others read; "latest" keeps `train.py` from starting afresh in this folder, over the merged weights.
         for kind in ("best", "latest"):

@@ -32,7 +32,7 @@ def export_vectors(directory: str | Path, name: str, data_root: str | None = Non
         raise UserError(
             f"{directory}: it has no content embeddings, as no run on IDs alone or on retrieval has; choose another --workdir"
         )
-    state, _ = Checkpoints(directory).restore(parts.shapes)
+    state, _ = Checkpoints(directory, record["data_hash"]).restore(parts.shapes)
     host_features = () if parts.constants else tuple(parts.feature_sets)
     source = CataloguePass(np.arange(parts.dataset.num_items), parts.eval.batch_size, host_features)
     vectors = [np.asarray(parts.embed(state, source[k])) for k in range(len(source))]

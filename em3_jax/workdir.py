@@ -27,7 +27,13 @@ MAY_CHANGE = (
 
 
 def claim(
-    workdir: str | Path, config: Mapping[str, Any], data_hash: str, features: Mapping[str, str], *, write: bool = True
+    workdir: str | Path,
+    config: Mapping[str, Any],
+    data_hash: str,
+    features: Mapping[str, str],
+    *,
+    grown: bool = False,
+    write: bool = True,
 ) -> bool:
     """Makes `workdir` this run's, or makes sure that it is; returns whether it was before.
 
@@ -35,14 +41,18 @@ def claim(
       config: the resolved config, plain values.
       data_hash: of the dataset.
       features: name -> hash of the feature sets in use.
+      grown: the data are those the run goes on with, whatever they were.
       write: False only makes sure.
     """
     workdir = Path(workdir)
     path = workdir / "run.json"
     config = json.loads(json.dumps(config))  # tuples and lists are the same thing from here on
     resumed = path.exists()
+    grown_from = []
     if resumed:
-        _check_same(path, config, data_hash, features)
+        check_same(workdir, config, data_hash, features, grown)
+        old = read(workdir)
+        grown_from = old.get("grown_from", []) + [old["data_hash"]] * (old["data_hash"] != data_hash)
     if not write:
         return resumed
     try:
@@ -52,6 +62,7 @@ def claim(
     record = {
         "config": config,
         "data_hash": data_hash,
+        "grown_from": grown_from,
         "features": dict(features),
         "own_files": config_.own_files(config),
         "commit": commit(),
@@ -69,7 +80,7 @@ def claim(
 
 
 def read(workdir: str | Path) -> dict[str, Any]:
-    """The record of a run: config, data_hash, features, own_files, commit, packages."""
+    """The record of a run: config, data_hash, grown_from (the hashes before it), features, own_files, commit, packages."""
     path = Path(workdir) / "run.json"
     if not path.exists():
         raise UserError(f"{path}: file missing; is {workdir} the --workdir of a `train.py` run?")
@@ -79,20 +90,40 @@ def read(workdir: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error}); train again in a new --workdir") from None
 
 
-def check_data(workdir: str | Path, record: Mapping[str, Any], data_hash: str, features: Mapping[str, str]) -> None:
-    """Refuses a dataset, feature sets or files of the user's own other than those the run was trained with."""
+def first_data(workdir: str | Path) -> str | None:
+    """The hash of the data a run began with; None where there is no run."""
+    if not (Path(workdir) / "run.json").exists():
+        return None
+    record = read(workdir)
+    return [*record.get("grown_from", []), record["data_hash"]][0]
+
+
+def check_data(
+    workdir: str | Path,
+    record: Mapping[str, Any],
+    data_hash: str,
+    features: Mapping[str, str],
+    grown: bool = False,
+    hint: str = "",
+) -> None:
+    """Refuses a dataset, feature sets or files of the user's own other than those the run was trained with.
+
+    Args:
+      grown: dataset and feature sets may be others.
+      hint: what else can be done about another dataset.
+    """
     root = record["config"]["data"]["root"]
-    if record["data_hash"] != data_hash:
+    if record["data_hash"] != data_hash and not grown:
         raise UserError(
             f"{workdir}: belongs to another dataset: the data in {root} have hash {data_hash[:12]}, the run was made with "
-            f"{record['data_hash'][:12]}; choose another --workdir or restore the dataset"
+            f"{record['data_hash'][:12]}; choose another --workdir or restore the dataset{hint}"
         )
     for name, found in config_.own_files(record["config"]).items():
         if record.get("own_files", {}).get(name, found) != found:
             raise UserError(
                 f"{workdir}: {name} has changed since it was trained; choose another --workdir or restore the file"
             )
-    for name, found in features.items():
+    for name, found in () if grown else features.items():
         if record.get("features", {}).get(name, found) != found:
             raise UserError(
                 f"{workdir}: the features '{name}' in {root} are not those it was trained on (hash {found[:12]}, then "
@@ -100,14 +131,16 @@ def check_data(workdir: str | Path, record: Mapping[str, Any], data_hash: str, f
             )
 
 
-def _check_same(path: Path, config: Mapping[str, Any], data_hash: str, features: Mapping[str, str]) -> None:
-    old = read(path.parent)
-    check_data(path.parent, old, data_hash, features)
+def check_same(
+    workdir: str | Path, config: Mapping[str, Any], data_hash: str, features: Mapping[str, str], grown: bool = False
+) -> None:
+    """Refuses to go on with the run in `workdir` where it is another; arguments as of `claim`."""
+    old = read(workdir)
+    check_data(workdir, old, data_hash, features, grown)
+    config = json.loads(json.dumps(config))
     changed = [line for line in config_.differences(old["config"], config) if not line.startswith(MAY_CHANGE)]
     if changed:
-        raise UserError(
-            f"{path.parent}: belongs to another config ({'; '.join(changed[:3])}); choose another --workdir"
-        )
+        raise UserError(f"{workdir}: belongs to another config ({'; '.join(changed[:3])}); choose another --workdir")
 
 
 def _versions() -> dict[str, str]:

@@ -25,6 +25,7 @@ FLOORS = [
         "wiring",
         "experiment",
         "processes",
+        "growth",
     }
     | {"prepare", "extract", "vectors", "merge", "compare"},
     {"train", "eval", "reproduce"},
