@@ -53,6 +53,8 @@ def pytest_collection_modifyitems(items):
         "test_planted_orders.py",
         "test_reproduce.py",
         "test_reproduce_retrieval.py",
+        "test_processes.py",
+        "test_growth.py",
         "test_train.py",
     )
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
