@@ -66,12 +66,14 @@ def train(config, directory: str | Path) -> dict:
     """
     directory = Path(directory)
     experiment.check_sections(config)
+    settings = config_.call(TrainSettings, config["train"], "config.train")
+    if settings.steps_per_dispatch < 1:
+        raise UserError(f"config.train.steps_per_dispatch={settings.steps_per_dispatch}; give 1 or more")
+    if settings.deterministic:  # read when the first device is made, so it has to come first
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     processes.check_agree("config", _shared(config))
     if not processes.is_first():  # one speaks for all
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
-    settings = config_.call(TrainSettings, config["train"], "config.train")
-    if settings.deterministic:  # read when the first device is made, so it has to come first
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     parts = experiment.build(config, lambda rows, size: math.ceil(settings.epochs * rows / size))
     data_hash = parts.dataset.meta["data_hash"]
     processes.check_agree("data", {"hash": data_hash, "features": parts.feature_hashes})

@@ -132,6 +132,8 @@ MISTAKES = {
     "feature set": (("data", "features"), ("txet",), r"features/txet: no such feature set.*image, text"),
     "no features": (("data", "features"), (), r"config\.data\.features is empty"),
     "placement": (("data", "placement"), "gpu", r"config\.data\.placement 'gpu'.*device, host or auto"),
+    "distinct": (("data", "distinct"), "shards", r"config\.data\.distinct 'shards'.*did you mean 'shard'\?"),
+    "precision": (("model", "precision"), "fp16", r"config\.model\.precision 'fp16'.*'bf16'"),
     "order": (("data", "order"), "random", r"config\.data\.order 'random'.*shuffled or chronological"),
     "no such folder": (("data", "root"), "/no/such/folder", r"/no/such/folder: no such dataset folder"),
     "row optimizer": (("tables", "optimizer"), "sgd", r"config\.tables\.optimizer 'sgd'.*lazy_adam"),

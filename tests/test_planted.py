@@ -30,14 +30,14 @@ def without_content(data, tmp_path_factory):
     return open_dataset(root)
 
 
-def reports(variant: str, dataset, directory, seeds=SEEDS, split="test", model=(), **training) -> list[dict]:
+def reports(variant: str, dataset, directory, seeds=SEEDS, split="test", model=None, **training) -> list[dict]:
     """Slices of one run a seed; with changes of config.model and config.train."""
     results = []
     for seed in seeds:
         config = em3_synthetic.get_config(variant)
         config.data.root = str(dataset.root)
         config.seed = seed
-        config.model.update(model)
+        config.model.update(model or {})
         config.train.update(training)
         train.train(config.to_dict(), directory / f"{variant}-{seed}")
         results.append(evaluation.evaluate(directory / f"{variant}-{seed}", split)["slices"])

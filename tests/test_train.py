@@ -140,6 +140,11 @@ def test_several_steps_a_dispatch_are_the_single_steps_bit_for_bit(planted, fini
     check_same_run(planted, finished, tmp_path)
 
 
+def test_no_steps_a_dispatch_are_refused(planted, tmp_path):
+    with pytest.raises(UserError, match="config.train.steps_per_dispatch=0; give 1 or more"):
+        train.train(small(planted, train__steps_per_dispatch=0), tmp_path)
+
+
 def test_resuming_a_finished_run_changes_nothing(planted, copy_of_finished):
     before = records(copy_of_finished)
     assert train.train(small(planted), copy_of_finished)["step"] == STEPS
