@@ -141,7 +141,7 @@ def test_several_steps_a_dispatch_are_the_single_steps_bit_for_bit(planted, fini
 
 
 def test_no_steps_a_dispatch_are_refused(planted, tmp_path):
-    with pytest.raises(UserError, match="config.train.steps_per_dispatch=0; give 1 or more"):
+    with pytest.raises(UserError, match=r"config\.train\.steps_per_dispatch=0; give 1 or more"):
         train.train(small(planted, train__steps_per_dispatch=0), tmp_path)
 
 
