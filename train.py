@@ -44,6 +44,7 @@ class TrainSettings(NamedTuple):
       init_from: workdir of a run whose best parameters and tables this one starts with; "" = fresh ones.
       patience: evaluations without a better one before the run stops; 0 never stops early.
       deterministic: bit-identical results on GPUs too, at some cost.
+      compilation_cache: folder where compiled programs are kept for the next run; "" = JAX's own setting.
       grow: a resumed run may go on with a dataset that has further users, items and field values, see `growth`.
     """
 
@@ -55,6 +56,7 @@ class TrainSettings(NamedTuple):
     deterministic: bool
     steps_per_dispatch: int = 1
     grow: bool = False
+    compilation_cache: str = ""
 
 
 def train(config, directory: str | Path) -> dict:
@@ -71,6 +73,8 @@ def train(config, directory: str | Path) -> dict:
         raise UserError(f"config.train.steps_per_dispatch={settings.steps_per_dispatch}; give 1 or more")
     if settings.deterministic:  # read when the first device is made, so it has to come first
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    if settings.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.compilation_cache))
     processes.check_agree("config", _shared(config))
     if not processes.is_first():  # one speaks for all
         sys.stdout = open(os.devnull, "w", encoding="utf-8")

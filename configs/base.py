@@ -86,6 +86,7 @@ def ranking() -> ConfigDict:
                 "init_from": "",  # workdir of a run to start from, its parameters and tables
                 "patience": 3,  # evaluations without a better one; 0 = never stop early
                 "deterministic": False,  # on GPUs; CPUs always are
+                "compilation_cache": "",  # folder of compiled programs, for the next run to start faster
                 "grow": False,  # whether a resumed run may go on with a dataset that has grown
             },
             "eval": {"batch_size": 1024, "metric": "auc", "popular_share": 0.1},

@@ -49,7 +49,9 @@ def _defaults() -> ConfigDict:
                 "eval_every": 0,  # steps; 0 = once an epoch
                 "init_from": "",  # workdir of a run to start from
                 "patience": 21,  # evaluations without a better one; 0 = never stop early
+                "steps_per_dispatch": 1,  # more where a step is short beside the time to start it
                 "deterministic": False,  # on GPUs; CPUs always are
+                "compilation_cache": "",  # folder of compiled programs, for the next run to start faster
                 "grow": False,  # ID tables alone can
             },
             "eval": {

@@ -24,6 +24,13 @@ MAY_CHANGE = (
     "config.eval.activity:",
 )
 """A resumed run may train longer, log otherwise, lie elsewhere, or use other devices; all else would be another run."""
+LATER = {
+    "data": {"distinct": "auto"},
+    "model": {"precision": "f32"},
+    "train": {"steps_per_dispatch": 1, "compilation_cache": "", "grow": False},
+    "mesh": {"coordinator": "", "processes": 1, "process_id": 0, "connect_seconds": 300, "heartbeat_seconds": 60},
+}
+"""Settings that runs of earlier versions do not have, and what they did; those of data and model, other than of retrieval."""
 
 
 def claim(
@@ -85,9 +92,13 @@ def read(workdir: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path}: file missing; is {workdir} the --workdir of a `train.py` run?")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error}); train again in a new --workdir") from None
+    for name, settings in LATER.items():
+        if name in record["config"] and not (name in ("data", "model") and record["config"].get("task") == "retrieval"):
+            record["config"][name] = settings | record["config"][name]
+    return record
 
 
 def first_data(workdir: str | Path) -> str | None:

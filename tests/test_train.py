@@ -145,10 +145,26 @@ def test_no_steps_a_dispatch_are_refused(planted, tmp_path):
         train.train(small(planted, train__steps_per_dispatch=0), tmp_path)
 
 
+def test_compiled_programs_are_kept_where_the_config_says(planted, finished, tmp_path):
+    command = [*arguments(planted, tmp_path / "run"), f"--config.train.compilation_cache={tmp_path / 'programs'}"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert any(path.name.startswith("jit_step") for path in (tmp_path / "programs").iterdir())
+    check_same_run(planted, finished, tmp_path / "run")
+
+
 def test_resuming_a_finished_run_changes_nothing(planted, copy_of_finished):
     before = records(copy_of_finished)
     assert train.train(small(planted), copy_of_finished)["step"] == STEPS
     assert records(copy_of_finished) == before
+
+
+def test_a_run_of_a_version_with_fewer_settings_goes_on(planted, copy_of_finished):
+    record = json.loads((copy_of_finished / "run.json").read_text())
+    for section, settings in workdir.LATER.items():
+        for name in settings:
+            del record["config"][section][name]
+    (copy_of_finished / "run.json").write_text(json.dumps(record))
+    assert train.train(small(planted), copy_of_finished)["step"] == STEPS
 
 
 def test_longer_training_goes_on_from_the_last_step(planted, finished, copy_of_finished):

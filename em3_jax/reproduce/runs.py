@@ -64,7 +64,6 @@ def _comparable(config: Mapping[str, Any]) -> dict:
     config = json.loads(json.dumps(config))
     config["data"].pop("root")
     config["train"].pop("init_from")
-    config["train"].pop("grow", None)  # runs of before do not have it
     return config
 
 
