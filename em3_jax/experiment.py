@@ -14,13 +14,14 @@ from em3_jax import optim, processes, sharding, step, trees, wiring, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.types import State, UserError
+from em3_jax.wiring.lemur import lemur
 from em3_jax.wiring.pretraining import pretraining
 from em3_jax.wiring.ranking import ranking
 from em3_jax.wiring.retrieval import SECTIONS as RETRIEVAL_SECTIONS
 from em3_jax.wiring.retrieval import retrieval
 
 ADAPTERS = ("/lora_a", "/lora_b")
-TASKS = {"ranking": ranking, "pretraining": pretraining, "retrieval": retrieval}
+TASKS = {"ranking": ranking, "lemur": lemur, "pretraining": pretraining, "retrieval": retrieval}
 
 
 class Experiment(NamedTuple):
@@ -91,7 +92,7 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
     work = config_.part("config.task", config["task"], TASKS)(config, mesh, num_steps)
     if work.eval.metric not in work.headline:
         raise UserError(f"config.eval.metric: {config_.nearest(work.eval.metric, work.headline)}")
-    fresh = step.make_init(work.task, work.make_tables)
+    fresh = step.make_init(work.task, work.make_tables, work.make_memory)
     root = jax.random.key(config["seed"])
     place = functools.partial(sharding.place, mesh, work.shards)
     example = functools.cache(lambda: place(work.source[0]))
@@ -100,8 +101,8 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
     frozen = optim.frozen(params, config["optim"]["multipliers"])
 
     def make(root, constants, batch) -> State:
-        params, table = fresh(root, constants, batch)
-        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), table, {})
+        params, table, bank = fresh(root, constants, batch)
+        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), table, bank)
 
     shapes = jax.eval_shape(make, root, work.constants, example())
     shardings = layout.shardings(shapes)
@@ -117,7 +118,7 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         if function is None:
             return None
         compiled = step.make_apply(work.task, function, mesh, work.shards.total)
-        return lambda state, batch: compiled(state.params, state.tables, work.constants, batch)
+        return lambda state, batch: compiled(state.params, state.tables, state.memory, work.constants, batch)
 
     train_step = functools.partial(
         step.make_train_step,

@@ -85,17 +85,24 @@ def restore_latest(
 ) -> tuple[State, dict[str, Any]] | None:
     """(state, notes) of the newest readable checkpoint, carried over to the dataset of `parts`; None without any.
 
-    Carried over: the table rows and slots of known ids are those of the checkpoint, those of new ids and the notes are the
-    fresh ones, as validation is another set now; all else of the state is the checkpoint's.
+    Carried over: the table rows and slots of known ids, and their rows of a memory bank, are those of the checkpoint, those of
+    new ids and the notes are the fresh ones, as validation is another set now; all else of the state is the checkpoint's.
 
     Args:
-      state, notes: fresh ones; the tables of the state are used up.
+      state, notes: fresh ones; the tables and the memory of the state are used up.
     """
 
     def template(data_hash: str) -> State:
-        length = sharding.padded(recall(directory, data_hash).num_rows, parts.mesh)
-        shorter = lambda x: jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype, sharding=x.sharding)  # noqa: E731
-        return state.replace(tables=jax.tree.map(shorter, state.tables))
+        was = recall(directory, data_hash)
+
+        def shorter(rows: int):
+            length = sharding.padded(rows, parts.mesh)
+            return lambda x: jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype, sharding=x.sharding)
+
+        return state.replace(
+            tables=jax.tree.map(shorter(was.num_rows), state.tables),
+            memory=jax.tree.map(shorter(_items(was)[1]), state.memory),
+        )
 
     restored = checkpoints.restore_latest(state, template)
     if restored is None or restored[1]["data_hash"] == checkpoints.data_hash:
@@ -111,8 +118,11 @@ def restore_latest(
     place = row_map(was, now)
     print(f"the dataset has grown: {_describe(was, now)}")
     checkpoints.forget_best(after=step)
+    first, items = _items(was)
+    of_items = place[first : first + items] - _items(now)[0]
     tables = jax.tree.map(lambda fresh, saved: carry(fresh, saved, place), state.tables, old.tables)
-    return old.replace(tables=tables), notes
+    bank = jax.tree.map(lambda fresh, saved: carry(fresh, saved, of_items), state.memory, old.memory)
+    return old.replace(tables=tables, memory=bank), notes
 
 
 def carry(fresh: jax.Array, saved: jax.Array, place: np.ndarray) -> jax.Array:
@@ -204,6 +214,12 @@ def _blocks(table: pa.Table) -> dict[str, tuple[int, int]]:
         result[name] = row, rows
         row += rows
     return result
+
+
+def _items(table: pa.Table) -> tuple[int, int]:
+    """(first table row of an item's own id, number of items): a memory bank has a row for each item, in the same order."""
+    start, rows = next(block for name, block in _blocks(table).items() if name.startswith("item/"))
+    return start + 1, rows - 1
 
 
 def row_map(old: pa.Table, new: pa.Table) -> np.ndarray:

@@ -122,6 +122,10 @@ def parameter_table(state: State, frozen: dict[str, bool]) -> str:
         label = f"ID table, {rows:,} rows x {width}"
         lines.append(f"{label:<32}{embedding.size:>14,}{0:>12}{_bytes(trees.num_bytes(embedding)):>12}")
         slots += trees.num_bytes(state.tables["slots"])
+    if state.memory:
+        rows, width = state.memory["vector"].shape
+        label = f"memory bank, {rows:,} rows x {width}"
+        lines.append(f"{label:<32}{'':>14}{'':>12}{_bytes(trees.num_bytes(state.memory)):>12}")
     lines.append(f"{'optimizer state':<32}{'':>14}{'':>12}{_bytes(slots):>12}")
     lines.append(f"{'all':<32}{'':>14}{'':>12}{_bytes(trees.num_bytes(state)):>12}")
     return "\n".join(lines)

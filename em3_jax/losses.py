@@ -1,10 +1,12 @@
-"""Losses: the ranking loss and Content-ID-Contrastive learning (CIC), as pure functions on masked rows.
+"""Losses: the ranking loss, CIC and SQDC, as pure functions on masked rows.
 
 The paper's total, eq. (14), is put together by the task:
 
     L = L_ranking + alpha * L_CIC,    L_CIC = 0.5 * (L_C2I + L_I2C)
 
-The contract of both losses: computed in f32 from logits and cosines; a row that is masked out changes neither the
+LEMUR's is L = L_ranking + lambda * L_SQDC.
+
+The contract of all losses: computed in f32 from logits and cosines; a row that is masked out changes neither the
 value nor a gradient, whatever it holds (NaN included); if nothing is left, the loss is 0 and its gradients are 0.
 """
 
@@ -119,6 +121,56 @@ def content_id_contrastive(
     loss = _divide(jnp.where(mask, 0.5 * (loss_c2i + loss_i2c), 0.0).sum(), count)
     accuracy = _divide(jnp.where(mask, 0.5 * hit_c2i + 0.5 * hit_i2c, 0.0).sum(), count)
     return loss, {"cic_accuracy": jnp.where(count > 1, accuracy, jnp.nan)}
+
+
+def query_document_contrastive(
+    query: jax.Array,
+    document: jax.Array,
+    anchor: jax.Array,
+    group: jax.Array,
+    mask: jax.Array,
+    *,
+    scale: float | jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns LEMUR's session-masked query-to-document contrast (SQDC) of a batch's rows, and how often it is right.
+
+    With s the cosine similarity, T the scale (an inverse temperature), y_i the click and g_i the query or session of row i:
+
+        L_SQDC = -1/n sum_{i: y_i = 1} log( exp(T s(q_i, d_i)) / sum_j A_ij exp(T s(q_i, d_j)) )
+        A_ij = 0 if i != j and g_i = g_j, else 1
+
+    The paper sums where this takes the mean over the n anchors, so that lambda does not depend on the batch size.
+
+    Args:
+      query: [B, D] float.
+      document: [B, D] float, of the row's candidate.
+      anchor: [B] bool, the clicked rows.
+      group: [B] i32, rows of one group are no negatives of each other; None: all are.
+      mask: [B] bool, rows that take part at all.
+      scale: T.
+
+    Returns:
+      loss: [] f32; 0 if there is no anchor.
+      aux: {"sqdc_accuracy": [] f32}, the share of anchors nearer to their document than to each negative; NaN without any.
+    """
+    rows = len(query)
+    if query.ndim != 2 or document.shape != query.shape or anchor.shape != (rows,) or mask.shape != (rows,):
+        raise ValueError(
+            f"want [B, D], [B, D], [B], [B]; got {query.shape}, {document.shape}, {anchor.shape}, {mask.shape}"
+        )
+    logits = scale * jnp.einsum(
+        "id,jd->ij", _unit(query, mask), _unit(document, mask), precision=jax.lax.Precision.HIGHEST
+    )
+    itself = jnp.eye(rows, dtype=bool)
+    valid = jnp.broadcast_to(mask, (rows, rows))
+    if group is not None:
+        valid &= group[:, None] != group
+    loss, hit = _contrast(logits, jnp.diagonal(logits), valid | itself)
+    anchor &= mask
+    count = anchor.sum()
+    accuracy = _divide(jnp.where(anchor, hit, False).sum().astype(jnp.float32), count)
+    loss = _divide(jnp.where(anchor, loss, 0.0).sum(), count)
+    return loss, {"sqdc_accuracy": jnp.where(count > 0, accuracy, jnp.nan)}
 
 
 def in_batch_negatives(mask: jax.Array, negatives: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:

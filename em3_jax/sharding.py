@@ -13,8 +13,17 @@ from em3_jax import trees
 from em3_jax.types import WHOLE, Batch, Shards, UserError
 
 BY_EXAMPLE = ("label", "weight", "item_position", "history_position", "history_mask", "history_row", "user_row",
-              "context_row", "user", "positive", "negative")  # fmt: skip
-BY_ITEM = ("item_id", "item_mask", "item_row", "item_is_known", "tokens", "tokens_mask")
+              "context_row", "user", "positive", "negative", "group")  # fmt: skip
+BY_ITEM = (
+    "item_id",
+    "item_mask",
+    "item_row",
+    "item_is_known",
+    "tokens",
+    "tokens_mask",
+    "encode_position",
+    "encode_mask",
+)
 AXES = ("data", "model")
 BY_ROWS = PartitionSpec(AXES)  # the first axis over all devices
 

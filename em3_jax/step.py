@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from em3_jax import rng, sharding, tables, trees
+from em3_jax import memory, rng, sharding, tables, trees
 from em3_jax.tasks import Task
 from em3_jax.types import Batch, State
 
@@ -36,17 +36,24 @@ def _merged(table: tables.Tables, batch: Batch, shards: int) -> tuple[_Rows | No
     return rows, batch | {"item_mask": mask & ~jnp.zeros_like(mask).at[order].set(repeats)}
 
 
-def make_init(task: Task, make_tables: Callable) -> Callable:
-    """(root key, constants, batch) -> a fresh (params, tables).
+def _with_stored(bank: memory.Bank, batch: Batch) -> Batch:
+    """The batch with what the memory bank, if there is one, holds of its items."""
+    return batch | {"stored": memory.read(bank, batch["item_id"])} if bank else batch
+
+
+def make_init(task: Task, make_tables: Callable, make_memory: Callable) -> Callable:
+    """(root key, constants, batch) -> a fresh (params, tables, memory).
 
     Args:
       make_tables: key -> the ID tables, {} for a task without IDs.
+      make_memory: () -> the memory bank, {} for a task without.
     """
 
     def init(root: jax.Array, constants: Any, batch: Batch):
-        table = make_tables(rng.stream(root, "tables", 0))
+        table, bank = make_tables(rng.stream(root, "tables", 0)), make_memory()
         rows = tables.lookup(table, batch["row_id"]) if "row_id" in batch else None
-        return task.init(rng.stream(root, "params", 0), task.inputs(rows, constants, batch)), table
+        inputs = task.inputs(rows, constants, _with_stored(bank, batch))
+        return task.init(rng.stream(root, "params", 0), inputs), table, bank
 
     return init
 
@@ -80,6 +87,7 @@ def make_train_step(
     def step(root: jax.Array, state: State, constants: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         merged, batch = _merged(state.tables, batch, shards)
         rows = merged and tables.lookup(state.tables, merged.row_id)
+        batch = _with_stored(state.memory, batch)
 
         def loss(params, rows):
             rows = merged and merged.of_batch(rows)
@@ -91,9 +99,11 @@ def make_train_step(
         if merged:
             new_tables = tables.update(state.tables, merged.row_id, gradients[1], state.step, row_optimizer, table_l2)
             norms["row_gradient_norm"] = optax.tree.norm(gradients[1])
-        new_state = State(
-            state.step + 1, optax.apply_updates(state.params, updates), opt_state, new_tables, state.memory
-        )
+        bank = state.memory
+        if writes := aux.pop("writes", None):
+            bank = memory.write(bank, batch["item_id"], batch["stored"], writes, state.step)
+        params = optax.apply_updates(state.params, updates)
+        new_state = State(state.step + 1, params, opt_state, new_tables, bank)
         return new_state, {"loss": value} | aux | norms
 
     def steps(root: jax.Array, state: State, constants: Any, batches: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -105,10 +115,11 @@ def make_train_step(
 
 
 def make_apply(task: Task, function: Callable, mesh: Mesh, shards: int = 1) -> Callable:
-    """Jitted (params, tables, constants, batch) -> function(params, inputs), on all devices: the task's `predict` or `embed`."""
+    """Jitted (params, tables, memory, constants, batch) -> function(params, inputs), on all devices: `predict` or `embed`."""
 
-    def apply(params, table: tables.Tables, constants: Any, batch: Batch):
+    def apply(params, table: tables.Tables, bank: memory.Bank, constants: Any, batch: Batch):
         merged, batch = _merged(table, batch, shards)
+        batch = _with_stored(bank, batch)
         rows = merged and merged.of_batch(tables.lookup(table, merged.row_id))
         return function(params, task.inputs(rows, constants, batch))
 

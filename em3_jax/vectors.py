@@ -1,7 +1,7 @@
 """Writes the content embeddings that a run has learnt as a feature set: python -m em3_jax.vectors --workdir runs/em3 --name em3
 
-One vector an item, from the run's best checkpoint. A ranking model reads them as frozen features with
---config.model.content=pre_extracted --config.data.features=em3.
+One vector an item, from the run's best checkpoint; of a run with a memory bank, the bank as it is. A ranking model reads them
+as frozen features with --config.model.content=pre_extracted --config.data.features=em3.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from em3_jax import cli, experiment, workdir
+from em3_jax import cli, experiment, memory, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.catalogue import CataloguePass
 from em3_jax.data.features import write_features
@@ -28,16 +28,20 @@ def export_vectors(directory: str | Path, name: str, data_root: str | None = Non
     record = workdir.read(directory)
     parts = experiment.of_run(record, data_root)
     workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
-    if parts.embed is None:
+    if parts.embed is None and not parts.shapes.memory:
         raise UserError(
             f"{directory}: it has no content embeddings, as no run on IDs alone or on retrieval has; choose another --workdir"
         )
     state, _ = Checkpoints(directory, record["data_hash"]).restore(parts.shapes)
-    host_features = () if parts.constants else tuple(parts.feature_sets)
-    source = CataloguePass(np.arange(parts.dataset.num_items), parts.eval.batch_size, host_features)
-    vectors = [np.asarray(parts.embed(state, source[k])) for k in range(len(source))]
-    vectors = np.concatenate(vectors)[: parts.dataset.num_items, None]  # [I, 1, D]
-    has_content = np.stack([features.mask.any(axis=1) for features in parts.feature_sets]).any(axis=0)
+    items = parts.dataset.num_items
+    if state.memory:
+        vectors = np.asarray(state.memory["vector"])[:items]
+        has_content = np.asarray(state.memory["written"])[:items] > memory.NEVER
+    else:
+        host_features = () if parts.constants else tuple(parts.feature_sets)
+        source = CataloguePass(np.arange(items), parts.eval.batch_size, host_features)
+        vectors = np.concatenate([np.asarray(parts.embed(state, source[k])) for k in range(len(source))])[:items]
+        has_content = np.stack([features.mask.any(axis=1) for features in parts.feature_sets]).any(axis=0)
     root = parts.dataset.root
     manifest = {
         "kind": "run",
@@ -45,7 +49,9 @@ def export_vectors(directory: str | Path, name: str, data_root: str | None = Non
         "commit": record["commit"],
         "inputs": parts.feature_hashes,
     }
-    write_features(root, name, vectors, has_content[:, None], manifest, parts.dataset.meta["item_hash"], overwrite)
+    write_features(
+        root, name, vectors[:, None], has_content[:, None], manifest, parts.dataset.meta["item_hash"], overwrite
+    )
     return root / "features" / name
 
 

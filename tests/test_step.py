@@ -186,9 +186,9 @@ def test_tokens_from_the_host_and_from_the_device_give_the_same_scores(tiny):
     batch, host_batch = make_batch(tiny), make_batch(tiny, host_features=sets)
     params = make_params(task, table["embedding"][: len(batch["row_id"])], on_device, batch)
     predict = step.make_apply(task, task.predict, sharding.make_mesh(1, 1))
-    scores = predict(params, table, on_device, batch)
+    scores = predict(params, table, {}, on_device, batch)
     assert np.std(scores) > 0
-    np.testing.assert_allclose(predict(params, table, {}, host_batch), scores, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(predict(params, table, {}, {}, host_batch), scores, rtol=1e-5, atol=1e-5)
 
 
 def test_standardised_tokens_have_mean_zero_and_variance_one_and_are_zero_where_masked():

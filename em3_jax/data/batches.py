@@ -14,6 +14,8 @@ Letters: B batch, T history, S distinct items (a bucket size), R distinct table 
 | item_is_known | [S] bool | the item's own id is in use (neither never seen nor replaced by `unknown`) |
 | row_id | [R] i32 | distinct table rows, sorted; row_id[0] = 0 is the padding row, surplus rows lie beyond the table |
 | tokens, tokens_mask | {name: [S, N, D]}, {name: [S, N] bool} | content tokens, only with features gathered on the host |
+| encode_position, encode_mask | [C] i32, bool | items to encode, rows of the item block, where `encode` asks; tokens are theirs |
+| group | [B] i32 | the user; rows of one group are no negatives of each other; where `encode` asks |
 """
 
 import dataclasses
@@ -68,6 +70,7 @@ class Buckets:
 
     Attributes:
       items, rows: the usual sizes of the two blocks; a batch that needs more takes the next, a quarter larger.
+      encode: the same of the items to encode.
       unit: of which all sizes are multiples, so that the blocks divide over the devices.
       fixed: a batch that needs more does without: the items rarest in it leave its histories, and the ids rarest in training
         become `unknown`. For shards that processes build apart, whose sizes have to agree.
@@ -75,6 +78,7 @@ class Buckets:
 
     items: int
     rows: int
+    encode: int = 64
     unit: int = 64
     fixed: bool = False
 
@@ -137,6 +141,7 @@ class BatchBuilder:
       distinct_items: False builds one row per item slot instead of one per distinct item (for tests and benchmarks).
       host_features: feature sets to gather into the batch; empty when they lie on the device.
       label: which of the dataset's labels.
+      encode: which of its distinct items a batch names for encoding: "none", "candidates", or "all".
     """
 
     def __init__(
@@ -149,8 +154,10 @@ class BatchBuilder:
         distinct_items: bool = True,
         host_features: tuple[FeatureSet, ...] = (),
         label: str = CLICK,
+        encode: str = "none",
     ):
         self.dataset = dataset
+        self.encode = encode
         self.label = label
         self._label = dataset.label(label)
         self.history_length = history_length
@@ -200,7 +207,21 @@ class BatchBuilder:
         event_index, batch["history_mask"] = self._history(rows)
         batch |= self._items(item, event_index, batch["history_mask"], buckets)
         batch |= self._table_rows(rows, user, batch["item_id"], event_index, key, buckets)
-        return batch | gather_content(self.host_features, batch["item_id"])
+        with_content = batch["item_id"]
+        if self.encode != "none":
+            batch |= self._to_encode(batch, buckets) | {"group": user}
+            with_content = with_content[batch["encode_position"]]
+        return batch | gather_content(self.host_features, with_content)
+
+    def _to_encode(self, batch: Batch, buckets: Buckets) -> Batch:
+        position = np.arange(len(batch["item_id"]), dtype=np.int32)
+        if self.encode == "candidates":
+            position = np.unique(batch["item_position"])
+        size = buckets.fit(buckets.encode, len(position)) if self.encode == "candidates" else len(position)
+        mask = batch["item_mask"][position] | (
+            not self.distinct_items
+        )  # without which a slot's mask says it is the first
+        return {"encode_position": _pad(position, size, fill=position[0]), "encode_mask": _pad(mask, size, fill=False)}
 
     def _history(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(index into the events [B, T] i64, mask [B, T]): the last T events of each row, right-aligned."""
@@ -281,6 +302,7 @@ class BatchBuilder:
     def measure_buckets(self, samples: list[np.ndarray], unit: int = 64, fixed: bool = False) -> Buckets:
         """Bucket sizes that hold the sampled batches (each [B] i64 interaction rows) with a margin of 5 %; fixed ones, 10 %."""
         batches = [self(rows, buckets=Buckets(64, 64)) for rows in samples]
+        encode = max(len(np.unique(batch["item_position"])) for batch in batches)
         items = max(int(batch["item_mask"].sum()) for batch in batches)
         rows = max(int((batch["row_id"] < self.num_rows).sum()) for batch in batches)
         margin = 1.1 if fixed else 1.05
@@ -288,7 +310,8 @@ class BatchBuilder:
         if fixed:  # the candidates, and what is always present, have to fit
             items, rows = max(items, len(samples[0])), max(rows, len(self._always_present))
         items = min(items, self.dataset.num_items)
-        return Buckets(_round_up(items, unit), _round_up(rows, unit), unit, fixed)
+        encode = min(len(samples[0]) if fixed else int(encode * margin) + 1, items)
+        return Buckets(_round_up(items, unit), _round_up(rows, unit), _round_up(encode, unit), unit, fixed)
 
 
 def _most_used(position: np.ndarray, room: int) -> np.ndarray:

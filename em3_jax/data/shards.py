@@ -11,7 +11,7 @@ import numpy as np
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.types import Batch, Shards
 
-_INTO_ITEMS = ("item_position", "history_position")
+_INTO_ITEMS = ("item_position", "history_position", "encode_position")
 _INTO_ROWS = ("item_row", "user_row", "context_row", "history_row")
 
 

@@ -37,6 +37,18 @@ def field_embeddings(rows: jax.Array, position: jax.Array, fields: Sequence[Fiel
     return jnp.concatenate(parts, axis=-2)
 
 
+def other_embeddings(rows: jax.Array, batch: Batch, fields: Fields) -> jax.Array:
+    """[B, F, W] embeddings of the user and context fields of a batch."""
+    blocks = [
+        field_embeddings(rows, batch[f"{group}_row"], specs)
+        for group in ("user", "context")
+        if (specs := getattr(fields, group))
+    ]
+    return (
+        jnp.concatenate(blocks, axis=1) if blocks else jnp.zeros((len(batch["label"]), 0, rows.shape[-1]), rows.dtype)
+    )
+
+
 class RankingModel(nn.Module):
     """Click logits from IDs and, if there is a fusion module, from content (eq. 1, 6-8).
 
@@ -76,16 +88,7 @@ class RankingModel(nn.Module):
           batch: see `data/batches.py`.
         """
         items = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F, W]
-        others = [
-            field_embeddings(rows, batch[f"{group}_row"], fields)
-            for group in ("user", "context")
-            if (fields := getattr(self.fields, group))
-        ]
-        others = (
-            jnp.concatenate(others, axis=1)
-            if others
-            else jnp.zeros((len(batch["label"]), 0, rows.shape[-1]), rows.dtype)
-        )
+        others = other_embeddings(rows, batch, self.fields)
         events = (rows, batch["history_row"]) if self.fields.event else (None, None)
         content, out = ((), {}) if self.fusion is None else self._content(tokens, tokens_mask, batch, train, rows.dtype)
         features = Features(

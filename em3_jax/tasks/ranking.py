@@ -44,7 +44,7 @@ def ranking(
       encoders: feature set -> folder of its encoder, for "raw"; "" = not used.
       fusion, fusion_settings, backbone, backbone_settings, loss: see `parts`.
       fusion_chunk: see `RankingModel`.
-      cic: settings of `_cic`; weight 0 leaves CIC out.
+      cic: settings of `contrast_with_ids`; weight 0 leaves CIC out.
       precision: "f32", or "bf16": activations alone; parameters, table rows, logits and losses stay f32.
     """
     parts.check_choice("config.model.precision", precision, ("f32", "bf16"))
@@ -52,7 +52,7 @@ def ranking(
     encoders = _check_content(content, content_parts, encoders)
     fusion_module = parts.fusion(fusion, fusion_settings)
     fusion_module = {"none": None, "pre_extracted": Frozen()}.get(content, fusion_module)
-    contrast = config.call(_cic, cic, "config.model.cic", fields=fields)
+    contrast = config.call(contrast_with_ids, cic, "config.model.cic", fields=fields)
     model = RankingModel(
         fields=fields,
         backbone=parts.backbone(backbone, backbone_settings),
@@ -127,15 +127,17 @@ def _check_content(content: str, content_parts: tuple[str, ...], encoders: Mappi
     return encoders
 
 
-class _Cic(NamedTuple):
+class Contrast(NamedTuple):
+    """CIC as a part of a task: init (key, out) -> params; loss (params, inputs, out, key) -> (loss, accuracy); its weight."""
+
     init: Callable
     loss: Callable
     weight: float
 
 
-def _cic(
+def contrast_with_ids(
     fields: Fields, *, weight: float, temperature: float, negatives: int, width: int, id_fields: tuple[str, ...]
-) -> _Cic:
+) -> Contrast:
     """CIC over the distinct items of a batch (eq. 10-13).
 
     Items without content and items whose own id is `unknown` in this batch are left out: they have nothing of their own to
@@ -171,4 +173,4 @@ def _cic(
         )
         return value, aux["cic_accuracy"]
 
-    return _Cic(init, loss, weight)
+    return Contrast(init, loss, weight)

@@ -41,6 +41,7 @@ class Work(NamedTuple):
       validate: predict (state, batch) -> function of the state: {metric: value} on validation.
       evaluate: predict -> (state, split) -> (slice -> metric -> value, {name: array behind them}); None without a split to score.
       shards: what of each batch the sources build here.
+      make_memory: () -> the memory bank; {} without.
     """
 
     task: Task
@@ -58,6 +59,7 @@ class Work(NamedTuple):
     validate: Callable
     evaluate: Callable | None
     shards: Shards = WHOLE
+    make_memory: Callable = dict
 
 
 class Content(NamedTuple):

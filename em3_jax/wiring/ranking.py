@@ -14,6 +14,7 @@ from em3_jax import encoding, evaluators, optim, parts, sharding, tables, wiring
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.data.pipeline import evaluation_source, training_rows, training_source
+from em3_jax.tasks import Task
 from em3_jax.tasks.ranking import ranking as ranking_task
 from em3_jax.tasks.raw import with_encoders
 from em3_jax.types import WHOLE, Shards, State, UserError
@@ -84,17 +85,41 @@ def settings(config: Mapping[str, Any], mesh: Mesh) -> Settings:
 
 def ranking(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int], int]) -> wiring.Work:
     """The work of config.task = "ranking"; arguments as of `experiment.build`."""
-    data, table, eval_settings = settings(config, mesh)
-    dataset = open_dataset(data.root)
-    if dataset.meta.get("only_clicks"):
-        raise UserError(f"{data.root}: holds clicks alone, nothing to rank them against; prepare it with --as-clicks")
+    data = settings(config, mesh).data
+    dataset = open_clicks(data)
     task = config_.call(ranking_task, config["model"], "config.model", fields=dataset.fields)
     content = wiring.Content([], (), {})
     if task.uses_content:
         content = wiring.load_content(dataset, data.features, data.placement, mesh)
     encoders = encoding.raw_encoders(task.encoders, content.sets)
     task = with_encoders(task, encoders) if encoders else task
-    builder = _builder(dataset, data, content.on_host)
+    return work_on_clicks(config, mesh, num_steps, dataset, task, content, encoders)
+
+
+def work_on_clicks(
+    config: Mapping[str, Any],
+    mesh: Mesh,
+    num_steps: Callable[[int, int], int],
+    dataset: Dataset,
+    task: Task,
+    content: wiring.Content,
+    encoders: Mapping[str, encoding.RawEncoder],
+    *,
+    encode: str = "none",
+    make_memory: Callable = dict,
+) -> wiring.Work:
+    """The work of a task on clicks.
+
+    Args:
+      config, mesh, num_steps: as of `experiment.build`.
+      task: what is optimized.
+      content: what it reads of the items' content.
+      encoders: the raw encoders, whose weights are among the parameters.
+      encode: see `BatchBuilder`.
+      make_memory: see `wiring.Work`.
+    """
+    data, table, eval_settings = settings(config, mesh)
+    builder = _builder(dataset, data, content.on_host, encode)
     row_optimizer = optim.row_optimizer(table.optimizer, table.learning_rate)
     rows = training_rows(dataset, data.label, data.most_rows_per_user)
     num_rows, length = dataset.fields.num_rows, sharding.padded(dataset.fields.num_rows, mesh)
@@ -119,7 +144,7 @@ def ranking(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int
         dataset=dataset,
         feature_sets=content.sets,
         constants=content.tables,
-        encoders=encoders,
+        encoders=dict(encoders),
         source=training_source(
             builder,
             rows,
@@ -139,10 +164,19 @@ def ranking(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int
         validate=lambda predict: lambda state: evaluate(predict)(state, "valid")[0]["all"],
         evaluate=evaluate,
         shards=shards,
+        make_memory=make_memory,
     )
 
 
-def _builder(dataset: Dataset, data: DataSettings, host_features: tuple[FeatureSet, ...]) -> BatchBuilder:
+def open_clicks(data: DataSettings) -> Dataset:
+    """The dataset of config.data; refuses one of clicks alone."""
+    dataset = open_dataset(data.root)
+    if dataset.meta.get("only_clicks"):
+        raise UserError(f"{data.root}: holds clicks alone, nothing to rank them against; prepare it with --as-clicks")
+    return dataset
+
+
+def _builder(dataset: Dataset, data: DataSettings, host_features: tuple[FeatureSet, ...], encode: str) -> BatchBuilder:
     known = [field.name for _, fields in dataset.fields.groups() for field in fields]
     for name in data.unknown_floor:
         if name not in known:
@@ -154,4 +188,5 @@ def _builder(dataset: Dataset, data: DataSettings, host_features: tuple[FeatureS
         unknown_floor=dict(data.unknown_floor),
         host_features=host_features,
         label=data.label,
+        encode=encode,
     )

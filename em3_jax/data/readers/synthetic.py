@@ -27,6 +27,12 @@ log-normal activity (sigma ACTIVITY).
 
 with the context field `slot` uniform. Column `probability` holds the true probability.
 
+**Drift** (`drift` > 0). What tastes are about moves from the first half of the latent dimensions to the second: at the share
+s of the log, <t_u, z_i> is replaced by sum_j e_j t_uj z_ij with e_j = sqrt(2) cos(drift s pi / 2) in the first half and
+sqrt(2) sin(...) in the second. **Arrivals**: a share of the items appears at times spread evenly over the log.
+
+**Raw content** (`raw`): see `planted_content`.
+
 **Time.** The rows are split 80 / 10 / 10 % in time order. A share of the items is cold: before the test period there
 are none of them, neither as candidates nor in histories. A share of the users appears first in the test period likewise.
 
@@ -51,6 +57,7 @@ from tqdm import tqdm
 
 from em3_jax.data.format import SPLITS, Dataset, hash_ids
 from em3_jax.data.histories import history_ranges, sort_events
+from em3_jax.data.readers import planted_content
 from em3_jax.data.writer import DatasetWriter
 from em3_jax.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.metrics import auc
@@ -60,7 +67,7 @@ TASTE, QUALITY, BIAS = 4.0, 0.75, -0.9
 EXPOSURE, CHOICE = 0.5, 5.0
 TAIL, ACTIVITY = 0.7, 0.8
 LOOSE = 1.0
-NOISE_LOW, NOISE_HIGH, LEAST_SHOWN, TITLE_CARDS = 0.1, 0.5, 0.1, 0.25
+LEAST_SHOWN = 0.1
 CARDS = 16  # mean copies of an item or user in its deck
 SLOTS = {"top": 0.3, "middle": 0.0, "bottom": -0.3}
 CATEGORIES = [f"category {c}" for c in range(12)]
@@ -69,7 +76,7 @@ TAGS_PER_ITEM = 3
 GROUPS = [f"group {g}" for g in range(8)]
 PER_SECOND = 4
 _CHUNK = 1 << 15  # fits the caches; each chunk draws from a generator of its own, so another size is another dataset
-_STREAMS = ("world", "items", "users", "image", "text", "rows", "choices")
+_STREAMS = ("world", "items", "users", "image", "text", "rows", "choices", "arrivals", "words", "pictures")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +86,7 @@ class _World:
     Attributes:
       content: [I, k] f32, unit length; quality: [I] f32; cold: [I] bool.
       taste: [U, k] f32, unit length; new: [U] bool.
+      arrival: [I] i64, the first row that may show the item.
       item_deck, user_deck: i32, each item (user) as often as it is popular (active), so that a draw is one look-up.
     """
 
@@ -87,6 +95,7 @@ class _World:
     cold: np.ndarray
     taste: np.ndarray
     new: np.ndarray
+    arrival: np.ndarray
     item_deck: np.ndarray
     user_deck: np.ndarray
 
@@ -107,6 +116,9 @@ def synthetic(
     missing_image: float = 0.1,
     missing_text: float = 0.1,
     choices: float = 40.0,
+    drift: float = 0.0,
+    arrivals: float = 0.0,
+    raw: bool = False,
     overwrite: bool = False,
 ) -> Dataset:
     """The dataset in folder `out`, a function of the arguments alone.
@@ -120,13 +132,21 @@ def synthetic(
       new_users: share of the users that first appear in the test period.
       missing_image, missing_text: share of the items without the modality.
       choices: mean number of events of a user before the log starts; a tenth of it for new users.
+      drift: how far tastes move during the log, from 0 to 1.
+      arrivals: share of the items that appear during the log.
+      raw: also write feature sets raw_text and raw_image, word ids and pixels.
       overwrite: replace an existing dataset.
     """
     arguments = {k: v for k, v in locals().items() if k not in ("out", "overwrite")}
+    later = {"drift": 0.0, "arrivals": 0.0, "raw": False}  # these keep a dataset's hash where they are not used
+    arguments = {name: value for name, value in arguments.items() if later.get(name, ()) != value}
     _check_arguments(arguments)
     with DatasetWriter(out, overwrite) as writer:
         world = _make_world(seed, users, items, latent, cold_share, new_users)
-        _write_histories(writer, *_write_rows(writer, world, seed, interactions, choices))
+        late = _random(seed, "arrivals").permutation(items) / items
+        arrival = np.where(late < arrivals, late / max(arrivals, 1e-9) * interactions, 0).astype(np.int64)
+        world = dataclasses.replace(world, arrival=np.where(world.cold, 0, arrival))
+        _write_histories(writer, *_write_rows(writer, world, seed, interactions, choices, drift))
         item_table, item_fields = _item_table(_random(seed, "items"), world)
         user_table, user_fields = _user_table(_random(seed, "users"), world)
         item_hash = hash_ids(item_table.column("id"))
@@ -136,8 +156,15 @@ def synthetic(
             ("text", text_tokens, missing_text, shown[::-1]),
         ):
             if count:
-                tokens, mask = _tokens(_random(seed, name), world.content * weight, count, token_width, missing)
+                tokens, mask = planted_content.tokens(
+                    _random(seed, name), world.content * weight, count, token_width, missing
+                )
                 writer.features(name, tokens, mask, {"encoder": "planted", "arguments": arguments}, item_hash)
+        if raw:
+            sets = planted_content.words(_random(seed, "words"), world.content * shown[::-1])
+            writer.features("raw_text", *sets, item_hash)
+            sets = planted_content.pictures(_random(seed, "pictures"), world.content * shown)
+            writer.features("raw_image", *sets, item_hash)
         return writer.finish(
             name="synthetic",
             users=user_table,
@@ -165,6 +192,9 @@ def _check_arguments(arguments: dict) -> None:
         if name in ("cold_share", "new_users", "missing_image", "missing_text"):
             if not 0 <= value < 1:
                 raise UserError(f"{option} is {value}; give a share in [0, 1)")
+        elif name in ("drift", "arrivals"):
+            if not 0 <= value <= 1:
+                raise UserError(f"{option} is {value}; give a number from 0 to 1")
         elif value < least.get(name, 0):
             raise UserError(f"{option} is {value}; give at least {least.get(name, 0)}")
 
@@ -188,6 +218,7 @@ def _make_world(seed: int, users: int, items: int, latent: int, cold_share: floa
         cold=random.permutation(items) < round(cold_share * items),
         taste=_directions(random, users, latent),
         new=random.permutation(users) < round(new_users * users),
+        arrival=np.zeros(items, np.int64),
         item_deck=_deck((random.permutation(items) + 10.0) ** -TAIL),
         user_deck=_deck(random.lognormal(sigma=ACTIVITY, size=users)),
     )
@@ -200,7 +231,7 @@ def _deck(weights: np.ndarray) -> np.ndarray:
 
 
 def _write_rows(
-    writer: DatasetWriter, world: _World, seed: int, rows: int, choices: float
+    writer: DatasetWriter, world: _World, seed: int, rows: int, choices: float, drift: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Writes the interaction columns but the histories; returns the events: user i32, item i32, time i64, each [E]."""
     dtypes = {
@@ -211,12 +242,14 @@ def _write_rows(
     valid_start, test_start = round(0.8 * rows), round(0.9 * rows)
     columns["time"][:] = np.arange(rows) // PER_SECOND
     columns["split"][:] = np.repeat([0, 1, 2], [valid_start, test_start - valid_start, rows - test_start])
-    events = [_choices(world, seed, choices, span=rows // PER_SECOND)]
+    events = [_choices(world, seed, choices, rows // PER_SECOND, drift > 0)]
     starts = sorted({*range(0, rows, _CHUNK), test_start})  # no chunk runs across the start of the test period
     for chunk, (start, end) in enumerate(
         zip(tqdm(starts, desc="interactions", unit="chunk", disable=None), [*starts[1:], rows], strict=True)
     ):
-        values = _impressions(_random(seed, "rows", chunk), world, end - start, test_period=start >= test_start)
+        numbers = np.arange(start, end)
+        share = drift * numbers / rows if drift else None
+        values = _impressions(_random(seed, "rows", chunk), world, numbers, share, test_period=start >= test_start)
         for name, value in values.items():
             columns[name][start:end] = value
         click = values["label"]
@@ -225,58 +258,80 @@ def _write_rows(
     return user, item, time
 
 
-def _impressions(random: np.random.Generator, world: _World, rows: int, test_period: bool) -> dict[str, np.ndarray]:
-    """The drawn columns of `rows` impressions, each [rows]; `label` as bool."""
+def _impressions(
+    random: np.random.Generator, world: _World, rows: np.ndarray, share: np.ndarray | None, test_period: bool
+) -> dict[str, np.ndarray]:
+    """The drawn columns of impressions, each [rows]; `label` as bool.
+
+    Args:
+      rows: their numbers.
+      share: of the way of the drift at each; None without drift.
+    """
     user_deck, item_deck = world.user_deck, world.item_deck
     if not test_period:
         user_deck, item_deck = user_deck[~world.new[user_deck]], item_deck[~world.cold[item_deck]]
-    user = user_deck[random.integers(len(user_deck), size=rows)]
-    item = _draw_by_taste(random, world, user, item_deck, EXPOSURE)
-    slot = random.integers(len(SLOTS), size=rows, dtype=np.int32)
-    affinity = _affinity(world, user, item)
+    user = user_deck[random.integers(len(user_deck), size=len(rows))]
+    item = _draw_by_taste(random, world, user, item_deck, EXPOSURE, rows, share)
+    slot = random.integers(len(SLOTS), size=len(rows), dtype=np.int32)
+    affinity = _affinity(world, user, item, share)
     offset = np.array(list(SLOTS.values()), np.float32)[slot]
     probability = 1 / (1 + np.exp(-(TASTE * affinity + world.quality[item] + offset + BIAS)))
     return {
         "user": user,
         "item": item,
-        "label": random.random(rows, dtype=np.float32) < probability,
+        "label": random.random(len(rows), dtype=np.float32) < probability,
         "context_slot": slot + FIRST_KNOWN,
         "probability": probability,
     }
 
 
-def _choices(world: _World, seed: int, mean: float, span: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _choices(
+    world: _World, seed: int, mean: float, span: int, drifts: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The events before the log: user i32, item i32, time i64 in [-span, -1], each [E]."""
     random = _random(seed, "choices")
     number = random.poisson(np.where(world.new, mean / 10, mean))
     user = np.repeat(np.arange(len(number), dtype=np.int32), number)
     warm = world.item_deck[~world.cold[world.item_deck]]
-    item = np.empty(len(user), np.int32)
+    item, share = np.empty(len(user), np.int32), np.zeros(len(user))
     for start in tqdm(range(0, len(user), _CHUNK), desc="earlier choices", unit="chunk", disable=None):
         part = slice(start, start + _CHUNK)
-        item[part] = _draw_by_taste(random, world, user[part], warm, CHOICE)
+        item[part] = _draw_by_taste(random, world, user[part], warm, CHOICE, share=share[part] if drifts else None)
     return user, item, random.integers(-max(span, 1), 0, len(user))
 
 
-def _affinity(world: _World, user: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """[n] f32: <taste, content>."""
+def _affinity(world: _World, user: np.ndarray, item: np.ndarray, share: np.ndarray | None = None) -> np.ndarray:
+    """[n] f32: <taste, content>, at the share [n] of the way of a drift."""
     taste, content = np.take(world.taste, user, axis=0), np.take(world.content, item, axis=0)  # much faster than [...]
+    if share is not None:
+        half, angle = (world.taste.shape[1] + 1) // 2, (share * np.pi / 2).astype(np.float32)[:, None]
+        taste[:, :half] *= np.sqrt(np.float32(2)) * np.cos(angle)
+        taste[:, half:] *= np.sqrt(np.float32(2)) * np.sin(angle)
     return np.einsum("nk,nk->n", taste, content)
 
 
 def _draw_by_taste(
-    random: np.random.Generator, world: _World, user: np.ndarray, deck: np.ndarray, beta: float
+    random: np.random.Generator,
+    world: _World,
+    user: np.ndarray,
+    deck: np.ndarray,
+    beta: float,
+    rows: np.ndarray | None = None,
+    share: np.ndarray | None = None,
 ) -> np.ndarray:
     """[n] i32 items for users [n], drawn with P(i | u) ~ (share of the deck) exp(beta <taste, content>).
 
-    By rejection, which is exact: draw from the deck, accept with probability exp(beta (<taste, content> - 1)).
+    By rejection, which is exact: draw from the deck, accept with probability exp(beta (<taste, content> - largest)), and never
+    what arrives after row number `rows` [n].
     """
     item = np.empty(len(user), np.int32)
     pending = np.arange(len(user))
     while len(pending):
         candidate = deck[random.integers(len(deck), size=len(pending))]
-        affinity = _affinity(world, user[pending], candidate)
-        accepted = random.random(len(pending), dtype=np.float32) < np.exp(beta * (affinity - 1))
+        affinity = _affinity(world, user[pending], candidate, None if share is None else share[pending])
+        most = 1 if share is None else np.sqrt(2)
+        accepted = random.random(len(pending), dtype=np.float32) < np.exp(beta * (affinity - most))
+        accepted &= world.arrival[candidate] <= (0 if rows is None else rows[pending])
         item[pending[accepted]] = candidate[accepted]
         pending = pending[~accepted]
     return item
@@ -329,26 +384,6 @@ def _nearest(
     score = vectors @ directions.T
     score += noise * random.standard_normal(score.shape, dtype=np.float32)
     return (np.argsort(-score, axis=1)[:, :count] + FIRST_KNOWN).astype(np.int32)
-
-
-def _tokens(
-    random: np.random.Generator, shown: np.ndarray, count: int, width: int, missing: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens [I, N, D] f16, mask [I, N]) of a modality that shows the content `shown` [I, k]; see the module's text."""
-    items, latent = shown.shape
-    matrix = random.standard_normal((latent, width))
-    title_card = random.standard_normal(width)
-    tokens = np.empty((items, count, width), np.float16)
-    for start in tqdm(range(0, items, 1 << 14), desc="tokens", unit="chunk", disable=None):
-        content = shown[start : start + (1 << 14), None, :]  # [i, 1, k]
-        shape = (len(content), count, 1)
-        is_card = random.random(shape) < TITLE_CARDS
-        noise = random.standard_normal((len(content), count, width)) * np.where(
-            is_card, 1, random.uniform(NOISE_LOW, NOISE_HIGH, shape)
-        )
-        tokens[start : start + len(content)] = np.where(is_card, title_card, content @ matrix) + noise
-    mask = np.repeat(random.random((items, 1)) >= missing, count, axis=1)
-    return np.where(mask[:, :, None], tokens, 0), mask
 
 
 def _bayes_auc(root: Path, world: _World) -> dict[str, float]:

@@ -1,0 +1,76 @@
+"""LEMUR: the encoder trains inside the ranker, from raw content, and histories are read from a memory bank.
+
+python -m em3_jax.prepare synthetic --out data/raw --raw
+python train.py --config=configs/lemur.py --config.data.root=data/raw --workdir=runs/lemur
+python eval.py --workdir=runs/lemur
+
+A converted checkpoint in the place of the scratch encoder's reading, its top layer training:
+
+python -m em3_jax.extract --data data/ml-100k --modality text --encoder <folder> --raw
+python train.py --config=configs/lemur.py --config.data.root=data/ml-100k --config.data.features=text \
+    --config.model.encoders.text=<folder> --config.optim.multipliers="(('^encoders/text/(?!layer5/)', 0.0),)" --workdir=runs/top1
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(arg: str = ""):
+    config = base.ranking()
+    config.task = "lemur"
+    config.data.root = "data/raw"
+    config.data.features = ("raw_image", "raw_text")
+    config.data.batch_size = 256
+    config.data.history_length = 200  # T of the long history
+    config.mesh.by_rows = ("tables/.*", "memory/.*")
+    config.model = ConfigDict(
+        {
+            "encoder": {"width": 64, "layers": 2, "heads": 4, "mlp_width": 128, "output": 64},
+            "layout": {
+                "patch": 8,
+                "lengths": {},
+            },  # side of picture patches; text field -> how many of its tokens are read
+            "encoders": {
+                "text": "",
+                "image": "",
+            },  # raw feature set -> folder of a converted encoder that reads it first
+            "encode": "candidates",  # or all: every history item in every step, what the bank saves
+            "forward_percent": 100.0,  # p: of the distinct candidates, how many are encoded; the others are read from the bank
+            "backward_percent": 100.0,  # q: how many of them take a gradient
+            "ranking_weight": 1.0,  # 0: the encoder alone, on SQDC
+            "ranking_gradient": True,  # whether the click's gradient reaches the encoder
+            "history_gradient": True,  # whether it does through history slots whose items are encoded in this step
+            "history_modules": ("short", "long", "similarity"),
+            "short_history": 50,  # last events for target attention and the backbone
+            "query_history": 5,  # last events that stand in for the query
+            "decoder_layers": 2,
+            "decoder_hidden": 64,
+            "backbone": "din",
+            "backbone_settings": config.model.backbone_settings.to_dict(),
+            "sqdc": {"weight": 0.1, "scale": 20.0, "mask_group": True},  # lambda, T, the session mask
+            "cic": config.model.cic.to_dict() | {"weight": 0.0},
+            "loss": "binary_cross_entropy",
+        }
+    )
+    config.train.epochs = 20.0
+    config.train.eval_every = 250
+    config.train.patience = 4
+    return base.variant(config, arg, contrast_only=contrast_only, frozen=frozen)
+
+
+def contrast_only(config):
+    """The first of two stages: the encoder on SQDC alone; what the last step has is kept."""
+    config.model.ranking_weight = 0.0
+    config.model.history_modules = ()
+    config.train.epochs = 5.0
+    config.train.eval_every = 0
+    config.train.patience = 0
+    return config
+
+
+def frozen(config):
+    """The second: the ranker on what that encoder gives; set train.init_from."""
+    config.optim.multipliers = (("^encoders?/", 0.0),)
+    config.model.sqdc.weight = 0.0
+    return config

@@ -1,0 +1,109 @@
+"""LEMUR's memory bank: what the encoder last made of each item, and when.
+
+A step reads the rows of its distinct items, encodes some of them anew and writes these back: histories cost a lookup, whatever
+their length. Reading and writing touch the named rows alone, in place where the caller donates the state, like ID tables; a bank
+is cut by rows over the devices of a mesh in the same way.
+
+Letters: V rows of the bank, D width, S distinct items of a step, C of them that may be encoded, P that are.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Bank = dict[str, jax.Array]
+"""{"vector": [V, D] f32, "written": [V] i32 step of the last write, -1 = never, "uses": [V] i32 steps as a candidate}"""
+
+NEVER = -1
+
+
+class Stored(NamedTuple):
+    """What a bank holds of the items of a batch.
+
+    Attributes:
+      vector: [S, D] f32; zeros where nothing was ever written.
+      written: [S] i32, the step of the last write; `NEVER`.
+      uses: [S] i32, steps that had the item among those that may be encoded.
+    """
+
+    vector: jax.Array
+    written: jax.Array
+    uses: jax.Array
+
+    @property
+    def present(self) -> jax.Array:
+        """[S] bool, whether the row was ever written."""
+        return self.written > NEVER
+
+
+class Writes(NamedTuple):
+    """What a step leaves in the bank, for rows of a batch's distinct items.
+
+    Attributes:
+      position: [C] i32 rows among the S items that may be encoded in this step.
+      mask: [C] bool, False = padding.
+      vector: [C, D] the fresh representations.
+      encoded: [C] bool, whether there is a fresh one.
+    """
+
+    position: jax.Array
+    mask: jax.Array
+    vector: jax.Array
+    encoded: jax.Array
+
+
+def init(length: int, width: int) -> Bank:
+    """An empty bank of `length` rows."""
+    return {
+        "vector": jnp.zeros((length, width), jnp.float32),
+        "written": jnp.full(length, NEVER, jnp.int32),
+        "uses": jnp.zeros(length, jnp.int32),
+    }
+
+
+def read(bank: Bank, item_id: jax.Array) -> Stored:
+    """The rows `item_id` [S] i32."""
+    take = lambda array: jnp.take(array, item_id, axis=0, mode="clip")  # noqa: E731
+    return Stored(take(bank["vector"]), take(bank["written"]), take(bank["uses"]))
+
+
+def write(bank: Bank, item_id: jax.Array, stored: Stored, writes: Writes, step: jax.Array) -> Bank:
+    """The bank after a step; only rows of `writes` change.
+
+    Args:
+      item_id: [S] i32, of the batch.
+      stored: what was read of them.
+      writes: of the step; an item may occur in it several times with equal vectors, as in the blocks of several shards.
+      step: [] i32.
+    """
+    length = len(bank["vector"])
+    ids = item_id[writes.position]
+    encoded = jnp.where(writes.encoded & writes.mask, ids, length)  # beyond the bank: dropped
+    # The new rows are computed from the old ones, if only by a factor of zero. So the read has to come first, and XLA writes in
+    # place; otherwise it copies the bank in each step.
+    vector = writes.vector.astype(jnp.float32) + 0.0 * stored.vector[writes.position]
+    when = step + 0 * stored.written[writes.position]
+    uses = stored.uses[writes.position] + 1
+    return {
+        "vector": bank["vector"].at[encoded].set(vector, mode="drop"),
+        "written": bank["written"].at[encoded].set(when, mode="drop"),
+        "uses": bank["uses"].at[jnp.where(writes.mask, ids, length)].set(uses, mode="drop"),
+    }
+
+
+def rank(stored: Stored, position: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
+    """[C] i32: the rows that may be encoded, in the order in which they should be: never written ones first, then by chance, the
+    rarer an item the more likely, so that frequent ones are refreshed too. Padding comes last.
+
+    An item seen n times is drawn with weight 1 / n, without replacement (Efraimidis and Spirakis, Weighted random sampling with a
+    reservoir, 2006).
+
+    Args:
+      stored: of the S items.
+      position, mask: [C], see `Writes`.
+      key: PRNG key.
+    """
+    waiting = jax.random.exponential(key, position.shape) * jnp.maximum(stored.uses[position], 1)
+    waiting = jnp.where(stored.present[position], waiting, -1.0)
+    return jnp.argsort(jnp.where(mask, waiting, jnp.inf))

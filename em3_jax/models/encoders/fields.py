@@ -1,0 +1,128 @@
+"""The encoder that LEMUR trains from scratch: text fields, picture patches and ready vectors as one sequence.
+
+Letters: B items, L text tokens, M pictures of an item, P patches of each, N tokens in all, E width of ready tokens, D width.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from em3_jax.models.encoders.bert import Layer
+
+
+class TextLayout(NamedTuple):
+    """Token ids of several text fields side by side, as `em3_jax.raw` writes them.
+
+    Attributes:
+      fields: (name, tokens) of each, in their order.
+      keep: how many of each are read, from the first on.
+      vocabulary: ids are below it.
+    """
+
+    fields: tuple[tuple[str, int], ...]
+    keep: tuple[int, ...]
+    vocabulary: int
+
+
+class ImageLayout(NamedTuple):
+    """Pictures [B, M, height * width * 3] u8, cut into patches of `patch` x `patch`, which divides both."""
+
+    height: int
+    width: int
+    patch: int
+
+
+class VectorLayout(NamedTuple):
+    """Ready tokens [B, N, E]."""
+
+
+class EncoderSettings(NamedTuple):
+    """Sizes of the encoder.
+
+    Attributes:
+      width: D of the transformer; layers, heads, mlp_width: of it.
+      output: width of the representation.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    output: int
+
+
+_init = nn.initializers.normal(0.02)
+
+
+class FieldEncoder(nn.Module):
+    """One representation [B, output] of an item: the state of its class token.
+
+    Every token is the sum of what it is, its position and the type of its field; a separator opens each field after the first one
+    of a text. Post-norm transformer as BERT's, without dropout. An item without any content gets the representation of that.
+
+    Attributes:
+      settings: sizes.
+      layouts: feature set -> layout of its tokens.
+    """
+
+    settings: EncoderSettings
+    layouts: tuple[tuple[str, TextLayout | ImageLayout | VectorLayout], ...]
+
+    @nn.compact
+    def __call__(self, tokens: Mapping[str, jax.Array], mask: Mapping[str, jax.Array]) -> jax.Array:
+        """[B, output].
+
+        Args:
+          tokens: feature set -> [B, L, 1] i32 ids, [B, M, H * W * 3] u8 pixels, or [B, N, E] float.
+          mask: feature set -> [B, L], [B, M] or [B, N] bool.
+        """
+        s, batch = self.settings, len(next(iter(tokens.values())))
+        cls = self.param("cls", _init, (s.width,))
+        states, masks = [jnp.broadcast_to(cls, (batch, 1, s.width))], [jnp.ones((batch, 1), bool)]
+        for name, layout in self.layouts:
+            read = {TextLayout: self._text, ImageLayout: self._image, VectorLayout: self._vectors}[type(layout)]
+            for state, valid in read(name, layout, tokens[name], mask[name]):
+                states.append(state)
+                masks.append(valid)
+        x, mask = jnp.concatenate(states, axis=1), jnp.concatenate(masks, axis=1)  # [B, N, D], [B, N]
+        x = nn.LayerNorm(name="embedding_norm")(x.reshape(-1, s.width))
+        for k in range(s.layers):
+            x = Layer(s.heads, s.mlp_width, 1e-6, nn.gelu, x.dtype, name=f"layer{k}")(x, mask)
+        return nn.Dense(s.output, name="output")(x.reshape(batch, -1, s.width)[:, 0])
+
+    def _placed(self, name: str, x: jax.Array) -> jax.Array:
+        """Tokens [B, N, D] of a field with their positions and the field's type."""
+        position = self.param(f"{name}_position", _init, x.shape[1:])
+        return x + position + self.param(f"{name}_type", _init, x.shape[-1:])
+
+    def _text(self, name: str, layout: TextLayout, tokens: jax.Array, mask: jax.Array):
+        words = nn.Embed(layout.vocabulary, self.settings.width, embedding_init=_init, name=f"{name}_words")
+        separator = self.param(f"{name}_separator", _init, (self.settings.width,))
+        start = 0
+        for number, ((field, length), keep) in enumerate(zip(layout.fields, layout.keep, strict=True)):
+            x = words(tokens[:, start : start + keep, 0])
+            valid = mask[:, start : start + keep]
+            if number:
+                x = jnp.concatenate([jnp.broadcast_to(separator, (len(x), 1, x.shape[-1])).astype(x.dtype), x], axis=1)
+                valid = jnp.concatenate([valid.any(axis=1, keepdims=True), valid], axis=1)
+            yield self._placed(f"{name}_{field}", x), valid
+            start += length
+
+    def _image(self, name: str, layout: ImageLayout, tokens: jax.Array, mask: jax.Array):
+        height, width, patch = layout
+        batch, pictures, _ = tokens.shape
+        x = (
+            tokens.astype(jnp.float32).reshape(batch * pictures, height // patch, patch, width // patch, patch, 3)
+            / 127.5
+            - 1
+        )
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * 3)  # [B, M * P, ...]
+        x = nn.Dense(self.settings.width, kernel_init=_init, name=f"{name}_patch")(x)
+        yield self._placed(name, x), jnp.repeat(mask, x.shape[1] // pictures, axis=1)
+
+    def _vectors(self, name: str, layout: VectorLayout, tokens: jax.Array, mask: jax.Array):
+        x = nn.Dense(self.settings.width, kernel_init=_init, name=f"{name}_in")(tokens.astype(jnp.float32))
+        yield self._placed(name, x), mask

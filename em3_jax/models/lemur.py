@@ -1,0 +1,139 @@
+"""LEMUR's ranking model: what a ranker reads of the representations of a candidate and of a long history.
+
+Han et al., LEMUR: Large scale End-to-end MUltimodal Recommendation (2025). The decoder is that of LONGER as LEMUR has it.
+Letters: B batch, T history, S distinct items, R distinct table rows, W ID width, D width of a representation.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from em3_jax.fields import Fields
+from em3_jax.models.attention import DotScore, entropy, masked_softmax
+from em3_jax.models.backbones import Features
+from em3_jax.models.mlp import MLP
+from em3_jax.models.ranking import field_embeddings, other_embeddings
+from em3_jax.types import Batch
+
+HISTORY_MODULES = ("short", "long", "similarity")
+
+
+class Representations(NamedTuple):
+    """What is known of the content of a batch's distinct items.
+
+    Attributes:
+      candidate: [S, D] as candidates see them.
+      history: [S, D] as histories see them: the same numbers, perhaps without their gradient.
+      present: [S] bool, False = neither encoded now nor ever before; such rows are masked.
+    """
+
+    candidate: jax.Array
+    history: jax.Array
+    present: jax.Array
+
+
+class Decoder(nn.Module):
+    """Cross-attention over a long history: q_1 is made of the other features, q_{i+1} = FFN(sum_j softmax_j(<q_i, d_j>) d_j).
+
+    Linear in T, and nothing is projected per slot.
+
+    Attributes:
+      layers: how many.
+      hidden: width of the feed-forward layers.
+    """
+
+    layers: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, first: jax.Array, slots: jax.Array, mask: jax.Array) -> jax.Array:
+        """[B, D] from the features [B, F] and the history's representations [B, T, D], mask [B, T]; zeros without a history."""
+        width = slots.shape[-1]
+        query, some = nn.Dense(width, name="first")(first), mask.any(axis=1, keepdims=True)
+        for k in range(self.layers):
+            weight = masked_softmax(jnp.einsum("bd,btd->bt", query, slots) / jnp.sqrt(width), mask)
+            read = jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots)
+            query = MLP((self.hidden,), width, name=f"ffn{k}")(read, train=False)
+        return jnp.where(some, query, 0.0)
+
+
+def similarities(candidate: jax.Array, slots: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, 2 T] cosines of the candidate [B, D] with each slot [B, T, D], as they stand in time and from the largest down; 0 where
+    masked, which the sorted copy has last."""
+    unit = lambda x: x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))  # noqa: E731
+    cosine = jnp.einsum("bd,btd->bt", unit(candidate), unit(slots))
+    ranked = -jnp.sort(jnp.where(mask, -cosine, jnp.inf), axis=1)
+    return jnp.concatenate([jnp.where(mask, cosine, 0.0), jnp.where(jnp.isfinite(ranked), ranked, 0.0)], axis=1)
+
+
+class Lemur(nn.Module):
+    """Click logits from IDs, the candidate's representation, the query and the history's representations.
+
+    Attributes:
+      fields: the dataset's categorical fields.
+      backbone: module from `backbones.Features` to (logit [B], named scalars).
+      short: the last so many events of a history are the short one, which target attention and the backbone read.
+      modules: of `HISTORY_MODULES`: "short": target attention; "long": the decoder over all T; "similarity": cosines with all T.
+      decoder_layers, decoder_hidden: of the decoder.
+      query_history: how many of the last events stand in for the query, where the dataset has none.
+    """
+
+    fields: Fields
+    backbone: nn.Module
+    short: int
+    modules: tuple[str, ...]
+    decoder_layers: int
+    decoder_hidden: int
+    query_history: int
+
+    @nn.compact
+    def __call__(
+        self, rows: jax.Array, items: Representations, query: jax.Array | None, batch: Batch, *, train: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(logit [B], named intermediates: "query" [B, D], "document" [B, D], "item_fields" [S, F, W], scalars).
+
+        Args:
+          rows: [R, W] the batch's distinct rows of the embedding table.
+          items: representations of the batch's distinct items.
+          query: [B, D] representation of the query; None without queries.
+          batch: see `data/batches.py`.
+        """
+        embedded = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F, W]
+        others = other_embeddings(rows, batch, self.fields)
+        candidate, history = batch["item_position"], batch["history_position"]
+        valid = batch["history_mask"]
+        mask = valid & jnp.take(items.present, history)
+        document = jnp.where(items.present[candidate, None], jnp.take(items.candidate, candidate, axis=0), 0.0)
+        slots = jnp.take(items.history, history, axis=0)  # [B, T, D]
+        slots = jnp.where(mask[..., None], slots, 0.0)
+        if query is None:
+            recent = min(self.query_history, slots.shape[1])
+            total, count = slots[:, -recent:].sum(axis=1), mask[:, -recent:].sum(axis=1, keepdims=True)
+            width = slots.shape[-1]
+            query = MLP((width,), width, name="recent_history")(total / jnp.maximum(count, 1), train=train)
+        content, scalars = [document, query, query * document], {}
+        if "short" in self.modules:
+            last = slots[:, -self.short :]
+            weight = masked_softmax(DotScore(name="content_attention")(document, last), mask[:, -self.short :])
+            interest = jnp.einsum("bt,btd->bd", weight.astype(last.dtype), last)
+            scalars["content_attention_entropy"] = entropy(weight)
+            content += [interest, interest * document]
+        if "long" in self.modules:
+            known = jnp.take(embedded.reshape(len(embedded), -1), candidate, axis=0)
+            first = jnp.concatenate([known, others.reshape(len(known), -1), document, query], axis=-1)
+            content.append(Decoder(self.decoder_layers, self.decoder_hidden, name="decoder")(first, slots, mask))
+        if "similarity" in self.modules:
+            content.append(similarities(document, slots, mask))
+        events = (rows, batch["history_row"][:, -self.short :]) if self.fields.event else (None, None)
+        features = Features(
+            embedded, candidate, history[:, -self.short :], valid[:, -self.short :], *events, others, tuple(content)
+        )
+        logit, of_backbone = self.backbone(features, train=train)
+        share = lambda mask, valid: mask.sum() / jnp.maximum(valid.sum(), 1)  # noqa: E731
+        scalars |= {
+            "coverage_short": share(mask[:, -self.short :], valid[:, -self.short :]),
+            "coverage_long": share(mask, valid),
+        }
+        return logit, {"query": query, "document": document, "item_fields": embedded} | scalars | of_backbone

@@ -1,0 +1,82 @@
+"""LEMUR: the encoder inside the ranker, histories from a memory bank: config -> `Work`."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from em3_jax import config as config_
+from em3_jax import encoding, memory, sharding, wiring
+from em3_jax.data.format import FeatureSet
+from em3_jax.models.encoders.fields import ImageLayout, TextLayout, VectorLayout
+from em3_jax.tasks.lemur import lemur as lemur_task
+from em3_jax.types import UserError
+from em3_jax.wiring.ranking import open_clicks, settings, work_on_clicks
+
+
+def lemur(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int], int]) -> wiring.Work:
+    """The work of config.task = "lemur"; arguments as of `experiment.build`."""
+    data = settings(config, mesh).data
+    dataset, model = open_clicks(data), dict(config["model"])
+    if "layout" not in model or "encoders" not in model:
+        raise UserError("config.model: has not the settings of task lemur; start from configs/lemur.py")
+    layout, folders = model.pop("layout"), {name: folder for name, folder in model.pop("encoders").items() if folder}
+    content = wiring.load_content(dataset, data.features, data.placement, mesh)
+    scratch = [features for features in content.sets if features.name not in folders]
+    converted = [features for features in content.sets if features.name in folders]
+    raw = encoding.raw_encoders(folders, converted)
+    layouts = config_.call(_layouts, layout, "config.model.layout", sets=scratch) | {
+        name: VectorLayout() for name in raw
+    }
+    layouts = {features.name: layouts[features.name] for features in content.sets}
+    task = config_.call(lemur_task, model, "config.model", fields=dataset.fields, layouts=layouts, raw=raw)
+    rows, width = sharding.padded(dataset.num_items, mesh), model["encoder"]["output"]
+    return work_on_clicks(
+        config,
+        mesh,
+        num_steps,
+        dataset,
+        task,
+        content,
+        raw,
+        encode=model["encode"],
+        make_memory=functools.partial(memory.init, rows, width),
+    )
+
+
+def _layouts(sets: list[FeatureSet], *, patch: int, lengths: Mapping[str, int]) -> dict[str, Any]:
+    """Feature set -> layout of those that the encoder reads as they are.
+
+    Args:
+      patch: side of the picture patches.
+      lengths: text field -> how many of its tokens are read; the others all.
+    """
+    result, fields = {}, {}
+    for features in sets:
+        raw = features.manifest.get("raw")
+        if raw is None:
+            result[features.name] = VectorLayout()
+        elif "fields" in raw:
+            own = dict(raw["fields"])
+            keep = tuple(min(lengths.get(name, length), length) for name, length in own.items())
+            result[features.name] = TextLayout(tuple(own.items()), keep, raw["vocabulary"])
+            fields |= own
+        elif "shape" in raw:
+            height, width, _ = raw["shape"]
+            if patch < 1 or height % patch or width % patch:
+                raise UserError(
+                    f"config.model.layout.patch={patch} does not divide the pictures of '{features.name}', {height} x {width}"
+                )
+            result[features.name] = ImageLayout(height, width, patch)
+        else:
+            raise UserError(
+                f"config.data.features: '{features.name}' holds token ids of {features.manifest['encoder']}; set "
+                f"config.model.encoders.{features.name} to its folder, or make it with `python -m em3_jax.raw`"
+            )
+    for name, length in lengths.items():
+        if name not in fields:
+            raise UserError(f"config.model.layout.lengths.{name}: no such text field; {config_.nearest(name, fields)}")
+        if length < 1:
+            raise UserError(f"config.model.layout.lengths.{name}={length}; give 1 or more")
+    return result

@@ -1,0 +1,278 @@
+"""LEMUR: the bank against encoding everything, sampling, what costs what, and runs that are killed."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import lemur as lemur_config
+from em3_jax import losses, memory, metrics, rng, trees
+from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.models.encoders.fields import VectorLayout
+from em3_jax.models.lemur import Decoder, similarities
+from em3_jax.tasks.lemur import lemur
+from em3_jax.types import UserError
+from tests.tiny import TOKENS
+
+B, T = 13, 17
+LAYOUTS = {name: VectorLayout() for name in TOKENS}
+
+
+def settings(**changes) -> dict:
+    model = lemur_config.get_config().model.to_dict()
+    for name in ("layout", "encoders"):
+        model.pop(name)
+    model["encoder"] |= {"width": 8, "layers": 1, "heads": 2, "mlp_width": 8, "output": 6}
+    model["backbone_settings"] |= {"hidden": (8,), "attention_hidden": 4}
+    model |= {"short_history": 5, "decoder_hidden": 8}
+    return model | changes
+
+
+@pytest.fixture(scope="module")
+def batches(tiny):
+    """`encode` -> a training batch of the tiny dataset, and its features as tables."""
+    features = {name: tiny.dataset.features(name) for name in TOKENS}
+    constants = {name: (jnp.asarray(f.tokens, jnp.float32), jnp.asarray(f.mask)) for name, f in features.items()}
+    rows = np.asarray(tiny.dataset.split_rows("train"))[60 : 60 + B]
+
+    @functools.cache
+    def make(encode, distinct_items=True):
+        builder = BatchBuilder(
+            tiny.dataset,
+            history_length=T,
+            unknown_alpha=0.0,
+            unknown_floor={},
+            encode=encode,
+            distinct_items=distinct_items,
+        )
+        return builder(rows, buckets=Buckets(64, 128, encode=16), key=rng.numpy_key(0, "unknown", 0))
+
+    return make, constants
+
+
+class Prepared:
+    """A task with parameters, table rows and a bank for the batches of the tiny dataset."""
+
+    def __init__(self, tiny, batches, **changes):
+        self.make, self.constants = batches
+        self.task = lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(**changes))
+        self.items = tiny.dataset.num_items
+        batch = self.make("candidates")
+        self.rows = 0.1 * jax.random.normal(jax.random.key(2), (len(batch["row_id"]), 8)).at[0].set(0)
+        self.params = self.task.init(jax.random.key(1), self.inputs(batch, memory.init(self.items, 6)))
+        self.params = jax.tree.map(lambda x: x + 0.05, self.params)  # nothing is zero
+
+    def inputs(self, batch, bank, rows=None):
+        batch = jax.tree.map(jnp.asarray, batch) | {"stored": memory.read(bank, batch["item_id"])}
+        return self.task.inputs(self.rows if rows is None else rows, self.constants, batch)
+
+    def loss(self, params, batch, bank, step=3):
+        return self.task.loss(params, self.inputs(batch, bank), jax.random.key(0), jnp.int32(step))
+
+    def gradients(self, batch, bank):
+        return jax.value_and_grad(lambda params: self.loss(params, batch, bank)[0])(self.params)
+
+    def bank_of_all(self):
+        """A bank in which each item of the batch stands as the encoder makes it now."""
+        batch, bank = self.make("all"), memory.init(self.items, 6)
+        writes = self.loss(self.params, batch, bank)[1]["writes"]
+        return memory.write(bank, batch["item_id"], memory.read(bank, batch["item_id"]), writes, jnp.int32(2))
+
+
+def close(one, other, rtol=2e-5):
+    one, other = trees.named_leaves(one), trees.named_leaves(other)
+    assert list(one) == list(other)
+    for name in one:
+        # The bias of an attention's keys has no gradient but rounding errors.
+        atol = max(rtol * np.abs(other[name]).max(), 1e-9)
+        np.testing.assert_allclose(one[name], other[name], rtol=rtol, atol=atol, err_msg=name)
+
+
+def test_with_a_bank_written_just_now_the_scores_are_those_of_encoding_every_history_item(tiny, batches):
+    prepared = Prepared(tiny, batches)
+    predict = lambda batch, bank: prepared.task.predict(prepared.params, prepared.inputs(batch, bank))  # noqa: E731
+    every_slot = predict(prepared.make("all", distinct_items=False), memory.init(prepared.items, 6))
+    np.testing.assert_allclose(
+        predict(prepared.make("all"), memory.init(prepared.items, 6)), every_slot, rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        predict(prepared.make("candidates"), prepared.bank_of_all()), every_slot, rtol=1e-5, atol=1e-6
+    )
+    empty = predict(prepared.make("candidates"), memory.init(prepared.items, 6))
+    assert np.abs(empty - every_slot).max() > 1e-3  # never-written rows are masked, and that is seen
+
+
+def test_gradients_through_fresh_histories_are_those_of_encoding_every_slot(tiny, batches):
+    """All distinct items are encoded in the step, so all of the gradient is there; against one encoding a slot."""
+    prepared = Prepared(tiny, batches)
+    empty = memory.init(prepared.items, 6)
+    value, gradient = prepared.gradients(prepared.make("all"), empty)
+    direct_value, direct = prepared.gradients(prepared.make("all", distinct_items=False), empty)
+    np.testing.assert_allclose(value, direct_value, rtol=1e-5)
+    close(gradient, direct, rtol=1e-3)
+
+
+def test_without_the_gradient_of_histories_the_scores_stay_and_the_encoders_gradient_is_another(tiny, batches):
+    with_it, without = (Prepared(tiny, batches, history_gradient=on) for on in (True, False))
+    batch, empty = with_it.make("all"), memory.init(with_it.items, 6)
+    (value, gradient), (same, other) = with_it.gradients(batch, empty), without.gradients(batch, empty)
+    np.testing.assert_allclose(value, same, rtol=1e-6)
+    assert np.abs(gradient["encoder"]["cls"] - other["encoder"]["cls"]).max() > 1e-6
+
+
+def test_cut_off_from_the_ranking_loss_the_encoder_learns_from_sqdc_alone(tiny, batches):
+    no_contrast = {"weight": 0.0, "scale": 20.0, "mask_group": True}
+    batch = batches[0]("candidates")
+    for changes, moves in (
+        ({"ranking_gradient": False, "sqdc": no_contrast}, False),
+        ({"ranking_gradient": False}, True),
+        ({"ranking_weight": 0.0}, True),
+        ({"sqdc": no_contrast}, True),
+    ):
+        prepared = Prepared(tiny, batches, **changes)
+        gradient = prepared.gradients(batch, prepared.bank_of_all())[1]
+        assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient["encoder"])) == moves, changes
+
+
+def test_sampling_everything_is_no_sampling_and_half_of_it_reads_the_rest_from_the_bank(tiny, batches):
+    full, half = Prepared(tiny, batches), Prepared(tiny, batches, forward_percent=50.0, backward_percent=25.0)
+    batch, bank = full.make("candidates"), full.bank_of_all()
+    value, aux = full.loss(full.params, batch, bank)
+    assert int(aux["encoded_items"]) == batch["encode_mask"].sum()
+    half_value, half_aux = half.loss(half.params, batch, bank)
+    assert int(half_aux["encoded_items"]) == -(-len(batch["encode_mask"]) // 2)  # real items come before padding
+    np.testing.assert_allclose(half_value, value, rtol=1e-5)  # the bank holds just what the encoder gives
+    only_forward = Prepared(tiny, batches, backward_percent=0.0)
+    gradient = only_forward.gradients(batch, bank)[1]
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["encoder"]))
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(half.gradients(batch, bank)[1]["encoder"]))
+
+
+def test_the_cost_of_the_encoder_does_not_depend_on_the_history(tiny):
+    """FLOPs of the compiled prediction at T = 50 and T = 1000, with an encoder of one layer and of three."""
+    rows = np.asarray(tiny.dataset.split_rows("train"))[60 : 60 + B]
+    features = {name: tiny.dataset.features(name) for name in TOKENS}
+    constants = {name: (jnp.asarray(f.tokens, jnp.float32), jnp.asarray(f.mask)) for name, f in features.items()}
+
+    def flops(length: int, layers: int) -> float:
+        encoder = settings()["encoder"] | {"layers": layers}
+        task = lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(encoder=encoder))
+        builder = BatchBuilder(
+            tiny.dataset, history_length=length, unknown_alpha=0.0, unknown_floor={}, encode="candidates"
+        )
+        batch = builder(rows, buckets=Buckets(64, 128, encode=16))
+
+        def apply(batch, table):
+            stored = memory.read(memory.init(tiny.dataset.num_items, 6), batch["item_id"])
+            inputs = task.inputs(table, constants, batch | {"stored": stored})
+            return task.loss(task.init(jax.random.key(0), inputs), inputs, jax.random.key(0), jnp.int32(0))[0]
+
+        compiled = jax.jit(jax.grad(apply, argnums=1)).lower(batch, jnp.zeros((len(batch["row_id"]), 8))).compile()
+        return compiled.cost_analysis()["flops"]
+
+    short, long = (flops(length, 3) - flops(length, 1) for length in (50, 1000))
+    assert short > 0 and abs(long - short) < 0.01 * short
+    assert flops(1000, 1) > flops(50, 1)  # the history modules do pay
+
+
+def reference_sqdc(query, document, anchor, group, mask, scale):
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    query, document, total, count = unit(query.astype(np.float64)), unit(document.astype(np.float64)), 0.0, 0
+    for i in np.flatnonzero(anchor & mask):
+        terms = [
+            np.exp(scale * query[i] @ document[j])
+            for j in range(len(query))
+            if mask[j] and (i == j or group is None or group[i] != group[j])
+        ]
+        total -= np.log(np.exp(scale * query[i] @ document[i]) / np.sum(terms))
+        count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_sqdc_is_its_formula(masked):
+    random = np.random.default_rng(0)
+    query, document = random.normal(size=(2, 12, 5)).astype(np.float32)
+    anchor, mask = random.random(12) < 0.5, random.random(12) < 0.8
+    group = random.integers(0, 4, 12) if masked else None
+    value, aux = losses.query_document_contrastive(query, document, anchor, group, mask, scale=20.0)
+    np.testing.assert_allclose(value, reference_sqdc(query, document, anchor, group, mask, 20.0), rtol=1e-5)
+    assert 0 <= float(aux["sqdc_accuracy"]) <= 1
+
+
+def test_sqdc_without_an_anchor_is_zero_and_masked_rows_may_hold_anything():
+    none = jnp.zeros(4, bool)
+    query, document = jnp.ones((4, 3)).at[3].set(jnp.nan), jnp.ones((4, 3))
+    value, aux = losses.query_document_contrastive(query, document, none, None, jnp.ones(4, bool), scale=1.0)
+    assert float(value) == 0 and np.isnan(aux["sqdc_accuracy"])
+    mask = jnp.asarray([True, True, True, False])
+    gradient = jax.grad(lambda q: losses.query_document_contrastive(q, document, mask, None, mask, scale=1.0)[0])(query)
+    assert np.isfinite(gradient).all()
+
+
+def test_the_decoder_is_its_formula_and_similarities_are_sorted():
+    random = np.random.default_rng(0)
+    first, slots = random.normal(size=(3, 7)).astype(np.float32), random.normal(size=(3, 11, 4)).astype(np.float32)
+    mask = random.random((3, 11)) < 0.6
+    mask[2] = False
+    decoder = Decoder(2, 5)
+    found, variables = decoder.init_with_output(jax.random.key(0), first, slots, mask)
+    params = variables["params"]
+    query = first @ params["first"]["kernel"] + params["first"]["bias"]
+    for k in range(2):
+        score = np.where(mask[:2], np.einsum("bd,btd->bt", query[:2], slots[:2]) / 2.0, -np.inf)
+        weight = np.exp(score) / np.exp(score).sum(axis=1, keepdims=True)
+        read, ffn = np.einsum("bt,btd->bd", weight, slots[:2]), params[f"ffn{k}"]
+        hidden = np.maximum(read @ ffn["Dense_0"]["kernel"] + ffn["Dense_0"]["bias"], 0)
+        query = hidden @ ffn["Dense_1"]["kernel"] + ffn["Dense_1"]["bias"]
+    np.testing.assert_allclose(found[:2], query, rtol=1e-4, atol=1e-5)
+    assert not found[2].any()  # nothing to read
+
+    cosine, ranked = np.split(np.asarray(similarities(slots[:, 0], slots, mask)), 2, axis=1)
+    for b in range(3):
+        direct = [
+            s @ slots[b, 0] / np.linalg.norm(s) / np.linalg.norm(slots[b, 0]) if m else 0.0
+            for s, m in zip(slots[b], mask[b], strict=True)
+        ]
+        np.testing.assert_allclose(cosine[b], direct, rtol=1e-4, atol=1e-5)
+        count = mask[b].sum()
+        np.testing.assert_allclose(ranked[b, :count], np.sort(np.array(direct)[mask[b]])[::-1], rtol=1e-4, atol=1e-5)
+        assert not ranked[b, count:].any()
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"encode": "some"}, "config.model.encode 'some' is unknown"),
+        ({"history_modules": ("longer",)}, "did you mean 'long'"),
+        ({"forward_percent": 20.0}, "backward_percent=100.0; give 0 <= backward_percent"),
+        ({"encoder": {"width": 10, "layers": 1, "heads": 4, "mlp_width": 8, "output": 6}}, "4 heads do not divide"),
+    ],
+)
+def test_mistakes_in_the_settings(tiny, changes, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(**changes))
+
+
+def test_reported_numbers(tiny, batches):
+    """Coverage and staleness of a bank whose rows were written at known steps."""
+    prepared = Prepared(tiny, batches)
+    batch, bank = prepared.make("candidates"), prepared.bank_of_all()
+    aux = prepared.loss(prepared.params, batch, bank, step=12)[1]
+    assert float(aux["coverage_long"]) == 1 and float(aux["coverage_short"]) == 1
+    assert float(aux["staleness_steps"]) == 10
+    np.testing.assert_allclose(float(aux["staleness_cosine"]), 1, rtol=1e-5)
+    forgotten = batch["item_id"][batch["history_position"][batch["history_mask"]]][0]
+    bank = bank | {"written": bank["written"].at[forgotten].set(memory.NEVER)}
+    aux = prepared.loss(prepared.params, batch, bank, step=12)[1]
+    slots = batch["item_id"][batch["history_position"]]
+    share = (batch["history_mask"] & (slots != forgotten)).sum() / batch["history_mask"].sum()
+    encoded = np.isin(forgotten, batch["item_id"][batch["encode_position"]])
+    np.testing.assert_allclose(float(aux["coverage_long"]), 1 if encoded else share, rtol=1e-6)
+
+
+def test_metrics_by_group_count_what_they_leave_out():
+    gauc = metrics.gauc(np.array([1, 0, 1, 1]), np.array([2.0, 1.0, 0.0, 1.0]), np.array([5, 5, 6, 6]))
+    assert (gauc.value, gauc.groups_used, gauc.groups_left_out) == (1.0, 1, 1)

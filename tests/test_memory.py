@@ -1,0 +1,81 @@
+"""The memory bank: what is read, what is written, and who is encoded first."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from em3_jax import memory
+
+V, D, S = 50, 4, 9
+ITEMS = jnp.asarray([3, 7, 8, 11, 20, 21, 40, 41, 49])
+
+
+def filled() -> memory.Bank:
+    random = np.random.default_rng(0)
+    written = random.integers(-1, 5, V).astype(np.int32)
+    vector = np.where(written[:, None] >= 0, random.normal(size=(V, D)), 0).astype(np.float32)
+    return {"vector": jnp.asarray(vector), "written": jnp.asarray(written), "uses": jnp.asarray(written + 1)}
+
+
+def test_a_write_changes_the_rows_it_names_and_no_other():
+    bank = filled()
+    stored = memory.read(bank, ITEMS)
+    fresh = jnp.asarray(np.random.default_rng(1).normal(size=(4, D)), jnp.float32)
+    writes = memory.Writes(
+        position=jnp.asarray([1, 4, 6, 1]),
+        mask=jnp.asarray([True, True, True, False]),
+        vector=fresh,
+        encoded=jnp.asarray([True, False, True, False]),
+    )
+    after = jax.jit(memory.write)(bank, ITEMS, stored, writes, jnp.int32(17))
+    expected = {name: np.array(array) for name, array in bank.items()}
+    for row, item in ((0, 7), (2, 40)):
+        expected["vector"][item], expected["written"][item] = fresh[row], 17
+    for item in (7, 20, 40):  # also the one that was not encoded has been seen
+        expected["uses"][item] += 1
+    for name in bank:
+        np.testing.assert_array_equal(after[name], expected[name], err_msg=name)
+
+
+def test_an_empty_bank_has_nothing():
+    stored = memory.read(memory.init(V, D), ITEMS)
+    assert not stored.present.any() and not stored.vector.any()
+
+
+def test_writing_a_donated_bank_copies_nothing_as_long_as_the_bank():
+    """The temporaries of the compiled step do not hold the bank, whatever reads come besides the write."""
+    length = 100_003
+
+    def step(bank, ids, fresh):
+        stored = memory.read(bank, ids)
+        writes = memory.Writes(jnp.arange(4), jnp.ones(4, bool), fresh, jnp.ones(4, bool))
+        return memory.write(bank, ids, stored, writes, jnp.int32(1)), stored.vector.sum()
+
+    bank = jax.eval_shape(lambda: memory.init(length, D))
+    compiled = jax.jit(step, donate_argnums=0).lower(bank, ITEMS, jnp.ones((4, D))).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < length
+
+
+def test_never_written_items_are_encoded_first_and_rare_ones_more_often():
+    uses = jnp.asarray([0, 1, 1, 100, 100, 100, 0, 5, 5])
+    written = jnp.where(uses > 0, 3, memory.NEVER)
+    stored = memory.Stored(jnp.zeros((S, D)), written, uses)
+    position, mask = jnp.asarray([8, 3, 0, 1, 4, 6, 6]), jnp.asarray([True] * 6 + [False])
+    keys = jax.random.split(jax.random.key(0), 300)
+    orders = np.asarray(jax.vmap(lambda key: memory.rank(stored, position, mask, key))(keys))
+    assert all(set(order[:2]) == {2, 5} for order in orders)  # the items 0 and 6
+    assert (orders[:, -1] == 6).all()  # padding
+    third = np.bincount(orders[:, 2], minlength=7) / len(orders)
+    # The next is drawn by weights 1/5, 1/100, 1, 1/100 of what is left.
+    expected = np.array([0.2, 0.01, 0, 1, 0.01, 0, 0])
+    np.testing.assert_allclose(third, expected / expected.sum(), atol=0.07)
+    np.testing.assert_array_equal(orders[0], memory.rank(stored, position, mask, keys[0]))
+
+
+def test_rows_of_several_shards_may_name_an_item_twice():
+    bank, items = filled(), jnp.asarray([3, 7, 3, 9])
+    fresh = jnp.ones((2, D))
+    writes = memory.Writes(jnp.asarray([0, 2]), jnp.ones(2, bool), fresh, jnp.ones(2, bool))
+    after = memory.write(bank, items, memory.read(bank, items), writes, jnp.int32(9))
+    assert int(after["uses"][3]) == int(bank["uses"][3]) + 1
+    np.testing.assert_array_equal(after["vector"][3], fresh[0])
