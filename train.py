@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from em3_jax import cli, evaluators, experiment, growth, logs, processes, trees, workdir
+from em3_jax import cli, evaluators, experiment, growth, logs, online, processes, workdir
 from em3_jax import config as config_
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
@@ -78,6 +77,8 @@ def train(config, directory: str | Path) -> dict:
     processes.check_agree("config", _shared(config))
     if not processes.is_first():  # one speaks for all
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    if "stream" in config:
+        return online.run(config, directory)
     parts = experiment.build(config, lambda rows, size: math.ceil(settings.epochs * rows / size))
     data_hash = parts.dataset.meta["data_hash"]
     processes.check_agree("data", {"hash": data_hash, "features": parts.feature_hashes})
@@ -104,7 +105,7 @@ def train(config, directory: str | Path) -> dict:
     fresh = f"starting from the best of {settings.init_from}" if settings.init_from else "starting"
     print(f"resuming after step {start:,}" if start else fresh, flush=True)
 
-    with _Interrupts() as interrupts:
+    with processes.Interrupts() as interrupts:
         loop = _Loop(parts, settings, checkpoints, directory, start)
         state, notes, stopped_by = loop.run(state, notes, interrupts)
     checkpoints.close()
@@ -129,26 +130,6 @@ def _shared(config) -> dict:
         else section
         for name, section in config.items()
     }
-
-
-class _Interrupts:
-    """Remembers SIGTERM and SIGINT, so that the loop can save and leave between two steps."""
-
-    def __enter__(self):
-        self.received = None
-        self._old = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _receive(self, number, frame):
-        self.received = signal.Signals(number).name
-
-    def agreed(self) -> str | None:
-        """The signal that some process has received; all have to ask."""
-        return (self.received or "SIGTERM") if processes.any_of(self.received is not None) else None
-
-    def __exit__(self, *_):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
 
 class _Loop:
@@ -212,24 +193,12 @@ class _Loop:
 
     def _close_window(self, step: int, state) -> None:
         """Fetches the window's scalars, refuses non-finite ones, writes their means."""
-        fetched = jax.device_get(self.window)
-        window = {name: np.concatenate([np.atleast_1d(aux[name]) for aux in fetched]) for name in fetched[0]}
-        seconds, steps = time.perf_counter() - self.since, step - self.window_start
-        bad = sorted(
-            n for n, values in window.items() if n.endswith(("loss", "norm")) and not np.isfinite(values).all()
-        )
-        if bad:
+        try:
+            means = logs.window_means(self.window, state, self.checkpoints, self.window_start + 1, step)
+        except UserError:
             self.progress.close()
-            parameters = trees.non_finite({"params": state.params, "tables": state.tables})
-            self.checkpoints.wait()
-            kept = self.checkpoints.steps("latest")
-            raise UserError(
-                f"non-finite between steps {self.window_start + 1} and {step}: {', '.join(bad)}"
-                f"{'; parameters: ' + ', '.join(parameters[:5]) if parameters else ''}; "
-                f"{f'the checkpoint of step {kept[-1]} is kept' if kept else 'no checkpoint yet'}; "
-                "lower the learning rates (config.optim, config.tables) or check the data"
-            )
-        means = {f"train/{name}": float(np.mean(values)) for name, values in window.items()}
+            raise
+        seconds, steps = time.perf_counter() - self.since, step - self.window_start
         speed = {
             "time/examples_per_second": steps * self.parts.source.batch_size / seconds,
             "time/input_wait_share": self.waited / seconds,

@@ -122,6 +122,19 @@ def online(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def stream(config: ConfigDict, window: str) -> ConfigDict:
+    """The log as a stream: each window is scored, then trained on, once."""
+    config.stream = {
+        "window": window,  # "1 days", "6 hours", "5000 examples"
+        "follow": "",  # a mapping for `prepare table`, whose interactions are a file that grows
+        "poll_seconds": 5.0,  # between two looks at it
+        "idle_seconds": 0.0,  # without growth after which the run ends; 0 = never
+        "most_windows": 0,  # after which the run ends; 0 = all
+    }
+    config.train.patience = 0
+    return config
+
+
 def conversion(config: ConfigDict) -> ConfigDict:
     """The second label of the same rows, in epochs (table 1, CVR)."""
     config.data.label = "conversion"

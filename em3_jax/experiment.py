@@ -13,7 +13,7 @@ from em3_jax import config as config_
 from em3_jax import optim, processes, sharding, step, trees, wiring, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.format import Dataset, FeatureSet
-from em3_jax.types import State, UserError
+from em3_jax.types import Shards, State, UserError
 from em3_jax.wiring.lemur import lemur
 from em3_jax.wiring.pretraining import pretraining
 from em3_jax.wiring.ranking import ranking
@@ -21,6 +21,7 @@ from em3_jax.wiring.retrieval import SECTIONS as RETRIEVAL_SECTIONS
 from em3_jax.wiring.retrieval import retrieval
 
 ADAPTERS = ("/lora_a", "/lora_b")
+ON_STREAMS = ("ranking", "lemur")
 TASKS = {"ranking": ranking, "lemur": lemur, "pretraining": pretraining, "retrieval": retrieval}
 
 
@@ -45,6 +46,7 @@ class Experiment(NamedTuple):
       headline: the metrics to show.
       frozen: parameter name -> whether the config freezes it.
       eval: config.eval.
+      builder, buckets, shards: see `wiring.Work`.
     """
 
     dataset: Dataset
@@ -65,6 +67,9 @@ class Experiment(NamedTuple):
     headline: tuple[str, ...]
     frozen: dict[str, bool]
     eval: Any
+    builder: Callable | None
+    buckets: Callable | None
+    shards: Shards
 
     @property
     def feature_hashes(self) -> dict[str, str]:
@@ -75,7 +80,8 @@ class Experiment(NamedTuple):
 def check_sections(config: Mapping[str, Any]) -> None:
     """Refuses sections that the config's task does not have, and asks for those that are not there."""
     known = RETRIEVAL_SECTIONS if config.get("task") == "retrieval" else wiring.SECTIONS
-    config_.check_sections(config, known)
+    of_stream = ("stream",) if "stream" in config and config.get("task") in ON_STREAMS else ()
+    config_.check_sections(config, (*known, *of_stream))
 
 
 def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Experiment:
@@ -151,6 +157,9 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         headline=work.headline,
         frozen=frozen,
         eval=work.eval,
+        builder=work.builder,
+        buckets=work.buckets,
+        shards=work.shards,
     )
 
 

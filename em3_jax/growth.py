@@ -81,7 +81,12 @@ def _check_grown(directory: Path, record: Mapping[str, Any], parts: Experiment, 
 
 
 def restore_latest(
-    checkpoints: Checkpoints, directory: str | Path, parts: Experiment, state: State, notes: dict[str, Any]
+    checkpoints: Checkpoints,
+    directory: str | Path,
+    parts: Experiment,
+    state: State,
+    notes: dict[str, Any],
+    keep_notes: bool = False,
 ) -> tuple[State, dict[str, Any]] | None:
     """(state, notes) of the newest readable checkpoint, carried over to the dataset of `parts`; None without any.
 
@@ -90,6 +95,7 @@ def restore_latest(
 
     Args:
       state, notes: fresh ones; the tables and the memory of the state are used up.
+      keep_notes: the notes of the checkpoint are kept.
     """
 
     def template(data_hash: str) -> State:
@@ -107,7 +113,9 @@ def restore_latest(
     restored = checkpoints.restore_latest(state, template)
     if restored is None or restored[1]["data_hash"] == checkpoints.data_hash:
         return restored
-    old, data_hash = restored[0], restored[1]["data_hash"]
+    old, saved_notes = restored
+    data_hash = saved_notes["data_hash"]
+    notes = saved_notes if keep_notes else notes
     step, total = int(old.step), len(parts.source)
     if step >= total:
         raise UserError(

@@ -6,11 +6,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
 from em3_jax import trees
-from em3_jax.types import State
+from em3_jax.checkpoint import Checkpoints
+from em3_jax.types import State, UserError
 
 
 class MetricWriter:
@@ -98,6 +101,36 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
+
+
+def window_means(
+    window: list[dict[str, jax.Array]], state: State, checkpoints: Checkpoints, first: int, last: int
+) -> dict[str, float]:
+    """{"train/name": mean} over the scalars of the steps `first` to `last`, fetched from the device.
+
+    Raises:
+      UserError: a loss or a norm is not finite.
+    """
+    fetched = jax.device_get(window)
+    values = {name: np.concatenate([np.atleast_1d(aux[name]) for aux in fetched]) for name in fetched[0]}
+    bad = sorted(n for n, array in values.items() if n.endswith(("loss", "norm")) and not np.isfinite(array).all())
+    if bad:
+        parameters = trees.non_finite({"params": state.params, "tables": state.tables})
+        checkpoints.wait()
+        kept = checkpoints.steps("latest")
+        raise UserError(
+            f"non-finite between steps {first} and {last}: {', '.join(bad)}"
+            f"{'; parameters: ' + ', '.join(parameters[:5]) if parameters else ''}; "
+            f"{f'the checkpoint of step {kept[-1]} is kept' if kept else 'no checkpoint yet'}; "
+            "lower the learning rates (config.optim, config.tables) or check the data"
+        )
+    return {f"train/{name}": _mean(array) for name, array in values.items()}
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of those that are defined: a step without an anchor, say, has no accuracy."""
+    defined = values[~np.isnan(values)]
+    return float(np.mean(defined)) if len(defined) else float("nan")
 
 
 def parameter_table(state: State, frozen: dict[str, bool]) -> str:

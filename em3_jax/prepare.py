@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(reader: Callable[..., Dataset], arguments: dict) -> None:
     if "mapping" in arguments:
-        arguments = _read_mapping(Path(arguments.pop("mapping")), reader) | arguments
+        arguments = read_mapping(Path(arguments.pop("mapping")), reader) | arguments
     cli.check_arguments(reader, arguments, f"python -m em3_jax.prepare {reader.__name__} --help")
     try:
         dataset = reader(**arguments)
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_mapping(path: Path, reader: Callable) -> dict:
+def read_mapping(path: Path, reader: Callable) -> dict:
     """The options in a TOML or JSON file; paths in it are relative to the working directory."""
     require(path)
     try:

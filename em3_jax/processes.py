@@ -181,6 +181,26 @@ def any_of(flag: bool) -> bool:
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
+class Interrupts:
+    """Remembers SIGTERM and SIGINT, so that a loop can save and leave between two steps."""
+
+    def __enter__(self):
+        self.received = None
+        self._old = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _receive(self, number, frame):
+        self.received = signal.Signals(number).name
+
+    def agreed(self) -> str | None:
+        """The signal that some process has received; all have to ask."""
+        return (self.received or "SIGTERM") if any_of(self.received is not None) else None
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
 def check_agree(what: str, mine: Mapping[str, Any]) -> None:
     """Refuses nested values that are not those of process 0.
 

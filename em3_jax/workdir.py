@@ -22,6 +22,9 @@ MAY_CHANGE = (
     "config.eval.user_block:",
     "config.eval.item_block:",
     "config.eval.activity:",
+    "config.stream.poll_seconds:",
+    "config.stream.idle_seconds:",
+    "config.stream.most_windows:",
 )
 """A resumed run may train longer, log otherwise, lie elsewhere, or use other devices; all else would be another run."""
 LATER = {
@@ -96,7 +99,8 @@ def read(workdir: str | Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error}); train again in a new --workdir") from None
     for name, settings in LATER.items():
-        if name in record["config"] and not (name in ("data", "model") and record["config"].get("task") == "retrieval"):
+        of_clicks = record["config"].get("task") in ("ranking", "pretraining")
+        if name in record["config"] and (of_clicks or name not in ("data", "model")):
             record["config"][name] = settings | record["config"][name]
     return record
 

@@ -126,26 +126,31 @@ def count_training(dataset: Dataset, item_history: np.ndarray | None = None) -> 
       dataset: the dataset.
       item_history: [I] int, the counts in histories; a reader hands them in if it stores an event more than once.
     """
-    columns, events = dataset.interactions, dataset.events
-    train = np.asarray(columns["split"]) == 0
-    # An event counts when it lies in the history range of a training row: +1 where ranges start, -1 where they end.
-    change = np.zeros(len(events["item"]) + 1, np.int64)
-    np.add.at(change, columns["history_start"][train], 1)
-    np.add.at(change, columns["history_end"][train], -1)
-    covered = np.cumsum(change)[:-1] > 0
-    counts = {
-        "user": np.bincount(columns["user"][train], minlength=dataset.num_users),
-        "item": np.bincount(columns["item"][train], minlength=dataset.num_items),
-        "item_history": np.bincount(events["item"][covered], minlength=dataset.num_items),
-    }
+    counts = counts_of(dataset, np.asarray(dataset.interactions["split"]) == 0)
     if item_history is not None:
         counts["item_history"] = item_history
-    for field in dataset.fields.context:
-        counts[f"context_{field.name}"] = np.bincount(columns[f"context_{field.name}"][train], minlength=field.size)
-    for field in dataset.fields.event:
-        counts[f"event_{field.name}"] = np.bincount(events[f"field_{field.name}"][covered], minlength=field.size)
     for name, array in counts.items():
         np.save(dataset.root / "counts" / f"{name}.npy", array.astype(np.int64))
+
+
+def counts_of(dataset: Dataset, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """Name -> how often the interaction rows `chosen` (bool of all, or a slice) show each user, item and field value."""
+    columns, events = dataset.interactions, dataset.events
+    # An event counts when it lies in the history range of a training row: +1 where ranges start, -1 where they end.
+    change = np.zeros(len(events["item"]) + 1, np.int64)
+    np.add.at(change, columns["history_start"][chosen], 1)
+    np.add.at(change, columns["history_end"][chosen], -1)
+    covered = np.cumsum(change)[:-1] > 0
+    counts = {
+        "user": np.bincount(columns["user"][chosen], minlength=dataset.num_users),
+        "item": np.bincount(columns["item"][chosen], minlength=dataset.num_items),
+        "item_history": np.bincount(events["item"][covered], minlength=dataset.num_items),
+    }
+    for field in dataset.fields.context:
+        counts[f"context_{field.name}"] = np.bincount(columns[f"context_{field.name}"][chosen], minlength=field.size)
+    for field in dataset.fields.event:
+        counts[f"event_{field.name}"] = np.bincount(events[f"field_{field.name}"][covered], minlength=field.size)
+    return counts
 
 
 def summarise(dataset: Dataset) -> dict:

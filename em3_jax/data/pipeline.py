@@ -162,7 +162,7 @@ def training_source(
       unit: of which the bucket sizes are multiples.
     """
     samples = [rows_of_step(rows, batch_size, 0, order, step) for step in range(8)]
-    buckets = _buckets(builder, samples, shards, unit)
+    buckets = bucket_sizes(builder, samples, shards, unit)
     return TrainingSource(builder, rows, batch_size, seed, order, num_steps, buckets, shards)
 
 
@@ -173,10 +173,10 @@ def evaluation_source(
     rows = builder.dataset.split_rows(split, builder.label)
     starts = np.linspace(0, max(len(rows) - batch_size, 0), num=4).astype(np.int64)
     samples = [_take(rows, np.minimum(start + np.arange(batch_size), len(rows) - 1)) for start in starts]
-    return EvaluationSource(builder, rows, batch_size, _buckets(builder, samples, shards, unit), shards)
+    return EvaluationSource(builder, rows, batch_size, bucket_sizes(builder, samples, shards, unit), shards)
 
 
-def _buckets(builder: BatchBuilder, samples: list[np.ndarray], shards: Shards, unit: int) -> Buckets:
+def bucket_sizes(builder: BatchBuilder, samples: list[np.ndarray], shards: Shards, unit: int) -> Buckets:
     """Bucket sizes of a shard: the same in all processes, since each measures the shards of all."""
     if shards.total == 1:
         return builder.measure_buckets(samples, unit)

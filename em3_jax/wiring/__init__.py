@@ -42,6 +42,8 @@ class Work(NamedTuple):
       evaluate: predict -> (state, split) -> (slice -> metric -> value, {name: array behind them}); None without a split to score.
       shards: what of each batch the sources build here.
       make_memory: () -> the memory bank; {} without.
+      builder: dataset -> its batch builder, for the same data with other counts; None where there are no clicks.
+      buckets: [interaction rows of some batches] -> bucket sizes that hold them.
     """
 
     task: Task
@@ -60,6 +62,8 @@ class Work(NamedTuple):
     evaluate: Callable | None
     shards: Shards = WHOLE
     make_memory: Callable = dict
+    builder: Callable | None = None
+    buckets: Callable | None = None
 
 
 class Content(NamedTuple):

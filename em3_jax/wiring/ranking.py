@@ -13,7 +13,7 @@ from em3_jax import config as config_
 from em3_jax import encoding, evaluators, optim, parts, sharding, tables, wiring
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
-from em3_jax.data.pipeline import evaluation_source, training_rows, training_source
+from em3_jax.data.pipeline import bucket_sizes, evaluation_source, training_rows, training_source
 from em3_jax.tasks import Task
 from em3_jax.tasks.ranking import ranking as ranking_task
 from em3_jax.tasks.raw import with_encoders
@@ -119,7 +119,8 @@ def work_on_clicks(
       make_memory: see `wiring.Work`.
     """
     data, table, eval_settings = settings(config, mesh)
-    builder = _builder(dataset, data, content.on_host, encode)
+    make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode)  # noqa: E731
+    builder = make_builder(dataset)
     row_optimizer = optim.row_optimizer(table.optimizer, table.learning_rate)
     rows = training_rows(dataset, data.label, data.most_rows_per_user)
     num_rows, length = dataset.fields.num_rows, sharding.padded(dataset.fields.num_rows, mesh)
@@ -165,6 +166,8 @@ def work_on_clicks(
         evaluate=evaluate,
         shards=shards,
         make_memory=make_memory,
+        builder=make_builder,
+        buckets=lambda samples: bucket_sizes(builder, samples, shards, unit),
     )
 
 

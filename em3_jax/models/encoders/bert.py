@@ -17,6 +17,8 @@ from em3_jax.types import UserError
 
 Dtype = Any
 
+_init = nn.initializers.normal(0.02)
+
 
 class Bert(nn.Module):
     """The token states, class token, mean and pooler output of a batch of texts.
@@ -99,21 +101,25 @@ class Bert(nn.Module):
 
 
 class Layer(nn.Module):
-    """[B * L, D] -> [B * L, D]: self-attention and feed-forward, each followed by its residual and LayerNorm."""
+    """[B * L, D] -> [B * L, D]: self-attention and feed-forward, each followed by its residual and LayerNorm.
+
+    `kernel_init` of the dense layers; BERT's suits widths of hundreds.
+    """
 
     heads: int
     mlp_width: int
     norm_eps: float
     activation: Callable[[jax.Array], jax.Array]
     dtype: Dtype
+    kernel_init: Callable = _init
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        attended = SelfAttention(self.heads, self.dtype, name="attention")(x, mask)
+        attended = SelfAttention(self.heads, self.dtype, self.kernel_init, name="attention")(x, mask)
         x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="attention_norm")(x + attended)
-        hidden = self.activation(_dense(self.mlp_width, self.dtype, "mlp_in")(x))
-        hidden = _dense(width, self.dtype, "mlp_out")(hidden)
+        hidden = self.activation(_dense(self.mlp_width, self.dtype, "mlp_in", self.kernel_init)(x))
+        hidden = _dense(width, self.dtype, "mlp_out", self.kernel_init)(hidden)
         return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="mlp_norm")(x + hidden)
 
 
@@ -122,6 +128,7 @@ class SelfAttention(nn.Module):
 
     heads: int
     dtype: Dtype
+    kernel_init: Callable = _init
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -129,7 +136,7 @@ class SelfAttention(nn.Module):
         width = x.shape[-1]
 
         def split(name):
-            y = _dense(width, self.dtype, name)(x).reshape(batch, length, self.heads, -1)
+            y = _dense(width, self.dtype, name, self.kernel_init)(x).reshape(batch, length, self.heads, -1)
             return y.transpose(0, 2, 1, 3)  # [B, H, L, D / H]
 
         query, key, value = split("query") * (width // self.heads) ** -0.5, split("key"), split("value")
@@ -141,7 +148,7 @@ class SelfAttention(nn.Module):
         attended = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(self.dtype), value, preferred_element_type=jnp.float32)
         attended = (attended / weights.sum(axis=-1, keepdims=True)).astype(self.dtype)
         attended = attended.transpose(0, 2, 1, 3)
-        return _dense(width, self.dtype, "out")(attended.reshape(batch * length, width))
+        return _dense(width, self.dtype, "out", self.kernel_init)(attended.reshape(batch * length, width))
 
 
 def masked_mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -151,11 +158,8 @@ def masked_mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:
     return (total / jnp.maximum(weight.sum(axis=1), 1.0)).astype(tokens.dtype)
 
 
-_init = nn.initializers.normal(0.02)
-
-
-def _dense(width: int, dtype: Dtype, name: str) -> nn.Dense:
-    return nn.Dense(width, dtype=dtype, kernel_init=_init, name=name)
+def _dense(width: int, dtype: Dtype, name: str, kernel_init: Callable = _init) -> nn.Dense:
+    return nn.Dense(width, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 def _embed(rows: int, width: int, name: str) -> nn.Embed:

@@ -1,0 +1,31 @@
+"""EM3 and LEMUR on a stream: trained once over time, each window of the log scored before it is trained on.
+
+python -m em3_jax.prepare synthetic --out data/drift --raw --drift 1 --arrivals 0.5 --cold-share 0
+python train.py --config=configs/online.py:em3 --config.data.root=data/drift --workdir=runs/stream-em3
+python train.py --config=configs/online.py:lemur --config.data.root=data/drift --workdir=runs/stream-lemur
+python -m em3_jax.curves em3=runs/stream-em3 lemur=runs/stream-lemur --out curves.png
+
+A log that grows, mapping.toml holding the options of `python -m em3_jax.prepare table`:
+
+python train.py --config=configs/online.py:id_only --config.stream.follow=mapping.toml --config.stream.window="1 hours" \
+    --config.data.root=data/followed --workdir=runs/followed
+"""
+
+from configs import base, em3_synthetic, lemur
+
+MODELS = ("em3", "id_only", "lemur", "frozen", "contrast_only")
+
+
+def get_config(arg: str = "em3"):
+    arg = arg or "em3"
+    if arg not in MODELS:
+        raise ValueError(f"no model '{arg}'; there are: {', '.join(MODELS)}")
+    if arg in ("em3", "id_only"):
+        config = em3_synthetic.get_config("id_only" if arg == "id_only" else "")
+        config.model.cic.id_fields = ("item",)
+    else:  # frozen: an encoder as train.init_from has it; contrast_only: what trains that one
+        config = lemur.get_config("" if arg == "lemur" else arg)
+    config.data.root = "data/drift"
+    config.data.batch_size = 128
+    config.model.backbone_settings.dropout = 0.0
+    return base.stream(config, "2000 examples")

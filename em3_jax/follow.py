@@ -1,0 +1,91 @@
+"""A log that somebody appends to, as a dataset that grows."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from em3_jax import prepare
+from em3_jax.types import UserError
+
+SNAPSHOT = "followed"
+
+
+class Follower:
+    """Makes a dataset of a CSV or TSV file, again whenever the file has grown by whole lines; a half-written last line waits.
+
+    Args:
+      mapping: file of options for `prepare table`, see there; "" = nothing is followed, the dataset is there.
+      root: dataset folder to make.
+      poll_seconds: between two looks.
+      idle_seconds: without growth after which `wait` gives up; 0 = never.
+    """
+
+    def __init__(self, mapping: str, root: str | Path, poll_seconds: float, idle_seconds: float):
+        self.grows = bool(mapping)
+        self._root, self._poll, self._idle, self._size = Path(root), poll_seconds, idle_seconds, 0
+        if not self.grows:
+            return
+        self._options: dict[str, Any] = prepare.read_mapping(Path(mapping), prepare.READERS["table"])
+        self._log = Path(self._options.pop("interactions", ""))
+        if self._log.suffix not in (".csv", ".tsv"):
+            raise UserError(f"{mapping}: interactions is '{self._log}'; a log that is followed is a .csv or .tsv file")
+        self._time = self._options.get("columns", {}).get("time", "time")
+
+    def prepare(self) -> None:
+        """Makes the dataset of the lines that are complete, if there are more than before."""
+        if not self.grows:
+            return
+        size = self._complete()
+        if size == self._size:
+            return
+        snapshot = self._root.with_name(f"{self._root.name}.{SNAPSHOT}{self._log.suffix}")
+        snapshot.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._log, "rb") as source, open(snapshot, "wb") as target:
+            target.write(source.read(size))
+        self._check_order(snapshot)
+        prepare.READERS["table"](self._root, interactions=snapshot, overwrite=True, **self._options)
+        self._size = size
+
+    def _check_order(self, snapshot: Path) -> None:
+        """The reader sorts by time, so a late line would move what was trained on."""
+        separator = "\t" if snapshot.suffix == ".tsv" else ","
+        with open(snapshot, encoding="utf-8-sig", newline="") as file:
+            header = [name.strip('"') for name in file.readline().rstrip("\r\n").split(separator)]
+            if self._time not in header:
+                return  # the reader says so
+            column, last = header.index(self._time), None
+            import csv
+
+            for row, cells in enumerate(csv.reader(file, delimiter=separator), 2):
+                try:
+                    value = float(cells[column])
+                except (ValueError, IndexError):
+                    return  # text times and short lines are the reader's to judge
+                if last is not None and value < last:
+                    raise UserError(
+                        f"{self._log} line {row}: time {cells[column]} is before that of the line above; a followed log has to "
+                        "be in time order"
+                    )
+                last = value
+
+    def _complete(self) -> int:
+        """Bytes up to the last line end."""
+        try:
+            content = self._log.read_bytes()
+        except OSError as error:
+            raise UserError(f"{self._log}: {error.strerror}; name the log in the mapping as `interactions`") from None
+        return content.rfind(b"\n") + 1
+
+    def wait(self, interrupts) -> str:
+        """Returns "" when the log has grown, or why there is nothing more to wait for."""
+        if not self.grows:
+            return "end"
+        began = time.monotonic()
+        while not interrupts.received:
+            if os.path.getsize(self._log) > self._size and self._complete() > self._size:
+                return ""
+            if self._idle and time.monotonic() - began > self._idle:
+                return f"no growth of {self._log} for {self._idle:g} s"
+            time.sleep(self._poll)
+        return interrupts.received

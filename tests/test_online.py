@@ -1,0 +1,229 @@
+"""Streams: scored before trained on, by what was known then; killed and resumed, followed, and what is wrong said in a line."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import train
+from configs import online as online_config
+from em3_jax import checkpoint, curves, experiment, online
+from em3_jax.data import stream
+from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.types import UserError
+from tests.conftest import ROOT
+
+SMALL = {
+    "data.batch_size": 128,
+    "data.history_length": 12,
+    "data.features": ("image", "text"),
+    "model.encoder": {"width": 8, "layers": 1, "heads": 2, "mlp_width": 8, "output": 6},
+    "model.short_history": 5,
+    "model.backbone_settings.hidden": (8,),
+    "model.decoder_hidden": 8,
+    "stream.window": "500 examples",
+    "eval.batch_size": 256,
+}
+
+
+def config(root, model="lemur", **changes):
+    made = online_config.get_config(model)
+    values = {name: value for name, value in SMALL.items() if model == "lemur" or not name.startswith("model.")}
+    if model == "id_only":
+        values.pop("data.features")
+    for name, value in (values | {"data.root": str(root)} | changes).items():
+        *path, last = name.split(".")
+        section = made
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return made
+
+
+def lines(directory) -> list[dict]:
+    """The curve without timings."""
+    return [
+        {name: value for name, value in line.items() if not name.startswith("time/")}
+        for line in online.read_curve(directory / online.CURVE)
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(planted, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("stream") / "run"
+    result = train.train(config(planted.root).to_dict(), directory)
+    assert result["stopped_by"] == "end" and result["windows"] == 8
+    return directory
+
+
+def test_windows_cover_the_log_in_order(planted):
+    for every in ("500 examples", "333 examples", "2 minutes", "1 hours"):
+        found = stream.windows(planted, every)
+        assert found[0].first == 0 and found[-1].end == len(planted.interactions["time"])
+        assert all(a.end == b.first for a, b in zip(found, found[1:], strict=False))
+    assert [w.complete for w in stream.windows(planted, "500 examples")] == [True] * 8
+    assert not stream.windows(planted, "333 examples")[-1].complete
+    seconds = planted.interactions["time"]
+    for window in stream.windows(planted, "2 minutes"):
+        assert seconds[window.end - 1] - seconds[window.first] < 120
+
+
+@pytest.mark.parametrize("every", ["", "days", "0 days", "3 weeks", "x"])
+def test_a_window_that_is_none(planted, every):
+    with pytest.raises(UserError, match=r"config\.stream\.window='.*': write a number and a unit"):
+        stream.windows(planted, every)
+
+
+def test_a_log_out_of_order_names_the_row(planted):
+    time_ = np.array(planted.interactions["time"])
+    time_[700] = 0
+    turned = dataclasses.replace(planted, interactions=planted.interactions | {"time": time_})
+    with pytest.raises(UserError, match="row 700 of the interactions has time 0"):
+        stream.windows(turned, "1 hours")
+
+
+def test_what_the_rows_before_do_not_show_is_unknown(planted):
+    """At row 0 nothing is known; later just what earlier rows show, as candidate, user or in their histories."""
+    settings = {"history_length": 5, "unknown_alpha": 0.0, "unknown_floor": {}}
+    rows = np.arange(3700, 3800)
+    nothing = BatchBuilder(stream.as_of(planted, 0), **settings)(rows, buckets=Buckets(64, 64))
+    assert not nothing["item_is_known"].any()
+    batch = BatchBuilder(stream.as_of(planted, 3500), **settings)(rows, buckets=Buckets(64, 64))
+    columns, seen = planted.interactions, set()
+    for row in range(3500):
+        seen.add(int(columns["item"][row]))
+        seen |= set(planted.events["item"][columns["history_start"][row] : columns["history_end"][row]].tolist())
+    expected = [int(item) in seen for item in batch["item_id"]]
+    np.testing.assert_array_equal(batch["item_is_known"], expected)
+    assert not all(expected)
+
+
+def test_no_row_is_scored_after_it_was_trained_on_and_each_is_scored_once(planted, tmp_path, monkeypatch):
+    trained, scored = set(), []
+    score, train_on = online._Stream._score, online._Stream._train
+
+    def watched_score(self, state, window):
+        rows = set(range(window.first, window.end))
+        assert not rows & trained
+        scored.extend(sorted(rows))
+        for row in rows:  # and no history reaches into the present
+            assert (
+                planted.events["time"][
+                    planted.interactions["history_start"][row] : planted.interactions["history_end"][row]
+                ]
+                < planted.interactions["time"][row]
+            ).all()
+        return score(self, state, window)
+
+    def watched_train(self, state, window, interrupts):
+        trained.update(range(window.first, window.end))
+        return train_on(self, state, window, interrupts)
+
+    monkeypatch.setattr(online._Stream, "_score", watched_score)
+    monkeypatch.setattr(online._Stream, "_train", watched_train)
+    train.train(config(planted.root, "id_only", **{"stream.most_windows": 3}).to_dict(), tmp_path / "run")
+    assert scored == list(range(1500)) and trained == set(scored)
+
+
+def test_the_curve_has_the_slices_the_bank_and_an_undefined_auc(finished):
+    first, *_, last = lines(finished)
+    assert first["all"]["n"] == 500 and first["warm items"]["n"] == 0 and np.isnan(first["warm items"]["auc"])
+    assert last["all"]["n"] == last["warm items"]["n"] + last["cold items"]["n"]
+    assert 0 < first["train/coverage_long"] < last["train/coverage_long"] <= 1
+    assert "train/staleness_cosine" in last and "gauc_users_left_out" in last["all"]
+
+
+def test_draws_the_curve(finished, tmp_path, capsys):
+    curves.draw([curves.load(f"a={finished}")], tmp_path / "curves.png", smooth=2)
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    text = curves.table([curves.load(str(finished))])
+    assert "run" in text and "8" in text
+    with pytest.raises(UserError, match="file missing; is .* the --workdir of a stream"):
+        curves.load(str(tmp_path))
+
+
+def leaves(planted, directory):
+    parts = experiment.build(config(planted.root).to_dict(), lambda rows, size: 1)
+    state, notes = checkpoint.Checkpoints(directory).restore_latest(parts.init())
+    return checkpoint._flat(state), notes
+
+
+def test_killed_and_resumed_the_curve_and_the_bank_are_the_same(planted, finished, tmp_path):
+    options = [f"--config.{name}={value}" for name, value in SMALL.items() if not isinstance(value, dict)]
+    options += [f"--config.model.encoder.{name}={value}" for name, value in SMALL["model.encoder"].items()]
+    command = [sys.executable, "train.py", "--config=configs/online.py:lemur", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.data.root={planted.root}", *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 200
+        curve = tmp_path / "run" / online.CURVE
+        while time.monotonic() < until and not (curve.exists() and len(curve.read_text().splitlines()) >= 3):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert 3 <= len(lines(tmp_path / "run")) < 8
+    train.train(config(planted.root).to_dict(), tmp_path / "run")
+    assert json.dumps(lines(tmp_path / "run")) == json.dumps(lines(finished))
+    (expected, notes), (found, same_notes) = leaves(planted, finished), leaves(planted, tmp_path / "run")
+    assert notes["position"] == same_notes["position"] and any(name.startswith("memory") for name in found)
+    for name, leaf in expected.items():
+        assert np.asarray(leaf).tobytes() == np.asarray(found[name]).tobytes(), name
+
+
+HEADER = "user,item,time,label\n"
+
+
+def log_lines(first: int, count: int) -> str:
+    random = np.random.default_rng(first)
+    return "".join(
+        f"u{random.integers(0, 8 + row // 40)},i{random.integers(0, 12 + row // 20)},{row * 60},{random.integers(0, 2)}\n"
+        for row in range(first, first + count)
+    )
+
+
+def test_follows_a_file_that_grows_and_waits_for_the_end_of_a_half_line(tmp_path):
+    log, mapping = tmp_path / "log.csv", tmp_path / "mapping.json"
+    log.write_text(HEADER + log_lines(0, 260) + "u1,i1,")  # a half line
+    mapping.write_text(json.dumps({"interactions": str(log), "columns": "user=user,item=item,time=time,label=label"}))
+    changes = {
+        "stream.window": "100 examples", "stream.follow": str(mapping), "stream.poll_seconds": 0.05,
+        "stream.idle_seconds": 60.0, "data.history_length": 4, "data.batch_size": 64, "data.unknown_floor": {},
+        "model.backbone_settings.hidden": (8,),
+    }  # fmt: skip
+    made = config(tmp_path / "data", "id_only", **changes).to_dict()
+
+    def append() -> None:
+        curve = tmp_path / "run" / online.CURVE
+        while not (curve.exists() and len(curve.read_text().splitlines()) == 2):
+            time.sleep(0.05)
+        with open(log, "a", encoding="utf-8") as file:
+            file.write("15600,1\n" + log_lines(261, 160))
+
+    thread = threading.Thread(target=append, daemon=True)
+    thread.start()
+    made["stream"]["idle_seconds"] = 10.0
+    result = train.train(made, tmp_path / "run")
+    thread.join()
+    assert result["windows"] == 4 and result["stopped_by"].startswith("no growth")
+    assert [(line["first"], line["end"]) for line in lines(tmp_path / "run")] == [
+        (k, k + 100) for k in (0, 100, 200, 300)
+    ]
+
+    log.write_text(log.read_text() + "u1,i1,5,1\n")
+    with pytest.raises(UserError, match="line 423: time 5 is before that of the line above"):
+        train.train(made, tmp_path / "run")
+
+
+def test_mistakes_are_one_line(planted, tmp_path, finished):
+    with pytest.raises(UserError, match="a stream is trained by one process"):
+        train.train(config(planted.root, **{"mesh.processes": 2}).to_dict(), tmp_path / "run")
+    with pytest.raises(UserError, match="a log that is followed is a .csv or .tsv file"):
+        (tmp_path / "m.json").write_text(json.dumps({"interactions": "log.parquet"}))
+        train.train(config(planted.root, **{"stream.follow": str(tmp_path / "m.json")}).to_dict(), tmp_path / "run")
+    other = SMALL["model.encoder"] | {"output": 7}
+    with pytest.raises(UserError, match=r"belongs to another config \(config.model.encoder.output: 6 -> 7"):
+        train.train(config(planted.root, **{"model.encoder": other}).to_dict(), finished)
