@@ -58,6 +58,8 @@ def raw(
     dataset = open_dataset(data)
     if (text is None) == (image_size is None):
         raise UserError("give either --text field=tokens,... or --image-size")
+    if image_size is not None and not 4 <= image_size <= MOST_SIDE:
+        raise UserError(f"--image-size {image_size}: give 4 to {MOST_SIDE}")
     name = name or ("image" if text is None else "text")
     final = feature_folder(dataset.root, name)
     if final.exists() and not overwrite:
@@ -120,8 +122,6 @@ def _trained(texts: list[str], vocabulary: int):
 
 def _pictures(content: content_.Content, size: int):
     """(tokens [I, M, size * size * 3] u8, mask [I, M], manifest); what cannot be read is masked."""
-    if not 4 <= size <= MOST_SIDE:
-        raise UserError(f"--image-size {size}: give 4 to {MOST_SIDE}")
 
     def read(path: str) -> np.ndarray | None:
         try:

@@ -86,7 +86,7 @@ def close(one, other, rtol=2e-5):
     assert list(one) == list(other)
     for name in one:
         # The bias of an attention's keys has no gradient but rounding errors.
-        atol = max(rtol * np.abs(other[name]).max(), 1e-9)
+        atol = max(rtol * np.abs(other[name]).max(), 1e-7)
         np.testing.assert_allclose(one[name], other[name], rtol=rtol, atol=atol, err_msg=name)
 
 

@@ -1,6 +1,7 @@
 """Streams: scored before trained on, by what was known then; killed and resumed, followed, and what is wrong said in a line."""
 
 import dataclasses
+import itertools
 import json
 import signal
 import subprocess
@@ -66,7 +67,7 @@ def test_windows_cover_the_log_in_order(planted):
     for every in ("500 examples", "333 examples", "2 minutes", "1 hours"):
         found = stream.windows(planted, every)
         assert found[0].first == 0 and found[-1].end == len(planted.interactions["time"])
-        assert all(a.end == b.first for a, b in zip(found, found[1:], strict=False))
+        assert all(a.end == b.first for a, b in itertools.pairwise(found))
     assert [w.complete for w in stream.windows(planted, "500 examples")] == [True] * 8
     assert not stream.windows(planted, "333 examples")[-1].complete
     seconds = planted.interactions["time"]
@@ -144,7 +145,7 @@ def test_draws_the_curve(finished, tmp_path, capsys):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     text = curves.table([curves.load(str(finished))])
     assert "run" in text and "8" in text
-    with pytest.raises(UserError, match="file missing; is .* the --workdir of a stream"):
+    with pytest.raises(UserError, match=r"file missing; is .* the --workdir of a stream"):
         curves.load(str(tmp_path))
 
 
@@ -221,7 +222,7 @@ def test_follows_a_file_that_grows_and_waits_for_the_end_of_a_half_line(tmp_path
 def test_mistakes_are_one_line(planted, tmp_path, finished):
     with pytest.raises(UserError, match="a stream is trained by one process"):
         train.train(config(planted.root, **{"mesh.processes": 2}).to_dict(), tmp_path / "run")
-    with pytest.raises(UserError, match="a log that is followed is a .csv or .tsv file"):
+    with pytest.raises(UserError, match=r"a log that is followed is a \.csv or \.tsv file"):
         (tmp_path / "m.json").write_text(json.dumps({"interactions": "log.parquet"}))
         train.train(config(planted.root, **{"stream.follow": str(tmp_path / "m.json")}).to_dict(), tmp_path / "run")
     other = SMALL["model.encoder"] | {"output": 7}

@@ -1,0 +1,139 @@
+"""`python -m em3_jax.raw`: token ids and pixels for encoders from scratch, and a run that trains on them."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import train
+from configs import lemur as lemur_config
+from em3_jax import checkpoint, experiment, memory, raw, vectors
+from em3_jax.data.format import open_dataset
+from em3_jax.data.readers.table import table
+from em3_jax.types import UserError
+
+WORDS = ("red", "green", "blue", "tall", "small", "old", "new", "quick")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Clicks on 24 items with titles and pictures; item 3 has no title, item 5 no picture, item 7 a damaged one."""
+    folder, random = tmp_path_factory.mktemp("shop"), np.random.default_rng(0)
+    titles = [" ".join(random.choice(WORDS, 1 + k % 5)) for k in range(24)]
+    titles[3] = ""
+    (folder / "images").mkdir()
+    for k in set(range(24)) - {5}:
+        pixels = random.integers(0, 255, (20, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"i{k}.png")
+    (folder / "images" / "i7.png").write_bytes(b"no picture")
+    items = {"item": [f"i{k}" for k in range(24)], "title": titles, "kind": [f"k{k % 3}" for k in range(24)]}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+    log = {
+        "user": [f"u{k}" for k in random.integers(0, 12, 600)],
+        "item": [f"i{k}" for k in random.integers(0, 24, 600)],
+        "time": list(range(600)),
+        "label": random.integers(0, 2, 600).tolist(),
+    }
+    pq.write_table(pa.table(log), folder / "log.parquet")
+    table(
+        folder / "data",
+        interactions=folder / "log.parquet",
+        items=folder / "items.parquet",
+        item_fields=("kind",),
+        item_text=("title",),
+    )
+    return folder
+
+
+def test_texts_become_word_pieces_field_by_field(shop):
+    manifest = raw.raw(shop / "data", text={"title": "3", "kind": "2"}, vocabulary=64, name="words")
+    features = open_dataset(shop / "data").features("words")
+    assert features.is_raw and manifest["raw"]["fields"] == {"title": 3, "kind": 2}
+    assert features.tokens.shape == (24, 5, 1) and features.tokens.max() < manifest["raw"]["vocabulary"] <= 64
+    titles = open_dataset(shop / "data").item_table.column("title").to_pylist()
+    for item in range(24):
+        count = min(len((titles[item] or "").split()), 3)
+        np.testing.assert_array_equal(features.mask[item, :3], np.arange(3) < count)
+    one_word = [k for k, title in enumerate(titles) if title and len(title.split()) == 1]
+    ids = {titles[k]: int(features.tokens[k, 0, 0]) for k in one_word}
+    assert all(int(features.tokens[k, 0, 0]) == ids[titles[k]] for k in one_word)
+    assert not features.tokens[3, :3].any() and features.mask[3, 3]  # no title, but a kind
+
+
+def test_a_set_made_again_keeps_its_tokenizer(shop):
+    first = raw.raw(shop / "data", text={"title": "4"}, vocabulary=40, name="kept")
+    again = raw.raw(shop / "data", text={"title": "4"}, vocabulary=12, name="kept", overwrite=True)
+    assert again["tokenizer"] == first["tokenizer"] and again["hash"] == first["hash"]
+
+
+def test_pictures_become_pixels_and_what_cannot_be_read_is_masked(shop):
+    manifest = raw.raw(shop / "data", image_size=8, images=shop / "images", name="pixels")
+    features = open_dataset(shop / "data").features("pixels")
+    assert features.tokens.shape == (24, 1, 8 * 8 * 3) and features.tokens.dtype == np.uint8
+    assert np.flatnonzero(~features.mask[:, 0]).tolist() == [5, 7] and manifest["counts"]["unusable"] == 1
+    expected = Image.open(shop / "images" / "i2.png").resize((8, 8), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(features.tokens[2, 0], np.asarray(expected).ravel())
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({}, "give either --text"),
+        ({"text": {"title": "3"}, "image_size": 8}, "give either --text"),
+        ({"text": {"title": "many"}}, "--text title=many: give a number of tokens"),
+        ({"text": {"name": "3"}}, "items have no field 'name'"),
+        ({"image_size": 2}, "--image-size 2: give 4 to 1024"),
+    ],
+)
+def test_mistakes(shop, options, message):
+    with pytest.raises(UserError, match=message):
+        raw.raw(shop / "data", name="other", **options)
+    with pytest.raises(UserError, match=r"there already; choose another --name"):
+        raw.raw(shop / "data", text={"title": "3"}, name="words")
+
+
+def small(shop):
+    config = lemur_config.get_config()
+    config.data.root = str(shop / "data")
+    config.data.features = ("words", "pixels")
+    config.data.batch_size = 64
+    config.data.history_length = 10
+    config.model.encoder.update({"width": 8, "layers": 1, "heads": 2, "mlp_width": 8, "output": 6})
+    config.model.layout.update({"patch": 4})
+    config.model.layout.lengths = {"title": 2}
+    config.model.backbone_settings.hidden = (8,)
+    config.train.epochs = 2.0
+    config.train.eval_every = 7
+    return config
+
+
+def test_a_run_fills_its_bank_and_the_bank_is_the_feature_store(shop, tmp_path):
+    """Also items without any text or picture; what is exported is the bank of the best checkpoint, bit for bit."""
+    config = small(shop)
+    train.train(config.to_dict(), tmp_path / "run")
+    folder = vectors.export_vectors(tmp_path / "run", "bank")
+    features = open_dataset(shop / "data").features("bank")
+    parts = experiment.build(config.to_dict(), lambda rows, size: 1)
+    state, _ = checkpoint.Checkpoints(tmp_path / "run").restore(parts.init())
+    written = np.asarray(state.memory["written"])[:24] > memory.NEVER
+    assert written.all() and features.mask[:, 0].all() and json.loads((folder / "manifest.json").read_text())
+    np.testing.assert_array_equal(features.tokens[:, 0], np.asarray(state.memory["vector"])[:24])
+    assert len(np.unique(features.tokens[:, 0], axis=0)) == 24
+
+
+@pytest.mark.parametrize(
+    "key,value,message",
+    [
+        ("patch", 3, "patch=3 does not divide the pictures of 'pixels', 8 x 8"),
+        ("lengths", {"titel": 2}, "no such text field; did you mean 'title'"),
+        ("lengths", {"title": 0}, "lengths.title=0; give 1 or more"),
+    ],
+)
+def test_mistakes_in_the_layout(shop, key, value, message):
+    config = small(shop).to_dict()
+    config["model"]["layout"][key] = value
+    with pytest.raises(UserError, match=message):
+        experiment.build(config, lambda rows, size: 1)
