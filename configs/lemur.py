@@ -43,12 +43,12 @@ def get_config(arg: str = ""):
             "history_gradient": True,  # whether it does through history slots whose items are encoded in this step
             "history_modules": ("short", "long", "similarity"),
             "short_history": 50,  # last events for target attention and the backbone
-            "query_history": 5,  # last events that stand in for the query
+            "query_history": 30,  # last events that stand in for the query
             "decoder_layers": 2,
             "decoder_hidden": 64,
             "backbone": "din",
             "backbone_settings": config.model.backbone_settings.to_dict(),
-            "sqdc": {"weight": 0.1, "scale": 20.0, "mask_group": True},  # lambda, T, the session mask
+            "sqdc": {"weight": 0.1, "scale": 10.0, "mask_group": True},  # lambda, T, the session mask
             "cic": config.model.cic.to_dict() | {"weight": 0.0},
             "loss": "binary_cross_entropy",
         }
@@ -56,7 +56,17 @@ def get_config(arg: str = ""):
     config.train.epochs = 20.0
     config.train.eval_every = 250
     config.train.patience = 4
-    return base.variant(config, arg, contrast_only=contrast_only, frozen=frozen)
+    return base.variant(config, arg, id_only=id_only, contrast_only=contrast_only, frozen=frozen)
+
+
+def id_only(config):
+    """The ranker on IDs alone, with the short history."""
+    plain = base.id_only(base.ranking())
+    plain.model.backbone_settings = config.model.backbone_settings
+    plain.data, plain.train = config.data, config.train
+    plain.data.history_length = config.model.short_history
+    plain.data.features = ()
+    return plain
 
 
 def contrast_only(config):

@@ -163,6 +163,15 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
     )
 
 
+def step_cost(parts: Experiment) -> dict[str, float]:
+    """{"gigaflops", "temporary_megabytes"} of the compiled training step, as XLA counts them."""
+    compiled = parts.train_step.func.lower(
+        *parts.train_step.args, parts.shapes, parts.constants, parts.place(parts.source[0])
+    ).compile()
+    flops, memory = compiled.cost_analysis()["flops"], compiled.memory_analysis()
+    return {"gigaflops": flops / 1e9, "temporary_megabytes": memory.temp_size_in_bytes / 1e6}
+
+
 def of_run(record: Mapping[str, Any], data_root: str | None = None) -> Experiment:
     """The experiment of a run that is there, to score with: on one device where its mesh does not fit this machine.
 

@@ -14,11 +14,12 @@ import pytest
 
 import train
 from configs import online as online_config
-from em3_jax import checkpoint, curves, experiment, online
+from em3_jax import checkpoint, curves, experiment, growth, memory, online
 from em3_jax.data import stream
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.types import UserError
 from tests.conftest import ROOT
+from tests.grown_tables import grown
 
 SMALL = {
     "data.batch_size": 128,
@@ -217,6 +218,37 @@ def test_follows_a_file_that_grows_and_waits_for_the_end_of_a_half_line(tmp_path
     log.write_text(log.read_text() + "u1,i1,5,1\n")
     with pytest.raises(UserError, match="line 423: time 5 is before that of the line above"):
         train.train(made, tmp_path / "run")
+
+
+def test_a_stream_goes_on_with_more_items_and_the_bank_moves_with_them(tmp_path):
+    """By original id: the later dataset numbers its items the other way round."""
+    data = {name: grown(tmp_path / name, later=name == "later") for name in ("first", "later")}
+    changes = {"data.features": ("image",), "data.unknown_floor": {}, "stream.window": "200 examples"}
+    made = {name: config(data[name].root, **changes).to_dict() for name in data}
+    made["first"]["stream"]["most_windows"] = 3
+    train.train(made["first"], tmp_path / "run")
+    parts = {name: experiment.build(made[name], lambda rows, size: 1000) for name in data}
+    before = checkpoint.Checkpoints(tmp_path / "run").restore_latest(parts["first"].init())[0].memory
+    growth.remember(tmp_path / "run", data["later"])
+    checkpoints = checkpoint.Checkpoints(tmp_path / "run", data["later"].meta["data_hash"])
+    state, notes = growth.restore_latest(
+        checkpoints, tmp_path / "run", parts["later"], parts["later"].init(), {}, keep_notes=True
+    )
+    assert notes["position"]["row"] == 600
+    ids = {name: data[name].item_table.column("id").to_pylist() for name in data}
+    assert ids["first"][0] != ids["later"][0] and (np.asarray(before["written"])[: len(ids["first"])] >= 0).all()
+    for row, item in enumerate(ids["later"]):
+        for name, array in state.memory.items():
+            found = np.asarray(array)[row]
+            if item in ids["first"]:
+                assert found.tobytes() == np.asarray(before[name])[ids["first"].index(item)].tobytes()
+            elif name == "written":
+                assert found == memory.NEVER
+    result = train.train(made["later"], tmp_path / "run")
+    curve = lines(tmp_path / "run")
+    assert result["windows"] == len(curve) and [line["first"] for line in curve] == list(
+        range(0, curve[-1]["end"], 200)
+    )
 
 
 def test_mistakes_are_one_line(planted, tmp_path, finished):

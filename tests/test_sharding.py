@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 import eval as evaluation
 import train
-from configs import base, retrieval
+from configs import base, lemur, retrieval
 from em3_jax import experiment, sharding
 from em3_jax.data.batches import BatchBuilder, Buckets
 from tests.conftest import ROOT, user_error
@@ -70,6 +70,20 @@ def test_steps_on_any_mesh_and_from_the_checkpoint_of_another_equal_those_on_one
     assert results[1]["flops"] < results[0]["flops"] / 4, "each device encodes more than its part of the items"
     now, longer = results[-1]["largest_collective"]
     assert 0 < now == longer, "what the devices exchange grows with the tables"
+
+
+def test_steps_of_lemur_on_any_mesh_equal_those_on_one_device(planted):
+    """The bank is cut by rows like the tables, and written where its rows lie."""
+    config = lemur.get_config()
+    config.data.root, config.data.features = str(planted.root), ("image", "text")
+    config.data.history_length, config.data.batch_size = 6, 32
+    config.model.encoder.update({"width": 16, "layers": 1, "mlp_width": 16, "output": 16})
+    results = on_meshes(config.to_dict(), "label", [(1, 1), (8, 1), (2, 4)])
+    check_equal(results)
+    bank = ["memory/uses", "memory/vector", "memory/written"]
+    assert results[1]["by_rows"] == ["tables/embedding", "tables/slots/accumulator", *bank]
+    now, longer = results[-1]["largest_collective"]
+    assert 0 < now == longer, "what the devices exchange grows with the bank"
 
 
 def test_steps_of_retrieval_on_any_mesh_equal_those_on_one_device(tmp_path):

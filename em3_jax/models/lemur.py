@@ -111,8 +111,10 @@ class Lemur(nn.Module):
         if query is None:
             recent = min(self.query_history, slots.shape[1])
             total, count = slots[:, -recent:].sum(axis=1), mask[:, -recent:].sum(axis=1, keepdims=True)
-            width = slots.shape[-1]
-            query = MLP((width,), width, name="recent_history")(total / jnp.maximum(count, 1), train=train)
+            mean, width = total / jnp.maximum(count, 1), slots.shape[-1]
+            # Items against items at first, which even fresh representations rank well. From nothing, SQDC first gains where all
+            # representations become alike, and stays there.
+            query = mean + MLP((width,), width, name="recent_history")(mean, train=train)
         content, scalars = [document, query, query * document], {}
         if "short" in self.modules:
             last = slots[:, -self.short :]

@@ -3,6 +3,7 @@
 Runs what is missing, chooses on validation, scores the test split once, and writes table<N>.md, .json and .png. Stopped at any
 moment and called again, it goes on: finished runs are reused, interrupted ones resumed. `--table all` shares runs between tables.
 Table 10, not among them, compares retrieval models, each with its grid: --table 10 --data data/baby,data/sports
+And `--table lemur` has LEMUR's comparisons, with the cost of each.
 """
 
 from em3_jax import allocator
@@ -17,10 +18,11 @@ from pathlib import Path
 from em3_jax import cli
 from em3_jax.config import nearest
 from em3_jax.data.format import open_dataset
-from em3_jax.reproduce import report, retrieval, runs, tables
+from em3_jax.reproduce import lemur, report, retrieval, runs, tables
 from em3_jax.reproduce.grids import MODELS
 from em3_jax.types import UserError
 
+LEMUR, LEMUR_CONFIG = "lemur", "configs/lemur.py"
 CONFIGS = {
     "movielens": "configs/em3_movielens.py",
     "synthetic": "configs/em3_synthetic.py",
@@ -29,7 +31,7 @@ CONFIGS = {
 
 
 def reproduce(
-    numbers: tuple[int, ...],
+    numbers: tuple[int | str, ...],
     data: str,
     seeds: int,
     out: str,
@@ -38,11 +40,12 @@ def reproduce(
     changes: dict,
     parallel: int,
     command: str,
+    only: tuple[str, ...] = (),
 ) -> list[str]:
     """Runs and writes tables; returns their pages.
 
     Args:
-      numbers: of the tables.
+      numbers: of the tables; "lemur" for LEMUR's.
       data: dataset folder.
       seeds: 0 to seeds - 1.
       out: folder of the reports and, in `runs`, of the runs.
@@ -50,14 +53,21 @@ def reproduce(
       changes: config key -> value for all runs, but where a run's variant has a value of its own.
       parallel: runs at once.
       command: to print on the pages.
+      only: rows of LEMUR's table; none: all.
     """
     if seeds < 1 or parallel < 1:
         raise UserError("--seeds and --jobs: must be at least 1")
     dataset = open_dataset(data)
-    chosen = [tables.make(number, dataset, runs.settings(config, "", changes).data) for number in numbers]
+    data_section = runs.settings(config, "", changes).data
+    chosen = [
+        lemur.table(only) if number == LEMUR else tables.make(number, dataset, data_section) for number in numbers
+    ]
     root = Path(out) / "runs"
     needed = {name: run for table in chosen for name, run in table.runs.items()}
-    jobs = runs.make_jobs(needed, config=config, changes=changes, data=Path(data), seeds=seeds, root=root)
+    with_cost = LEMUR in numbers
+    jobs = runs.make_jobs(
+        needed, config=config, changes=changes, data=Path(data), seeds=seeds, root=root, cost=with_cost
+    )
     if any(job.vectors_of for job in jobs.values()):
         runs.overlay(Path(data), root / "data")
     runs.run_all(jobs, parallel)
@@ -87,13 +97,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m em3_jax.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--table", required=True, help="1 to 7, several as 3,5, or all; or 10")
+    parser.add_argument("--table", required=True, help="1 to 7, several as 3,5, or all; or 10; or lemur")
     parser.add_argument("--data", required=True, help="dataset folder; for table 10 also several, with commas between")
     parser.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
     parser.add_argument("--out", required=True, help="folder of the reports and the runs")
     parser.add_argument("--config", default="", help="config file (default: the one for the dataset's kind)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1); on CPUs more may be faster")
-    parser.add_argument("--models", default="", help="rows of table 10, e.g. freedom,em3 (default: all)")
+    parser.add_argument(
+        "--models", default="", help="rows of table 10, e.g. freedom,em3, or of table lemur (default: all)"
+    )
     parser.add_argument("--no-grid", action="store_true", help="table 10 with the settings of the config alone")
     parser.epilog = (
         "Further options --config.<key>=<value> change the config of all runs, as for train.py, but for keys that a "
@@ -105,16 +117,19 @@ def main() -> None:
         print("\n" + _table_10(args, others, command))
         print(f"written to {args.out}")
         return
-    if args.models or args.no_grid:
-        raise UserError("--models and --no-grid: of table 10 alone; leave them out")
+    only = tuple(filter(None, args.models.split(",")))
+    if args.no_grid or (only and args.table != LEMUR):
+        raise UserError("--no-grid: of table 10 alone, --models: of tables 10 and lemur; leave them out")
     names = [str(number) for number in tables.NUMBERS] if args.table == "all" else args.table.split(",")
-    for name in names:
+    for name in names if names != [LEMUR] else []:
         if not name.isdigit() or int(name) not in tables.NUMBERS:
-            raise UserError(f"--table {args.table}: give numbers from 1 to 7, all, or 10 alone")
+            raise UserError(f"--table {args.table}: give numbers from 1 to 7, all, or 10 or lemur alone")
+    if names == [LEMUR]:
+        args.config = args.config or LEMUR_CONFIG
     args.config = args.config or _config_for(open_dataset(args.data).meta["name"])
     changes = _changes(others, args.config)
-    settings = {"config": args.config, "changes": changes, "parallel": args.jobs, "command": command}
-    numbers = tuple(int(name) for name in names)
+    settings = {"config": args.config, "changes": changes, "parallel": args.jobs, "command": command, "only": only}
+    numbers = tuple(int(name) if name.isdigit() else name for name in names)
     for page in reproduce(numbers, args.data, args.seeds, args.out, **settings):
         print("\n" + page)
     print(f"written to {args.out}")

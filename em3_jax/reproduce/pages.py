@@ -70,7 +70,7 @@ def plot(panels: dict[str, list[Bar]], axis_label: str, path: Path) -> None:
 
 
 def write(result: dict[str, Any], page: str, command: str, out: Path) -> None:
-    """Writes table<N>.md and .json to `out`."""
-    name = f"table{result['table']}"
+    """Writes the .md and .json of result["file"] to `out`."""
+    name = result["file"]
     (out / f"{name}.json").write_text(json.dumps(result | {"command": command}, indent=1), encoding="utf-8")
     (out / f"{name}.md").write_text(page, encoding="utf-8")

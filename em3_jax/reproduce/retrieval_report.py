@@ -33,7 +33,7 @@ def read(
       left_out: dataset -> labels of models that it has no content for.
       seeds: how many.
     """
-    result = {"table": 10, "title": "Public evaluation", "seeds": seeds, "datasets": []}
+    result = {"table": 10, "file": "table10", "title": "Public evaluation", "seeds": seeds, "datasets": []}
     commits: set[str] = set()
     for dataset in dict.fromkeys(name for name, _ in points):
         rows = [

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 import eval as evaluation
 import train
 from em3_jax import config as config_
-from em3_jax import vectors, workdir
+from em3_jax import experiment, vectors, workdir
 from em3_jax.reproduce.tables import Run
 from em3_jax.types import UserError
 
@@ -34,6 +35,7 @@ class Job(NamedTuple):
       needs: names of the jobs that must be finished before.
       vectors_of: job whose vectors to export first, into the dataset folder that the config reads.
       evaluate: whether there is a test split to score.
+      cost: whether to note what its compiled step costs.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Job(NamedTuple):
     needs: tuple[str, ...]
     vectors_of: str
     evaluate: bool
+    cost: bool = False
 
     @property
     def directory(self) -> Path:
@@ -88,7 +91,16 @@ def settings(config: str, variant: str, changes: Mapping[str, Any]) -> ConfigDic
     return result
 
 
-def make_jobs(runs: Mapping[str, Run], *, config: str, changes: Mapping[str, Any], data: Path, seeds: int, root: Path):
+def make_jobs(
+    runs: Mapping[str, Run],
+    *,
+    config: str,
+    changes: Mapping[str, Any],
+    data: Path,
+    seeds: int,
+    root: Path,
+    cost: bool = False,
+) -> dict[str, Job]:
     """{job name: Job} of all runs and seeds.
 
     Args:
@@ -96,6 +108,7 @@ def make_jobs(runs: Mapping[str, Run], *, config: str, changes: Mapping[str, Any
       changes: config key -> value for all runs, but where a run's variant has a value of its own.
       data: dataset folder.
       root: where the runs' folders go.
+      cost: whether to note what a run's compiled step costs, once a run.
     """
     jobs = {}
     for seed in range(seeds):
@@ -109,7 +122,9 @@ def make_jobs(runs: Mapping[str, Run], *, config: str, changes: Mapping[str, Any
             made = settings(config, run.variant, {**wanted, **run.changes, **own})
             needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
             vectors_of = f"{run.vectors_of}-{seed}" if run.vectors_of else ""
-            job = Job(f"{run.name}-{seed}", str(root), made.to_dict(), needs, vectors_of, made.task == "ranking")
+            evaluate = made.task in ("ranking", "lemur")
+            name = f"{run.name}-{seed}"
+            job = Job(name, str(root), made.to_dict(), needs, vectors_of, evaluate, cost and not seed)
             jobs[job.name] = job
     return jobs
 
@@ -186,12 +201,22 @@ def execute(job: Job) -> str:
             return result["stopped_by"]
         if job.evaluate:
             evaluation.evaluate(job.directory, "test")
+    if job.cost:
+        result |= {"cost": _cost(job)}
     path = job.directory / "finished.json"
     if not path.exists():  # or it was trained before, and only its evaluation was missing
         temporary = job.directory / "finished.tmp"
         temporary.write_text(json.dumps(result | {"seconds": time.perf_counter() - began}), encoding="utf-8")
         os.replace(temporary, path)
     return ""
+
+
+def _cost(job: Job) -> dict[str, float]:
+    """{"gigaflops", "temporary_megabytes", "milliseconds"} of a training step: compiled, and as the run's log has it."""
+    cost = experiment.step_cost(experiment.build(job.config, lambda rows, size: 1))
+    lines = [json.loads(line) for line in (job.directory / "metrics.jsonl").read_text("utf-8").splitlines()]
+    speed = [line["time/examples_per_second"] for line in lines if "time/examples_per_second" in line]
+    return cost | {"milliseconds": 1e3 * job.config["data"]["batch_size"] / statistics.median(speed)}
 
 
 def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:

@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of a table: what it is called, its run, and the AUC in the paper if it is there."""
+    """A row of a table: what it is called, its run, and the table's metric in the paper if it is there."""
 
     label: str
     run: str
@@ -51,13 +51,20 @@ class Table(NamedTuple):
       groups: one, or one a scenario.
       runs: all runs that it needs, by name.
       notes: what differs here from the paper.
+      metric: that gains are counted in.
     """
 
-    number: int
+    number: int | str
     title: str
     groups: tuple[Group, ...]
     runs: dict[str, Run]
     notes: tuple[str, ...] = ()
+    metric: str = "auc"
+
+    @property
+    def file(self) -> str:
+        """Stem of its files: "table3"."""
+        return f"table{self.number}" if isinstance(self.number, int) else f"table_{self.number}"
 
 
 NUMBERS = (1, 2, 3, 4, 5, 6, 7)

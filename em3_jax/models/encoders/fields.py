@@ -83,7 +83,8 @@ class FieldEncoder(nn.Module):
           mask: feature set -> [B, L], [B, M] or [B, N] bool.
         """
         s, batch = self.settings, len(next(iter(tokens.values())))
-        cls = self.param("cls", _place_init, (s.width,))
+        # At zero, the class token is at first the mean of what it attends to and nothing that all items share.
+        cls = self.param("cls", nn.initializers.zeros, (s.width,))
         states, masks = [jnp.broadcast_to(cls, (batch, 1, s.width))], [jnp.ones((batch, 1), bool)]
         for name, layout in self.layouts:
             read = {TextLayout: self._text, ImageLayout: self._image, VectorLayout: self._vectors}[type(layout)]
