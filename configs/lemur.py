@@ -22,7 +22,7 @@ def get_config(arg: str = ""):
     config.data.root = "data/raw"
     config.data.features = ("raw_image", "raw_text")
     config.data.batch_size = 256
-    config.data.history_length = 200  # T of the long history
+    config.data.history_length = 100  # T of the long history; half of the planted users have no more than 60 events
     config.mesh.by_rows = ("tables/.*", "memory/.*")
     config.model = ConfigDict(
         {

@@ -20,7 +20,6 @@ from em3_jax.data import content as content_
 from em3_jax.data.features import feature_folder, write_features
 from em3_jax.data.format import Dataset, open_dataset
 from em3_jax.data.images import open_image
-from em3_jax.extract import describe
 from em3_jax.types import UserError
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
@@ -154,7 +153,9 @@ def main(argv: list[str] | None = None) -> None:
         cli.check_arguments(raw, arguments, "python -m em3_jax.raw --help")
         manifest = raw(**arguments)
         name = arguments.get("name", "image" if "image_size" in arguments else "text")
-        print(describe(feature_folder(Path(arguments["data"]), name), manifest))
+        print(open_dataset(arguments["data"]).features(name).describe())
+        if unusable := manifest["counts"].get("unusable"):
+            print(f"warning: {unusable:,} files are no pictures that can be read, and masked")
 
     cli.run(run)
 

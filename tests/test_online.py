@@ -17,6 +17,7 @@ from configs import online as online_config
 from em3_jax import checkpoint, curves, experiment, growth, memory, online
 from em3_jax.data import stream
 from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.data.readers.table import table
 from em3_jax.types import UserError
 from tests.conftest import ROOT
 from tests.grown_tables import grown
@@ -218,6 +219,18 @@ def test_follows_a_file_that_grows_and_waits_for_the_end_of_a_half_line(tmp_path
     log.write_text(log.read_text() + "u1,i1,5,1\n")
     with pytest.raises(UserError, match="line 423: time 5 is before that of the line above"):
         train.train(made, tmp_path / "run")
+
+
+def test_a_window_without_rows_or_with_one_class_has_no_auc_and_its_n(tmp_path):
+    """Rows in the first, second and fifth hour; those of the second are all clicks."""
+    log = [(row, row * 30 if row < 240 else 4 * 3600 + row) for row in range(300)]
+    text = "".join(f"u{row % 9},i{row % 13},{time_},{int(row % 3 == 0 or 120 <= row < 240)}\n" for row, time_ in log)
+    (tmp_path / "log.csv").write_text(HEADER + text)
+    table(tmp_path / "data", interactions=tmp_path / "log.csv")
+    changes = {"stream.window": "1 hours", "data.history_length": 4, "data.batch_size": 64, "data.unknown_floor": {}}
+    train.train(config(tmp_path / "data", "id_only", **changes).to_dict(), tmp_path / "run")
+    found = [(line["all"]["n"], np.isnan(line["all"]["auc"])) for line in lines(tmp_path / "run")]
+    assert found == [(120, False), (120, True), (0, True), (0, True), (60, False)]
 
 
 def test_a_stream_goes_on_with_more_items_and_the_bank_moves_with_them(tmp_path):

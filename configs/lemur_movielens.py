@@ -1,0 +1,23 @@
+"""LEMUR on MovieLens-100K, from raw titles, genres and posters.
+
+python -m em3_jax.prepare movielens --source <folder> --out data/ml-100k
+python -m em3_jax.raw --data data/ml-100k --text title=12,genres=8 --vocabulary 2000 --name raw_text
+python -m em3_jax.raw --data data/ml-100k --image-size 32 --name raw_image
+python -m em3_jax.reproduce --table lemur --config configs/lemur_movielens.py --data data/ml-100k --seeds 3 --out reports/lemur-ml
+"""
+
+from configs import lemur
+
+
+def get_config(arg: str = ""):
+    config = lemur.get_config(arg)
+    config.data.root = "data/ml-100k"
+    config.data.batch_size = 512
+    config.data.history_length = 200
+    config.data.unknown_floor.user = 0.3  # 86 % of the test rows have a user that training does not know
+    config.train.eval_every = 40
+    config.train.patience = 8
+    if arg == "contrast_only":
+        config.train.eval_every = 0
+        config.train.patience = 0
+    return config
