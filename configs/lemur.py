@@ -27,14 +27,10 @@ def get_config(arg: str = ""):
     config.model = ConfigDict(
         {
             "encoder": {"width": 64, "layers": 2, "heads": 4, "mlp_width": 128, "output": 64},
-            "layout": {
-                "patch": 8,
-                "lengths": {},
-            },  # side of picture patches; text field -> how many of its tokens are read
-            "encoders": {
-                "text": "",
-                "image": "",
-            },  # raw feature set -> folder of a converted encoder that reads it first
+            # Side of picture patches; text field -> how many of its tokens are read.
+            "layout": {"patch": 8, "lengths": {}},
+            # Raw feature set -> folder of a converted encoder that reads it first.
+            "encoders": {"text": "", "image": ""},
             "encode": "candidates",  # or all: every history item in every step, what the bank saves
             "forward_percent": 100.0,  # p: of the distinct candidates, how many are encoded; the others are read from the bank
             "backward_percent": 100.0,  # q: how many of them take a gradient
@@ -72,7 +68,6 @@ def id_only(config):
 def contrast_only(config):
     """The first of two stages: the encoder on SQDC alone; what the last step has is kept."""
     config.model.ranking_weight = 0.0
-    config.model.history_modules = ()
     config.train.epochs = 5.0
     config.train.eval_every = 0
     config.train.patience = 0

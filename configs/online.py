@@ -27,5 +27,6 @@ def get_config(arg: str = "em3"):
         config = lemur.get_config("" if arg == "lemur" else arg)
     config.data.root = "data/drift"
     config.data.batch_size = 128
+    config.data.history_length = 50  # of a stream, the recent past
     config.model.backbone_settings.dropout = 0.0
     return base.stream(config, "2000 examples")
