@@ -39,6 +39,8 @@ def get_config(arg: str = ""):
             "history_gradient": True,  # whether it does through history slots whose items are encoded in this step
             "history_modules": ("short", "long", "similarity"),
             "short_history": 50,  # last events for target attention and the backbone
+            # Context field whose values are queries' texts, where the dataset has it; words read of each, numbers they are hashed to.
+            "query": {"field": "query", "length": 10, "vocabulary": 8192, "layers": 2},
             "query_history": 30,  # last events that stand in for the query
             "decoder_layers": 2,
             "decoder_hidden": 64,
@@ -76,6 +78,6 @@ def contrast_only(config):
 
 def frozen(config):
     """The second: the ranker on what that encoder gives; set train.init_from."""
-    config.optim.multipliers = (("^encoders?/", 0.0),)
+    config.optim.multipliers = (("^(query_)?encoders?/", 0.0),)
     config.model.sqdc.weight = 0.0
     return config

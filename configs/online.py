@@ -1,6 +1,7 @@
 """EM3 and LEMUR on a stream: trained once over time, each window of the log scored before it is trained on.
 
-python -m em3_jax.prepare synthetic --out data/drift --raw --drift 1 --arrivals 0.5 --cold-share 0
+python -m em3_jax.prepare synthetic --out data/drift --raw --drift 1 --arrivals 0.5 --cold-share 0 --users 800 --items 2000 \
+    --interactions 160000 --choices 10
 python train.py --config=configs/online.py:em3 --config.data.root=data/drift --workdir=runs/stream-em3
 python train.py --config=configs/online.py:lemur --config.data.root=data/drift --workdir=runs/stream-lemur
 python -m em3_jax.curves em3=runs/stream-em3 lemur=runs/stream-lemur --out curves.png
@@ -29,4 +30,4 @@ def get_config(arg: str = "em3"):
     config.data.batch_size = 128
     config.data.history_length = 50  # of a stream, the recent past
     config.model.backbone_settings.dropout = 0.0
-    return base.stream(config, "2000 examples")
+    return base.stream(config, "8000 examples")

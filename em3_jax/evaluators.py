@@ -9,7 +9,8 @@ from em3_jax import metrics, retrieval_evaluation
 from em3_jax.data.format import CLICK, Dataset, FeatureSet
 from em3_jax.data.pipeline import EvaluationSource, batches
 
-METRIC_SIGNS = {"auc": 1, "gauc": 1, "logloss": -1, "contrast_loss": -1, "contrast_accuracy": 1}
+QUERY = "query"  # the context field whose values group the rows of QAUC, where a dataset has it
+METRIC_SIGNS = {"auc": 1, "gauc": 1, "qauc": 1, "logloss": -1, "contrast_loss": -1, "contrast_accuracy": 1}
 METRIC_SIGNS |= dict.fromkeys(retrieval_evaluation.METRICS, 1)
 """What may choose the best step, and whether more is better (1) or less (-1)."""
 
@@ -69,6 +70,7 @@ def evaluate(
     columns = dataset.interactions
     label, user = dataset.label(label_name)[rows], columns["user"][rows]
     probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    query = columns[f"context_{QUERY}"][rows] if f"context_{QUERY}" in columns else None
     planted = columns["probability"][rows] if "probability" in columns and label_name == CLICK else None
     result = {}
     for name, keep in slices(dataset, rows, features, popular_share).items():
@@ -84,6 +86,13 @@ def evaluate(
             "calibration": metrics.calibration(label[keep], probability[keep]),
             "calibration_error": metrics.expected_calibration_error(label[keep], probability[keep]),
         }
+        if query is not None:
+            qauc = metrics.gauc(label[keep], logits[keep], query[keep])
+            result[name] |= {
+                "qauc": qauc.value,
+                "qauc_queries": qauc.groups_used,
+                "qauc_queries_left_out": qauc.groups_left_out,
+            }
         if planted is not None:
             result[name]["bayes_auc"] = metrics.auc(label[keep], planted[keep])
             result[name]["bayes_gauc"] = metrics.gauc(label[keep], planted[keep], user[keep]).value
@@ -95,6 +104,8 @@ def table(report: dict[str, dict[str, float]]) -> str:
     names = ["n", "click_rate", "auc", "gauc", "logloss", "calibration"]
     if "auc" not in report["all"]:
         names = ["n", "positives", *retrieval_evaluation.HEADLINE, "precision@20", "map@20"]
+    if "qauc" in report["all"]:
+        names.insert(4, "qauc")
     if any("bayes_auc" in values for values in report.values()):
         names.append("bayes_auc")
     width = max(map(len, report)) + 2

@@ -13,7 +13,7 @@ from em3_jax import trees
 from em3_jax.types import WHOLE, Batch, Shards, UserError
 
 BY_EXAMPLE = ("label", "weight", "item_position", "history_position", "history_mask", "history_row", "user_row",
-              "context_row", "user", "positive", "negative", "group")  # fmt: skip
+              "context_row", "user", "positive", "negative", "group", "query_tokens")  # fmt: skip
 BY_ITEM = (
     "item_id",
     "item_mask",

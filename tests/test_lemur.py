@@ -24,6 +24,7 @@ def settings(**changes) -> dict:
     model = lemur_config.get_config().model.to_dict()
     for name in ("layout", "encoders"):
         model.pop(name)
+    model["query"] = {"layers": 1, "length": 4, "vocabulary": 0}
     model["encoder"] |= {"width": 8, "layers": 1, "heads": 2, "mlp_width": 8, "output": 6}
     model["backbone_settings"] |= {"hidden": (8,), "attention_hidden": 4}
     model |= {"short_history": 5, "decoder_hidden": 8}

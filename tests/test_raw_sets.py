@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,8 @@ from configs import lemur as lemur_config
 from em3_jax import checkpoint, experiment, memory, raw, vectors
 from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.table import table
+from em3_jax.data.texts import hashed_words
+from em3_jax.fields import FIRST_KNOWN
 from em3_jax.types import UserError
 
 WORDS = ("red", "green", "blue", "tall", "small", "old", "new", "quick")
@@ -137,3 +140,35 @@ def test_mistakes_in_the_layout(shop, key, value, message):
     config["model"]["layout"][key] = value
     with pytest.raises(UserError, match=message):
         experiment.build(config, lambda rows, size: 1)
+
+
+def test_queries_have_an_encoder_of_their_own_and_group_the_rows(shop, tmp_path):
+    """Where the log has a context field `query`: its words are read, its rows are no negatives of each other, QAUC is by it."""
+    log = pq.read_table(shop / "log.parquet")
+    texts = [f"{WORDS[k % 8]} {WORDS[k % 5]}" for k in range(log.num_rows)]
+    pq.write_table(log.append_column("query", pa.array(texts)), tmp_path / "log.parquet")
+    dataset = table(
+        tmp_path / "data",
+        interactions=tmp_path / "log.parquet",
+        items=shop / "items.parquet",
+        item_text=("title",),
+        context_fields=("query",),
+    )
+    raw.raw(tmp_path / "data", text={"title": "3"}, name="words")
+    config = small(shop)
+    config.data.root, config.data.features = str(tmp_path / "data"), ("words",)
+    parts = experiment.build(config.to_dict(), lambda rows, size: 3)
+    batch = parts.source[0]
+    words = dataset.meta["vocabularies"]["context"]["query"]
+    numbers = {word: hashed_words([word], 1, 8192)[0, 0] for word in WORDS}
+    for group, tokens in zip(batch["group"], batch["query_tokens"], strict=True):
+        expected = [numbers[word] for word in words[group - FIRST_KNOWN].split()]
+        assert tokens.tolist() == expected + [0] * (10 - len(expected))
+    state = parts.init()
+    before = jax.tree.map(np.asarray, state.params["query_encoder"])
+    state, _ = parts.train_step(state, parts.constants, parts.place(batch))
+    assert any(
+        (a != b).any() for a, b in zip(*map(jax.tree.leaves, (before, state.params["query_encoder"])), strict=True)
+    )
+    report = parts.evaluate(state, "train")[0]["all"]
+    assert 0 < report["qauc"] < 1 and report["qauc_queries"] + report["qauc_queries_left_out"] == len(set(texts))

@@ -15,7 +15,8 @@ Letters: B batch, T history, S distinct items (a bucket size), R distinct table 
 | row_id | [R] i32 | distinct table rows, sorted; row_id[0] = 0 is the padding row, surplus rows lie beyond the table |
 | tokens, tokens_mask | {name: [S, N, D]}, {name: [S, N] bool} | content tokens, only with features gathered on the host |
 | encode_position, encode_mask | [C] i32, bool | items to encode, rows of the item block, where `encode` asks; tokens are theirs |
-| group | [B] i32 | the user; rows of one group are no negatives of each other; where `encode` asks |
+| group | [B] i32 | the query, or else the user: rows of one are no negatives of each other; where `encode` asks |
+| query_tokens | [B, L] i32 | words of the query, 0 = none; only with `queries` |
 """
 
 import dataclasses
@@ -142,6 +143,7 @@ class BatchBuilder:
       host_features: feature sets to gather into the batch; empty when they lie on the device.
       label: which of the dataset's labels.
       encode: which of its distinct items a batch names for encoding: "none", "candidates", or "all".
+      queries: name of the context field that says which query, and [field size, L] i32 words of each; None without.
     """
 
     def __init__(
@@ -155,9 +157,10 @@ class BatchBuilder:
         host_features: tuple[FeatureSet, ...] = (),
         label: str = CLICK,
         encode: str = "none",
+        queries: tuple[str, np.ndarray] | None = None,
     ):
         self.dataset = dataset
-        self.encode = encode
+        self.encode, self.queries = encode, queries
         self.label = label
         self._label = dataset.label(label)
         self.history_length = history_length
@@ -210,6 +213,10 @@ class BatchBuilder:
         with_content = batch["item_id"]
         if self.encode != "none":
             batch |= self._to_encode(batch, buckets) | {"group": user}
+            if self.queries:
+                field, words = self.queries
+                query = columns_[f"context_{field}"][rows]
+                batch |= {"group": query, "query_tokens": words[query]}
             with_content = with_content[batch["encode_position"]]
         return batch | gather_content(self.host_features, with_content)
 

@@ -1,5 +1,6 @@
 """From texts to batches of token ids of few lengths, with little padding."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,15 @@ class TextBatches:
         computed = sum(rows * length for _, (rows, length) in self._batches)
         real = sum(int(self._tokenized.length[members].sum()) for members, _ in self._batches)
         return 1 - real / max(computed, 1)
+
+
+def hashed_words(texts: list[str], length: int, buckets: int) -> np.ndarray:
+    """[n, length] i32 the first words of each text, lower case, as numbers in 1 .. buckets - 1; 0 where a text has no more.
+
+    A word's number is a hash, so it stays the same whatever texts come later; two words may share one.
+    """
+    result = np.zeros((len(texts), length), np.int32)
+    for row, text in enumerate(texts):
+        words = text.lower().split()[:length]
+        result[row, : len(words)] = [zlib.crc32(word.encode()) % (buckets - 1) + 1 for word in words]
+    return result

@@ -13,13 +13,21 @@ import jax.numpy as jnp
 from em3_jax import config, losses, memory, parts, rng
 from em3_jax.encoding import RawEncoder
 from em3_jax.fields import Fields
-from em3_jax.models.encoders.fields import EncoderSettings, FieldEncoder
+from em3_jax.models.encoders.fields import EncoderSettings, FieldEncoder, TextLayout
 from em3_jax.models.lemur import HISTORY_MODULES, Lemur, Representations
 from em3_jax.tasks import Inputs, Task, gathered, standardise
 from em3_jax.tasks.ranking import contrast_with_ids
 from em3_jax.types import UserError
 
 ENCODE = ("candidates", "all")
+
+
+class Query(NamedTuple):
+    """config.model.query: `layers` of the query encoder, `length` of a query in words, `vocabulary`; 0 = there are no queries."""
+
+    layers: int
+    length: int
+    vocabulary: int
 
 
 class Sqdc(NamedTuple):
@@ -45,6 +53,7 @@ def lemur(
     history_gradient: bool,
     history_modules: tuple[str, ...],
     short_history: int,
+    query: Mapping[str, Any],
     query_history: int,
     decoder_layers: int,
     decoder_hidden: int,
@@ -70,6 +79,7 @@ def lemur(
       history_gradient: whether the gradient reaches the encoder through those history slots, too, whose items are encoded in
         this step; histories see the fresh representation either way.
       history_modules, short_history, query_history, decoder_layers, decoder_hidden: see `Lemur`.
+      query: see `Query`; its encoder is the items' but for its depth, with parameters of its own.
       backbone, backbone_settings, loss: see `parts`.
       sqdc: see `Sqdc`.
       cic: see `tasks.ranking`; of the items encoded in the step.
@@ -88,6 +98,11 @@ def lemur(
     contrast = config.call(Sqdc, sqdc, "config.model.sqdc")
     cic_part = config.call(contrast_with_ids, cic, "config.model.cic", fields=fields)
     field_encoder = FieldEncoder(sizes, tuple(layouts.items()))
+    asked = config.call(Query, query, "config.model.query")
+    of_query = TextLayout((("query", asked.length),), (asked.length,), asked.vocabulary)
+    query_encoder = (
+        FieldEncoder(sizes._replace(layers=asked.layers), (("query", of_query),)) if asked.vocabulary else None
+    )
     model = Lemur(
         fields=fields,
         backbone=parts.backbone(backbone, backbone_settings),
@@ -106,6 +121,15 @@ def lemur(
             found, masks[name] = one.encode(params["encoders"][name], tokens[name], masks[name])
             tokens[name] = standardise(found, masks[name])
         return field_encoder.apply({"params": params["encoder"]}, tokens, masks)
+
+    def query_of(params, batch) -> jax.Array | None:
+        """[B, D] representations of the queries; None without."""
+        if query_encoder is None:
+            return None
+        words = batch["query_tokens"]
+        return query_encoder.apply(
+            {"params": params["query_encoder"]}, {"query": words[..., None]}, {"query": words > 0}
+        )
 
     def inputs_of(rows, constants, batch) -> Inputs:
         """Inputs whose tokens are those of the items to encode."""
@@ -145,19 +169,26 @@ def lemur(
 
     def scored(params, inputs: Inputs, writes: memory.Writes, **options):
         items = represented(writes, inputs.batch)
-        logit, out = model.apply({"params": params["model"]}, inputs.rows, items, None, inputs.batch, **options)
+        query = query_of(params, inputs.batch)
+        logit, out = model.apply({"params": params["model"]}, inputs.rows, items, query, inputs.batch, **options)
         return logit, out, items
 
     def init(key: jax.Array, inputs: Inputs):
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(key, 4)
         tokens, masks, loaded = dict(inputs.tokens), dict(inputs.tokens_mask), {}
         for name, one in raw.items():  # pretrained weights have no place in a compiled program: see `tasks.raw`
             loaded[name] = jax.tree.map(jnp.zeros_like, one.params)
             tokens[name], masks[name] = one.encode(loaded[name], tokens[name], masks[name])
         params = {"encoder": field_encoder.init(keys[0], tokens, masks)["params"]}
         params |= {"encoders": loaded} if loaded else {}
+        if query_encoder is not None:
+            words = inputs.batch["query_tokens"]
+            params["query_encoder"] = query_encoder.init(keys[3], {"query": words[..., None]}, {"query": words > 0})[
+                "params"
+            ]
         items = represented(fresh(params, inputs, None), inputs.batch)
-        made = model.init_with_output(keys[1], inputs.rows, items, None, inputs.batch, train=False)
+        query = query_of(params, inputs.batch)
+        made = model.init_with_output(keys[1], inputs.rows, items, query, inputs.batch, train=False)
         (logit, out), variables = made
         if logit.shape != inputs.batch["label"].shape:
             raise UserError(f"the backbone gives logits of shape {logit.shape}, not [B]; mend it")

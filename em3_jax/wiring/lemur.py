@@ -4,11 +4,14 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from em3_jax import config as config_
 from em3_jax import encoding, memory, sharding, wiring
-from em3_jax.data.format import FeatureSet
+from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.data.texts import hashed_words
+from em3_jax.fields import FIRST_KNOWN
 from em3_jax.models.encoders.fields import ImageLayout, TextLayout, VectorLayout
 from em3_jax.tasks.lemur import lemur as lemur_task
 from em3_jax.types import UserError
@@ -30,6 +33,9 @@ def lemur(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int],
         name: VectorLayout() for name in raw
     }
     layouts = {features.name: layouts[features.name] for features in content.sets}
+    queries = config_.call(_queries, model["query"], "config.model.query", dataset=dataset)
+    query_words = model["query"]["vocabulary"] if queries else 0
+    model["query"] = {"layers": model["query"]["layers"], "length": model["query"]["length"], "vocabulary": query_words}
     task = config_.call(lemur_task, model, "config.model", fields=dataset.fields, layouts=layouts, raw=raw)
     rows, width = sharding.padded(dataset.num_items, mesh), model["encoder"]["output"]
     return work_on_clicks(
@@ -41,8 +47,32 @@ def lemur(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int],
         content,
         raw,
         encode=model["encode"],
+        queries=queries,
         make_memory=functools.partial(memory.init, rows, width),
     )
+
+
+def _queries(
+    dataset: Dataset, *, field: str, length: int, vocabulary: int, layers: int
+) -> tuple[str, np.ndarray] | None:
+    """(name of the context field, [field size, length] words of its values); None where the dataset has no such field.
+
+    Args:
+      field: context field whose values are the queries' texts.
+      length: words that are read of each.
+      vocabulary: numbers that words are hashed to.
+      layers: of the query encoder.
+    """
+    found = next((spec for spec in dataset.fields.context if spec.name == field), None)
+    if found is None:
+        return None
+    for name, value in (("length", length), ("vocabulary", vocabulary - 1), ("layers", layers)):
+        if value < 1:
+            raise UserError(f"config.model.query.{name}: too small; give at least {2 if name == 'vocabulary' else 1}")
+    words = [str(value) for value in dataset.meta["vocabularies"]["context"][field]]
+    table = np.zeros((found.size, length), np.int32)
+    table[FIRST_KNOWN : FIRST_KNOWN + len(words)] = hashed_words(words, length, vocabulary)
+    return field, table
 
 
 def _layouts(sets: list[FeatureSet], *, patch: int, lengths: Mapping[str, int]) -> dict[str, Any]:

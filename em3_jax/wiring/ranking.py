@@ -106,6 +106,7 @@ def work_on_clicks(
     encoders: Mapping[str, encoding.RawEncoder],
     *,
     encode: str = "none",
+    queries: tuple[str, np.ndarray] | None = None,
     make_memory: Callable = dict,
 ) -> wiring.Work:
     """The work of a task on clicks.
@@ -115,11 +116,11 @@ def work_on_clicks(
       task: what is optimized.
       content: what it reads of the items' content.
       encoders: the raw encoders, whose weights are among the parameters.
-      encode: see `BatchBuilder`.
+      encode, queries: see `BatchBuilder`.
       make_memory: see `wiring.Work`.
     """
     data, table, eval_settings = settings(config, mesh)
-    make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode)  # noqa: E731
+    make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries)  # noqa: E731
     builder = make_builder(dataset)
     row_optimizer = optim.row_optimizer(table.optimizer, table.learning_rate)
     rows = training_rows(dataset, data.label, data.most_rows_per_user)
@@ -179,7 +180,9 @@ def open_clicks(data: DataSettings) -> Dataset:
     return dataset
 
 
-def _builder(dataset: Dataset, data: DataSettings, host_features: tuple[FeatureSet, ...], encode: str) -> BatchBuilder:
+def _builder(
+    dataset: Dataset, data: DataSettings, host_features: tuple[FeatureSet, ...], encode: str, queries: Any
+) -> BatchBuilder:
     known = [field.name for _, fields in dataset.fields.groups() for field in fields]
     for name in data.unknown_floor:
         if name not in known:
@@ -192,4 +195,5 @@ def _builder(dataset: Dataset, data: DataSettings, host_features: tuple[FeatureS
         host_features=host_features,
         label=data.label,
         encode=encode,
+        queries=queries,
     )
