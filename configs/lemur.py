@@ -39,7 +39,7 @@ def get_config(arg: str = ""):
             "history_gradient": True,  # whether it does through history slots whose items are encoded in this step
             "history_modules": ("short", "long", "similarity"),
             "short_history": 50,  # last events for target attention and the backbone
-            # Context field whose values are queries' texts, where the dataset has it; words read of each, numbers they are hashed to.
+            # Context field whose values are the queries' texts, if the dataset has it; words read of each, hashed to numbers.
             "query": {"field": "query", "length": 10, "vocabulary": 8192, "layers": 2},
             "query_history": 30,  # last events that stand in for the query
             "decoder_layers": 2,

@@ -1,5 +1,6 @@
 """A log that somebody appends to, as a dataset that grows."""
 
+import csv
 import os
 import time
 from pathlib import Path
@@ -55,8 +56,6 @@ class Follower:
             if self._time not in header:
                 return  # the reader says so
             column, last = header.index(self._time), None
-            import csv
-
             for row, cells in enumerate(csv.reader(file, delimiter=separator), 2):
                 try:
                     value = float(cells[column])

@@ -130,14 +130,9 @@ def test_patterns_that_cannot_be_meant_are_refused(planted, by_rows, words):
 
 def test_all_batch_keys_by_example_are_split_and_no_others(tiny):
     """Else an array of the examples would be copied to all devices, or a distinct block be cut."""
-    builder = BatchBuilder(
-        tiny.dataset,
-        history_length=5,
-        unknown_alpha=0.0,
-        unknown_floor={},
-        encode="candidates",
-        queries=("slot", np.zeros((5, 3), np.int32)),
-    )
+    settings = {"history_length": 5, "unknown_alpha": 0.0, "unknown_floor": {}}
+    queries = ("slot", np.zeros((5, 3), np.int32))
+    builder = BatchBuilder(tiny.dataset, **settings, encode="candidates", queries=queries)
     batch = builder(np.arange(29), buckets=Buckets(64, 128))
     by_example = {name for name, value in batch.items() if len(value) == 29}
     assert by_example | {"user", "positive", "negative"} == set(sharding.BY_EXAMPLE)  # data/pairs.py has the others
