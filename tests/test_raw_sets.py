@@ -11,12 +11,14 @@ from PIL import Image
 
 import train
 from configs import lemur as lemur_config
-from em3_jax import checkpoint, experiment, memory, raw, vectors
+from em3_jax import checkpoint, experiment, extract, memory, raw, trees, vectors
+from em3_jax.convert import load_encoder
 from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.table import table
 from em3_jax.data.texts import hashed_words
 from em3_jax.fields import FIRST_KNOWN
 from em3_jax.types import UserError
+from tests import raw_items, test_convert
 
 WORDS = ("red", "green", "blue", "tall", "small", "old", "new", "quick")
 
@@ -172,3 +174,32 @@ def test_queries_have_an_encoder_of_their_own_and_group_the_rows(shop, tmp_path)
     )
     report = parts.evaluate(state, "train")[0]["all"]
     assert 0 < report["qauc"] < 1 and report["qauc_queries"] + report["qauc_queries_left_out"] == len(set(texts))
+
+
+def test_a_converted_checkpoint_reads_a_set_first_and_its_top_layer_alone_trains(tmp_path):
+    """Its weights are where training starts; lower layers stay bit for bit."""
+    raw_items.write_items(tmp_path)
+    bert = test_convert.write(tmp_path / "bert", test_convert.bert_tensors())
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *raw_items.WORDS[:4], "tag", "##0", "##1", "##2"]
+    (bert / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    root = raw_items.prepare(tmp_path, tmp_path / "data").root
+    extract.extract(root, modality="text", encoder=str(bert), fields=("title",), raw=True)
+    config = lemur_config.get_config()
+    config.data.update(root=str(root), features=("text",), batch_size=32, history_length=6)
+    config.model.encoder.update({"width": 8, "layers": 1, "heads": 2, "mlp_width": 8, "output": 6})
+    config.model.encoders.text = str(bert)
+    config.model.backbone_settings.hidden = (8,)
+    layers = sorted(name for name in load_encoder(bert)[1] if name.startswith("layer"))
+    config.optim.multipliers = ((f"^encoders/text/(?!{layers[-1]}/)", 0.0),)
+    parts = experiment.build(config.to_dict(), lambda rows, size: 3)
+    state = parts.init()
+    before = jax.tree.map(np.array, state.params["encoders"]["text"])
+    for name, leaf in trees.named_leaves(load_encoder(bert)[1]).items():
+        np.testing.assert_array_equal(trees.named_leaves(before)[name], leaf, err_msg=name)
+    for k in range(3):
+        state, _ = parts.train_step(state, parts.constants, parts.place(parts.source[k]))
+    after = trees.named_leaves(state.params["encoders"]["text"])
+    moved = {
+        name for name, leaf in trees.named_leaves(before).items() if np.asarray(after[name]).tobytes() != leaf.tobytes()
+    }
+    assert moved and all(name.startswith(f"{layers[-1]}/") for name in moved)
