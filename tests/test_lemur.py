@@ -231,7 +231,9 @@ def test_the_decoder_is_its_formula_and_similarities_are_sorted():
     np.testing.assert_allclose(found[:2], query, rtol=1e-4, atol=1e-5)
     assert not found[2].any()  # nothing to read
 
-    cosine, ranked = np.split(np.asarray(similarities(slots[:, 0], slots, mask)), 2, axis=1)
+    cosine, ranked = np.split(
+        np.asarray(similarities(slots[:, 0], slots, mask, np.linalg.norm(slots, axis=2))), 2, axis=1
+    )
     for b in range(3):
         direct = [
             s @ slots[b, 0] / np.linalg.norm(s) / np.linalg.norm(slots[b, 0]) if m else 0.0

@@ -72,6 +72,16 @@ def test_never_written_items_are_encoded_first_and_rare_ones_more_often():
     np.testing.assert_array_equal(orders[0], memory.rank(stored, position, mask, keys[0]))
 
 
+def test_ids_beyond_the_bank_are_not_written():
+    bank, items = filled(), jnp.asarray([3, V + 5])
+    writes = memory.Writes(jnp.asarray([0, 1]), jnp.ones(2, bool), jnp.ones((2, D)), jnp.ones(2, bool))
+    after = memory.write(bank, items, memory.read(bank, items), writes, jnp.int32(9))
+    changed = {
+        int(row) for name in bank for row in np.flatnonzero((after[name] != bank[name]).reshape(V, -1).any(axis=1))
+    }
+    assert changed == {3}
+
+
 def test_rows_of_several_shards_may_name_an_item_twice():
     bank, items = filled(), jnp.asarray([3, 7, 3, 9])
     fresh = jnp.ones((2, D))

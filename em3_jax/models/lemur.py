@@ -59,13 +59,25 @@ class Decoder(nn.Module):
         return jnp.where(some, query, 0.0)
 
 
-def similarities(candidate: jax.Array, slots: jax.Array, mask: jax.Array) -> jax.Array:
-    """[B, 2 T] cosines of the candidate [B, D] with each slot [B, T, D], as they stand in time and from the largest down; 0 where
-    masked, which the sorted copy has last."""
-    unit = lambda x: x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))  # noqa: E731
-    cosine = jnp.einsum("bd,btd->bt", unit(candidate), unit(slots))
+def similarities(candidate: jax.Array, slots: jax.Array, mask: jax.Array, length: jax.Array) -> jax.Array:
+    """[B, 2 T] cosines of candidate and slots, as they stand in time and from the largest down; 0 where masked, which the
+    sorted copy has last.
+
+    Args:
+      candidate: [B, D].
+      slots, mask: [B, T, D], [B, T] bool.
+      length: [B, T] of each slot's vector, so that no normalised copy of the slots is needed.
+    """
+    candidate = candidate * jax.lax.rsqrt(jnp.maximum(jnp.sum(candidate * candidate, axis=-1, keepdims=True), 1e-12))
+    cosine = jnp.einsum("bd,btd->bt", candidate, slots) / jnp.maximum(length, 1e-6)
     ranked = -jnp.sort(jnp.where(mask, -cosine, jnp.inf), axis=1)
     return jnp.concatenate([jnp.where(mask, cosine, 0.0), jnp.where(jnp.isfinite(ranked), ranked, 0.0)], axis=1)
+
+
+def _length(x: jax.Array) -> jax.Array:
+    """[S] of the rows of x [S, D]; of a zero row 0, without the NaN of its gradient."""
+    squared = jnp.sum(x * x, axis=-1)
+    return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
 
 
 class Lemur(nn.Module):
@@ -106,12 +118,13 @@ class Lemur(nn.Module):
         valid = batch["history_mask"]
         mask = valid & jnp.take(items.present, history)
         document = jnp.where(items.present[candidate, None], jnp.take(items.candidate, candidate, axis=0), 0.0)
-        slots = jnp.take(items.history, history, axis=0)  # [B, T, D]
-        slots = jnp.where(mask[..., None], slots, 0.0)
+        slots = jnp.take(items.history, history, axis=0)  # [B, T, D]; what is masked has weight 0 wherever it is read
         if query is None:
             recent = min(self.query_history, slots.shape[1])
-            total, count = slots[:, -recent:].sum(axis=1), mask[:, -recent:].sum(axis=1, keepdims=True)
-            mean, width = total / jnp.maximum(count, 1), slots.shape[-1]
+            valid_recent = mask[:, -recent:]
+            total = jnp.einsum("bt,btd->bd", valid_recent.astype(slots.dtype), slots[:, -recent:])
+            mean = total / jnp.maximum(valid_recent.sum(axis=1, keepdims=True), 1)
+            width = slots.shape[-1]
             # Items against items at first, which even fresh representations rank well. From nothing, SQDC first gains where all
             # representations become alike, and stays there.
             query = mean + MLP((width,), width, name="recent_history")(mean, train=train)
@@ -127,7 +140,8 @@ class Lemur(nn.Module):
             first = jnp.concatenate([known, others.reshape(len(known), -1), document, query], axis=-1)
             content.append(Decoder(self.decoder_layers, self.decoder_hidden, name="decoder")(first, slots, mask))
         if "similarity" in self.modules:
-            content.append(similarities(document, slots, mask))
+            length = jnp.take(_length(items.history), history)
+            content.append(similarities(document, slots, mask, length))
         events = (rows, batch["history_row"][:, -self.short :]) if self.fields.event else (None, None)
         features = Features(
             embedded, candidate, history[:, -self.short :], valid[:, -self.short :], *events, others, tuple(content)
