@@ -53,19 +53,24 @@ def draw(runs: list[tuple[str, list[dict]]], out: Path, smooth: int = 1) -> None
         for title, keys in PANELS
         if any(np.isfinite(_value(line, keys)) for _, lines in runs for line in lines)
     ]
-    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.4), squeeze=False, layout="constrained")
-    for axis, (title, keys) in zip(axes[0], shown, strict=True):
-        for name, lines in runs:
+    rows_of_panels = -(-len(shown) // 3)
+    size = (4 * min(len(shown), 3), 3 * rows_of_panels)
+    figure, axes = plt.subplots(rows_of_panels, min(len(shown), 3), figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(shown) :]:
+        axis.set_axis_off()
+    for axis, (title, keys) in zip(axes.flat, shown, strict=False):
+        for k, (name, lines) in enumerate(runs):
             values = np.array([_value(line, keys) for line in lines])
-            rows = np.array([line["end"] for line in lines])
+            thousands = np.array([line["end"] for line in lines]) / 1000
             if not np.isfinite(values).any():
                 continue
             kernel, defined = np.ones(smooth), np.isfinite(values)
             total = np.convolve(np.where(defined, values, 0), kernel)[: len(values)]
             count = np.convolve(defined, kernel)[: len(values)]
-            axis.plot(rows, np.where(count > 0, total / np.maximum(count, 1), np.nan), label=name, linewidth=1.5)
+            mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+            axis.plot(thousands, mean, label=name, linewidth=1.5, color=f"C{k}")
         axis.set_title(title)
-        axis.set_xlabel("rows of the log")
+        axis.set_xlabel("thousand rows of the log")
         axis.grid(alpha=0.3)
     axes[0, 0].legend()
     figure.savefig(out, dpi=120)
