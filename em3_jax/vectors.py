@@ -7,11 +7,8 @@ as frozen features with --config.model.content=pre_extracted --config.data.featu
 import argparse
 from pathlib import Path
 
-import numpy as np
-
-from em3_jax import cli, experiment, memory, workdir
+from em3_jax import cli, embeddings, experiment, workdir
 from em3_jax.checkpoint import Checkpoints
-from em3_jax.data.catalogue import CataloguePass
 from em3_jax.data.features import write_features
 from em3_jax.types import UserError
 
@@ -33,15 +30,7 @@ def export_vectors(directory: str | Path, name: str, data_root: str | None = Non
             f"{directory}: it has no content embeddings, as no run on IDs alone or on retrieval has; choose another --workdir"
         )
     state, _ = Checkpoints(directory, record["data_hash"]).restore(parts.shapes)
-    items = parts.dataset.num_items
-    if state.memory:
-        vectors = np.asarray(state.memory["vector"])[:items]
-        has_content = np.asarray(state.memory["written"])[:items] > memory.NEVER
-    else:
-        host_features = () if parts.constants else tuple(parts.feature_sets)
-        source = CataloguePass(np.arange(items), parts.eval.batch_size, host_features)
-        vectors = np.concatenate([np.asarray(parts.embed(state, source[k])) for k in range(len(source))])[:items]
-        has_content = np.stack([features.mask.any(axis=1) for features in parts.feature_sets]).any(axis=0)
+    vectors, has_content = embeddings.content_embeddings(parts, state)
     root = parts.dataset.root
     manifest = {
         "kind": "run",

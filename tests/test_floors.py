@@ -28,7 +28,7 @@ FLOORS = [
         "processes",
         "growth",
     }
-    | {"prepare", "extract", "raw", "vectors", "merge", "compare", "follow", "online", "curves"},
+    | {"prepare", "extract", "raw", "vectors", "merge", "compare", "follow", "online", "curves", "embeddings"},
     {"train", "eval", "reproduce"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
