@@ -113,8 +113,8 @@ class Checkpoints:
         return None
 
     def restore(self, template: State, step: int | None = None) -> tuple[State, dict[str, Any]]:
-        """The best checkpoint, or the one of `step` wherever it is kept."""
-        found = [(kind, s) for kind in ("best", "latest") for s in self.steps(kind) if step in (None, s)]
+        """The best checkpoint, the newest where none was chosen as best, or the one of `step` wherever it is kept."""
+        found = [(kind, s) for kind in ("best", "latest") for s in reversed(self.steps(kind)) if step in (None, s)]
         if not found:
             have = sorted({s for kind in ("best", "latest") for s in self.steps(kind)})
             which = "no checkpoint" if step is None else f"no checkpoint of step {step}"

@@ -39,7 +39,7 @@ def batches(tiny):
     rows = np.asarray(tiny.dataset.split_rows("train"))[60 : 60 + B]
 
     @functools.cache
-    def make(encode, distinct_items=True):
+    def make(encode, distinct_items=True, some=B):
         builder = BatchBuilder(
             tiny.dataset,
             history_length=T,
@@ -48,7 +48,7 @@ def batches(tiny):
             encode=encode,
             distinct_items=distinct_items,
         )
-        return builder(rows, buckets=Buckets(64, 128, encode=16), key=rng.numpy_key(0, "unknown", 0))
+        return builder(rows[:some], buckets=Buckets(64, 128, encode=16), key=rng.numpy_key(0, "unknown", 0))
 
     return make, constants
 
@@ -92,17 +92,28 @@ def close(one, other, rtol=2e-5):
 
 
 def test_with_a_bank_written_just_now_the_scores_are_those_of_encoding_every_history_item(tiny, batches):
-    prepared = Prepared(tiny, batches)
-    predict = lambda batch, bank: prepared.task.predict(prepared.params, prepared.inputs(batch, bank))  # noqa: E731
-    every_slot = predict(prepared.make("all", distinct_items=False), memory.init(prepared.items, 6))
+    prepared, every = Prepared(tiny, batches), Prepared(tiny, batches, encode="all")
+    predict = lambda of, batch, bank: of.task.predict(of.params, of.inputs(batch, bank))  # noqa: E731
+    every_slot = predict(every, every.make("all", distinct_items=False), memory.init(every.items, 6))
     np.testing.assert_allclose(
-        predict(prepared.make("all"), memory.init(prepared.items, 6)), every_slot, rtol=1e-4, atol=1e-5
+        predict(every, every.make("all"), memory.init(every.items, 6)), every_slot, rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose(
-        predict(prepared.make("candidates"), prepared.bank_of_all()), every_slot, rtol=1e-4, atol=1e-5
+        predict(prepared, prepared.make("candidates"), prepared.bank_of_all()), every_slot, rtol=1e-4, atol=1e-5
     )
-    empty = predict(prepared.make("candidates"), memory.init(prepared.items, 6))
+    empty = predict(prepared, prepared.make("candidates"), memory.init(prepared.items, 6))
     assert np.abs(empty - every_slot).max() > 1e-3  # never-written rows are masked, and that is seen
+
+
+def test_a_score_does_not_depend_on_the_other_rows_of_the_batch(tiny, batches):
+    """The bank is stale, so it would be seen if a history read what another row has just encoded."""
+    prepared = Prepared(tiny, batches)
+    stale = prepared.bank_of_all()
+    stale |= {"vector": stale["vector"] + 1.0}
+    predict = lambda batch: prepared.task.predict(prepared.params, prepared.inputs(batch, stale))  # noqa: E731
+    prepared.rows = jnp.ones_like(prepared.rows).at[0].set(0)  # whatever rows a batch names, they are the same
+    few, many = predict(prepared.make("candidates", some=4)), predict(prepared.make("candidates"))
+    np.testing.assert_allclose(few, many[:4], rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_through_fresh_histories_are_those_of_encoding_every_slot(tiny, batches):

@@ -25,13 +25,14 @@ class Representations(NamedTuple):
 
     Attributes:
       candidate: [S, D] as candidates see them.
-      history: [S, D] as histories see them: the same numbers, perhaps without their gradient.
-      present: [S] bool, False = neither encoded now nor ever before; such rows are masked.
+      history: [S, D] as histories see them: in training the same numbers, perhaps without their gradient.
+      present, history_present: [S] bool, False = there is none; such rows are masked.
     """
 
     candidate: jax.Array
     history: jax.Array
     present: jax.Array
+    history_present: jax.Array
 
 
 class Decoder(nn.Module):
@@ -116,7 +117,7 @@ class Lemur(nn.Module):
         others = other_embeddings(rows, batch, self.fields)
         candidate, history = batch["item_position"], batch["history_position"]
         valid = batch["history_mask"]
-        mask = valid & jnp.take(items.present, history)
+        mask = valid & jnp.take(items.history_present, history)
         document = jnp.where(items.present[candidate, None], jnp.take(items.candidate, candidate, axis=0), 0.0)
         slots = jnp.take(items.history, history, axis=0)  # [B, T, D]; what is masked has weight 0 wherever it is read
         if query is None:
@@ -136,8 +137,8 @@ class Lemur(nn.Module):
             scalars["content_attention_entropy"] = entropy(weight)
             content += [interest, interest * document]
         if "long" in self.modules:
-            known = jnp.take(embedded.reshape(len(embedded), -1), candidate, axis=0)
-            first = jnp.concatenate([known, others.reshape(len(known), -1), document, query], axis=-1)
+            known = jnp.take(embedded.reshape(embedded.shape[0], -1), candidate, axis=0)
+            first = jnp.concatenate([known, others.reshape(known.shape[0], -1), document, query], axis=-1)
             content.append(Decoder(self.decoder_layers, self.decoder_hidden, name="decoder")(first, slots, mask))
         if "similarity" in self.modules:
             length = jnp.take(_length(items.history), history)
