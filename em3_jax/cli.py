@@ -12,7 +12,7 @@ import typing
 import warnings
 from collections.abc import Callable
 
-from em3_jax.types import UserError
+from em3_jax.errors import UserError
 
 
 def run(command: Callable[[], int | None]) -> None:

@@ -13,6 +13,7 @@ from em3_jax import config as config_
 from em3_jax import optim, processes, sharding, step, trees, wiring, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.tasks import Task
 from em3_jax.types import Shards, State, UserError
 from em3_jax.wiring.lemur import lemur
 from em3_jax.wiring.pretraining import pretraining
@@ -41,6 +42,7 @@ class Experiment(NamedTuple):
       train_step, train_steps: of one batch and of several, stacked; see `step.make_train_step`.
       predict: (state, batch) -> what the task predicts: logits [B], or the embeddings of all users and items.
       embed: (state, batch) -> [S, D] content embeddings of the batch's items; None without.
+      task, lookup: what is optimized, and (state, batch) -> its `Task.lookup`; None without.
       validate: state -> {metric: value} on validation.
       evaluate: (state, split) -> (slice -> metric -> value, {name: array behind them}); None for a task without clicks.
       headline: the metrics to show.
@@ -62,6 +64,8 @@ class Experiment(NamedTuple):
     train_steps: Callable
     predict: Callable
     embed: Callable | None
+    task: Task
+    lookup: Callable | None
     validate: Callable
     evaluate: Callable | None
     headline: tuple[str, ...]
@@ -152,6 +156,8 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         train_steps=train_step(several=True),
         predict=predict,
         embed=applied(work.task.embed),
+        task=work.task,
+        lookup=applied(work.task.lookup),
         validate=work.validate(predict),
         evaluate=work.evaluate and work.evaluate(predict),
         headline=work.headline,

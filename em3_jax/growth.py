@@ -98,18 +98,7 @@ def restore_latest(
       keep_notes: the notes of the checkpoint are kept.
     """
 
-    def template(data_hash: str) -> State:
-        was = recall(directory, data_hash)
-
-        def shorter(rows: int):
-            length = sharding.padded(rows, parts.mesh)
-            return lambda x: jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype, sharding=x.sharding)
-
-        return state.replace(
-            tables=jax.tree.map(shorter(was.num_rows), state.tables),
-            memory=jax.tree.map(shorter(_items(was)[1]), state.memory),
-        )
-
+    template = lambda data_hash: _template(recall(directory, data_hash), state, parts)  # noqa: E731
     restored = checkpoints.restore_latest(state, template)
     if restored is None or restored[1]["data_hash"] == checkpoints.data_hash:
         return restored
@@ -123,14 +112,49 @@ def restore_latest(
             "config.train.epochs"
         )
     was, now = recall(directory, data_hash), vocabulary(parts.dataset)
-    place = row_map(was, now)
+    carried = _carry_over(old, state, was, now)
     print(f"the dataset has grown: {_describe(was, now)}")
     checkpoints.forget_best(after=step)
-    first, items = _items(was)
+    return carried, notes
+
+
+def restore(
+    checkpoints: Checkpoints, directory: str | Path, parts: Experiment, step: int | None = None
+) -> tuple[State, bool]:
+    """(the best checkpoint of a run or that of `step`, whether it was carried over) for the dataset of `parts`, which may have
+    grown since.
+
+    Raises:
+      UserError: see `Checkpoints.restore`; the dataset is another, which did not grow from the run's.
+    """
+    if checkpoints.data_hash == parts.dataset.meta["data_hash"]:
+        return checkpoints.restore(parts.shapes, step)[0], False
+    was, now = recall(directory, checkpoints.data_hash), vocabulary(parts.dataset)
+    row_map(was, now)
+    old, _ = checkpoints.restore(_template(was, parts.shapes, parts), step)
+    return _carry_over(old, parts.init(), was, now), True
+
+
+def _template(was: pa.Table, state: State, parts: Experiment) -> State:
+    """`state` with tables and memory as long as with the dataset of that vocabulary."""
+
+    def shorter(rows: int):
+        length = sharding.padded(rows, parts.mesh)
+        return lambda x: jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype, sharding=x.sharding)
+
+    return state.replace(
+        tables=jax.tree.map(shorter(was.num_rows), state.tables),
+        memory=jax.tree.map(shorter(_items(was)[1]), state.memory),
+    )
+
+
+def _carry_over(old: State, fresh: State, was: pa.Table, now: pa.Table) -> State:
+    """`old` with tables and memory as long as those of `fresh`, which are used up."""
+    place, (first, items) = row_map(was, now), _items(was)
     of_items = place[first : first + items] - _items(now)[0]
-    tables = jax.tree.map(lambda fresh, saved: carry(fresh, saved, place), state.tables, old.tables)
-    bank = jax.tree.map(lambda fresh, saved: carry(fresh, saved, of_items), state.memory, old.memory)
-    return old.replace(tables=tables, memory=bank), notes
+    tables = jax.tree.map(lambda fresh, saved: carry(fresh, saved, place), fresh.tables, old.tables)
+    bank = jax.tree.map(lambda fresh, saved: carry(fresh, saved, of_items), fresh.memory, old.memory)
+    return old.replace(tables=tables, memory=bank)
 
 
 def carry(fresh: jax.Array, saved: jax.Array, place: np.ndarray) -> jax.Array:

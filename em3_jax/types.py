@@ -5,15 +5,10 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 
+from em3_jax.errors import UserError as UserError  # a service needs it alone, without what is here
+
 Batch = dict[str, Any]
 """One batch: name -> array, static shapes (numpy on the host, jax on the device). `data/batches.py` lists the keys."""
-
-
-class UserError(Exception):
-    """Something the user can mend: one line that says what is wrong, where, and what to do.
-
-    Commands print it without a stack trace and exit with code 2.
-    """
 
 
 class Shards(NamedTuple):

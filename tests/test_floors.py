@@ -12,9 +12,22 @@ LONGEST_FILE = 400
 
 # DESIGN section 7. A name stands for the module or for the folder with all that is in it; every module is on one floor.
 FLOORS = [
-    {"types", "fields", "losses", "metrics", "rng", "trees", "sharding", "allocator", "full_ranking", "sparse"},
-    {"models", "data", "tables", "memory"},
-    {"tasks", "parts", "optim", "convert", "weights", "config", "step", "encoding"},
+    {
+        "errors",
+        "types",
+        "fields",
+        "id_index",
+        "losses",
+        "metrics",
+        "rng",
+        "trees",
+        "sharding",
+        "allocator",
+        "full_ranking",
+        "sparse",
+    },
+    {"models", "data", "tables", "memory", "store", "neighbours"},
+    {"tasks", "parts", "optim", "convert", "weights", "config", "step", "encoding", "scorer", "serving"},
     {
         "checkpoint",
         "evaluators",
@@ -28,7 +41,24 @@ FLOORS = [
         "processes",
         "growth",
     }
-    | {"prepare", "extract", "raw", "vectors", "merge", "compare", "follow", "online", "curves", "embeddings"},
+    | {
+        "prepare",
+        "extract",
+        "raw",
+        "vectors",
+        "merge",
+        "compare",
+        "follow",
+        "online",
+        "curves",
+        "panels",
+        "plot",
+        "plot_page",
+        "embeddings",
+        "export",
+        "exporting",
+        "serve",
+    },
     {"train", "eval", "reproduce"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

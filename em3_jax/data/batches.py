@@ -144,6 +144,11 @@ class BatchBuilder:
       label: which of the dataset's labels.
       encode: which of its distinct items a batch names for encoding: "none", "candidates", or "all".
       queries: name of the context field that says which query, and [field size, L] i32 words of each; None without.
+
+    Attributes:
+      user_rows, item_rows: [U, C], [I, C] i64 table rows of all users and items, of ids that training never shows `unknown`'s.
+      unknown: [table rows] i32 the row of `unknown` of each row's field.
+      context_lookup, event_lookup: the same of these fields, for each [size] i32 from an id to its row.
     """
 
     def __init__(
@@ -171,23 +176,24 @@ class BatchBuilder:
         # Empty histories point at event 0, which must exist.
         self._events = {name: np.zeros(1, e.dtype) if len(e) == 0 else e for name, e in dataset.events.items()}
         counts = row_counts(dataset)
-        self._unknown = unknown_rows(fields)
+        self.unknown = unknown_rows(fields)
         self._replace_probability = _replace_probability(fields, counts, unknown_alpha, unknown_floor)
-        self._canonical = np.where(counts == 0, self._unknown, np.arange(self.num_rows, dtype=np.int32))
-        self._user_rows = self._canonical[_field_rows(dataset.user_field_ids, fields.user, offsets["user"])].astype(
+        self._canonical = np.where(counts == 0, self.unknown, np.arange(self.num_rows, dtype=np.int32))
+        self.user_rows = self._canonical[_field_rows(dataset.user_field_ids, fields.user, offsets["user"])].astype(
             np.int64
         )
-        self._item_rows = self._canonical[_field_rows(dataset.item_field_ids, fields.item, offsets["item"])].astype(
+        self.item_rows = self._canonical[_field_rows(dataset.item_field_ids, fields.item, offsets["item"])].astype(
             np.int64
         )
         self._unknown_item_row = offsets["item"][fields.item[0].name]
         # Always in row_id: padding, which must come first; unknown rows, the target of replacements; event fields, whose
         # positions then follow from their ids without a search over all B x T events.
         event_rows = np.arange(self.num_rows - sum(field.size - 1 for field in fields.event), self.num_rows)
-        self._always_present = np.union1d(np.unique(self._unknown), event_rows)
-        self._event_lookup = [
-            self._canonical[to_rows(np.arange(f.size), offsets["event"][f.name])] for f in fields.event
-        ]
+        self._always_present = np.union1d(np.unique(self.unknown), event_rows)
+        self.context_lookup, self.event_lookup = (
+            [self._canonical[to_rows(np.arange(f.size), offsets[group][f.name])] for f in getattr(fields, group)]
+            for group in ("context", "event")
+        )
         self._distinct_item = Distinct(dataset.num_items)
         self._distinct_row = Distinct(self.num_rows)
 
@@ -263,14 +269,14 @@ class BatchBuilder:
         }
 
     def _table_rows(self, rows, user, item_id, event_index, key, buckets: Buckets) -> Batch:
-        fields, offsets = self.dataset.fields, self.dataset.fields.offsets()
+        fields = self.dataset.fields
         context = [
-            self._canonical[to_rows(self.dataset.interactions[f"context_{f.name}"][rows], offsets["context"][f.name])]
-            for f in fields.context
+            np.take(lookup, self.dataset.interactions[f"context_{f.name}"][rows])
+            for f, lookup in zip(fields.context, self.context_lookup, strict=True)
         ]
         blocks = {
-            "item_row": np.take(self._item_rows, item_id, axis=0),
-            "user_row": np.take(self._user_rows, user, axis=0),
+            "item_row": np.take(self.item_rows, item_id, axis=0),
+            "user_row": np.take(self.user_rows, user, axis=0),
             "context_row": np.stack(context, axis=1) if context else np.zeros((len(rows), 0), np.int64),
         }
         flat = np.concatenate([self._always_present, *(block.ravel() for block in blocks.values())])
@@ -295,7 +301,7 @@ class BatchBuilder:
         # Event fields own the table's last rows, and all of them are present: they are the last of the distinct rows too.
         shift = len(distinct) - self.num_rows
         result["history_row"] = np.empty((*event_index.shape, len(fields.event)), np.int32)  # [B, T, C]
-        for k, (field, rows_of_id) in enumerate(zip(fields.event, self._event_lookup, strict=True)):
+        for k, (field, rows_of_id) in enumerate(zip(fields.event, self.event_lookup, strict=True)):
             positions = np.where(rows_of_id == 0, 0, rows_of_id + shift).astype(np.int32)
             result["history_row"][:, :, k] = positions[np.take(self._events[f"field_{field.name}"], event_index)]
         return result
@@ -303,7 +309,7 @@ class BatchBuilder:
     def _replace(self, rows: np.ndarray, position: np.ndarray, replaced: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(rows, position) with the rows where `replaced` [len(rows)] gives way to their field's unknown row."""
         moved = (np.cumsum(~replaced) - 1).astype(np.int32)  # where the remaining rows go
-        moved[replaced] = moved[np.searchsorted(rows, self._unknown[rows[replaced]])]  # unknown rows are always present
+        moved[replaced] = moved[np.searchsorted(rows, self.unknown[rows[replaced]])]  # unknown rows are always present
         return rows[~replaced], np.take(moved, position)
 
     def measure_buckets(self, samples: list[np.ndarray], unit: int = 64, fixed: bool = False) -> Buckets:

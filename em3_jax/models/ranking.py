@@ -13,7 +13,7 @@ from em3_jax.fields import Field, Fields, columns
 from em3_jax.models.attention import TargetAttention, entropy
 from em3_jax.models.backbones import Features
 from em3_jax.models.fusion.chunks import as_type, in_chunks
-from em3_jax.models.similarity import history_similarity
+from em3_jax.models.similarity import history_similarity, item_vectors
 from em3_jax.types import Batch, UserError
 
 CONTENT_PARTS = ("item", "user", "similarity")
@@ -45,7 +45,9 @@ def other_embeddings(rows: jax.Array, batch: Batch, fields: Fields) -> jax.Array
         if (specs := getattr(fields, group))
     ]
     return (
-        jnp.concatenate(blocks, axis=1) if blocks else jnp.zeros((len(batch["label"]), 0, rows.shape[-1]), rows.dtype)
+        jnp.concatenate(blocks, axis=1)
+        if blocks
+        else jnp.zeros((batch["label"].shape[0], 0, rows.shape[-1]), rows.dtype)
     )
 
 
@@ -79,6 +81,7 @@ class RankingModel(nn.Module):
         batch: Batch,
         *,
         train: bool,
+        embedding: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(logit [B], named intermediates).
 
@@ -86,23 +89,27 @@ class RankingModel(nn.Module):
           rows: [R, W] the batch's distinct rows of the embedding table.
           tokens, tokens_mask: {modality: [S, N, E]}, {modality: [S, N]} of the distinct items; unused without fusion.
           batch: see `data/batches.py`.
+          embedding: [S, D] content embeddings where they are known already; then "similarity" alone reads the tokens.
         """
         items = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F, W]
         others = other_embeddings(rows, batch, self.fields)
         events = (rows, batch["history_row"]) if self.fields.event else (None, None)
-        content, out = ((), {}) if self.fusion is None else self._content(tokens, tokens_mask, batch, train, rows.dtype)
+        content, out = (), {}
+        if self.fusion is not None:
+            if embedding is None:
+                chunk = self.fusion_chunk
+                embedding = in_chunks(self.fusion, chunk, tokens, tokens_mask, train=train, dtype=rows.dtype)
+            content, out = self._content(embedding, tokens, tokens_mask, batch, rows.dtype)
         features = Features(
             items, batch["item_position"], batch["history_position"], batch["history_mask"], *events, others, content
         )
         logit, scalars = self.backbone(features, train=train)
         return logit, {"item_fields": items} | out | scalars
 
-    def _content(self, tokens, tokens_mask, batch: Batch, train: bool, dtype: jnp.dtype):
+    def _content(self, embedding: jax.Array, tokens, tokens_mask, batch: Batch, dtype: jnp.dtype):
         """(content features, each [B, D]; named intermediates)."""
-        # [S, D]
-        embedding = in_chunks(self.fusion, self.fusion_chunk, tokens, tokens_mask, train=train, dtype=dtype)
-        items = len(batch["item_id"])
-        if embedding.ndim != 2 or len(embedding) != items:
+        items = batch["item_id"].shape[0]
+        if embedding.ndim != 2 or embedding.shape[0] != items:
             raise UserError(f"the fusion module gives shape {embedding.shape}, not [S, D] with S = {items}; mend it")
         candidate, history, mask = batch["item_position"], batch["history_position"], batch["history_mask"]
         out, parts = {"content": embedding}, []
@@ -117,10 +124,13 @@ class RankingModel(nn.Module):
             parts.append(parts[0] * parts[1])
         if "similarity" in self.content_parts:
             for name in sorted(tokens):
-                similar = history_similarity(tokens[name], tokens_mask[name], candidate, history, mask)
+                unit = item_vectors(tokens[name], tokens_mask[name])
+                similar = history_similarity(unit, candidate, history, mask)
                 parts.append(similar.astype(dtype))
         return tuple(parts), out
 
-    def embed(self, tokens: dict[str, jax.Array], tokens_mask: dict[str, jax.Array]) -> jax.Array:
+    def embed(
+        self, tokens: dict[str, jax.Array], tokens_mask: dict[str, jax.Array], dtype: jnp.dtype = jnp.float32
+    ) -> jax.Array:
         """[S, D] content embeddings of items (eq. 6), as at prediction."""
-        return self.fusion(as_type(tokens), tokens_mask, train=False)
+        return self.fusion(as_type(tokens, dtype), tokens_mask, train=False)

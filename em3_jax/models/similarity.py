@@ -4,21 +4,27 @@ import jax
 import jax.numpy as jnp
 
 
-def history_similarity(
-    tokens: jax.Array, tokens_mask: jax.Array, candidate: jax.Array, history: jax.Array, mask: jax.Array
-) -> jax.Array:
-    """[B, 2] mean and largest cosine between the candidate and the items of the history; zeros without any.
-
-    Items are compared by the mean of their valid tokens; one without any is similar to nothing. SimTier (Sheng et al., Enhancing
-    Taobao Display Advertising with Multimodal Representations, 2024) gives a ranker the histogram of the same cosines.
+def item_vectors(tokens: jax.Array, tokens_mask: jax.Array) -> jax.Array:
+    """[S, E] what items are compared by: the direction of the sum of their valid tokens; zeros without any.
 
     Args:
       tokens, tokens_mask: [S, N, E], [S, N] content of the distinct items.
+    """
+    total = jnp.where(tokens_mask[..., None], tokens.astype(jnp.float32), 0.0).sum(axis=1)
+    return total * jax.lax.rsqrt(jnp.maximum(jnp.sum(total * total, axis=-1, keepdims=True), 1e-12))
+
+
+def history_similarity(unit: jax.Array, candidate: jax.Array, history: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, 2] mean and largest cosine between the candidate and the items of the history; zeros without any.
+
+    SimTier (Sheng et al., Enhancing Taobao Display Advertising with Multimodal Representations, 2024) gives a ranker the
+    histogram of the same cosines.
+
+    Args:
+      unit: [S, E] of the distinct items, see `item_vectors`.
       candidate: [B] i32 position of the candidate among them.
       history, mask: [B, T] i32 positions of the history; bool.
     """
-    total = jnp.where(tokens_mask[..., None], tokens.astype(jnp.float32), 0.0).sum(axis=1)  # [S, E]
-    unit = total * jax.lax.rsqrt(jnp.maximum(jnp.sum(total * total, axis=-1, keepdims=True), 1e-12))
     cosine = jnp.einsum("be,bte->bt", jnp.take(unit, candidate, axis=0), jnp.take(unit, history, axis=0))
     mean = jnp.sum(cosine, axis=1, where=mask) / jnp.maximum(mask.sum(axis=1), 1)
     largest = jnp.max(cosine, axis=1, where=mask, initial=-1.0)

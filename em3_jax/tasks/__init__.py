@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from em3_jax.types import Batch
 
+CONTENT = "content"  # of what a service looks up: an item's content embedding
+
 
 class Inputs(NamedTuple):
     """What a task sees of a batch.
@@ -41,6 +43,9 @@ def standardise(tokens: jax.Array, mask: jax.Array) -> jax.Array:
     x = tokens.astype(jnp.float32)
     x = x - x.mean(axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+    kept = jnp.finfo(tokens.dtype)
+    # A compiler may leave out a rounding that is undone at once; tokens that come with the batch are to be those of tables.
+    x = jax.lax.reduce_precision(x, kept.nexp, kept.nmant)
     return jnp.where(mask[..., None], x, 0.0).astype(tokens.dtype)
 
 
@@ -71,6 +76,9 @@ class Task(NamedTuple):
       embed: (params, inputs) -> [S, D] content embeddings of the inputs' items; None without content.
       encoders: feature set -> folder of the encoder that has to read it first, see `tasks.raw.with_encoders`.
       inputs: (table rows [R, W] or None, what lies on the device for the whole run, batch) -> inputs.
+      lookup: (params, inputs) -> {name: [S, W] f32} all that scores need of the inputs' items, so that a service can look it up
+        instead of running the model on their content; `CONTENT` is among it where there is content. None: not to be served.
+      score: (params, inputs) -> logits [B] as `predict` gives, where inputs.tokens is what was looked up.
     """
 
     init: Callable
@@ -79,6 +87,8 @@ class Task(NamedTuple):
     embed: Callable | None
     encoders: dict[str, str]
     inputs: Callable = gathered
+    lookup: Callable | None = None
+    score: Callable | None = None
 
     @property
     def uses_content(self) -> bool:

@@ -15,7 +15,7 @@ from em3_jax.encoding import RawEncoder
 from em3_jax.fields import Fields
 from em3_jax.models.encoders.fields import EncoderSettings, FieldEncoder, TextLayout
 from em3_jax.models.lemur import HISTORY_MODULES, Lemur, Representations
-from em3_jax.tasks import Inputs, Task, gathered, standardise
+from em3_jax.tasks import CONTENT, Inputs, Task, gathered, standardise
 from em3_jax.tasks.ranking import contrast_with_ids
 from em3_jax.types import UserError
 
@@ -133,8 +133,10 @@ def lemur(
 
     def inputs_of(rows, constants, batch) -> Inputs:
         """Inputs whose tokens are those of the items to encode."""
-        where = batch["encode_position"]
-        return gathered(rows, constants, batch | {"item_id": batch["item_id"][where]})._replace(batch=batch)
+        items = batch["item_id"]
+        if "encode_position" in batch:  # a pass over the catalogue is about all of its items
+            items = items[batch["encode_position"]]
+        return gathered(rows, constants, batch | {"item_id": items})._replace(batch=batch)
 
     def fresh(params, inputs: Inputs, key: jax.Array | None) -> memory.Writes:
         """What the encoder makes of the items; of all of them without a key."""
@@ -160,18 +162,16 @@ def lemur(
         return memory.Writes(position, mask, vector, mask & jnp.zeros(count, bool).at[chosen].set(True))
 
     def represented(writes: memory.Writes, batch) -> Representations:
-        """The fresh representations in the place of the stored ones."""
+        """The fresh representations in the place of the stored ones, in histories too."""
         stored: memory.Stored = batch["stored"]
         place = jnp.where(writes.encoded, writes.position, len(batch["item_id"]))
         vector = stored.vector.at[place].set(writes.vector, mode="drop")
         present = stored.present.at[place].set(True, mode="drop")
-        return Representations(vector, vector if history_gradient else jax.lax.stop_gradient(vector), present)
+        return Representations(vector, vector if history_gradient else jax.lax.stop_gradient(vector), present, present)
 
-    def scored(params, inputs: Inputs, writes: memory.Writes, **options):
-        items = represented(writes, inputs.batch)
+    def scored(params, inputs: Inputs, items: Representations, **options):
         query = query_of(params, inputs.batch)
-        logit, out = model.apply({"params": params["model"]}, inputs.rows, items, query, inputs.batch, **options)
-        return logit, out, items
+        return model.apply({"params": params["model"]}, inputs.rows, items, query, inputs.batch, **options)
 
     def init(key: jax.Array, inputs: Inputs):
         keys = jax.random.split(key, 4)
@@ -202,7 +202,8 @@ def lemur(
         writes = fresh(params, inputs, rng.stream(key, "encoded items", step))
         seen = writes if ranking_gradient else jax.lax.stop_gradient(writes)
         rngs = {"dropout": rng.stream(key, "dropout", step)}
-        logit, out, items = scored(params, inputs, seen, train=True, rngs=rngs)
+        items = represented(seen, batch)
+        logit, out = scored(params, inputs, items, train=True, rngs=rngs)
         value = ranking_loss(logit, batch["label"], weights=batch["weight"])
         total = ranking_weight * value
         aux = {"ranking_loss": value} | {name: value for name, value in out.items() if value.ndim == 0}
@@ -231,9 +232,28 @@ def lemur(
         return total, aux | _staleness(stored, writes, batch, step) | {"writes": writes}
 
     def predict(params, inputs: Inputs) -> jax.Array:
-        return scored(params, inputs, fresh(params, inputs, None), train=False)[0]
+        items = represented(fresh(params, inputs, None), inputs.batch)
+        if encode == "candidates":  # what a history reads must not depend on the other candidates of the batch
+            stored: memory.Stored = inputs.batch["stored"]
+            items = items._replace(history=stored.vector, history_present=stored.present)
+        return scored(params, inputs, items, train=False)[0]
 
-    return Task(init, total_loss, predict, None, dict.fromkeys(raw), inputs_of)
+    def lookup(params, inputs: Inputs) -> dict[str, jax.Array]:
+        stored: memory.Stored = inputs.batch["stored"]
+        written = (stored.present & inputs.batch["item_mask"])[:, None]
+        vector = encoded(params, inputs.tokens, inputs.tokens_mask)
+        return {CONTENT: vector, "bank": jnp.where(written, stored.vector, 0.0), "written": written.astype(jnp.float32)}
+
+    def score(params, inputs: Inputs) -> jax.Array:
+        known = inputs.tokens
+        present = jnp.ones(known["bank"].shape[0], bool)
+        items = Representations(known[CONTENT], known["bank"], present, known["written"][:, 0] > 0)
+        return scored(params, inputs, items, train=False)[0]
+
+    # Without the words of a query nothing can be scored, and services pass ids.
+    can_be_served = encode == "candidates" and query_encoder is None
+    served = (lookup, score) if can_be_served else (None, None)
+    return Task(init, total_loss, predict, None, dict.fromkeys(raw), inputs_of, *served)
 
 
 def _staleness(stored: memory.Stored, writes: memory.Writes, batch, step: jax.Array) -> dict[str, jax.Array]:

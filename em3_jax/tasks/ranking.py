@@ -11,10 +11,11 @@ from em3_jax.fields import Fields
 from em3_jax.models.cic import ContentIdHeads
 from em3_jax.models.fusion.frozen import Frozen
 from em3_jax.models.ranking import CONTENT_PARTS, RankingModel
-from em3_jax.tasks import Inputs, Task
+from em3_jax.models.similarity import item_vectors
+from em3_jax.tasks import CONTENT, Inputs, Task
 from em3_jax.types import UserError
 
-CONTENT = ("none", "pre_extracted", "end_to_end", "raw")
+SOURCES = ("none", "pre_extracted", "end_to_end", "raw")
 
 
 def ranking(
@@ -97,7 +98,26 @@ def ranking(
     def embed(params, inputs: Inputs) -> jax.Array:
         return model.apply({"params": params["model"]}, inputs.tokens, inputs.tokens_mask, method="embed")
 
-    return Task(init, total_loss, predict, embed if fusion_module else None, encoders)
+    def lookup(params, inputs: Inputs) -> dict[str, jax.Array]:
+        if fusion_module is None:
+            return {}
+        low = jnp.bfloat16 if precision == "bf16" else jnp.float32  # as `predict` has it
+        tokens, params = (inputs.tokens, inputs.tokens_mask), {"params": lowered(params["model"])}
+        vectors = {CONTENT: model.apply(params, *tokens, low, method="embed").astype(jnp.float32)}
+        if "similarity" in content_parts:
+            vectors |= {name: item_vectors(tokens, inputs.tokens_mask[name]) for name, tokens in inputs.tokens.items()}
+        return vectors
+
+    def score(params, inputs: Inputs) -> jax.Array:
+        known = dict(inputs.tokens)
+        rows = lowered(inputs.rows)
+        embedding = known.pop(CONTENT).astype(rows.dtype) if fusion_module else None
+        tokens = {name: vector[:, None] for name, vector in known.items()}
+        masks = {name: jnp.ones(vector.shape[:2], bool) for name, vector in tokens.items()}
+        inputs = Inputs(rows, tokens, masks, inputs.batch)
+        return model.apply({"params": lowered(params["model"])}, *inputs, train=False, embedding=embedding)[0]
+
+    return Task(init, total_loss, predict, embed if fusion_module else None, encoders, lookup=lookup, score=score)
 
 
 def _to_bfloat16(tree):
@@ -106,7 +126,7 @@ def _to_bfloat16(tree):
 
 def _check_content(content: str, content_parts: tuple[str, ...], encoders: Mapping[str, str]) -> dict[str, str]:
     """The encoders in use; refuses settings that contradict each other."""
-    parts.check_choice("config.model.content", content, CONTENT)
+    parts.check_choice("config.model.content", content, SOURCES)
     if not content_parts:
         raise UserError(
             "config.model.content_parts is empty; name some of item, user, similarity, or set config.model.content=none"

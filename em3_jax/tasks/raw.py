@@ -34,4 +34,5 @@ def with_encoders(task: Task, encoders: Mapping[str, encoding.RawEncoder]) -> Ta
         loss=lambda params, inputs, key, step: task.loss(params, encoded(params, inputs), key, step),
         predict=lambda params, inputs: task.predict(params, encoded(params, inputs)),
         embed=lambda params, inputs: task.embed(params, encoded(params, inputs)),
+        lookup=lambda params, inputs: task.lookup(params, encoded(params, inputs)),
     )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from em3_jax.models.similarity import history_similarity
+from em3_jax.models.similarity import history_similarity, item_vectors
 
 S, N, E, B, T = 7, 3, 5, 6, 4
 
@@ -18,6 +18,10 @@ def make():
     mask[:, -1], mask[1] = True, False  # user 1 has no history
     history[5], mask[5] = 0, True  # a history of nothing but the candidate
     return tokens, tokens_mask, candidate, history, mask
+
+
+def similarity(tokens, tokens_mask, *others):
+    return np.asarray(history_similarity(item_vectors(tokens, tokens_mask), *others))
 
 
 def naive(tokens, tokens_mask, candidate, history, mask):
@@ -36,7 +40,7 @@ def naive(tokens, tokens_mask, candidate, history, mask):
 
 def test_mean_and_largest_cosine():
     arguments = make()
-    result = np.asarray(history_similarity(*arguments))
+    result = similarity(*arguments)
     np.testing.assert_allclose(result, naive(*arguments), atol=1e-6)
     assert (result[[1, 3]] == 0).all(), "no history; a candidate without content"
     np.testing.assert_allclose(result[5], 1.0, atol=1e-6)
@@ -45,6 +49,6 @@ def test_mean_and_largest_cosine():
 def test_masked_tokens_and_slots_have_no_say():
     tokens, tokens_mask, candidate, history, mask = make()
     other = np.where(tokens_mask[..., None], tokens, 1e30).astype(np.float32), np.where(mask, history, 6)
-    before = history_similarity(tokens, tokens_mask, candidate, history, mask)
-    after = history_similarity(other[0], tokens_mask, candidate, other[1], mask)
+    before = similarity(tokens, tokens_mask, candidate, history, mask)
+    after = similarity(other[0], tokens_mask, candidate, other[1], mask)
     np.testing.assert_array_equal(before, after)

@@ -18,12 +18,12 @@ class Fields(nn.Module):
     @nn.compact
     def __call__(self, features: Features) -> tuple[jax.Array, jax.Array]:
         f, width = features, features.items.shape[-1]
-        items = nn.Dense(width, name="item")(f.items.reshape(len(f.items), -1))  # [S, W]
+        items = nn.Dense(width, name="item")(f.items.reshape(f.items.shape[0], -1))  # [S, W]
         slots = gather_slots(items, f.history, f.events, f.event_position)
         count = jnp.maximum(f.mask.sum(axis=1, keepdims=True), 1)
         history = jnp.einsum("bt,btw->bw", f.mask.astype(slots.dtype), slots) / count
         fields = jnp.concatenate([jnp.take(f.items, f.candidate, axis=0), history[:, None], f.others], axis=1)
-        return fields, jnp.concatenate([fields.reshape(len(fields), -1), *f.content], axis=-1)
+        return fields, jnp.concatenate([fields.reshape(fields.shape[0], -1), *f.content], axis=-1)
 
 
 class DeepFM(nn.Module):

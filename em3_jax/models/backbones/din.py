@@ -17,12 +17,12 @@ class DIN(nn.Module):
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
         s, f = self.settings, features
-        flat = f.items.reshape(len(f.items), -1)
+        flat = f.items.reshape(f.items.shape[0], -1)
         items = nn.Dense(f.items.shape[-1], name="item")(flat)  # [S, W]
         attention = TargetAttention(s.attention_score, s.attention_hidden, name="attention")
         interest, weight = attention(items, f.candidate, f.history, f.mask, f.events, f.event_position)
         target = jnp.take(items, f.candidate, axis=0)
         parts = [jnp.take(flat, f.candidate, axis=0), interest, interest * target]
-        parts += [f.others.reshape(len(f.candidate), -1), *f.content]
+        parts += [f.others.reshape(f.candidate.shape[0], -1), *f.content]
         logit = MLP(s.hidden, 1, s.dropout, name="dnn")(jnp.concatenate(parts, axis=-1), train=train)
         return logit[:, 0], {"id_attention_entropy": entropy(weight)}
