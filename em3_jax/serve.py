@@ -14,6 +14,7 @@ this machine: there is no encryption and no login, so it listens on localhost un
 import argparse
 import asyncio
 import os
+import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -251,6 +252,8 @@ def main() -> None:
         host, port = listening.getsockname()[:2]
         print(f"version {service.model.name} of {args.store} at http://{host}:{port} (Ctrl-C stops)", flush=True)
         app = make_app(service, Limits(candidates=args.max_candidates, body_bytes=args.max_body))
+        for one in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends gracefully on them, and then raises them once more
+            signal.signal(one, lambda *_: None)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
         uvicorn.Server(config).run(sockets=[listening])
     print("stopped")
