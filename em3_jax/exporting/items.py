@@ -3,8 +3,6 @@
 Letters: I items, n some of them, W width.
 """
 
-import functools
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import xxhash
 from tqdm import tqdm
 
 from em3_jax import embeddings, store
@@ -28,26 +27,18 @@ SAVE_SECONDS = 5.0
 
 
 def digests(feature_sets: list[FeatureSet], items: np.ndarray) -> np.ndarray:
-    """[n, 2] u64 hashes of the content of items [n]: sums of its 64-bit words times fixed odd numbers, modulo 2^64.
-
-    A change of one word always changes them; others that cancel are as likely as two equal random numbers of 128 bits.
-    """
-    total = np.zeros((len(items), 2), np.uint64)
-    for features in feature_sets:
-        for part in (features.tokens[items], features.mask[items]):
-            bytes_ = np.ascontiguousarray(part).reshape(len(items), -1).view(np.uint8)
-            bytes_ = np.pad(bytes_, [(0, 0), (0, -bytes_.shape[1] % 8)]) if bytes_.shape[1] % 8 else bytes_
-            words = bytes_.view(np.uint64)
-            for k, factors in enumerate(_odd_numbers(f"{features.name} {part.ndim}", words.shape[1])):
-                total[:, k] += words @ factors
-    return total
-
-
-@functools.cache
-def _odd_numbers(name: str, count: int) -> np.ndarray:
-    """[2, count] u64, the same for the same name."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
-    return np.random.default_rng(seed).integers(1 << 63, size=(2, count), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    """[n, 2] u64 hashes (XXH3, 128 bits) of the content of ascending items [n]: all bytes of their tokens and masks."""
+    found = np.empty((len(items), 16), np.uint8)
+    if len(items) and items[-1] - items[0] + 1 == len(items):  # as they lie, without a copy
+        items = slice(items[0], items[-1] + 1)
+    parts = [np.ascontiguousarray(part[items]) for features in feature_sets for part in (features.tokens, features.mask)]
+    parts = [part.reshape(len(found), -1).view(np.uint8) for part in parts]
+    for k in range(len(found)):
+        digest = xxhash.xxh3_128()
+        for part in parts:
+            digest.update(part[k])
+        found[k] = np.frombuffer(digest.digest(), np.uint8)
+    return found.view(np.uint64)
 
 
 class Encoded(NamedTuple):
