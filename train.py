@@ -219,7 +219,7 @@ class _Loop:
         self.writer.write(step, {f"valid/{name}": value for name, value in report.items()} | seconds)
         value = report[self.parts.eval.metric]
         sign, best = evaluators.METRIC_SIGNS[self.parts.eval.metric], notes["best_value"]
-        better = best is None or sign * value > sign * best
+        better = best is None or math.isnan(best) or sign * value > sign * best  # NaN: where one class alone was there
         shown = "  ".join(f"{name} {report[name]:.4f}" for name in self.parts.headline)
         self.progress.say(f"step {step:>7,}  valid {shown}{'  best' if better else ''}")
         if better:

@@ -2,12 +2,13 @@
 
 A line a run, over the windows of the log, each scored before it was trained on: AUC and GAUC of all rows, AUC of cold items, and
 for runs with a memory bank the share of history slots that it fills and the cosine of stored and current representations.
+`python -m em3_jax.plot` draws the other runs.
 """
 
 import argparse
 from pathlib import Path
 
-from em3_jax import cli
+from em3_jax import cli, panels
 from em3_jax.online import CURVE, read_curve
 from em3_jax.types import UserError
 
@@ -22,11 +23,16 @@ PANELS = (
 
 def load(spec: str) -> tuple[str, list[dict]]:
     """(name, lines of the curve) of "name=workdir" or "workdir"."""
-    name, _, folder = spec.rpartition("=")
-    path = Path(folder) / CURVE
+    name, folder = panels.named_folder(spec)
+    path = folder / CURVE
+    if not path.is_file() and (folder / panels.METRICS).is_file():
+        raise UserError(f"{folder}: no stream, it has epochs; draw it with `python -m em3_jax.plot {folder}`")
     if not path.is_file():
         raise UserError(f"{path}: file missing; is {folder} the --workdir of a stream (configs/online.py)?")
-    return name or Path(folder).name, read_curve(path)
+    lines = read_curve(path)
+    if not lines:
+        raise UserError(f"{path}: no window is done yet; draw it later")
+    return name, lines
 
 
 def _value(line: dict, keys: tuple[str, ...]) -> float:
@@ -42,39 +48,21 @@ def draw(runs: list[tuple[str, list[dict]]], out: Path, smooth: int = 1) -> None
       runs: (name, lines).
       smooth: windows of a running mean.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    shown = [
-        (title, keys)
-        for title, keys in PANELS
-        if any(np.isfinite(_value(line, keys)) for _, lines in runs for line in lines)
-    ]
-    rows_of_panels = -(-len(shown) // 3)
-    size = (4 * min(len(shown), 3), 3 * rows_of_panels)
-    figure, axes = plt.subplots(rows_of_panels, min(len(shown), 3), figsize=size, squeeze=False, layout="constrained")
-    for axis in axes.flat[len(shown) :]:
-        axis.set_axis_off()
-    for axis, (title, keys) in zip(axes.flat, shown, strict=False):
-        for k, (name, lines) in enumerate(runs):
-            values = np.array([_value(line, keys) for line in lines])
-            thousands = np.array([line["end"] for line in lines]) / 1000
-            if not np.isfinite(values).any():
-                continue
-            kernel, defined = np.ones(smooth), np.isfinite(values)
-            total = np.convolve(np.where(defined, values, 0), kernel)[: len(values)]
-            count = np.convolve(defined, kernel)[: len(values)]
-            mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-            axis.plot(thousands, mean, label=name, linewidth=1.5, color=f"C{k}")
-        axis.set_title(title)
-        axis.set_xlabel("thousand rows of the log")
-        axis.grid(alpha=0.3)
-    axes[0, 0].legend()
-    figure.savefig(out, dpi=120)
-    plt.close(figure)
+    shown = []
+    for title, keys in PANELS:
+        lines = [
+            panels.Line(
+                k,
+                [line["end"] / 1000 for line in curve],
+                panels.running_mean([_value(line, keys) for line in curve], smooth),
+            )
+            for k, (_, curve) in enumerate(runs)
+        ]
+        drawn = [line for line in lines if line.is_drawn()]
+        shown += [panels.Panel(title, title, drawn)] if drawn else []
+    if not shown:
+        raise UserError("no window of these runs has both clicks and rows without; there is no AUC to draw yet")
+    panels.draw(shown, [name for name, _ in runs], "thousand rows of the log", panels.writable(out))
 
 
 def table(runs: list[tuple[str, list[dict]]]) -> str:
@@ -103,9 +91,10 @@ def main() -> None:
     parser.add_argument("--out", help="PNG to write")
     parser.add_argument("--smooth", type=int, default=1, help="windows of a running mean (default 1)")
     args = parser.parse_args()
-    if args.smooth < 1:
-        raise UserError(f"--smooth {args.smooth}: give 1 or more")
-    runs = [load(spec) for spec in args.runs]
+    panels.check_smooth(args.smooth)
+    loaded = [load(spec) for spec in args.runs]
+    names = panels.distinct([name for name, _ in loaded], args.runs)
+    runs = [(name, lines) for name, (_, lines) in zip(names, loaded, strict=True)]
     print(table(runs))
     if args.out:
         draw(runs, Path(args.out), args.smooth)
