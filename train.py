@@ -61,6 +61,8 @@ class TrainSettings(NamedTuple):
 def train(config, directory: str | Path) -> dict:
     """Trains to the end, or until validation stops improving; returns {"best_step", "best_value", "step", "stopped_by"}.
 
+    A stream (section `stream`) has no best step: {"windows", "step", "stopped_by"}, see `online.run`.
+
     Args:
       config: nested dict with the sections of its task.
       directory: the run's folder.

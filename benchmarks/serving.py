@@ -1,8 +1,8 @@
 """Speed of export and serving: python -m benchmarks.serving [--only export,lookup,score,http]
 
-Planted data: N 6 tokens 768 wide, D 64, T 50; a run that was not trained, as nothing here depends on its numbers. Targets on 2
-cores: 50 k items/s exported, 5 M embeddings/s looked up from 1 M x 128, 500 candidates scored with p99 of 25 ms in process and 40 ms
-over HTTP with 4 clients. Results: benchmarks/NOTES.md.
+Planted data: N 6 tokens 768 wide, D 64, T 50; a run that was not trained, as nothing here depends on its numbers. Targets on
+2 cores: 50 k items/s exported, 5 M embeddings/s looked up from 1 M x 128, 500 candidates scored with p99 of 25 ms in process
+and 40 ms over HTTP with 4 clients. Results: benchmarks/NOTES.md.
 """
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ FLOORS = [
         "embeddings",
         "export",
         "exporting",
+        "analysis",
+        "analyze",
         "serve",
     },
     {"train", "eval", "reproduce"},

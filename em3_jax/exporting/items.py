@@ -31,7 +31,9 @@ def digests(feature_sets: list[FeatureSet], items: np.ndarray) -> np.ndarray:
     found = np.empty((len(items), 16), np.uint8)
     if len(items) and items[-1] - items[0] + 1 == len(items):  # as they lie, without a copy
         items = slice(items[0], items[-1] + 1)
-    parts = [np.ascontiguousarray(part[items]) for features in feature_sets for part in (features.tokens, features.mask)]
+    parts = [
+        np.ascontiguousarray(part[items]) for features in feature_sets for part in (features.tokens, features.mask)
+    ]
     parts = [part.reshape(len(found), -1).view(np.uint8) for part in parts]
     for k in range(len(found)):
         digest = xxhash.xxh3_128()

@@ -1,0 +1,204 @@
+"""The four spaces in which items have neighbours: the ids of two runs, and their content before and after training."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from em3_jax import embeddings, experiment, placement, tasks, workdir
+from em3_jax.checkpoint import Checkpoints
+from em3_jax.config import nearest
+from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.experiment import Experiment
+from em3_jax.types import State, UserError
+
+MODELS = {"ranking": "EM3", "lemur": "LEMUR"}  # task -> what its model is called in tables
+BASELINE_IDS, IDS, FROZEN, CONTENT = "baseline_ids", "ids", "frozen", "content"
+_BLOCK = 4096  # items standardised at once
+
+
+class Space(NamedTuple):
+    """One embedding of every item.
+
+    Attributes:
+      key: BASELINE_IDS, IDS, FROZEN or CONTENT.
+      name: in tables.
+      about: what nearness means in it, in a line.
+      vectors: [I, D] f32.
+      present: [I] bool, whether the item has a place in it: its id was trained, or it has content.
+    """
+
+    key: str
+    name: str
+    about: str
+    vectors: np.ndarray
+    present: np.ndarray
+
+
+class Analysed(NamedTuple):
+    """Two runs on one dataset, and what they make of its items.
+
+    Attributes:
+      dataset: the dataset.
+      model: what the model under analysis is called.
+      runs: "baseline" and "model" -> the run's folder and step, in words.
+      spaces: key -> space.
+      frozen_sets: feature sets that make the frozen space.
+      shown: [I] i64, training showings: rows that have the item as candidate, and events in training histories.
+      clicks: [I] i64, clicks among the former.
+    """
+
+    dataset: Dataset
+    model: str
+    runs: dict[str, str]
+    spaces: dict[str, Space]
+    frozen_sets: list[str]
+    shown: np.ndarray
+    clicks: np.ndarray
+
+    @property
+    def pool(self) -> np.ndarray:
+        """[I] bool: the items among which neighbours are searched: in all four spaces."""
+        return np.all([space.present for space in self.spaces.values()], axis=0)
+
+
+def read(
+    directory: str | Path, baseline: str | Path, data_root: str | None = None, frozen: tuple[str, ...] = ()
+) -> Analysed:
+    """The spaces of a run and its baseline, from their best checkpoints.
+
+    Args:
+      directory: the folder of a run with content and ids.
+      baseline: the folder of a run on the same dataset with ids.
+      data_root: the dataset folder, if it is not where it was in training.
+      frozen: feature sets that make the frozen space; empty: those that the run reads, or where it reads raw content alone,
+        all of the dataset that an encoder has made.
+
+    Raises:
+      UserError: one of them is no run, has no checkpoint, no ids or no content, or they do not belong together.
+    """
+    record, base_record = workdir.read(directory), workdir.read(baseline)
+    if base_record["data_hash"] != record["data_hash"]:
+        raise UserError(
+            f"--baseline {baseline}: belongs to another dataset (hash {base_record['data_hash'][:12]}, that of {directory} is "
+            f"{record['data_hash'][:12]}); give a run on the dataset of --workdir"
+        )
+    parts = _opened(directory, record, data_root)
+    if parts.embed is None and not parts.shapes.memory:
+        raise UserError(
+            f"{directory}: it has no content embeddings, as no run on IDs alone has; give one with content as --workdir"
+        )
+    state = _restored(directory, record, parts)
+    dataset, ids = parts.dataset, embeddings.id_embeddings(parts, state)
+    content, has_content = embeddings.content_embeddings(parts, state)
+    base_parts = _opened(baseline, base_record, data_root)
+    base_state = _restored(baseline, base_record, base_parts)
+    base_ids = embeddings.id_embeddings(base_parts, base_state)
+
+    sets = _frozen_sets(parts, frozen)
+    shown, clicks = _counted(dataset, record["config"]["data"]["label"])
+    model, trained = MODELS.get(record["config"]["task"], "model"), shown > 0
+    frozen_vectors, frozen_present = frozen_content(sets)
+    described = [
+        (BASELINE_IDS, "Baseline IDs", "learnt from clicks alone; near ones are liked by the same people", base_ids, trained),
+        (IDS, f"{model} IDs", "learnt from clicks, in a model that sees the content as well", ids, trained),
+        (FROZEN, "Frozen content", "as the encoder sees it, before any click; near ones look and read alike",
+         frozen_vectors, frozen_present),
+        (CONTENT, f"{model} content", "as clicks have taught to see it; near ones are alike in what people care about",
+         content.astype(np.float32), has_content),
+    ]  # fmt: skip
+    return Analysed(
+        dataset=dataset,
+        model=model,
+        runs={"baseline": _in_words(baseline, base_state), "model": _in_words(directory, state)},
+        spaces={key: Space(key, *rest) for key, *rest in described},
+        frozen_sets=[features.name for features in sets],
+        shown=shown,
+        clicks=clicks,
+    )
+
+
+def _opened(directory: str | Path, record: dict, data_root: str | None) -> Experiment:
+    parts = experiment.of_run(record, data_root)
+    workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
+    if not parts.shapes.tables:
+        raise UserError(
+            f"{directory}: it has no table of ID embeddings (task {record['config']['task']}); give a run that ranks clicks"
+        )
+    return parts
+
+
+def _restored(directory: str | Path, record: dict, parts: Experiment) -> State:
+    checkpoints = Checkpoints(directory, record["data_hash"])
+    state, _ = checkpoints.restore(parts.shapes)
+    checkpoints.close()
+    return state
+
+
+def _in_words(directory: str | Path, state: State) -> str:
+    return f"{Path(directory)}, step {int(state.step):,}"
+
+
+def _frozen_sets(parts: Experiment, names: tuple[str, ...]) -> list[FeatureSet]:
+    dataset = parts.dataset
+    if names:
+        sets = placement.load_features(dataset, names)
+        for features in sets:
+            if features.is_raw:
+                raise UserError(
+                    f"--frozen {features.name}: is raw content; name a feature set that an encoder has made"
+                )
+        return sets
+    used = [features for features in parts.feature_sets if not features.is_raw]
+    if used:
+        return used
+    known = sorted(path.name for path in (dataset.root / "features").glob("[!.]*") if path.is_dir())
+    known = [features for features in map(dataset.features, known) if not features.is_raw]
+    made = [features.name for features in known if features.manifest.get("kind") != "run"]  # a run's are not frozen
+    if not made:
+        raise UserError(
+            f"{dataset.root}: has raw content alone, and no frozen encoder's features to measure in; make some with "
+            "`python -m em3_jax.extract` and name them with --frozen"
+        )
+    return placement.load_features(dataset, tuple(made))
+
+
+def frozen_content(sets: list[FeatureSet]) -> tuple[np.ndarray, np.ndarray]:
+    """([I, D] f32, [I] bool): each set's tokens, standardised as models see them, their mean, unit length; side by side.
+
+    A set that an item lacks is zero, so that the cosine of two items is the mean of those of their sets where both have all.
+    Nothing is centred over the catalogue: what all items share stays in, and `chance` in the tables says how much it is.
+    """
+    columns = []
+    for features in sets:
+        means = []
+        for start in range(0, len(features.mask), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            mask = np.asarray(features.mask[part])
+            tokens = np.asarray(tasks.standardise(np.asarray(features.tokens[part]), mask), np.float32)
+            means.append(tokens.sum(axis=1) / np.maximum(mask.sum(axis=1, keepdims=True), 1))
+        columns.append(unit(np.concatenate(means)))
+    return np.concatenate(columns, axis=1), np.any([features.mask.any(axis=1) for features in sets], axis=0)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """[n, D] f32 of length 1; zeros stay zeros."""
+    length = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    return (vectors / np.where(length > 0, length, 1.0)).astype(np.float32)
+
+
+def _counted(dataset: Dataset, label: str) -> tuple[np.ndarray, np.ndarray]:
+    """(training showings [I] i64, training clicks [I] i64) under the label that the run learns."""
+    rows = np.asarray(dataset.split_rows("train", label))
+    item, clicked = dataset.interactions["item"][rows], dataset.label(label)[rows] == 1
+    shown = np.bincount(item, minlength=dataset.num_items) + dataset.counts["item_history"]
+    return shown, np.bincount(item[clicked], minlength=dataset.num_items)
+
+
+def rows_of(dataset: Dataset, ids: tuple[str, ...], option: str) -> np.ndarray:
+    """[n] i64 rows of items by their original ids."""
+    known = {str(item): row for row, item in enumerate(dataset.item_table.column("id").to_pylist())}
+    for item in ids:
+        if item not in known:
+            raise UserError(f"{option}: the dataset has no item '{item}'; {nearest(item, list(known)[:10_000])}")
+    return np.array([known[item] for item in ids], np.int64)
