@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -214,24 +215,38 @@ def parse_interval(text: str) -> float:
 
 
 def keep_exporting(directory: str | Path, out: str | Path, settings: Settings, every: float, show: Callable) -> None:
-    """Exports whenever the run has another checkpoint than the version served, looking each `every` seconds, until a signal."""
+    """Exports whenever the run has another checkpoint than the version served, looking each `every` seconds, until a signal.
+
+    Once a version has been published, an export that fails is reported and tried again the next time: a full disk is no reason
+    to stop refreshing for good. So is one whose checkpoint training has replaced meanwhile, at once.
+    """
     seen = None
     with Interrupts() as interrupts:
         while not interrupts.received:
             began = time.monotonic()
-            checkpoints = Checkpoints(directory)
-            found = (
-                workdir.read(directory)["data_hash"],
-                _step(checkpoints, settings.checkpoint),
-                checkpoints.steps("best"),
-            )
-            checkpoints.close()
+            found = _exportable(directory, settings)
             if found != seen:
-                show(export(directory, out, settings))
-                seen = found
+                try:
+                    show(export(directory, out, settings))
+                    seen = found
+                except UserError as error:
+                    if _exportable(directory, settings) != found:
+                        continue
+                    if seen is None:
+                        raise
+                    print(f"{error}; the version before stays, trying again", file=sys.stderr, flush=True)
             while time.monotonic() - began < every and not interrupts.received:
                 time.sleep(min(0.2, every))
     print("stopped")
+
+
+def _exportable(directory: str | Path, settings: Settings) -> tuple[str, int | None, list[int]]:
+    """What a run offers at this moment: another value is a reason to export."""
+    data_hash = workdir.read(directory)["data_hash"]
+    checkpoints = Checkpoints(directory)
+    found = data_hash, _step(checkpoints, settings.checkpoint), checkpoints.steps("best")
+    checkpoints.close()
+    return found
 
 
 def main() -> None:

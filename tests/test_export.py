@@ -1,6 +1,7 @@
 """Export and serving: the scores are eval's, a killed export resumes, updates encode what is new alone, mistakes are one line."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from em3_jax.data.batches import Buckets
 from em3_jax.data.catalogue import CataloguePass
 from em3_jax.data.features import write_features
 from em3_jax.serving import SIZES, Model, Service
+from em3_jax.types import UserError
 from tests.conftest import ROOT, user_error
 from tests.test_growth import data, settings, trained  # noqa: F401
 from tests.test_train import small_config
@@ -304,18 +306,10 @@ with Service(sys.argv[1], sizes=()) as service:
 
 def test_every_so_often_it_exports_the_newest_checkpoint_until_it_is_stopped(data, trained, tmp_path):  # noqa: F811
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    command = [
-        sys.executable,
-        "-m",
-        "em3_jax.export",
-        "--workdir",
-        str(run),
-        "--out",
-        str(tmp_path / "s"),
-        "--every",
-        "1s",
-    ]
-    with subprocess.Popen([*command, "--platforms", "cpu"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "em3_jax.export", "--workdir", str(run), "--out", str(tmp_path / "s")]
+    with subprocess.Popen(
+        [*command, "--every", "1s", "--platforms", "cpu"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert "version 0000001 published" in process.stdout.readline()
         train.train(settings(data["first"], epochs=3.0), run)
         last = Checkpoints(run).steps("latest")[-1]
@@ -323,6 +317,33 @@ def test_every_so_often_it_exports_the_newest_checkpoint_until_it_is_stopped(dat
             assert "published" in process.stdout.readline()  # perhaps one of a checkpoint on the way
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read().endswith("stopped\n") and process.wait(timeout=20) == 0
+
+
+def test_a_refresh_that_fails_is_tried_again_and_the_first_is_not(runs, tmp_path, monkeypatch, capsys):
+    shown, outcomes = [], iter(["version 1", UserError("no space left"), "version 2"])
+
+    def exported(*_):
+        outcome = next(outcomes)
+        if isinstance(outcome, UserError):
+            raise outcome
+        (run / "run.json").write_text(
+            json.dumps(record | {"data_hash": outcome})
+        )  # another thing to export the next time
+        return outcome
+
+    def show(outcome):
+        shown.append(outcome)
+        if len(shown) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    run = Path(shutil.copytree(runs("em3"), tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text())
+    monkeypatch.setattr(export, "export", exported)
+    export.keep_exporting(run, tmp_path / "s", PLAIN, 0.01, show)
+    assert shown == ["version 1", "version 2"]
+    assert capsys.readouterr().err.strip() == "no space left; the version before stays, trying again"
+    outcomes = iter([UserError("no space left")])
+    assert user_error(export.keep_exporting, run, tmp_path / "s", PLAIN, 0.01, show) == "no space left"
 
 
 def test_mistakes_of_export(runs, tiny, tmp_path, monkeypatch):

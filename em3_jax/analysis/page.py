@@ -17,7 +17,7 @@ from em3_jax.analysis.spaces import BASELINE_IDS, CONTENT, FROZEN, IDS, Analysed
 from em3_jax.neighbours import Neighbours
 
 SHOWN_NEIGHBOURS = 12
-PARTS = ("page.html", "page.css", "page.js", "map.js")
+SCRIPTS = ("shared.js", "tables.js", "search.js", "map.js", "browse.js")  # in this order
 ORDER = (CONTENT, FROZEN, IDS, BASELINE_IDS)
 
 
@@ -109,9 +109,9 @@ def render(values: dict[str, Any]) -> str:
     """The HTML of what `contents` gives."""
     values = dict(values)
     pictures = values.pop("pictures")
-    folder = importlib.resources.files("em3_jax.analysis")
-    template, style, program, drawing = ((folder / name).read_text("utf-8") for name in PARTS)
-    program = f"{drawing}\n{program}"
+    folder = importlib.resources.files("em3_jax.analysis") / "web"
+    template, style = ((folder / name).read_text("utf-8") for name in ("page.html", "page.css"))
+    program = "".join((folder / name).read_text("utf-8") for name in SCRIPTS)
     parts = {
         "policy": f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(program)}'; "
         "base-uri 'none'; form-action 'none'",

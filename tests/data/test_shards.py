@@ -67,7 +67,7 @@ def test_fixed_sizes_keep_all_candidates_and_leave_out_the_rarest(builder, items
     np.testing.assert_array_equal(tight["history_position"][left], roomy["history_position"][left])
     assert (left.sum() < roomy["history_mask"].sum()) == (items == 20)
     replaced = tight["user_row"] != roomy["user_row"]
-    assert set(tight["user_row"][replaced]) <= set(builder._unknown)
+    assert set(tight["user_row"][replaced]) <= set(builder.unknown)
 
 
 def test_all_processes_measure_the_same_sizes(builder):

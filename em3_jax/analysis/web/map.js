@@ -1,9 +1,9 @@
-"use strict";
 // The map: a canvas of points that can be zoomed, dragged, hovered and tapped.
-function makeMap({ canvas, side, extent, describe, pick }) {
+function makeMap({ canvas, side, describe, pick }) {
   const pen = canvas.getContext("2d");
   const still = window.matchMedia("(prefers-reduced-motion: reduce)");
-  let places = [],
+  let extent = [1, 1],
+    places = [],
     colours = [],
     faint = null,
     picked = -1,
@@ -23,11 +23,17 @@ function makeMap({ canvas, side, extent, describe, pick }) {
     const unit = view.scale * Math.min((width - 2 * MARGIN) / extent[0], (height - 2 * MARGIN) / extent[1]);
     return [width / 2 + view.x + (x - side / 2) * unit, height / 2 + view.y + (y - side / 2) * unit];
   };
-  const placeNow = (k, share) => {
-    const to = places[k],
-      start = from && from[k];
-    if (!start || !start.length || !to.length || share >= 1) return to;
-    return [start[0] + (to[0] - start[0]) * share, start[1] + (to[1] - start[1]) * share];
+  function fit() {
+    // each map fills the canvas as well as its shape allows
+    extent = [1, 1];
+    for (const place of places) {
+      for (const axis of place.keys()) extent[axis] = Math.max(extent[axis], Math.abs(2 * place[axis] - side));
+    }
+  }
+  const between = (k, share) => {
+    const to = places[k].length ? onScreen(places[k]) : null;
+    if (!to || !from || !from[k]) return to;
+    return [from[k][0] + (to[0] - from[k][0]) * share, from[k][1] + (to[1] - from[k][1]) * share];
   };
 
   function draw(now) {
@@ -41,7 +47,7 @@ function makeMap({ canvas, side, extent, describe, pick }) {
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
     const radius = (width < 500 ? 2.6 : 3.3) * Math.min(view.scale ** 0.4, 2.2);
-    const at = places.map((_, k) => (places[k].length ? onScreen(placeNow(k, share)) : null));
+    const at = places.map((_, k) => between(k, share));
     const dot = (k, size) => {
       pen.beginPath();
       pen.arc(at[k][0], at[k][1], size, 0, 7);
@@ -209,8 +215,12 @@ function makeMap({ canvas, side, extent, describe, pick }) {
     whole: () => zoom(0),
     places(next) {
       if (next === places) return;
-      from = places.length && !still.matches && next.length === places.length ? places : null;
+      const moves = places.length === next.length && !still.matches;
+      from = moves ? places.map((place) => (place.length ? onScreen(place) : null)) : null;
       [places, began] = [next, performance.now()];
+      view = { scale: 1, x: 0, y: 0 };
+      canvas.classList.remove("zoomed");
+      fit();
       again();
     },
     paint(next, isFaint) {
