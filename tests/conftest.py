@@ -5,6 +5,7 @@ from pathlib import Path
 
 # Programs compiled by one test, worker or subprocess serve the others. Set before jax is imported.
 ROOT = Path(__file__).parent.parent
+CHROMIUM = Path("/usr/bin/chromium")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
@@ -35,6 +36,28 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real datasets are not here ({folder}); set EM3_SHARED_DATA")
     return folder
+
+
+@pytest.fixture
+def browser():
+    """A headless Chromium, from Debian's packages."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"no browser here ({CHROMIUM}): apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser; pip install playwright")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def watched(browser, **settings) -> tuple:
+    """(a new page of the browser, addresses it has asked for, what it has complained of)."""
+    view, requests, complaints = browser.new_page(**settings), [], []
+    view.on("request", lambda request: requests.append(request.url))
+    view.on("pageerror", lambda error: complaints.append(str(error)))
+    view.on("console", lambda message: complaints.append(message.text))
+    view.on("dialog", lambda dialog: complaints.append(dialog.message) or dialog.dismiss())
+    return view, requests, complaints
 
 
 def user_error(function, *args) -> str:

@@ -17,9 +17,8 @@ from PIL import Image
 
 from em3_jax import curves, panels, plot
 from em3_jax.logs import MetricWriter
-from tests.conftest import ROOT, user_error
+from tests.conftest import ROOT, user_error, watched
 
-CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = "<script>alert('a')</script>&\"$x$"
 
 
@@ -291,17 +290,6 @@ def test_the_command_ends_with_code_2_and_one_line(tmp_path):
 
 
 @pytest.fixture
-def browser():
-    if not CHROMIUM.exists():
-        pytest.skip(f"no browser here ({CHROMIUM})")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser; pip install playwright")
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
 def served(tmp_path):
     """Address of the folder, and the paths that were asked for."""
     asked = []
@@ -323,12 +311,7 @@ def test_in_a_browser(browser, served, run, tmp_path, monkeypatch):
     )
     command(monkeypatch, f"{HOSTILE}={run}", f"other={other}", "--out", tmp_path / "plots")
     address, asked = served
-    requests, complaints = [], []
-    view = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
-    view.on("request", lambda request: requests.append(request.url))
-    view.on("pageerror", lambda error: complaints.append(str(error)))
-    view.on("console", lambda message: complaints.append(message.text))
-    view.on("dialog", lambda dialog: complaints.append(dialog.message) or dialog.dismiss())
+    view, requests, complaints = watched(browser, viewport={"width": 390, "height": 800}, color_scheme="dark")
     view.goto(f"{address}/plots.html")
     loss = view.locator('.plot svg[aria-label="train/loss"]')
     loss.scroll_into_view_if_needed()

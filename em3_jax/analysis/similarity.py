@@ -137,6 +137,7 @@ def compared(analysed: Analysed, number: int, items: np.ndarray, choice: Choice)
         rows.append({"space": space.key, "name": space.name, "mean": mean, "low": low, "high": high})
     first, second = values
     mean, low, high = interval(second - first)
+    gain = mean / rows[0]["mean"] if rows[0]["low"] > 0 else float("nan")  # a share of what may be nothing says nothing
     return {
         "table": number,
         "items": len(items),
@@ -146,9 +147,7 @@ def compared(analysed: Analysed, number: int, items: np.ndarray, choice: Choice)
         "measured_in": measured.key,
         "chance": chance(measured, taken, pool),
         "rows": rows,
-        "gain": mean / rows[0]["mean"]
-        if rows[0]["low"] > 0
-        else float("nan"),  # a share of what may be nothing says nothing
+        "gain": gain,
         "difference": {"mean": mean, "low": low, "high": high, "p": metrics.paired_t_test(second, first).p},
     }
 
