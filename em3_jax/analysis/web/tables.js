@@ -44,7 +44,7 @@ function drawTable(table) {
       make("th", { scope: "row", title: tip }, label),
       make("td", { class: "plot" }, plot(row)),
       make("td", { class: "value" }, cosine(value)),
-      make("td", { class: gain && sure ? "gain sure" : "gain" }, gain || ""),
+      make("td", { class: `gain${gain && sure ? (mean < 0 ? " worse" : " better") : ""}` }, gain || ""),
     );
   const range = (row) => (row.low === null ? "" : `95 % interval ${cosine(row.low)} to ${cosine(row.high)}`);
   const text =
