@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", metavar="FOLDER", help="of <item id>.jpg, in place of the dataset's own pictures")
     add("--thumbnails", type=int, default=look.most_pictures, help="pictures at most (default %(default)s)")
     add("--no-pictures", action="store_true", help="a small page without any")
-    return parser  # fmt: skip
+    return parser
 
 
 def main() -> None:

@@ -94,9 +94,15 @@ class Model:
                 f"{version.folder}: its scorer is compiled for {', '.join(platforms)}, this machine runs "
                 f"{jax.default_backend()}; export again with --platforms"
             )
-        self._program = jax.jit(export.deserialize(bytearray(version.read_bytes("scorer.bin"))).call)
-        with np.load(io.BytesIO(version.read_bytes("params.npz")), allow_pickle=False) as arrays:
-            self._params = jax.device_put({name: arrays[name] for name in arrays.files})
+        try:
+            program = export.deserialize(bytearray(version.read_bytes("scorer.bin")))
+            with np.load(io.BytesIO(version.read_bytes("params.npz")), allow_pickle=False) as arrays:
+                params = {name: arrays[name] for name in arrays.files}
+        except Exception as error:  # bytes that are damaged, though as many as there should be, raise what they like
+            raise UserError(
+                f"{version.folder}: scorer.bin or params.npz cannot be read ({str(error).strip()[:200]}); export again"
+            ) from error
+        self._program, self._params = jax.jit(program.call), jax.device_put(params)
         self._table = jax.device_put(version["table"])
         self._similar_lock = threading.Lock()
         for size in sizes:
@@ -252,10 +258,11 @@ class Model:
         vocabulary = self._vocabularies[group].get(name)
         if vocabulary:
             return np.array([vocabulary.get(str(value), UNKNOWN) for value in values], np.int64)
-        ids, size = np.asarray(values), len(self._lookups[group][name])
-        if len(ids) and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= size):
+        size = len(self._lookups[group][name])
+        whole = all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in values)
+        if not whole or not all(0 <= value < size for value in values):
             raise UserError(f"{group} field '{name}': has no vocabulary; give its ids, integers from 0 to {size - 1}")
-        return ids.astype(np.int64)
+        return np.array(values, np.int64)
 
 
 class Service:
@@ -298,7 +305,7 @@ class Service:
             return
         try:
             self._model, self.problem = Model(open_current(self._store, self._verify), self._sizes), ""
-        except (UserError, OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, the version before is served on, and the next one is looked for
             self.problem, self._refused = f"version {name}: {' '.join(str(error).split())}", name
 
     def close(self) -> None:

@@ -274,14 +274,14 @@ def test_a_service_switches_without_a_pause_and_keeps_what_it_has_if_the_new_one
         service.refresh()
         assert service.model.name == "0000002" and held.name == "0000001"
         assert (held.score(1, [2], [3]).probability == service.model.score(1, [2], [3]).probability).all()
-        name = export.export(runs("em3"), tmp_path, PLAIN).version
-        path = tmp_path / "versions" / name / "table.npy"
-        path.write_bytes(path.read_bytes()[:-4])
-        service.refresh()
-        assert service.model.name == "0000002" and "table.npy" in service.problem
+        for file, damage in (("table.npy", lambda whole: whole[:-4]), ("scorer.bin", lambda whole: bytes(len(whole)))):
+            path = tmp_path / "versions" / export.export(runs("em3"), tmp_path, PLAIN).version / file
+            path.write_bytes(damage(path.read_bytes()))
+            service.refresh()
+            assert service.model.name == "0000002" and file in service.problem
         export.export(runs("em3"), tmp_path, PLAIN)
         service.refresh()
-        assert service.model.name == "0000004" and not service.problem
+        assert service.model.name == "0000005" and not service.problem
 
 
 def test_a_reader_imports_no_training_code(runs, tmp_path):
