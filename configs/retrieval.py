@@ -113,7 +113,14 @@ def _em3() -> dict:
         "item_layers": 1,
         "modality_weights": MODALITY_WEIGHTS,
         "fusion": "fq_former",  # or masked_fq_former, one_flow, two_flow, mean
-        "fusion_settings": {"queries": 1, "layers": 1, "heads": 4, "ffn_width": 128, "dropout": 0.5},
+        "fusion_settings": {
+            "queries": 1,
+            "layers": 1,
+            "heads": 4,
+            "ffn_width": 128,
+            "dropout": 0.5,
+            "layer_chunk": 8192,  # most items at once, computed again in the backward pass; 0 = all, kept
+        },
         "cic_weight": 1e-3,  # alpha
         "cic_temperature": 0.5,
         "cic_negatives": 16,  # H, of the batch's distinct items; 0 = all of them

@@ -95,10 +95,14 @@ class RankingModel(nn.Module):
         others = other_embeddings(rows, batch, self.fields)
         events = (rows, batch["history_row"]) if self.fields.event else (None, None)
         content, out = (), {}
+
+        def fused(fusion: nn.Module, inputs: tuple) -> jax.Array:
+            tokens, mask = inputs
+            return fusion(as_type(tokens, rows.dtype), mask, train=train)
+
         if self.fusion is not None:
             if embedding is None:
-                chunk = self.fusion_chunk
-                embedding = in_chunks(self.fusion, chunk, tokens, tokens_mask, train=train, dtype=rows.dtype)
+                embedding = in_chunks(self.fusion, self.fusion_chunk, fused, (tokens, tokens_mask))
             content, out = self._content(embedding, tokens, tokens_mask, batch, rows.dtype)
         features = Features(
             items, batch["item_position"], batch["history_position"], batch["history_mask"], *events, others, content

@@ -21,6 +21,7 @@ class FusionSettings(NamedTuple):
       ffn_width: hidden width of the FFN.
       dropout: rate on the tokens and on the residual branches.
       lora: of every FC layer.
+      layer_chunk: items that a transformer layer sees at once in training, see `chunks`; 0 = all.
     """
 
     width: int
@@ -30,3 +31,4 @@ class FusionSettings(NamedTuple):
     ffn_width: int
     dropout: float
     lora: LoRA = LoRA()
+    layer_chunk: int = 0

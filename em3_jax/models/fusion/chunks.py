@@ -1,4 +1,7 @@
-"""Fusion a few items at a time, when the items of a batch at once would not fit."""
+"""Fusion, or a layer of it, a few items at a time, when the items of a batch at once would not fit."""
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,36 +13,34 @@ def as_type(tokens: dict[str, jax.Array], dtype: jnp.dtype = jnp.float32) -> dic
     return {name: x.astype(dtype) for name, x in tokens.items()}
 
 
-def in_chunks(
-    fusion: nn.Module,
-    chunk: int,
-    tokens: dict[str, jax.Array],
-    mask: dict[str, jax.Array],
-    *,
-    train: bool,
-    dtype: jnp.dtype = jnp.float32,
-) -> jax.Array:
-    """fusion(tokens, mask) [S, D] in `dtype`, at most `chunk` items at once; 0 = all.
+def in_chunks(module: nn.Module, chunk: int, call: Callable[[nn.Module, Any], jax.Array], inputs: Any) -> jax.Array:
+    """call(module, inputs) [S, ...], at most `chunk` items at once; 0 = all.
 
     Only the result is kept of a chunk: the backward pass computes it again. Peak memory is then that of one chunk. Items do not
     depend on each other, so the result is the same, but for the draw of dropout.
+
+    Args:
+      module: whose parameters `call` uses.
+      inputs: tree of arrays [S, ...]; those with S = 1 are shared by all items.
     """
-    items = len(next(iter(mask.values())))
+    leaves, structure = jax.tree.flatten(inputs)
+    items = max(len(leaf) for leaf in leaves)
     count = -(-items // chunk) if chunk else 1
     if count == 1:
-        return fusion(as_type(tokens, dtype), mask, train=train)
-    size = -(-items // count)
+        return call(module, inputs)
+    size, own = -(-items // count), [len(leaf) > 1 for leaf in leaves]
 
     def split(x: jax.Array) -> jax.Array:
         padding = [(0, count * size - items)] + [(0, 0)] * (x.ndim - 1)
         return jnp.pad(x, padding).reshape(count, size, *x.shape[1:])
 
-    def body(fusion: nn.Module, carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
-        tokens, mask = inputs
-        return carry, fusion(as_type(tokens, dtype), mask, train=train)
+    def body(module: nn.Module, carry: tuple, some: list[jax.Array]) -> tuple[tuple, jax.Array]:
+        some = iter(some)
+        of_chunk = [next(some) if is_own else leaf for leaf, is_own in zip(leaves, own, strict=True)]
+        return carry, call(module, jax.tree.unflatten(structure, of_chunk))
 
     scan = nn.scan(
         nn.remat(body, prevent_cse=False), variable_broadcast="params", split_rngs={"params": False, "dropout": True}
     )
-    _, out = scan(fusion, (), jax.tree.map(split, (tokens, mask)))
-    return out.reshape(count * size, -1)[:items]
+    _, out = scan(module, (), [split(leaf) for leaf, is_own in zip(leaves, own, strict=True) if is_own])
+    return out.reshape(count * size, *out.shape[2:])[:items]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from em3_jax.models.dropout import Dropout
 from em3_jax.models.fusion import FusionSettings
+from em3_jax.models.fusion.chunks import in_chunks
 from em3_jax.models.lora import LoRA, LoRADense
 
 
@@ -66,8 +67,18 @@ class TransformerLayer(nn.Module):
 
     settings: FusionSettings
 
-    @nn.compact
     def __call__(
+        self, x: jax.Array, context: jax.Array | Sequence[jax.Array], mask: jax.Array, *, train: bool
+    ) -> jax.Array:
+        return in_chunks(
+            self,
+            self.settings.layer_chunk,
+            lambda layer, inputs: layer.at_once(*inputs, train=train),
+            (x, context, mask),
+        )
+
+    @nn.compact
+    def at_once(
         self, x: jax.Array, context: jax.Array | Sequence[jax.Array], mask: jax.Array, *, train: bool
     ) -> jax.Array:
         s = self.settings

@@ -57,23 +57,28 @@ class EM3(nn.Module):
         mask = {name: jnp.ones(x.shape[:2], bool) for name, x in tokens.items()}
         return self.fusion(tokens, mask, train=train)
 
-    def towers(self, content: jax.Array, graphs: Graphs) -> tuple[jax.Array, jax.Array]:
-        """(users [U, 2 D], items [I, 2 D])."""
+    def towers(self, content: jax.Array, graphs: Graphs) -> list[tuple[jax.Array, jax.Array]]:
+        """(users [U, D], items [I, D]) by ID, and by content; one after the other, so that memory is that of one."""
         weights = modality_weights(self.modality_weights, graphs.items)
-        ids = jnp.concatenate([self.item_embedding, content], axis=1)  # [I, 2 D]
-        users = jnp.concatenate([self.user_embedding, jnp.zeros_like(self.user_embedding)], axis=1)
-        users, items = layer_mean(graphs.user_item, users, ids, self.layers)
-        return users, items + along_items(graphs.items, weights, ids, self.item_layers)
+        halves = []
+        for users, items in (
+            (self.user_embedding, self.item_embedding),
+            (jnp.zeros_like(self.user_embedding), content),
+        ):
+            of_users, of_items = layer_mean(graphs.user_item, users, items, self.layers)
+            halves.append((of_users, of_items + along_items(graphs.items, weights, items, self.item_layers)))
+        return halves
 
     def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        return self.towers(self.content(features, train), graphs)
+        users, items = zip(*self.towers(self.content(features, train), graphs), strict=True)
+        return jnp.concatenate(users, axis=1), jnp.concatenate(items, axis=1)
 
     def loss(
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         content = self.content(features, True)
-        users, items = self.towers(content, graphs)
-        ranking = pairwise_loss(users[user], *rows_of(items, positive, negative))
+        halves = [(users[user], *rows_of(items, positive, negative)) for users, items in self.towers(content, graphs)]
+        ranking = pairwise_loss(*(jnp.concatenate(both, axis=1) for both in zip(*halves, strict=True)))
         item = jnp.sort(jnp.concatenate([positive, negative]))  # [2 B]
         first = item != jnp.roll(item, 1)
         first = first.at[0].set(True)  # one row of each item counts
