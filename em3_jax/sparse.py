@@ -1,9 +1,10 @@
 """Sparse square matrices: by their entries, as graphs are built on the host, and in groups, as products on the device read them.
 
 A product that gathers a row per entry and sums the rows by receiver writes E rows and reads them again. In groups, W entries of a
-receiver are summed in registers, and E / W rows are written; benchmarks/retrieval.py has what that saves.
+receiver are summed in registers. Every receiver has a first group, whose sum is written where it belongs; only the further ones
+of long rows are written apart and added. benchmarks/retrieval.py has what that saves.
 
-Letters: N rows and columns, E entries, W entries of a group, G groups.
+Letters: N rows and columns, E entries, W entries of a group, G further groups, at least two.
 """
 
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 _WIDEST = 8
+_FEWEST_GROUPS = 2
 
 
 class Entries(NamedTuple):
@@ -32,14 +34,18 @@ class Adjacency(NamedTuple):
     """A matrix [N, N] by groups of W entries of one row each.
 
     Attributes:
-      receiver: [G] i32 ascending, the row of each group; N in groups that are padding.
-      sender: [G, W] i32, the columns.
-      weight: [G, W] f32; 0 where a group is not full.
+      sender: [N, W] i32, the columns of each row's first entries.
+      weight: [N, W] f32; 0 where a row is shorter.
+      more_receiver: [G] i32 ascending, the row of each further group; N in groups that are padding.
+      more_sender: [G, W] i32, the columns of its entries.
+      more_weight: [G, W] f32; 0 where a group is not full.
     """
 
-    receiver: np.ndarray | jax.Array
     sender: np.ndarray | jax.Array
     weight: np.ndarray | jax.Array
+    more_receiver: np.ndarray | jax.Array
+    more_sender: np.ndarray | jax.Array
+    more_weight: np.ndarray | jax.Array
 
 
 def transposed(entries: Entries) -> Entries:
@@ -48,16 +54,16 @@ def transposed(entries: Entries) -> Entries:
 
 
 def group_width(entries: int, nodes: int) -> int:
-    """W: the power of two from the mean number of entries of a row up, at most 8."""
+    """W: the power of two from twice the mean number of entries of a row up, at most 8."""
     width = 1
-    while width < _WIDEST and width * nodes < entries:
+    while width < _WIDEST and width * nodes < 2 * entries:
         width *= 2
     return width
 
 
-def most_groups(entries: int, nodes: int, width: int) -> int:
-    """A bound on the groups of any matrix of so many entries: every row may have one that is not full."""
-    return (entries + (width - 1) * min(nodes, entries)) // width
+def most_groups(entries: int, width: int) -> int:
+    """A bound on the further groups of any matrix of so many entries: before each, its row has filled a group."""
+    return max(entries // width, _FEWEST_GROUPS)
 
 
 def grouped(entries: Entries, nodes: int, *, width: int, groups: int | None = None) -> Adjacency:
@@ -67,18 +73,20 @@ def grouped(entries: Entries, nodes: int, *, width: int, groups: int | None = No
       entries: the matrix.
       nodes: N.
       width: W.
-      groups: G, at least as many as there are; None = no padding. `most_groups` is enough for all matrices of a size.
+      groups: G, at least as many as there are; None = so many, or two. `most_groups` is enough for any matrix of a size.
     """
     receiver, sender, weight = entries
     degree = np.bincount(receiver, minlength=nodes)
-    count = -(-degree // width)  # groups of each row
+    further = np.maximum(-(-degree // width) - 1, 0)  # groups of each row after its first
     if groups is None:
-        groups = int(count.sum())
-    first_entry, first_group = np.cumsum(degree) - degree, np.cumsum(count) - count
-    within = np.arange(len(receiver)) - first_entry[receiver]
-    place = (first_group[receiver] + within // width) * width + within % width
-    senders, weights = np.zeros(groups * width, np.int32), np.zeros(groups * width, np.float32)
+        groups = max(int(further.sum()), _FEWEST_GROUPS)
+    within = np.arange(len(receiver)) - (np.cumsum(degree) - degree)[receiver]
+    # Groups lie one after the other: the first ones of all rows, then the further ones row by row.
+    number = (nodes - 1 + np.cumsum(further) - further)[receiver] + within // width
+    place = np.where(within < width, receiver, number) * width + within % width
+    senders, weights = np.zeros((nodes + groups) * width, np.int32), np.zeros((nodes + groups) * width, np.float32)
     senders[place], weights[place] = sender, weight
+    senders, weights = senders.reshape(-1, width), weights.reshape(-1, width)
     row = np.full(groups, nodes, np.int32)
-    row[: count.sum()] = np.repeat(np.arange(nodes, dtype=np.int32), count)
-    return Adjacency(row, senders.reshape(groups, width), weights.reshape(groups, width))
+    row[: further.sum()] = np.repeat(np.arange(nodes, dtype=np.int32), further)
+    return Adjacency(senders[:nodes], weights[:nodes], row, senders[nodes:], weights[nodes:])

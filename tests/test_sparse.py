@@ -24,23 +24,25 @@ def dense(entries: Entries, nodes: int) -> np.ndarray:
 @pytest.mark.parametrize("width", [1, 2, 7])
 def test_groups_hold_the_entries_of_their_row_in_order_and_a_bound_holds_all_groups(nodes, count, width):
     entries = random_entries(nodes, count, seed=count)
-    bound = most_groups(count, nodes, width)
+    bound = most_groups(count, width)
     got = grouped(entries, nodes, width=width, groups=bound)
-    assert got.sender.shape == got.weight.shape == (bound, width) and (np.diff(got.receiver) >= 0).all()
-    real = got.weight > 0
-    assert not real[got.receiver == nodes].any()
-    row = np.broadcast_to(got.receiver[:, None], real.shape)[real]
-    for one, other in zip((row, got.sender[real], got.weight[real]), entries, strict=True):
-        np.testing.assert_array_equal(one, other)
-    full = -(-np.bincount(entries.receiver, minlength=nodes) // width)
-    np.testing.assert_array_equal(np.bincount(got.receiver, minlength=nodes)[:nodes], full)
+    assert got.sender.shape == got.weight.shape == (nodes, width)
+    assert got.more_sender.shape == got.more_weight.shape == (bound, width) and (np.diff(got.more_receiver) >= 0).all()
+    assert not (got.more_weight > 0)[got.more_receiver == nodes].any()
+    for row in range(nodes):
+        own, more = entries.receiver == row, got.more_receiver == row
+        real = np.concatenate([got.weight[row], *got.more_weight[more]]) > 0
+        for name in ("sender", "weight"):
+            held = np.concatenate([getattr(got, name)[row], *getattr(got, f"more_{name}")[more]])
+            np.testing.assert_array_equal(held[real], getattr(entries, name)[own])
+        assert more.sum() == max(-(-own.sum() // width) - 1, 0)
 
 
-def test_without_a_number_of_groups_there_is_no_padding():
-    receiver, sender = np.repeat(np.arange(4, dtype=np.int32), 2), np.tile(np.array([0, 3], np.int32), 4)
-    every = Entries(receiver, sender, np.ones(8, np.float32))
-    assert grouped(every, 4, width=2).receiver.tolist() == [0, 1, 2, 3]
-    assert grouped(Entries(*(x[2:] for x in every)), 4, width=2).receiver.tolist() == [1, 2, 3]
+def test_without_a_number_of_groups_there_are_as_many_as_it_takes():
+    receiver, sender = np.repeat(np.arange(4, dtype=np.int32), [2, 3, 0, 5]), np.arange(10, dtype=np.int32)
+    entries = Entries(receiver, sender, np.ones(10, np.float32))
+    assert grouped(entries, 4, width=2).more_receiver.tolist() == [1, 3, 3]
+    assert grouped(entries, 4, width=3).more_receiver.tolist() == [3, 4]  # two at least, here with one of padding
 
 
 def test_the_transpose():
@@ -50,5 +52,5 @@ def test_the_transpose():
     np.testing.assert_array_equal(dense(other, 20), dense(entries, 20).T)
 
 
-def test_groups_are_as_wide_as_rows_are_long_up_to_eight():
-    assert [group_width(entries, 100) for entries in (0, 100, 101, 350, 750, 5000)] == [1, 1, 2, 4, 8, 8]
+def test_groups_are_twice_as_wide_as_rows_are_long_up_to_eight():
+    assert [group_width(entries, 100) for entries in (0, 50, 51, 100, 147, 200, 350, 5000)] == [1, 1, 2, 2, 4, 4, 8, 8]

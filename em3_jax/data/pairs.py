@@ -1,14 +1,14 @@
 """Interactions without negatives, for retrieval: training pairs, drawn negatives, and the graph of users and items.
 
-Letters: B batch, n training pairs, U users, I items, G and W groups of a graph's entries. Graphs are symmetric matrices over
-U + I nodes, users first, each pair in both directions.
+Letters: B batch, n training pairs, U users, I items, N = U + I, G and W groups of the entries of a graph. Graphs are symmetric
+matrices over N nodes, users first, each pair in both directions.
 
 | key | shape, dtype | meaning |
 |---|---|---|
 | user, positive, negative | [B] i32 | a training pair, and an item that this user has in no training pair |
-| edge_receiver | [G] i32 | the graph of this epoch, only where edges are dropped, see `sparse.Adjacency` |
-| edge_sender | [G, W] i32 | |
-| edge_weight | [G, W] f32 | |
+| edge_sender, edge_weight | [N, W] i32, f32 | the graph of this epoch, only where edges are dropped, see `sparse.Adjacency` |
+| edge_more_receiver | [G] i32 | |
+| edge_more_sender, edge_more_weight | [G, W] i32, f32 | |
 """
 
 import dataclasses
@@ -196,4 +196,4 @@ class PairSource:
         entries = dropped_graph(self.pairs, self._edge_dropout, rng.numpy_key(self.seed, "edges", epoch))
         count, nodes = len(entries.receiver), self.pairs.num_users + self.pairs.num_items
         width = sparse.group_width(count, nodes)
-        return sparse.grouped(entries, nodes, width=width, groups=sparse.most_groups(count, nodes, width))
+        return sparse.grouped(entries, nodes, width=width, groups=sparse.most_groups(count, width))

@@ -35,7 +35,7 @@ class RetrievalInputs(NamedTuple):
 def inputs(rows: None, catalogue: Catalogue, batch: Batch) -> RetrievalInputs:
     """The inputs; a batch with edges (see `data.pairs`) trains on the graph they make, all else on the full one."""
     graphs = catalogue.graphs
-    if "edge_receiver" in batch:
+    if "edge_sender" in batch:
         graphs = graphs._replace(user_item=Adjacency(*(batch[f"edge_{name}"] for name in Adjacency._fields)))
     return RetrievalInputs(catalogue.features, graphs, batch)
 

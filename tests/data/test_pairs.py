@@ -9,6 +9,7 @@ from em3_jax import rng
 from em3_jax.data.pairs import NegativeSampler, Pairs, PairSource, dropped_graph, full_graph, kept_pairs, training_pairs
 from em3_jax.data.pipeline import batches
 from em3_jax.data.readers.mmrec import mmrec
+from em3_jax.sparse import Adjacency
 from tests.conftest import user_error
 
 USERS, ITEMS = 40, 60
@@ -175,10 +176,14 @@ def test_a_batch_carries_the_dropped_graph_in_one_shape():
     shapes = set()
     for epoch in range(3):
         batch = made[epoch * made.steps_per_epoch]
-        receiver, sender, weight = (batch[f"edge_{name}"] for name in ("receiver", "sender", "weight"))
-        shapes.add((receiver.shape, sender.shape, weight.shape))
+        graph = Adjacency(*(batch[f"edge_{name}"] for name in Adjacency._fields))
+        shapes.add(tuple(part.shape for part in graph))
         a = np.zeros((USERS + ITEMS + 1, USERS + ITEMS))
-        np.add.at(a, (np.broadcast_to(receiver[:, None], sender.shape), sender), weight)
+        for receiver, sender, weight in (
+            (np.arange(USERS + ITEMS), graph.sender, graph.weight),
+            (graph.more_receiver, graph.more_sender, graph.more_weight),
+        ):
+            np.add.at(a, (np.broadcast_to(receiver[:, None], sender.shape), sender), weight)
         expected = as_matrix(dropped_graph(pairs, 0.5, rng.numpy_key(0, "edges", epoch)))
         np.testing.assert_array_equal(a[:-1], expected)
         assert not a[-1].any()  # padding

@@ -84,10 +84,15 @@ class TransformerLayer(nn.Module):
         s = self.settings
         drop = functools.partial(Dropout(s.dropout), train=train)
         y = Attention(s.heads, s.lora, name="attention")(x, context, mask)
-        x = nn.LayerNorm(name="attention_norm")(x + drop(y))
+        x = _normalised(x + drop(y), "attention_norm")
         y = nn.gelu(LoRADense(s.ffn_width, s.lora, name="ffn_in")(x))
         y = LoRADense(s.width, s.lora, name="ffn_out")(y)
-        return nn.LayerNorm(name="ffn_norm")(x + drop(y))
+        return _normalised(x + drop(y), "ffn_norm")
+
+
+def _normalised(x: jax.Array, name: str) -> jax.Array:
+    """LayerNorm of x [S, M, D], on one flat axis: with M = 1 the gradient takes 5 times as long on CPUs otherwise."""
+    return nn.LayerNorm(name=name)(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 def join(settings: FusionSettings, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -90,7 +90,9 @@ def learnt_graph(x: jax.Array, neighbours: int) -> Adjacency:
     weight = nn.relu(jnp.stack([jnp.sum(x * x[sender[:, k]], axis=1) for k in range(neighbours)], axis=1))
     degree = weight.sum(axis=1)
     scale = jnp.where(degree > 0, jax.lax.rsqrt(jnp.where(degree > 0, degree, 1.0)), 0.0)
-    return Adjacency(jnp.arange(len(x), dtype=jnp.int32), sender, weight * scale[:, None] * scale[sender])
+    weight = weight * scale[:, None] * scale[sender]
+    padding = jnp.zeros_like(sender[:2])
+    return Adjacency(sender, weight, jnp.full(2, len(x), jnp.int32), padding, padding.astype(weight.dtype))
 
 
 def nearest(x: jax.Array, count: int) -> jax.Array:

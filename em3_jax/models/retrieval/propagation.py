@@ -1,5 +1,7 @@
 """Products with sparse matrices, and what graph convolutions make of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -8,10 +10,17 @@ from em3_jax.sparse import Adjacency
 
 
 def product(matrix: Adjacency, x: jax.Array) -> jax.Array:
-    """[N, D] A x, differentiable in x [N, D] and in the weights: sums over each group, then over the groups of each row."""
-    # One gather after the other, so that XLA makes a single loop of them and [G, W, D] never exists.
-    rows = sum(matrix.weight[:, k, None] * x[matrix.sender[:, k]] for k in range(matrix.sender.shape[1]))  # [G, D]
-    return jax.ops.segment_sum(rows, matrix.receiver, len(x), indices_are_sorted=True)
+    """[N, D] A x, differentiable in x [N, D] and in the weights: the sum of each row's first group, and of further ones."""
+    x = jnp.asarray(x)
+
+    def sums(sender: jax.Array, weight: jax.Array) -> jax.Array:
+        # One gather after the other, so that XLA makes a single loop of them and [G, W, D] never exists.
+        return sum(weight[:, k, None] * x[sender[:, k]] for k in range(sender.shape[1]))
+
+    rows, more = sums(matrix.sender, matrix.weight), sums(matrix.more_sender, matrix.more_weight)  # [N, D], [G, D]
+    # G is 2 at least: without a scatter, which one of a single row is not to XLA, the sums would be fused into each gather of the
+    # rows and repeated there.
+    return rows.at[matrix.more_receiver].add(more, indices_are_sorted=True, mode="drop")
 
 
 @jax.custom_vjp
@@ -39,6 +48,15 @@ def _backward(transpose, gradient):
 propagate.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _parted(x: jax.Array, first: int) -> tuple[jax.Array, jax.Array]:
+    """(x[:first], x[first:]), whose gradient is one array; left alone it is the sum of two, and the next gather reads both."""
+    return x[:first], x[first:]
+
+
+_parted.defvjp(lambda x, first: ((x[:first], x[first:]), None), lambda first, _, gradient: (jnp.concatenate(gradient),))
+
+
 def layer_mean(user_item: Adjacency, users: jax.Array, items: jax.Array, layers: int) -> tuple[jax.Array, jax.Array]:
     """(users [U, D], items [I, D]) 1 / (K + 1) sum_k A^k x, the light graph convolution (He et al. 2020, eq. 3-8).
 
@@ -52,8 +70,7 @@ def layer_mean(user_item: Adjacency, users: jax.Array, items: jax.Array, layers:
     for _ in range(layers):
         x = propagate(user_item, user_item, x)
         total += x
-    total /= layers + 1
-    return total[: len(users)], total[len(users) :]
+    return _parted(total / (layers + 1), len(users))
 
 
 def along_items(graphs: dict[str, ItemGraph], weights: dict[str, jax.Array | float], x: jax.Array, layers: int):

@@ -20,7 +20,7 @@ def adjacency(matrix: np.ndarray, width: int = 2, padding: int = 0) -> Adjacency
     """The entries of a dense matrix by rows, in groups of `width`; `padding` groups at the end."""
     receiver, sender = np.nonzero(matrix)
     entries = Entries(receiver.astype(np.int32), sender.astype(np.int32), matrix[receiver, sender].astype(np.float32))
-    groups = len(grouped(entries, len(matrix), width=width).sender) + padding if padding else None
+    groups = len(grouped(entries, len(matrix), width=width).more_sender) + padding if padding else None
     return grouped(entries, len(matrix), width=width, groups=groups)
 
 

@@ -52,13 +52,20 @@ def test_a_product_with_trained_weights_has_both_gradients():
     x, target = (random.normal(size=(30, 3)).astype(np.float32) for _ in range(2))
 
     @jax.jit
-    def gradients(weight, x):
-        return jax.grad(lambda w, x: jnp.sum(target * product(graph._replace(weight=w), x)), argnums=(0, 1))(weight, x)
+    def gradients(weights, x):
+        def total(weights, x):
+            return jnp.sum(target * product(graph._replace(weight=weights[0], more_weight=weights[1]), x))
 
-    of_weight, of_x = gradients(graph.weight, x)
+        return jax.grad(total, argnums=(0, 1))(weights, x)
+
+    of_weights, of_x = gradients((graph.weight, graph.more_weight), x)
     np.testing.assert_allclose(of_x, matrix.T @ target, rtol=1e-4, atol=1e-4)
     outer = np.concatenate([target @ x.T, np.zeros((1, 30))])  # d / dA of sum(target * A x); nothing of padding is read
-    np.testing.assert_allclose(of_weight, outer[graph.receiver[:, None], graph.sender], rtol=1e-4, atol=1e-4)
+    for found, row, column in (
+        (of_weights[0], np.arange(30), graph.sender),
+        (of_weights[1], graph.more_receiver, graph.more_sender),
+    ):
+        np.testing.assert_allclose(found, outer[row[:, None], column], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layers", [0, 1, 3])
