@@ -69,12 +69,20 @@ class Follower:
                 last = value
 
     def _complete(self) -> int:
-        """Bytes up to the last line end."""
+        """Bytes up to the last line end; what was complete before is not read again."""
         try:
-            content = self._log.read_bytes()
+            with open(self._log, "rb") as file:
+                length = file.seek(0, os.SEEK_END)
+                file.seek(self._size)
+                added = file.read()
         except OSError as error:
             raise UserError(f"{self._log}: {error.strerror}; name the log in the mapping as `interactions`") from None
-        return content.rfind(b"\n") + 1
+        if length < self._size:
+            raise UserError(
+                f"{self._log}: has become shorter, from {self._size:,} to {length:,} bytes; a followed log may only be "
+                "appended to"
+            )
+        return self._size + added.rfind(b"\n") + 1
 
     def wait(self, interrupts) -> str:
         """Returns "" when the log has grown, or why there is nothing more to wait for."""
@@ -82,7 +90,7 @@ class Follower:
             return "end"
         began = time.monotonic()
         while not interrupts.received:
-            if os.path.getsize(self._log) > self._size and self._complete() > self._size:
+            if self._complete() > self._size:
                 return ""
             if self._idle and time.monotonic() - began > self._idle:
                 return f"no growth of {self._log} for {self._idle:g} s"

@@ -22,7 +22,7 @@ class Stored(NamedTuple):
     """What a bank holds of the items of a batch.
 
     Attributes:
-      vector: [S, D] f32; zeros where nothing was ever written.
+      vector: [S, D] f32; means something where `present` alone.
       written: [S] i32, the step of the last write; `NEVER`.
       uses: [S] i32, steps that had the item among those that may be encoded.
     """
@@ -63,9 +63,10 @@ def init(length: int, width: int) -> Bank:
 
 
 def read(bank: Bank, item_id: jax.Array) -> Stored:
-    """The rows `item_id` [S] i32."""
+    """The rows `item_id` [S] i32; of an id beyond the bank, one that was never written."""
     take = lambda array: jnp.take(array, item_id, axis=0, mode="clip")  # noqa: E731
-    return Stored(take(bank["vector"]), take(bank["written"]), take(bank["uses"]))
+    written = jnp.where(item_id < len(bank["written"]), take(bank["written"]), NEVER)
+    return Stored(take(bank["vector"]), written, take(bank["uses"]))
 
 
 def write(bank: Bank, item_id: jax.Array, stored: Stored, writes: Writes, step: jax.Array) -> Bank:

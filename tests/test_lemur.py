@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from configs import lemur as lemur_config
 from em3_jax import losses, memory, metrics, rng, trees
 from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.models.encoders.bert import Layer
 from em3_jax.models.encoders.fields import VectorLayout
 from em3_jax.models.lemur import Decoder, similarities
 from em3_jax.tasks.lemur import lemur
@@ -148,6 +150,26 @@ def test_cut_off_from_the_ranking_loss_the_encoder_learns_from_sqdc_alone(tiny, 
         assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient["encoder"])) == moves, changes
 
 
+def test_a_layer_that_is_read_at_its_first_token_gives_what_the_whole_layer_has_there():
+    """Gradients too, but for the key's bias, which a softmax does not see and whose gradient is rounding error in the other."""
+    random = np.random.default_rng(0)
+    mask = random.random((5, 7)) < 0.5
+    mask[:, 0], mask[0, 1:] = True, False
+    x = jnp.asarray(random.normal(size=(5 * 7, 8)), jnp.float32)
+    whole, first = (Layer(2, 16, 1e-6, nn.gelu, x.dtype, first_alone=alone) for alone in (False, True))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, first.init(jax.random.key(0), x, mask)["params"])
+    weight = jnp.asarray(random.normal(size=(5, 8)), jnp.float32)
+
+    def value(layer, params, x):
+        found = layer.apply({"params": params}, x, mask)
+        return jnp.sum(weight * (found if layer.first_alone else found.reshape(5, 7, 8)[:, 0]))
+
+    both = [jax.value_and_grad(lambda *a, of=of: value(of, *a), argnums=(0, 1))(params, x) for of in (first, whole)]
+    for _, (of_params, _) in both:
+        of_params["attention"]["key"].pop("bias")
+    close(*(dict(enumerate(jax.tree.leaves(one))) for one in both), rtol=1e-4)
+
+
 def test_sampling_everything_is_no_sampling_and_half_of_it_reads_the_rest_from_the_bank(tiny, batches):
     full, half = Prepared(tiny, batches), Prepared(tiny, batches, forward_percent=50.0, backward_percent=25.0)
     batch, bank = full.make("candidates"), full.bank_of_all()
@@ -262,6 +284,7 @@ def test_the_decoder_is_its_formula_and_similarities_are_sorted():
         ({"encode": "some"}, "config.model.encode 'some' is unknown"),
         ({"history_modules": ("longer",)}, "did you mean 'long'"),
         ({"forward_percent": 20.0}, "backward_percent=100.0; give 0 <= backward_percent"),
+        ({"encoder": {"width": 8, "layers": 0, "heads": 2, "mlp_width": 8, "output": 6}}, "layers=0; give 1 or more"),
         ({"encoder": {"width": 10, "layers": 1, "heads": 4, "mlp_width": 8, "output": 6}}, "4 heads do not divide"),
     ],
 )

@@ -72,8 +72,9 @@ def test_never_written_items_are_encoded_first_and_rare_ones_more_often():
     np.testing.assert_array_equal(orders[0], memory.rank(stored, position, mask, keys[0]))
 
 
-def test_ids_beyond_the_bank_are_not_written():
+def test_ids_beyond_the_bank_are_not_there_and_not_written():
     bank, items = filled(), jnp.asarray([3, V + 5])
+    assert memory.read(bank, items).present.tolist() == [bool(bank["written"][3] > memory.NEVER), False]
     writes = memory.Writes(jnp.asarray([0, 1]), jnp.ones(2, bool), jnp.ones((2, D)), jnp.ones(2, bool))
     after = memory.write(bank, items, memory.read(bank, items), writes, jnp.int32(9))
     changed = {

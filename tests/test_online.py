@@ -14,7 +14,7 @@ import pytest
 
 import train
 from configs import online as online_config
-from em3_jax import checkpoint, curves, experiment, growth, memory, online
+from em3_jax import checkpoint, curves, experiment, follow, growth, memory, online
 from em3_jax.data import stream
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.readers.table import table
@@ -219,6 +219,24 @@ def test_follows_a_file_that_grows_and_waits_for_the_end_of_a_half_line(tmp_path
     log.write_text(log.read_text() + "u1,i1,5,1\n")
     with pytest.raises(UserError, match="line 423: time 5 is before that of the line above"):
         train.train(made, tmp_path / "run")
+
+
+class NotInterrupted:
+    received = ""
+
+
+def test_a_followed_log_that_becomes_shorter_is_an_error_and_a_half_line_alone_is_no_growth(tmp_path):
+    log, mapping = tmp_path / "log.csv", tmp_path / "mapping.json"
+    log.write_text(HEADER + log_lines(0, 200))
+    mapping.write_text(json.dumps({"interactions": str(log), "columns": "user=user,item=item,time=time,label=label"}))
+    follower = follow.Follower(str(mapping), tmp_path / "data", poll_seconds=0.01, idle_seconds=0.05)
+    follower.prepare()
+    with open(log, "a", encoding="utf-8") as file:
+        file.write("u1,i1,")
+    assert follower.wait(NotInterrupted).startswith("no growth")
+    log.write_text(HEADER + log_lines(0, 100))
+    with pytest.raises(UserError, match="has become shorter"):
+        follower.wait(NotInterrupted)
 
 
 def test_a_window_without_rows_or_with_one_class_has_no_auc_and_its_n(tmp_path):

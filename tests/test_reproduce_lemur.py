@@ -18,8 +18,12 @@ CHANGES = {
     "model.backbone_settings.hidden": (8,),
     "train.epochs": 0.2,
     "train.log_every": 2,
+    # What the baseline has not: it goes without.
+    "model.encoder.width": 8,
+    "model.encoder.layers": 1,
+    "model.encoder.heads": 2,
+    "model.encoder.output": 6,
 }
-OF_LEMUR = {"model.encoder.width": 8, "model.encoder.layers": 1, "model.encoder.heads": 2, "model.encoder.output": 6}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,10 @@ def test_every_row_has_a_run_that_builds(planted, tmp_path):
     assert {row.run for row in table.groups[0].rows} <= set(table.runs)
     jobs = runs.make_jobs(table.runs, config=CONFIG, changes=CHANGES, data=planted.root, seeds=1, root=tmp_path)
     assert jobs["two_stage-0"].needs == ("contrast_only-0",)
+    assert (
+        jobs["two_stage-0"].config["model"]["encoder"]["width"] == 8
+        and "encoder" not in jobs["id_only-0"].config["model"]
+    )
     for job in jobs.values():
         assert experiment.build(job.config, lambda rows, size: 1).headline
 

@@ -105,7 +105,7 @@ def make_jobs(
 
     Args:
       config: file of the dataset's config.
-      changes: config key -> value for all runs, but where a run's variant has a value of its own.
+      changes: config key -> value for all runs, but where a run's variant has a value of its own, or no such key.
       data: dataset folder.
       root: where the runs' folders go.
       cost: whether to note what a run's compiled step costs, once a run.
@@ -118,7 +118,7 @@ def make_jobs(
                 own["train.init_from"] = str(root / f"{run.init_from}-{seed}")
             if run.vectors_of:
                 own |= {"data.root": str(root / "data"), "data.features": (vector_set(run.vectors_of, seed),)}
-            wanted = {key: value for key, value in changes.items() if key not in set_by_variant(config, run.variant)}
+            wanted = {key: value for key, value in changes.items() if _takes(config, run.variant, key)}
             made = settings(config, run.variant, {**wanted, **run.changes, **own})
             needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
             vectors_of = f"{run.vectors_of}-{seed}" if run.vectors_of else ""
@@ -134,6 +134,15 @@ def set_by_variant(config: str, variant: str) -> frozenset[str]:
     """The keys that a variant of a config sets: one pass online is one pass, however many epochs the others take."""
     plain, own = (load_config(config, name).to_dict() for name in ("", variant))
     return frozenset(line.partition(":")[0].removeprefix("config.") for line in config_.differences(plain, own))
+
+
+def _takes(config: str, variant: str, key: str) -> bool:
+    """Whether a change of a key that the config has is one for its variant, too: a baseline has no encoder to change."""
+    try:
+        lookup(load_config(config, variant), key)
+    except UserError:
+        return False
+    return key not in set_by_variant(config, variant)
 
 
 def lookup(config: ConfigDict, key: str) -> Any:

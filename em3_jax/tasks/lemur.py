@@ -95,6 +95,8 @@ def lemur(
     sizes = config.call(EncoderSettings, encoder, "config.model.encoder")
     if sizes.width % sizes.heads:
         raise UserError(f"config.model.encoder: {sizes.heads} heads do not divide the width {sizes.width}; change one")
+    if sizes.layers < 1:
+        raise UserError(f"config.model.encoder.layers={sizes.layers}; give 1 or more, or no token reads another")
     contrast = config.call(Sqdc, sqdc, "config.model.sqdc")
     cic_part = config.call(contrast_with_ids, cic, "config.model.cic", fields=fields)
     field_encoder = FieldEncoder(sizes, tuple(layouts.items()))

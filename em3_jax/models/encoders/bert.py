@@ -103,7 +103,9 @@ class Bert(nn.Module):
 class Layer(nn.Module):
     """[B * L, D] -> [B * L, D]: self-attention and feed-forward, each followed by its residual and LayerNorm.
 
-    `kernel_init` of the dense layers; BERT's suits widths of hundreds.
+    Attributes:
+      kernel_init: of the dense layers; BERT's suits widths of hundreds.
+      first_alone: -> [B, D], what the layer gives of each text's first token; the same parameters, next to no work.
     """
 
     heads: int
@@ -112,11 +114,15 @@ class Layer(nn.Module):
     activation: Callable[[jax.Array], jax.Array]
     dtype: Dtype
     kernel_init: Callable = _init
+    first_alone: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        attended = SelfAttention(self.heads, self.dtype, self.kernel_init, name="attention")(x, mask)
+        attention = FirstTokenAttention if self.first_alone else SelfAttention
+        attended = attention(self.heads, self.dtype, self.kernel_init, name="attention")(x, mask)
+        if self.first_alone:
+            x = x.reshape(*mask.shape, width)[:, 0]
         x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="attention_norm")(x + attended)
         hidden = self.activation(_dense(self.mlp_width, self.dtype, "mlp_in", self.kernel_init)(x))
         hidden = _dense(width, self.dtype, "mlp_out", self.kernel_init)(hidden)
@@ -149,6 +155,51 @@ class SelfAttention(nn.Module):
         attended = (attended / weights.sum(axis=-1, keepdims=True)).astype(self.dtype)
         attended = attended.transpose(0, 2, 1, 3)
         return _dense(width, self.dtype, "out", self.kernel_init)(attended.reshape(batch * length, width))
+
+
+class FirstTokenAttention(nn.Module):
+    """[B * L, D] -> [B, D]: what `SelfAttention` gives of each text's first token, from the same parameters.
+
+    With one query a text no token needs a key or a value of its own: <q, W_k x> = <W_k^T q, x>, and the softmax drops what the
+    key's bias adds; sum_j w_j (W_v x_j + b_v) = W_v sum_j w_j x_j + b_v. So both projections are done once a text and head.
+    """
+
+    heads: int
+    dtype: Dtype
+    kernel_init: Callable = _init
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        batch, length = mask.shape
+        width = x.shape[-1]
+        tokens = x.reshape(batch, length, width)
+        (key, _), (value, value_bias) = (
+            _Affine(width, self.dtype, self.kernel_init, name=name)() for name in ("key", "value")
+        )
+        key, value = (kernel.reshape(width, self.heads, -1) for kernel in (key, value))  # [D, H, D / H]
+        query = _dense(width, self.dtype, "query", self.kernel_init)(tokens[:, 0]) * (width // self.heads) ** -0.5
+        query = jnp.einsum("bhd,whd->bhw", query.reshape(batch, self.heads, -1), key)
+        logits = jnp.einsum("bhw,blw->bhl", query, tokens, preferred_element_type=jnp.float32)
+        logits += jnp.where(mask, 0.0, -1e9)[:, None]
+        weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+        attended = jnp.einsum("bhl,blw->bhw", weights.astype(self.dtype), tokens, preferred_element_type=jnp.float32)
+        attended = (attended / weights.sum(axis=-1, keepdims=True)).astype(self.dtype)
+        attended = jnp.einsum("bhw,whd->bhd", attended, value).reshape(batch, width) + value_bias
+        return _dense(width, self.dtype, "out", self.kernel_init)(attended)
+
+
+class _Affine(nn.Module):
+    """(kernel [width, width], bias [width]) as `_dense` has them, for those who multiply in another order."""
+
+    width: int
+    dtype: Dtype
+    kernel_init: Callable
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", self.kernel_init, (self.width, self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 def masked_mean(tokens: jax.Array, mask: jax.Array) -> jax.Array:

@@ -94,8 +94,10 @@ class FieldEncoder(nn.Module):
         x, mask = jnp.concatenate(states, axis=1), jnp.concatenate(masks, axis=1)  # [B, N, D], [B, N]
         x = nn.LayerNorm(name="embedding_norm")(x.reshape(-1, s.width))
         for k in range(s.layers):
-            x = Layer(s.heads, s.mlp_width, 1e-6, nn.gelu, x.dtype, _dense_init, name=f"layer{k}")(x, mask)
-        return nn.Dense(s.output, name="output")(x.reshape(batch, -1, s.width)[:, 0])
+            # Of the last layer the class token is read, and nothing else is computed.
+            last = k == s.layers - 1
+            x = Layer(s.heads, s.mlp_width, 1e-6, nn.gelu, x.dtype, _dense_init, last, name=f"layer{k}")(x, mask)
+        return nn.Dense(s.output, name="output")(x)
 
     def _placed(self, name: str, x: jax.Array) -> jax.Array:
         """Tokens [B, N, D] of a field with their positions and the field's type."""
