@@ -42,7 +42,7 @@ class Experiment(NamedTuple):
       train_step, train_steps: of one batch and of several, stacked; see `step.make_train_step`.
       predict: (state, batch) -> what the task predicts: logits [B], or the embeddings of all users and items.
       embed: (state, batch) -> [S, D] content embeddings of the batch's items; None without.
-      task, lookup: what is optimized, and (state, batch) -> its `Task.lookup`; None without.
+      task: what is optimized.
       validate: state -> {metric: value} on validation.
       evaluate: (state, split) -> (slice -> metric -> value, {name: array behind them}); None for a task without clicks.
       headline: the metrics to show.
@@ -65,7 +65,6 @@ class Experiment(NamedTuple):
     predict: Callable
     embed: Callable | None
     task: Task
-    lookup: Callable | None
     validate: Callable
     evaluate: Callable | None
     headline: tuple[str, ...]
@@ -157,7 +156,6 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         predict=predict,
         embed=applied(work.task.embed),
         task=work.task,
-        lookup=applied(work.task.lookup),
         validate=work.validate(predict),
         evaluate=work.evaluate and work.evaluate(predict),
         headline=work.headline,
@@ -178,12 +176,13 @@ def step_cost(parts: Experiment) -> dict[str, float]:
     return {"gigaflops": flops / 1e9, "temporary_megabytes": memory.temp_size_in_bytes / 1e6}
 
 
-def of_run(record: Mapping[str, Any], data_root: str | None = None) -> Experiment:
+def of_run(record: Mapping[str, Any], data_root: str | None = None, placement: str | None = None) -> Experiment:
     """The experiment of a run that is there, to score with: on one device where its mesh does not fit this machine.
 
     Args:
       record: of the run, see `workdir.read`.
       data_root: the dataset folder, if it is not where it was in training.
+      placement: of the features, if not the run's own; "host" where each item is looked at once, and tables would be of no use.
     """
     config = dict(record["config"])
     mesh = config["mesh"]
@@ -191,6 +190,8 @@ def of_run(record: Mapping[str, Any], data_root: str | None = None) -> Experimen
         config["mesh"] = mesh | {"data": 1, "model": 1}
     if data_root:
         config["data"] = config["data"] | {"root": data_root}
+    if placement and "placement" in config["data"]:
+        config["data"] = config["data"] | {"placement": placement}
     return build(config, lambda rows, size: 1)
 
 

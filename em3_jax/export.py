@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from em3_jax import cli, experiment, growth, scorer, store, trees, workdir
+from em3_jax import cli, experiment, growth, placement, scorer, store, trees, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.format import FeatureSet
 from em3_jax.experiment import Experiment
@@ -89,8 +89,8 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
     """
     directory = Path(directory)
     record = workdir.read(directory)
-    parts = experiment.of_run(record, settings.data_root)
-    if parts.lookup is None:
+    parts = experiment.of_run(record, settings.data_root, placement="host")
+    if parts.task.lookup is None:
         raise UserError(
             f"{directory}: a run of task {record['config']['task']} of this kind cannot be served: it scores no clicks, or needs "
             "the words of a query; `python -m em3_jax.vectors` writes its embeddings"
@@ -112,7 +112,15 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
         _begin(folder, plan)
         began = time.perf_counter()
         encoded = encode_items(
-            folder, parts, state, dtype=settings.dtype, batch_size=settings.batch_size, reusable=reusable
+            folder,
+            parts,
+            state,
+            dtype=settings.dtype,
+            batch_size=settings.batch_size,
+            standardise_first=placement.on_device(
+                record["config"]["data"]["placement"], parts.feature_sets, parts.mesh
+            ),
+            reusable=reusable,
         )
         seconds = time.perf_counter() - began
         facts = write_model(folder, parts, state, encoded.widths, carried, settings.platforms)
