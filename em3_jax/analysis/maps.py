@@ -22,6 +22,7 @@ def make(vectors: np.ndarray, present: np.ndarray, seed: int) -> np.ndarray:
     try:
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise UserError(
             f"scikit-learn cannot be loaded ({error}); install it with `pip install scikit-learn`"
@@ -38,7 +39,10 @@ def make(vectors: np.ndarray, present: np.ndarray, seed: int) -> np.ndarray:
     else:
         perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)
         start = "pca" if points.shape[1] > 1 else "random"
-        flat = TSNE(perplexity=perplexity, init=start, random_state=seed, n_jobs=-1).fit_transform(points)
+        # One thread: its sums are the same on every machine, and threads that wait for each other by spinning are slower
+        # by far where other programs run, 8 times here.
+        with threadpool_limits(1, "openmp"):
+            flat = TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(points)
     flat = flat - flat.mean(axis=0)
     flat = (
         flat @ np.linalg.svd(flat, full_matrices=False)[2].T if len(rows) > 1 else flat
