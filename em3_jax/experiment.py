@@ -176,13 +176,12 @@ def step_cost(parts: Experiment) -> dict[str, float]:
     return {"gigaflops": flops / 1e9, "temporary_megabytes": memory.temp_size_in_bytes / 1e6}
 
 
-def of_run(record: Mapping[str, Any], data_root: str | None = None, placement: str | None = None) -> Experiment:
+def of_run(record: Mapping[str, Any], data_root: str | None = None) -> Experiment:
     """The experiment of a run that is there, to score with: on one device where its mesh does not fit this machine.
 
     Args:
       record: of the run, see `workdir.read`.
       data_root: the dataset folder, if it is not where it was in training.
-      placement: of the features, if not the run's own; "host" where each item is looked at once, and tables would be of no use.
     """
     config = dict(record["config"])
     mesh = config["mesh"]
@@ -190,8 +189,6 @@ def of_run(record: Mapping[str, Any], data_root: str | None = None, placement: s
         config["mesh"] = mesh | {"data": 1, "model": 1}
     if data_root:
         config["data"] = config["data"] | {"root": data_root}
-    if placement and "placement" in config["data"]:
-        config["data"] = config["data"] | {"placement": placement}
     return build(config, lambda rows, size: 1)
 
 

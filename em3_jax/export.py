@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from em3_jax import cli, experiment, growth, placement, scorer, store, trees, workdir
+from em3_jax import cli, experiment, growth, scorer, store, trees, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.format import FeatureSet
 from em3_jax.experiment import Experiment
@@ -89,7 +89,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
     """
     directory = Path(directory)
     record = workdir.read(directory)
-    parts = experiment.of_run(record, settings.data_root, placement="host")
+    parts = experiment.of_run(record, settings.data_root)
     if parts.task.lookup is None:
         raise UserError(
             f"{directory}: a run of task {record['config']['task']} of this kind cannot be served: it scores no clicks, or needs "
@@ -112,15 +112,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
         _begin(folder, plan)
         began = time.perf_counter()
         encoded = encode_items(
-            folder,
-            parts,
-            state,
-            dtype=settings.dtype,
-            batch_size=settings.batch_size,
-            standardise_first=placement.on_device(
-                record["config"]["data"]["placement"], parts.feature_sets, parts.mesh
-            ),
-            reusable=reusable,
+            folder, parts, state, dtype=settings.dtype, batch_size=settings.batch_size, reusable=reusable
         )
         seconds = time.perf_counter() - began
         facts = write_model(folder, parts, state, encoded.widths, carried, settings.platforms)
@@ -148,7 +140,7 @@ def _step(checkpoints: Checkpoints, which: str) -> int | None:
         return None
     if which == "newest":
         return max(checkpoints.steps("latest") + checkpoints.steps("best"), default=None)
-    if not which.isdigit():
+    if not (which.isascii() and which.isdigit()):
         raise UserError(f"--checkpoint {which}: give best, newest, or the number of a step")
     return int(which)
 
@@ -182,10 +174,10 @@ def _hash(*trees_: Any) -> str:
 
 def _previous(out: str | Path) -> store.Version | None:
     """The version served, if there is one that can be read."""
-    if store.current_name(out) is None:
-        print("there is no earlier version: all items are encoded")
-        return None
     try:
+        if store.current_name(out) is None:
+            print("there is no earlier version: all items are encoded")
+            return None
         return store.open_current(out)
     except UserError as error:
         print(f"{error}; all items are encoded")
@@ -203,8 +195,11 @@ def _may_reuse(previous: store.Version, model_hash: str, dtype: str) -> bool:
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
     """Makes `folder` this plan's; what is there of the same plan stays."""
     path = folder / "plan.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
-        return
+    try:
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
+            return
+    except ValueError:  # damaged: begun afresh
+        pass
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     store.write_json(path, plan)

@@ -99,7 +99,11 @@ def to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> Features:
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             rows = np.asarray(array[index[0]])
-            return np.pad(rows, [(0, per_device - len(rows))] + [(0, 0)] * (array.ndim - 1))
+            return (
+                rows
+                if len(rows) == per_device
+                else np.pad(rows, [(0, per_device - len(rows))] + [(0, 0)] * (array.ndim - 1))
+            )
 
         shape = (per_device * mesh.size, *array.shape[1:])
         return jax.make_array_from_callback(shape, NamedSharding(mesh, sharding.BY_ROWS), part)

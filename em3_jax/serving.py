@@ -305,10 +305,11 @@ class Service:
 
     def refresh(self) -> None:
         """Looks for a new version now."""
-        name = current_name(self._store)
-        if name in (None, self._model.name, self._refused):
-            return
+        name = "?"
         try:
+            name = current_name(self._store)
+            if name in (None, self._model.name, self._refused):
+                return
             self._model, self.problem = Model(open_current(self._store, self._verify), self._sizes), ""
         except Exception as error:  # whatever it is, the version before is served on, and the next one is looked for
             self.problem, self._refused = f"version {name}: {' '.join(str(error).split())}", name

@@ -32,8 +32,11 @@ def make(vectors: np.ndarray, present: np.ndarray, seed: int) -> np.ndarray:
     if len(rows) == 0:
         return result
     points = unit(vectors[rows])  # squared Euclidean distance of unit vectors is twice the cosine distance
+    if np.ptp(points, axis=0).max() < 1e-6:  # all in one place
+        result[rows] = 0.0
+        return result
     points = PCA(min(MOST_COMPONENTS, *points.shape), random_state=seed).fit_transform(points)
-    if len(rows) < LEAST_ITEMS or points.std() < 1e-9:
+    if len(rows) < LEAST_ITEMS:
         flat = np.zeros((len(rows), 2))
         flat[:, : min(2, points.shape[1])] = points[:, :2]
     else:

@@ -20,6 +20,7 @@ from em3_jax.data.format import FeatureSet
 from em3_jax.experiment import Experiment
 from em3_jax.exporting.model import original_ids
 from em3_jax.id_index import IdIndex
+from em3_jax.placement import Features
 from em3_jax.processes import Interrupts
 from em3_jax.types import Batch, State, UserError
 
@@ -48,27 +49,18 @@ class Encoded(NamedTuple):
 
 
 def encode_items(
-    folder: Path,
-    parts: Experiment,
-    state: State,
-    *,
-    dtype: str,
-    batch_size: int,
-    standardise_first: bool,
-    reusable: store.Version | None,
+    folder: Path, parts: Experiment, state: State, *, dtype: str, batch_size: int, reusable: store.Version | None
 ) -> Encoded:
     """Writes what services look up of each item, one row more for unknown items, and where it comes from.
 
     Args:
       folder: of the version in the making; what is there of it already is kept.
-      parts: with the features on the host.
       dtype: of the vectors on disk.
       batch_size: items encoded at once.
-      standardise_first: see `_lookup`; as the run has it, for the same bits.
       reusable: an earlier version of the same model, from which items with the same content are taken.
     """
     items, sets = parts.dataset.num_items, parts.feature_sets
-    lookup = _lookup(parts, state, standardise_first)
+    lookup = _lookup(parts, state)
     nothing = {name: np.asarray(one[0]) for name, one in lookup(_nothing_known(parts, batch_size)).items()}
     widths = {name: len(one) for name, one in nothing.items()}
     vectors = {
@@ -82,7 +74,8 @@ def encode_items(
         todo = np.arange(items) if reusable is None else _take_over(reusable, parts, vectors, digest)
         count = len(todo)
         if count:
-            _encode(folder, lookup, CataloguePass(todo, batch_size, tuple(sets)), vectors, digest)
+            source = CataloguePass(todo, batch_size, () if parts.constants else tuple(sets))
+            _encode(folder, lookup, source, sets, vectors, digest)
     for name, one in nothing.items():
         vectors[name][items] = one
     for name, array in vectors.items():
@@ -96,29 +89,37 @@ def encode_items(
     return Encoded(count, widths)
 
 
-def _lookup(parts: Experiment, state: State, standardise_first: bool) -> Callable[[Batch], dict[str, jax.Array]]:
-    """Batch with tokens -> {name: [B, W]} what is looked up of its items.
+def _lookup(parts: Experiment, state: State) -> Callable[[Batch], dict[str, jax.Array]]:
+    """Batch -> {name: [B, W]} what is looked up of its items, whose tokens come with it or lie on the device, standardised.
 
-    Args:
-      standardise_first: the tokens by a program of their own, as where tables are placed on the device; else in the same
-        program, as where they come with each batch. What a compiler fuses differs in the last bit.
+    Tokens are standardised where the run does it, once in tables or in each step: what is computed of another number of items, or
+    fused with something else, differs in the last bit. From tables they are taken by a program of their own, so that the other,
+    which takes long to compile, is the same for items without content.
     """
-    task = parts.task._replace(inputs=tasks.given) if standardise_first else parts.task
+    task = parts.task._replace(inputs=tasks.given) if parts.constants else parts.task
     program = step.make_apply(task, task.lookup, parts.mesh)
+
+    @jax.jit
+    def content(tables: Features, batch: Batch) -> Batch:
+        inputs = tasks.gathered(None, tables, batch)
+        return batch | {"tokens": inputs.tokens, "tokens_mask": inputs.tokens_mask}
 
     def lookup(batch: Batch) -> dict[str, jax.Array]:
         batch = parts.place(batch)
-        if standardise_first and "tokens" in batch:
-            masks = batch["tokens_mask"]
-            tokens = {name: tasks.standardise(one, masks[name]) for name, one in batch["tokens"].items()}
-            batch = batch | {"tokens": tokens}
+        if parts.constants and "tokens" not in batch:
+            batch = content(parts.constants, batch)
         return program(state.params, state.tables, state.memory, {}, batch)
 
     return lookup
 
 
 def _encode(
-    folder: Path, lookup: Callable, source: CataloguePass, vectors: dict[str, np.ndarray], digest: np.ndarray
+    folder: Path,
+    lookup: Callable,
+    source: CataloguePass,
+    feature_sets: Sequence[FeatureSet],
+    vectors: dict[str, np.ndarray],
+    digest: np.ndarray,
 ) -> None:
     """Encodes the items of `source`, from the batch on that progress.json names."""
     todo, batch_size = source.rows, source.batch_size
@@ -137,7 +138,7 @@ def _encode(
     with bar, Interrupts() as interrupts:
         for k in range(done, len(source)):
             members = todo[k * batch_size : (k + 1) * batch_size]
-            digest[members] = digests(source.host_features, members)  # reads them from the disk, if that has to be
+            digest[members] = digests(feature_sets, members)  # reads them from the disk, if that has to be
             waiting.append((members, lookup(source[k])))
             keep(most=2)
             bar.update(len(members))
