@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import argparse
 import http.client
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -57,8 +58,14 @@ def percentiles(seconds: list[float]) -> str:
 
 def time_export(run: Path, root: Path) -> None:
     for number in range(3):
+        began, processor = time.perf_counter(), time.process_time()
         done = export.export(run, root, export.Settings(platforms=("cpu",)))
-        print(f"export {number}: {done.encoded:,} items at {done.encoded / done.seconds:,.0f} items/s", flush=True)
+        whole, processor = time.perf_counter() - began, time.process_time() - processor
+        print(
+            f"export {number}: {done.encoded:,} items at {done.encoded / done.seconds:,.0f} items/s; the whole of it "
+            f"{whole:.1f} s, {processor:.1f} s of processor time, load {os.getloadavg()[0]:.1f}",
+            flush=True,
+        )
     done = export.export(run, root, export.Settings(platforms=("cpu",), update=True))
     print(f"update without a change: {done.reused / done.seconds:,.0f} items/s checked", flush=True)
 

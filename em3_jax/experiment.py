@@ -42,7 +42,7 @@ class Experiment(NamedTuple):
       train_step, train_steps: of one batch and of several, stacked; see `step.make_train_step`.
       predict: (state, batch) -> what the task predicts: logits [B], or the embeddings of all users and items.
       embed: (state, batch) -> [S, D] content embeddings of the batch's items; None without.
-      task, lookup: what is optimized, and (state, batch) -> its `Task.lookup`; None without.
+      task: what is optimized.
       validate: state -> {metric: value} on validation.
       evaluate: (state, split) -> (slice -> metric -> value, {name: array behind them}); None for a task without clicks.
       headline: the metrics to show.
@@ -65,7 +65,6 @@ class Experiment(NamedTuple):
     predict: Callable
     embed: Callable | None
     task: Task
-    lookup: Callable | None
     validate: Callable
     evaluate: Callable | None
     headline: tuple[str, ...]
@@ -157,7 +156,6 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         predict=predict,
         embed=applied(work.task.embed),
         task=work.task,
-        lookup=applied(work.task.lookup),
         validate=work.validate(predict),
         evaluate=work.evaluate and work.evaluate(predict),
         headline=work.headline,

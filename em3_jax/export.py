@@ -90,7 +90,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
     directory = Path(directory)
     record = workdir.read(directory)
     parts = experiment.of_run(record, settings.data_root)
-    if parts.lookup is None:
+    if parts.task.lookup is None:
         raise UserError(
             f"{directory}: a run of task {record['config']['task']} of this kind cannot be served: it scores no clicks, or needs "
             "the words of a query; `python -m em3_jax.vectors` writes its embeddings"
@@ -140,7 +140,7 @@ def _step(checkpoints: Checkpoints, which: str) -> int | None:
         return None
     if which == "newest":
         return max(checkpoints.steps("latest") + checkpoints.steps("best"), default=None)
-    if not which.isdigit():
+    if not (which.isascii() and which.isdigit()):
         raise UserError(f"--checkpoint {which}: give best, newest, or the number of a step")
     return int(which)
 
@@ -174,10 +174,10 @@ def _hash(*trees_: Any) -> str:
 
 def _previous(out: str | Path) -> store.Version | None:
     """The version served, if there is one that can be read."""
-    if store.current_name(out) is None:
-        print("there is no earlier version: all items are encoded")
-        return None
     try:
+        if store.current_name(out) is None:
+            print("there is no earlier version: all items are encoded")
+            return None
         return store.open_current(out)
     except UserError as error:
         print(f"{error}; all items are encoded")
@@ -195,8 +195,11 @@ def _may_reuse(previous: store.Version, model_hash: str, dtype: str) -> bool:
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
     """Makes `folder` this plan's; what is there of the same plan stays."""
     path = folder / "plan.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
-        return
+    try:
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
+            return
+    except ValueError:  # damaged: begun afresh
+        pass
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     store.write_json(path, plan)

@@ -54,10 +54,8 @@ class IdIndex:
 
     def _same(self, row: np.ndarray, asked: np.ndarray) -> np.ndarray:
         """[n] bool whether the ids of `row` are the ones asked for; nothing is the same as `EMPTY`."""
-        same = np.take(self.words[:, 0], row, mode="clip") == asked[:, 0]
-        for k in range(1, asked.shape[1]):
-            same &= np.take(self.words[:, k], row, mode="clip") == asked[:, k]
-        return same & (row != EMPTY)
+        found = np.take(self.words, row, axis=0, mode="clip")  # whole rows: of a column, numpy would first copy all
+        return (found == asked).all(axis=1) & (row != EMPTY)
 
     def ids(self, rows: np.ndarray) -> list:
         """The original ids of rows [n], as Python integers or texts."""
@@ -94,27 +92,56 @@ def build(ids: Sequence | np.ndarray) -> IdIndex:
 
 
 def encode(ids: Sequence | np.ndarray, is_text: bool, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """([n, width] u64 words, [n] bool whether the id fits into them)."""
+    """([n, width] u64 words, [n] bool whether the id fits into them).
+
+    Raises:
+      UserError: the ids are of the other type.
+    """
     if not len(ids):
         return np.zeros((0, width), np.uint64), np.zeros(0, bool)
     if is_text and isinstance(ids, list | tuple):  # numpy would make texts of a mixture
-        other = next((one for one in ids if not isinstance(one, str | bytes)), None)
-        if other is not None:
-            raise UserError(f"ids are texts here, not {type(other).__name__} as {other!r}; convert them")
-    given = np.asarray(ids)
-    if is_text != (given.dtype.kind in "UST" or given.dtype == object):
-        kinds = ("integers", "texts")
-        raise UserError(f"ids are {kinds[is_text]} here, not {given.dtype.name} as {given.flat[0]!r}; convert them")
+        given = _encoded(ids)
+    else:
+        given = np.asarray(ids)
+        given = _encoded(given.tolist()) if is_text and given.dtype.kind in "OT" else given
+    if given.dtype.kind not in ("US" if is_text else "iu"):
+        first = given.flat[0]
+        kind = "text" if given.dtype.kind in "UST" else type(first).__name__
+        room = " of 64 bits" if given.dtype.kind == "O" and isinstance(first, int) else ""
+        raise UserError(_of_other_type(is_text, room, kind, first))
     if not is_text:
-        if given.dtype.kind not in "iu":
-            raise UserError(f"ids are integers here, not {given.dtype.name} as {given.flat[0]!r}; convert them")
-        return given.astype(np.int64).view(np.uint64)[:, None], np.ones(len(given), bool)
-    if given.dtype.kind != "S":
-        given = np.array([one.encode() for one in given.tolist()])
-    length = np.char.str_len(given)
-    room = 8 * width
-    fixed = given.astype(f"S{room}")
-    return fixed.view(np.uint64).reshape(len(given), width), length <= room
+        fits = given <= np.iinfo(np.int64).max if given.dtype == np.uint64 else np.ones(len(given), bool)
+        return given.astype(np.int64).view(np.uint64)[:, None], fits
+    letters, room = _letters(given), 8 * width
+    fixed = np.zeros((len(given), room), np.uint8)
+    fixed[:, : letters.shape[1]] = letters[:, :room]
+    return fixed.view(np.uint64), ~letters[:, room:].any(axis=1)
+
+
+def _encoded(texts: Sequence) -> np.ndarray:
+    """[n] S: the UTF-8 bytes of Python's texts."""
+    try:
+        return np.array([*map(str.encode, texts)])
+    except (TypeError, UnicodeEncodeError):
+        for one in texts:
+            if not isinstance(one, str | bytes):
+                raise UserError(_of_other_type(True, "", type(one).__name__, one)) from None
+        return np.array([one if isinstance(one, bytes) else one.encode("utf-8", "surrogatepass") for one in texts])
+
+
+def _of_other_type(is_text: bool, room: str, kind: str, example: object) -> str:
+    example = example.item() if isinstance(example, np.generic) else example
+    return f"ids are {('integers', 'texts')[is_text]}{room} here, not {kind} as {str(example)[:100]!r}; convert them"
+
+
+def _letters(texts: np.ndarray) -> np.ndarray:
+    """[n, L] u8: the UTF-8 bytes of texts [n] of dtype U or S, zeros after the end."""
+    if texts.dtype.kind == "U":
+        letters = np.ascontiguousarray(texts).view(np.uint32).reshape(len(texts), -1)
+        if letters.max() < 128:  # as nearly all ids: their code points are their bytes
+            return letters.astype(np.uint8)
+        texts = _encoded(texts.tolist())
+    return np.ascontiguousarray(texts).view(np.uint8).reshape(len(texts), -1)
 
 
 def _hash(words: np.ndarray, size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from em3_jax import sharding, tasks
-from em3_jax.data.checks import first_not_finite
+from em3_jax.data.checks import all_finite, first_not_finite
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.types import UserError
 
@@ -43,6 +43,8 @@ def load_features(dataset: Dataset, names: tuple[str, ...]) -> list[FeatureSet]:
             continue
         for start in range(0, len(features.tokens), 4096):
             block = slice(start, start + 4096)
+            if all_finite(features.tokens[block]):
+                continue
             kept = np.where(features.mask[block, :, None], features.tokens[block], np.zeros((), features.tokens.dtype))
             row = first_not_finite(kept)
             if row is not None:
@@ -97,7 +99,11 @@ def to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> Features:
 
         def part(index: tuple[slice, ...]) -> np.ndarray:
             rows = np.asarray(array[index[0]])
-            return np.pad(rows, [(0, per_device - len(rows))] + [(0, 0)] * (array.ndim - 1))
+            return (
+                rows
+                if len(rows) == per_device
+                else np.pad(rows, [(0, per_device - len(rows))] + [(0, 0)] * (array.ndim - 1))
+            )
 
         shape = (per_device * mesh.size, *array.shape[1:])
         return jax.make_array_from_callback(shape, NamedSharding(mesh, sharding.BY_ROWS), part)

@@ -34,6 +34,7 @@ FIRST = {
 """Group -> the values that stand first in it; all others follow by name. `further` is on the page alone, folded."""
 TITLES = {"train/loss": "training loss", SPEED: "examples per second", WAIT: "share of time waiting for input"}
 CAPITALS = {name: name.upper() for name in ("auc", "gauc", "qauc", "ndcg", "map", "cic", "sqdc", "id")}
+LARGEST = 3.5e38  # number that an f32 holds, or nearly
 AGAINST = {"steps": "step", "time": "minutes of training and validation"}
 
 
@@ -96,7 +97,8 @@ def load(folder: Path, name: str) -> Run:
 def read(path: Path) -> dict[str, dict[int, float]]:
     """Name -> step -> value of a metrics.jsonl; a line that is cut off, of a killed run, is left out.
 
-    Where steps go back, a run was resumed: what was logged from that step on is done again, and the later lines count.
+    Where steps go back, a run was resumed: what was logged from that step on is done again, and the later lines count. A number
+    that no f32 holds is as undefined as NaN.
     """
     values, last = {}, -1
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -112,7 +114,7 @@ def read(path: Path) -> dict[str, dict[int, float]]:
         last = step
         for name, value in record.items():
             if isinstance(value, int | float):
-                values.setdefault(name, {})[step] = float(value) if math.isfinite(value) else math.nan
+                values.setdefault(name, {})[step] = float(value) if -LARGEST <= value <= LARGEST else math.nan
     return {name: steps for name, steps in values.items() if steps}
 
 

@@ -6,14 +6,16 @@
     GET /similar?item=17&count=10   -> {"version", "items": [{"id", "cosine"}]}, nearest first
     GET /health     -> {"status", "version", ...}          GET /metrics     Prometheus text
 
-What is wrong with a request is said in {"error"}, with status 400 (no JSON), 404 (no such item), 413 (too large), 422 (not as
-above) or 503 (too many requests at once). A new version of the store takes over between two requests. For trying things out on
+What is wrong with a request is said in {"error"}, with status 400 (no JSON), 404 (no such item), 408 (the body does not come),
+413 (too large), 422 (not as above) or 503 (too many requests at once). A new version of the store takes over between two
+requests. For trying things out on
 this machine: there is no encryption and no login, so it listens on localhost unless told otherwise.
 """
 
 import argparse
 import asyncio
 import os
+import re
 import signal
 import socket
 import time
@@ -21,7 +23,6 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,14 +30,16 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from em3_jax import cli
 from em3_jax.errors import UserError
-from em3_jax.serving import Model, Service
+from em3_jax.serving import LONGEST_ECHO, Model, Service
 
 Id = StrictInt | StrictStr
 Ids = list[StrictInt] | list[StrictStr]
 DRAINED = 32  # times the largest body, that are read and thrown away so that the client hears why it is refused
+BODY_SECONDS, SHUTDOWN_SECONDS = 8, 10  # the first the shorter, so that a client that stalls is refused and not cut off
 
 
 class Limits(NamedTuple):
@@ -86,7 +89,7 @@ class _Metrics:
 
 def make_app(service: Service, limits: Limits) -> FastAPI:
     """The application that answers with what `service` serves."""
-    app = FastAPI(title="em3_jax", docs_url=None, redoc_url=None)
+    app = FastAPI(title="em3_jax", docs_url=None, redoc_url=None, openapi_url=None)
     metrics = _Metrics(service)
     pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="score")
     waiting = 0
@@ -149,7 +152,7 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
         found = await on_pool(model.similar, row, count)
         return {"version": model.name, "items": [{"id": one, "cosine": cosine} for one, cosine in found]}
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> dict[str, Any]:
         model = service.model
         return {
@@ -176,12 +179,18 @@ def _score(model: Model, asked: ScoreRequest):
 async def _body(request: Request, most: int) -> bytes:
     """The body of a request; one that is too large is read to its end, or nearly, and refused."""
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size <= most:
-            parts.append(part)
-        elif size > DRAINED * most:
-            break
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size <= most:
+                    parts.append(part)
+                elif size > DRAINED * most:
+                    break
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come within {BODY_SECONDS} seconds") from None
+    except ClientDisconnect:  # nobody will read this
+        raise HTTPException(400, "the connection was closed before the body had come") from None
     if size > most:
         raise HTTPException(413, f"the body has more than {most:,} bytes; ask for fewer candidates at once")
     return b"".join(parts)
@@ -201,19 +210,19 @@ def _first_problem(problems: list[dict]) -> str:
     where = ".".join(
         str(part) for part in problems[0]["loc"] if not str(part).startswith(("list[", "int", "str", "query"))
     )
-    return f"{where}: {problems[0]['msg']}" if where else problems[0]["msg"]
+    return f"{where[:LONGEST_ECHO]}: {problems[0]['msg']}" if where else problems[0]["msg"]
 
 
 def _known_item(model: Model, text: str) -> Any:
     """The original id that a query parameter stands for."""
     item: Any = text
     if not model.items.is_text:
-        try:
-            item = int(np.array(int(text), np.int64))
-        except (ValueError, OverflowError):
-            raise HTTPException(422, f"item: ids are integers here, not '{text[:40]}'") from None
-    if model.items.find([item])[0] < 0:
-        raise HTTPException(404, f"item {text[:40]}: not in the store")
+        if not re.fullmatch("-?[0-9]{1,30}", text):  # what Python's own int takes besides is no id
+            raise HTTPException(422, f"item: ids are integers here, not '{text[:LONGEST_ECHO]}'")
+        item = int(text)
+    beyond = isinstance(item, int) and not -(1 << 63) <= item < 1 << 63
+    if beyond or model.items.find([item])[0] < 0:
+        raise HTTPException(404, f"item {text[:LONGEST_ECHO]}: not in the store")
     return item
 
 
@@ -254,7 +263,7 @@ def main() -> None:
         app = make_app(service, Limits(candidates=args.max_candidates, body_bytes=args.max_body))
         for one in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends gracefully on them, and then raises them once more
             signal.signal(one, lambda *_: None)
-        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS)
         uvicorn.Server(config).run(sockets=[listening])
     print("stopped")
 

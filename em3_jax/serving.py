@@ -27,7 +27,9 @@ from em3_jax.neighbours import Neighbours
 from em3_jax.store import Version, current_name, open_current
 
 CONTENT = "content"
-SIZES = (16, 64, 256, 512, 1024, 4096)  # candidates that the compiled programs take; more are cut into pieces
+WORDS = {"context": "context", "event": "history"}  # what the fields of a group are called in a request
+LONGEST_ECHO = 100  # characters of a request that are repeated when it is refused
+SIZES = (16, 64, 256, 512, 1024)  # candidates that the compiled programs take; more are cut into pieces
 
 
 class Lookup(NamedTuple):
@@ -252,16 +254,19 @@ class Model:
 
     def _ids(self, group: str, name: str, values: Sequence) -> np.ndarray:
         """[n] ids of a field's values: by its vocabulary, or as they are where the dataset has none."""
+        what = f"{WORDS[group]} field '{name[:LONGEST_ECHO]}'"
         if name not in self._names(group):
             there = ", ".join(self._names(group)) or "none"
-            raise UserError(f"{group} field '{name}': no such field; there are: {there}")
+            raise UserError(f"{what}: no such field; there are: {there}")
         vocabulary = self._vocabularies[group].get(name)
         if vocabulary:
+            if any(isinstance(value, list | tuple | dict) for value in values):
+                raise UserError(f"{what}: takes texts or numbers, not lists or objects")
             return np.array([vocabulary.get(str(value), UNKNOWN) for value in values], np.int64)
         size = len(self._lookups[group][name])
         whole = all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in values)
         if not whole or not all(0 <= value < size for value in values):
-            raise UserError(f"{group} field '{name}': has no vocabulary; give its ids, integers from 0 to {size - 1}")
+            raise UserError(f"{what}: has no vocabulary; give its ids, integers from 0 to {size - 1}")
         return np.array(values, np.int64)
 
 
@@ -281,7 +286,7 @@ class Service:
     """
 
     def __init__(
-        self, store: str | Path, *, poll_seconds: float = 1.0, verify: bool = False, sizes: Sequence[int] = SIZES[:5]
+        self, store: str | Path, *, poll_seconds: float = 1.0, verify: bool = False, sizes: Sequence[int] = SIZES
     ):
         self._store, self._verify, self._sizes = Path(store), verify, tuple(sizes)
         self._model = Model(open_current(store, verify), self._sizes)
@@ -300,10 +305,11 @@ class Service:
 
     def refresh(self) -> None:
         """Looks for a new version now."""
-        name = current_name(self._store)
-        if name in (None, self._model.name, self._refused):
-            return
+        name = "?"
         try:
+            name = current_name(self._store)
+            if name in (None, self._model.name, self._refused):
+                return
             self._model, self.problem = Model(open_current(self._store, self._verify), self._sizes), ""
         except Exception as error:  # whatever it is, the version before is served on, and the next one is looked for
             self.problem, self._refused = f"version {name}: {' '.join(str(error).split())}", name

@@ -26,7 +26,7 @@ class _Rows(NamedTuple):
 
 def _merged(table: tables.Tables, batch: Batch, shards: int) -> tuple[_Rows | None, Batch]:
     """The rows of a batch and the batch with each item counted once, where `shards` have named both apart."""
-    if shards == 1:
+    if shards == 1 or "row_id" not in batch:  # of a pass over the catalogue, the whole batch names the items
         return (_Rows(batch["row_id"], None) if "row_id" in batch else None), batch
     rows = _Rows(*tables.distinct(batch["row_id"], len(table["embedding"])))
     mask, item = batch["item_mask"], batch["item_id"]

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,11 +131,23 @@ def version_names(store: str | Path) -> list[str]:
 
 
 def current_name(store: str | Path) -> str | None:
-    """The name of the version served; None where there is none yet."""
+    """The name of the version served; None where there is none yet.
+
+    Raises:
+      UserError: the file that says it cannot be read, or names no version.
+    """
+    path = Path(store) / "current"
     try:
-        return (Path(store) / "current").read_text(encoding="utf-8").strip() or None
+        name = path.read_bytes().strip().decode("ascii", "replace")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); see that it is a file and may be read") from None
+    if name and not re.fullmatch("[0-9]+", name):
+        raise UserError(
+            f"{path}: names no version ({name[:40]!r}); write into it the name of a folder in {path.parent / 'versions'}"
+        )
+    return name or None
 
 
 class Version:
@@ -158,10 +171,14 @@ class Version:
             self.manifest = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not valid JSON ({error}); export again") from None
+        if not isinstance(self.manifest, dict):
+            raise UserError(f"{path}: not a manifest; export again")
         if self.manifest.get("format") != FORMAT:
             raise UserError(
                 f"{path}: store format {self.manifest.get('format')}, this program reads {FORMAT}; export again with it"
             )
+        if missing := [key for key in ("version", "files") if key not in self.manifest]:
+            raise UserError(f"{path}: lacks '{missing[0]}'; export again")
         for name, facts in self.manifest["files"].items():
             self._check(folder / name, facts, verify)
         paths = [folder / name for name in self.manifest["files"]]

@@ -13,7 +13,7 @@ from scipy import stats
 
 from configs import lemur as lemur_config
 from em3_jax import analyze, experiment, workdir
-from em3_jax.analysis import page, similarity, spaces
+from em3_jax.analysis import maps, page, similarity, spaces
 from em3_jax.analysis.page import Look
 from em3_jax.analysis.similarity import Choice
 from em3_jax.checkpoint import Checkpoints
@@ -226,6 +226,12 @@ def test_a_run_with_a_memory_bank(planted, runs, tmp_path):
     assert table["rows"][1]["name"] == "LEMUR content"
 
 
+def test_items_that_are_all_alike_lie_in_one_place_of_the_map(recwarn):
+    present = np.arange(9) > 1
+    positions = maps.make(np.ones((9, 4), np.float32), present, seed=0)
+    assert np.isnan(positions[:2]).all() and (positions[2:] == 0).all() and not len(recwarn)
+
+
 def error_of(monkeypatch, tmp_path, directory, baseline, *options) -> str:
     """The one line of the command."""
     words = ["analyze", f"--workdir={directory}", f"--baseline={baseline}", f"--out={tmp_path / 'out'}", *options]
@@ -242,6 +248,7 @@ def error_of(monkeypatch, tmp_path, directory, baseline, *options) -> str:
         (["--cold-most=25", "--popular-share=0.001"], "too few to compare; give --popular-share"),
         (["--neighbours=0"], "--neighbours 0: give 1 or more"),
         (["--sample=1"], "--sample 1: give 2 or more"),
+        (["--seed=-1"], "--seed -1: give 0 or more"),
         (
             ["--cold-most=25", "--field=categori"],
             "--field categori: items have no such field to colour by; did you mean 'category'?",

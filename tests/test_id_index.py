@@ -1,6 +1,7 @@
 """The id index against a dictionary: integers and texts of every kind, found, not found, refused."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,15 +42,35 @@ def test_a_longer_text_is_not_its_beginning_and_arrays_of_numpy_are_taken():
     assert index.find([]).tolist() == []
 
 
+def test_texts_however_they_are_given_are_found():
+    texts = ["a", "ab" * 9, "é", "name-1"]
+    index, other = id_index.build(texts), ["", "abc", "ab" * 9 + "c", "ü", "\ud800"]
+    asked, expected = [*texts, *other], [*range(4), *[-1] * 5]
+    given = [asked, tuple(asked), np.array(asked), np.array(asked, object), np.array(asked)[::2].repeat(1)]
+    for one, rows in zip(given, [expected] * 4 + [expected[::2]], strict=True):
+        assert index.find(one).tolist() == rows
+    assert index.find(np.array(asked[:-1], np.dtypes.StringDType())).tolist() == expected[:-1]
+    assert index.find([b"a", "name-1", b"b"]).tolist() == [0, 3, -1]
+    assert index.find(pa.array(asked[:-1])).tolist() == expected[:-1]
+
+
+def test_integers_beyond_64_bits_are_no_negative_ones():
+    index = id_index.build([-1, 1 - (1 << 63), 5])
+    assert index.find(np.array([(1 << 64) - 1, (1 << 63) + 1, 5], np.uint64)).tolist() == [-1, -1, 2]
+
+
 @pytest.mark.parametrize(
     ("ids", "asked", "words"),
     [
-        ([1, 2], ["1"], "ids are integers here"),
-        ([1, 2], [1.5], "ids are integers here, not float64 as np.float64(1.5)"),
-        ([1, 2], [True], "ids are integers here, not bool"),
-        ([1, 2], [1 << 70], "ids are integers here"),
-        (["1", "2"], [1], "ids are texts here, not int as 1"),
-        (["1", "2"], ["1", 2], "ids are texts here, not int as 2"),
+        ([1, 2], ["1"], "ids are integers here, not text as '1'"),
+        ([1, 2], [1.5], "ids are integers here, not float64 as '1.5'"),
+        ([1, 2], [True], "ids are integers here, not bool as 'True'"),
+        ([1, 2], [None], "ids are integers here, not NoneType as 'None'"),
+        ([1, 2], [1 << 70], "ids are integers of 64 bits here, not int as '1180591620717411303424'"),
+        (["1", "2"], [1], "ids are texts here, not int as '1'"),
+        (["1", "2"], np.array([1.5]), "ids are texts here, not float64 as '1.5'"),
+        (["1", "2"], ["1", 2], "ids are texts here, not int as '2'"),
+        (["1", "2"], np.array(["1", None], object), "ids are texts here, not NoneType as 'None'"),
     ],
 )
 def test_ids_of_the_other_type_are_refused(ids, asked, words):

@@ -176,7 +176,11 @@ def test_nan_leaves_a_gap_and_is_never_best(tmp_path, monkeypatch):
     run = write(
         tmp_path / "run", [valid_line(step, score) for step, score in scores.items()] + [train_line(50)], config()
     )
+    for step, loss in ((60, "1e308"), (70, "-1e308"), (80, "1" * 400)):  # of a run that went astray
+        with open(run / "metrics.jsonl", "a") as file:
+            file.write(f'{{"step": {step}, "train/loss": {loss}}}\n')
     command(monkeypatch, run)
+    assert panel(run / "plots.html", "train/loss")["lines"][0]["y"][1:] == [None, None, None]
     assert panel(run / "plots.html", "valid/auc")["lines"][0] == {
         "run": 0, "x": [10, 20, 30, 40], "y": [None, 0.6, None, 0.5], "best": 1,
     }  # fmt: skip

@@ -36,11 +36,15 @@ class Client:
         return response.status, json.loads(text) if "json" in response.headers["content-type"] else text
 
 
+PROGRAM = "import sys; from em3_jax import cli, serve; serve.BODY_SECONDS = float(sys.argv.pop(1)); cli.run(serve.main)"
+
+
 @contextlib.contextmanager
-def serving(folder: Path, *options: str):
-    """(port, process) of a service of the store in `folder`."""
-    command = [sys.executable, "-m", "em3_jax.serve", "--store", str(folder), "--port", "0", "--poll-seconds", "0.05"]
-    with subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+def serving(folder: Path, *options: str, body_seconds: float = 8.0):
+    """(port, process) of a service of the store in `folder`; what it reports stands in its output."""
+    command = [sys.executable, "-c", PROGRAM, str(body_seconds), "--store", str(folder), "--port", "0"]
+    command += ["--poll-seconds", "0.05", *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             line = process.stdout.readline()
             yield int(re.search(r"http://127\.0\.0\.1:(\d+) ", line)[1]), process
@@ -92,7 +96,21 @@ REFUSED = [
     ("/score", ASKED | {"candidates": [1.5]}, 422, "candidates.0: Input should be a valid integer"),
     ("/score", ASKED | {"candidates": [7, None]}, 422, "candidates.1: Input should be a valid integer"),
     ("/score", ASKED | {"candidates": ["7"]}, 422, "ids are integers here"),
-    ("/score", ASKED | {"candidates": [1 << 80]}, 422, "integer"),
+    ("/score", ASKED | {"candidates": [1 << 80]}, 422, "ids are integers of 64 bits here"),
+    (
+        "/score",
+        ASKED | {"candidates": ["7" * 5000]},
+        422,
+        "ids are integers here, not text as '" + "7" * 100 + "'; convert",
+    ),
+    ("/score", ASKED | {"x" * 5000: 1}, 422, "x" * 100 + ": Extra inputs are not permitted"),
+    ("/score", b'{"context": {"slot": ' + b"[" * 99999, 400, "Invalid JSON: recursion limit exceeded"),
+    (
+        "/score",
+        json.dumps(ASKED | {"candidates": [float("nan")]}).encode(),
+        422,
+        "candidates.0: Input should be a valid",
+    ),
     ("/score", ASKED | {"user": True}, 422, "user: Input should be a valid integer"),
     ("/score", ASKED | {"history": {"a": 1}}, 422, "history: Input should be a valid array"),
     ("/score", ASKED | {"context": {"weather": 1}}, 422, "context field 'weather': no such field"),
@@ -101,10 +119,19 @@ REFUSED = [
     ("/score", ASKED | {"context": {"slot": 1 << 80}}, 422, "context field 'slot': has no vocabulary"),
     ("/score", ASKED | {"context": {"slot": {"wet": 1}}}, 422, "context field 'slot': has no vocabulary"),
     ("/score", ASKED | {"history_fields": {"rating": [1]}}, 422, "history field 'rating': 1 values for a history of 3"),
+    (
+        "/score",
+        ASKED | {"history_fields": {"mood": [1, 2, 3]}},
+        422,
+        "history field 'mood': no such field; there are: rating",
+    ),
     ("/score", ASKED | {"candidates": [1] * 100_000}, 422, "candidates: 100,000 ids, at most 50,000 in one request"),
     ("/score", b" " * 10_000_000, 413, "the body has more than 1,048,576 bytes"),
     ("/similar?item=999999999", None, 404, "item 999999999: not in the store"),
     ("/similar?item=x", None, 422, "item: ids are integers here, not 'x'"),
+    ("/similar?item=1_0", None, 422, "item: ids are integers here, not '1_0'"),
+    ("/similar?item=" + "9" * 5000, None, 422, "item: ids are integers here, not '" + "9" * 100 + "'"),
+    ("/similar?item=" + "9" * 30, None, 404, "item " + "9" * 30 + ": not in the store"),
     ("/similar?item=1&count=0", None, 422, "count: Input should be greater than or equal to 1"),
     ("/similar", None, 422, "item: Field required"),
     ("/nothing", None, 404, "Not Found"),
@@ -123,6 +150,37 @@ def test_an_item_without_content_has_no_similar_ones_and_the_wrong_method_is_ref
     status, answer = Client(port)("GET", f"/similar?item={item}")
     assert status == 422 and "has no content to compare" in answer["error"]
     assert Client(port)("GET", "/score") == (405, {"error": "Method Not Allowed"})
+
+
+def test_bodies_in_pieces_and_clients_that_stop_talking(folder):
+    """A body without its length, one that comes slowly, a client that leaves halfway, and one that stalls for good."""
+    body = json.dumps(ASKED).encode()
+    head = b"POST /score HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    chunked = head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    measured = head + b"Content-Length: %d\r\n\r\n" % len(body)
+
+    def sent(*parts: bytes, leave: bool = False) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(0.02)
+            if leave:
+                connection.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+    with serving(folder, body_seconds=0.5) as (port, process):
+        for parts in ([chunked], [measured, *(body[k : k + 20] for k in range(0, len(body), 20))]):
+            answer = sent(*parts)
+            assert answer.startswith(b"HTTP/1.1 200 ") and b'"scores"' in answer
+        sent(measured, body[:9], leave=True)
+        stalled = sent(measured, body[:9])
+        assert stalled.startswith(b"HTTP/1.1 408 ") and b"the body did not come within 0.5 seconds" in stalled
+        assert Client(port)("POST", "/score", ASKED)[0] == 200
+        head = http.client.HTTPConnection("127.0.0.1", port)
+        head.request("HEAD", "/health")
+        assert head.getresponse().status == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0 and process.stdout.read() == "stopped\n"  # no traceback on the way
 
 
 def test_the_largest_request_is_answered(port):

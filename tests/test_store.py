@@ -77,6 +77,8 @@ def damage(version, how):
         path.unlink()
     elif how == "manifest":
         (version.folder / store.MANIFEST).write_text("{")
+    elif how in ("[]", '{"format": 1}'):
+        (version.folder / store.MANIFEST).write_text(how)
     elif how == "format":
         manifest = json.loads((version.folder / store.MANIFEST).read_text())
         (version.folder / store.MANIFEST).write_text(json.dumps(manifest | {"format": 99}))
@@ -89,6 +91,8 @@ def damage(version, how):
         ("changed", "first.npy: its content is not what its manifest says"),
         ("missing", "first.npy: file missing"),
         ("manifest", "manifest.json: not valid JSON"),
+        ("[]", "manifest.json: not a manifest; export again"),
+        ('{"format": 1}', "manifest.json: lacks 'version'; export again"),
         ("format", "store format 99, this program reads 1; export again with it"),
     ],
 )
@@ -102,6 +106,12 @@ def test_no_store(tmp_path):
     assert "no store, it has no file 'current'" in user_error(store.open_current, tmp_path / "none")
     (tmp_path / "current").write_text("0000007")
     assert "0000007" in user_error(store.open_current, tmp_path)
+    for damaged in (b"../../etc", b"\xff\xfe", "\u00b2".encode()):
+        (tmp_path / "current").write_bytes(damaged)
+        assert "current: names no version" in user_error(store.open_current, tmp_path)
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").mkdir()
+    assert "current: cannot be read (Is a directory)" in user_error(store.open_current, tmp_path)
 
 
 def test_a_full_disk_leaves_the_version_that_is_served(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ def make(vectors: np.ndarray, present: np.ndarray, seed: int) -> np.ndarray:
     try:
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise UserError(
             f"scikit-learn cannot be loaded ({error}); install it with `pip install scikit-learn`"
@@ -31,14 +32,20 @@ def make(vectors: np.ndarray, present: np.ndarray, seed: int) -> np.ndarray:
     if len(rows) == 0:
         return result
     points = unit(vectors[rows])  # squared Euclidean distance of unit vectors is twice the cosine distance
+    if np.ptp(points, axis=0).max() < 1e-6:  # all in one place
+        result[rows] = 0.0
+        return result
     points = PCA(min(MOST_COMPONENTS, *points.shape), random_state=seed).fit_transform(points)
-    if len(rows) < LEAST_ITEMS or points.std() < 1e-9:
+    if len(rows) < LEAST_ITEMS:
         flat = np.zeros((len(rows), 2))
         flat[:, : min(2, points.shape[1])] = points[:, :2]
     else:
         perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)
         start = "pca" if points.shape[1] > 1 else "random"
-        flat = TSNE(perplexity=perplexity, init=start, random_state=seed, n_jobs=-1).fit_transform(points)
+        # One thread: its sums are the same on every machine, and threads that wait for each other by spinning are slower
+        # by far where other programs run, 8 times here.
+        with threadpool_limits(1, "openmp"):
+            flat = TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(points)
     flat = flat - flat.mean(axis=0)
     flat = (
         flat @ np.linalg.svd(flat, full_matrices=False)[2].T if len(rows) > 1 else flat

@@ -37,7 +37,7 @@ class Choice(NamedTuple):
 
     def check(self) -> None:
         """Refuses values that mean nothing."""
-        for name, least in (("cold_most", 1), ("neighbours", 1), ("sample", 2)):
+        for name, least in (("cold_most", 1), ("neighbours", 1), ("sample", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 option = name.replace("_", "-")
                 raise UserError(f"--{option} {getattr(self, name)}: give {least} or more")

@@ -344,9 +344,10 @@ def gather_content(feature_sets: tuple[FeatureSet, ...], items: np.ndarray) -> B
     """{"tokens", "tokens_mask"} of the items [S], by feature set; {} without any."""
     if not feature_sets:
         return {}
+    found = {features.name: features.of_items(items) for features in feature_sets}
     return {
-        "tokens": {features.name: features.tokens[items] for features in feature_sets},
-        "tokens_mask": {features.name: features.mask[items] for features in feature_sets},
+        "tokens": {name: tokens for name, (tokens, _) in found.items()},
+        "tokens_mask": {name: mask for name, (_, mask) in found.items()},
     }
 
 

@@ -6,6 +6,7 @@ from em3_jax.data.format import MAX_EVENT_VOCABULARY, NOT_PART, SPLITS, Dataset
 from em3_jax.types import UserError
 
 _CHUNK = 1 << 22
+_CACHED = 1 << 19  # numbers that stay in a processor's cache between two looks
 
 
 def _first(bad: np.ndarray) -> int | None:
@@ -22,6 +23,16 @@ def _check_range(name: str, array: np.ndarray, low: int, high: int) -> None:
             raise UserError(
                 f"{name}.npy row {start + row}: value {block[row]} is out of range [{low}, {high}); mend the source"
             )
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether all numbers of an array are finite, by their bits: numpy takes ten times as long to see it of halves."""
+    bits = np.dtype(f"u{array.dtype.itemsize}")
+    infinity = np.array(np.inf, array.dtype).view(bits)
+    magnitude = bits.type(np.iinfo(bits).max >> 1)  # all but the sign
+    step = max(1, _CACHED // max(1, array[:1].size))
+    blocks = (array[start : start + step].view(bits) & magnitude for start in range(0, len(array), step))
+    return all(block.max(initial=0) < infinity for block in blocks)
 
 
 def first_not_finite(tokens: np.ndarray) -> int | None:

@@ -116,6 +116,12 @@ class FeatureSet:
         """Whether it holds what an encoder is yet to see: the pixels or token ids of all items."""
         return "raw" in self.manifest
 
+    def of_items(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens [n, N, D], mask [n, N]) of items [n]; of a run of items as they lie in the files, without a copy."""
+        if len(items) and items[-1] - items[0] == len(items) - 1 and (np.diff(items) == 1).all():
+            items = slice(items[0], items[-1] + 1)
+        return self.tokens[items], self.mask[items]
+
     def describe(self) -> str:
         """What it is, in a line."""
         items, count, width = self.tokens.shape

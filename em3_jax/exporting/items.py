@@ -5,42 +5,40 @@ Letters: I items, n some of them, W width.
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import xxhash
 from tqdm import tqdm
 
-from em3_jax import embeddings, store
+from em3_jax import embeddings, step, store, tasks
 from em3_jax.data.catalogue import CataloguePass
 from em3_jax.data.format import FeatureSet
-from em3_jax.data.pipeline import batches
 from em3_jax.experiment import Experiment
 from em3_jax.exporting.model import original_ids
 from em3_jax.id_index import IdIndex
+from em3_jax.placement import Features
 from em3_jax.processes import Interrupts
-from em3_jax.types import State, UserError
+from em3_jax.types import Batch, State, UserError
 
 SAVE_SECONDS = 5.0
 
 
-def digests(feature_sets: list[FeatureSet], items: np.ndarray) -> np.ndarray:
+def digests(feature_sets: Sequence[FeatureSet], items: np.ndarray) -> np.ndarray:
     """[n, 2] u64 hashes (XXH3, 128 bits) of the content of ascending items [n]: all bytes of their tokens and masks."""
-    found = np.empty((len(items), 16), np.uint8)
-    if len(items) and items[-1] - items[0] + 1 == len(items):  # as they lie, without a copy
-        items = slice(items[0], items[-1] + 1)
-    parts = [
-        np.ascontiguousarray(part[items]) for features in feature_sets for part in (features.tokens, features.mask)
-    ]
-    parts = [part.reshape(len(found), -1).view(np.uint8) for part in parts]
-    for k in range(len(found)):
-        digest = xxhash.xxh3_128()
-        for part in parts:
-            digest.update(part[k])
-        found[k] = np.frombuffer(digest.digest(), np.uint8)
-    return found.view(np.uint64)
+    pieces = []
+    for features in feature_sets:
+        tokens, mask = (np.ascontiguousarray(part).reshape(len(items), -1) for part in features.of_items(items))
+        pieces += [_hashed(tokens.view(np.uint8)), mask.view(np.uint8)]
+    return _hashed(np.concatenate(pieces, axis=1)).view(np.uint64)
+
+
+def _hashed(rows: np.ndarray) -> np.ndarray:
+    """[n, 16] u8 hashes of contiguous rows [n, b] u8: one call a row, for in calls most of the time would go."""
+    return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, rows)), np.uint8).reshape(len(rows), 16)
 
 
 class Encoded(NamedTuple):
@@ -62,7 +60,8 @@ def encode_items(
       reusable: an earlier version of the same model, from which items with the same content are taken.
     """
     items, sets = parts.dataset.num_items, parts.feature_sets
-    nothing = {name: np.asarray(one[0]) for name, one in parts.lookup(state, _nothing_known(parts)).items()}
+    lookup = _lookup(parts, state)
+    nothing = {name: np.asarray(one[0]) for name, one in lookup(_nothing_known(parts, batch_size)).items()}
     widths = {name: len(one) for name, one in nothing.items()}
     vectors = {
         name: store.array_file(folder, f"looked_up.{name}", (items + 1, width), dtype) for name, width in widths.items()
@@ -75,7 +74,8 @@ def encode_items(
         todo = np.arange(items) if reusable is None else _take_over(reusable, parts, vectors, digest)
         count = len(todo)
         if count:
-            _encode(folder, parts, state, todo, batch_size, vectors, digest)
+            source = CataloguePass(todo, batch_size, () if parts.constants else tuple(sets))
+            _encode(folder, lookup, source, sets, vectors, digest)
     for name, one in nothing.items():
         vectors[name][items] = one
     for name, array in vectors.items():
@@ -89,34 +89,57 @@ def encode_items(
     return Encoded(count, widths)
 
 
+def _lookup(parts: Experiment, state: State) -> Callable[[Batch], dict[str, jax.Array]]:
+    """Batch -> {name: [B, W]} what is looked up of its items, whose tokens come with it or lie on the device, standardised.
+
+    Tokens are standardised where the run does it, once in tables or in each step: what is computed of another number of items, or
+    fused with something else, differs in the last bit. From tables they are taken by a program of their own, so that the other,
+    which takes long to compile, is the same for items without content.
+    """
+    task = parts.task._replace(inputs=tasks.given) if parts.constants else parts.task
+    program = step.make_apply(task, task.lookup, parts.mesh)
+
+    @jax.jit
+    def content(tables: Features, batch: Batch) -> Batch:
+        inputs = tasks.gathered(None, tables, batch)
+        return batch | {"tokens": inputs.tokens, "tokens_mask": inputs.tokens_mask}
+
+    def lookup(batch: Batch) -> dict[str, jax.Array]:
+        batch = parts.place(batch)
+        if parts.constants and "tokens" not in batch:
+            batch = content(parts.constants, batch)
+        return program(state.params, state.tables, state.memory, {}, batch)
+
+    return lookup
+
+
 def _encode(
     folder: Path,
-    parts: Experiment,
-    state: State,
-    todo: np.ndarray,
-    batch_size: int,
+    lookup: Callable,
+    source: CataloguePass,
+    feature_sets: Sequence[FeatureSet],
     vectors: dict[str, np.ndarray],
     digest: np.ndarray,
 ) -> None:
-    """Encodes the items `todo` [n], from the batch on that progress.json names."""
-    source = CataloguePass(todo, batch_size, () if parts.constants else tuple(parts.feature_sets))
+    """Encodes the items of `source`, from the batch on that progress.json names."""
+    todo, batch_size = source.rows, source.batch_size
     progress = folder / "progress.json"
     done = json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else 0
     saved = time.monotonic()
-    waiting: list[tuple[np.ndarray, dict[str, jax.Array]]] = []  # so that the devices compute while results are stored
+    waiting: list[tuple[np.ndarray, dict[str, jax.Array]]] = []  # so that the devices compute while others are hashed
 
     def keep(most: int) -> None:
         while len(waiting) > most:
             members, found = waiting.pop(0)
             for name, one in found.items():
                 vectors[name][members] = np.asarray(one)[: len(members)]
-            digest[members] = digests(parts.feature_sets, members)
 
     bar = tqdm(total=len(todo), initial=min(done * batch_size, len(todo)), unit=" items", desc="encoding")
     with bar, Interrupts() as interrupts:
-        for k, batch in enumerate(batches(source, start=done, place=parts.place), start=done):
+        for k in range(done, len(source)):
             members = todo[k * batch_size : (k + 1) * batch_size]
-            waiting.append((members, parts.lookup(state, batch)))
+            digest[members] = digests(feature_sets, members)  # reads them from the disk, if that has to be
+            waiting.append((members, lookup(source[k])))
             keep(most=2)
             bar.update(len(members))
             if interrupts.received or time.monotonic() - saved > SAVE_SECONDS:
@@ -135,11 +158,12 @@ def _save(progress: Path, arrays: list[np.ndarray], count: int) -> None:
     store.write_json(progress, count)
 
 
-def _nothing_known(parts: Experiment) -> dict[str, Any]:
-    """A batch of one item without any content."""
-    tokens = {f.name: np.zeros((1, *f.tokens.shape[1:]), f.tokens.dtype) for f in parts.feature_sets}
-    masks = {f.name: np.zeros((1, f.tokens.shape[1]), bool) for f in parts.feature_sets}
-    batch = {"item_id": np.zeros(1, np.int32), "item_mask": np.zeros(1, bool)}
+def _nothing_known(parts: Experiment, size: int) -> Batch:
+    """A batch of items without any content, of the same shapes as those of other items: one program encodes both."""
+    shapes = {features.name: features.tokens.shape[1:] for features in parts.feature_sets}
+    tokens = {f.name: np.zeros((size, *shapes[f.name]), f.tokens.dtype) for f in parts.feature_sets}
+    masks = {name: np.zeros((size, shape[0]), bool) for name, shape in shapes.items()}
+    batch = {"item_id": np.zeros(size, np.int32), "item_mask": np.zeros(size, bool)}
     return batch | ({"tokens": tokens, "tokens_mask": masks} if tokens else {})
 
 

@@ -66,6 +66,11 @@ def gathered(rows: jax.Array | None, features: Mapping[str, tuple[jax.Array, jax
     return Inputs(rows, tokens, masks, batch)
 
 
+def given(rows: jax.Array | None, features: None, batch: Batch) -> Inputs:
+    """Inputs whose content tokens come with the batch and are standardised already."""
+    return Inputs(rows, batch.get("tokens", {}), batch.get("tokens_mask", {}), batch)
+
+
 class Task(NamedTuple):
     """A task.
 

@@ -32,18 +32,21 @@ function make(tag, { style, ...settings } = {}, ...children) {
   return element;
 }
 
-const initials = (title) =>
-  (title.match(/[\p{L}\p{N}]+/gu) || ["·"])
-    .slice(0, 2)
-    .map((word) => [...word][0].toUpperCase())
-    .join("");
+// In place of a picture: the first letters of a title, or the id where there is no title.
+const initials = (item) =>
+  data.titles[item] === `item ${data.ids[item]}`
+    ? [...data.ids[item]].slice(0, 6).join("")
+    : (data.titles[item].match(/[\p{L}\p{N}]+/gu) || ["·"])
+        .slice(0, 2)
+        .map((word) => [...word][0].toUpperCase())
+        .join("");
 const shot = (item) =>
   make(
     "span",
     { class: "shot", "aria-hidden": "true" },
     pictures[item]
       ? make("img", { src: `data:image/jpeg;base64,${pictures[item]}`, alt: "", decoding: "async" })
-      : initials(data.titles[item]),
+      : initials(item),
   );
 const wordsOf = (field, item) =>
   field.words
