@@ -26,7 +26,14 @@ def get_config(arg: str = ""):
     config.mesh.by_rows = ("tables/.*", "memory/.*")
     config.model = ConfigDict(
         {
-            "encoder": {"width": 64, "layers": 2, "heads": 4, "mlp_width": 128, "output": 64},
+            "encoder": {
+                "width": 64,
+                "layers": 2,
+                "heads": 4,
+                "mlp_width": 128,
+                "output": 64,
+                "means": True,  # the representation reads the mean of each feature set beside the class token
+            },
             # Side of picture patches; text field -> how many of its tokens are read.
             "layout": {"patch": 8, "lengths": {}},
             # Raw feature set -> folder of a converted encoder that reads it first.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from em3_jax.models.encoders.bert import Layer
 
@@ -45,6 +46,7 @@ class EncoderSettings(NamedTuple):
     Attributes:
       width: D of the transformer; layers, heads, mlp_width: of it.
       output: width of the representation.
+      means: whether it reads, beside the class token, the mean of each feature set's tokens as they come in.
     """
 
     width: int
@@ -52,6 +54,7 @@ class EncoderSettings(NamedTuple):
     heads: int
     mlp_width: int
     output: int
+    means: bool = False
 
 
 # With 0.02, which suits the widths of BERT, all class tokens come out alike at 64, and no loss finds a way out of that.
@@ -60,8 +63,26 @@ _word_init = nn.initializers.normal(0.1)
 _place_init = nn.initializers.normal(0.05)
 
 
+def _means(x: jax.Array, mask: jax.Array, sets: list[int]) -> list[jax.Array]:
+    """Of each feature set [B, D]: the mean of its valid tokens, zeros without any.
+
+    Args:
+      x, mask: [B, N, D], [B, N] bool.
+      sets: number of the set of each of the N tokens; -1 = of none.
+    """
+    means = []
+    for number in range(max(sets) + 1):
+        own = mask & (np.array(sets) == number)
+        total = jnp.einsum("bn,bnd->bd", own.astype(x.dtype), x)
+        means.append(total / jnp.maximum(own.sum(axis=1, keepdims=True), 1))
+    return means
+
+
 class FieldEncoder(nn.Module):
-    """One representation [B, output] of an item: the state of its class token.
+    """One representation [B, output] of an item: the state of its class token and, with `means`, each feature set's mean token.
+
+    A class token alone can lose what no click has asked for: clicks depend on products of a candidate and a history that the same
+    encoder has made, and where neither shows a direction, neither gets a gradient along it. Means keep a way to all content.
 
     Every token is the sum of what it is, its position and the type of its field; a separator opens each field after the first one
     of a text. Post-norm transformer as BERT's, without dropout. An item without any content gets the representation of that.
@@ -85,19 +106,21 @@ class FieldEncoder(nn.Module):
         s, batch = self.settings, len(next(iter(tokens.values())))
         # At zero, the class token is at first the mean of what it attends to and nothing that all items share.
         cls = self.param("cls", nn.initializers.zeros, (s.width,))
-        states, masks = [jnp.broadcast_to(cls, (batch, 1, s.width))], [jnp.ones((batch, 1), bool)]
-        for name, layout in self.layouts:
+        states, masks, sets = [jnp.broadcast_to(cls, (batch, 1, s.width))], [jnp.ones((batch, 1), bool)], [-1]
+        for number, (name, layout) in enumerate(self.layouts):
             read = {TextLayout: self._text, ImageLayout: self._image, VectorLayout: self._vectors}[type(layout)]
             for state, valid in read(name, layout, tokens[name], mask[name]):
                 states.append(state)
                 masks.append(valid)
+                sets += [number] * state.shape[1]
         x, mask = jnp.concatenate(states, axis=1), jnp.concatenate(masks, axis=1)  # [B, N, D], [B, N]
         x = nn.LayerNorm(name="embedding_norm")(x.reshape(-1, s.width))
+        means = _means(x.reshape(*mask.shape, -1), mask, sets) if s.means else []
         for k in range(s.layers):
             # Of the last layer the class token is read, and nothing else is computed.
             last = k == s.layers - 1
             x = Layer(s.heads, s.mlp_width, 1e-6, nn.gelu, x.dtype, _dense_init, last, name=f"layer{k}")(x, mask)
-        return nn.Dense(s.output, name="output")(x)
+        return nn.Dense(s.output, name="output")(jnp.concatenate([x, *means], axis=1))
 
     def _placed(self, name: str, x: jax.Array) -> jax.Array:
         """Tokens [B, N, D] of a field with their positions and the field's type."""
