@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tensorboardX
 from tqdm import tqdm
 
 from em3_jax import trees
@@ -37,7 +36,7 @@ class MetricWriter:
                     kept.append(line + "\n")
         self._path.write_text("".join(kept), encoding="utf-8")
         self._file = open(self._path, "a", encoding="utf-8")
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._tensorboard = _tensorboard().SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step} | values) + "\n")
@@ -49,6 +48,19 @@ class MetricWriter:
     def close(self) -> None:
         self._file.close()
         self._tensorboard.close()
+
+
+def _tensorboard():
+    """tensorboardX without torch, which it imports where that is installed: 2.5 s of every start, for type annotations alone."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None
+    try:
+        import tensorboardX
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return tensorboardX
 
 
 class NoWriter:

@@ -1,5 +1,6 @@
 """A run's folder: which config, dataset and program it belongs to."""
 
+import contextlib
 import importlib.metadata
 import json
 import subprocess
@@ -159,11 +160,11 @@ def check_same(
 
 
 def _versions() -> dict[str, str]:
-    return {p: importlib.metadata.version(p) for p in PACKAGES if p in _installed()}
-
-
-def _installed() -> set[str]:
-    return {d.metadata["Name"] for d in importlib.metadata.distributions()}
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def commit() -> str | None:

@@ -7,14 +7,56 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CHROMIUM = Path("/usr/bin/chromium")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import jax
 import pytest
 
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.synthetic import synthetic
 from em3_jax.types import UserError
 from tests.tiny import Tiny, write_tiny
+
+# Tests spend most of their time compiling; without LLVM's optimisation it is a third. What XLA makes of a program is the same
+# (fusions, memory, collectives), its arithmetic too, but not always the last bit. So it is for modules that look at runs, files,
+# messages and formulas; not for those that hold two different programs to the same bits, measure, or test how close floats come.
+QUICKLY_COMPILED = {
+    "test_analyze",
+    "test_backbones",
+    "test_chunks",
+    "test_export",
+    "test_growth",
+    "test_merge",
+    "test_models",
+    "test_online",
+    "test_parts",
+    "test_planted_orders",
+    "test_plot",
+    "test_pretraining",
+    "test_processes",
+    "test_propagation",
+    "test_raw",
+    "test_raw_sets",
+    "test_raw_to_score",
+    "test_reproduce",
+    "test_reproduce_lemur",
+    "test_reproduce_retrieval",
+    "test_retrieval",
+    "test_serve",
+    "test_sharding",
+    "test_train",
+    "test_variants",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def code_generation(request):
+    """Chooses how much LLVM optimises the programs of a module and of the processes it starts."""
+    quick = request.path.stem in QUICKLY_COMPILED
+    if quick != jax.config.read("jax_disable_most_optimizations"):
+        jax.clear_caches()  # of functions that modules share
+        jax.config.update("jax_disable_most_optimizations", quick)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
 
 
 @pytest.fixture(scope="session")

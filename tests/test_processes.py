@@ -24,8 +24,23 @@ def free_port() -> int:
         return bound.getsockname()[1]
 
 
-def start(config: dict, workdir, number: int, port: int, *options: str) -> subprocess.Popen:
-    """`train.py` of a resolved config, as number `number` of two processes."""
+@pytest.fixture
+def start():
+    """Starts `train.py` of a resolved config, as number `number` of two processes; none outlives its test."""
+    started = []
+
+    def run(config: dict, workdir, number: int, port: int, *options: str) -> subprocess.Popen:
+        started.append(_process(config, workdir, number, port, *options))
+        return started[-1]
+
+    yield run
+    for process in started:
+        if process.poll() is None:  # the test has failed
+            subprocess.run(["pkill", "-KILL", "-P", str(process.pid)])
+            process.kill()
+
+
+def _process(config: dict, workdir, number: int, port: int, *options: str) -> subprocess.Popen:
     file = workdir.parent / "config.py"
     file.write_text(
         "import json\nfrom ml_collections import ConfigDict\n"
@@ -77,7 +92,7 @@ def longer(config: dict, epochs: float) -> dict:
     return config | {"train": config["train"] | {"epochs": epochs}}
 
 
-def test_two_processes_train_as_one_does_and_each_goes_on_from_the_other(config, tmp_path):
+def test_two_processes_train_as_one_does_and_each_goes_on_from_the_other(config, start, tmp_path):
     alone, run = tmp_path / "alone", tmp_path / "run"
     train.train(longer(config, 0.6), alone)
     port = free_port()
@@ -92,7 +107,7 @@ def test_two_processes_train_as_one_does_and_each_goes_on_from_the_other(config,
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_process_ends_the_other_with_a_message_and_the_run_goes_on(config, tmp_path, lost):
+def test_a_lost_process_ends_the_other_with_a_message_and_the_run_goes_on(config, start, tmp_path, lost):
     run, port = tmp_path / "run", free_port()
     both = [start(longer(config, 50), run, number, port) for number in range(2)]
     wait_for(run / "checkpoints" / "latest" / "10")
@@ -107,7 +122,7 @@ def test_a_lost_process_ends_the_other_with_a_message_and_the_run_goes_on(config
     assert train.train(longer(config, (kept + 5) / 100), run)["step"] == kept + 5
 
 
-def test_a_signal_to_one_process_saves_and_ends_both(config, tmp_path):
+def test_a_signal_to_one_process_saves_and_ends_both(config, start, tmp_path):
     run, port = tmp_path / "run", free_port()
     both = [start(longer(config, 50), run, number, port) for number in range(2)]
     wait_for(run / "checkpoints" / "latest" / "10")
@@ -116,7 +131,7 @@ def test_a_signal_to_one_process_saves_and_ends_both(config, tmp_path):
     assert first == second == 128 + signal.SIGTERM and "saved step" in out
 
 
-def test_processes_with_different_configs_are_refused(config, tmp_path):
+def test_processes_with_different_configs_are_refused(config, start, tmp_path):
     port = free_port()
     both = (start(config, tmp_path / "run", k, port, f"--config.optim.learning_rate={k + 1}e-3") for k in range(2))
     for code, _, line in ends(*both):
@@ -125,7 +140,7 @@ def test_processes_with_different_configs_are_refused(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_coordinator_that_does_not_answer_is_given_up(config, tmp_path):
+def test_a_coordinator_that_does_not_answer_is_given_up(config, start, tmp_path):
     [(code, _, line)] = ends(start(config, tmp_path / "run", 1, free_port(), "--config.mesh.connect_seconds=2"))
     assert code == 2
     assert line.startswith("error: process 1 of 2: not all processes met at config.mesh.coordinator=127.0.0.1:")

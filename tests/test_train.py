@@ -137,19 +137,6 @@ def check_same_run(planted, one, other) -> None:
     assert records(one) == records(other)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_several_steps_a_dispatch_are_the_single_steps_bit_for_bit(planted, finished, tmp_path, size):
-    """Windows end groups: of 2 steps, so that groups of 2 fill them, and those of 3 are never whole.
-
-    The state is meant: of what a log line reports, such as a norm over all rows, the sum may be rounded otherwise.
-    """
-    train.train(small(planted, train__steps_per_dispatch=size), tmp_path)
-    check_same_state(planted, finished, tmp_path)
-    for one, other in zip(records(finished), records(tmp_path), strict=True):
-        assert one.keys() == other.keys()
-        np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-6)
-
-
 def test_no_steps_a_dispatch_are_refused(planted, tmp_path):
     with pytest.raises(UserError, match=r"config\.train\.steps_per_dispatch=0; give 1 or more"):
         train.train(small(planted, train__steps_per_dispatch=0), tmp_path)
