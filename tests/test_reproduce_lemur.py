@@ -19,10 +19,7 @@ CHANGES = {
     "train.epochs": 0.2,
     "train.log_every": 2,
     # What the baseline has not: it goes without.
-    "model.encoder.width": 8,
-    "model.encoder.layers": 1,
     "model.encoder.heads": 2,
-    "model.encoder.output": 6,
 }
 
 
@@ -57,7 +54,7 @@ def test_every_row_has_a_run_that_builds(planted, tmp_path):
     jobs = runs.make_jobs(table.runs, config=CONFIG, changes=CHANGES, data=planted.root, seeds=1, root=tmp_path)
     assert jobs["two_stage-0"].needs == ("contrast_only-0",)
     assert (
-        jobs["two_stage-0"].config["model"]["encoder"]["width"] == 8
+        jobs["two_stage-0"].config["model"]["encoder"]["heads"] == 2
         and "encoder" not in jobs["id_only-0"].config["model"]
     )
     for job in jobs.values():
