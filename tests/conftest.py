@@ -18,8 +18,9 @@ from em3_jax.types import UserError
 from tests.tiny import Tiny, write_tiny
 
 # Tests spend most of their time compiling; without LLVM's optimisation it is a third. What XLA makes of a program is the same
-# (fusions, memory, collectives), its arithmetic too, but not always the last bit. So it is for modules that look at runs, files,
-# messages and formulas; not for those that hold two different programs to the same bits, measure, or test how close floats come.
+# (fusions, memory, collectives), its arithmetic too, but not always the last bit; and it runs three times as long. So it is for
+# modules that look at runs, files, messages and formulas; not for those that train long, measure, hold two different programs
+# to the same bits, or test how close floats come.
 QUICKLY_COMPILED = {
     "test_analyze",
     "test_backbones",
@@ -30,7 +31,6 @@ QUICKLY_COMPILED = {
     "test_models",
     "test_online",
     "test_parts",
-    "test_planted_orders",
     "test_plot",
     "test_pretraining",
     "test_processes",
