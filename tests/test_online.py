@@ -26,7 +26,7 @@ SMALL = {
     "data.batch_size": 128,
     "data.history_length": 12,
     "data.features": ("image", "text"),
-    "model.encoder": {"width": 8, "layers": 1, "heads": 2, "mlp_width": 8, "output": 6},
+    "model.encoder": {"width": 8, "layers": 1, "heads": 2, "mlp_width": 8, "output": 6, "means": True},
     "model.short_history": 5,
     "model.backbone_settings.hidden": (8,),
     "model.decoder_hidden": 8,
