@@ -43,7 +43,6 @@ QUICKLY_COMPILED = {
     "test_reproduce_retrieval",
     "test_retrieval",
     "test_serve",
-    "test_sharding",
     "test_train",
     "test_variants",
 }
