@@ -29,7 +29,7 @@ def on_eight_devices(*command: str) -> dict | list:
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -48,7 +48,9 @@ def check_equal(results: list[dict]) -> None:
             for name, value in one[
                 step
             ].items():  # scalars as they are, leaves of the state as the distance from those of `one`
-                assert other[step][name] == pytest.approx(value, rel=tolerance, abs=tolerance), (step, name)
+                # Reported and no part of the loss: on some processors the logarithm of a vector and of its rest differ by 1e-5.
+                bound = 1e-4 if name == "content_attention_entropy" else tolerance
+                assert other[step][name] == pytest.approx(value, rel=bound, abs=bound), (step, name)
 
 
 def ranking_config(root) -> dict:
