@@ -48,8 +48,9 @@ def on_mesh(
     fresh, random = parts.init(), np.random.default_rng(0)
 
     def value(leaf: jax.Array) -> jax.Array:
-        # Of the size that training has: large parameters would make rounding visible. None negative, as optimizer slots are.
-        drawn = np.abs(random.normal(0.0, 0.1, leaf.shape)).astype(leaf.dtype)
+        # Of the size that training has: large parameters would make rounding visible, most of all in a softmax, whose scores they
+        # enter several times over. None negative, as optimizer slots are.
+        drawn = np.abs(random.normal(0.0, 0.05, leaf.shape)).astype(leaf.dtype)
         return jax.device_put(drawn, leaf.sharding)
 
     state = jax.tree.map(value, fresh).replace(step=fresh.step)

@@ -48,9 +48,7 @@ def check_equal(results: list[dict]) -> None:
             for name, value in one[
                 step
             ].items():  # scalars as they are, leaves of the state as the distance from those of `one`
-                # Reported and no part of the loss: on some processors the logarithm of a vector and of its rest differ by 1e-5.
-                bound = 1e-4 if name == "content_attention_entropy" else tolerance
-                assert other[step][name] == pytest.approx(value, rel=bound, abs=bound), (step, name)
+                assert other[step][name] == pytest.approx(value, rel=tolerance, abs=tolerance), (step, name)
 
 
 def ranking_config(root) -> dict:
