@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 _WIDEST = 8
-_FEWEST_GROUPS = 2
+FEWEST_GROUPS = 2  # see `models.retrieval.propagation.product`
 
 
 class Entries(NamedTuple):
@@ -63,7 +63,7 @@ def group_width(entries: int, nodes: int) -> int:
 
 def most_groups(entries: int, width: int) -> int:
     """A bound on the further groups of any matrix of so many entries: before each, its row has filled a group."""
-    return max(entries // width, _FEWEST_GROUPS)
+    return max(entries // width, FEWEST_GROUPS)
 
 
 def grouped(entries: Entries, nodes: int, *, width: int, groups: int | None = None) -> Adjacency:
@@ -79,7 +79,7 @@ def grouped(entries: Entries, nodes: int, *, width: int, groups: int | None = No
     degree = np.bincount(receiver, minlength=nodes)
     further = np.maximum(-(-degree // width) - 1, 0)  # groups of each row after its first
     if groups is None:
-        groups = max(int(further.sum()), _FEWEST_GROUPS)
+        groups = max(int(further.sum()), FEWEST_GROUPS)
     within = np.arange(len(receiver)) - (np.cumsum(degree) - degree)[receiver]
     # Groups lie one after the other: the first ones of all rows, then the further ones row by row.
     number = (nodes - 1 + np.cumsum(further) - further)[receiver] + within // width

@@ -129,6 +129,17 @@ class Layer(nn.Module):
         return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="mlp_norm")(x + hidden)
 
 
+def _softmax_mean(equation: str, logits: jax.Array, mask: jax.Array, values: jax.Array) -> jax.Array:
+    """einsum of the softmax of logits over the valid tokens, the last axis, and values; in their dtype, the softmax in float32.
+
+    Divided after the product: one pass less over [L, L]. On CPU attention takes 0.4 of the time of jax.nn.dot_product_attention.
+    """
+    logits += jnp.where(mask, 0.0, -1e9)
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    total = jnp.einsum(equation, weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (total / weights.sum(axis=-1, keepdims=True)).astype(values.dtype)
+
+
 class SelfAttention(nn.Module):
     """[B * L, D] -> [B * L, D]: softmax(q k^T / sqrt(D / H)) v over the valid tokens; softmax in float32."""
 
@@ -147,13 +158,7 @@ class SelfAttention(nn.Module):
 
         query, key, value = split("query") * (width // self.heads) ** -0.5, split("key"), split("value")
         logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-        logits += jnp.where(mask, 0.0, -1e9)[:, None, None, :]
-        # The softmax is divided after the product: one pass less over [L, L]. On CPU, all of this takes 0.4 of the time of
-        # jax.nn.dot_product_attention.
-        weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-        attended = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(self.dtype), value, preferred_element_type=jnp.float32)
-        attended = (attended / weights.sum(axis=-1, keepdims=True)).astype(self.dtype)
-        attended = attended.transpose(0, 2, 1, 3)
+        attended = _softmax_mean("bhqk,bhkd->bhqd", logits, mask[:, None, None], value).transpose(0, 2, 1, 3)
         return _dense(width, self.dtype, "out", self.kernel_init)(attended.reshape(batch * length, width))
 
 
@@ -180,10 +185,7 @@ class FirstTokenAttention(nn.Module):
         query = _dense(width, self.dtype, "query", self.kernel_init)(tokens[:, 0]) * (width // self.heads) ** -0.5
         query = jnp.einsum("bhd,whd->bhw", query.reshape(batch, self.heads, -1), key)
         logits = jnp.einsum("bhw,blw->bhl", query, tokens, preferred_element_type=jnp.float32)
-        logits += jnp.where(mask, 0.0, -1e9)[:, None]
-        weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-        attended = jnp.einsum("bhl,blw->bhw", weights.astype(self.dtype), tokens, preferred_element_type=jnp.float32)
-        attended = (attended / weights.sum(axis=-1, keepdims=True)).astype(self.dtype)
+        attended = _softmax_mean("bhl,blw->bhw", logits, mask[:, None], tokens)
         attended = jnp.einsum("bhw,whd->bhd", attended, value).reshape(batch, width) + value_bias
         return _dense(width, self.dtype, "out", self.kernel_init)(attended)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from em3_jax.models.retrieval import Graphs
 from em3_jax.models.retrieval.common import Projections, need_features, pairwise_loss, rows_of, squares, unit, xavier
 from em3_jax.models.retrieval.propagation import along_items, layer_mean, product
-from em3_jax.sparse import Adjacency
+from em3_jax.sparse import FEWEST_GROUPS, Adjacency
 
 _BLOCK = 512  # rows of the similarity matrix at once
 _CHUNK = 32  # of its columns
@@ -91,8 +91,8 @@ def learnt_graph(x: jax.Array, neighbours: int) -> Adjacency:
     degree = weight.sum(axis=1)
     scale = jnp.where(degree > 0, jax.lax.rsqrt(jnp.where(degree > 0, degree, 1.0)), 0.0)
     weight = weight * scale[:, None] * scale[sender]
-    padding = jnp.zeros_like(sender[:2])
-    return Adjacency(sender, weight, jnp.full(2, len(x), jnp.int32), padding, padding.astype(weight.dtype))
+    padding = jnp.zeros((FEWEST_GROUPS, neighbours), jnp.int32)
+    return Adjacency(sender, weight, jnp.full(FEWEST_GROUPS, len(x), jnp.int32), padding, padding.astype(weight.dtype))
 
 
 def nearest(x: jax.Array, count: int) -> jax.Array:
