@@ -7,7 +7,9 @@ the rows of its tables belong to. Orbax writes beside the final place and rename
 older checkpoints untouched.
 """
 
+import contextlib
 import errno
+import functools
 import logging
 import shutil
 import warnings
@@ -23,6 +25,7 @@ from em3_jax import trees, workdir
 from em3_jax.types import State, UserError
 
 KEEP_LATEST = 2
+_LOOKS = 20
 
 
 class Checkpoints:
@@ -46,7 +49,11 @@ class Checkpoints:
         keep = KEEP_LATEST if kind == "latest" else 1
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "notes": ocp.JsonCheckpointHandler()}
-        return ocp.CheckpointManager(self._root / kind, options=options, item_handlers=handlers)
+        look = functools.partial(ocp.CheckpointManager, self._root / kind, options=options, item_handlers=handlers)
+        for _ in range(_LOOKS):  # a run that still trains may replace a checkpoint that was just listed
+            with contextlib.suppress(FileNotFoundError):
+                return look()
+        return look()
 
     def steps(self, kind: str) -> list[int]:
         """Steps that have a complete checkpoint, oldest first."""

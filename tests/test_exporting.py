@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from em3_jax import experiment, export, store, workdir
+from em3_jax import checkpoint, experiment, export, store, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.catalogue import CataloguePass
 from em3_jax.data.checks import all_finite
@@ -121,3 +121,17 @@ def test_what_an_export_left_that_cannot_be_read_is_begun_afresh(fresh, tmp_path
     assert "--checkpoint \u00b2: give best, newest" in user_error(
         export.export, run, tmp_path, PLAIN._replace(checkpoint="\u00b2")
     )
+
+
+def test_a_checkpoint_that_training_replaces_while_it_is_listed_is_not_missed(fresh, monkeypatch):
+    run, listed = fresh("host"), []
+    metrics = checkpoint.ocp.CheckpointManager.metrics
+
+    def replaced_the_first_time(manager, step):
+        listed.append(step)
+        if len(listed) == 1:
+            raise FileNotFoundError(step)
+        return metrics(manager, step)
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "metrics", replaced_the_first_time)
+    assert Checkpoints(run).steps("best") == [0] and len(listed) == 2

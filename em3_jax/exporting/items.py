@@ -60,9 +60,8 @@ def encode_items(
       reusable: an earlier version of the same model, from which items with the same content are taken.
     """
     items, sets = parts.dataset.num_items, parts.feature_sets
-    lookup = _lookup(parts, state)
-    nothing = {name: np.asarray(one[0]) for name, one in lookup(_nothing_known(parts, batch_size)).items()}
-    widths = {name: len(one) for name, one in nothing.items()}
+    lookup, nothing = _lookup(parts, state), _nothing_known(parts, batch_size)
+    widths = {name: one.shape[1] for name, one in jax.eval_shape(lookup, nothing).items()}
     vectors = {
         name: store.array_file(folder, f"looked_up.{name}", (items + 1, width), dtype) for name, width in widths.items()
     }
@@ -76,8 +75,9 @@ def encode_items(
         if count:
             source = CataloguePass(todo, batch_size, () if parts.constants else tuple(sets))
             _encode(folder, lookup, source, sets, vectors, digest)
-    for name, one in nothing.items():
-        vectors[name][items] = one
+    if reusable is None:
+        for name, one in lookup(nothing).items():
+            vectors[name][items] = np.asarray(one)[0]
     for name, array in vectors.items():
         for start in range(0, items, 4096):
             if not np.isfinite(array[start : start + 4096]).all():
@@ -168,7 +168,7 @@ def _nothing_known(parts: Experiment, size: int) -> Batch:
 
 
 def _take_over(reusable: store.Version, parts: Experiment, vectors: dict, digest: np.ndarray) -> np.ndarray:
-    """Copies the vectors of items whose content is as it was; returns the others [n]."""
+    """Copies the vectors of items whose content is as it was, and of unknown ones; returns the others [n]."""
     facts = reusable.manifest["serving"]
     index = IdIndex(reusable["item_words"], reusable["item_slots"], facts["item_ids"] == "text")
     row = index.find(original_ids(parts.dataset.item_table))
@@ -181,4 +181,6 @@ def _take_over(reusable: store.Version, parts: Experiment, vectors: dict, digest
         digest[kept] = now[row[some] >= 0]
         for name, array in vectors.items():
             array[kept] = reusable[f"looked_up.{name}"][row[kept]]
+    for name, array in vectors.items():
+        array[-1] = reusable[f"looked_up.{name}"][-1]
     return np.flatnonzero(row < 0)
