@@ -2,7 +2,8 @@
 
 Steps of LEMUR on planted raw data whose histories fill all T slots, B 512: candidates encoded and histories read from the bank,
 against every distinct history item encoded in the step; the p/q grid; and banks of 100 k and 10 M rows. FLOPs and temporaries are
-XLA's own account of the compiled step; times are minima of steps that take turns. Results: benchmarks/NOTES.md.
+XLA's own account of the compiled step; times are minima, of the grid and the banks of steps that take turns. Results:
+benchmarks/NOTES.md.
 """
 
 if __name__ == "__main__":
@@ -59,10 +60,12 @@ def config_of(root: Path, length: int, **model):
 def lengths(root: Path, repeats: int) -> None:
     print("T      encode       ms a step                      GFLOP  MB of temporaries")
     for length in LENGTHS:
-        steps = {name: Steps(config_of(root, length, encode=name)) for name in ("candidates", "all")}
-        seconds = interleaved(steps, repeats)
-        for name, one in steps.items():
-            cost = experiment.step_cost(one.parts)
+        seconds = {}
+        for name in ("candidates", "all"):
+            # Not in turns: blocks of GBs go back to the system, and the step after them would fault its memory in afresh.
+            step = Steps(config_of(root, length, encode=name))
+            seconds |= interleaved({name: step}, repeats)
+            cost = experiment.step_cost(step.parts)
             print(
                 f"{length:<6} {name:<12} {milliseconds(seconds[name]):<30} {cost['gigaflops']:>6.2f}"
                 f"  {cost['temporary_megabytes']:>8.1f}",
