@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from em3_jax import experiment, placement
+from em3_jax import experiment, placement, sharding
+from em3_jax.data.format import FeatureSet
 from tests.conftest import user_error
 from tests.test_train import small_config
 
@@ -44,3 +45,23 @@ def test_a_run_on_one_slot_sees_that_slot_alone(planted, where):
     shape = batch["tokens"]["image"].shape if where == "host" else parts.constants["image"][0].shape
     assert shape[1:] == (1, planted.features("image").tokens.shape[2])
     assert np.isfinite(parts.predict(parts.init(), batch)).all()
+
+
+def test_tables_are_standardised_in_blocks_that_do_not_show(monkeypatch):
+    """Not by the number of items; and the array that was placed, perhaps a mapped file, stays as it was."""
+    monkeypatch.setattr(placement, "_BLOCK", 8)
+    random = np.random.default_rng(0)
+    tokens, mask = random.normal(3, 2, (21, 4, 16)).astype(np.float16), random.random((21, 4)) < 0.8
+    before, mesh = tokens.copy(), sharding.make_mesh(1, 1)
+    tables = {
+        items: placement.to_device([FeatureSet("image", tokens[:items], mask[:items], {})], mesh)["image"]
+        for items in (1, 7, 8, 9, 16, 21)
+    }
+    exact = tokens.astype(np.float64)
+    exact = np.where(mask[..., None], (exact - exact.mean(-1, keepdims=True)) / exact.std(-1, keepdims=True), 0)
+    for items, (table, placed_mask) in tables.items():
+        np.testing.assert_allclose(table, exact[:items], rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(placed_mask, mask[:items])
+        if items >= 8:
+            np.testing.assert_array_equal(table, tables[21][0][:items])
+    np.testing.assert_array_equal(tokens, before)
