@@ -21,6 +21,7 @@ Letters: B batch, T history, S distinct items (a bucket size), R distinct table 
 
 import dataclasses
 import threading
+import warnings
 
 import numpy as np
 
@@ -251,6 +252,7 @@ class BatchBuilder:
         slots[:, 1:] = np.where(mask, np.take(self._events["item"], event_index), item[:, None])
         distinct, position = self._distinct_item(slots.ravel())
         if buckets.fixed and len(distinct) > buckets.items:
+            _warn_of_no_room("items", buckets.items)
             mask &= _most_used(position.reshape(slots.shape), buckets.items)
             return self._items(item, event_index, mask, buckets)
         if self.distinct_items:
@@ -285,6 +287,7 @@ class BatchBuilder:
             replaced = rng.uniform_hash(key, distinct) < self._replace_probability[distinct]
             distinct, position = self._replace(distinct, position, replaced)
         if buckets.fixed and len(distinct) > buckets.rows:
+            _warn_of_no_room("table rows", buckets.rows)
             rarity = np.where(np.isin(distinct, self._always_present), -1.0, self._replace_probability[distinct])
             replaced = np.zeros(len(distinct), bool)
             replaced[np.argsort(-rarity, kind="stable")[: len(distinct) - buckets.rows]] = True
@@ -325,6 +328,14 @@ class BatchBuilder:
         items = min(items, self.dataset.num_items)
         encode = min(len(samples[0]) if fixed else int(encode * margin) + 1, items)
         return Buckets(_round_up(items, unit), _round_up(rows, unit), _round_up(encode, unit), unit, fixed)
+
+
+def _warn_of_no_room(what: str, room: int) -> None:
+    warnings.warn(
+        f"a shard of a batch names more than the {room:,} distinct {what} that it has room for, and goes without the rarest; "
+        "config.data.distinct=batch leaves none out",
+        stacklevel=3,
+    )
 
 
 def _most_used(position: np.ndarray, room: int) -> np.ndarray:
