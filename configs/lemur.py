@@ -53,7 +53,7 @@ def get_config(arg: str = ""):
             "decoder_hidden": 64,
             "backbone": "din",
             "backbone_settings": config.model.backbone_settings.to_dict(),
-            "sqdc": {"weight": 0.1, "scale": 10.0, "mask_group": True},  # lambda, T, the session mask
+            "sqdc": {"weight": 0.03, "scale": 10.0, "mask_group": True},  # lambda, T, the session mask
             "cic": config.model.cic.to_dict() | {"weight": 0.0},
             "loss": "binary_cross_entropy",
         }
@@ -77,6 +77,7 @@ def id_only(config):
 def contrast_only(config):
     """The first of two stages: the encoder on SQDC alone; what the last step has is kept."""
     config.model.ranking_weight = 0.0
+    config.model.sqdc.weight = 1.0
     config.train.epochs = 5.0
     config.train.eval_every = 0
     config.train.patience = 0
