@@ -27,6 +27,7 @@ QUICKLY_COMPILED = {
     "test_chunks",
     "test_export",
     "test_growth",
+    "test_lemur",
     "test_merge",
     "test_models",
     "test_online",
@@ -120,5 +121,11 @@ def pytest_collection_modifyitems(items):
         "test_processes.py",
         "test_growth.py",
         "test_train.py",
+        "test_sharding.py",
+        "test_lemur.py",
+        "test_online.py",
+        "test_reproduce_lemur.py",
+        "test_retrieval.py",
+        "test_export.py",
     )
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))

@@ -60,7 +60,8 @@ class Prepared:
 
     def __init__(self, tiny, batches, **changes):
         self.make, self.constants = batches
-        self.task = lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(**changes))
+        task = lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(**changes))
+        self.task = task._replace(**{name: jax.jit(getattr(task, name)) for name in ("init", "loss", "predict")})
         self.items = tiny.dataset.num_items
         batch = self.make("candidates")
         self.rows = 0.1 * jax.random.normal(jax.random.key(2), (len(batch["row_id"]), 8)).at[0].set(0)
@@ -198,12 +199,16 @@ def test_the_cost_of_the_encoder_does_not_depend_on_the_history(tiny):
         )
         batch = builder(rows, buckets=Buckets(64, 128, encode=16))
 
-        def apply(batch, table):
+        def inputs(batch, table):
             stored = memory.read(memory.init(tiny.dataset.num_items, 6), batch["item_id"])
-            inputs = task.inputs(table, constants, batch | {"stored": stored})
-            return task.loss(task.init(jax.random.key(0), inputs), inputs, jax.random.key(0), jnp.int32(0))[0]
+            return task.inputs(table, constants, batch | {"stored": stored})
 
-        compiled = jax.jit(jax.grad(apply, argnums=1)).lower(batch, jnp.zeros((len(batch["row_id"]), 8))).compile()
+        def loss(params, table, batch):
+            return task.loss(params, inputs(batch, table), jax.random.key(0), jnp.int32(0))[0]
+
+        table = jnp.zeros((len(batch["row_id"]), 8))
+        params = jax.eval_shape(lambda: task.init(jax.random.key(0), inputs(batch, table)))
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, table, batch).compile()
         return compiled.cost_analysis()["flops"]
 
     short, long = (flops(length, 3) - flops(length, 1) for length in (50, 1000))
