@@ -25,7 +25,7 @@ from em3_jax import trees, workdir
 from em3_jax.types import State, UserError
 
 KEEP_LATEST = 2
-_LOOKS = 20
+_LOOKS = 20  # at a folder that another process changes
 
 
 class Checkpoints:

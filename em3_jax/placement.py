@@ -115,8 +115,8 @@ def to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> Features:
     )
     tables = {}
     for features in feature_sets:
-        mask = place(features.mask)
-        tables[features.name] = (standardise(place(features.tokens), mask), mask)
+        tokens, mask = place(features.tokens), place(features.mask)
+        tables[features.name] = (tokens if tasks.is_raw(tokens) else standardise(tokens, mask), mask)
     return tables
 
 

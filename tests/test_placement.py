@@ -65,3 +65,11 @@ def test_tables_are_standardised_in_blocks_that_do_not_show(monkeypatch):
         if items >= 8:
             np.testing.assert_array_equal(table, tables[21][0][:items])
     np.testing.assert_array_equal(tokens, before)
+
+
+def test_raw_tables_are_not_copied(monkeypatch):
+    """Raw pixels and words are mapped files, perhaps larger than memory allows twice."""
+    monkeypatch.setattr(placement.tasks, "standardise", None)  # not called
+    pixels = np.arange(60, dtype=np.uint8).reshape(5, 1, 12)
+    raw = FeatureSet("raw_image", pixels, np.ones((5, 1), bool), {})
+    np.testing.assert_array_equal(placement.to_device([raw], sharding.make_mesh(1, 1))["raw_image"][0], pixels)

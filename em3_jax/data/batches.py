@@ -74,8 +74,8 @@ class Buckets:
       items, rows: the usual sizes of the two blocks; a batch that needs more takes the next, a quarter larger.
       encode: the same of the items to encode.
       unit: of which all sizes are multiples, so that the blocks divide over the devices.
-      fixed: a batch that needs more does without: the items rarest in it leave its histories, and the ids rarest in training
-        become `unknown`. For shards that processes build apart, whose sizes have to agree.
+      fixed: a batch that needs more does without, and warns: the items rarest in it leave its histories, and the ids rarest in
+        training become `unknown`. For shards that processes build apart, whose sizes have to agree.
     """
 
     items: int

@@ -79,7 +79,7 @@ def encode_items(
         for name, one in lookup(nothing).items():
             vectors[name][items] = np.asarray(one)[0]
     for name, array in vectors.items():
-        for start in range(0, items, 4096):
+        for start in range(0, len(array), 4096):
             if not np.isfinite(array[start : start + 4096]).all():
                 raise UserError(
                     f"{folder}: some vectors '{name}' are not finite in {dtype}; choose --dtype float32, or look at the run"
