@@ -16,6 +16,7 @@ FLOORS = [
         "errors",
         "types",
         "fields",
+        "values",
         "id_index",
         "losses",
         "metrics",
