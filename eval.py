@@ -11,12 +11,11 @@ if __name__ == "__main__":
     allocator.keep_large_blocks()  # first: what is imported next starts threads
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
-from em3_jax import cli, evaluators, experiment, trees, workdir
+from em3_jax import cli, evaluators, experiment, strict_json, trees, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.format import SPLITS
 from em3_jax.types import UserError
@@ -58,7 +57,7 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     }
     for name, array in arrays.items():
         np.save(directory / f"eval_{split}_{name}.npy", array)
-    (directory / f"eval_{split}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    (directory / f"eval_{split}.json").write_text(strict_json.dumps(result, indent=1), encoding="utf-8")
     return result
 
 

@@ -10,10 +10,9 @@ writes to --out
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from em3_jax import cli
+from em3_jax import cli, strict_json
 from em3_jax.analysis import page, similarity, spaces
 from em3_jax.analysis.page import Look
 from em3_jax.analysis.similarity import Choice
@@ -45,7 +44,7 @@ def analyze(analysed: spaces.Analysed, out: str | Path, choice: Choice, look: Lo
     }
     written = {
         "tables.md": similarity.markdown(tables, analysed, choice),
-        "analysis.json": json.dumps(page.finite(numbers), indent=1, ensure_ascii=False),
+        "analysis.json": strict_json.dumps(numbers, indent=1, ensure_ascii=False),
         "index.html": page.render(shown),
     }
     for name, text in written.items():

@@ -6,13 +6,12 @@ DeLong's test on the rows (AUC only). Reads what `eval.py` wrote.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from em3_jax import cli, metrics
+from em3_jax import cli, metrics, strict_json
 from em3_jax.config import nearest
 from em3_jax.data.format import SPLITS, open_dataset
 from em3_jax.types import UserError
@@ -44,7 +43,7 @@ def load(spec: str, split: str) -> Model:
         path = folder / f"eval_{split}.json"
         if not path.exists():
             raise UserError(f"{path}: file missing; run `python eval.py --workdir={folder} --split={split}` first")
-        reports.append(json.loads(path.read_text(encoding="utf-8")))
+        reports.append(strict_json.loads_report(path.read_text(encoding="utf-8")))
     return Model(name or folders, reports, paths)
 
 
@@ -119,7 +118,7 @@ def main() -> None:
     rows = compare(models, args.split, args.metric)
     print(table(models, rows, args.metric, args.split))
     if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        Path(args.json).write_text(strict_json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from em3_jax import trees
+from em3_jax import strict_json, trees
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.types import State, UserError
 
@@ -39,10 +39,10 @@ class MetricWriter:
         self._tensorboard = _tensorboard().SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.write(strict_json.dumps({"step": step} | values) + "\n")
         self._file.flush()
         for name, value in values.items():
-            if math.isfinite(value):  # an undefined metric is NaN in the file and a gap in the curve
+            if math.isfinite(value):  # an undefined metric is null in the file and a gap in the curve
                 self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ The new folder holds a run of the same model without adapters, which scores the 
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 
-from em3_jax import cli, config, optim, trees, workdir
+from em3_jax import cli, config, optim, strict_json, trees, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.models import lora
 from em3_jax.types import State, UserError
@@ -100,7 +99,9 @@ def _write(folder: Path, state: State, notes: dict[str, Any], record: dict[str, 
             checkpoints.save(kind, state, notes)
     finally:
         checkpoints.close()
-    (folder / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")  # last: a run is what has it
+    (folder / "run.json").write_text(
+        strict_json.dumps(record, indent=1), encoding="utf-8"
+    )  # last: a run is what has it
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from em3_jax import config as config_
-from em3_jax import evaluators, experiment, follow, growth, logs, processes, workdir
+from em3_jax import evaluators, experiment, follow, growth, logs, processes, strict_json, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data import stream
 from em3_jax.data.batches import Buckets
@@ -211,13 +211,13 @@ class _Curve:
     def __init__(self, path: Path, start: int):
         kept = [line for line in read_curve(path) if line["window"] < start] if path.exists() else []
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(strict_json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(temporary, path)
         self._path = path
 
     def write(self, record: dict) -> None:
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(strict_json.dumps(record) + "\n")
 
 
 def read_curve(path: Path) -> list[dict]:
@@ -225,7 +225,7 @@ def read_curve(path: Path) -> list[dict]:
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(line))
+            lines.append(strict_json.undefined_as_nan(json.loads(line)))
         except json.JSONDecodeError:
             break
     return lines

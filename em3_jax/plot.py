@@ -113,6 +113,7 @@ def read(path: Path) -> dict[str, dict[int, float]]:
             values = {name: {s: v for s, v in steps.items() if s < step} for name, steps in values.items()}
         last = step
         for name, value in record.items():
+            value = math.nan if value is None else value  # strict JSON has no NaN
             if isinstance(value, int | float):
                 values.setdefault(name, {})[step] = float(value) if -LARGEST <= value <= LARGEST else math.nan
     return {name: steps for name, steps in values.items() if steps}

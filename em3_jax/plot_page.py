@@ -1,9 +1,9 @@
 """The page of `plot`: one HTML file that asks nothing of the network. The panels are drawn in the browser, as SVG, from JSON."""
 
 import html
-import json
 import math
 
+from em3_jax import strict_json
 from em3_jax.panels import COLORS, COLORS_ON_DARK, DASHES, Panel
 
 GROUPS = {
@@ -42,7 +42,7 @@ def page(
     sections = "".join(_section(group, panels, folded and group == FOLDED and len(groups) > 1) for group in groups)
     data = {"runs": names, "x": x_label, "dashes": DASHES, "colors": len(COLORS), "panels": [_plain(p) for p in panels]}
     # No "<" is left, so no name can end the script.
-    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = strict_json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     heading = html.escape(", ".join(names))
     said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return (

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from em3_jax import strict_json
 from em3_jax.errors import UserError
 
 FORMAT = 1
@@ -78,7 +79,7 @@ def write_json(path: Path, value: Any) -> None:
     """Writes `value`; a reader sees the old or the new file."""
     temporary = path.with_suffix(".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write(strict_json.dumps(value, indent=1, ensure_ascii=False))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

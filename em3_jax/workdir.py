@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from em3_jax import config as config_
+from em3_jax import strict_json
 from em3_jax.types import UserError
 
 PACKAGES = ("em3_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -81,7 +82,7 @@ def claim(
     }
     temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        temporary.write_text(strict_json.dumps(record, indent=1), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); free space or choose another --workdir"

@@ -17,6 +17,7 @@ FLOORS = [
         "types",
         "fields",
         "values",
+        "strict_json",
         "id_index",
         "losses",
         "metrics",

@@ -13,7 +13,7 @@ from scipy import stats
 
 import eval as evaluation
 import train
-from em3_jax import experiment
+from em3_jax import experiment, strict_json
 from em3_jax.reproduce import report, runs, tables
 from em3_jax.reproduce.__main__ import reproduce
 from tests.conftest import user_error
@@ -71,7 +71,8 @@ def test_a_run_is_the_run_of_train_py(planted, pages, tmp_path):
     config["data"]["root"] = str(planted.root)
     train.train(config, tmp_path / "alone")
     alone = evaluation.evaluate(tmp_path / "alone", "test")["slices"]
-    for name, values in json.loads((out / "runs" / "em3-1" / "eval_test.json").read_text())["slices"].items():
+    written = (out / "runs" / "em3-1" / "eval_test.json").read_text()
+    for name, values in strict_json.loads_report(written)["slices"].items():
         np.testing.assert_equal(values, alone[name])  # NaN where undefined
 
 

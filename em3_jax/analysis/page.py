@@ -4,13 +4,12 @@ import base64
 import hashlib
 import html
 import importlib.resources
-import json
-import math
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from em3_jax import strict_json
 from em3_jax.analysis import items, maps
 from em3_jax.analysis.similarity import Choice
 from em3_jax.analysis.spaces import BASELINE_IDS, CONTENT, FROZEN, IDS, Analysed, Space
@@ -131,14 +130,5 @@ def _hash(text: str) -> str:
 
 def as_script_data(values: Any) -> str:
     """JSON that stands inside a script element whatever its texts hold: no text can end the element or begin a comment."""
-    text = json.dumps(finite(values), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = strict_json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def finite(values: Any) -> Any:
-    """JSON values with None in place of NaN and infinity, which browsers refuse."""
-    if isinstance(values, dict):
-        return {key: finite(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [finite(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values

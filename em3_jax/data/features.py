@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from em3_jax import strict_json
 from em3_jax.data.checks import first_not_finite
 from em3_jax.data.content import DIGEST_BYTES, Content
 from em3_jax.data.format import BFLOAT16, Dataset, hash_files
@@ -105,7 +106,7 @@ def _write_manifest(folder: Path, manifest: dict, tokens: np.ndarray, mask: np.n
 
 
 def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    path.write_text(strict_json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 class FeatureWriter:
@@ -238,7 +239,7 @@ class FeatureWriter:
             )
         self.keep(units, tokens, mask, digest)
         self.notes.append(notes)
-        self._pending.append(json.dumps({"notes": notes}, ensure_ascii=False) + "\n")
+        self._pending.append(strict_json.dumps({"notes": notes}, ensure_ascii=False) + "\n")
         if time.monotonic() - self._committed > COMMIT_SECONDS:
             self._commit()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from em3_jax import strict_json
 from em3_jax.data.checks import check_dataset, count_training, summarise
 from em3_jax.data.features import write_features
 from em3_jax.data.format import (
@@ -27,7 +28,7 @@ from em3_jax.types import UserError
 
 
 def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    path.write_text(strict_json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 class Appender:

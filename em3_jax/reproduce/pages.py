@@ -1,10 +1,11 @@
 """What the reports share: values over seeds, cells of a table, the plot, the three files."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from em3_jax import strict_json
 
 
 def summary(values: list[float]) -> dict[str, Any]:
@@ -72,5 +73,5 @@ def plot(panels: dict[str, list[Bar]], axis_label: str, path: Path) -> None:
 def write(result: dict[str, Any], page: str, command: str, out: Path) -> None:
     """Writes the .md and .json of result["file"] to `out`."""
     name = result["file"]
-    (out / f"{name}.json").write_text(json.dumps(result | {"command": command}, indent=1), encoding="utf-8")
+    (out / f"{name}.json").write_text(strict_json.dumps(result | {"command": command}, indent=1), encoding="utf-8")
     (out / f"{name}.md").write_text(page, encoding="utf-8")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from em3_jax import metrics
+from em3_jax import metrics, strict_json
 from em3_jax.reproduce import pages
 from em3_jax.reproduce.tables import Row, Table
 
@@ -28,7 +28,10 @@ def read(table: Table, root: Path, seeds: int) -> dict[str, Any]:
 
 
 def _read_row(row: Row, root: Path, seeds: int, commits: set) -> dict[str, Any]:
-    reports = [json.loads((root / f"{row.run}-{seed}" / "eval_test.json").read_text("utf-8")) for seed in range(seeds)]
+    reports = [
+        strict_json.loads_report((root / f"{row.run}-{seed}" / "eval_test.json").read_text("utf-8"))
+        for seed in range(seeds)
+    ]
     commits.update(report["commit"] for report in reports)
     parts = {"all": reports[0]["slices"]["all"], COLD: reports[0]["slices"][COLD]}
     values = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from em3_jax import metrics
+from em3_jax import metrics, strict_json
 from em3_jax.reproduce import pages
 from em3_jax.reproduce.grids import BASELINE, CHOSEN_ON_VALIDATION, METRICS, PRINTED, Model, published_name
 from em3_jax.reproduce.runs import Job
@@ -51,7 +51,7 @@ def read(
 def _row(
     model: Model, dataset: str, grid: Mapping[str, Job], point: str, final: list[Job], commits: set[str]
 ) -> dict[str, Any]:
-    reports = [json.loads((job.directory / "eval_test.json").read_text("utf-8")) for job in final]
+    reports = [strict_json.loads_report((job.directory / "eval_test.json").read_text("utf-8")) for job in final]
     commits.update(str(report["commit"]) for report in reports)
     finished = {name: json.loads((job.directory / "finished.json").read_text("utf-8")) for name, job in grid.items()}
     published = published_name(dataset)

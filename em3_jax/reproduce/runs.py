@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 import eval as evaluation
 import train
 from em3_jax import config as config_
-from em3_jax import experiment, vectors, workdir
+from em3_jax import experiment, strict_json, vectors, workdir
 from em3_jax.reproduce.tables import Run
 from em3_jax.types import UserError
 
@@ -215,7 +215,7 @@ def execute(job: Job) -> str:
     path = job.directory / "finished.json"
     if not path.exists():  # or it was trained before, and only its evaluation was missing
         temporary = job.directory / "finished.tmp"
-        temporary.write_text(json.dumps(result | {"seconds": time.perf_counter() - began}), encoding="utf-8")
+        temporary.write_text(strict_json.dumps(result | {"seconds": time.perf_counter() - began}), encoding="utf-8")
         os.replace(temporary, path)
     return ""
 
