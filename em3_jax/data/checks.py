@@ -66,6 +66,8 @@ def check_dataset(dataset: Dataset) -> None:
     _check_range("events/item", events["item"], 0, dataset.num_items)
     _check_range("interactions/history_start", columns["history_start"], 0, len(events["item"]) + 1)
     _check_range("interactions/history_end", columns["history_end"], 0, len(events["item"]) + 1)
+    if "original" in events:
+        _check_range("events/original", events["original"], 0, len(events["item"]))
     row = _first(np.diff(columns["time"]) < 0)
     if row is not None:
         raise UserError(
@@ -130,37 +132,52 @@ def _check_fields(dataset: Dataset) -> None:
             )
 
 
-def count_training(dataset: Dataset, item_history: np.ndarray | None = None) -> None:
-    """Writes counts/: how often the training rows show each user, item (as candidate, in histories) and field value.
+def count_training(dataset: Dataset) -> None:
+    """Writes counts/: how often the training rows show each user, item (as candidate, in histories) and field value."""
+    for name, array in counts_of(dataset, dataset.split_rows("train")).items():
+        np.save(dataset.root / "counts" / f"{name}.npy", array)
+
+
+def counts_of(dataset: Dataset, rows: np.ndarray | range, history_length: int | None = None) -> dict[str, np.ndarray]:
+    """Name -> [ids] i64 how often the interaction rows `rows` [n] show each user, item and field value.
+
+    An event counts once, however many of the rows have it in their history.
 
     Args:
-      dataset: the dataset.
-      item_history: [I] int, the counts in histories; a reader hands them in if it stores an event more than once.
+      history_length: T, the number of last events that a row shows; None = all.
     """
-    counts = counts_of(dataset, np.asarray(dataset.interactions["split"]) == 0)
-    if item_history is not None:
-        counts["item_history"] = item_history
-    for name, array in counts.items():
-        np.save(dataset.root / "counts" / f"{name}.npy", array.astype(np.int64))
+    columns, fields = dataset.interactions, dataset.fields
+    sizes = {"user": dataset.num_users, "item": dataset.num_items}
+    sizes |= {f"context_{field.name}": field.size for field in fields.context}
+    counts = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
+    change = np.zeros(len(dataset.events["item"]) + 1, np.int32)  # +1 where ranges start, -1 where they end
+    for first in range(0, len(rows), _CHUNK):
+        part = rows[first : first + _CHUNK]
+        part = slice(part.start, part.stop) if isinstance(part, range) else part
+        for name, size in sizes.items():
+            counts[name] += np.bincount(columns[name][part], minlength=size)
+        start, end = columns["history_start"][part], columns["history_end"][part]
+        if history_length is not None:
+            start = np.maximum(start, end - history_length)
+        np.add.at(change, start, 1)
+        np.add.at(change, end, -1)
+    return counts | _event_counts(dataset, np.cumsum(change, out=change)[:-1] > 0)
 
 
-def counts_of(dataset: Dataset, chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """Name -> how often the interaction rows `chosen` (bool of all, or a slice) show each user, item and field value."""
-    columns, events = dataset.interactions, dataset.events
-    # An event counts when it lies in the history range of a training row: +1 where ranges start, -1 where they end.
-    change = np.zeros(len(events["item"]) + 1, np.int64)
-    np.add.at(change, columns["history_start"][chosen], 1)
-    np.add.at(change, columns["history_end"][chosen], -1)
-    covered = np.cumsum(change)[:-1] > 0
-    counts = {
-        "user": np.bincount(columns["user"][chosen], minlength=dataset.num_users),
-        "item": np.bincount(columns["item"][chosen], minlength=dataset.num_items),
-        "item_history": np.bincount(events["item"][covered], minlength=dataset.num_items),
-    }
-    for field in dataset.fields.context:
-        counts[f"context_{field.name}"] = np.bincount(columns[f"context_{field.name}"][chosen], minlength=field.size)
-    for field in dataset.fields.event:
-        counts[f"event_{field.name}"] = np.bincount(events[f"field_{field.name}"][covered], minlength=field.size)
+def _event_counts(dataset: Dataset, covered: np.ndarray) -> dict[str, np.ndarray]:
+    """The counts of the events where `covered` [E] is True."""
+    events = dataset.events
+    if "original" in events:
+        again = events["original"][covered]
+        covered = np.zeros(len(covered), bool)
+        covered[again] = True
+    sizes = {"item_history": ("item", dataset.num_items)}
+    sizes |= {f"event_{field.name}": (f"field_{field.name}", field.size) for field in dataset.fields.event}
+    counts = {name: np.zeros(size, np.int64) for name, (_, size) in sizes.items()}
+    for first in range(0, len(covered), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        for name, (column, size) in sizes.items():
+            counts[name] += np.bincount(events[column][part][covered[part]], minlength=size)
     return counts
 
 

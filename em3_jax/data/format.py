@@ -7,7 +7,8 @@
         context_<field> i32                                        probability f32   true click probability, if planted
         label_<name> u8   a further label, 0 or 1; 255 = the row is not part of that scenario
     events/<column>.npy               the history events, the ones of a history side by side, oldest first:
-        item i32, time i64, field_<name> i32
+        item i32, time i64, field_<name> i32                       original i64   where an event is stored more than once:
+                                                                   the first place that stores it
     splits/<name>.npy i64             rows of a split, only where they are not one contiguous range
     counts/<...>.npy i64              how often training rows show each user, item, and field value
     users.parquet, items.parquet      column `id` (original id), encoded fields; items: text columns, and `image`, a path
@@ -40,6 +41,7 @@ INTERACTION_DTYPES = {
     "history_start": np.int64, "history_end": np.int64,
 }  # fmt: skip
 EVENT_DTYPES = {"item": np.int32, "time": np.int64}
+OPTIONAL_EVENT_DTYPES = {"original": np.int64}
 CLICK = "click"  # the name of the column `label`
 NOT_PART = 255
 MAX_EVENT_VOCABULARY = 1024
@@ -250,6 +252,9 @@ def open_dataset(root: str | Path) -> Dataset:
         dtypes["probability"] = np.float32
     interactions = {n: _load_array(root / "interactions" / f"{n}.npy", d, (rows,)) for n, d in dtypes.items()}
     dtypes = EVENT_DTYPES | {f"field_{f.name}": np.int32 for f in fields.event}
+    dtypes |= {
+        name: dtype for name, dtype in OPTIONAL_EVENT_DTYPES.items() if (root / "events" / f"{name}.npy").exists()
+    }
     events = {n: _load_array(root / "events" / f"{n}.npy", d, (num_events,)) for n, d in dtypes.items()}
     counts = {p.stem: _load_array(p, np.int64) for p in sorted((root / "counts").glob("*.npy"))}
     user_table, item_table = (_read_table(root / f"{n}s.parquet", meta["counts"][f"{n}s"]) for n in ("user", "item"))

@@ -1,11 +1,73 @@
 """Histories as ranges of events sorted by (user, time)."""
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class Histories(NamedTuple):
+    """Each row's history as a range of the stored events.
+
+    Attributes:
+      order: [S] i64 numbers of the given events, as they are to be stored.
+      start, end: [n] i64, a row's range of these.
+      original: [S] i64, of each stored event the first place that stores it; None where each is
+        stored once.
+    """
+
+    order: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    original: np.ndarray | None
 
 
 def sort_events(user: np.ndarray, time: np.ndarray) -> np.ndarray:
     """The order [E] i64 that lays the events of each user side by side, oldest first; equal times keep their order."""
     return np.lexsort((time, user))
+
+
+def histories(
+    event_user: np.ndarray,
+    event_time: np.ndarray,
+    event_split: np.ndarray,
+    row_user: np.ndarray,
+    row_time: np.ndarray,
+    row_split: np.ndarray,
+) -> Histories:
+    """The histories of rows of a log: what their users did strictly earlier, in no later split.
+
+    A row of training must not read what a row of the test split asks for. Where the splits of a
+    user follow each other in time, as in a chronological split, strictly earlier events are of no
+    later split anyhow, and each event is stored once. Where they interleave, a user's events of
+    the earlier splits are stored again, as a run of their own, and the rows of that split point
+    there: every history stays one range.
+
+    Args:
+      event_user, event_time, event_split: [E], in any order; equal times keep it.
+      row_user, row_time, row_split: [n], in any order.
+    """
+    order = sort_events(event_user, event_time)
+    user, time, split = (column[order] for column in (event_user, event_time, event_split))
+    start, end = history_ranges(user, time, row_user, row_time)
+    runs, stored = [order], len(order)
+    for code in range(int(split.max(initial=0))):  # nothing is later than the last split
+        later = np.concatenate([[0], np.cumsum(split > code)])
+        rows = np.flatnonzero(row_split == code)
+        users = np.unique(row_user[rows[later[end[rows]] > later[start[rows]]]])
+        if not len(users):
+            continue
+        kept = np.isin(user, users) & (split <= code)
+        rows = rows[np.isin(row_user[rows], users)]
+        first, last = history_ranges(user[kept], time[kept], row_user[rows], row_time[rows])
+        start[rows], end[rows] = first + stored, last + stored
+        runs.append(order[kept])
+        stored += len(runs[-1])
+    if len(runs) == 1:
+        return Histories(order, start, end, None)
+    order = np.concatenate(runs)
+    place = np.empty(len(event_user), np.int64)
+    place[runs[0]] = np.arange(len(runs[0]))
+    return Histories(order, start, end, place[order])
 
 
 def history_ranges(

@@ -74,7 +74,7 @@ def _check_order(dataset: Dataset) -> None:
 
 def as_of(dataset: Dataset, row: int) -> Dataset:
     """The dataset with the counts that the interaction rows before number `row` give."""
-    return dataclasses.replace(dataset, counts=counts_of(dataset, slice(0, row)))
+    return dataclasses.replace(dataset, counts=counts_of(dataset, range(row)))
 
 
 def rows_of(dataset: Dataset, window: Window, label: str) -> np.ndarray:

@@ -16,6 +16,7 @@ from em3_jax.data.format import (
     EVENT_DTYPES,
     FORMAT_VERSION,
     INTERACTION_DTYPES,
+    OPTIONAL_EVENT_DTYPES,
     SPLITS,
     Dataset,
     fields_to_json,
@@ -97,7 +98,9 @@ class DatasetWriter:
 
     def columns(self, group: str, arrays: dict[str, np.ndarray]) -> None:
         """Writes whole columns of group "interactions" or "events", cast to the format's dtypes."""
-        dtypes = INTERACTION_DTYPES | {"probability": np.float32} if group == "interactions" else EVENT_DTYPES
+        dtypes = EVENT_DTYPES | OPTIONAL_EVENT_DTYPES
+        if group == "interactions":
+            dtypes = INTERACTION_DTYPES | {"probability": np.float32}
         for name, array in arrays.items():
             dtype = dtypes.get(name, np.uint8 if name.startswith("label_") else np.int32)
             np.save(self.path / group / f"{name}.npy", np.asarray(array).astype(dtype))
@@ -118,7 +121,6 @@ class DatasetWriter:
         label_rule: str,
         split_rule: str,
         source_hash: str,
-        item_history: np.ndarray | None = None,
         extra: dict | None = None,
     ) -> Dataset:
         """Checks everything once, writes dataset.json and puts the folder in its place; returns the opened dataset.
@@ -128,7 +130,6 @@ class DatasetWriter:
           fields: the fields with their sizes; `user[0]` and `item[0]` are the ids themselves.
           vocabularies: group -> field -> original values of the ids 2, 3, ...
           text_columns: item columns that hold text.
-          item_history: [I] int, how often training histories show each item; default the events that they cover.
           extra: further facts worth keeping in dataset.json.
         """
         pq.write_table(users, self.path / "users.parquet")
@@ -155,7 +156,7 @@ class DatasetWriter:
         _write_json(self.path / "dataset.json", meta)
         dataset = open_dataset(self.path)
         check_dataset(dataset)
-        count_training(dataset, item_history)
+        count_training(dataset)
         meta["summary"] = summarise(dataset)
         meta["data_hash"] = hash_data(self.path)
         _write_json(self.path / "dataset.json", meta)

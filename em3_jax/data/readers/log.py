@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from em3_jax.data.histories import history_ranges, sort_events
+from em3_jax.data.histories import histories
 from em3_jax.data.writer import DatasetWriter
 
 
@@ -26,6 +26,8 @@ def write_log(
     labels: dict[str, np.ndarray] | None = None,
 ) -> bool:
     """Writes all columns of a log, sorted by time; rows of equal time keep their order.
+
+    A history holds the user's strictly earlier events of splits not later than the row's own.
 
     Args:
       user, item: [n] i32 rows of the tables.
@@ -53,11 +55,13 @@ def write_log(
     if isinstance(split, tuple):
         columns["split"] = chronological_split(len(time), split)
     rows = np.arange(len(time)) if is_event is None else np.flatnonzero(is_event)
-    rows = rows[sort_events(columns["user"][rows], columns["time"][rows])]
-    events = {"item": columns["item"][rows], "time": columns["time"][rows]}
-    columns["history_start"], columns["history_end"] = history_ranges(
-        columns["user"][rows], events["time"], columns["user"], columns["time"]
-    )
+    of_rows = [columns[name] for name in ("user", "time", "split")]
+    found = histories(*(column[rows] for column in of_rows), *of_rows)
+    columns |= {"history_start": found.start, "history_end": found.end}
+    rows = rows[found.order]
+    events = {name: columns[name][rows] for name in ("item", "time")}
+    if found.original is not None:
+        events["original"] = found.original
     writer.columns("interactions", columns)
     writer.columns("events", events | {f"field_{name}": ids[rows] for name, ids in (event or {}).items()})
     return unsorted

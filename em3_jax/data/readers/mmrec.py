@@ -75,7 +75,7 @@ def mmrec(
         user_table, user_fields, _ = entity_table("user", pa.array(np.arange(log.users)), {})
         item_table, item_fields, _ = entity_table("item", pa.array(np.arange(log.items)), {})
         _write_features(writer, arrays, log, hash_ids(item_table.column("id")))
-        item_history, notes = _write_rows(writer, log, negatives, seed)
+        notes = _write_rows(writer, log, negatives, seed)
         drawn = f"{negatives} items that the user touches in no part, drawn uniformly (seed {seed})"
         return writer.finish(
             name=f"mmrec ({source.absolute().name})",
@@ -88,7 +88,6 @@ def mmrec(
             label_rule=f"an interaction is 1, against {drawn}, which are 0" if as_clicks else "all rows are 1",
             split_rule="column x_label: 0 train, 1 valid, 2 test",
             source_hash=hash_files([path]),
-            item_history=item_history,
             extra={
                 "source": str(source.absolute()),
                 "arguments": {"as_clicks": as_clicks, "negatives": negatives, "seed": seed},
@@ -167,10 +166,10 @@ def _write_features(writer: DatasetWriter, arrays: list[Path], log: Log, item_ha
         writer.features(path.name.removesuffix(FEATURES), tokens, mask, manifest, item_hash)
 
 
-def _write_rows(writer: DatasetWriter, log: Log, negatives: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Writes interactions and events; returns how often training histories show each item [I], and notes."""
+def _write_rows(writer: DatasetWriter, log: Log, negatives: int, seed: int) -> list[str]:
+    """Writes interactions and events; returns notes."""
     random = np.random.default_rng(seed).spawn(3)  # the histories do not depend on the number of negatives
-    events, start, end = cyclic_histories(random[0], log)
+    events, original, start, end = cyclic_histories(random[0], log)
     drawn = draw_negatives(random[1], log, negatives)
     order = random[2].permutation(len(log.user))
     order = order[np.argsort(log.split[order], kind="stable")]
@@ -181,7 +180,7 @@ def _write_rows(writer: DatasetWriter, log: Log, negatives: int, seed: int) -> t
     columns["label"] = np.tile(np.arange(group) == 0, len(order))
     columns["time"] = np.repeat(np.arange(len(order)), group)  # there are no times; this only keeps the order
     writer.columns("interactions", columns)
-    writer.columns("events", {"item": events, "time": np.full(len(events), -1)})
+    writer.columns("events", {"item": events, "time": np.full(len(events), -1), "original": original})
     train = log.split == 0
     clicks = np.bincount(log.item[train], minlength=log.items)
     only_negative = (clicks == 0) & (np.bincount(drawn[train].ravel(), minlength=log.items) > 0)
@@ -192,12 +191,11 @@ def _write_rows(writer: DatasetWriter, log: Log, negatives: int, seed: int) -> t
             f"{counts[0]} valid and {counts[1]} test clicks are on items that training shows only as negatives; "
             "such items do not count as cold"
         )
-    alone = np.bincount(log.user[train], minlength=log.users)[log.user] == 1
-    return np.bincount(log.item[train & ~alone], minlength=log.items), notes
+    return notes
 
 
-def cyclic_histories(random: np.random.Generator, log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(items of the events [2 * training rows] i32, start [n] i64, end [n] i64): each row's history as a range.
+def cyclic_histories(random: np.random.Generator, log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(items of the events i32, first place of each i64, both [2 * training rows], start, end [n] i64): ranges of histories.
 
     A user's n training items stand in random order twice in a row: after the k-th come the n - 1 others.
     """
@@ -207,12 +205,14 @@ def cyclic_histories(random: np.random.Generator, log: Log) -> tuple[np.ndarray,
     length = np.bincount(user, minlength=log.users)
     first = 2 * (np.cumsum(length) - length)
     position = np.arange(len(order)) - first[user] // 2  # k
-    events = np.empty(2 * len(order), np.int32)
-    events[first[user] + position] = events[first[user] + length[user] + position] = item
+    events, original = np.empty(2 * len(order), np.int32), np.empty(2 * len(order), np.int64)
+    once = first[user] + position
+    events[once] = events[once + length[user]] = item
+    original[once] = original[once + length[user]] = once
     start, end = first[log.user], (first + length)[log.user]
     start[order] += position + 1
     end[order] += position
-    return events, start, end
+    return events, original, start, end
 
 
 def draw_negatives(random: np.random.Generator, log: Log, count: int) -> np.ndarray:
