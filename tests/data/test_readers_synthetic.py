@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from em3_jax.data.format import Dataset
-from em3_jax.data.readers import synthetic as module
+from em3_jax.data.readers.planted_interest import MIDDLE, SHARPNESS, SLOPE, WINDOW, true_weights
+from em3_jax.data.readers.planted_world import World, make_world
 from em3_jax.data.readers.synthetic import synthetic
 from em3_jax.metrics import auc
 from em3_jax.types import UserError
@@ -18,8 +19,8 @@ def dataset(tmp_path_factory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def world() -> module._World:
-    return module._make_world(5, ARGUMENTS["users"], ARGUMENTS["items"], 6, 0.15, 0.1)
+def world() -> World:
+    return make_world(5, ARGUMENTS["users"], ARGUMENTS["items"], 6, 0.15, 0.1)
 
 
 def test_it_is_a_function_of_its_arguments(dataset, tmp_path):
@@ -77,7 +78,9 @@ def test_popularity_has_a_long_tail(dataset):
     assert count[:head].sum() > 0.25 * count.sum() and np.median(count) < 0.8 * count.mean()
 
 
-def test_histories_are_strictly_earlier_clicks_and_choices(dataset):
+@pytest.mark.parametrize("interest", ["dataset", "nearest"])
+def test_histories_are_strictly_earlier_clicks_and_choices(interest, request):
+    dataset = request.getfixturevalue(interest)
     column, events = dataset.interactions, dataset.events
     clicks = {}
     for user, item, time, label in zip(*(column[n].tolist() for n in ("user", "item", "time", "label")), strict=True):
@@ -141,9 +144,48 @@ def test_a_modality_may_be_left_out(tmp_path):
     assert [path.name for path in (dataset.root / "features").iterdir()] == ["text"]
 
 
+@pytest.fixture(scope="module")
+def nearest(tmp_path_factory) -> Dataset:
+    """Users with so few and so many choices that histories are empty, shorter and longer than what counts."""
+    out = tmp_path_factory.mktemp("data") / "nearest"
+    return synthetic(out, **ARGUMENTS, seed=5, choices=25, interest="nearest")
+
+
+def test_clicks_on_the_nearest_follow_the_written_equation(nearest):
+    """From the dataset alone: each row's history, the world's latent vectors, and the true weights."""
+    arguments = nearest.meta["arguments"]
+    names = ("seed", "users", "items", "latent", "cold_share", "new_users", "interest")
+    world = make_world(*(arguments[name] for name in names))
+    column, offsets = nearest.interactions, np.array([0, 0, 0.3, 0.0, -0.3])
+    lengths = column["history_end"] - column["history_start"]
+    assert (lengths == 0).any() and (lengths > WINDOW).any()
+    interest, mean = np.zeros(len(lengths)), np.zeros(len(lengths))
+    for row, (start, end) in enumerate(zip(column["history_start"], column["history_end"], strict=True)):
+        past = world.content[nearest.events["item"][start:end][-WINDOW:]]
+        cosine = (past @ world.content[column["item"][row]])[None]
+        weight = true_weights(cosine, np.ones(cosine.shape, bool))
+        interest[row] = (weight * cosine).sum() if len(past) else MIDDLE
+        mean[row] = cosine.mean() if len(past) else 0.0
+    logit = SLOPE * (interest - MIDDLE) + world.quality[column["item"]] + offsets[column["context_slot"]]
+    np.testing.assert_allclose(column["probability"], 1 / (1 + np.exp(-logit)), atol=1e-5)
+    error = np.sqrt((column["probability"] * (1 - column["probability"])).sum()) / len(logit)
+    assert abs(column["label"].mean() - column["probability"].mean()) < 3 * error
+    true, uniform = (auc(column["label"], score) for score in (interest, mean))
+    assert true > uniform + 0.08 and nearest.meta["bayes_auc"]["test"] > uniform + 0.12
+
+
+def test_true_weights_are_a_softmax_and_zero_where_there_is_nothing():
+    cosine = np.array([[0.5, 0.6, 0.9], [1.0, -1.0, 0.3]])
+    weight = true_weights(cosine, np.array([[True, True, False], [False, False, False]]))
+    share = 1 / (1 + np.exp(-0.1 * SHARPNESS))
+    np.testing.assert_allclose(weight, [[1 - share, share, 0], [0, 0, 0]], rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
+        ({"interest": "far"}, "--interest 'far' is unknown; give taste or nearest"),
+        ({"interest": "nearest", "drift": 0.5}, "--interest nearest has no tastes that drift"),
         ({"interactions": 5}, "--interactions is 5; give at least 100"),
         ({"seed": -1}, "--seed is -1"),
         ({"cold_share": 1.0}, r"--cold-share is 1.0; give a share in \[0, 1\)"),

@@ -25,7 +25,8 @@ log-normal activity (sigma ACTIVITY).
     P(i | u) ~ p_i exp(EXPOSURE <t_u, z_i>)       over the items there are at the time
     click    ~ Bernoulli(sigmoid(TASTE <t_u, z_i> + q_i + offset of the slot + BIAS))
 
-with the context field `slot` uniform. Column `probability` holds the true probability.
+with the context field `slot` uniform. Column `probability` holds the true probability. With `interest` nearest, users have
+several tastes, and a click depends on the past item that is nearest to the candidate: see `planted_interest`.
 
 **Drift** (`drift` > 0). What tastes are about moves from the first half of the latent dimensions to the second: at the share
 s of the log, <t_u, z_i> is replaced by sum_j e_j t_uj z_ij with e_j = sqrt(2) cos(drift s pi / 2) in the first half and
@@ -57,18 +58,24 @@ from tqdm import tqdm
 
 from em3_jax.data.format import SPLITS, Dataset, hash_ids
 from em3_jax.data.histories import history_ranges, sort_events
-from em3_jax.data.readers import planted_content
+from em3_jax.data.readers import planted_content, planted_interest
+from em3_jax.data.readers.planted_world import (
+    World,
+    affinity_of,
+    directions,
+    draw_by_taste,
+    make_world,
+    nearest_to,
+    random_of,
+)
 from em3_jax.data.writer import DatasetWriter
 from em3_jax.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.metrics import auc
 from em3_jax.types import UserError
 
-TASTE, QUALITY, BIAS = 4.0, 0.75, -0.9
-EXPOSURE, CHOICE = 0.5, 5.0
-TAIL, ACTIVITY = 0.7, 0.8
+TASTE, BIAS = 4.0, -0.9
 LOOSE = 1.0
 LEAST_SHOWN = 0.1
-CARDS = 16  # mean copies of an item or user in its deck
 SLOTS = {"top": 0.3, "middle": 0.0, "bottom": -0.3}
 CATEGORIES = [f"category {c}" for c in range(12)]
 TAGS = [f"tag {t}" for t in range(24)]
@@ -76,28 +83,6 @@ TAGS_PER_ITEM = 3
 GROUPS = [f"group {g}" for g in range(8)]
 PER_SECOND = 4
 _CHUNK = 1 << 15  # fits the caches; each chunk draws from a generator of its own, so another size is another dataset
-_STREAMS = ("world", "items", "users", "image", "text", "rows", "choices", "arrivals", "words", "pictures")
-
-
-@dataclasses.dataclass(frozen=True)
-class _World:
-    """The items and users; letters: I items, U users, k latent dimensions.
-
-    Attributes:
-      content: [I, k] f32, unit length; quality: [I] f32; cold: [I] bool.
-      taste: [U, k] f32, unit length; new: [U] bool.
-      arrival: [I] i64, the first row that may show the item.
-      item_deck, user_deck: i32, each item (user) as often as it is popular (active), so that a draw is one look-up.
-    """
-
-    content: np.ndarray
-    quality: np.ndarray
-    cold: np.ndarray
-    taste: np.ndarray
-    new: np.ndarray
-    arrival: np.ndarray
-    item_deck: np.ndarray
-    user_deck: np.ndarray
 
 
 def synthetic(
@@ -119,6 +104,7 @@ def synthetic(
     drift: float = 0.0,
     arrivals: float = 0.0,
     raw: bool = False,
+    interest: str = "taste",
     overwrite: bool = False,
 ) -> Dataset:
     """The dataset in folder `out`, a function of the arguments alone.
@@ -135,20 +121,22 @@ def synthetic(
       drift: how far tastes move during the log, from 0 to 1.
       arrivals: share of the items that appear during the log.
       raw: also write feature sets raw_text and raw_image, word ids and pixels.
+      interest: what clicks depend on: taste, or nearest, the past item most like the candidate.
       overwrite: replace an existing dataset.
     """
     arguments = {k: v for k, v in locals().items() if k not in ("out", "overwrite")}
-    later = {"drift": 0.0, "arrivals": 0.0, "raw": False}  # these keep a dataset's hash where they are not used
+    # These keep a dataset's hash where they are not used.
+    later = {"drift": 0.0, "arrivals": 0.0, "raw": False, "interest": "taste"}
     arguments = {name: value for name, value in arguments.items() if later.get(name, ()) != value}
     _check_arguments(arguments)
     with DatasetWriter(out, overwrite) as writer:
-        world = _make_world(seed, users, items, latent, cold_share, new_users)
-        late = _random(seed, "arrivals").permutation(items) / items
+        world = make_world(seed, users, items, latent, cold_share, new_users, interest)
+        late = random_of(seed, "arrivals").permutation(items) / items
         arrival = np.where(late < arrivals, late / max(arrivals, 1e-9) * interactions, 0).astype(np.int64)
         world = dataclasses.replace(world, arrival=np.where(world.cold, 0, arrival))
         _write_histories(writer, *_write_rows(writer, world, seed, interactions, choices, drift))
-        item_table, item_fields = _item_table(_random(seed, "items"), world)
-        user_table, user_fields = _user_table(_random(seed, "users"), world)
+        item_table, item_fields = _item_table(random_of(seed, "items"), world)
+        user_table, user_fields = _user_table(random_of(seed, "users"), world)
         item_hash = hash_ids(item_table.column("id"))
         shown = np.linspace(1, LEAST_SHOWN, latent)
         for name, count, missing, weight in (
@@ -157,13 +145,13 @@ def synthetic(
         ):
             if count:
                 tokens, mask = planted_content.tokens(
-                    _random(seed, name), world.content * weight, count, token_width, missing
+                    random_of(seed, name), world.content * weight, count, token_width, missing
                 )
                 writer.features(name, tokens, mask, {"encoder": "planted", "arguments": arguments}, item_hash)
         if raw:
-            sets = planted_content.words(_random(seed, "words"), world.content * shown[::-1])
+            sets = planted_content.words(random_of(seed, "words"), world.content * shown[::-1])
             writer.features("raw_text", *sets, item_hash)
-            sets = planted_content.pictures(_random(seed, "pictures"), world.content * shown)
+            sets = planted_content.pictures(random_of(seed, "pictures"), world.content * shown)
             writer.features("raw_image", *sets, item_hash)
         return writer.finish(
             name="synthetic",
@@ -195,43 +183,17 @@ def _check_arguments(arguments: dict) -> None:
         elif name in ("drift", "arrivals"):
             if not 0 <= value <= 1:
                 raise UserError(f"{option} is {value}; give a number from 0 to 1")
+        elif name == "interest":
+            if value not in planted_interest.INTERESTS:
+                raise UserError(f"{option} '{value}' is unknown; give taste or nearest")
+            if arguments.get("drift"):
+                raise UserError(f"{option} {value} has no tastes that drift; leave out --drift")
         elif value < least.get(name, 0):
             raise UserError(f"{option} is {value}; give at least {least.get(name, 0)}")
 
 
-def _random(seed: int, stream: str, chunk: int = 0) -> np.random.Generator:
-    """A generator of its own for each stream and chunk, so that no part's numbers depend on another part's size."""
-    return np.random.default_rng([seed, _STREAMS.index(stream), chunk])
-
-
-def _directions(random: np.random.Generator, count: int, width: int) -> np.ndarray:
-    """[count, width] f32, uniform on the unit sphere."""
-    vectors = random.standard_normal((count, width), dtype=np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def _make_world(seed: int, users: int, items: int, latent: int, cold_share: float, new_users: float) -> _World:
-    random = _random(seed, "world")
-    return _World(
-        content=_directions(random, items, latent),
-        quality=QUALITY * random.standard_normal(items, dtype=np.float32),
-        cold=random.permutation(items) < round(cold_share * items),
-        taste=_directions(random, users, latent),
-        new=random.permutation(users) < round(new_users * users),
-        arrival=np.zeros(items, np.int64),
-        item_deck=_deck((random.permutation(items) + 10.0) ** -TAIL),
-        user_deck=_deck(random.lognormal(sigma=ACTIVITY, size=users)),
-    )
-
-
-def _deck(weights: np.ndarray) -> np.ndarray:
-    """i32: each index in proportion to its weight, CARDS times on average, at least once."""
-    copies = np.maximum(1, np.rint(weights * (CARDS / weights.mean()))).astype(np.int64)
-    return np.repeat(np.arange(len(weights), dtype=np.int32), copies)
-
-
 def _write_rows(
-    writer: DatasetWriter, world: _World, seed: int, rows: int, choices: float, drift: float
+    writer: DatasetWriter, world: World, seed: int, rows: int, choices: float, drift: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Writes the interaction columns but the histories; returns the events: user i32, item i32, time i64, each [E]."""
     dtypes = {
@@ -242,26 +204,32 @@ def _write_rows(
     valid_start, test_start = round(0.8 * rows), round(0.9 * rows)
     columns["time"][:] = np.arange(rows) // PER_SECOND
     columns["split"][:] = np.repeat([0, 1, 2], [valid_start, test_start - valid_start, rows - test_start])
-    events = [_choices(world, seed, choices, rows // PER_SECOND, drift > 0)]
+    events, parts = [_choices(world, seed, choices, rows // PER_SECOND, drift > 0)], []
     starts = sorted({*range(0, rows, _CHUNK), test_start})  # no chunk runs across the start of the test period
     for chunk, (start, end) in enumerate(
         zip(tqdm(starts, desc="interactions", unit="chunk", disable=None), [*starts[1:], rows], strict=True)
     ):
         numbers = np.arange(start, end)
         share = drift * numbers / rows if drift else None
-        values = _impressions(_random(seed, "rows", chunk), world, numbers, share, test_period=start >= test_start)
+        values = _impressions(random_of(seed, "rows", chunk), world, numbers, share, test_period=start >= test_start)
+        if world.interest.tastes > 1:
+            parts.append((values.pop("offset"), values.pop("draw")))
         for name, value in values.items():
             columns[name][start:end] = value
-        click = values["label"]
-        events.append((values["user"][click], values["item"][click], columns["time"][start:end][click]))
-    user, item, time = (np.concatenate(parts) for parts in zip(*events, strict=True))
+    if world.interest.tastes > 1:
+        offset, draw = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        probability, label = planted_interest.nearest_clicks(world.content, columns, events[0], offset, draw)
+        columns["probability"][:], columns["label"][:] = probability, label
+    click = np.flatnonzero(columns["label"])
+    events.append(tuple(columns[name][click] for name in ("user", "item", "time")))
+    user, item, time = (np.concatenate(arrays) for arrays in zip(*events, strict=True))
     return user, item, time
 
 
 def _impressions(
-    random: np.random.Generator, world: _World, rows: np.ndarray, share: np.ndarray | None, test_period: bool
+    random: np.random.Generator, world: World, rows: np.ndarray, share: np.ndarray | None, test_period: bool
 ) -> dict[str, np.ndarray]:
-    """The drawn columns of impressions, each [rows]; `label` as bool.
+    """The drawn columns of impressions, each [rows], and of clicks yet to be made "offset" and "draw"; `label` as bool.
 
     Args:
       rows: their numbers.
@@ -271,70 +239,35 @@ def _impressions(
     if not test_period:
         user_deck, item_deck = user_deck[~world.new[user_deck]], item_deck[~world.cold[item_deck]]
     user = user_deck[random.integers(len(user_deck), size=len(rows))]
-    item = _draw_by_taste(random, world, user, item_deck, EXPOSURE, rows, share)
+    taste, kind = world.taste_of(random, user), world.interest
+    item = draw_by_taste(random, world, taste, item_deck, kind.exposure, rows, share)
     slot = random.integers(len(SLOTS), size=len(rows), dtype=np.int32)
-    affinity = _affinity(world, user, item, share)
     offset = np.array(list(SLOTS.values()), np.float32)[slot]
+    values = {"user": user, "item": item, "context_slot": slot + FIRST_KNOWN}
+    draw = random.random(len(rows), dtype=np.float32)
+    if kind.tastes > 1:  # the click depends on earlier clicks
+        return values | {"offset": world.quality[item] + offset, "draw": draw}
+    affinity = affinity_of(world, taste, item, share)
     probability = 1 / (1 + np.exp(-(TASTE * affinity + world.quality[item] + offset + BIAS)))
-    return {
-        "user": user,
-        "item": item,
-        "label": random.random(len(rows), dtype=np.float32) < probability,
-        "context_slot": slot + FIRST_KNOWN,
-        "probability": probability,
-    }
+    return values | {"label": draw < probability, "probability": probability}
 
 
 def _choices(
-    world: _World, seed: int, mean: float, span: int, drifts: bool
+    world: World, seed: int, mean: float, span: int, drifts: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The events before the log: user i32, item i32, time i64 in [-span, -1], each [E]."""
-    random = _random(seed, "choices")
+    random = random_of(seed, "choices")
     number = random.poisson(np.where(world.new, mean / 10, mean))
     user = np.repeat(np.arange(len(number), dtype=np.int32), number)
     warm = world.item_deck[~world.cold[world.item_deck]]
     item, share = np.empty(len(user), np.int32), np.zeros(len(user))
     for start in tqdm(range(0, len(user), _CHUNK), desc="earlier choices", unit="chunk", disable=None):
         part = slice(start, start + _CHUNK)
-        item[part] = _draw_by_taste(random, world, user[part], warm, CHOICE, share=share[part] if drifts else None)
+        taste = world.taste_of(random, user[part])
+        item[part] = draw_by_taste(
+            random, world, taste, warm, world.interest.choice, share=share[part] if drifts else None
+        )
     return user, item, random.integers(-max(span, 1), 0, len(user))
-
-
-def _affinity(world: _World, user: np.ndarray, item: np.ndarray, share: np.ndarray | None = None) -> np.ndarray:
-    """[n] f32: <taste, content>, at the share [n] of the way of a drift."""
-    taste, content = np.take(world.taste, user, axis=0), np.take(world.content, item, axis=0)  # much faster than [...]
-    if share is not None:
-        half, angle = (world.taste.shape[1] + 1) // 2, (share * np.pi / 2).astype(np.float32)[:, None]
-        taste[:, :half] *= np.sqrt(np.float32(2)) * np.cos(angle)
-        taste[:, half:] *= np.sqrt(np.float32(2)) * np.sin(angle)
-    return np.einsum("nk,nk->n", taste, content)
-
-
-def _draw_by_taste(
-    random: np.random.Generator,
-    world: _World,
-    user: np.ndarray,
-    deck: np.ndarray,
-    beta: float,
-    rows: np.ndarray | None = None,
-    share: np.ndarray | None = None,
-) -> np.ndarray:
-    """[n] i32 items for users [n], drawn with P(i | u) ~ (share of the deck) exp(beta <taste, content>).
-
-    By rejection, which is exact: draw from the deck, accept with probability exp(beta (<taste, content> - largest)), and never
-    what arrives after row number `rows` [n].
-    """
-    item = np.empty(len(user), np.int32)
-    pending = np.arange(len(user))
-    while len(pending):
-        candidate = deck[random.integers(len(deck), size=len(pending))]
-        affinity = _affinity(world, user[pending], candidate, None if share is None else share[pending])
-        most = 1 if share is None else np.sqrt(2)
-        accepted = random.random(len(pending), dtype=np.float32) < np.exp(beta * (affinity - most))
-        accepted &= world.arrival[candidate] <= (0 if rows is None else rows[pending])
-        item[pending[accepted]] = candidate[accepted]
-        pending = pending[~accepted]
-    return item
 
 
 def _write_histories(writer: DatasetWriter, user: np.ndarray, item: np.ndarray, time: np.ndarray) -> None:
@@ -353,10 +286,10 @@ def _field(name: str, values, length: int = 1) -> Field:
     return Field(name, len(values) + FIRST_KNOWN, length)
 
 
-def _item_table(random: np.random.Generator, world: _World) -> tuple[pa.Table, tuple[Field, ...]]:
+def _item_table(random: np.random.Generator, world: World) -> tuple[pa.Table, tuple[Field, ...]]:
     items, latent = world.content.shape
-    category = _nearest(random, world.content, _directions(random, len(CATEGORIES), latent), LOOSE, 1)
-    tags = _nearest(random, world.content, _directions(random, len(TAGS), latent), 2 * LOOSE, TAGS_PER_ITEM)
+    category = nearest_to(random, world.content, directions(random, len(CATEGORIES), latent), LOOSE, 1)
+    tags = nearest_to(random, world.content, directions(random, len(TAGS), latent), 2 * LOOSE, TAGS_PER_ITEM)
     number = random.integers(1, TAGS_PER_ITEM + 1, items)
     tags[np.arange(TAGS_PER_ITEM) >= number[:, None]] = 0
     table = pa.table(
@@ -370,23 +303,15 @@ def _item_table(random: np.random.Generator, world: _World) -> tuple[pa.Table, t
     return table, fields
 
 
-def _user_table(random: np.random.Generator, world: _World) -> tuple[pa.Table, tuple[Field, ...]]:
-    users, latent = world.taste.shape
-    group = _nearest(random, world.taste, _directions(random, len(GROUPS), latent), LOOSE, 1)
+def _user_table(random: np.random.Generator, world: World) -> tuple[pa.Table, tuple[Field, ...]]:
+    first = world.taste[:: world.interest.tastes]
+    users, latent = first.shape
+    group = nearest_to(random, first, directions(random, len(GROUPS), latent), LOOSE, 1)
     table = pa.table({"id": pa.array(range(users), pa.int64()), "group": group[:, 0]})
     return table, (Field("user", users + FIRST_KNOWN), _field("group", GROUPS))
 
 
-def _nearest(
-    random: np.random.Generator, vectors: np.ndarray, directions: np.ndarray, noise: float, count: int
-) -> np.ndarray:
-    """[n, count] i32 field ids of the `count` directions with the largest noisy inner product, largest first."""
-    score = vectors @ directions.T
-    score += noise * random.standard_normal(score.shape, dtype=np.float32)
-    return (np.argsort(-score, axis=1)[:, :count] + FIRST_KNOWN).astype(np.int32)
-
-
-def _bayes_auc(root: Path, world: _World) -> dict[str, float]:
+def _bayes_auc(root: Path, world: World) -> dict[str, float]:
     """AUC of the true probability on each split's labels: what no model can beat but by luck."""
     column = {
         n: np.load(root / "interactions" / f"{n}.npy", mmap_mode="r") for n in ("label", "probability", "split", "item")
