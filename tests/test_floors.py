@@ -26,6 +26,7 @@ FLOORS = [
         "sharding",
         "allocator",
         "full_ranking",
+        "gather",
         "sparse",
     },
     {"models", "data", "tables", "memory", "store", "neighbours"},
@@ -145,7 +146,7 @@ def test_train_and_eval_do_not_import_each_other():
 
 
 def test_models_read_neither_config_nor_files():
-    allowed = {"types", "fields", "losses", "rng", "sparse", "models"}
+    allowed = {"types", "fields", "gather", "losses", "rng", "sparse", "models"}
     for module in MODULES:
         if unit(module) == "models":
             assert {unit(name) for name in IMPORTS[module]} <= allowed, f"{module} imports {IMPORTS[module]}"

@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax import gather
+
 
 def masked_softmax(score: jax.Array, mask: jax.Array) -> jax.Array:
     """[B, T] f32 weights over the valid positions (eq. 8); all zero where there is none."""
@@ -76,10 +78,10 @@ def gather_slots(
       events: [R, D] table rows with the embeddings of event fields.
       event_position: [B, T, C] i32 positions in `events`.
     """
-    slots = jnp.take(items, history, axis=0)
+    slots = gather.rows(items, history)
     if events is not None:
         for k in range(event_position.shape[-1]):
-            slots = slots + jnp.take(events, event_position[..., k], axis=0)
+            slots = slots + gather.rows(events, event_position[..., k])
     return slots
 
 
@@ -113,5 +115,5 @@ class TargetAttention(nn.Module):
           events, event_position: of the events' own fields, see `gather_slots`.
         """
         slots = gather_slots(items, history, events, event_position)
-        weight = masked_softmax(self.score(self.hidden)(jnp.take(items, candidate, axis=0), slots), mask)
+        weight = masked_softmax(self.score(self.hidden)(gather.rows(items, candidate), slots), mask)
         return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight

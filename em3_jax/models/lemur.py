@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax import gather
 from em3_jax.fields import Fields
 from em3_jax.models.attention import DotScore, entropy, masked_softmax
 from em3_jax.models.backbones import Features
@@ -118,8 +119,10 @@ class Lemur(nn.Module):
         candidate, history = batch["item_position"], batch["history_position"]
         valid = batch["history_mask"]
         mask = valid & jnp.take(items.history_present, history)
-        document = jnp.where(items.present[candidate, None], jnp.take(items.candidate, candidate, axis=0), 0.0)
-        slots = jnp.take(items.history, history, axis=0)  # [B, T, D]; what is masked has weight 0 wherever it is read
+        document = gather.rows(items.candidate, candidate)
+        document = jnp.where(items.present[candidate, None], document, 0.0)
+        # [B, T, D]; what is masked has weight 0 wherever it is read.
+        slots = gather.rows(items.history, history)
         if query is None:
             recent = min(self.query_history, slots.shape[1])
             valid_recent = mask[:, -recent:]
@@ -137,11 +140,11 @@ class Lemur(nn.Module):
             scalars["content_attention_entropy"] = entropy(weight)
             content += [interest, interest * document]
         if "long" in self.modules:
-            known = jnp.take(embedded.reshape(embedded.shape[0], -1), candidate, axis=0)
+            known = gather.rows(embedded.reshape(embedded.shape[0], -1), candidate)
             first = jnp.concatenate([known, others.reshape(known.shape[0], -1), document, query], axis=-1)
             content.append(Decoder(self.decoder_layers, self.decoder_hidden, name="decoder")(first, slots, mask))
         if "similarity" in self.modules:
-            length = jnp.take(_length(items.history), history)
+            length = gather.rows(_length(items.history), history)
             content.append(similarities(document, slots, mask, length))
         events = (rows, batch["history_row"][:, -self.short :]) if self.fields.event else (None, None)
         features = Features(

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax import gather
 from em3_jax.fields import Field, Fields, columns
 from em3_jax.models.attention import TargetAttention, entropy
 from em3_jax.models.backbones import Features
@@ -26,7 +27,7 @@ def field_embeddings(rows: jax.Array, position: jax.Array, fields: Sequence[Fiel
       rows: [R, W] the distinct table rows; row 0 is padding.
       position: [*, C] i32 positions in `rows`, the fields side by side.
     """
-    values = jnp.take(rows, position, axis=0)  # [*, C, W]
+    values = gather.rows(rows, position)  # [*, C, W]
     parts = []
     for field, column in zip(fields, columns(tuple(fields)).values(), strict=True):
         value = values[..., column, :]
@@ -118,7 +119,7 @@ class RankingModel(nn.Module):
         candidate, history, mask = batch["item_position"], batch["history_position"], batch["history_mask"]
         out, parts = {"content": embedding}, []
         if "item" in self.content_parts:
-            parts.append(jnp.take(embedding, candidate, axis=0))
+            parts.append(gather.rows(embedding, candidate))
         if "user" in self.content_parts:
             attention = TargetAttention(self.content_score, self.content_hidden, name="content_attention")
             interest, weight = attention(embedding, candidate, history, mask)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from em3_jax import config, losses, memory, parts, rng
+from em3_jax import config, gather, losses, memory, parts, rng
 from em3_jax.encoding import RawEncoder
 from em3_jax.fields import Fields
 from em3_jax.models.encoders.fields import EncoderSettings, FieldEncoder, TextLayout
@@ -211,7 +211,7 @@ def lemur(
         aux = {"ranking_loss": value} | {name: value for name, value in out.items() if value.ndim == 0}
         if contrast.weight:
             takes_part = (batch["weight"] > 0) & items.present[batch["item_position"]]
-            document = jnp.take(represented(writes, batch).candidate, batch["item_position"], axis=0)
+            document = gather.rows(represented(writes, batch).candidate, batch["item_position"])
             value, accuracy = losses.query_document_contrastive(
                 out["query"],
                 document,

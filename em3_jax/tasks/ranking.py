@@ -46,7 +46,8 @@ def ranking(
       fusion, fusion_settings, backbone, backbone_settings, loss: see `parts`.
       fusion_chunk: see `RankingModel`.
       cic: settings of `contrast_with_ids`; weight 0 leaves CIC out.
-      precision: "f32", or "bf16": activations alone; parameters, table rows, logits and losses stay f32.
+      precision: "f32", or "bf16": activations alone; parameters, table rows, logits and losses stay f32, and so do
+        the sums of gradients by row, see `gather`.
     """
     parts.check_choice("config.model.precision", precision, ("f32", "bf16"))
     lowered = _to_bfloat16 if precision == "bf16" else lambda tree: tree
@@ -174,12 +175,12 @@ def contrast_with_ids(
     for name in id_fields:
         if name not in names:
             raise UserError(f"config.model.cic.id_fields: no item field '{name}'; {config.nearest(name, names)}")
-    chosen = jnp.array([names.index(name) for name in id_fields])
+    chosen = [names.index(name) for name in id_fields]
     heads = ContentIdHeads(width)
 
     def arguments(out):
-        ids = out["item_fields"][:, chosen]  # [S, F, W]
-        return out["content"], ids.reshape(len(ids), -1)
+        ids = [out["item_fields"][:, k] for k in chosen]  # slices: a gather's gradient would be a sum
+        return out["content"], jnp.concatenate(ids, axis=1)  # [S, F * W]
 
     def init(key, out):
         return heads.init(key, *arguments(out))["params"]

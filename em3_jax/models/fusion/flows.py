@@ -38,12 +38,16 @@ class TwoFlow(nn.Module):
         s = self.settings
         content, content_mask = ModalityTokens(s, name="modalities")(tokens, mask, train=train)
         ends = list(itertools.accumulate(tokens[name].shape[1] for name in sorted(tokens)))
-        column = {name: range(start, end) for name, start, end in zip(sorted(tokens), [0, *ends], ends, strict=False)}
+        places = zip(sorted(tokens), [0, *ends], ends, strict=False)
+        column = {name: slice(start, end) for name, start, end in places}
         text = [name for name in column if name.startswith("text")] or [max(column)]
         x, valid = {}, {}
         for flow, names in (("text", text), ("other", [name for name in column if name not in text])):
-            if columns := [k for name in names for k in column[name]]:
-                x[flow], valid[flow] = content[:, jnp.array(columns)], content_mask[:, jnp.array(columns)]
+            if names:
+                # Slices: the gradient of a gather would be a sum.
+                own = [column[name] for name in names]
+                x[flow] = jnp.concatenate([content[:, part] for part in own], axis=1)
+                valid[flow] = jnp.concatenate([content_mask[:, part] for part in own], axis=1)
         for k in range(s.layers):
             before = dict(x)  # each flow reads what the other was before the layer
             for flow in ["text"] if k == s.layers - 1 else list(x):
