@@ -1,6 +1,5 @@
 """A log that somebody appends to, as a dataset that grows."""
 
-import csv
 import os
 import time
 from pathlib import Path
@@ -31,7 +30,6 @@ class Follower:
         self._log = Path(self._options.pop("interactions", ""))
         if self._log.suffix not in (".csv", ".tsv"):
             raise UserError(f"{mapping}: interactions is '{self._log}'; a log that is followed is a .csv or .tsv file")
-        self._time = self._options.get("columns", {}).get("time", "time")
 
     def prepare(self) -> None:
         """Makes the dataset of the lines that are complete, if there are more than before."""
@@ -44,29 +42,13 @@ class Follower:
         snapshot.parent.mkdir(parents=True, exist_ok=True)
         with open(self._log, "rb") as source, open(snapshot, "wb") as target:
             target.write(source.read(size))
-        self._check_order(snapshot)
-        prepare.READERS["table"](self._root, interactions=snapshot, overwrite=True, **self._options)
+        # The reader would sort by time, and a late line would move what was trained on.
+        options = self._options | {"in_order": True, "overwrite": True}
+        try:
+            prepare.READERS["table"](self._root, interactions=snapshot, **options)
+        except UserError as error:
+            raise UserError(str(error).replace(str(snapshot), str(self._log))) from None
         self._size = size
-
-    def _check_order(self, snapshot: Path) -> None:
-        """The reader sorts by time, so a late line would move what was trained on."""
-        separator = "\t" if snapshot.suffix == ".tsv" else ","
-        with open(snapshot, encoding="utf-8-sig", newline="") as file:
-            header = [name.strip('"') for name in file.readline().rstrip("\r\n").split(separator)]
-            if self._time not in header:
-                return  # the reader says so
-            column, last = header.index(self._time), None
-            for row, cells in enumerate(csv.reader(file, delimiter=separator), 2):
-                try:
-                    value = float(cells[column])
-                except (ValueError, IndexError):
-                    return  # text times and short lines are the reader's to judge
-                if last is not None and value < last:
-                    raise UserError(
-                        f"{self._log} line {row}: time {cells[column]} is before that of the line above; a followed log has to "
-                        "be in time order"
-                    )
-                last = value
 
     def _complete(self) -> int:
         """Bytes up to the last line end; what was complete before is not read again."""

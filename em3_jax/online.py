@@ -1,7 +1,8 @@
 """Training on a stream, once: each window of the log is scored before it is trained on (progressive validation).
 
-    <workdir>/stream.jsonl    a line a window: its rows, the step after it, AUC, GAUC and logloss, by slice, of the scores given
-                              before training on it, and the means of what the training steps reported
+    <workdir>/stream.jsonl    a line a window: its rows, from when to when (in seconds), the step
+                              after it, AUC, GAUC and logloss, by slice, of the scores given before
+                              training on it, and the means of what the training steps reported
 
 `python -m em3_jax.curves` draws it. There is a checkpoint after each window, and with it the position in the stream: killed at
 any moment, a run goes on from the last one to the same curve. With config.stream.follow the log is a file that grows.
@@ -19,7 +20,7 @@ import numpy as np
 from em3_jax import config as config_
 from em3_jax import evaluators, experiment, follow, growth, logs, processes, strict_json, workdir
 from em3_jax.checkpoint import Checkpoints
-from em3_jax.data import stream
+from em3_jax.data import stream, times
 from em3_jax.data.batches import Buckets
 from em3_jax.data.pipeline import EvaluationSource, batches
 from em3_jax.types import State, UserError
@@ -126,6 +127,11 @@ class _Stream:
         if not position.window:
             print(logs.parameter_table(state, parts.frozen))
         total = sum(len(window) for window in self.windows)
+        if "time_unit" not in parts.dataset.meta:
+            unit = times.unit_of(parts.dataset)
+            print(
+                f"{parts.dataset.root}: does not say the unit of its times, made before datasets did; taken for {unit}"
+            )
         print(
             f"{parts.dataset.root}: {total:,} rows in {len(self.windows):,} windows; {position.window:,} done",
             flush=True,
@@ -151,9 +157,15 @@ class _Stream:
         self.checkpoints.close()
         return {"windows": position.window, "step": int(state.step), "stopped_by": stopped_by}
 
-    def _times(self, window: stream.Window) -> dict[str, int | None]:
-        time_ = self.parts.dataset.interactions["time"]
-        return {"from": int(time_[window.first]), "to": int(time_[window.end - 1])} if len(window) else {}
+    def _times(self, window: stream.Window) -> dict[str, int | float]:
+        """Times of the first and the last row, in seconds where they are counted."""
+        if not len(window):
+            return {}
+        unit, time_ = times.unit_of(self.parts.dataset), self.parts.dataset.interactions["time"]
+        return {
+            "from": times.seconds(int(time_[window.first]), unit),
+            "to": times.seconds(int(time_[window.end - 1]), unit),
+        }
 
     def _score(self, state: State, window: stream.Window) -> dict[str, dict[str, float]]:
         """Slice -> metric -> value, by what is known before the window."""

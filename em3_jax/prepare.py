@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from em3_jax import cli
+from em3_jax.data import times
 from em3_jax.data.checks import check_dataset
 from em3_jax.data.format import SPLITS, Dataset, hash_data, open_dataset
 from em3_jax.data.readers.files import nearest, require
@@ -103,6 +104,14 @@ def read_mapping(path: Path, reader: Callable) -> dict:
     return result
 
 
+def _times(dataset: Dataset) -> str:
+    """ "milliseconds, 2024-05-01 12:00:00 to 2024-06-01 08:30:00"."""
+    unit, time = times.unit_of(dataset), dataset.interactions["time"]
+    if unit == times.ORDER:
+        return "only says which row comes first"
+    return f"{unit}, {times.shown(int(time[0]), unit)} to {times.shown(int(time[-1]), unit)}"
+
+
 def report(dataset: Dataset) -> str:
     """What a person wants to know of a dataset just made, as a few lines of text."""
     meta, summary = dataset.meta, dataset.meta["summary"]
@@ -115,6 +124,7 @@ def report(dataset: Dataset) -> str:
         f"  label  {meta['label_rule']}",
         *(f"  label {name}  {rule}" for name, rule in meta.get("labels", {}).items()),
         f"  split  {meta['split_rule']}",
+        f"  time   {_times(dataset)}",
     ]
     for group, specs in dataset.fields.groups():
         if specs:

@@ -216,8 +216,8 @@ def test_follows_a_file_that_grows_and_waits_for_the_end_of_a_half_line(tmp_path
         (k, k + 100) for k in (0, 100, 200, 300)
     ]
 
-    log.write_text(log.read_text() + "u1,i1,5,1\n")
-    with pytest.raises(UserError, match="line 423: time 5 is before that of the line above"):
+    log.write_text(log.read_text() + "u1,i1,25260,1\nu1,i1,5,1\n")  # equal times are in order
+    with pytest.raises(UserError, match=r"log\.csv line 424: time 5 is before that of the line above"):
         train.train(made, tmp_path / "run")
 
 
@@ -244,11 +244,69 @@ def test_a_window_without_rows_or_with_one_class_has_no_auc_and_its_n(tmp_path):
     log = [(row, row * 30 if row < 240 else 4 * 3600 + row) for row in range(300)]
     text = "".join(f"u{row % 9},i{row % 13},{time_},{int(row % 3 == 0 or 120 <= row < 240)}\n" for row, time_ in log)
     (tmp_path / "log.csv").write_text(HEADER + text)
-    table(tmp_path / "data", interactions=tmp_path / "log.csv")
+    table(tmp_path / "data", interactions=tmp_path / "log.csv", time_unit="seconds")
     changes = {"stream.window": "1 hours", "data.history_length": 4, "data.batch_size": 64, "data.unknown_floor": {}}
     train.train(config(tmp_path / "data", "id_only", **changes).to_dict(), tmp_path / "run")
     found = [(line["all"]["n"], np.isnan(line["all"]["auc"])) for line in lines(tmp_path / "run")]
     assert found == [(120, False), (120, True), (0, True), (0, True), (60, False)]
+
+
+STARTS = 1_714_564_800  # 2024-05-01 12:00:00
+
+
+@pytest.fixture(scope="module")
+def clocks(tmp_path_factory) -> dict:
+    """The same log with times in seconds, in milliseconds, and as ISO dates."""
+    root = tmp_path_factory.mktemp("clocks")
+    seconds = STARTS + np.sort(np.random.default_rng(3).integers(0, 9 * 3600, 400))
+    write = {
+        "seconds": str,
+        "milliseconds": lambda time_: str(time_ * 1000),
+        "dates": lambda time_: str(np.datetime64(int(time_), "s")),
+    }
+    result = {}
+    for name, text in write.items():
+        rows = [f"u{k % 9},i{k * k % 13},{text(time_)},{int(k % 3 == 0)}\n" for k, time_ in enumerate(seconds)]
+        (root / f"{name}.csv").write_text(HEADER + "".join(rows))
+        result[name] = table(root / name, interactions=root / f"{name}.csv")
+    return result
+
+
+def test_a_window_is_as_long_whatever_the_unit_of_time(clocks, tmp_path):
+    """Six hours are six hours: the same windows, and the same curve bit for bit."""
+    assert [dataset.meta["time_unit"] for dataset in clocks.values()] == ["seconds", "milliseconds", "milliseconds"]
+    found = [stream.windows(dataset, "6 hours") for dataset in clocks.values()]
+    assert found[0] == found[1] == found[2] and len(found[0]) == 2
+    changes = {"stream.window": "2 hours", "data.history_length": 4, "data.batch_size": 64, "data.unknown_floor": {}}
+    drawn = []
+    for name, dataset in clocks.items():
+        train.train(config(dataset.root, "id_only", **changes).to_dict(), tmp_path / name)
+        drawn.append(json.dumps(lines(tmp_path / name)))
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert STARTS <= json.loads(drawn[0])[0]["from"] < STARTS + 7200
+
+
+def test_a_window_in_hours_of_times_without_a_unit_is_refused(clocks):
+    made = dataclasses.replace(clocks["seconds"], meta=clocks["seconds"].meta | {"time_unit": "order"})
+    with pytest.raises(UserError, match=r"the times of .* have no unit.*'5000 examples'"):
+        stream.windows(made, "6 hours")
+    assert len(stream.windows(made, "100 examples")) == 4
+    made.meta["time_unit"] = "days"
+    with pytest.raises(UserError, match="'6 hours': is no whole number of days"):
+        stream.windows(made, "6 hours")
+
+
+@pytest.mark.parametrize("clock", ["milliseconds", "dates"])
+def test_a_late_line_of_a_followed_log_is_named_whatever_its_times_look_like(clocks, tmp_path, clock):
+    log, mapping = tmp_path / "log.csv", tmp_path / "mapping.json"
+    text = (clocks[clock].root.parent / f"{clock}.csv").read_text().splitlines()
+    mapping.write_text(json.dumps({"interactions": str(log)}))
+    follower = follow.Follower(str(mapping), tmp_path / "data", poll_seconds=0.01, idle_seconds=0.05)
+    log.write_text("\n".join(text) + "\n")
+    follower.prepare()
+    log.write_text("\n".join([*text, text[-1], text[7]]) + "\n")
+    with pytest.raises(UserError, match=rf"{log} line 403: time 2024-05-01 12:.* is before that of the line above"):
+        follower.prepare()
 
 
 def test_a_stream_goes_on_with_more_items_and_the_bank_moves_with_them(tmp_path):

@@ -77,6 +77,7 @@ def write_tiny(root: Path, num_events: int = EVENTS) -> Tiny:
             label_rule="coin",
             split_rule="by chance",
             source_hash="",
+            time_unit="order",
         )
     return Tiny(dataset, rows, events, users, items)
 

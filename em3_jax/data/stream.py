@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from em3_jax import rng
+from em3_jax.data import times
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.checks import counts_of
 from em3_jax.data.format import CLICK, NOT_PART, Dataset
 from em3_jax.data.shards import build
 from em3_jax.types import Batch, Shards, UserError
 
-SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+SPANS = ("seconds", "minutes", "hours", "days")
 MOST_WINDOWS = 100_000
 
 
@@ -36,10 +37,14 @@ def windows(dataset: Dataset, every: str) -> list[Window]:
     """The windows of all rows of a dataset in time order, those without rows among them.
 
     Args:
-      every: "500 examples", or "6 hours", in seconds, minutes, hours or days of the column `time`, from the first row on.
+      every: "500 examples", or "6 hours", in seconds, minutes, hours or days of the column `time`, whatever
+        its unit is, from the first row on.
+
+    Raises:
+      UserError: no such window, the dataset's times are only an order, or its rows are not in that order.
     """
     found = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", every)
-    units = ("examples", *SECONDS)
+    units = ("examples", *SPANS)
     unit = next((name for name in units if found and found[2].rstrip("s") == name.rstrip("s")), None)
     if unit is None or not int(found[1]):
         raise UserError(f"config.stream.window='{every}': write a number and a unit, {', '.join(units)}, e.g. '1 days'")
@@ -50,7 +55,7 @@ def windows(dataset: Dataset, every: str) -> list[Window]:
     if unit == "examples":
         starts = np.arange(0, len(time), size)
     else:
-        size *= SECONDS[unit]
+        size = _ticks(dataset, every, size, unit)
         count = int(time[-1] - time[0]) // size + 1
         if count > MOST_WINDOWS:
             raise UserError(f"config.stream.window='{every}': makes {count:,} windows of this log; choose a longer one")
@@ -59,6 +64,23 @@ def windows(dataset: Dataset, every: str) -> list[Window]:
     last_is_full = unit == "examples" and ends[-1] - starts[-1] == size
     complete = np.append(np.ones(len(starts) - 1, bool), last_is_full)
     return [Window(int(a), int(b), bool(c)) for a, b, c in zip(starts, ends, complete, strict=True)]
+
+
+def _ticks(dataset: Dataset, every: str, count: int, unit: str) -> int:
+    """A window of so many hours, say, in the unit of the dataset's times."""
+    of = times.unit_of(dataset)
+    size = times.ticks(count, unit, of)
+    if size is None and of == times.ORDER:
+        raise UserError(
+            f"config.stream.window='{every}': the times of {dataset.root} have no unit, they only say which row comes first; "
+            "give a number of rows, e.g. '5000 examples', or prepare the dataset with --time-unit"
+        )
+    if not size:
+        raise UserError(
+            f"config.stream.window='{every}': is no whole number of {of}, in which {dataset.root} counts "
+            "time; choose a longer one"
+        )
+    return size
 
 
 def _check_order(dataset: Dataset) -> None:

@@ -121,6 +121,7 @@ class DatasetWriter:
         label_rule: str,
         split_rule: str,
         source_hash: str,
+        time_unit: str,
         extra: dict | None = None,
     ) -> Dataset:
         """Checks everything once, writes dataset.json and puts the folder in its place; returns the opened dataset.
@@ -130,6 +131,7 @@ class DatasetWriter:
           fields: the fields with their sizes; `user[0]` and `item[0]` are the ids themselves.
           vocabularies: group -> field -> original values of the ids 2, 3, ...
           text_columns: item columns that hold text.
+          time_unit: in which the columns `time` count, see `data.times`.
           extra: further facts worth keeping in dataset.json.
         """
         pq.write_table(users, self.path / "users.parquet")
@@ -143,6 +145,7 @@ class DatasetWriter:
             "label_rule": label_rule,
             "split_rule": split_rule,
             "source_hash": source_hash,
+            "time_unit": time_unit,
             "counts": {
                 "interactions": len(split), "users": users.num_rows, "items": items.num_rows, "events": num_events,
             },

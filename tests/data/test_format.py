@@ -67,6 +67,7 @@ def write(root: Path, *, rows=None, event=None, fields=FIELDS, items=None, overw
             label_rule="odd rows",
             split_rule="thirds",
             source_hash="",
+            time_unit="order",
             extra={"notes": ["a note"]},
         )
 

@@ -98,6 +98,7 @@ def microlens(out: str | Path, *, source: str | Path, test: str = "halves", over
             label_rule="column label",
             split_rule=split_rule,
             source_hash=hash_files([*files, info]),
+            time_unit="order",
             extra={"source": str(source.absolute()), "image_root": str(source.absolute()), "notes": notes},
         )
 

@@ -88,6 +88,7 @@ def mmrec(
             label_rule=f"an interaction is 1, against {drawn}, which are 0" if as_clicks else "all rows are 1",
             split_rule="column x_label: 0 train, 1 valid, 2 test",
             source_hash=hash_files([path]),
+            time_unit="order",
             extra={
                 "source": str(source.absolute()),
                 "arguments": {"as_clicks": as_clicks, "negatives": negatives, "seed": seed},

@@ -111,6 +111,7 @@ def movielens(
             label_rule=f"rating >= {threshold:g}",
             split_rule="by time: the first 80 % of the rows train, the next 10 % valid, the last 10 % test",
             source_hash=hash_files(read.files),
+            time_unit="seconds",
             extra={
                 "source": str(source.absolute()),
                 "image_root": image_root,

@@ -169,6 +169,7 @@ def synthetic(
             label_rule="click ~ Bernoulli(probability)",
             split_rule="by time: the first 80 % of the rows train, the next 10 % valid, the last 10 % test",
             source_hash=hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest(),
+            time_unit="seconds",
             extra={"arguments": arguments, "bayes_auc": _bayes_auc(writer.path, world)},
         )
 

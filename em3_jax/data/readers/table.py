@@ -30,7 +30,8 @@ from em3_jax.data.readers.encode import (
 )
 from em3_jax.data.readers.files import nearest, place, read_array, read_table, require_distinct
 from em3_jax.data.readers.log import write_log
-from em3_jax.data.readers.table_log import Log, read_log
+from em3_jax.data.readers.table_log import Log, read_log, require_order
+from em3_jax.data.readers.table_times import AUTO, Times
 from em3_jax.data.writer import DatasetWriter
 from em3_jax.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.types import UserError
@@ -70,6 +71,9 @@ def table(
     split: str = "0.8,0.1,0.1",
     events: str = "clicks",
     drop_unknown: bool = False,
+    time_unit: str = AUTO,
+    time_format: str = "",
+    in_order: bool = False,
     overwrite: bool = False,
 ) -> Dataset:
     """The dataset in folder `out`, from tables.
@@ -91,6 +95,10 @@ def table(
       split: three shares in time order, or "column:<name>" of train, valid, test (or 0, 1, 2).
       events: "clicks" or "all", the interactions that enter histories.
       drop_unknown: drop interactions whose user or item is not in its file; else they are an error.
+      time_unit: of whole numbers as times: seconds, milliseconds, ..., days; order = they only say which row comes first;
+        auto = by their size, between 1980 and 2100, else order.
+      time_format: of times that are texts, as Python's strptime has it, e.g. "%d.%m.%Y %H:%M"; default ISO 8601.
+      in_order: refuse interactions that are not in the order of time, naming the first; default they are sorted.
       overwrite: replace an existing dataset.
     """
     interactions, items, users = (Path(p) if p is not None else None for p in (interactions, items, users))
@@ -103,7 +111,10 @@ def table(
         raise UserError("fields of users are given, but no users file; add --users")
     multi = separator, max_values
     with DatasetWriter(out, overwrite) as writer:
-        log = read_log(interactions, roles, label, split, context_fields, event_fields)
+        times = Times(time_unit, time_format)
+        log = read_log(interactions, roles, label, split, context_fields, event_fields, times)
+        if in_order:
+            require_order(interactions, log)
         item_part = _part(
             "item", items, roles["item_key"], log.item, item_fields, multi, item_text, item_image, image_root
         )
@@ -136,6 +147,7 @@ def table(
             label_rule=label or f"column {roles['label']}",
             split_rule=split if split.startswith("column:") else f"by time, shares {split}",
             source_hash=hash_files(files),
+            time_unit=log.time_unit,
             extra={"notes": notes, "image_root": str(_image_root(items, image_root)) if item_image else None},
         )
 

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from em3_jax.data.readers.encode import Encoded, encode, field_name, words_and_codes
 from em3_jax.data.readers.files import column_names, place, read_table, require_values
+from em3_jax.data.readers.table_times import Times, read_times
+from em3_jax.data.times import shown
 from em3_jax.types import UserError
 
 SPLITS = {"train": 0, "0": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "1": 1, "test": 2, "2": 2}
@@ -25,6 +26,7 @@ class Log(NamedTuple):
       user, item: ids as text, dictionary-encoded, [n].
       label: [n] bool.
       time: [n] i64.
+      time_unit: of them, see `data.times`.
       split: [n] u8, or the shares of a chronological split.
       context, event: field name -> ids and values.
     """
@@ -33,6 +35,7 @@ class Log(NamedTuple):
     item: pa.ChunkedArray
     label: np.ndarray
     time: np.ndarray
+    time_unit: str
     split: np.ndarray | tuple[float, ...]
     context: dict[str, Encoded]
     event: dict[str, Encoded]
@@ -40,9 +43,18 @@ class Log(NamedTuple):
     def take(self, keep: np.ndarray) -> "Log":
         """The rows where `keep` [n] is True."""
         mask = pa.array(keep)
-        fields = ({name: (ids[keep], values) for name, (ids, values) in group.items()} for group in self[5:])
-        split = self.split if isinstance(self.split, tuple) else self.split[keep]
-        return Log(self.user.filter(mask), self.item.filter(mask), self.label[keep], self.time[keep], split, *fields)
+        context, event = (
+            {name: (ids[keep], values) for name, (ids, values) in group.items()} for group in (self.context, self.event)
+        )
+        return self._replace(
+            user=self.user.filter(mask),
+            item=self.item.filter(mask),
+            label=self.label[keep],
+            time=self.time[keep],
+            split=self.split if isinstance(self.split, tuple) else self.split[keep],
+            context=context,
+            event=event,
+        )
 
 
 def read_log(
@@ -52,6 +64,7 @@ def read_log(
     split: str,
     context_fields: tuple[str, ...],
     event_fields: tuple[str, ...],
+    times: Times,
 ) -> Log:
     """The interactions file, each value checked; arguments as those of `table`."""
     label_column, compare, threshold = _label_rule(label) if label else (roles["label"], np.equal, 1.0)
@@ -77,15 +90,28 @@ def read_log(
     require_values(path, table.select(list(dict.fromkeys(needed))))
     context = {field_name(name): encode(table.column(name)) for name in context_fields}
     event = {field_name(name): encode(table.column(name)) for name in event_fields}
+    time, time_unit = read_times(path, roles["time"], table.column(roles["time"]), times)
     return Log(
         user=table.column(roles["user"]),
         item=table.column(roles["item"]),
         label=_labels(path, label_column, table.column(label_column), compare, threshold, plain=label is None),
-        time=_times(path, roles["time"], table.column(roles["time"])),
+        time=time,
+        time_unit=time_unit,
         split=_splits(path, split_column[0], table.column(split_column[0])) if split_column else shares,
         context=context,
         event=event,
     )
+
+
+def require_order(path: Path, log: Log) -> None:
+    """Refuses a log whose lines are not in the order of time, naming the first that is too late; equal times are in order."""
+    late = np.flatnonzero(log.time[1:] < log.time[:-1])
+    if len(late):
+        row = int(late[0]) + 1
+        time, before = (shown(int(log.time[k]), log.time_unit) for k in (row, row - 1))
+        raise UserError(
+            f"{place(path, row)}: time {time} is before that of the line above, {before}; this log has to be in time order"
+        )
 
 
 def _label_rule(rule: str) -> tuple[str, np.ufunc, float]:
@@ -113,31 +139,6 @@ def _labels(
 
 def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
-
-
-def _times(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
-    """[n] i64: whole numbers as they are, dates and timestamps as milliseconds."""
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        zone = getattr(column.type, "tz", None)
-        return column.cast(pa.timestamp("ms", zone), safe=False).cast(pa.int64()).to_numpy()
-    if not _is_number(column.type):
-        bad = _first_text(column)
-        raise UserError(
-            f"{place(path, bad)}: time '{name}' is '{column[bad]}'; give whole numbers or ISO timestamps in every row"
-        )
-    values = column.to_numpy()
-    bad = np.flatnonzero(values != np.floor(values)) if values.dtype.kind == "f" else ()
-    if len(bad):
-        raise UserError(
-            f"{place(path, bad[0])}: time '{name}' is {values[bad[0]]}; give whole numbers, e.g. milliseconds"
-        )
-    return values.astype(np.int64)
-
-
-def _first_text(column: pa.ChunkedArray) -> int:
-    """The first row of a column of texts that is no whole number (0 if all are)."""
-    numbers = pc.match_substring_regex(column.cast(pa.string()), r"^-?\d+$").to_numpy()
-    return int(np.argmin(numbers))
 
 
 def _splits(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
