@@ -34,8 +34,9 @@ from em3_jax.data.content import Content
 from em3_jax.data.features import FeatureWriter, feature_folder, reusable, write_features
 from em3_jax.data.format import Dataset, hash_files, open_dataset
 from em3_jax.data.pipeline import batches
-from em3_jax.data.readers.files import load_array, read_array, require
+from em3_jax.data.readers.files import load_array, read_array, read_ids
 from em3_jax.types import UserError
+from em3_jax.values import canonical
 
 IN_FLIGHT = 2  # batches that the device has been given and not yet returned
 PRECISIONS = ("float32", "bfloat16")
@@ -316,7 +317,7 @@ def from_array(
       UserError: whatever the user can mend.
     """
     dataset, array = open_dataset(data), Path(array)
-    names = None if ids is None else _read_ids(Path(ids))
+    names = None if ids is None else read_ids(Path(ids))
     tokens = read_array(
         array, dataset.num_items if names is None else len(names), of=f"{data if names is None else ids}"
     )
@@ -327,13 +328,6 @@ def from_array(
     facts = {"kind": "array", "encoder": f"ready made, {array.name}", "file_hash": hash_files([array])}
     write_features(dataset.root, modality, tokens, present, facts, dataset.meta["item_hash"], overwrite)
     return _manifest(feature_folder(dataset.root, modality))
-
-
-def _read_ids(path: Path) -> list[str]:
-    require(path)
-    if path.suffix != ".npy":
-        return path.read_text(encoding="utf-8").splitlines()
-    return list(map(str, load_array(path).ravel().tolist()))
 
 
 def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -352,7 +346,7 @@ def _in_order(
     if len(place) < len(names):
         twice = next(name for row, name in enumerate(names) if place[name] != row)
         raise UserError(f"{path}: id '{twice}' occurs twice; keep one row for each")
-    rows = np.array([place.get(str(item), -1) for item in dataset.item_table.column("id").to_pylist()])
+    rows = np.array([place.get(canonical(item), -1) for item in dataset.item_table.column("id").to_pylist()])
     if (rows < 0).all():
         raise UserError(
             f"{path}: holds no id of the dataset's items, which are like '{dataset.item_table.column('id')[0]}'"

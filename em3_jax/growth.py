@@ -25,9 +25,11 @@ import pyarrow.parquet as pq
 
 from em3_jax import sharding, workdir
 from em3_jax.checkpoint import Checkpoints
+from em3_jax.data.canonical import forms_of
 from em3_jax.data.format import Dataset
 from em3_jax.experiment import Experiment
 from em3_jax.types import State, UserError
+from em3_jax.values import canonical
 
 ROWS_AT_ONCE = 1 << 20  # that are carried over together, so that devices exchange no whole table
 TEXT = pa.large_string()
@@ -198,10 +200,9 @@ def vocabulary(dataset: Dataset) -> pa.Table:
 def _known_values(dataset: Dataset, group: str, name: str, is_id: bool) -> pa.Array:
     if not is_id:
         values = dataset.meta["vocabularies"].get(group, {}).get(name, [])
-        return pa.array([str(value) for value in values], TEXT)
+        return pa.array(map(canonical, values), TEXT)
     ids = (dataset.user_table if group == "user" else dataset.item_table).column("id").combine_chunks()
-    ids = ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids
-    return ids.cast(TEXT)
+    return forms_of(ids).cast(TEXT)
 
 
 def _path(directory: str | Path, data_hash: str) -> Path:
@@ -287,7 +288,7 @@ def _values(name: str, table: pa.Table, start: int, rows: int) -> pa.Array:
     values = table.column("value").slice(start + 1, rows - 1).combine_chunks()
     if values.null_count:
         raise UserError(f"the vocabulary of field '{name}' is not known (dataset.json does not tell it)")
-    return values
+    return forms_of(values)  # a run of before may have written 5.0 for 5
 
 
 def _describe(was: pa.Table, now: pa.Table) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 WHOLE_TEXT = r"^([+-]?(?:0|[1-9]\d*))\.0+$"
 """A whole number with a fraction of zeros. "007", "1.10" and "1e3" are names, and stay."""
 TRUTHS = {"True": "true", "TRUE": "true", "False": "false", "FALSE": "false"}
-_WHOLE_TEXT = re.compile(WHOLE_TEXT)
+_WHOLE_TEXT = re.compile(WHOLE_TEXT, re.ASCII)
 
 
 def canonical(value: Any) -> str | None:
@@ -31,7 +31,7 @@ def canonical(value: Any) -> str | None:
     if isinstance(value, str):
         if value in TRUTHS:
             return TRUTHS[value]
-        whole = _WHOLE_TEXT.match(value)
+        whole = _WHOLE_TEXT.fullmatch(value)
         return _signed(whole[1]) if whole else value or None
     if value is None:
         return None
@@ -63,6 +63,6 @@ def _signed(digits: str) -> str:
 
 def _of_bytes(value: bytes) -> str | None:
     try:
-        return value.decode() or None
+        return canonical(value.decode())
     except UnicodeDecodeError:
         return str(uuid.UUID(bytes=value)) if len(value) == 16 else value.hex()

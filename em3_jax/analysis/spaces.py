@@ -11,6 +11,7 @@ from em3_jax.config import nearest
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.experiment import Experiment
 from em3_jax.types import State, UserError
+from em3_jax.values import canonical
 
 MODELS = {"ranking": "EM3", "lemur": "LEMUR"}  # task -> what its model is called in tables
 BASELINE_IDS, IDS, FROZEN, CONTENT = "baseline_ids", "ids", "frozen", "content"
@@ -197,7 +198,8 @@ def _counted(dataset: Dataset, label: str) -> tuple[np.ndarray, np.ndarray]:
 
 def rows_of(dataset: Dataset, ids: tuple[str, ...], option: str) -> np.ndarray:
     """[n] i64 rows of items by their original ids."""
-    known = {str(item): row for row, item in enumerate(dataset.item_table.column("id").to_pylist())}
+    ids = [canonical(one) or one for one in ids]
+    known = {canonical(item): row for row, item in enumerate(dataset.item_table.column("id").to_pylist())}
     for item in ids:
         if item not in known:
             raise UserError(f"{option}: the dataset has no item '{item}'; {nearest(item, list(known)[:10_000])}")

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from em3_jax.data.format import Dataset
 from em3_jax.fields import FIRST_KNOWN
 from em3_jax.types import UserError
+from em3_jax.values import canonical
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 DIGEST_BYTES = 16
@@ -150,10 +151,10 @@ def _by_item_id(dataset: Dataset, folder: Path) -> list[list[str]]:
     found: dict[str, list[str]] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: (entry.is_dir(), entry.name)):
         if entry.is_dir():
-            found.setdefault(entry.name, _frames(Path(entry.path)))
+            found.setdefault(canonical(entry.name), _frames(Path(entry.path)))
         elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-            found.setdefault(Path(entry.name).stem, [entry.path])
-    return [found.get(str(item), []) for item in dataset.item_table.column("id").to_pylist()]
+            found.setdefault(canonical(Path(entry.name).stem), [entry.path])
+    return [found.get(canonical(item), []) for item in dataset.item_table.column("id").to_pylist()]
 
 
 def _frames(folder: Path) -> list[str]:

@@ -26,10 +26,22 @@ from em3_jax.data.format import (
 )
 from em3_jax.fields import Fields
 from em3_jax.types import UserError
+from em3_jax.values import canonical
 
 
 def _write_json(path: Path, value: dict) -> None:
     path.write_text(strict_json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _canonical(vocabularies: dict[str, dict[str, list]]) -> dict[str, dict[str, list[str]]]:
+    """Vocabularies of canonical texts, whatever type a reader found the values in."""
+    result = {}
+    for group, fields in vocabularies.items():
+        result[group] = {name: list(map(canonical, values)) for name, values in fields.items()}
+        for name, words in result[group].items():
+            if None in words or len(set(words)) < len(words):
+                raise ValueError(f"vocabulary of {group} field '{name}': a value is empty or there twice")
+    return result
 
 
 class Appender:
@@ -150,7 +162,7 @@ class DatasetWriter:
                 "interactions": len(split), "users": users.num_rows, "items": items.num_rows, "events": num_events,
             },
             "fields": fields_to_json(fields),
-            "vocabularies": vocabularies,
+            "vocabularies": _canonical(vocabularies),
             "text_columns": text_columns,
             "item_hash": hash_ids(items.column("id")),
             "splits": self._write_splits(split),

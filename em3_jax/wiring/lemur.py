@@ -15,6 +15,7 @@ from em3_jax.fields import FIRST_KNOWN
 from em3_jax.models.encoders.fields import ImageLayout, TextLayout, VectorLayout
 from em3_jax.tasks.lemur import lemur as lemur_task
 from em3_jax.types import UserError
+from em3_jax.values import canonical
 from em3_jax.wiring.ranking import open_clicks, settings, work_on_clicks
 
 
@@ -69,7 +70,7 @@ def _queries(
     for name, value in (("length", length), ("vocabulary", vocabulary - 1), ("layers", layers)):
         if value < 1:
             raise UserError(f"config.model.query.{name}: too small; give at least {2 if name == 'vocabulary' else 1}")
-    words = [str(value) for value in dataset.meta["vocabularies"]["context"][field]]
+    words = [canonical(value) or "" for value in dataset.meta["vocabularies"]["context"][field]]
     table = np.zeros((found.size, length), np.int32)
     table[FIRST_KNOWN : FIRST_KNOWN + len(words)] = hashed_words(words, length, vocabulary)
     return field, table

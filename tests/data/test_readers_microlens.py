@@ -94,7 +94,7 @@ def test_items_have_no_padding_row(tmp_path):
     source = write(tmp_path / "source")
     dataset = microlens(tmp_path / "out", source=source)
     assert item_ids(dataset).tolist() == list(range(1, ITEMS))
-    words = [0, None, *dataset.meta["vocabularies"]["item"]["tags"]]
+    words = [0, None, *map(int, dataset.meta["vocabularies"]["item"]["tags"])]
     tags = [[words[i] for i in row] for row in dataset.item_table.column("tags").to_pylist()]
     assert tags == pq.read_table(source / "item_info.parquet").column("item_tags").to_pylist()[1:]
     features = dataset.features("item_emb")

@@ -89,7 +89,7 @@ def test_tables_come_back_whatever_their_form(tmp_path, kind):
         part = slice(column["history_start"][k], column["history_end"][k])
         clicks = [r for r in rows if r["uid"] == row["uid"] and r["ts"] < row["ts"] and r["rating"] >= 4]
         assert items[dataset.events["item"][part]].tolist() == [r["sku"] for r in clicks]
-        assert original(dataset, "event", "rating")[part] == [r["rating"] for r in clicks] or kind != ".parquet"
+        assert original(dataset, "event", "rating")[part] == [str(r["rating"]) for r in clicks]
     assert dataset.item_table.column("title").to_pylist() == source["items"].column("title").to_pylist()
     assert dataset.item_table.column("brand_text").to_pylist() == source["items"].column("brand").to_pylist()
     assert original(dataset, "item", "brand") == source["items"].column("brand").to_pylist()

@@ -9,37 +9,41 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from em3_jax.data import canonical
+from em3_jax.data.canonical import words_and_codes as words_and_codes
 from em3_jax.fields import FIRST_KNOWN, UNKNOWN, Field
 from em3_jax.types import UserError
 
 Encoded = tuple[np.ndarray, list]
-"""Ids [n] or [n, L] i32 (0 = padding, 1 = unknown) and the values of the ids 2, 3, ... in order."""
+"""Ids [n] or [n, L] i32 (0 = padding, 1 = unknown) and the texts of the ids 2, 3, ... in order."""
 
 
-def words_and_codes(column: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """(distinct values, [n] place of each value among them; -1 for null)."""
-    array = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    if isinstance(array, pa.ChunkedArray):
-        array = array.unify_dictionaries().combine_chunks()
-    return array.dictionary, array.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+def encode(column: canonical.Column) -> Encoded:
+    """Ids [n] of a column's values in canonical form, in the order of the values (numbers as numbers).
 
-
-def encode(column: pa.Array | pa.ChunkedArray) -> Encoded:
-    """Ids [n] of a column's values, in the order of the values; null and the empty string are unknown."""
-    words, codes = words_and_codes(column)
+    What has no value (null, NaN, the empty text) is unknown.
+    """
+    words, codes = canonical.words_and_codes(column)
+    if not _is_ordered(words.type):
+        words = canonical.forms_of(words)
     order = pc.sort_indices(words)
-    values = words.take(order).to_pylist()
-    rank = np.empty(len(words) + 1, np.int32)
-    rank[order.to_numpy()] = np.arange(FIRST_KNOWN, FIRST_KNOWN + len(words))
-    rank[-1] = UNKNOWN  # code -1
-    if values and values[0] == "":
-        rank, values = np.maximum(rank - 1, UNKNOWN), values[1:]
-    return rank[codes], values
+    texts = canonical.texts(words.take(order)).combine_chunks()  # two numbers may share a text
+    rank = np.full(len(words) + 1, UNKNOWN, np.int32)  # the last one's is that of code -1
+    places = texts.indices.fill_null(UNKNOWN - FIRST_KNOWN).to_numpy(zero_copy_only=False)
+    rank[order.to_numpy()] = places + FIRST_KNOWN
+    return rank[codes], texts.dictionary.to_pylist()
 
 
-def encode_lists(column: pa.Array | pa.ChunkedArray, limit: int) -> tuple[Encoded, int]:
-    """((ids [n, L], values), number of lists cut): a column of lists, padded at the end to the longest of at most `limit`."""
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def _is_ordered(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
+def encode_lists(column: canonical.Column, limit: int) -> tuple[Encoded, int]:
+    """((ids [n, L], values), number of lists cut): a column of lists, padded at the end.
+
+    Lists have the length of the longest of at most `limit`; what has no value is left out.
+    """
+    column = canonical.lists(column)
     length = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
     ids, values = encode(column.flatten())
     row = np.repeat(np.arange(len(length)), length)
@@ -52,8 +56,8 @@ def encode_lists(column: pa.Array | pa.ChunkedArray, limit: int) -> tuple[Encode
 
 
 def rows_of(column: pa.Array | pa.ChunkedArray, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """[n] i32: the row in `ids` of each value of a column of the same type; -1 for one that is not there."""
-    words, codes = words_and_codes(column)
+    """[n] i32: the row in `ids` of each value of a column of the same type; -1 for one not there."""
+    words, codes = canonical.words_and_codes(column)
     rows = pc.index_in(words, value_set=ids).fill_null(-1).to_numpy(zero_copy_only=False)
     return np.append(rows, -1).astype(np.int32)[codes]
 

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from em3_jax.data.readers.encode import words_and_codes
+from em3_jax.data.canonical import words_and_codes
 from em3_jax.types import UserError
+from em3_jax.values import canonical
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t", ".tab": "\t"}
 PARQUET = (".parquet", ".pq")
@@ -237,3 +238,20 @@ def read_array(path: Path, rows: int, of: str) -> np.ndarray:
     if len(bad):
         raise UserError(f"{place(path, bad[0])}: NaN or infinity ({len(bad)} such rows); mend the array")
     return np.asarray(array) if array.dtype in (np.float16, np.float32) else array.astype(np.float32)
+
+
+def read_ids(path: Path) -> list[str]:
+    """The canonical ids of a .npy file, or of a text file with one a line."""
+    require(path)
+    if path.suffix == ".npy":
+        ids = load_array(path).ravel().tolist()
+    else:
+        try:
+            ids = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
+    names = list(map(canonical, ids))
+    if None in names:
+        where = place(path, names.index(None), header=False)
+        raise UserError(f"{where}: the id is empty; give one id for each row of the array")
+    return names
