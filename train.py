@@ -144,6 +144,7 @@ class _Loop:
         self.writer = logs.MetricWriter(directory, start) if processes.is_first() else logs.NoWriter()
         self.progress = logs.Progress(self.total, start, quiet=not processes.is_first())
         self.window, self.window_start, self.waited, self.since = [], start, 0.0, time.perf_counter()
+        self.attention = ""
 
     def run(self, state, notes, interrupts):
         """(state, notes, why it stopped)."""
@@ -212,6 +213,7 @@ class _Loop:
             input_wait=f"{speed['time/input_wait_share']:.0%}",
         )
         self.window, self.window_start, self.waited, self.since = [], step, 0.0, time.perf_counter()
+        self.attention = logs.attention_entropies(means)
 
     def _evaluate(self, step: int, state, notes: dict) -> dict:
         """Scores validation, logs it, and returns the notes with the best step brought up to date."""
@@ -223,7 +225,7 @@ class _Loop:
         sign, best = evaluators.METRIC_SIGNS[self.parts.eval.metric], notes["best_value"]
         better = best is None or math.isnan(best) or sign * value > sign * best  # NaN: where one class alone was there
         shown = "  ".join(f"{name} {report[name]:.4f}" for name in self.parts.headline)
-        self.progress.say(f"step {step:>7,}  valid {shown}{'  best' if better else ''}")
+        self.progress.say(f"step {step:>7,}  valid {shown}{self.attention}{'  best' if better else ''}")
         if better:
             return {"best_step": step, "best_value": value, "stale": 0}
         return notes | {"stale": notes["stale"] + 1}

@@ -145,6 +145,21 @@ def _mean(values: np.ndarray) -> float:
     return float(np.mean(defined)) if len(defined) else float("nan")
 
 
+def attention_entropies(means: dict[str, float]) -> str:
+    """ "  entropy id 3.10/3.49  content 3.24/3.49": of each attention's weights, and of uniform ones; "" without any.
+
+    Args:
+      means: of `window_means`.
+    """
+    names = [name for name in sorted(means, reverse=True) if name.endswith("_attention_entropy")]
+    shown = (
+        f"  {name.removeprefix('train/').removesuffix('_attention_entropy')} "
+        f"{means[name]:.2f}/{means[f'{name}_uniform']:.2f}"
+        for name in names
+    )
+    return "  entropy" + "".join(shown)[1:] if names else ""
+
+
 def parameter_table(state: State, frozen: dict[str, bool]) -> str:
     """A table of what the model is made of: parameters trainable and frozen by part, table rows, bytes.
 

@@ -96,8 +96,10 @@ def test_the_loss_falls_and_validation_is_logged(finished):
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     evaluated = [line["step"] for line in lines if "valid/auc" in line]
     assert evaluated == [6, 12, 18, 24]
-    names = {"train/loss", "train/cic_loss", "train/cic_accuracy", "train/gradient_norm", "train/id_attention_entropy"}
+    names = {"train/loss", "train/cic_loss", "train/cic_accuracy", "train/gradient_norm"}
     assert names <= set(lines[0])
+    for name in ("train/id_attention_entropy", "train/content_attention_entropy"):
+        assert 0 < lines[0][name] <= lines[0][f"{name}_uniform"] * (1 + 1e-6)
     assert list((finished / "tensorboard").iterdir())
 
 

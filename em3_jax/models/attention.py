@@ -29,6 +29,19 @@ def entropy(weight: jax.Array) -> jax.Array:
     return jnp.sum(row * some) / jnp.maximum(some.sum(), 1)
 
 
+def entropies(name: str, weight: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Mean entropy in nats of an attention's weights, and of uniform ones over the same slots.
+
+    Where both stay alike, the attention has learnt nothing: what it reads is the mean of the history.
+
+    Args:
+      name: of the attention; the scalars are "<name>_entropy" and "<name>_entropy_uniform".
+      weight, mask: [B, T] of the slots; rows without a valid slot do not count.
+    """
+    uniform = mask / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+    return {f"{name}_entropy": entropy(weight), f"{name}_entropy_uniform": entropy(uniform)}
+
+
 class DotScore(nn.Module):
     """a(c, h) = <W_q c, W_k h> / sqrt(D). `__call__(target [B, D], slots [B, T, D])` -> [B, T]; `hidden` is not used."""
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from em3_jax import gather
 from em3_jax.fields import Fields
-from em3_jax.models.attention import DotScore, entropy, masked_softmax
+from em3_jax.models.attention import DotScore, entropies, masked_softmax
 from em3_jax.models.backbones import Features
 from em3_jax.models.mlp import MLP
 from em3_jax.models.ranking import field_embeddings, other_embeddings
@@ -137,7 +137,7 @@ class Lemur(nn.Module):
             last = slots[:, -self.short :]
             weight = masked_softmax(DotScore(name="content_attention")(document, last), mask[:, -self.short :])
             interest = jnp.einsum("bt,btd->bd", weight.astype(last.dtype), last)
-            scalars["content_attention_entropy"] = entropy(weight)
+            scalars |= entropies("content_attention", weight, mask[:, -self.short :])
             content += [interest, interest * document]
         if "long" in self.modules:
             known = gather.rows(embedded.reshape(embedded.shape[0], -1), candidate)

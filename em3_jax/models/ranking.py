@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from em3_jax import gather
 from em3_jax.fields import Field, Fields, columns
-from em3_jax.models.attention import TargetAttention, entropy
+from em3_jax.models.attention import TargetAttention, entropies
 from em3_jax.models.backbones import Features
 from em3_jax.models.fusion.chunks import as_type, in_chunks
 from em3_jax.models.similarity import history_similarity, item_vectors
@@ -123,7 +123,7 @@ class RankingModel(nn.Module):
         if "user" in self.content_parts:
             attention = TargetAttention(self.content_score, self.content_hidden, name="content_attention")
             interest, weight = attention(embedding, candidate, history, mask)
-            out["content_attention_entropy"] = entropy(weight)
+            out |= entropies("content_attention", weight, mask)
             parts.append(interest)
         if len(parts) == 2:
             parts.append(parts[0] * parts[1])

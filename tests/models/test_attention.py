@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em3_jax.models.attention import DotScore, MLPScore, TargetAttention, entropy, masked_softmax
+from em3_jax.models.attention import DotScore, MLPScore, TargetAttention, entropies, entropy, masked_softmax
 
 B, T, S, R, D, K = 5, 4, 7, 6, 8, 3
 SCORES = {"dot": DotScore, "mlp": MLPScore}
@@ -163,3 +163,14 @@ def test_entropy_is_the_mean_over_the_rows_with_a_history():
     weight = jnp.array([[0.5, 0.5, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     assert entropy(weight) == pytest.approx((np.log(2) + 0) / 2, rel=1e-6)
     assert entropy(jnp.zeros((3, 4))) == 0
+
+
+def test_entropy_stands_beside_that_of_uniform_weights():
+    mask = np.array([[True, True, True, False], [False] * 4, [True, False, True, False]])
+    uniform = mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    sharp = np.array([[1.0, 0, 0, 0], [0] * 4, [0.9, 0, 0.1, 0]])
+    of_uniform = (np.log(3) + np.log(2)) / 2
+    for weight, expected in ((uniform, of_uniform), (sharp, -(0.9 * np.log(0.9) + 0.1 * np.log(0.1)) / 2)):
+        found = entropies("a", jnp.array(weight, jnp.float32), jnp.array(mask))
+        assert found["a_entropy"] == pytest.approx(expected, rel=1e-5)
+        assert found["a_entropy_uniform"] == pytest.approx(of_uniform, rel=1e-5)

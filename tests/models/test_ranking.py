@@ -228,7 +228,8 @@ def test_the_loss_is_the_ranking_loss_plus_alpha_times_cic(setting):
     label, logit = s.inputs.batch["label"], s.logits(s.inputs).astype(np.float64)
     cross_entropy = np.mean(np.log1p(np.exp(-np.where(label == 1, logit, -logit))))
     assert float(aux["ranking_loss"]) == pytest.approx(cross_entropy, rel=1e-5)
-    assert {"id_attention_entropy", "content_attention_entropy", "cic_accuracy"} <= aux.keys()
+    entropies = {f"{name}_attention_entropy" for name in ("id", "content")}
+    assert {"cic_accuracy", *entropies, *(f"{name}_uniform" for name in entropies)} <= aux.keys()
 
 
 def test_cic_leaves_out_items_that_are_padding_unknown_or_without_content(setting):

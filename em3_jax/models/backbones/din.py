@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax import gather
-from em3_jax.models.attention import TargetAttention, entropy
+from em3_jax.models.attention import TargetAttention, entropies
 from em3_jax.models.backbones import BackboneSettings, Features
 from em3_jax.models.mlp import MLP
 
@@ -26,4 +26,4 @@ class DIN(nn.Module):
         parts = [gather.rows(flat, f.candidate), interest, interest * target]
         parts += [f.others.reshape(f.candidate.shape[0], -1), *f.content]
         logit = MLP(s.hidden, 1, s.dropout, name="dnn")(jnp.concatenate(parts, axis=-1), train=train)
-        return logit[:, 0], {"id_attention_entropy": entropy(weight)}
+        return logit[:, 0], entropies("id_attention", weight, f.mask)
