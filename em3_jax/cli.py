@@ -79,6 +79,9 @@ def _add_option(parser: argparse._ActionsContainer, name: str, parameter: inspec
     if isinstance(default, int | float | str) and default is not False:
         text += f" (default {default})"
     text = text.replace("%", "%%")
+    if parameter.annotation == (bool | None):  # yes, no, or what the function finds itself
+        parser.add_argument(_option(name), action=argparse.BooleanOptionalAction, help=text)
+        return
     if parameter.annotation is bool:
         parser.add_argument(_option(name), action="store_true", help=text)
         return

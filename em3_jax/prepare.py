@@ -21,6 +21,7 @@ from em3_jax import cli
 from em3_jax.data import times
 from em3_jax.data.checks import check_dataset
 from em3_jax.data.format import SPLITS, Dataset, hash_data, open_dataset
+from em3_jax.data.readers import rows
 from em3_jax.data.readers.files import nearest, require
 from em3_jax.data.readers.microlens import microlens
 from em3_jax.data.readers.mmrec import mmrec
@@ -125,6 +126,7 @@ def report(dataset: Dataset) -> str:
         *(f"  label {name}  {rule}" for name, rule in meta.get("labels", {}).items()),
         f"  split  {meta['split_rule']}",
         f"  time   {_times(dataset)}",
+        *(f"  rows   {line}" for line in rows.told(meta.get("rows", {}))),
     ]
     for group, specs in dataset.fields.groups():
         if specs:

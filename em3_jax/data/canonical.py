@@ -15,6 +15,10 @@ from em3_jax.values import TRUTHS, WHOLE_TEXT, canonical
 TEXTS = pa.dictionary(pa.int32(), pa.string())
 Column = pa.Array | pa.ChunkedArray
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+_LISTS = (
+    pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)  # fmt: skip
 _VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
@@ -86,6 +90,13 @@ def is_single(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind) and kind.num_fields == 1:
         return is_single(kind.field(0).type)
     return not (pa.types.is_nested(kind) or pa.types.is_interval(kind))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds a list in each row; a map is none."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return is_list(kind.storage_type)
+    return any(is_kind(kind) for is_kind in _LISTS)
 
 
 def texts(column: Column) -> pa.ChunkedArray:

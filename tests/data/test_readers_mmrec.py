@@ -222,8 +222,8 @@ BAD = {
         lambda r: (r / "interactions.tsv").write_text(COMMON + "0\t0\t0\n0\t1\t2\n"),
         r"interactions.tsv: no row has x_label 1 \(valid\)",
     ),
-    "empty file": (lambda r: (r / "interactions.tsv").write_text(""), r"interactions.tsv: no column 'userID'"),
-    "no rows": (lambda r: (r / "interactions.tsv").write_text(COMMON), r"interactions.tsv: no row has x_label 0"),
+    "empty file": (lambda r: (r / "interactions.tsv").write_text(""), r"interactions.tsv: the file is empty"),
+    "no rows": (lambda r: (r / "interactions.tsv").write_text(COMMON), r"interactions.tsv: there are no rows"),
     "part": (lambda r: _append(r, "0\t39\t3"), rf"interactions.tsv line {LAST}: x_label is 3; must be 0"),
     "no test": (
         lambda r: (r / "interactions.tsv").write_text(COMMON + "0\t0\t0\n0\t1\t1\n"),

@@ -181,7 +181,11 @@ def test_columns_that_are_no_paths_of_images(tmp_path):
     for values, image, message in (
         ([["p0.jpg"]] * ITEMS, "photo", r"items.parquet: column 'photo' holds lists; name it 'photo:multi'"),
         ([[b"\xff\xd8"]] * ITEMS, "photo:multi", r"column 'photo' holds list<.*binary>; give paths of images"),
-        ([{"bytes": b"\xff"}] * ITEMS, "photo:multi", r"column 'photo' holds struct<bytes: binary>; give paths"),
+        (
+            [{"bytes": b"\xff", "path": ""}] * ITEMS,
+            "photo",
+            r"column 'photo' holds struct<bytes: binary, path: .*; give paths",
+        ),
     ):
         paths = write(tmp_path / "in", ".parquet", items=tables()["items"].set_column(4, "photo", pa.array(values)))
         with pytest.raises(UserError, match=message) as error:

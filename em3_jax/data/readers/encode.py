@@ -14,6 +14,8 @@ from em3_jax.data.canonical import words_and_codes as words_and_codes
 from em3_jax.fields import FIRST_KNOWN, UNKNOWN, Field
 from em3_jax.types import UserError
 
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
 Encoded = tuple[np.ndarray, list]
 """Ids [n] or [n, L] i32 (0 = padding, 1 = unknown) and the texts of the ids 2, 3, ... in order."""
 
@@ -62,9 +64,36 @@ def rows_of(column: pa.Array | pa.ChunkedArray, ids: pa.Array | pa.ChunkedArray)
     return np.append(rows, -1).astype(np.int32)[codes]
 
 
-def field_name(column: str) -> str:
-    """A column's name as a field's: letters, digits and underscores, since it becomes part of file names."""
-    return re.sub(r"\W", "_", column)
+def field_names(columns: list[str]) -> tuple[dict[str, str], list[str]]:
+    """(column -> its name as a field's, notes): letters, digits and underscores, as in file names.
+
+    Columns that differ in punctuation alone have it spelt out: "ad slot" and "ad-slot" are the fields
+    ad_x20_slot and ad_x2d_slot, whatever their order.
+    """
+    names = {column: re.sub(r"\W", "_", column) for column in columns}
+    taken = list(names.values())
+    alike = [column for column, name in names.items() if taken.count(name) > 1]
+    for column in alike:
+        names[column] = re.sub(r"\W", lambda sign: f"_x{ord(sign[0]):x}_", column)
+    if len(set(names.values())) < len(names):
+        raise UserError(f"columns {' and '.join(map(repr, alike))} have one name as fields; rename one")
+    return names, [f"column '{column}' is the field {names[column]}" for column in alike]
+
+
+def many_numbers(what: str, ids: np.ndarray, values: list[str]) -> list[str]:
+    """A note where nearly every value of a field is a number of its own, so that it says nothing.
+
+    Args:
+      what: the column, for the note.
+      ids, values: the field, encoded.
+    """
+    known = int((ids >= FIRST_KNOWN).sum())
+    if len(values) < 20 or 2 * len(values) < known or not all(map(_NUMBER.fullmatch, values)):
+        return []
+    return [
+        f"{what} holds {len(values):,} different numbers in {known:,} values; each is a category of its own and "
+        "hardly any is seen twice: round it or cut it into 10 to 50 ranges before"
+    ]
 
 
 def entity_table(

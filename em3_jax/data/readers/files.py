@@ -1,32 +1,34 @@
 """Reading what users bring (text tables, Parquet, arrays), with errors that name the file and the place in it."""
 
 import difflib
-import re
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
-from em3_jax.data.canonical import words_and_codes
+from em3_jax.data import canonical
+from em3_jax.data.readers.delimited import AS_USUAL, TextFile, TextFormat
+from em3_jax.data.readers.parquet import SUFFIXES, ParquetFile
+from em3_jax.data.readers.source import Source, as_source
 from em3_jax.types import UserError
-from em3_jax.values import canonical
 
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t", ".tab": "\t"}
-PARQUET = (".parquet", ".pq")
+File = Source | TextFile | ParquetFile
 
 
 def require(path: Path, hint: str = "check the path") -> Path:
     if not path.is_file():
-        raise UserError(f"{path}: file missing; {hint}")
+        kind = "a folder, no file" if path.is_dir() else "file missing"
+        raise UserError(f"{path}: {kind}; {hint}")
     return path
 
 
-def place(path: Path, row: int, header: bool = True) -> str:
-    """Where data row `row` (from 0) of a file stands: the line of a text file, the row of any other."""
-    if path.suffix in PARQUET or path.suffix == ".npy":
+def place(path: Path | File, row: int, header: bool = True) -> str:
+    """Where data row `row` (from 0) stands: the line of a text file, the row of any other."""
+    if not isinstance(path, Path):
+        return path.place(int(row))
+    if path.suffix in SUFFIXES or path.suffix == ".npy":
         return f"{path} row {row} (counted from 0)"
     return f"{path} line {row + 1 + header}"
 
@@ -38,7 +40,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(names)}"
 
 
-def require_columns(path: Path, wanted: Iterable[str], have: list[str]) -> None:
+def require_columns(path: Path | File, wanted: Iterable[str], have: list[str]) -> None:
     for name in wanted:
         if name not in have:
             raise UserError(f"{path}: no column '{name}'; {nearest(name, have)}")
@@ -46,8 +48,8 @@ def require_columns(path: Path, wanted: Iterable[str], have: list[str]) -> None:
             raise UserError(f"{path}: column '{name}' occurs {have.count(name)} times; rename all but one")
 
 
-def require_values(path: Path, table: pa.Table, header: bool = True) -> None:
-    """Refuses empty values, naming the first."""
+def require_values(path: Path | File, table: pa.Table, header: bool = True) -> None:
+    """Refuses empty values and NaN as a name, naming the first."""
     for name in table.column_names:
         column = table.column(name)
         if column.null_count:
@@ -55,169 +57,83 @@ def require_values(path: Path, table: pa.Table, header: bool = True) -> None:
             raise UserError(f"{place(path, row, header)}: column '{name}' is empty; fill it in or drop the row")
 
 
-def require_distinct(path: Path, ids: pa.ChunkedArray, header: bool = True) -> None:
-    """Refuses an id that is empty or occurs twice, naming the (second) place."""
-    _, codes = words_and_codes(ids)
+def require_distinct(path: Path | File, ids: canonical.Column, header: bool = True) -> None:
+    """Refuses an id that is empty or occurs twice in whatever form, naming the (second) place."""
+    codes = canonical.words_and_codes(canonical.texts(ids))[1]
     for row in np.flatnonzero(codes < 0):
         raise UserError(f"{place(path, row, header)}: the id is empty; fill it in or drop the row")
     first = np.unique(codes, return_index=True)[1]
     for row in np.setdiff1d(np.arange(len(codes)), first):
-        raise UserError(
-            f"{place(path, row, header)}: id {ids[int(row)]} occurs a second time; keep one row for each id"
-        )
+        before = int(np.argmax(codes == codes[row]))
+        one, other = str(ids[before]), str(ids[int(row)])
+        as_ = "" if one == other else f" (it is the same as {one}, in {place(path, before, header)})"
+        raise UserError(f"{place(path, row, header)}: id {other} occurs a second time{as_}; keep one row for each id")
 
 
-def read_text(
-    path: Path,
-    *,
-    delimiter: str,
-    names: list[str] | None = None,
-    columns: list[str] | None = None,
-    types: dict[str, pa.DataType] | None = None,
-    quoted: bool = True,
-    encoding: str = "utf8",
-) -> pa.Table:
-    """A delimited text file as a table.
-
-    Args:
-      delimiter: one character, or several (MovieLens writes `::`; such a file is small).
-      names: column names, for a file without a header line.
-      columns: which to read (default all).
-      types: the type of a column; that of others is inferred.
-      quoted: whether values may stand in double quotes.
-    """
-    require(path)
-    parse = pa.csv.ParseOptions(
-        delimiter=delimiter if len(delimiter) == 1 else "\t",
-        quote_char='"' if quoted else False,
-        newlines_in_values=quoted,
-    )
-    convert = pa.csv.ConvertOptions(
-        include_columns=columns,
-        column_types=types,
-        timestamp_parsers=[pa.csv.ISO8601, "%Y/%m/%d %H:%M:%S", "%Y/%m/%d"],
-        null_values=[""],  # "NA" and "null" may be somebody's ids
-        strings_can_be_null=True,
-    )
-
-    def read(threads: bool) -> pa.Table:
-        options = pa.csv.ReadOptions(column_names=names, encoding=encoding, use_threads=threads, block_size=1 << 24)
-        source = path
-        if len(delimiter) > 1:
-            source = pa.BufferReader(path.read_bytes().replace(delimiter.encode(), b"\t"))
-        return pa.csv.read_csv(source, read_options=options, parse_options=parse, convert_options=convert)
-
-    try:
-        return read(threads=True)
-    except (pa.ArrowException, UnicodeDecodeError):
-        try:
-            return read(threads=False)  # slower, but it counts the lines
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise UserError(_readable(path, str(error).splitlines()[0], names or columns)) from None
+def column_names(path: Path | File) -> list[str]:
+    """The columns of a table; refuses a text whose first line is no header, or has another delimiter."""
+    source = as_source(path) if isinstance(path, Path | Source) else path
+    for part in source.parts if isinstance(source, Source) else [source]:
+        part.check_header()
+        other = part.other_delimiter()
+        if other:
+            shown = "tab" if other == "\t" else other
+            raise UserError(
+                f"{part.path}: its header '{part.names[0][:80]}' is one name; pass --delimiter '{shown}' if that "
+                "is what stands between names"
+            )
+    return source.names
 
 
-def _readable(path: Path, message: str, names: list[str] | None) -> str:
-    """pyarrow's message about a text file in this project's words."""
-    if message == "Empty CSV file":
-        return f"{path}: the file is empty; give a file with data"
-    column, row = re.search(r"CSV column #(\d+)", message), re.search(r"Row #(\d+)", message)
-    where = f"{path}" + (f" line {row[1]}" if row else "")
-    if column and names and int(column[1]) < len(names):
-        where += f", column '{names[int(column[1])]}'"
-    return f"{where}: {re.split('conversion error to |parse error: (?:Row #[0-9]+: )?', message)[-1]}; mend the file"
-
-
-def column_names(path: Path) -> list[str]:
-    """The columns of a CSV, TSV or Parquet file."""
-    require(path)
-    if path.suffix in PARQUET:
-        return open_parquet(path).schema_arrow.names
-    _delimiter(path)
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        line = file.readline()
-    if not line.strip():
-        raise UserError(f"{path}: the file is empty; give a file with a header line and data")
-    header = pa.csv.read_csv(
-        pa.BufferReader(line.encode()), parse_options=pa.csv.ParseOptions(delimiter=_delimiter(path))
-    )
-    return header.schema.names
-
-
-def _delimiter(path: Path) -> str:
-    if path.suffix not in DELIMITERS:
-        raise UserError(f"{path}: unknown kind of file; give one of {', '.join([*DELIMITERS, *PARQUET])}")
-    return DELIMITERS[path.suffix]
-
-
-def open_parquet(path: Path) -> pq.ParquetFile:
-    require(path)
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error}); write it again") from None
-
-
-def parquet_batches(path: Path, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
-    """Columns of a Parquet file, `rows` rows at a time, so that the file may be larger than memory."""
-    batches = open_parquet(path).iter_batches(rows, columns=columns)
-    while True:
-        try:
-            batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path}: damaged ({error}); fetch or write it again") from None
-        if batch is None:
-            return
-        yield batch
-
-
-def read_parquet(path: Path, columns: list[str]) -> pa.Table:
-    schema = pa.schema([open_parquet(path).schema_arrow.field(name) for name in columns])
-    return pa.Table.from_batches(list(parquet_batches(path, columns, rows=1 << 20)), schema)
-
-
-def read_table(path: Path, columns: list[str], as_text: set[str]) -> pa.Table:
-    """The named columns of a CSV, TSV or Parquet file.
+def read_table(path: Path | File, columns: list[str], as_text: set[str]) -> pa.Table:
+    """The named columns of a table, in any form that `Source` knows.
 
     Args:
-      as_text: columns that name things (ids, categories): read as they stand, so that 007 and 7 are different ids; they
-        come as dictionary-encoded strings, lists as lists.
+      as_text: columns that name things (ids, categories): they come in their canonical form as
+        dictionary-encoded strings, lists as lists. Others come as numbers and times where that is what they hold.
     """
-    require_columns(path, columns, column_names(path))
-    columns = list(dict.fromkeys(columns))
-    if path.suffix in PARQUET:
-        table = read_parquet(path, columns)
-        for index, name in enumerate(table.column_names):
-            if name in as_text:
-                table = table.set_column(index, name, _text(table.column(name)))
-        return table
-    text = pa.dictionary(pa.int32(), pa.string())
-    return read_text(path, delimiter=_delimiter(path), columns=columns, types=dict.fromkeys(as_text, text))
+    table = read_verbatim(path, columns, as_text)
+    for index, name in enumerate(table.column_names):
+        column = table.column(name)
+        if name in as_text:
+            if not canonical.is_single(column.type):
+                raise not_single(path, name, column.type, "single values")
+            table = table.set_column(index, name, canonical.texts(column))
+    return table
 
 
-def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of any type as dictionary-encoded strings; whole floats as integers; lists unchanged."""
-    if pa.types.is_nested(column.type):
-        return column
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    chunks = []
-    for chunk in column.unify_dictionaries().chunks:
-        words = chunk.dictionary
-        if pa.types.is_floating(words.type):
-            values = words.to_numpy(zero_copy_only=False)
-            if (values == np.floor(values)).all():
-                words = words.cast(pa.int64())
-        chunks.append(pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), words.cast(pa.string())))
-    return pa.chunked_array(chunks, type=pa.dictionary(pa.int32(), pa.string()))
+def read_verbatim(path: Path | File, columns: list[str], as_text: set[str]) -> pa.Table:
+    """As `read_table`, but with the values of `as_text` as they stand in the file."""
+    source = as_source(path) if isinstance(path, Path) else path
+    require_columns(source, columns, column_names(source))
+    return source.read(list(dict.fromkeys(columns)), as_text)
+
+
+def not_single(path: File, name: str, kind: pa.DataType, wanted: str) -> UserError:
+    """What to say of a column that holds no single values where `wanted` are needed."""
+    return UserError(
+        f"{path}: column '{name}' holds {' '.join(str(kind).split())[:120]}, where {wanted} are needed; "
+        "write a plain column of it"
+    )
+
+
+def open_text(path: Path, text: TextFormat = AS_USUAL) -> TextFile:
+    """A text file of a known form, which may have more columns than `text` names."""
+    return TextFile(require(path), text, spare=True)
 
 
 def load_array(path: Path) -> np.ndarray:
     """The array of a .npy file, memory-mapped; never unpickled."""
     require(path)
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npy file ({error}); save it with numpy.save") from None
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else "damaged"
+        raise UserError(f"{path}: not a readable .npy file ({reason}); save it with numpy.save") from None
+    if not isinstance(array, np.ndarray):
+        names = ", ".join(array.files[:5]) or "nothing"
+        raise UserError(f"{path}: an archive (.npz) of {names}; save the one array with numpy.save as .npy")
+    return array
 
 
 def read_array(path: Path, rows: int, of: str) -> np.ndarray:
@@ -250,7 +166,7 @@ def read_ids(path: Path) -> list[str]:
             ids = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
-    names = list(map(canonical, ids))
+    names = list(map(canonical.canonical, ids))
     if None in names:
         where = place(path, names.index(None), header=False)
         raise UserError(f"{where}: the id is empty; give one id for each row of the array")

@@ -28,18 +28,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from em3_jax.data import canonical
 from em3_jax.data.format import Dataset, hash_files, hash_ids
 from em3_jax.data.readers.encode import entity_table, image_paths, rows_of
-from em3_jax.data.readers.files import (
-    column_names,
-    open_parquet,
-    parquet_batches,
-    place,
-    read_parquet,
-    require,
-    require_columns,
-    require_distinct,
-)
+from em3_jax.data.readers.files import place, require, require_columns, require_distinct
+from em3_jax.data.readers.parquet import open_parquet, parquet_batches, read_parquet
+from em3_jax.data.readers.rows import rows_of_file
 from em3_jax.data.writer import DatasetWriter
 from em3_jax.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.types import UserError
@@ -50,6 +44,10 @@ INFO = ["item_id", "item_tags", "item_emb_d128"]
 FEATURES = {"text": "txt_emb_BERT", "image": "img_emb_CLIPRN50"}
 VALID_SHARE = 0.01
 _CHUNK = 1 << 16
+_HIGHEST_ID = 1 << 31  # of an item: a table of that length is made
+_LISTS = {"item_seq": pa.int64(), "item_tags": pa.int64()}
+_LISTS |= dict.fromkeys(("item_emb_d128", "txt_emb_BERT", "img_emb_CLIPRN50"), pa.float32())
+_WHOLE = ("item_id", "likes_level", "views_level", "label")
 
 
 def microlens(out: str | Path, *, source: str | Path, test: str = "halves", overwrite: bool = False) -> Dataset:
@@ -68,15 +66,23 @@ def microlens(out: str | Path, *, source: str | Path, test: str = "halves", over
     hint = "give the folder MicroLens_1M_x1 as --source"
     for path, columns in ((files[0], ROWS), (files[1], ROWS), (info, INFO)):
         require(path, hint)
-        require_columns(path, columns, column_names(path))
+        file = open_parquet(path)
+        require_columns(path, columns, file.schema_arrow.names)
+        if file.metadata.num_rows == 0:
+            raise UserError(f"{path}: there are no rows; is it the right file?")
     items = read_parquet(info, INFO)
+    items = pa.table({name: _plain(info, name, items.column(name)) for name in INFO})
     require_distinct(info, items.column("item_id"))
+    _require_ids(info, items.column("item_id"))
     items = items.filter(pc.not_equal(items.column("item_id"), 0)).combine_chunks()  # without the padding item
     ids = items.column("item_id").combine_chunks()
+    if not len(ids):
+        raise UserError(f"{info}: there is no item but the padding; is it the right file?")
     with DatasetWriter(out, overwrite) as writer:
         users, sequence = _scan(files)
         _write_rows(writer, files, users, ids, sequence)
-        split_rule = _write_split(writer, [open_parquet(path).metadata.num_rows for path in files], test)
+        rows = [open_parquet(path).metadata.num_rows for path in files]
+        split_rule = _write_split(writer, rows, test)
         tags = _tags(info, items.column("item_tags"))
         extra, notes = _write_features(writer, source, items, ids)
         item_table, item_fields, item_words = entity_table("item", ids, {"tags": tags}, extra)
@@ -99,11 +105,16 @@ def microlens(out: str | Path, *, source: str | Path, test: str = "halves", over
             split_rule=split_rule,
             source_hash=hash_files([*files, info]),
             time_unit="order",
-            extra={"source": str(source.absolute()), "image_root": str(source.absolute()), "notes": notes},
+            extra={
+                "source": str(source.absolute()),
+                "image_root": str(source.absolute()),
+                "notes": notes,
+                "rows": {file.name: rows_of_file(n, n, {}) for file, n in zip(files, rows, strict=True)},
+            },
         )
 
 
-def _batches(path: Path, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _batches(path: Path, columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
     """(first row, rows) of a Parquet file, piece by piece, so that the file may be larger than memory."""
     rows, row = open_parquet(path).metadata.num_rows, 0
     with tqdm(total=rows, desc=path.name, unit="row", unit_scale=True, disable=None) as bar:
@@ -112,13 +123,42 @@ def _batches(path: Path, columns: list[str]) -> Iterator[tuple[int, pa.RecordBat
                 if batch.column(name).null_count:
                     bad = int(np.flatnonzero(batch.column(name).is_null().to_numpy(zero_copy_only=False))[0])
                     raise UserError(f"{place(path, row + bad)}: column '{name}' is empty; mend the file")
-            yield row, batch
+            yield row, pa.table({name: _plain(path, name, batch.column(name)) for name in columns}).combine_chunks()
             row += batch.num_rows
             bar.update(batch.num_rows)
 
 
-def _matrix(path: Path, first: int, name: str, column: pa.Array) -> np.ndarray:
+def _plain(path: Path, name: str, column: canonical.Column) -> canonical.Column:
+    """A column in the type that it has in the challenge's files; whole numbers may come as floats, decimals or text."""
+    column = canonical.plain(column)
+    if name == "user_id":
+        numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+        kind = pa.int64() if any(is_kind(column.type) for is_kind in numbers) else pa.string()
+    elif name in _LISTS:
+        kind = pa.list_(_LISTS[name])
+    else:
+        kind = pa.int64() if name in _WHOLE else pa.string()
+    try:
+        return column if column.type == kind else column.cast(kind)
+    except pa.ArrowException as error:
+        reason = str(error).splitlines()[0][:100]
+        raise UserError(
+            f"{path}: column '{name}' holds {column.type}, which is not {kind} ({reason}); write it as such"
+        ) from None
+
+
+def _require_ids(path: Path, ids: pa.ChunkedArray) -> None:
+    values = ids.to_numpy()
+    for row in np.flatnonzero((values < 0) | (values >= _HIGHEST_ID)):
+        raise UserError(f"{place(path, row)}: item_id is {values[row]}; ids are numbers from 0 (padding) on")
+
+
+def _matrix(path: Path, first: int, name: str, column: canonical.Column) -> np.ndarray:
     """[n, W] of a column of lists of one length."""
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if column.null_count:
+        bad = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise UserError(f"{place(path, first + bad)}: column '{name}' is empty; mend the file")
     length = pc.list_value_length(column).to_numpy(zero_copy_only=False)
     bad = np.flatnonzero(length != length[:1])
     if len(bad):
@@ -126,7 +166,11 @@ def _matrix(path: Path, first: int, name: str, column: pa.Array) -> np.ndarray:
             f"{place(path, first + bad[0])}: '{name}' has {length[bad[0]]} values, the row before has {length[0]}; "
             "pad the lists to one length"
         )
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    values = column.flatten()
+    if values.null_count:
+        bad = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // max(length[0], 1)
+        raise UserError(f"{place(path, first + bad)}: a value of '{name}' is empty; mend the file")
+    return values.to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
 def _scan(files: list[Path]) -> tuple[pa.Array, np.ndarray]:
@@ -136,6 +180,10 @@ def _scan(files: list[Path]) -> tuple[pa.Array, np.ndarray]:
     for path in files:
         for first, batch in _batches(path, ["user_id", "item_seq"]):
             users.append(pc.unique(batch.column("user_id")))
+            if users[0].type != users[-1].type:
+                raise UserError(
+                    f"{path}: user_id holds {users[-1].type}, in {files[0].name} {users[0].type}; write one type"
+                )
             sequence = _matrix(path, first, "item_seq", batch.column("item_seq")).astype(np.uint64)
             # A sum modulo 2^64 with random factors, counted from the end: padding on the left does not change it.
             digests.append((sequence * factors[len(factors) - sequence.shape[1] :]).sum(axis=1))
@@ -159,7 +207,7 @@ def _write_rows(writer: DatasetWriter, files: list[Path], users: pa.Array, ids: 
     for path in files:
         for first, batch in _batches(path, ROWS):
             part = slice(begin, begin + batch.num_rows)
-            value = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in ROWS if name != "item_seq"}
+            value = {name: batch.column(name).to_numpy() for name in ROWS if name != "item_seq"}
             columns["user"][part] = rows_of(batch.column("user_id"), users)
             columns["item"][part] = _item_rows(path, first, "item_id", value["item_id"], row_of_item)
             _require_range(path, first, "label", value["label"], 0, 1)
@@ -242,12 +290,13 @@ def _write_features(
     extra, notes = {}, []
     tokens = {"item_emb": (INFO[2], info, _matrix(info, 1, INFO[2], items.column(INFO[2]).combine_chunks()))}
     if extended.is_file():
-        require_columns(extended, ["item_id", "item_title", *FEATURES.values()], column_names(extended))
+        names = open_parquet(extended).schema_arrow.names
+        require_columns(extended, ["item_id", "item_title", *FEATURES.values()], names)
         title = np.full(len(ids), None, object)
         for first, batch in _batches(extended, ["item_id", "item_title", *FEATURES.values()]):
             rows = rows_of(batch.column("item_id"), ids)
             known = rows >= 0
-            title[rows[known]] = batch.column("item_title").to_numpy(zero_copy_only=False)[known]
+            title[rows[known]] = batch.column("item_title").to_numpy()[known]
             for name, column in FEATURES.items():
                 values = _matrix(extended, first, column, batch.column(column))
                 if name not in tokens:

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from em3_jax.data.format import Dataset, hash_files, hash_ids
+from em3_jax.data.readers.delimited import TextFile, TextFormat
 from em3_jax.data.readers.encode import entity_table
-from em3_jax.data.readers.files import load_array, place, read_array, read_text, require_columns, require_values
+from em3_jax.data.readers.files import load_array, open_text, place, read_array, require_columns, require_values
 from em3_jax.data.writer import DatasetWriter
 from em3_jax.fields import Fields
 from em3_jax.types import UserError
@@ -110,19 +111,17 @@ def _find_interactions(source: Path) -> Path:
 
 def _read_interactions(path: Path, arrays: list[Path]) -> Log:
     """The interactions, checked; `arrays` may know more items."""
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline().rstrip("\r\n").split("\t")
-    require_columns(path, COLUMNS, header)
-    # All columns in the file's order: pyarrow's messages count them so.
-    table = read_text(
-        path, delimiter="\t", columns=header, types=dict.fromkeys(COLUMNS, pa.int64()), quoted=False
-    ).select(COLUMNS)
-    require_values(path, table)
+    file = open_text(path, TextFormat("\t", quoting="off"))
+    require_columns(file, COLUMNS, file.names)
+    table = file.read(list(COLUMNS), set(), dict.fromkeys(COLUMNS, pa.int64()))
+    if table.num_rows == 0:
+        raise UserError(f"{path}: there are no rows; is it the right file?")
+    require_values(file, table)
     user, item, split = (column.to_numpy() for column in table.columns)
     for name, ids in (("userID", user), ("itemID", item)):
-        _require_dense(path, name, ids)
+        _require_dense(file, name, ids)
     for row in np.flatnonzero((split < 0) | (split > 2)):
-        raise UserError(f"{place(path, row)}: x_label is {split[row]}; must be 0 (train), 1 (valid) or 2 (test)")
+        raise UserError(f"{place(file, row)}: x_label is {split[row]}; must be 0 (train), 1 (valid) or 2 (test)")
     for code, name in enumerate(("train", "valid", "test")):
         if not (split == code).any():
             raise UserError(f"{path}: no row has x_label {code} ({name}); all three parts are needed")
@@ -134,21 +133,21 @@ def _read_interactions(path: Path, arrays: list[Path]) -> Log:
     if len(again):
         k = again[np.argmin(order[again + 1])]
         one, other = order[k], order[k + 1]
+        line = place(file, one).removeprefix(f"{path} ")
         raise UserError(
-            f"{place(path, other)}: user {user[one]} and item {item[one]} again, as in line {one + 2}; "
-            "keep one of the rows"
+            f"{place(file, other)}: user {user[one]} and item {item[one]} again, as in {line}; keep one of the rows"
         )
     return Log(user[order], item[order], split[order], users, items)
 
 
-def _require_dense(path: Path, name: str, ids: np.ndarray) -> None:
+def _require_dense(file: TextFile, name: str, ids: np.ndarray) -> None:
     for row in np.flatnonzero(ids < 0):
-        raise UserError(f"{place(path, row)}: {name} is {ids[row]}; ids are numbers from 0")
+        raise UserError(f"{place(file, row)}: {name} is {ids[row]}; ids are numbers from 0")
     distinct = len(np.unique(ids))
     if ids.max(initial=0) >= SPARSE * distinct + 1000:
         row = int(np.argmax(ids))
         raise UserError(
-            f"{place(path, row)}: {name} is {ids[row]}, but only {distinct} different ones occur; number them 0, 1, 2, ..."
+            f"{place(file, row)}: {name} is {ids[row]}, but only {distinct} different ones occur; number them 0, 1, 2, ..."
         )
 
 

@@ -1,4 +1,4 @@
-"""MovieLens: the folder with posters, and GroupLens' own ml-100k, ml-1m, ml-latest and ml-latest-small.
+"""MovieLens: the folder with posters, and GroupLens' own ml-100k, ml-1m, ml-10m, ml-20m, ml-25m, ml-32m and ml-latest.
 
 A click is a rating of at least the threshold. Histories hold all strictly earlier ratings of the user, with the rating as
 a field of the event. The split is chronological by row: 80 / 10 / 10 %; rows of one second are ordered by user and item.
@@ -8,9 +8,11 @@ a field of the event. The split is chronological by row: 80 / 10 / 10 %; rows of
 | posters | ratings.tsv, users.tsv, items.tsv | age, gender, occupation | posters/ |
 | ml-100k | u.data, u.user, u.item | age, gender, occupation | --posters |
 | ml-1m | ratings.dat, users.dat, movies.dat | age, gender, occupation | --posters |
+| ml-10m | ratings.dat, movies.dat | only their ids | --posters |
 | ml-latest | ratings.csv, movies.csv | only their ids | --posters |
 """
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,28 +23,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from em3_jax.data.format import NOT_PART, Dataset, hash_files, hash_ids
+from em3_jax.data.readers.delimited import TextFile, TextFormat
 from em3_jax.data.readers.encode import encode, encode_lists, entity_table, image_paths, rows_of
-from em3_jax.data.readers.files import place, read_array, read_text, require_columns, require_distinct, require_values
+from em3_jax.data.readers.files import open_text, place, read_array, require_columns, require_distinct, require_values
 from em3_jax.data.readers.log import write_log
+from em3_jax.data.readers.rows import rows_of_file
 from em3_jax.data.writer import DatasetWriter
 from em3_jax.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.types import UserError
 
 AGES = {1: "under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}  # ml-1m's classes
 MAX_GENRES = 6
+GENRES_100K = (
+    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical Mystery "
+    "Romance Sci-Fi Thriller War Western"
+).split()
 HIGHEST = 5  # stars
 SPLIT = (0.8, 0.1, 0.1)
 RATING = ["user", "item", "rating", "time"]
-_TYPES = {
-    "rating": pa.float64(),
-    "year": pa.int64(),
-    "poster": pa.string(),
-    "title": pa.string(),
-    "genres": pa.string(),
-}
+_TYPES = {"rating": pa.float64(), "year": pa.int64()}
+_TYPES |= dict.fromkeys(GENRES_100K, pa.int64())
 _TYPES |= dict.fromkeys(("user", "user_id", "userId", "item", "item_id", "movieId", "id", "age"), pa.int64())
-_TYPES |= dict.fromkeys(("time", "timestamp"), pa.int64()) | dict.fromkeys(("gender", "occupation"), pa.string())
-HEADED = ("posters", "ml-latest")
+_TYPES |= dict.fromkeys(("time", "timestamp"), pa.int64())
 TEXT_VECTORS = "text_minilm.npy"
 POSTER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", "")  # "" is a folder of frames
 
@@ -52,14 +54,14 @@ class Source(NamedTuple):
 
     Attributes:
       kind: which of the kinds above.
-      files: all files read, the ratings first.
+      files: all files read, the ratings first, the items last.
       ratings: columns user, item, rating, time, in file order.
       users: columns id and the user's fields; None where the kind has no such file.
       items: columns id, title, year (null where unknown), genres (list) and image (path, null where there is none).
     """
 
     kind: str
-    files: list[Path]
+    files: list[TextFile]
     ratings: pa.Table
     users: pa.Table | None
     items: pa.Table
@@ -83,8 +85,11 @@ def movielens(
       overwrite: replace an existing dataset.
     """
     source = Path(source)
+    if not math.isfinite(threshold):
+        raise UserError(f"--threshold {threshold}: must be a number of stars")
     with DatasetWriter(out, overwrite) as writer:
         read = _open(source)
+        ratings = read.files[0]
         image_root, image, notes = _images(source, read.items, posters)
         items, item_fields, item_words, cut = _item_table(read.items, image)
         users, user_fields, user_words = _user_table(read)
@@ -110,12 +115,13 @@ def movielens(
             provenance="MovieLens, GroupLens Research, University of Minnesota (Harper and Konstan, TiiS 5(4), 2015)",
             label_rule=f"rating >= {threshold:g}",
             split_rule="by time: the first 80 % of the rows train, the next 10 % valid, the last 10 % test",
-            source_hash=hash_files(read.files),
+            source_hash=hash_files([file.path for file in read.files]),
             time_unit="seconds",
             extra={
                 "source": str(source.absolute()),
                 "image_root": image_root,
-                "notes": notes,
+                "notes": notes + [note for file in read.files for note in file.notes],
+                "rows": {ratings.path.name: rows_of_file(ratings.rows, read.ratings.num_rows, {})},
                 "labels": {"conversion": f"rating = {HIGHEST} among rating >= {threshold:g}"},
             },
         )
@@ -127,26 +133,62 @@ def _open(source: Path) -> Source:
         raise UserError(f"{source}: no such folder; give the MovieLens folder as --source")
     for names, read in KINDS.items():
         if all((source / name).is_file() for name in names):
-            found = read(source, [source / name for name in names])
-            header = found.kind in HEADED
-            require_values(found.files[0], found.ratings, header)
-            require_distinct(found.files[-1], found.items.column("id"), header)
+            found = read([source / name for name in names])
+            for file, rows in ((found.files[0], found.ratings), (found.files[-1], found.items)):
+                if rows.num_rows == 0:
+                    raise UserError(f"{file.path}: there are no rows; is it the right file?")
+            stars = found.ratings.column("rating")
+            stars = pc.if_else(pc.is_finite(stars), stars, pa.scalar(None, stars.type))
+            place_of = found.ratings.column_names.index("rating")
+            require_values(found.files[0], found.ratings.set_column(place_of, "rating", stars))
+            require_distinct(found.files[-1], found.items.column("id"))
             if found.users is not None:
-                require_distinct(found.files[1], found.users.column("id"), header)
+                require_distinct(found.files[1], found.users.column("id"))
             return found
     looked_for = "; or ".join(", ".join(names) for names in KINDS)
     raise UserError(f"{source}: not a MovieLens folder; looked for {looked_for}")
 
 
-def _read_posters(source: Path, files: list[Path]) -> Source:
-    ratings, users, items = (read_text(path, delimiter="\t", types=_TYPES, quoted=False) for path in files)
-    require_columns(files[0], ["user_id", "item_id", "rating", "timestamp"], ratings.column_names)
-    require_columns(files[1], ["user_id", "age", "gender", "occupation"], users.column_names)
-    require_columns(files[2], ["item_id", "title", "year", "genres", "poster"], items.column_names)
+def _read(
+    path: Path,
+    columns: list[str],
+    delimiter: str,
+    names: list[str] | None = None,
+    quoting: str = "off",
+    old: bool = False,
+) -> tuple[TextFile, pa.Table]:
+    """(the file, its columns `columns`).
+
+    Args:
+      names: of all columns, where the file has no header; there may be more behind them.
+      old: of the years in which GroupLens wrote Latin-1, which people have since converted.
+    """
+    encoding = "latin-1" if old and not _is_utf8(path) else ""
+    file = open_text(path, TextFormat(delimiter, quoting, encoding, names=tuple(names or ())))
+    require_columns(file, columns, file.names)
+    return file, file.read(columns, set(), {name: _TYPES.get(name, pa.string()) for name in columns})
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _read_posters(paths: list[Path]) -> Source:
+    columns = (
+        ["user_id", "item_id", "rating", "timestamp"],
+        ["user_id", "age", "gender", "occupation"],
+        ["item_id", "title", "year", "genres", "poster"],
+    )
+    read = [_read(path, wanted, "\t") for path, wanted in zip(paths, columns, strict=True)]
+    files, (ratings, users, items) = zip(*read, strict=True)
     return Source(
         "posters",
-        files,
-        ratings.rename_columns({"user_id": "user", "item_id": "item", "timestamp": "time"}),
+        list(files),
+        ratings.rename_columns(RATING),
         _users(users.rename_columns({"user_id": "id"})),
         pa.table(
             {
@@ -160,60 +202,65 @@ def _read_posters(source: Path, files: list[Path]) -> Source:
     )
 
 
-def _read_100k(source: Path, files: list[Path]) -> Source:
+def _read_100k(paths: list[Path]) -> Source:
     flags = GENRES_100K
     movie = ["id", "title", "date", "video", "url", *flags]
     person = ["id", "age", "gender", "occupation", "zip"]
-    ratings = read_text(files[0], delimiter="\t", names=RATING, types=_TYPES, quoted=False)
-    users = read_text(files[1], delimiter="|", names=person, types=_TYPES, quoted=False)
-    items = read_text(files[2], delimiter="|", names=movie, types=_TYPES, quoted=False, encoding="latin1")
-    table = np.stack([items.column(flag).to_numpy() for flag in flags], axis=1)
+    first, ratings = _read(paths[0], RATING, "\t", RATING)
+    second, users = _read(paths[1], person[:4], "|", person, old=True)
+    third, items = _read(paths[2], ["id", "title", *flags], "|", movie, old=True)
+    table = np.stack([items.column(flag).fill_null(0).to_numpy() for flag in flags], axis=1)
     genres = pa.array([[flags[k] for k in np.flatnonzero(row)] for row in table], pa.list_(pa.string()))
-    return Source("ml-100k", files, ratings, _users(users), _movies(items.column("id"), items.column("title"), genres))
+    movies = _movies(items.column("id"), items.column("title"), genres)
+    return Source("ml-100k", [first, second, third], ratings, _users(users), movies)
 
 
-def _read_1m(source: Path, files: list[Path]) -> Source:
-    names = RATING, ["id", "gender", "age", "occupation", "zip"], ["id", "title", "genres"]
-    ratings, users, items = (
-        read_text(path, delimiter="::", names=columns, types=_TYPES, quoted=False, encoding="latin1")
-        for path, columns in zip(files, names, strict=True)
-    )
-    genres = pc.split_pattern(items.column("genres"), "|")
-    return Source("ml-1m", files, ratings, _users(users), _movies(items.column("id"), items.column("title"), genres))
+def _read_1m(paths: list[Path]) -> Source:
+    person = ["id", "gender", "age", "occupation", "zip"]
+    second, users = _read(paths[1], person[:4], "::", person, old=True)
+    source = _read_10m([paths[0], paths[2]])
+    files = [source.files[0], second, source.files[1]]
+    return source._replace(kind="ml-1m", files=files, users=_users(users))
 
 
-def _read_latest(source: Path, files: list[Path]) -> Source:
-    ratings, items = (read_text(path, delimiter=",", types=_TYPES) for path in files)
-    require_columns(files[0], ["userId", "movieId", "rating", "timestamp"], ratings.column_names)
-    require_columns(files[1], ["movieId", "title", "genres"], items.column_names)
-    ratings = ratings.rename_columns({"userId": "user", "movieId": "item", "timestamp": "time"})
+def _read_10m(paths: list[Path]) -> Source:
+    names = ["id", "title", "genres"]
+    first, ratings = _read(paths[0], RATING, "::", RATING)
+    last, items = _read(paths[1], names, "::", names, old=True)
+    return Source("ml-10m", [first, last], ratings, None, _with_genres(items))
+
+
+def _read_latest(paths: list[Path]) -> Source:
+    first, ratings = _read(paths[0], ["userId", "movieId", "rating", "timestamp"], ",", quoting="auto")
+    last, items = _read(paths[1], ["movieId", "title", "genres"], ",", quoting="auto")
+    items = items.rename_columns(["id", "title", "genres"])
+    return Source("ml-latest", [first, last], ratings.rename_columns(RATING), None, _with_genres(items))
+
+
+def _with_genres(items: pa.Table) -> pa.Table:
     named = items.column("genres")
     named = pc.if_else(pc.equal(named, "(no genres listed)"), pa.scalar(None, named.type), named)
-    movies = _movies(items.column("movieId"), items.column("title"), pc.split_pattern(named, "|"))
-    return Source("ml-latest", files, ratings, None, movies)
+    return _movies(items.column("id"), items.column("title"), pc.split_pattern(named, "|"))
 
 
-KINDS: dict[tuple[str, ...], Callable[[Path, list[Path]], Source]] = {
+KINDS: dict[tuple[str, ...], Callable[[list[Path]], Source]] = {
     ("ratings.tsv", "users.tsv", "items.tsv"): _read_posters,
     ("u.data", "u.user", "u.item"): _read_100k,
     ("ratings.dat", "users.dat", "movies.dat"): _read_1m,
+    ("ratings.dat", "movies.dat"): _read_10m,
     ("ratings.csv", "movies.csv"): _read_latest,
 }
-GENRES_100K = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical Mystery "
-    "Romance Sci-Fi Thriller War Western"
-).split()
 
 
 def _users(table: pa.Table) -> pa.Table:
     """Ages as ml-1m's seven classes; the postcode is left out: it names nearly every user."""
     ages = np.array(list(AGES))
-    years = table.column("age").to_numpy()
+    years = table.column("age").fill_null(-1).to_numpy()
     names = np.array(list(AGES.values()))[np.searchsorted(ages, np.maximum(years, ages[0]), side="right") - 1]
     return pa.table(
         {
             "id": table.column("id"),
-            "age": pa.array(names),
+            "age": pa.array(names, mask=years < 0),
             "gender": table.column("gender"),
             "occupation": table.column("occupation"),
         }
@@ -283,15 +330,17 @@ def _write_ratings(
     writer: DatasetWriter, read: Source, users: pa.Table, items: pa.Table, threshold: float
 ) -> tuple[Field, list]:
     """Writes the log; returns the event field `rating` and its values."""
-    path, header = read.files[0], read.kind in HEADED
     ids = {}
     for name, table in (("user", users), ("item", items)):
         ids[name] = rows_of(read.ratings.column(name), table.column("id"))
         absent = np.flatnonzero(ids[name] < 0)
         if len(absent):
-            value, others = read.ratings.column(name)[int(absent[0])], ", ".join(p.name for p in read.files[1:])
+            value, others = (
+                read.ratings.column(name)[int(absent[0])],
+                ", ".join(file.path.name for file in read.files[1:]),
+            )
             raise UserError(
-                f"{place(path, absent[0], header)}: {name} {value} is not in {others}; add it there or drop the row"
+                f"{place(read.files[0], absent[0])}: {name} {value} is not in {others}; add it there or drop the row"
             )
     rating, time = (read.ratings.column(name).to_numpy() for name in ("rating", "time"))
     label = rating >= threshold

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from em3_jax.data.readers.encode import Encoded, encode, field_name, words_and_codes
+from em3_jax.data.readers.encode import Encoded, encode, field_names, many_numbers, words_and_codes
 from em3_jax.data.readers.files import column_names, place, read_table, require_values
 from em3_jax.data.readers.table_times import Times, read_times
 from em3_jax.data.times import shown
@@ -29,6 +29,7 @@ class Log(NamedTuple):
       time_unit: of them, see `data.times`.
       split: [n] u8, or the shares of a chronological split.
       context, event: field name -> ids and values.
+      notes: what is worth telling.
     """
 
     user: pa.ChunkedArray
@@ -39,6 +40,7 @@ class Log(NamedTuple):
     split: np.ndarray | tuple[float, ...]
     context: dict[str, Encoded]
     event: dict[str, Encoded]
+    notes: list[str]
 
     def take(self, keep: np.ndarray) -> "Log":
         """The rows where `keep` [n] is True."""
@@ -88,8 +90,13 @@ def read_log(
         raise UserError(f"{path}: there are no rows; is it the right file?")
     needed = [roles["user"], roles["item"], label_column, roles["time"], *split_column]
     require_values(path, table.select(list(dict.fromkeys(needed))))
-    context = {field_name(name): encode(table.column(name)) for name in context_fields}
-    event = {field_name(name): encode(table.column(name)) for name in event_fields}
+    context, event, notes = {}, {}, []
+    for group, columns in ((context, context_fields), (event, event_fields)):
+        names, renamed = field_names(list(columns))
+        for name in columns:
+            group[names[name]] = encode(table.column(name))
+            notes += many_numbers(f"{path.name}: column '{name}'", *group[names[name]])
+        notes += renamed
     time, time_unit = read_times(path, roles["time"], table.column(roles["time"]), times)
     return Log(
         user=table.column(roles["user"]),
@@ -100,6 +107,7 @@ def read_log(
         split=_splits(path, split_column[0], table.column(split_column[0])) if split_column else shares,
         context=context,
         event=event,
+        notes=list(dict.fromkeys(notes)),
     )
 
 
@@ -116,7 +124,7 @@ def require_order(path: Path, log: Log) -> None:
 
 def _label_rule(rule: str) -> tuple[str, np.ufunc, float]:
     """(column, comparison, number) of a rule such as "rating>=4"."""
-    match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*(-?[0-9.]+)\s*", rule)
+    match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*(-?(?:\d+\.?\d*|\.\d+))\s*", rule, re.ASCII)
     if not match:
         raise UserError(f"label rule '{rule}': write <column><comparison><number>, e.g. \"rating>=4\"")
     return match[1], COMPARISONS[match[2]], float(match[3])

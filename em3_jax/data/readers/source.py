@@ -1,0 +1,175 @@
+"""A table that somebody brings: a file, several, a pattern such as parts/*.csv, or a folder of parts."""
+
+import functools
+import glob
+import urllib.parse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from em3_jax.data.canonical import TEXTS
+from em3_jax.data.readers import parquet
+from em3_jax.data.readers.decoding import COMPRESSIONS, plain_suffix
+from em3_jax.data.readers.delimited import AS_USUAL, TextFile, TextFormat
+from em3_jax.types import UserError
+
+Paths = str | Path | Sequence[str | Path]
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+
+
+class Source:
+    """A table in one or more files of the same columns, one after the other.
+
+    Args:
+      paths: a file; a folder, whose parts are taken in the order of their names; a pattern with *, ?
+        or [...]; or several of these, also as a text with commas.
+      text: how text files are written.
+
+    Attributes:
+      files: all files.
+      name, stem, parent: as of a path, of the first that was given.
+    """
+
+    def __init__(self, paths: Paths, text: TextFormat = AS_USUAL):
+        given = _given(paths)
+        found = [_files(path) for path in given]
+        self.files = [file for files in found for file in files]
+        self.partitions = [values for path, files in zip(given, found, strict=True) for values in _hive(path, files)]
+        self._text, self._shown = text, str(given[0]) if len(given) == 1 else f"{given[0]} (and {len(given) - 1} more)"
+        self.name, self.parent = given[0].name, given[0].parent
+        packed = given[0].suffix.lower() in COMPRESSIONS
+        self.stem = Path(given[0].stem).stem if packed else given[0].stem
+
+    def __str__(self) -> str:
+        return self._shown
+
+    @functools.cached_property
+    def parts(self) -> list[TextFile | parquet.ParquetFile]:
+        """The files, opened."""
+        return [self._open(path) for path in self.files]
+
+    def _open(self, path: Path) -> TextFile | parquet.ParquetFile:
+        if plain_suffix(path) not in parquet.SUFFIXES:
+            return TextFile(path, self._text)
+        if path.suffix.lower() not in parquet.SUFFIXES:
+            raise UserError(f"{path}: Parquet is compressed within; unpack the file and give it as .parquet")
+        return parquet.ParquetFile(path)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns, those of folder names such as day=1 among them."""
+        return [*self.parts[0].names, *(name for name in self.partitions[0] if name not in self.parts[0].names)]
+
+    @property
+    def notes(self) -> list[str]:
+        return list(dict.fromkeys(note for part in self.parts for note in part.notes))
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files, by their line ends or footers."""
+        return sum(part.rows for part in self.parts)
+
+    def place(self, row: int) -> str:
+        """Where row number `row` (from 0) of all stands: the line of a text file, the row of any other."""
+        row = int(row)
+        for part in self.parts:
+            if row < part.rows:
+                return part.place(row)
+            row -= part.rows
+        raise IndexError(row)
+
+    def read(self, columns: list[str], texts: set[str]) -> pa.Table:
+        """The named columns of all files.
+
+        Args:
+          texts: columns to read as they stand, so that 007 and 7 are different; from text files they
+            come as dictionary-encoded strings. Others are read as what they look like.
+        """
+        tables = []
+        for part, values in zip(self.parts, self.partitions, strict=True):
+            own = [name for name in columns if name in part.names]
+            missing = [name for name in columns if name not in own and name not in values]
+            if missing:
+                raise UserError(f"{part.path}: no column '{missing[0]}', which the file before has; {_alike(part)}")
+            table = part.read(own, texts)
+            for name in columns:
+                if name not in own:
+                    column = pa.array([values[name]] * part.rows, pa.string())
+                    table = table.append_column(name, column if name in texts else parquet.as_number(column))
+            tables.append(table.select(columns))
+        return tables[0] if len(tables) == 1 else self._together(tables)
+
+    def _together(self, tables: list[pa.Table]) -> pa.Table:
+        """One table of all; a column that one file has as text and another as numbers is text."""
+        columns = {}
+        for k, name in enumerate(tables[0].column_names):
+            kinds = {table.column(k).type for table in tables}
+            chunked = [table.column(k) for table in tables]
+            try:
+                if len(kinds) > 1 and TEXTS in kinds:
+                    chunked = [parquet.as_text(column) for column in chunked]
+                merged = pa.concat_tables([pa.table({name: c}) for c in chunked], promote_options="permissive")
+            except (pa.ArrowException, ValueError):
+                shown = " and ".join(sorted(map(str, kinds)))
+                raise UserError(
+                    f"{self}: column '{name}' holds {shown} in different files; write it in one type"
+                ) from None
+            columns[name] = merged.column(0)
+        return pa.table(columns)
+
+
+def _alike(part: TextFile | parquet.ParquetFile) -> str:
+    return part.headless() or "give files of the same columns"
+
+
+def as_source(path: "str | Path | Source") -> Source:
+    return path if isinstance(path, Source) else Source(path)
+
+
+def _given(paths: Paths) -> list[Path]:
+    if isinstance(paths, str | Path):
+        whole = Path(paths).expanduser()
+        if whole.exists() or "," not in str(paths):
+            return [whole]
+        paths = [part.strip() for part in str(paths).split(",") if part.strip()]
+    if not paths:
+        raise UserError("a list of files is empty; name at least one")
+    return [Path(path).expanduser() for path in paths]
+
+
+def _files(path: Path) -> list[Path]:
+    """The files that a path stands for."""
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.is_file())
+        files = [file for file in inside if not _is_hidden(file.relative_to(path))]
+        kinds = sorted({plain_suffix(file) for file in files})
+        if not files:
+            raise UserError(f"{path}: a folder without a file; give a file, or a folder of parts")
+        if len(kinds) > 1:
+            raise UserError(
+                f"{path}: a folder of {', '.join(kinds)} files; give a folder of parts of one kind, or a file"
+            )
+        return files
+    if path.exists():
+        return [path]
+    found = sorted(map(Path, glob.glob(str(path), recursive=True))) if glob.has_magic(str(path)) else []
+    if not found:
+        hint = "no file has such a name" if glob.has_magic(str(path)) else "file missing"
+        raise UserError(f"{path}: {hint}; check the path")
+    return [file for one in found for file in _files(one)]
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether it is no data: _SUCCESS, _metadata, .part-0.crc."""
+    return any(part.startswith((".", "_")) and "=" not in part for part in path.parts)
+
+
+def _hive(path: Path, files: list[Path]) -> list[dict[str, str | None]]:
+    """Of each file the columns that are written in the names of its folders below `path`, as day=1."""
+    result = []
+    for file in files:
+        folders = file.relative_to(path).parts[:-1] if path.is_dir() else ()
+        pairs = (folder.partition("=") for folder in folders if "=" in folder)
+        result.append({name: None if value == _NO_VALUE else urllib.parse.unquote(value) for name, _, value in pairs})
+    return result
