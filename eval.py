@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from em3_jax import cli, evaluators, experiment, strict_json, trees, workdir
+from em3_jax import cli, evaluators, experiment, paths, strict_json, trees, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.format import SPLITS
 from em3_jax.types import UserError
@@ -63,10 +63,10 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="the folder of a training run")
+    parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a training run")
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--step", type=int, help="checkpoint to score (default: the best on validation)")
-    parser.add_argument("--data", help="the dataset folder, if it was moved since training")
+    parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")
     args = parser.parse_args()
     result = evaluate(args.workdir, args.split, args.step, args.data)
     print(f"{args.workdir}: step {result['step']:,} ({result['chosen_by']}), split {args.split}")

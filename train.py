@@ -23,10 +23,11 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from em3_jax import cli, evaluators, experiment, growth, logs, online, processes, workdir
+from em3_jax import cli, evaluators, experiment, growth, logs, online, paths, processes, workdir
 from em3_jax import config as config_
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
+from em3_jax.lock import Lock
 from em3_jax.types import UserError
 
 STEPS_AHEAD = 2  # of what an accelerator has finished; on CPUs none: each would already hold its temporaries
@@ -67,7 +68,7 @@ def train(config, directory: str | Path) -> dict:
       config: nested dict with the sections of its task.
       directory: the run's folder.
     """
-    directory = Path(directory)
+    directory = paths.local(directory)
     experiment.check_sections(config)
     settings = config_.call(TrainSettings, config["train"], "config.train")
     if settings.steps_per_dispatch < 1:
@@ -79,8 +80,12 @@ def train(config, directory: str | Path) -> dict:
     processes.check_agree("config", _shared(config))
     if not processes.is_first():  # one speaks for all
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
-    if "stream" in config:
-        return online.run(config, directory)
+    with processes.held_by_first(Lock(directory, hint="wait for it, or choose another --workdir")):
+        return online.run(config, directory) if "stream" in config else _train(config, settings, directory)
+
+
+def _train(config, settings: TrainSettings, directory: Path) -> dict:
+    """`train`, in a folder that no other run writes."""
     parts = experiment.build(config, lambda rows, size: math.ceil(settings.epochs * rows / size))
     data_hash = parts.dataset.meta["data_hash"]
     processes.check_agree("data", {"hash": data_hash, "features": parts.feature_hashes})

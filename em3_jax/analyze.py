@@ -12,10 +12,11 @@ writes to --out
 import argparse
 from pathlib import Path
 
-from em3_jax import cli, strict_json
+from em3_jax import cli, paths, strict_json
 from em3_jax.analysis import page, similarity, spaces
 from em3_jax.analysis.page import Look
 from em3_jax.analysis.similarity import Choice
+from em3_jax.lock import Lock
 from em3_jax.types import UserError
 
 
@@ -26,10 +27,11 @@ def analyze(analysed: spaces.Analysed, out: str | Path, choice: Choice, look: Lo
         if value < least:
             raise UserError(f"--{option} {value}: give {least} or more")
     out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot make this folder ({error.strerror}); choose another --out") from None
+    with Lock(out, hint="wait for it, or choose another --out"):
+        return _write(analysed, out, choice, look)
+
+
+def _write(analysed: spaces.Analysed, out: Path, choice: Choice, look: Look) -> list[dict]:
     cold, popular = similarity.cold_items(analysed, choice), similarity.popular_items(analysed, choice)
     tables = [similarity.compared(analysed, number, items, choice) for number, items in ((8, cold), (9, popular))]
     shown = page.contents(analysed, tables, cold, popular, choice, look)
@@ -56,10 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     choice, look = Choice(), Look()
     add = parser.add_argument
-    add("--workdir", required=True, help="the folder of a training run with content")
-    add("--baseline", required=True, help="the folder of a run on IDs alone, on the same dataset")
-    add("--out", required=True, help="folder to write to")
-    add("--data", help="the dataset folder, if it was moved since training")
+    add("--workdir", type=paths.local, required=True, help="the folder of a training run with content")
+    add("--baseline", type=paths.local, required=True, help="the folder of a run on IDs alone, on the same dataset")
+    add("--out", type=paths.local, required=True, help="folder to write to")
+    add("--data", type=paths.local, help="the dataset folder, if it was moved since training")
     group = parser.add_argument_group("tables")
     add = group.add_argument
     add(
@@ -97,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         help="items to have on the page; it opens with the first",
     )
     add("--page-items", type=int, default=look.most_items, help="items on the page at most (default %(default)s)")
-    add("--images", metavar="FOLDER", help="of <item id>.jpg, in place of the dataset's own pictures")
+    add("--images", type=paths.local, metavar="FOLDER", help="of <item id>.jpg, in place of the dataset's own pictures")
     add("--thumbnails", type=int, default=look.most_pictures, help="pictures at most (default %(default)s)")
     add("--no-pictures", action="store_true", help="a small page without any")
     return parser
@@ -118,8 +120,8 @@ def main() -> None:
         seed=args.seed,
     )
     analyze(analysed, args.out, choice, look)
-    print((Path(args.out) / "tables.md").read_text(encoding="utf-8"))
-    print(f"{Path(args.out) / 'index.html'}: written; open it in a browser")
+    print((args.out / "tables.md").read_text(encoding="utf-8"))
+    print(f"{args.out / 'index.html'}: written; open it in a browser")
 
 
 if __name__ == "__main__":

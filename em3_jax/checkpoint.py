@@ -121,40 +121,45 @@ class Checkpoints:
 
     def restore(self, template: State, step: int | None = None) -> tuple[State, dict[str, Any]]:
         """The best checkpoint, the newest where none was chosen as best, or the one of `step` wherever it is kept."""
-        found = [(kind, s) for kind in ("best", "latest") for s in reversed(self.steps(kind)) if step in (None, s)]
-        if not found:
-            have = sorted({s for kind in ("best", "latest") for s in self.steps(kind)})
-            which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-            raise UserError(f"{self._root}: {which}; there are: {', '.join(map(str, have)) or 'none, train first'}")
-        kind, step = found[0]
-        try:
-            return self._restore(kind, step, template)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"{self._root / kind / str(step)}: unreadable ({_reason(error)}); choose another --step"
-            ) from error
+        return self._of_first(step, "choose another --step", lambda kind, found: self._restore(kind, found, template))
 
     def read(self, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
         """Leaf name ("params/model/item/kernel") -> array of the best checkpoint, or the newest if none was best."""
-        found = [(kind, step) for kind in ("best", "latest") for step in reversed(self.steps(kind))]
-        if not found:
-            raise UserError(f"{self._root}: no checkpoint; train that run first")
-        kind, step = found[0]
-        try:
+
+        def leaves(kind: str, step: int) -> dict[str, jax.Array]:
             self._notes(kind, step)
             saved = dict(self._managers[kind].item_metadata(step)["state"])
             wanted = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for n, leaf in saved.items()}
             args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
             state = self._managers[kind].restore(step, args=args)["state"]
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"{self._root / kind / str(step)}: unreadable ({_reason(error)}); train that run again"
-            ) from error
-        return {name.replace(".", "/"): leaf for name, leaf in state.items()}
+            return {name.replace(".", "/"): leaf for name, leaf in state.items()}
+
+        return self._of_first(None, "train that run again", leaves)
+
+    def _of_first(self, step: int | None, hint: str, read: Callable[[str, int], Any]) -> Any:
+        """`read` of (kind, step) of the best checkpoint, the newest without one, or that of `step`.
+
+        A run that still trains may have replaced it by a better one meanwhile: then that one is read.
+        """
+        failed, cause = None, None
+        while True:
+            have = [(kind, one) for kind in ("best", "latest") for one in reversed(self.steps(kind))]
+            found = next(((kind, one) for kind, one in have if step in (None, one)), None)
+            if failed is not None and found in (failed, None):
+                where = self._root / failed[0] / str(failed[1])
+                raise UserError(f"{where}: unreadable ({_reason(cause)}); {hint}") from cause
+            if found is None:
+                which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+                there = ", ".join(str(one) for one in sorted({one for _, one in have})) or "none, train first"
+                raise UserError(f"{self._root}: {which}; there are: {there}")
+            try:
+                return read(*found)
+            except UserError:
+                raise
+            except Exception as error:
+                failed, cause = found, error
+                for manager in self._managers.values():
+                    manager.reload()
 
     def forget_best(self, after: int) -> None:
         """Removes what was best later than step `after`: a run that takes another way from there would find it in its own way."""

@@ -11,7 +11,10 @@ import traceback
 import typing
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from em3_jax import paths
 from em3_jax.errors import UserError
 
 
@@ -72,6 +75,23 @@ def check_arguments(function: Callable, arguments: dict, help_command: str) -> N
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in arguments:
             raise UserError(f"{_option(name)} is missing; see `{help_command}`")
+
+
+def with_local_paths(function: Callable, arguments: dict) -> dict:
+    """The arguments with every path among them as `paths.local` has it: those that `function` annotates with Path."""
+    parameters = inspect.signature(function).parameters
+    return {
+        name: _local(value) if "Path" in str(parameters[name].annotation) else value
+        for name, value in arguments.items()
+    }
+
+
+def _local(value: Any) -> Any:
+    if isinstance(value, str | Path):
+        return paths.local(value)
+    if isinstance(value, dict):
+        return {name: _local(one) for name, one in value.items()}
+    return tuple(map(_local, value)) if isinstance(value, tuple | list) else value
 
 
 def _add_option(parser: argparse._ActionsContainer, name: str, parameter: inspect.Parameter, text: str) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from em3_jax import cli, metrics, strict_json
+from em3_jax import cli, metrics, paths, strict_json
 from em3_jax.config import nearest
 from em3_jax.data.format import SPLITS, open_dataset
 from em3_jax.types import UserError
@@ -38,8 +38,8 @@ class Model(NamedTuple):
 def load(spec: str, split: str) -> Model:
     """The model of "name=workdir,workdir,..." (or just a workdir, which is then its own name)."""
     name, _, folders = spec.rpartition("=")
-    reports, paths = [], list(map(Path, folders.split(",")))
-    for folder in paths:
+    reports, found = [], list(map(paths.local, folders.split(",")))
+    for folder in found:
         path = folder / f"eval_{split}.json"
         if not path.exists():
             raise UserError(f"{path}: file missing; run `python eval.py --workdir={folder} --split={split}` first")
@@ -112,13 +112,13 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="name=workdir[,workdir...]; the first is the baseline")
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--metric", default="auc", help="auc, gauc, logloss, calibration; recall@20, ...")
-    parser.add_argument("--json", help="also write the numbers to this file")
+    parser.add_argument("--json", type=paths.local, help="also write the numbers to this file")
     args = parser.parse_args()
     models = [load(spec, args.split) for spec in args.models]
     rows = compare(models, args.split, args.metric)
     print(table(models, rows, args.metric, args.split))
     if args.json:
-        Path(args.json).write_text(strict_json.dumps(rows, indent=1), encoding="utf-8")
+        args.json.write_text(strict_json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

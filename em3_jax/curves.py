@@ -8,7 +8,7 @@ for runs with a memory bank the share of history slots that it fills and the cos
 import argparse
 from pathlib import Path
 
-from em3_jax import cli, panels
+from em3_jax import cli, panels, paths
 from em3_jax.online import CURVE, read_curve
 from em3_jax.types import UserError
 
@@ -88,7 +88,7 @@ def _mean(lines: list[dict], slice_name: str, metric: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="name=workdir, or workdir")
-    parser.add_argument("--out", help="PNG to write")
+    parser.add_argument("--out", type=paths.local, help="PNG to write")
     parser.add_argument("--smooth", type=int, default=1, help="windows of a running mean (default 1)")
     args = parser.parse_args()
     panels.check_smooth(args.smooth)
@@ -97,7 +97,7 @@ def main() -> None:
     runs = [(name, lines) for name, (_, lines) in zip(names, loaded, strict=True)]
     print(table(runs))
     if args.out:
-        draw(runs, Path(args.out), args.smooth)
+        draw(runs, args.out, args.smooth)
         print(f"{args.out}: written")
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from em3_jax import convert
+from em3_jax import convert, paths
 from em3_jax.data.content import Content, digest
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.images import ImageBatches, arithmetic, file_digest, load_processor
@@ -187,7 +187,7 @@ def raw_encoders(folders: Mapping[str, str], feature_sets: Iterable[FeatureSet])
                 f"config.model.encoders.{name}: config.data.features has no raw set of that name; leave it out, or make one "
                 "with `python -m em3_jax.extract --raw`"
             )
-    return {name: _raw_encoder(name, Path(folders[name]).expanduser(), manifest) for name, manifest in raw.items()}
+    return {name: _raw_encoder(name, paths.local(folders[name]), manifest) for name, manifest in raw.items()}
 
 
 def _raw_encoder(name: str, folder: Path, manifest: dict) -> RawEncoder:

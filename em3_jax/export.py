@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from em3_jax import cli, experiment, growth, scorer, store, trees, workdir
+from em3_jax import cli, experiment, growth, paths, scorer, store, trees, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.format import FeatureSet
 from em3_jax.experiment import Experiment
@@ -255,9 +255,9 @@ def _exportable(directory: str | Path, settings: Settings) -> tuple[str, int | N
 def main() -> None:
     defaults = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="the folder of a training run")
-    parser.add_argument("--out", required=True, help="the store; made if it is not there")
-    parser.add_argument("--data", help="the dataset folder, if it was moved since training")
+    parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a training run")
+    parser.add_argument("--out", type=paths.local, required=True, help="the store; made if it is not there")
+    parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")
     parser.add_argument("--checkpoint", help="best (default), newest (default with --every), or a step")
     parser.add_argument("--dtype", choices=DTYPES, default=defaults.dtype, help="of the stored vectors")
     parser.add_argument("--update", action="store_true", help="encode new and changed items alone")

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from em3_jax import cli, encoding, logs
+from em3_jax import cli, encoding, logs, paths
 from em3_jax.data import content as content_
 from em3_jax.data.content import Content
 from em3_jax.data.features import FeatureWriter, feature_folder, reusable, write_features
@@ -161,7 +161,7 @@ def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
 
 def encoder_folder(encoder: str | Path) -> tuple[Path, str]:
     """(folder, name) of an encoder: a local folder, or one fetched from the Hugging Face hub."""
-    path, name = Path(encoder).expanduser(), str(encoder)
+    path, name = paths.local(encoder), str(encoder)
     if path.is_dir():
         return path, path.resolve().name
     if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
@@ -371,6 +371,7 @@ def _run(arguments: dict) -> None:
     if "array" in arguments and "encoder" in arguments:
         raise UserError("--array and --encoder exclude each other; give one of them")
     cli.check_arguments(function, arguments, "python -m em3_jax.extract --help")
+    arguments = cli.with_local_paths(function, arguments)
     began = time.perf_counter()
     try:
         manifest = function(**arguments)

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from em3_jax import prepare
+from em3_jax import paths, prepare
 from em3_jax.types import UserError
 
 SNAPSHOT = "followed"
@@ -26,7 +26,7 @@ class Follower:
         self._root, self._poll, self._idle, self._size = Path(root), poll_seconds, idle_seconds, 0
         if not self.grows:
             return
-        self._options: dict[str, Any] = prepare.read_mapping(Path(mapping), prepare.READERS["table"])
+        self._options: dict[str, Any] = prepare.read_mapping(paths.local(mapping), prepare.READERS["table"])
         self._log = Path(self._options.pop("interactions", ""))
         if self._log.suffix not in (".csv", ".tsv"):
             raise UserError(f"{mapping}: interactions is '{self._log}'; a log that is followed is a .csv or .tsv file")

@@ -14,8 +14,9 @@ from typing import Any
 import flax.traverse_util
 import jax
 
-from em3_jax import cli, config, optim, strict_json, trees, workdir
+from em3_jax import cli, config, optim, paths, strict_json, trees, workdir
 from em3_jax.checkpoint import Checkpoints
+from em3_jax.lock import Lock
 from em3_jax.models import lora
 from em3_jax.types import State, UserError
 
@@ -32,7 +33,11 @@ def merge(directory: str | Path, out: str | Path) -> dict[str, Any]:
     Raises:
       UserError: there is no such run, checkpoint or adapter, or `out` exists.
     """
-    record, out = workdir.read(directory), Path(out).absolute()
+    with Lock(out, beside=True, hint="wait for it, or choose another --out"):
+        return _merge(workdir.read(directory), directory, Path(out).absolute())
+
+
+def _merge(record: dict[str, Any], directory: str | Path, out: Path) -> dict[str, Any]:
     if (out / "run.json").exists():
         raise UserError(f"{out}: exists already as a run; choose another --out")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -106,8 +111,8 @@ def _write(folder: Path, state: State, notes: dict[str, Any], record: dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="the folder of a run with adapters")
-    parser.add_argument("--out", required=True, help="the folder to make")
+    parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a run with adapters")
+    parser.add_argument("--out", type=paths.local, required=True, help="the folder to make")
     args = parser.parse_args()
     result = merge(args.workdir, args.out)
     print(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from em3_jax import paths
 from em3_jax.types import UserError
 
 METRICS = "metrics.jsonl"  # as `logs.MetricWriter` writes it
@@ -58,7 +59,7 @@ class Panel(NamedTuple):
 def named_folder(spec: str) -> tuple[str, Path]:
     """(name, folder) of "name=folder" or "folder"; a folder that is there may have a = in its name."""
     name, _, folder = ("", "", spec) if Path(spec).is_dir() else spec.rpartition("=")
-    return name or Path(folder).name or folder, Path(folder)
+    return name or Path(folder).name or folder, paths.local(folder)
 
 
 def distinct(names: list[str], specs: list[str]) -> list[str]:

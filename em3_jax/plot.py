@@ -12,7 +12,7 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from em3_jax import cli, panels, plot_page, workdir
+from em3_jax import cli, panels, paths, plot_page, workdir
 from em3_jax.config import differences, nearest
 from em3_jax.evaluators import METRIC_SIGNS
 from em3_jax.online import CURVE
@@ -265,9 +265,9 @@ def text_table(rows: list[dict[str, str]]) -> str:
     return "\n".join("  ".join(f"{line[column]:<{width[column]}}" for column in columns).rstrip() for line in lines)
 
 
-def outputs(out: str | None, first: Path) -> tuple[Path, Path]:
+def outputs(out: Path | None, first: Path) -> tuple[Path, Path]:
     """(PNG, HTML) of --out: a path without an ending, or with one of the two, or a folder that is there."""
-    base = Path(out) if out else first
+    base = out or first
     if base.is_dir():
         base = base / "plots"
     elif base.suffix in (".png", ".html"):
@@ -279,7 +279,9 @@ def outputs(out: str | None, first: Path) -> tuple[Path, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="name=workdir, or workdir")
-    parser.add_argument("--out", help="PATH for PATH.png and PATH.html (default: plots in the first run's folder)")
+    parser.add_argument(
+        "--out", type=paths.local, help="PATH for PATH.png and PATH.html (default: plots in the first run's folder)"
+    )
     parser.add_argument("--panels", type=cli.as_list, default=(), metavar="NAME,...",
                         help=f"what to draw: {', '.join(FIRST)}, or logged names as loss, valid/auc (default: all)")  # fmt: skip
     parser.add_argument("--smooth", type=int, default=1, help="running mean of training values (default 1)")

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-from em3_jax import cli
+from em3_jax import cli, paths
 from em3_jax.data import times
 from em3_jax.data.checks import check_dataset
 from em3_jax.data.format import SPLITS, Dataset, hash_data, open_dataset
@@ -60,8 +60,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(reader: Callable[..., Dataset], arguments: dict) -> None:
     if "mapping" in arguments:
-        arguments = read_mapping(Path(arguments.pop("mapping")), reader) | arguments
+        arguments = read_mapping(paths.local(arguments.pop("mapping")), reader) | arguments
     cli.check_arguments(reader, arguments, f"python -m em3_jax.prepare {reader.__name__} --help")
+    arguments = cli.with_local_paths(reader, arguments)
     try:
         dataset = reader(**arguments)
     except OSError as error:  # no space, no permission, a file where a folder should be
@@ -102,7 +103,7 @@ def read_mapping(path: Path, reader: Callable) -> dict:
         if isinstance(value, str) and ("tuple" in kind or "dict" in kind):
             value = cli.as_list(value) if "tuple" in kind else cli.as_pairs(value)
         result[name] = tuple(value) if isinstance(value, list) else value
-    return result
+    return cli.with_local_paths(reader, result)
 
 
 def _times(dataset: Dataset) -> str:

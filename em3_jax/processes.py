@@ -4,6 +4,7 @@ JAX carries everything: its coordination service, which process 0 runs, and XLA'
 ended by JAX from within, without a chance to say why; so each runs under a supervisor, which says it.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from em3_jax import cli
 from em3_jax import config as config_
+from em3_jax.lock import Lock
 from em3_jax.types import UserError
 
 AUTO = "auto"
@@ -201,6 +203,25 @@ class Interrupts:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def held_by_first(lock: Lock) -> Iterator[None]:
+    """`lock`, held by the process that writes, for all of them.
+
+    Raises:
+      UserError: in every process, what taking it raised in the first.
+    """
+    with contextlib.ExitStack() as stack:
+        problem = ""
+        if is_first():
+            try:
+                stack.enter_context(lock)
+            except UserError as error:
+                problem = str(error)
+        if problem := _everyones(problem)[0]:
+            raise UserError(problem)
+        yield
+
+
 def check_agree(what: str, mine: Mapping[str, Any]) -> None:
     """Refuses nested values that are not those of process 0.
 
@@ -208,19 +229,24 @@ def check_agree(what: str, mine: Mapping[str, Any]) -> None:
       what: the name of the values, for the message.
       mine: plain values.
     """
-    if jax.process_count() == 1:
-        return
-    text = np.frombuffer(json.dumps(mine, sort_keys=True).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array(len(text)))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(text)] = text
-    texts = multihost_utils.process_allgather(padded)
-    first, *others = [json.loads(bytes(row[:size])) for row, size in zip(texts, lengths, strict=True)]
+    first, *others = map(json.loads, _everyones(json.dumps(mine, sort_keys=True)))
     for number, other in enumerate(others, start=1):
         if lines := config_.differences(first, other, what):
             raise UserError(
                 f"process {number} differs from process 0 ({'; '.join(lines[:3])}); start all with the same"
             )
+
+
+def _everyones(text: str) -> list[str]:
+    """The texts of all processes, in their order; all have to ask."""
+    if jax.process_count() == 1:
+        return [text]
+    mine = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(len(mine)))
+    padded = np.zeros(max(int(lengths.max()), 1), np.uint8)
+    padded[: len(mine)] = mine
+    texts = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]).decode() for row, size in zip(texts, lengths, strict=True)]
 
 
 def _leave(code: int) -> None:

@@ -32,7 +32,7 @@ def raw(
     text: dict[str, str] | None = None,
     image_size: int | None = None,
     vocabulary: int = 8192,
-    tokenizer_of: str | None = None,
+    tokenizer_of: str | Path | None = None,
     frames: int = 1,
     images: str | Path | None = None,
     name: str | None = None,
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def run() -> None:
         cli.check_arguments(raw, arguments, "python -m em3_jax.raw --help")
-        manifest = raw(**arguments)
+        manifest = raw(**cli.with_local_paths(raw, arguments))
         name = arguments.get("name", "image" if "image_size" in arguments else "text")
         print(open_dataset(arguments["data"]).features(name).describe())
         if unusable := manifest["counts"].get("unusable"):

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, Validat
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
-from em3_jax import cli
+from em3_jax import cli, paths
 from em3_jax.errors import UserError
 from em3_jax.serving import LONGEST_ECHO, Model, Service
 
@@ -242,7 +242,7 @@ def listen(host: str, port: int) -> socket.socket:
 def main() -> None:
     defaults = Limits()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", required=True, help="a folder made by `python -m em3_jax.export`")
+    parser.add_argument("--store", type=paths.local, required=True, help="a folder made by `python -m em3_jax.export`")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"
     )

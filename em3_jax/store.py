@@ -11,7 +11,6 @@ old or the new version, never a mixture. What a reader has mapped stays readable
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from em3_jax import strict_json
+from em3_jax import paths, strict_json
 from em3_jax.errors import UserError
+from em3_jax.lock import Lock
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -39,18 +39,13 @@ def writing(store: str | Path) -> Iterator[Path]:
     Raises:
       UserError: another process is writing; the folder cannot be made; the disk is full. The version served stays.
     """
-    store = Path(store)
+    store = paths.local(store)
     try:
         store.mkdir(parents=True, exist_ok=True)
         (store / "versions").mkdir(exist_ok=True)
-        lock = open(store / "lock", "w")
     except OSError as error:
         raise UserError(f"{store}: cannot be written ({error.strerror}); choose another --out") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{store}: another export is writing it; wait for that or choose another --out") from None
+    with Lock(store, hint="wait for that export, or choose another --out"):
         try:
             yield store / ".next"
         except OSError as error:
@@ -227,7 +222,7 @@ class Version:
 
 def open_current(store: str | Path, verify: bool = False) -> Version:
     """The version served now; see `Version`."""
-    store, problem = Path(store), ""
+    store, problem = paths.local(store), ""
     for _ in range(_TRIES):
         name = current_name(store)
         if name is None:

@@ -7,7 +7,7 @@ as frozen features with --config.model.content=pre_extracted --config.data.featu
 import argparse
 from pathlib import Path
 
-from em3_jax import cli, embeddings, experiment, workdir
+from em3_jax import cli, embeddings, experiment, paths, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.features import write_features
 from em3_jax.types import UserError
@@ -46,9 +46,9 @@ def export_vectors(directory: str | Path, name: str, data_root: str | None = Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", required=True, help="the folder of a training run with content")
+    parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a training run with content")
     parser.add_argument("--name", required=True, help="of the feature set to write")
-    parser.add_argument("--data", help="the dataset folder, if it was moved since training")
+    parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")
     parser.add_argument("--overwrite", action="store_true", help="replace a feature set of that name")
     args = parser.parse_args()
     folder = export_vectors(args.workdir, args.name, args.data, args.overwrite)

@@ -28,6 +28,7 @@ QUICKLY_COMPILED = {
     "test_export",
     "test_growth",
     "test_lemur",
+    "test_lock",
     "test_merge",
     "test_models",
     "test_online",

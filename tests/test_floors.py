@@ -14,6 +14,8 @@ LONGEST_FILE = 400
 FLOORS = [
     {
         "errors",
+        "paths",
+        "lock",
         "types",
         "fields",
         "values",

@@ -12,6 +12,7 @@ import pytest
 
 import train
 from em3_jax import processes
+from em3_jax.lock import Lock
 from tests.conftest import ROOT, user_error
 from tests.test_sharding import ranking_config
 
@@ -144,6 +145,15 @@ def test_processes_with_different_configs_are_refused(config, start, tmp_path):
         assert code == 2
         assert line.startswith("error: process 1 differs from process 0 (config.optim.learning_rate: 0.001 -> 0.002)")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_another_run_writes_is_refused_to_all(ids_alone, start, tmp_path):
+    port = free_port()
+    with Lock(tmp_path / "run"):
+        results = ends(*(start(ids_alone, tmp_path / "run", number, port) for number in range(2)))
+    for code, _, line in results:
+        assert code == 2
+        assert line.startswith(f"error: {tmp_path / 'run'}: process {os.getpid()} on ") and "--workdir" in line
 
 
 def test_a_coordinator_that_does_not_answer_is_given_up(config, start, tmp_path):

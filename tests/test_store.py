@@ -129,4 +129,4 @@ def test_a_full_disk_leaves_the_version_that_is_served(tmp_path, monkeypatch):
 
 def test_two_writers(tmp_path):
     with store.writing(tmp_path):
-        assert "another export is writing it" in user_error(put, tmp_path, 1)
+        assert "has been writing it since" in user_error(put, tmp_path, 1)

@@ -8,7 +8,6 @@
 A feature set appears, or replaces another, by renaming a complete folder.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from em3_jax import strict_json
 from em3_jax.data.checks import first_not_finite
 from em3_jax.data.content import DIGEST_BYTES, Content
 from em3_jax.data.format import BFLOAT16, Dataset, hash_files
+from em3_jax.lock import Lock
 from em3_jax.types import UserError
 
 STORAGE = {
@@ -52,17 +52,18 @@ def write_features(
     if bad is not None:
         raise UserError(f"features '{name}': row {bad} holds NaN or infinity; mend the array")
     final = feature_folder(root, name)
-    if final.exists() and not overwrite:
-        raise UserError(f"{final}: modality name in use; choose another name or pass --overwrite")
-    folder = final.with_name(f".{name}.tmp-{os.getpid()}")
-    try:
-        folder.mkdir(parents=True)
-        np.save(folder / "tokens.npy", _as_stored(tokens))
-        np.save(folder / "mask.npy", mask.astype(np.bool_))
-        _write_manifest(folder, manifest, tokens, mask, item_hash)
-        _publish(folder, final)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with Lock(final, beside=True, hint="wait for it, or choose another name"):
+        if final.exists() and not overwrite:
+            raise UserError(f"{final}: modality name in use; choose another name or pass --overwrite")
+        folder = final.with_name(f".{name}.tmp-{os.getpid()}")
+        try:
+            folder.mkdir(parents=True)
+            np.save(folder / "tokens.npy", _as_stored(tokens))
+            np.save(folder / "mask.npy", mask.astype(np.bool_))
+            _write_manifest(folder, manifest, tokens, mask, item_hash)
+            _publish(folder, final)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def feature_folder(root: Path, name: str) -> Path:
@@ -141,18 +142,12 @@ class FeatureWriter:
     ):
         self._final, self._dataset, self._slots = feature_folder(dataset.root, name), dataset, slots
         self._folder = self._final.with_name(f".{name}.partial")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self._folder / "lock", "w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{self._folder}: another process is writing '{name}'; wait for it or choose a --name"
-            ) from None
+        self._lock = Lock(self._final, beside=True, hint="wait for it, or choose another --name")
+        self._lock.__enter__()
         try:
             self._begin(json.loads(json.dumps(plan)), discard)
-        except UserError:
-            self._lock.close()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
             raise
         items, per_item = slots
         stored = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
@@ -167,6 +162,7 @@ class FeatureWriter:
 
     def _begin(self, plan: dict, discard: bool) -> None:
         """Makes the folder this plan's."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "plan.json"
         if path.exists():
             old = json.loads(path.read_text(encoding="utf-8"))
@@ -179,8 +175,7 @@ class FeatureWriter:
                     "again to go on with it, or pass --overwrite to start anew"
                 )
             for file in self._folder.iterdir():
-                if file.name != "lock":
-                    file.unlink()
+                file.unlink()
         _write_json(path.with_suffix(".tmp"), plan)
         os.replace(path.with_suffix(".tmp"), path)
 
@@ -271,7 +266,7 @@ class FeatureWriter:
         tokens = stored.view(self.tokens.dtype)
         mask = np.load(self._folder / "mask.npy", mmap_mode="r")
         _write_manifest(self._folder, manifest, tokens, mask, self._dataset.meta["item_hash"])
-        for name in ("journal.jsonl", "plan.json", "digest.npy", "lock"):  # the journal vouches for the others
+        for name in ("journal.jsonl", "plan.json", "digest.npy"):  # the journal vouches for the others
             (self._folder / name).unlink()
         _publish(self._folder, self._final)
 
@@ -282,7 +277,7 @@ class FeatureWriter:
         if self._folder.exists():
             self._commit()  # also on an error: nothing that was encoded is lost
         self._journal.close()
-        self._lock.close()
+        self._lock.__exit__(kind, value, trace)
 
 
 class Reusable(NamedTuple):

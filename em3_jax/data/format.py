@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from em3_jax import paths
 from em3_jax.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.types import UserError
 
@@ -235,7 +236,7 @@ def fields_to_json(fields: Fields) -> dict[str, list]:
 
 def open_dataset(root: str | Path) -> Dataset:
     """The dataset in folder `root`. Checks that all parts are there with the right types and lengths."""
-    root = Path(root)
+    root = paths.local(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such dataset folder; make one with `python -m em3_jax.prepare`")
     meta = _read_json(root / "dataset.json")

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from em3_jax import strict_json
+from em3_jax import paths, strict_json
 from em3_jax.data.checks import check_dataset, count_training, summarise
 from em3_jax.data.features import write_features
 from em3_jax.data.format import (
@@ -25,6 +25,7 @@ from em3_jax.data.format import (
     open_dataset,
 )
 from em3_jax.fields import Fields
+from em3_jax.lock import Lock
 from em3_jax.types import UserError
 from em3_jax.values import canonical
 
@@ -76,7 +77,7 @@ class DatasetWriter:
     """
 
     def __init__(self, root: str | Path, overwrite: bool = False):
-        self.root = Path(root).absolute()
+        self.root = paths.local(root).absolute()
         if self.root.exists() and not (self.root.is_dir() and not any(self.root.iterdir())):
             if not overwrite:
                 raise UserError(f"{root}: exists already; choose another --out or pass --overwrite")
@@ -85,8 +86,10 @@ class DatasetWriter:
                     f"{root}: exists and is no dataset, so --overwrite leaves it alone; choose another --out"
                 )
         self.path = self.root.with_name(f".{self.root.name}.tmp-{os.getpid()}")
+        self._lock = Lock(self.root, beside=True, hint="wait for it, or choose another --out")
 
     def __enter__(self) -> "DatasetWriter":
+        self._lock.__enter__()
         shutil.rmtree(self.path, ignore_errors=True)
         for folder in ("interactions", "events", "splits", "counts", "features"):
             (self.path / folder).mkdir(parents=True)
@@ -94,6 +97,7 @@ class DatasetWriter:
 
     def __exit__(self, kind, value, trace) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.__exit__(kind, value, trace)
 
     def column(self, name: str, rows: int, dtype: np.dtype) -> np.ndarray:
         """A writable memory-mapped column, e.g. name "interactions/user", for readers that work in chunks."""

@@ -15,9 +15,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from em3_jax import cli
+from em3_jax import cli, paths
 from em3_jax.config import nearest
 from em3_jax.data.format import open_dataset
+from em3_jax.lock import Lock
 from em3_jax.reproduce import lemur, report, retrieval, runs, tables
 from em3_jax.reproduce.grids import MODELS
 from em3_jax.types import UserError
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--table", required=True, help="1 to 7, several as 3,5, or all; or 10; or lemur")
     parser.add_argument("--data", required=True, help="dataset folder; for table 10 also several, with commas between")
     parser.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
-    parser.add_argument("--out", required=True, help="folder of the reports and the runs")
+    parser.add_argument("--out", type=paths.local, required=True, help="folder of the reports and the runs")
     parser.add_argument("--config", default="", help="config file (default: the one for the dataset's kind)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1); on CPUs more may be faster")
     parser.add_argument(
@@ -112,11 +113,17 @@ def main() -> None:
         "run's variant (online, pretraining, ...) sets itself."
     )
     args, others = parser.parse_known_args()
-    command = "python -m em3_jax.reproduce " + shlex.join(sys.argv[1:])
+    with Lock(args.out, hint="wait for it, or choose another --out"):
+        _tables(args, others, "python -m em3_jax.reproduce " + shlex.join(sys.argv[1:]))
+
+
+def _tables(args: argparse.Namespace, others: list[str], command: str) -> None:
+    """Makes and prints what --table asks for."""
     if args.table == "10":
         print("\n" + _table_10(args, others, command))
         print(f"written to {args.out}")
         return
+    args.data = str(paths.local(args.data))
     only = tuple(filter(None, args.models.split(",")))
     if args.no_grid or (only and args.table != LEMUR):
         raise UserError("--no-grid: of table 10 alone, --models: of tables 10 and lemur; leave them out")
@@ -146,7 +153,8 @@ def _table_10(args: argparse.Namespace, others: list[str], command: str) -> str:
     if args.no_grid:
         models = tuple(model._replace(grid={}) for model in models)
     settings = {"config": config, "changes": _changes(others, config), "parallel": args.jobs, "command": command}
-    return retrieval.reproduce(args.data.split(","), args.seeds, args.out, **settings, models=models)
+    data = [str(paths.local(folder)) for folder in args.data.split(",")]
+    return retrieval.reproduce(data, args.seeds, args.out, **settings, models=models)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_an_unfinished_set_of_another_plan_is_kept_or_discarded(dataset):
 
 def test_two_writers_of_one_name(dataset):
     with open_writer(dataset):
-        assert "another process" in user_error(lambda: open_writer(dataset))
+        assert "has been writing it since" in user_error(lambda: open_writer(dataset))
     with open_writer(dataset) as writer:
         assert writer.done == 0
 

@@ -46,7 +46,7 @@ def table(
     user_fields: tuple[str, ...] = (),
     context_fields: tuple[str, ...] = (),
     event_fields: tuple[str, ...] = (),
-    features: dict[str, str] | None = None,
+    features: dict[str, str | Path] | None = None,
     separator: str = "|",
     max_values: int = 8,
     split: str = "0.8,0.1,0.1",

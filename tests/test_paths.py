@@ -1,0 +1,104 @@
+"""paths: every path that a command takes is local, its home expanded, or refused before anything is made."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from em3_jax import cli, paths, prepare
+from tests.conftest import user_error
+
+BUCKET = "gs://bucket/x"
+COMMANDS = {
+    "train": ["--config=configs/em3_synthetic.py --workdir={}"],
+    "eval": ["--workdir={}", "--workdir=run --data={}"],
+    "em3_jax.prepare": [
+        "synthetic --out={}",
+        "movielens --source={} --out=data",
+        "mmrec --source={} --out=data",
+        "microlens --source={} --out=data",
+        "check --data={}",
+        "table --interactions={} --out=data",
+        "table --interactions=a.csv --out={}",
+        "table --interactions=a.csv --items={} --out=data",
+        "table --interactions=a.csv --items=b.csv --image-root={} --out=data",
+        "table --interactions=a.csv --items=b.csv --features=v={} --out=data",
+        "table --mapping={} --out=data",
+    ],
+    "em3_jax.extract": [
+        "--data={} --modality=text --encoder=e",
+        "--data=data --modality=text --encoder={}",
+        "--data=data --modality=image --encoder=e --images={}",
+        "--data=data --modality=v --array={}",
+        "--data=data --modality=v --array=a.npy --ids={}",
+        "--data=data --modality=v --array=a.npy --mask={}",
+    ],
+    "em3_jax.raw": ["--data={} --text=title=8", "--data=data --text=title=8 --tokenizer-of={}"],
+    "em3_jax.vectors": ["--workdir={} --name=v", "--workdir=run --name=v --data={}"],
+    "em3_jax.merge": ["--workdir={} --out=merged", "--workdir=run --out={}"],
+    "em3_jax.compare": ["{}", "b={} a=run", "run --json={}"],
+    "em3_jax.curves": ["{}", "run --out={}"],
+    "em3_jax.plot": ["{}", "name={}", "run --out={}"],
+    "em3_jax.export": ["--workdir={} --out=store", "--workdir=run --out={}", "--workdir=run --out=store --data={}"],
+    "em3_jax.serve": ["--store={}"],
+    "em3_jax.analyze": [
+        "--workdir={} --baseline=b --out=o",
+        "--workdir=a --baseline={} --out=o",
+        "--workdir=a --baseline=b --out={}",
+        "--workdir=a --baseline=b --out=o --data={}",
+        "--workdir=a --baseline=b --out=o --images={}",
+    ],
+    "em3_jax.reproduce.__main__": ["--table=3 --data=data --out={}", "--table=3 --data={} --out=reports"],
+}
+
+
+@pytest.mark.parametrize("address", [BUCKET, "s3://bucket/x", "file:///x", "hf+x://y"])
+def test_an_address_is_refused_and_a_way_out_named(address):
+    message = user_error(paths.local, address)
+    assert message.startswith(f"{address}: ") and "mount the bucket" in message and "give the local folder" in message
+    assert user_error(paths.local, Path(address)).count("addresses are not read or written") == 1
+
+
+def test_homes_are_expanded_and_other_paths_are_themselves(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert paths.local("~/runs/x") == Path("/home/somebody/runs/x") and paths.local("~") == Path("/home/somebody")
+    assert paths.local("~root") == Path("~root").expanduser() != Path("~root")
+    assert "no such user" in user_error(paths.local, "~no_such_user_here/x")
+    for plain in ("data/x", "/data/x", "a~b", "./~", "a:b", "C:x", "org/name", "."):
+        assert paths.local(plain) == Path(plain)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), [(command, options) for command, lines in COMMANDS.items() for options in lines]
+)
+def test_every_command_refuses_a_bucket_before_it_makes_anything(command, options, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module(command)
+    root = Path.cwd()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(root / "configs")
+    monkeypatch.setattr(sys, "argv", [command, *options.format(BUCKET).split()])
+    before = sorted(tmp_path.rglob("*"))
+    if command in ("em3_jax.prepare", "em3_jax.extract", "em3_jax.raw"):
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        assert ended.value.code == 2
+        message = capsys.readouterr().err
+    else:
+        message = user_error(module.main)
+    assert "gs:// addresses are not read or written" in message and len(message.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_paths_in_a_mapping_file_and_in_dictionaries(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    (tmp_path / "mapping.toml").write_text(
+        'interactions = "~/a.csv"\nfeatures = {v = "~/v.npy"}\nlabel = "~rating>=4"\n'
+    )
+    read = prepare.read_mapping(tmp_path / "mapping.toml", prepare.READERS["table"])
+    home = Path("/home/somebody")
+    assert read == {"interactions": home / "a.csv", "features": {"v": home / "v.npy"}, "label": "~rating>=4"}
+    given = {"interactions": "~/a.csv", "image_root": "~/images", "label": "~x"}
+    assert cli.with_local_paths(prepare.READERS["table"], given) == {
+        "interactions": home / "a.csv", "image_root": home / "images", "label": "~x",
+    }  # fmt: skip
