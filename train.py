@@ -1,17 +1,18 @@
 """Trains a model: python train.py --config=configs/em3_movielens.py --workdir=runs/em3
 
-Any setting can be changed from the command line: --config.model.dropout=0.2. Run again with the same workdir, it goes on
-from the newest checkpoint; a killed and resumed run is bit-identical to one that was never stopped.
+Any setting can be changed from the command line: --config.model.backbone_settings.dropout=0.2. Run again with the same
+workdir, it goes on from the newest checkpoint; a killed and resumed run is bit-identical to one that was never stopped.
 """
 
 if __name__ == "__main__":
-    from em3_jax import allocator
+    from em3_jax import allocator, manual
 
+    manual.answer(__doc__)  # before seconds of imports
     allocator.keep_large_blocks()  # first: what is imported next starts threads
 
+import argparse
 import math
 import os
-import re
 import signal
 import sys
 import time
@@ -20,10 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from absl import flags
-from ml_collections import config_flags
 
-from em3_jax import cli, evaluators, experiment, growth, logs, online, paths, processes, workdir
+from em3_jax import cli, evaluators, experiment, growth, logs, online, paths, processes, ranges, recipes, workdir
 from em3_jax import config as config_
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
@@ -38,7 +37,7 @@ class TrainSettings(NamedTuple):
 
     Attributes:
       epochs: passes over the training rows.
-      log_every: steps between log lines; nothing is fetched from the device in between.
+      log_every: steps between log lines, 0 = at evaluations alone; nothing is fetched from the device in between.
       steps_per_dispatch: steps that the device does at one call; a log line, an evaluation or the end cuts a group short.
       eval_every: steps between evaluations on validation, each followed by a checkpoint; 0 = an epoch.
       init_from: workdir of a run whose best parameters and tables this one starts with; "" = fresh ones.
@@ -70,13 +69,12 @@ def train(config, directory: str | Path) -> dict:
     """
     directory = paths.local(directory)
     experiment.check_sections(config)
+    config = ranges.checked(config)
     settings = config_.call(TrainSettings, config["train"], "config.train")
-    if settings.steps_per_dispatch < 1:
-        raise UserError(f"config.train.steps_per_dispatch={settings.steps_per_dispatch}; give 1 or more")
     if settings.deterministic:  # read when the first device is made, so it has to come first
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     if settings.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(settings.compilation_cache))
+        jax.config.update("jax_compilation_cache_dir", settings.compilation_cache)
     processes.check_agree("config", _shared(config))
     if not processes.is_first():  # one speaks for all
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
@@ -146,6 +144,7 @@ class _Loop:
         self.parts, self.settings, self.checkpoints = parts, settings, checkpoints
         self.total = len(parts.source)
         self.eval_every = settings.eval_every or math.ceil(len(parts.source.rows) / parts.source.batch_size)
+        self.log_every = settings.log_every or self.eval_every
         self.writer = logs.MetricWriter(directory, start) if processes.is_first() else logs.NoWriter()
         self.progress = logs.Progress(self.total, start, quiet=not processes.is_first())
         self.window, self.window_start, self.waited, self.since = [], start, 0.0, time.perf_counter()
@@ -156,7 +155,7 @@ class _Loop:
         step = int(state.step)
         patience = self.settings.patience
         size = self.settings.steps_per_dispatch
-        groups = step_groups(step, self.total, size, (self.settings.log_every, self.eval_every))
+        groups = step_groups(step, self.total, size, (self.log_every, self.eval_every))
         stream = batches(GroupedSource(self.parts.source, groups, size), place=self._place)
         ahead = 0 if jax.default_backend() == "cpu" else STEPS_AHEAD
         stopped_by = "patience" if patience and notes["stale"] >= patience else "end"
@@ -174,7 +173,7 @@ class _Loop:
                 step += 1 if isinstance(group, list) else size
             self.progress.advance(step - before)
             evaluate = step % self.eval_every == 0 or step == self.total
-            close = evaluate or step % self.settings.log_every == 0
+            close = evaluate or step % self.log_every == 0
             if close or jax.process_count() == 1:  # several processes have to stop at the same step
                 stopped_by = interrupts.agreed() or stopped_by
             interrupted = stopped_by.startswith("SIG")
@@ -237,37 +236,30 @@ class _Loop:
 
 
 def main() -> int:
-    config_flag = config_flags.DEFINE_config_file("config", None, "a file in configs/", lock_config=True)
-    workdir_flag = flags.DEFINE_string("workdir", None, "the run's folder; an existing run is resumed")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", default="")
+    parser.add_argument("--workdir", type=paths.local)
     try:
-        flags.FLAGS(sys.argv)
-        config = config_flag.value and config_.split_lists(config_flag.value.to_dict())
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
-        raise UserError(f"{_explain(error)}; see python train.py --help") from None
-    if config is None or workdir_flag.value is None:
-        raise UserError("--config=configs/<name>.py and --workdir=<folder> are both needed")
+        args, others = parser.parse_known_args()
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name}: {error.message}; see python train.py --help") from None
+    changes = recipes.options(others)
+    if not args.config or args.workdir is None:
+        raise UserError("--config=configs/<name>.py and --workdir=<folder> are both needed; see python train.py --help")
+    config = recipes.read(args.config, changes)
 
     def run() -> int:
-        stopped_by = train(config, workdir_flag.value)["stopped_by"]
+        stopped_by = train(config, args.workdir)["stopped_by"]
         return 128 + signal.Signals[stopped_by] if stopped_by.startswith("SIG") else 0
 
-    return processes.supervised(processes.settings(config["mesh"]), run, lambda: _what_is_left(workdir_flag.value))
+    return processes.supervised(processes.settings(config["mesh"]), run, lambda: _what_is_left(args.workdir))
 
 
-def _what_is_left(directory: str) -> str:
+def _what_is_left(directory: Path) -> str:
     """What a run can go on from that was cut off."""
-    steps = sorted(int(path.name) for path in Path(directory).glob("checkpoints/latest/*") if path.name.isdigit())
+    steps = sorted(int(path.name) for path in directory.glob("checkpoints/latest/*") if path.name.isdigit())
     kept = f"the checkpoint of step {steps[-1]:,} in {directory} is kept" if steps else "there is no checkpoint yet"
     return f"{kept}; run the same commands again, on as many processes as there are, to go on"
-
-
-def _explain(error: Exception) -> str:
-    """ "config.model.dropuot: 'dropuot' Did you mean ...": the argument that names the key, and the error's own words."""
-    text = " ".join(map(str, error.args)).replace("\\n", " ").replace("\\'", "'").strip('"')
-    text = re.split(r"\b\w+Error: ", text)[-1].strip()  # of a config file that raises, what it said and not where
-    names = [argument[2:].split("=")[0] for argument in sys.argv if argument.startswith("--config.")]
-    culprit = next((name for name in names if any(f"'{part}'" in text for part in name.split("."))), "config")
-    return f"{culprit}: {text}"
 
 
 if __name__ == "__main__":

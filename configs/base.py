@@ -13,94 +13,106 @@ from ml_collections import ConfigDict
 def ranking() -> ConfigDict:
     return ConfigDict(
         {
-            "seed": 0,
-            "task": "ranking",  # or pretraining: the fusion module alone, on the catalogue
+            "seed": 0,  # of all that is drawn
+            "task": "ranking",  # lemur and retrieval have recipes of their own
             "data": {
                 "root": "",  # a folder made by `python -m em3_jax.prepare`
                 "label": "click",  # or a further label of the dataset
                 "features": (),  # feature sets that make the content tokens; "image[0]" takes one token slot
-                "placement": "auto",  # of the features: device, host, or auto = device if they fit
-                "history_length": 50,  # T
-                "batch_size": 1024,  # B
+                "placement": "auto",  # where the features lie; auto: on the device if they fit
+                "history_length": 50,  # T, past events of a user that an example reads
+                "batch_size": 1024,  # B, examples of all devices together
                 "distinct": "auto",  # items computed once per batch, or per shard of it; auto = shard with several processes
-                "order": "shuffled",  # or chronological
+                "order": "shuffled",  # of the training rows
                 "most_rows_per_user": 0,  # training rows of a user, drawn once; 0 = all
                 "unknown_alpha": 0.25,  # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
-                "unknown_floor": {"user": 0.0},  # field -> least such probability
+                "unknown_floor": {  # field -> least such probability
+                    "user": 0.0
+                },
             },
             "model": {
-                "content": "end_to_end",  # or none: the ID-only baseline; pre_extracted: vectors as they are; raw: with encoders
+                "content": "end_to_end",  # none: IDs alone; pre_extracted: vectors as they are; raw: with encoders
                 "content_parts": ("item", "user"),  # c_A, u_A (table 6); similarity: cosines with the history
-                "content_score": "dot",  # target attention on content: dot or mlp
-                "content_hidden": 32,
-                "encoders": {},  # raw feature set -> folder of its encoder; "" = not used
-                "backbone": "din",  # or deepfm, dcnv2, wide_deep
+                "content_score": "dot",  # of the target attention on content
+                "content_hidden": 32,  # hidden width of that score, if it is an mlp
+                "encoders": {},  # raw feature set -> folder of its encoder
+                "backbone": "din",  # the ranking model that content plugs into
                 "backbone_settings": {
-                    "hidden": (64, 32),  # the DNN
-                    "dropout": 0.0,
-                    "attention_score": "mlp",  # DIN's target attention on IDs: mlp or dot
-                    "attention_hidden": 32,
+                    "hidden": (64, 32),  # widths of the DNN
+                    "dropout": 0.0,  # in the DNN
+                    "attention_score": "mlp",  # of DIN's target attention on IDs
+                    "attention_hidden": 32,  # its hidden width
                     "cross_layers": 2,  # of DCN v2
                 },
-                "fusion": "fq_former",  # or masked_fq_former, one_flow, two_flow, mean (table 3)
+                "fusion": "fq_former",  # how an item's tokens become one vector (table 3)
                 "fusion_settings": {
-                    "width": 64,
-                    "queries": 2,
-                    "layers": 1,
-                    "heads": 4,
-                    "ffn_width": 128,
-                    "dropout": 0.0,
-                    "lora": {"rank": 0, "stop_gradient": "output"},  # adapters on every FC layer (eq. 9); or "weights"
+                    "width": 64,  # D, of the content embedding
+                    "queries": 2,  # Q, learnt queries of the FQ-Former
+                    "layers": 1,  # of the transformer
+                    "heads": 4,  # of its attention; they divide the width
+                    "ffn_width": 128,  # hidden width of its FFN
+                    "dropout": 0.0,  # on tokens and residual branches
+                    "lora": {
+                        "rank": 0,  # of the adapters on every FC layer (eq. 9); 0 = none
+                        "stop_gradient": "output",  # where an adapter stops the gradient: the paper's way; weights: classical
+                    },
                 },
                 "fusion_chunk": 0,  # most items at once in training, computed again in the backward pass; 0 = all, kept
                 "cic": {
                     "weight": 0.1,  # alpha; 0 leaves CIC out
-                    "temperature": 0.1,
+                    "temperature": 0.1,  # of the contrast of content and IDs
                     "negatives": 64,  # H; 0 = all other items of the batch
-                    "width": 64,
-                    "id_fields": ("item",),
+                    "width": 64,  # of the space that both are projected to
+                    "id_fields": ("item",),  # item fields whose embeddings stand for the ID
                 },
-                "loss": "binary_cross_entropy",
-                "precision": "f32",  # or bf16: activations; parameters, logits and losses stay f32
+                "loss": "binary_cross_entropy",  # of the logits
+                "precision": "f32",  # of activations; parameters, logits and losses stay f32
             },
             "tables": {
-                "width": 16,
-                "init_scale": 0.05,
-                "optimizer": "rowwise_adagrad",  # or lazy_adam
-                "learning_rate": 0.02,
+                "width": 16,  # of a row
+                "init_scale": 0.05,  # standard deviation of a fresh row
+                "optimizer": "rowwise_adagrad",  # of the rows a batch touches
+                "learning_rate": 0.02,  # of the rows
                 "l2": 0.0,  # on the rows a batch touches
             },
             "optim": {
-                "learning_rate": 1e-3,
-                "warmup_steps": 0,
+                "learning_rate": 1e-3,  # of all parameters but the tables
+                "warmup_steps": 0,  # linear
                 "decay_steps": 0,  # cosine to zero; 0 = constant
-                "weight_decay": 0.0,
-                "clip_norm": 10.0,  # 0 = none
+                "weight_decay": 0.0,  # decoupled, on matrices
+                "clip_norm": 10.0,  # most that the gradient's norm may be; 0 = no bound
                 "multipliers": (),  # (regex on a parameter's name, learning-rate factor); 0 freezes
             },
             "train": {
-                "epochs": 10.0,
-                "log_every": 50,
+                "epochs": 10.0,  # passes over the training rows
+                "log_every": 50,  # steps between two log lines
                 "steps_per_dispatch": 1,  # more where a step is short beside the time to start it
-                "eval_every": 200,
+                "eval_every": 200,  # steps between two evaluations on validation, each followed by a checkpoint
                 "init_from": "",  # workdir of a run to start from, its parameters and tables
-                "patience": 3,  # evaluations without a better one; 0 = never stop early
+                "patience": 3,  # evaluations without a better one
                 "deterministic": False,  # on GPUs; CPUs always are
                 "compilation_cache": "",  # folder of compiled programs, for the next run to start faster
                 "grow": False,  # whether a resumed run may go on with a dataset that has grown
             },
-            "eval": {"batch_size": 1024, "metric": "auc", "popular_share": 0.1},
+            "eval": {
+                "batch_size": 1024,  # of all devices together
+                "metric": "auc",  # chooses the best step on validation
+                "popular_share": 0.1,  # of the items, by training showings: the slice of popular ones
+            },
             "mesh": {
-                "data": 0,  # 0 = all devices
-                "model": 1,
+                "data": 0,  # devices that examples are cut over
+                "model": 1,  # devices beside, over which tables and features are cut as well
                 "by_rows": ("tables/.*",),  # regexes of what of the state is cut by rows over all devices
                 "coordinator": "",  # of several processes: host:port of number 0, or auto where JAX finds them itself
-                "processes": 1,
-                "process_id": 0,
+                "processes": 1,  # how many there are
+                "process_id": 0,  # which of them this is
                 "connect_seconds": 300,  # until a process gives up looking for the others
                 "heartbeat_seconds": 60,  # of silence after which one counts as lost
             },
-            "pretraining": {"temperature": 0.1, "hold_out": 0.1},  # of the items, for validation
+            "pretraining": {  # of task pretraining alone
+                "temperature": 0.1,  # of the contrast of two views
+                "hold_out": 0.1,  # share of the items, for validation
+            },
         }
     )
 
@@ -125,7 +137,7 @@ def online(config: ConfigDict) -> ConfigDict:
 def stream(config: ConfigDict, window: str) -> ConfigDict:
     """The log as a stream: each window is scored, then trained on, once."""
     config.stream = {
-        "window": window,  # "1 days", "6 hours", "5000 examples"
+        "window": window,  # what is scored before it is trained on: "1 days", "6 hours", "5000 examples"
         "follow": "",  # a mapping for `prepare table`, whose interactions are a file that grows
         "poll_seconds": 5.0,  # between two looks at it
         "idle_seconds": 0.0,  # without growth after which the run ends; 0 = never
@@ -176,22 +188,12 @@ def pretraining(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def variant(config: ConfigDict, arg: str, **own: Callable[[ConfigDict], ConfigDict]) -> ConfigDict:
-    """The config with the changes that `--config=file.py:name,name` names, in that order.
-
-    Args:
-      own: changes that this config has besides those of all.
-    """
-    known = {
-        "id_only": id_only,
-        "pretraining": pretraining,
-        "online": online,
-        "lora": functools.partial(lora, rank=4),
-    } | own
+def variant(config: ConfigDict, arg: str, variants: dict[str, Callable[[ConfigDict], ConfigDict]]) -> ConfigDict:
+    """The config with the changes that `--config=file.py:name,name` names, in that order."""
     for name in filter(None, arg.split(",")):
-        if name not in known:
-            raise ValueError(f"no variant '{name}'; there are: {', '.join(known)}")
-        config = known[name](config)
+        if name not in variants:
+            raise ValueError(f"no variant '{name}'; there are: {', '.join(variants)}")
+        config = variants[name](config)
     return config
 
 
@@ -200,3 +202,7 @@ def id_only(config: ConfigDict) -> ConfigDict:
     config.model.content = "none"
     config.optim.multipliers = ()  # those of content have nothing to match
     return config
+
+
+VARIANTS = {"id_only": id_only, "pretraining": pretraining, "online": online, "lora": functools.partial(lora, rank=4)}
+"""Of every ranking recipe; `--help` lists those of a recipe."""

@@ -9,11 +9,19 @@ The argument is T of the second phase: 50 by default, 200, 1000, ...
 
 from configs import base, em3_movielens
 
+VARIANTS = {
+    "full": "the first phase: all of the model at T = 20",
+    "50": "the second phase, the default: adapters at T = 50; set train.init_from",
+    "200": "the same at T = 200, and so on for any number",
+}
+
 
 def get_config(arg: str = ""):
     config = em3_movielens.get_config()
     if arg == "full":
         config.data.history_length = 20
         return config
+    if arg and not (arg.isascii() and arg.isdigit() and int(arg)):
+        raise ValueError(f"no variant '{arg}'; give full, or T of the second phase as a number")
     config.data.history_length = int(arg or 50)
     return base.lora(config, rank=4)

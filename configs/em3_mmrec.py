@@ -7,6 +7,8 @@ python train.py --config=configs/em3_mmrec.py:id_only --workdir=runs/id_only
 
 from configs import base
 
+VARIANTS = base.VARIANTS
+
 
 def get_config(arg: str = ""):
     config = base.ranking()
@@ -21,4 +23,4 @@ def get_config(arg: str = ""):
     config.train.epochs = 15.0
     config.train.eval_every = 70
     config.eval.batch_size = 4096
-    return base.variant(config, arg)
+    return base.variant(config, arg, VARIANTS)

@@ -35,7 +35,7 @@ def get_config(arg: str = ""):
     config.train.epochs = 20.0
     config.train.eval_every = 20
     config.train.patience = 8
-    return base.variant(config, arg, raw=raw, conversion=base.conversion, online=online)
+    return base.variant(config, arg, VARIANTS)
 
 
 def online(config):
@@ -47,5 +47,9 @@ def online(config):
 
 
 def raw(config):
+    """With encoders in the training step, frozen: the raw feature sets `text` and `image`."""
     config.data.features = ("text",)
     return base.raw(config, image="", text="")
+
+
+VARIANTS = base.VARIANTS | {"raw": raw, "conversion": base.conversion, "online": online}

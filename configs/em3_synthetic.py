@@ -7,6 +7,8 @@ python train.py --config=configs/em3_synthetic.py:id_only --workdir=runs/id_only
 
 from configs import base
 
+VARIANTS = base.VARIANTS
+
 
 def get_config(arg: str = ""):
     config = base.ranking()
@@ -18,4 +20,4 @@ def get_config(arg: str = ""):
     config.train.epochs = 20.0
     config.train.eval_every = 250
     config.train.patience = 4  # IDs alone stay on a plateau for the first 3 to 5 epochs of 125 steps
-    return base.variant(config, arg)
+    return base.variant(config, arg, VARIANTS)

@@ -27,15 +27,17 @@ def get_config(arg: str = ""):
     config.model = ConfigDict(
         {
             "encoder": {
-                "width": 64,
-                "layers": 2,
-                "heads": 4,
-                "mlp_width": 128,
-                "output": 64,
+                "width": 64,  # of its layers
+                "layers": 2,  # of the transformer
+                "heads": 4,  # they divide the width
+                "mlp_width": 128,  # hidden width of the FFN
+                "output": 64,  # of an item's representation
                 "means": True,  # the representation reads the mean of each feature set beside the class token
             },
-            # Side of picture patches; text field -> how many of its tokens are read.
-            "layout": {"patch": 8, "lengths": {}},
+            "layout": {
+                "patch": 8,  # side of picture patches, in pixels
+                "lengths": {},  # text field -> how many of its tokens are read; all of a field that is not named
+            },
             # Raw feature set -> folder of a converted encoder that reads it first.
             "encoders": {"text": "", "image": ""},
             "encode": "candidates",  # or all: every history item in every step, what the bank saves
@@ -44,16 +46,24 @@ def get_config(arg: str = ""):
             "ranking_weight": 1.0,  # 0: the encoder alone, on SQDC
             "ranking_gradient": True,  # whether the click's gradient reaches the encoder
             "history_gradient": True,  # whether it does through history slots whose items are encoded in this step
-            "history_modules": ("short", "long", "similarity"),
+            "history_modules": ("short", "long", "similarity"),  # see the README
             "short_history": 50,  # last events for target attention and the backbone
-            # Context field whose values are the queries' texts, if the dataset has it; words read of each, hashed to numbers.
-            "query": {"field": "query", "length": 10, "vocabulary": 8192, "layers": 2},
+            "query": {
+                "field": "query",  # context field whose values are the queries' texts, if the dataset has it
+                "length": 10,  # words read of each
+                "vocabulary": 8192,  # numbers that words are hashed to
+                "layers": 2,  # of the query encoder
+            },
             "query_history": 30,  # last events that stand in for the query
-            "decoder_layers": 2,
-            "decoder_hidden": 64,
+            "decoder_layers": 2,  # of the cross-attention over the long history
+            "decoder_hidden": 64,  # hidden width of its FFN
             "backbone": "din",
             "backbone_settings": config.model.backbone_settings.to_dict(),
-            "sqdc": {"weight": 0.03, "scale": 10.0, "mask_group": True},  # lambda, T, the session mask
+            "sqdc": {  # the contrast of query and document
+                "weight": 0.03,  # lambda; 0 leaves it out
+                "scale": 10.0,  # T, of the cosines
+                "mask_group": True,  # whether rows of one query are no negatives of each other
+            },
             "cic": config.model.cic.to_dict() | {"weight": 0.0},
             "loss": "binary_cross_entropy",
         }
@@ -61,7 +71,7 @@ def get_config(arg: str = ""):
     config.train.epochs = 20.0
     config.train.eval_every = 250
     config.train.patience = 4
-    return base.variant(config, arg, id_only=id_only, contrast_only=contrast_only, frozen=frozen)
+    return base.variant(config, arg, VARIANTS)
 
 
 def id_only(config):
@@ -89,3 +99,6 @@ def frozen(config):
     config.optim.multipliers = (("^(query_)?encoders?/", 0.0),)
     config.model.sqdc.weight = 0.0
     return config
+
+
+VARIANTS = {"id_only": id_only, "online": base.online, "contrast_only": contrast_only, "frozen": frozen}

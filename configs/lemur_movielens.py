@@ -8,6 +8,8 @@ python -m em3_jax.reproduce --table lemur --config configs/lemur_movielens.py --
 
 from configs import lemur
 
+VARIANTS = lemur.VARIANTS
+
 
 def get_config(arg: str = ""):
     config = lemur.get_config(arg)

@@ -14,13 +14,19 @@ python train.py --config=configs/online.py:id_only --config.stream.follow=mappin
 
 from configs import base, em3_synthetic, lemur
 
-MODELS = ("em3", "id_only", "lemur", "frozen", "contrast_only")
+VARIANTS = {
+    "em3": "EM3, the default",
+    "id_only": "the ranking model on IDs alone",
+    "lemur": "LEMUR: the encoder trains in the stream",
+    "frozen": "LEMUR with an encoder that stands still; set train.init_from",
+    "contrast_only": "the encoder on its contrast alone, for `frozen` to start from",
+}
 
 
 def get_config(arg: str = "em3"):
     arg = arg or "em3"
-    if arg not in MODELS:
-        raise ValueError(f"no model '{arg}'; there are: {', '.join(MODELS)}")
+    if arg not in VARIANTS:
+        raise ValueError(f"no model '{arg}'; there are: {', '.join(VARIANTS)}")
     if arg in ("em3", "id_only"):
         config = em3_synthetic.get_config("id_only" if arg == "id_only" else "")
         config.model.cic.id_fields = ("item",)

@@ -149,6 +149,17 @@ MODELS = {
     "em3": _em3,
     "em3_as_released": _em3_as_released,
 }
+VARIANTS = {
+    "em3": "EM3 as the paper has it, the default: its fusion and CIC inside FREEDOM",
+    "em3_as_released": "EM3 as its public code computes it",
+    "freedom": "FREEDOM: frozen item graphs, a denoised user-item graph",
+    "bm3": "BM3: views of dropout, no negatives",
+    "lattice": "LATTICE: item graphs that are learnt",
+    "slmrec": "SLMRec: self-supervision over modalities",
+    "vbpr": "VBPR: BPR with a part that reads content",
+    "lightgcn": "LightGCN: interactions alone, over the user-item graph",
+    "bpr": "BPR: interactions alone, matrix factorisation",
+}
 WITHOUT_CONTENT = ("bpr", "lightgcn")
 ON_ITEM_GRAPHS = ("lattice", "freedom", "em3", "em3_as_released")
 PRUNED = ("freedom", "em3", "em3_as_released")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from em3_jax.types import UserError
+from em3_jax.errors import UserError
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

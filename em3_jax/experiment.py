@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from em3_jax import config as config_
-from em3_jax import optim, processes, sharding, step, trees, wiring, workdir
+from em3_jax import optim, processes, ranges, sharding, step, trees, wiring, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.tasks import Task
@@ -95,6 +95,7 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
       num_steps: (training rows, batch size) -> length of the run in steps.
     """
     check_sections(config)
+    config = ranges.checked(config)
     of_layout = {key: value for key, value in config["mesh"].items() if key not in processes.Settings._fields}
     layout = config_.call(sharding.make_layout, of_layout, "config.mesh")
     mesh = layout.mesh

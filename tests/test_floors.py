@@ -16,6 +16,7 @@ FLOORS = [
         "errors",
         "paths",
         "lock",
+        "kinds",
         "types",
         "fields",
         "values",
@@ -32,7 +33,20 @@ FLOORS = [
         "sparse",
     },
     {"models", "data", "tables", "memory", "store", "neighbours"},
-    {"tasks", "parts", "optim", "convert", "weights", "config", "step", "encoding", "scorer", "serving"},
+    {
+        "tasks",
+        "parts",
+        "optim",
+        "convert",
+        "weights",
+        "config",
+        "ranges",
+        "recipes",
+        "step",
+        "encoding",
+        "scorer",
+        "serving",
+    },
     {
         "checkpoint",
         "evaluators",
@@ -45,6 +59,7 @@ FLOORS = [
         "experiment",
         "processes",
         "growth",
+        "manual",
     }
     | {
         "prepare",

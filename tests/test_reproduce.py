@@ -151,10 +151,10 @@ def test_a_terminated_command_goes_on_where_it_was(planted, pages, tmp_path):
         (["--table", "10", "--models", "em4"], "--models em4: no such model; did you mean 'em3'"),
         (["--table", "10", "--seeds", "0"], "--seeds and --jobs: must be at least 1"),
         (["--table", "5", "--seeds", "0"], "--seeds and --jobs: must be at least 1"),
-        (["--table", "5", "--config.model.fusoin=mean"], "config.model.fusoin: no such key"),
-        (["--table", "5", "--config.train.epochs=many"], "config.train.epochs=many: not a value; the default is 20.0"),
+        (["--table", "5", "--config.model.fusoin=mean"], "config.model.fusoin: unknown key; did you mean 'fusion'?"),
+        (["--table", "5", "--config.train.epochs=many"], "config.train.epochs=many: give a number above 0"),
         (["--table", "5", "--seed=3", "--tabel=3"], "unknown option"),
-        (["--table", "5", "--config", "nowhere.py"], "nowhere.py: no such file"),
+        (["--table", "5", "--config", "nowhere.py"], "nowhere.py: no such file; known: configs/em3_lora.py"),
     ],
 )
 def test_mistakes_are_one_line(planted, tmp_path, arguments, message, monkeypatch, capsys):

@@ -140,7 +140,7 @@ def check_same_run(planted, one, other) -> None:
 
 
 def test_no_steps_a_dispatch_are_refused(planted, tmp_path):
-    with pytest.raises(UserError, match=r"config\.train\.steps_per_dispatch=0; give 1 or more"):
+    with pytest.raises(UserError, match=r"config\.train\.steps_per_dispatch=0: give a whole number of 1 or more"):
         train.train(small(planted, train__steps_per_dispatch=0), tmp_path)
 
 

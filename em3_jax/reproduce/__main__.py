@@ -6,16 +6,22 @@ Table 10, not among them, compares retrieval models, each with its grid: --table
 And `--table lemur` has LEMUR's comparisons, with the cost of each.
 """
 
+import importlib.util
+import sys
+
 from em3_jax import allocator
+
+if not (importlib.util.find_spec("train") and importlib.util.find_spec("eval")):
+    print("error: em3_jax.reproduce runs train.py and eval.py: call it in a checkout of em3_jax", file=sys.stderr)
+    sys.exit(2)
 
 allocator.keep_large_blocks()  # first: what is imported next starts threads, here and in the processes of the runs
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
-from em3_jax import cli, paths
+from em3_jax import cli, paths, recipes
 from em3_jax.config import nearest
 from em3_jax.data.format import open_dataset
 from em3_jax.lock import Lock
@@ -84,14 +90,9 @@ def _config_for(name: str) -> str:
 
 def _changes(options: list[str], config: str) -> dict:
     """{"train.epochs": 3.0, ...} of ["--config.train.epochs=3", ...], as `train.py` takes them."""
-    result = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not key.startswith("--config.") or not equals:
-            raise UserError(f"{option}: unknown option; see python -m em3_jax.reproduce --help")
-        key = key.removeprefix("--config.")
-        result[key] = runs.parse_value(key, value, runs.lookup(runs.load_config(config, ""), key))
-    return result
+    given = recipes.options(options)
+    plain = recipes.load(config, "", given.get("data.root") or "")
+    return {key: recipes.parsed(key, text, recipes.lookup(plain, key)) for key, text in given.items()}
 
 
 def main() -> None:

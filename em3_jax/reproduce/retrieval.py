@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from em3_jax import recipes
 from em3_jax.data.format import open_dataset
 from em3_jax.reproduce import retrieval_report, runs
 from em3_jax.reproduce.grids import MODELS, Model
@@ -47,7 +48,7 @@ def reproduce(
     for name, path in folders.items():
         has_content = any(folder.is_dir() for folder in (open_dataset(path).root / "features").glob("[!.]*"))
         for model in models:
-            if runs.load_config(config, model.name).data.features and not has_content:
+            if recipes.load(config, model.name).data.features and not has_content:
                 left_out.setdefault(name, []).append(model.label)
                 continue
             points[name, model.name] = {
@@ -75,7 +76,7 @@ def _run(groups: Iterable[Mapping[str, Job]], parallel: int) -> None:
 def _job(config: str, model: Model, point: str, changes: Mapping[str, Any], data: Path, root: Path, seed: int) -> Job:
     """The run of a grid point, in the folder <root>/<point>-<seed>; its name tells the dataset too."""
     own = {"data.root": str(data), "seed": seed}
-    made = runs.settings(config, model.name, {**changes, **own}).to_dict()
+    made = runs.resolved(config, model.name, {**changes, **own})
     return Job(f"{root.name}/{point}-{seed}", str(root.parent), made, (), "", False)
 
 

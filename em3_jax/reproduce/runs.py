@@ -1,11 +1,9 @@
 """Runs what a table needs: each run once a seed, finished ones are reused, interrupted ones go on where they were."""
 
-import ast
 import concurrent.futures as futures
 import contextlib
 import copy
 import functools
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -21,7 +19,7 @@ from ml_collections import ConfigDict
 import eval as evaluation
 import train
 from em3_jax import config as config_
-from em3_jax import experiment, strict_json, vectors, workdir
+from em3_jax import experiment, ranges, recipes, strict_json, vectors, workdir
 from em3_jax.reproduce.tables import Run
 from em3_jax.types import UserError
 
@@ -70,25 +68,17 @@ def _comparable(config: Mapping[str, Any]) -> dict:
     return config
 
 
-def load_config(path: str, variant: str) -> ConfigDict:
-    """The config of `--config=path:variant`."""
-    if not Path(path).is_file():
-        raise UserError(f"--config {path}: no such file; give one of configs/*.py")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, Path(path).absolute())
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    try:
-        return module.get_config(variant)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--config {path}: {error}") from None
-
-
 def settings(config: str, variant: str, changes: Mapping[str, Any]) -> ConfigDict:
     """The config of a file and variant with some keys changed."""
-    result = load_config(config, variant)
+    result = recipes.load(config, variant, str(changes.get("data.root", "")))
     for key, value in changes.items():
-        _change(result, key, value)
+        recipes.change(result, key, value)
     return result
+
+
+def resolved(config: str, variant: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as plain values, each in its range."""
+    return ranges.checked(settings(config, variant, changes).to_dict())
 
 
 def make_jobs(
@@ -119,12 +109,12 @@ def make_jobs(
             if run.vectors_of:
                 own |= {"data.root": str(root / "data"), "data.features": (vector_set(run.vectors_of, seed),)}
             wanted = {key: value for key, value in changes.items() if _takes(config, run.variant, key)}
-            made = settings(config, run.variant, {**wanted, **run.changes, **own})
+            made = resolved(config, run.variant, {**wanted, **run.changes, **own})
             needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
             vectors_of = f"{run.vectors_of}-{seed}" if run.vectors_of else ""
-            evaluate = made.task in ("ranking", "lemur")
+            evaluate = made["task"] in ("ranking", "lemur")
             name = f"{run.name}-{seed}"
-            job = Job(name, str(root), made.to_dict(), needs, vectors_of, evaluate, cost and not seed)
+            job = Job(name, str(root), made, needs, vectors_of, evaluate, cost and not seed)
             jobs[job.name] = job
     return jobs
 
@@ -132,49 +122,17 @@ def make_jobs(
 @functools.cache
 def set_by_variant(config: str, variant: str) -> frozenset[str]:
     """The keys that a variant of a config sets: one pass online is one pass, however many epochs the others take."""
-    plain, own = (load_config(config, name).to_dict() for name in ("", variant))
+    plain, own = (recipes.load(config, name).to_dict() for name in ("", variant))
     return frozenset(line.partition(":")[0].removeprefix("config.") for line in config_.differences(plain, own))
 
 
 def _takes(config: str, variant: str, key: str) -> bool:
     """Whether a change of a key that the config has is one for its variant, too: a baseline has no encoder to change."""
     try:
-        lookup(load_config(config, variant), key)
+        recipes.lookup(recipes.load(config, variant), key)
     except UserError:
         return False
     return key not in set_by_variant(config, variant)
-
-
-def lookup(config: ConfigDict, key: str) -> Any:
-    """The value of "model.cic.weight"."""
-    for name in key.split("."):
-        if not isinstance(config, ConfigDict) or name not in config:
-            raise UserError(f"config.{key}: no such key; see configs/base.py")
-        config = config[name]
-    return config
-
-
-def parse_value(key: str, text: str, current: Any) -> Any:
-    """What an option's text stands for where `current` is the value to replace."""
-    if isinstance(current, str):
-        return text
-    if isinstance(current, tuple) and not text.startswith(("(", "[")):
-        return tuple(filter(None, (part.strip() for part in text.split(","))))
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        raise UserError(f"config.{key}={text}: not a value; the default is {current!r}") from None
-    return float(value) if isinstance(current, float) and isinstance(value, int) else value
-
-
-def _change(config: ConfigDict, key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    section = lookup(config, ".".join(path)) if path else config
-    lookup(config, key)
-    try:
-        section[last] = value
-    except TypeError as error:
-        raise UserError(f"config.{key}={value}: {error}") from None
 
 
 def vector_set(run: str, seed: int) -> str:
