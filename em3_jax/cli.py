@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 import traceback
+import types
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,43 @@ def _argument_texts(function: Callable) -> dict[str, str]:
         names, text = entry.split(":", 1)
         texts |= dict.fromkeys((name.strip() for name in names.split(",")), " ".join(text.split()).rstrip("."))
     return texts
+
+
+def from_file(value: Any, annotation: Any) -> Any:
+    """An option as a TOML or JSON file has it, as the type that its argument has.
+
+    A list may stand for a text with commas and the other way round, a table for name=value pairs.
+
+    Raises:
+      ValueError: it has another type; argparse.ArgumentTypeError: a text is no list of pairs.
+    """
+    union = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    kinds = {typing.get_origin(kind) or kind for kind in union}
+    if bool in kinds:
+        return _require(value, isinstance(value, bool), "write true or false")
+    if kinds & {int, float}:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        whole = is_number and (float in kinds or float(value).is_integer())
+        _require(value, whole, f"write a {'number' if float in kinds else 'whole number'}")
+        return value if float in kinds else int(value)
+    if dict in kinds:
+        value = as_pairs(value) if isinstance(value, str) else value
+        is_table = isinstance(value, dict) and all(isinstance(one, str) for one in value.values())
+        return _require(value, is_table, 'write a table of texts, e.g. { user = "uid", item = "sku" }')
+    if tuple in kinds or Sequence in kinds:
+        if isinstance(value, str):
+            return as_list(value) if tuple in kinds else value
+        is_list = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        return tuple(_require(value, is_list, 'write a list of texts, e.g. ["a", "b"]'))
+    if isinstance(value, list) and all(isinstance(one, int | float) for one in value):
+        return ",".join(map(str, value))  # shares
+    return _require(value, isinstance(value, str), 'write a text, in quotes, e.g. "rating>=4" or "0.8,0.1,0.1"')
+
+
+def _require(value: Any, is_right: bool, hint: str) -> Any:
+    if not is_right:
+        raise ValueError(hint)
+    return value
 
 
 def as_list(text: str) -> tuple[str, ...]:

@@ -27,7 +27,10 @@ class Follower:
         if not self.grows:
             return
         self._options: dict[str, Any] = prepare.read_mapping(paths.local(mapping), prepare.READERS["table"])
-        self._log = Path(self._options.pop("interactions", ""))
+        named = self._options.pop("interactions", "")
+        if not isinstance(named, str | Path):
+            raise UserError(f"{mapping}: interactions names {len(named)} files; one log is followed")
+        self._log = Path(named)
         if self._log.suffix not in (".csv", ".tsv"):
             raise UserError(f"{mapping}: interactions is '{self._log}'; a log that is followed is a .csv or .tsv file")
 

@@ -90,19 +90,21 @@ def read_mapping(path: Path, reader: Callable) -> dict:
     """The options in a TOML or JSON file; paths in it are relative to the working directory."""
     require(path)
     try:
-        mapping = (json.loads if path.suffix == ".json" else tomllib.loads)(path.read_text(encoding="utf-8"))
+        mapping = (json.loads if path.suffix == ".json" else tomllib.loads)(path.read_text(encoding="utf-8-sig"))
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable {path.suffix[1:].upper()} file ({error}); mend it") from None
+    if not isinstance(mapping, dict):
+        raise UserError(f'{path}: holds no options; write them as name = value, e.g. interactions = "clicks.csv"')
     known = inspect.signature(reader).parameters
     result = {}
     for key, value in mapping.items():
         name = key.replace("-", "_")
         if name not in known:
             raise UserError(f"{path}: no option '{key}'; {nearest(name, known)}")
-        kind = str(known[name].annotation)
-        if isinstance(value, str) and ("tuple" in kind or "dict" in kind):
-            value = cli.as_list(value) if "tuple" in kind else cli.as_pairs(value)
-        result[name] = tuple(value) if isinstance(value, list) else value
+        try:
+            result[name] = cli.from_file(value, known[name].annotation)
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise UserError(f"{path}: {key} = {json.dumps(value, default=str)}: {error}") from None
     return cli.with_local_paths(reader, result)
 
 

@@ -26,7 +26,7 @@ def canonical(value: Any) -> str | None:
 
     Whole numbers of any type have no fraction, others the shortest text that reads back as the same
     number of their width; truth values are "true" and "false"; bytes are UTF-8 text, else a UUID
-    (16 bytes), else hexadecimal digits; dates and times are ISO 8601.
+    (16 bytes, that as text are not printable either), else hexadecimal digits; dates and times are ISO 8601.
     """
     if isinstance(value, str):
         if value in TRUTHS:
@@ -63,6 +63,9 @@ def _signed(digits: str) -> str:
 
 def _of_bytes(value: bytes) -> str | None:
     try:
-        return canonical(value.decode())
+        text = value.decode()
     except UnicodeDecodeError:
-        return str(uuid.UUID(bytes=value)) if len(value) == 16 else value.hex()
+        text = None
+    if len(value) == 16 and not (text and text.isprintable()):  # few UUIDs are UTF-8, none is a text
+        return str(uuid.UUID(bytes=value))
+    return value.hex() if text is None else canonical(text)

@@ -89,6 +89,52 @@ def test_tables_by_options_and_by_a_mapping_file(tmp_path, capsys):
     assert "item    item (4), brand (2), tags (3)" in capsys.readouterr().out
 
 
+def test_a_mapping_in_the_types_of_its_language(tmp_path, capsys):
+    write_tables(tmp_path)
+    first, *rows = (tmp_path / "clicks.csv").read_text().splitlines()
+    for name, part in (("a", rows[:9]), ("b", rows[9:])):
+        (tmp_path / f"{name}.csv").write_text("\n".join([first, *part]) + "\n")
+    (tmp_path / "natural.toml").write_text(
+        f'interactions = ["{tmp_path}/a.csv", "{tmp_path}/b.csv"]\nitems = "{tmp_path}/items.csv"\n'
+        'split = [0.8, 0.1, 0.1]\nitem_fields = ["brand"]\nmax_values = 3.0\noverwrite = true\nheader = true\n'
+        '[columns]\nuser = "uid"\n'
+    )
+    assert run("table", "--mapping", tmp_path / "natural.toml", "--out", tmp_path / "out") == 0
+    assert "rows   40 in a.csv, 40 of them interactions" in capsys.readouterr().out
+    plain = "--interactions", tmp_path / "clicks.csv", "--items", tmp_path / "items.csv", "--columns", "user=uid"
+    assert run("table", *plain, "--item-fields", "brand", "--out", tmp_path / "plain") == 0
+    one, other = (open_dataset(tmp_path / name).meta for name in ("out", "plain"))
+    assert one["data_hash"] == other["data_hash"]
+
+
+@pytest.mark.parametrize(
+    "line,hint",
+    [
+        ("label = 1", "write a text"),
+        ("split = true", "write a text"),
+        ("overwrite = 1", "write true or false"),
+        ('max_values = "8"', "write a whole number"),
+        ("max_values = 2.5", "write a whole number"),
+        ("max_values = nan", "write a whole number"),
+        ("columns = ['user']", "write a table"),
+        ('columns = "user"', "write name=value"),
+        ("columns = { user = 1 }", "write a table of texts"),
+        ("item_fields = [1, 2]", "write a list of texts"),
+        ("item_fields = { a = 'b' }", "write a list of texts"),
+        ("interactions = 3", "write a list of texts"),
+        ("interactions = []", "names no file"),
+        ("delimiter = 2026-01-01", "write a text"),
+    ],
+)
+def test_a_mapping_of_wrong_types_names_the_key(tmp_path, capsys, line, hint):
+    write_tables(tmp_path)
+    path, start = tmp_path / "m.toml", "" if line.startswith("inter") else f'interactions = "{tmp_path}/clicks.csv"\n'
+    path.write_text(start + line + "\n")
+    assert run("table", "--mapping", path, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and hint in error and (line.split(" ")[0] in error or "file" in hint)
+
+
 ERRORS = {
     "exists": (("synthetic", "--out", "{0}/taken"), r"taken: exists already; choose another --out or pass --overwrite"),
     "source": (("movielens", "--source", "{0}/no", "--out", "{0}/out"), "no: no such folder"),
@@ -103,6 +149,7 @@ ERRORS = {
         ("table", "--out", "{0}/out", "--mapping", "{0}/key.json"),
         "no option 'item_feilds'; did you mean",
     ),
+    "mapping of a list": (("table", "--out", "{0}/out", "--mapping", "{0}/list.json"), "list.json: holds no options"),
     "under a file": (("synthetic", "--out", "{0}/bad.toml/x"), "bad.toml"),
 }
 
@@ -114,6 +161,7 @@ def test_errors_are_one_line_and_code_2(tmp_path, capsys, case):
     (tmp_path / "taken" / "file").touch()
     (tmp_path / "bad.toml").write_text("columns = {")
     (tmp_path / "key.json").write_text('{"item_feilds": ["brand"]}')
+    (tmp_path / "list.json").write_text("[]")
     before = sorted(tmp_path.iterdir())
     assert run(*(argument.format(tmp_path) for argument in arguments)) == 2
     error = capsys.readouterr().err

@@ -23,6 +23,8 @@ SAME = {
     "2026-01-02": [datetime.date(2026, 1, 2), "2026-01-02"],
     "0fffffff-ffff-ffff-ffff-ffffffffffff": [bytes([15]) + b"\xff" * 15, uuid.UUID(int=2**124 - 1)],
     "ff": [b"\xff"],
+    "00000000-0000-0000-0000-000000000001": [bytes(15) + b"\1"],
+    "sixteen letters!": [b"sixteen letters!"],
 }
 NAMES = ["007", "1.10", "1.1", "1e3", "00.0", " 5", "5.0.0", "tRUE", "nan", "NA", "null", "5.", ".0"]
 

@@ -125,6 +125,8 @@ def forms_of(words: Column) -> pa.Array:
     if pa.types.is_null(kind):
         return pa.nulls(len(words), pa.string())
     if any(is_kind(kind) for is_kind in _BYTES):
+        if pc.any(pc.equal(pc.binary_length(words), 16)).as_py():  # maybe UUIDs
+            return _one_by_one(words)
         try:
             words = words.cast(pa.string())
         except pa.ArrowInvalid:  # no UTF-8

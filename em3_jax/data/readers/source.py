@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from em3_jax import paths
 from em3_jax.data.canonical import TEXTS
 from em3_jax.data.readers import parquet
 from em3_jax.data.readers.decoding import COMPRESSIONS, plain_suffix
@@ -22,7 +23,7 @@ class Source:
     """A table in one or more files of the same columns, one after the other.
 
     Args:
-      paths: a file; a folder, whose parts are taken in the order of their names; a pattern with *, ?
+      given: a file; a folder, whose parts are taken in the order of their names; a pattern with *, ?
         or [...]; or several of these, also as a text with commas.
       text: how text files are written.
 
@@ -31,8 +32,8 @@ class Source:
       name, stem, parent: as of a path, of the first that was given.
     """
 
-    def __init__(self, paths: Paths, text: TextFormat = AS_USUAL):
-        given = _given(paths)
+    def __init__(self, given: Paths, text: TextFormat = AS_USUAL):
+        given = _given(given)
         found = [_files(path) for path in given]
         self.files = [file for files in found for file in files]
         self.partitions = [values for path, files in zip(given, found, strict=True) for values in _hive(path, files)]
@@ -127,15 +128,15 @@ def as_source(path: "str | Path | Source") -> Source:
     return path if isinstance(path, Source) else Source(path)
 
 
-def _given(paths: Paths) -> list[Path]:
-    if isinstance(paths, str | Path):
-        whole = Path(paths).expanduser()
-        if whole.exists() or "," not in str(paths):
+def _given(given: Paths) -> list[Path]:
+    if isinstance(given, str | Path):
+        whole = paths.local(given)
+        if whole.exists() or "," not in str(given):
             return [whole]
-        paths = [part.strip() for part in str(paths).split(",") if part.strip()]
-    if not paths:
-        raise UserError("a list of files is empty; name at least one")
-    return [Path(path).expanduser() for path in paths]
+        given = [part.strip() for part in str(given).split(",") if part.strip()]
+    if not given:
+        raise UserError("a list of files names no file; give at least one")
+    return [paths.local(path) for path in given]
 
 
 def _files(path: Path) -> list[Path]:
