@@ -21,7 +21,7 @@ from em3_jax import config as config_
 from em3_jax import evaluators, experiment, follow, growth, logs, processes, strict_json, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data import stream, times
-from em3_jax.data.batches import Buckets
+from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.pipeline import EvaluationSource, batches
 from em3_jax.types import State, UserError
 from em3_jax.wiring.ranking import Settings, settings
@@ -167,13 +167,18 @@ class _Stream:
             "to": times.seconds(int(time_[window.end - 1]), unit),
         }
 
+    def _builder(self, row: int) -> BatchBuilder:
+        """Of batches that know what the run's training on the rows before number `row` shows."""
+        length = self.settings.data.history_length
+        return self.parts.builder(stream.as_of(self.parts.dataset, row, self.label, length))
+
     def _score(self, state: State, window: stream.Window) -> dict[str, dict[str, float]]:
         """Slice -> metric -> value, by what is known before the window."""
         parts, known = self.parts, stream.as_of(self.parts.dataset, window.first)
         rows = stream.rows_of(known, window, self.label)
         logits = np.zeros(0, np.float32)
         if len(rows):
-            builder = parts.builder(known)
+            builder = self._builder(window.first)
             source = EvaluationSource(builder, rows, self.settings.eval.batch_size, self.eval_buckets, parts.shards)
             logits = evaluators.predict(source, lambda batch: parts.predict(state, batch), parts.place)
         share = self.settings.eval.popular_share
@@ -183,12 +188,11 @@ class _Stream:
     def _train(self, state: State, window: stream.Window, interrupts) -> tuple[State, dict[str, float], str]:
         """(state after one pass over the window, means of what its steps reported, "end" or the signal that cut it short)."""
         parts, began = self.parts, time.perf_counter()
-        known = stream.as_of(parts.dataset, window.end)
-        rows = stream.rows_of(known, window, self.label)
+        rows = stream.rows_of(parts.dataset, window, self.label)
         if not len(rows):
             return state, {}, "end"
         source = stream.WindowSource(
-            builder=parts.builder(known),
+            builder=self._builder(window.end),
             rows=rows,
             batch_size=self.settings.data.batch_size,
             seed=self.config["seed"],

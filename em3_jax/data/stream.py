@@ -94,9 +94,15 @@ def _check_order(dataset: Dataset) -> None:
         )
 
 
-def as_of(dataset: Dataset, row: int) -> Dataset:
-    """The dataset with the counts that the interaction rows before number `row` give."""
-    return dataclasses.replace(dataset, counts=counts_of(dataset, range(row)))
+def as_of(dataset: Dataset, row: int, label: str = CLICK, history_length: int | None = None) -> Dataset:
+    """The dataset with the counts that the interaction rows before number `row` give.
+
+    Args:
+      label: of the rows that count.
+      history_length: T, the number of last events that a row shows; None = all.
+    """
+    rows = range(row) if label == CLICK else rows_of(dataset, Window(0, row, True), label)
+    return dataclasses.replace(dataset, counts=counts_of(dataset, rows, history_length))
 
 
 def rows_of(dataset: Dataset, window: Window, label: str) -> np.ndarray:

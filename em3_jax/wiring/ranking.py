@@ -13,6 +13,7 @@ from em3_jax import config as config_
 from em3_jax import encoding, evaluators, optim, parts, sharding, tables, wiring
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
+from em3_jax.data.known import as_trained
 from em3_jax.data.pipeline import bucket_sizes, evaluation_source, training_rows, training_source
 from em3_jax.tasks import Task
 from em3_jax.tasks.ranking import ranking as ranking_task
@@ -121,9 +122,11 @@ def work_on_clicks(
     """
     data, table, eval_settings = settings(config, mesh)
     make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries)  # noqa: E731
-    builder = make_builder(dataset)
-    row_optimizer = optim.row_optimizer(table.optimizer, table.learning_rate)
     rows = training_rows(dataset, data.label, data.most_rows_per_user)
+    key = f"{data.label}-{data.most_rows_per_user}"
+    known = as_trained(dataset, rows, data.history_length, key)
+    builder = make_builder(known)
+    row_optimizer = optim.row_optimizer(table.optimizer, table.learning_rate)
     num_rows, length = dataset.fields.num_rows, sharding.padded(dataset.fields.num_rows, mesh)
     shards, unit = shards_of(data.distinct, mesh), math.lcm(64, mesh.size)
     evaluation = functools.cache(
@@ -136,6 +139,7 @@ def work_on_clicks(
             source = evaluation(split)
             logits = evaluators.predict(source, lambda batch: predict(state, batch), place)
             share, rows = eval_settings.popular_share, np.asarray(source.rows)
+            # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
             slices = evaluators.evaluate(dataset, rows, logits, content.sets, share, data.label)
             return slices, {"logits": logits}
 
@@ -143,7 +147,7 @@ def work_on_clicks(
 
     return wiring.Work(
         task=task,
-        dataset=dataset,
+        dataset=known,
         feature_sets=content.sets,
         constants=content.tables,
         encoders=dict(encoders),
