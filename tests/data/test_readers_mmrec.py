@@ -78,13 +78,18 @@ def test_each_interaction_stands_before_its_negatives_in_its_split(prepared):
         assert isinstance(rows, range) and len(rows) == group * sum(x == code for _, _, x in ROWS)
 
 
-def test_negatives_are_different_and_never_touched(prepared):
+def test_negatives_are_different_and_not_touched_up_to_their_part(prepared):
+    """In training an item of a later part is drawn like any other: that it never is would tell which they are."""
     dataset, count = prepared
-    touched = {(u, i) for u, i, _ in ROWS}
-    item = dataset.interactions["item"].reshape(-1, 1 + count)
-    for user, row in zip(dataset.interactions["user"][:: 1 + count], item.tolist(), strict=True):
+    part, columns, later = {(u, i): x for u, i, x in ROWS}, dataset.interactions, 0
+    item = columns["item"].reshape(-1, 1 + count)
+    for k, row in enumerate(item.tolist()):
+        user, split = int(columns["user"][k * (1 + count)]), int(columns["split"][k * (1 + count)])
         assert len(set(row)) == 1 + count
-        assert not any((user, negative) in touched for negative in row[1:])
+        parts = [part.get((user, negative), 3) for negative in row[1:]]
+        assert all(x > split for x in parts)
+        later += sum(x < 3 for x in parts)
+    assert later or not count
 
 
 def test_histories_are_the_other_training_items(prepared):
@@ -117,13 +122,14 @@ def test_negatives_are_uniform():
     users, items, touched = 3000, 9, [0, 3, 4, 8]
     user, item = np.repeat(np.arange(users), len(touched)), np.tile(touched, users)
     log = Log(user, item, np.zeros_like(user), users, items)
-    drawn = draw_negatives(np.random.default_rng(0), log, 2)
+    every_row = np.arange(len(user))
+    drawn = draw_negatives(np.random.default_rng(0), log, every_row, 2)
     pairs, observed = np.unique(drawn, axis=0, return_counts=True)
     assert set(pairs.ravel()) == set(range(items)) - set(touched) and len(pairs) == 5 * 4
     expected = len(drawn) / len(pairs)
     chi_square = ((observed - expected) ** 2 / expected).sum()
     assert chi_square < 19 + 4 * np.sqrt(2 * 19)  # mean and 4 standard deviations at 19 degrees of freedom
-    every = draw_negatives(np.random.default_rng(0), log, 5)
+    every = draw_negatives(np.random.default_rng(0), log, every_row, 5)
     np.testing.assert_array_equal(np.sort(every, axis=1), np.tile([1, 2, 5, 6, 7], (len(every), 1)))
 
 

@@ -6,8 +6,10 @@
 | <modality>_feat.npy | [I, D] float, row = itemID; becomes the feature set <modality>; a row of zeros counts as missing |
 
 The history of a training row is the user's other training items in random order; of a valid or test row, all of them.
-With --as-clicks each interaction stands against negatives, items that the user touches in no part. A training row's
-negatives have exactly its history: with all of the user's items, the history's length would tell the label.
+With --as-clicks each interaction stands against negatives, items that the user touches in no part up
+to the row's own: were test items never drawn in training, what is missing there would tell them. A
+training row's negatives have exactly its history: with all of the user's items, the history's length
+would tell the label. What is drawn of a part does not depend on the parts after it.
 """
 
 from pathlib import Path
@@ -44,6 +46,10 @@ class Log(NamedTuple):
     users: int
     items: int
 
+    def take(self, rows: np.ndarray) -> "Log":
+        """The rows [n] alone, of the same users and items."""
+        return self._replace(user=self.user[rows], item=self.item[rows], split=self.split[rows])
+
 
 def mmrec(
     out: str | Path,
@@ -77,7 +83,7 @@ def mmrec(
         item_table, item_fields, _ = entity_table("item", pa.array(np.arange(log.items)), {})
         _write_features(writer, arrays, log, hash_ids(item_table.column("id")))
         notes = _write_rows(writer, log, negatives, seed)
-        drawn = f"{negatives} items that the user touches in no part, drawn uniformly (seed {seed})"
+        drawn = f"{negatives} items that the user touches in no part up to this one, drawn uniformly (seed {seed})"
         return writer.finish(
             name=f"mmrec ({source.absolute().name})",
             users=user_table,
@@ -170,9 +176,13 @@ def _write_rows(writer: DatasetWriter, log: Log, negatives: int, seed: int) -> l
     """Writes interactions and events; returns notes."""
     random = np.random.default_rng(seed).spawn(3)  # the histories do not depend on the number of negatives
     events, original, start, end = cyclic_histories(random[0], log)
-    drawn = draw_negatives(random[1], log, negatives)
-    order = random[2].permutation(len(log.user))
-    order = order[np.argsort(log.split[order], kind="stable")]
+    drawn = np.empty((len(log.user), negatives), np.int32)
+    parts = []
+    for code, (of_negatives, of_order) in enumerate(zip(random[1].spawn(3), random[2].spawn(3), strict=True)):
+        so_far, own = np.flatnonzero(log.split <= code), np.flatnonzero(log.split == code)
+        drawn[own] = draw_negatives(of_negatives, log.take(so_far), np.searchsorted(so_far, own), negatives)
+        parts.append(of_order.permutation(own))
+    order = np.concatenate(parts)
     group = 1 + negatives
     columns = {"user": log.user, "split": log.split, "history_start": start, "history_end": end}
     columns = {name: np.repeat(values[order], group) for name, values in columns.items()}
@@ -215,8 +225,8 @@ def cyclic_histories(random: np.random.Generator, log: Log) -> tuple[np.ndarray,
     return events, original, start, end
 
 
-def draw_negatives(random: np.random.Generator, log: Log, count: int) -> np.ndarray:
-    """[n, count] i32: for each row, different items that its user touches in no part, uniformly.
+def draw_negatives(random: np.random.Generator, log: Log, rows: np.ndarray, count: int) -> np.ndarray:
+    """[n, count] i32: for each of the rows [n] of `log` different items that its user touches nowhere in it, uniformly.
 
     Of a user's free items, in order of their ids, numbers are drawn: number r is item r + k, where k of the items that
     the user touches lie below it. So there is nothing to reject, however many items a user touches.
@@ -228,13 +238,15 @@ def draw_negatives(random: np.random.Generator, log: Log, count: int) -> np.ndar
             f"user {user} touches {touched[user]} of the {log.items} items: {free[user]} are left for {count} negatives; "
             "choose a smaller --negatives"
         )
-    base = log.user * log.items
-    free_below = base + log.item - (np.arange(len(log.user)) - first[log.user])  # each touched item's; ascending
-    numbers, result = np.empty((len(log.user), 0), np.int64), np.empty((len(log.user), count), np.int32)
+    # How many free items lie below each touched one; ascending over all users.
+    free_below = log.user * log.items + log.item - (np.arange(len(log.user)) - first[log.user])
+    user = log.user[rows]
+    numbers, result = np.empty((len(rows), 0), np.int64), np.empty((len(rows), count), np.int32)
     for column in range(count):
-        number = random.integers(0, free[log.user] - column)
+        number = random.integers(0, free[user] - column)
         for earlier in numbers.T:  # ascending: skips those already drawn
             number += number >= earlier
         numbers = np.sort(np.column_stack([numbers, number]), axis=1)
-        result[:, column] = number + np.searchsorted(free_below, base + number, side="right") - first[log.user]
+        below = np.searchsorted(free_below, user * log.items + number, side="right") - first[user]
+        result[:, column] = number + below
     return result
