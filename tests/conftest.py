@@ -27,6 +27,7 @@ QUICKLY_COMPILED = {
     "test_chunks",
     "test_export",
     "test_growth",
+    "test_leaks",
     "test_lemur",
     "test_lock",
     "test_merge",

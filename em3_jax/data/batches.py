@@ -216,7 +216,8 @@ class BatchBuilder:
         }
         event_index, batch["history_mask"] = self._history(rows)
         batch |= self._items(item, event_index, batch["history_mask"], buckets)
-        batch |= self._table_rows(rows, user, batch["item_id"], event_index, key, buckets)
+        history = event_index, batch["history_mask"]
+        batch |= self._table_rows(rows, user, batch["item_id"], history, key, buckets)
         with_content = batch["item_id"]
         if self.encode != "none":
             batch |= self._to_encode(batch, buckets) | {"group": user}
@@ -270,8 +271,8 @@ class BatchBuilder:
             "item_mask": _pad(item_mask, size, fill=False),
         }
 
-    def _table_rows(self, rows, user, item_id, event_index, key, buckets: Buckets) -> Batch:
-        fields = self.dataset.fields
+    def _table_rows(self, rows, user, item_id, history, key, buckets: Buckets) -> Batch:
+        fields, (event_index, mask) = self.dataset.fields, history
         context = [
             np.take(lookup, self.dataset.interactions[f"context_{f.name}"][rows])
             for f, lookup in zip(fields.context, self.context_lookup, strict=True)
@@ -306,7 +307,8 @@ class BatchBuilder:
         result["history_row"] = np.empty((*event_index.shape, len(fields.event)), np.int32)  # [B, T, C]
         for k, (field, rows_of_id) in enumerate(zip(fields.event, self.event_lookup, strict=True)):
             positions = np.where(rows_of_id == 0, 0, rows_of_id + shift).astype(np.int32)
-            result["history_row"][:, :, k] = positions[np.take(self._events[f"field_{field.name}"], event_index)]
+            values = positions[np.take(self._events[f"field_{field.name}"], event_index)]
+            result["history_row"][:, :, k] = np.where(mask, values, 0)  # an empty slot reads the padding row
         return result
 
     def _replace(self, rows: np.ndarray, position: np.ndarray, replaced: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
