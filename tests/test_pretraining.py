@@ -87,6 +87,18 @@ def test_held_out_items_never_train_and_each_epoch_shows_the_others_once(own):
     assert (epochs[0] != epochs[1]).any()
 
 
+def test_a_batch_across_two_epochs_counts_an_item_once(own):
+    """So that no item is a negative of itself, which the contrast of its views would be wrong about."""
+    train_items, _ = catalogue.hold_out(own.num_items, 0.1)
+    source, repeats = catalogue.CatalogueSource(train_items, 250, 0, 12, ()), 0
+    for step in range(12):
+        batch = source[step]
+        counted = batch["item_id"][batch["item_mask"]]
+        assert len(set(counted)) == len(counted) and set(counted) == set(batch["item_id"])
+        repeats += len(batch["item_id"]) - len(counted)
+    assert repeats > 50
+
+
 def test_with_one_modality_views_differ_by_dropout(own, tmp_path):
     config = pretraining_config(own)
     config.data.features, config.model.fusion_settings.dropout = ("text",), 0.0

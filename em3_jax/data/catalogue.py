@@ -24,6 +24,8 @@ from em3_jax.types import Batch
 class CatalogueSource:
     """Batch number `step` of a training run over items, for Grain; epoch after epoch, each a permutation of its own.
 
+    A batch across the border of two epochs may name an item twice; its mask counts it once.
+
     Attributes:
       rows: [n] items.
       batch_size: B.
@@ -43,7 +45,9 @@ class CatalogueSource:
 
     def __getitem__(self, step: int) -> Batch:
         items = rows_of_step(self.rows, self.batch_size, self.seed, "shuffled", step)
-        return _batch(items, np.ones(self.batch_size, bool), self.host_features)
+        mask = np.zeros(self.batch_size, bool)
+        mask[np.unique(items, return_index=True)[1]] = True
+        return _batch(items, mask, self.host_features)
 
 
 @dataclasses.dataclass(frozen=True)
