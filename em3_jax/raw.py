@@ -44,7 +44,8 @@ def raw(
       data: dataset folder.
       text: fields and how many tokens of each are kept: text columns, or categorical fields, whose values are written out.
       image_size: rows and columns to resize pictures to, in place of texts.
-      vocabulary: most word pieces of the tokenizer, which is trained on the texts of all items.
+      vocabulary: most word pieces of the tokenizer, which is trained on the texts of all items; the
+        same texts always give the same one.
       tokenizer_of: another dataset folder whose tokenizer to take; without it a set that is replaced keeps its own.
       frames: most pictures of an item, spread evenly over those it has.
       images: folder of <item id>.jpg, or <item id>/ with frames, in place of the dataset's image paths.
@@ -106,17 +107,30 @@ def _texts(dataset: Dataset, lengths: dict[str, int], vocabulary: int, known: st
 
 
 def _trained(texts: list[str], vocabulary: int):
-    """A WordPiece tokenizer of lower-case words without accents, as BERT's."""
+    """A WordPiece tokenizer of lower-case words without accents, as BERT's; a function of the texts.
+
+    The library's trainer numbers the letters inside words ("##x") as a hash table with a random seed
+    gives them, and settles ties between merges by these numbers: the same texts give other pieces in
+    each process. So the trainer is told of them first, in alphabetical order, as special tokens; the
+    tokenizer made of its vocabulary knows them as the ordinary pieces that they are.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    def tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
+        made = Tokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN))
+        made.normalizer = normalizers.BertNormalizer()
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return made
+
+    trained = tokenizer({})
+    normalised = map(trained.normalizer.normalize_str, texts)
+    words = {word for text in normalised for word, _ in trained.pre_tokenizer.pre_tokenize_str(text)}
+    inside = sorted({f"##{letter}" for word in words for letter in word[1:]})
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=[PADDING, UNKNOWN], show_progress=False, min_frequency=2
+        vocab_size=vocabulary, special_tokens=[PADDING, UNKNOWN, *inside], show_progress=False, min_frequency=2
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    trained.train_from_iterator(texts, trainer)
+    return tokenizer(trained.get_vocab())
 
 
 def _pictures(content: content_.Content, size: int):

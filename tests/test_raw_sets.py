@@ -1,6 +1,9 @@
 """`python -m em3_jax.raw`: token ids and pixels for encoders from scratch, and a run that trains on them."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -19,6 +22,7 @@ from em3_jax.data.texts import hashed_words
 from em3_jax.fields import FIRST_KNOWN
 from em3_jax.types import UserError
 from tests import raw_items, test_convert
+from tests.conftest import ROOT
 
 WORDS = ("red", "green", "blue", "tall", "small", "old", "new", "quick")
 
@@ -72,6 +76,45 @@ def test_a_set_made_again_keeps_its_tokenizer(shop):
     first = raw.raw(shop / "data", text={"title": "4"}, vocabulary=40, name="kept")
     again = raw.raw(shop / "data", text={"title": "4"}, vocabulary=12, name="kept", overwrite=True)
     assert again["tokenizer"] == first["tokenizer"] and again["hash"] == first["hash"]
+
+
+def test_the_same_texts_give_the_same_tokenizer_in_every_process(tmp_path):
+    """Titles full of ties between merges; whatever the hash seed, the number of threads and the order of the items."""
+    random = np.random.default_rng(0)
+    words = ["".join(random.choice(list("abcdefghijäöé世界"), random.integers(2, 8))) for _ in range(300)]
+    titles = [" ".join(random.choice(words, 5)) for _ in range(400)]
+    log = {"user": ["u", "v"] * 20, "item": ["i0", "i1", "i2", "i3"] * 10, "label": [0, 1, 1, 0] * 10}
+    pq.write_table(pa.table(log | {"time": list(range(40))}), tmp_path / "log.parquet")
+
+    def made(name: str, order: np.ndarray, seed: str) -> tuple[str, np.ndarray]:
+        items = {"item": [f"i{k}" for k in order], "title": [titles[k] for k in order]}
+        pq.write_table(pa.table(items), tmp_path / "items.parquet")
+        root = table(
+            tmp_path / name,
+            interactions=tmp_path / "log.parquet",
+            items=tmp_path / "items.parquet",
+            item_text=("title",),
+        ).root
+        command = [sys.executable, "-m", "em3_jax.raw", "--data", str(root), "--text", "title=20"]
+        of_process = {"PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": seed}
+        options = ["--vocabulary", "300", "--name", "words"]
+        subprocess.run(command + options, cwd=ROOT, env=os.environ | of_process, check=True)
+        ids = open_dataset(root).item_table.column("id").to_pylist()
+        features = open_dataset(root).features("words")
+        place = [ids.index(f"i{k}") for k in range(len(titles))]
+        return features.manifest["tokenizer"], np.asarray(features.tokens)[place].tobytes()
+
+    order = np.arange(len(titles))
+    first = made("one", order, "1")
+    assert len(json.loads(first[0])["model"]["vocab"]) == 300
+    assert made("two", order, "2") == first and made("three", order[::-1], "3") == first
+
+
+def test_a_text_that_looks_like_a_piece_of_the_tokenizer_is_text(shop):
+    """ "##" and "[PAD]" are written in some titles; they are punctuation there and no pieces."""
+    tokenizer = raw._trained(["cab [pad] ##b c##b"] * 3, 40)
+    assert tokenizer.encode("c##b").tokens == ["c", "#", "#", "b"]
+    assert 0 not in tokenizer.encode("[PAD]").ids
 
 
 def test_pictures_become_pixels_and_what_cannot_be_read_is_masked(shop):
