@@ -19,7 +19,7 @@ import transformers
 from PIL import Image
 
 from benchmarks.timing import interleaved, milliseconds
-from em3_jax import encoding
+from em3_jax import encoding, sentences
 from em3_jax.data.content import Content
 from em3_jax.data.images import read_image
 from em3_jax.data.pipeline import batches
@@ -64,7 +64,13 @@ def compare(what: str, ours: Ours, theirs: Callable[[], np.ndarray], count: int,
 
 def texts(what: str, folder: Path, values: list[str], repeats: int, target: float, batch_tokens: int) -> None:
     content = Content(values, np.arange(len(values), dtype=np.int32)[:, None])
-    encoder = encoding.text_encoder(folder, content, SETTINGS, max_length=None, batch_tokens=batch_tokens, multiple=1)
+    encoder = encoding.text_encoder(
+        sentences.Use(folder, SETTINGS.pooling, SETTINGS.normalize),
+        content,
+        SETTINGS,
+        batch_tokens=batch_tokens,
+        multiple=1,
+    )
     ours = Ours(encoder, content)
     print(f"{what}: {len(values):,} {encoder.summary(ours.source)}")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from em3_jax import convert, paths
+from em3_jax import convert, paths, sentences
 from em3_jax.data.content import Content, digest
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.images import ImageBatches, arithmetic, file_digest, load_processor
@@ -22,6 +22,7 @@ from em3_jax.models.encoders import EncoderOutput
 from em3_jax.types import UserError
 
 POOLINGS = ("mean", "cls", "pooler", "tokens")
+TEXT_POOLINGS = (*POOLINGS, "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
 class Encoder(NamedTuple):
@@ -37,6 +38,7 @@ class Encoder(NamedTuple):
       facts: JSON values for the manifest: which encoder with which weights, and the preprocessing.
       counts: the same, what was counted on the way.
       summary: a source -> a line that says what will be encoded.
+      declared: JSON values for the manifest: how the checkpoint itself asks to be used; {} = it does not.
     """
 
     params: dict
@@ -48,13 +50,14 @@ class Encoder(NamedTuple):
     facts: dict
     counts: dict
     summary: Callable[[ImageBatches | TextBatches], str]
+    declared: Mapping[str, Any] = {}
 
 
 class Settings(NamedTuple):
     """How to run an encoder.
 
     Attributes:
-      pooling: one of `POOLINGS`; "tokens" keeps them all.
+      pooling: one of `POOLINGS`, of texts `TEXT_POOLINGS`; "tokens" keeps them all.
       normalize: scale each token to length 1.
       precision: of the activations, "float32" or "bfloat16".
       random_weights: seed of fresh weights, None to read the checkpoint's.
@@ -96,21 +99,24 @@ def image_encoder(
 
 
 def text_encoder(
-    folder: Path, content: Content, settings: Settings, *, max_length: int | None, batch_tokens: int, multiple: int
+    use: sentences.Use, content: Content, settings: Settings, *, batch_tokens: int, multiple: int
 ) -> Encoder:
-    """The text encoder of a checkpoint folder, and the texts of `content` to encode, about `batch_tokens` tokens at once in
-    a `multiple` of rows.
+    """The text encoder of a checkpoint folder, used as `use` says, and the texts of `content` to encode, about
+    `batch_tokens` tokens at once in a `multiple` of rows.
 
     Raises:
       UserError: see `convert.load_encoder` and `texts.load_tokenizer`; or the encoder is one for images.
     """
+    folder = use.folder
     module, params, info = _load(folder, "text", settings)
     tokenizer = load_tokenizer(folder)
     longest = min(module.max_length, tokenizer.model_max_length)
-    if max_length is not None and not 3 <= max_length <= longest:
-        raise UserError(f"--max-length {max_length}: must be from 3 to {longest}, what this encoder can take")
-    longest = max_length or longest
-    tokenized = Tokenized(tokenizer, content.values, longest)
+    asked = use.max_length if use.max_length is not None else longest
+    asked = min(asked, longest) if use.may_be_longer else asked
+    if not 3 <= asked <= longest:
+        raise UserError(f"--max-length {asked}: must be from 3 to {longest}, what this encoder can take")
+    longest = asked
+    tokenized = Tokenized(tokenizer, list(map(use.text, content.values)), longest)
     if tokenized.largest_id() >= module.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer gives id {tokenized.largest_id()}, but the encoder knows {module.vocab_size}; take both "
@@ -139,8 +145,9 @@ def text_encoder(
         params, encode, source,
         lambda values: np.stack([digest(content.values[value].encode()) for value in values]),
         (length if settings.pooling == "tokens" else 1, info.width),
-        {"length": length, "padding_id": padding_id}, _facts(folder, info, settings, {"max_length": longest}),
-        {"truncated": tokenized.truncated}, summary,
+        {"length": length, "padding_id": padding_id},
+        _facts(folder, info, settings, {"max_length": longest} | use.preprocessing()),
+        {"truncated": tokenized.truncated}, summary, use.declared,
     )  # fmt: skip
 
 
@@ -195,6 +202,7 @@ def _raw_encoder(name: str, folder: Path, manifest: dict) -> RawEncoder:
         raise UserError(
             f"config.model.encoders.{name}: {folder}: no such folder; put {manifest['encoder']} there, or set its folder"
         )
+    folder = sentences.transformer_folder(folder)
     settings = Settings(**{key: manifest[key] for key in Settings._fields})
     if settings.random_weights is None and convert.weights_hash(folder) != manifest["weights_hash"]:
         raise UserError(
@@ -228,14 +236,16 @@ def _image_function(module: Any, preprocessing: dict, settings: Settings) -> Cal
 
     def encode(params, pixels: jax.Array):
         images = (pixels.astype(jnp.float32) * scale - mean) / std  # here, so that a quarter of the bytes travels
-        return _pool(module.apply({"params": params}, images), settings)
+        return _pool(module.apply({"params": params}, images), settings, POOLINGS)
 
     return encode
 
 
 def _text_function(module: Any, settings: Settings) -> Callable:
     """(params, token ids [B, L] i32, mask [B, L] bool) -> (tokens [B, n, D] f32, mask [B, n] bool)."""
-    return lambda params, token_ids, mask: _pool(module.apply({"params": params}, token_ids, mask), settings)
+    return lambda params, token_ids, mask: _pool(
+        module.apply({"params": params}, token_ids, mask), settings, TEXT_POOLINGS
+    )
 
 
 def _load(folder: Path, modality: str, settings: Settings) -> tuple[Any, dict, convert.EncoderInfo]:
@@ -262,15 +272,36 @@ def _facts(folder: Path, info: convert.EncoderInfo, settings: Settings, preproce
     }
 
 
-def _pool(output: EncoderOutput, settings: Settings) -> tuple[jax.Array, jax.Array]:
-    have = [name for name in POOLINGS if getattr(output, name) is not None]
+def _pool(output: EncoderOutput, settings: Settings, known: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    have = [name for name in known if getattr(output, name, True) is not None]
     if settings.pooling not in have:
         raise UserError(f"--pooling {settings.pooling}: this encoder has {', '.join(have)}; choose one of them")
     tokens, mask = output.tokens, output.mask
     if settings.pooling != "tokens":
-        tokens, mask = getattr(output, settings.pooling)[:, None], mask.any(axis=1, keepdims=True)
+        pooled = getattr(output, settings.pooling, None)
+        pooled = _pooled(settings.pooling, tokens.astype(jnp.float32), mask) if pooled is None else pooled
+        tokens, mask = pooled[:, None], mask.any(axis=1, keepdims=True)
     tokens = tokens.astype(jnp.float32)
     if settings.normalize:
         square = jnp.sum(tokens * tokens, axis=-1, keepdims=True)
         tokens /= jnp.sqrt(jnp.maximum(square, 1e-24))  # norm() has no gradient at zero, where nothing is valid
     return tokens, mask
+
+
+def _pooled(pooling: str, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, D] of tokens [B, N, D] where mask [B, N], as sentence-transformers defines it; zeros where nothing is valid.
+
+    "max": the largest of each dimension; "mean_sqrt_len_tokens": sum over sqrt(n); "weightedmean": weights 1, 2, ... n;
+    "lasttoken": the last one.
+    """
+    place = jnp.arange(1, mask.shape[1] + 1)
+    if pooling == "max":
+        largest = jnp.max(tokens, axis=1, where=mask[..., None], initial=-jnp.inf)
+        return jnp.where(mask.any(axis=1, keepdims=True), largest, 0.0)
+    count = jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+    weight = {
+        "mean_sqrt_len_tokens": mask / jnp.sqrt(count),
+        "weightedmean": mask * place / jnp.maximum((mask * place).sum(axis=1, keepdims=True), 1),
+        "lasttoken": mask & (place == (mask * place).max(axis=1, keepdims=True)),
+    }[pooling]
+    return jnp.einsum("bn,bnd->bd", weight.astype(jnp.float32), tokens, precision=jax.lax.Precision.HIGHEST)

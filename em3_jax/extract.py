@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from em3_jax import cli, encoding, logs, paths
+from em3_jax import cli, encoding, logs, paths, sentences
 from em3_jax.data import content as content_
 from em3_jax.data.content import Content
 from em3_jax.data.features import FeatureWriter, feature_folder, reusable, write_features
@@ -56,9 +56,10 @@ def extract(
     join: str | None = None,
     frames: int = 1,
     images: str | Path | None = None,
-    pooling: str = "mean",
+    pooling: str | None = None,
     normalize: bool = False,
     max_length: int | None = None,
+    prompt: str | None = None,
     image_size: int | None = None,
     dtype: str = "float16",
     precision: str = "float32",
@@ -81,9 +82,11 @@ def extract(
       join: put between the fields to make them one text, e.g. ". ".
       frames: most images of an item, spread evenly over those it has, each a token of its own.
       images: folder of <item id>.jpg, or <item id>/ with frames, in place of the dataset's image paths.
-      pooling: mean, cls, pooler, or tokens, which keeps them all.
-      normalize: scale every token to length 1.
-      max_length: tokens after which a text is cut; default what the encoder can take.
+      pooling: mean, cls, pooler, or tokens, which keeps them all; of texts also max, lasttoken, weightedmean,
+        mean_sqrt_len_tokens; default what a sentence-transformers folder says, else mean.
+      normalize: scale every token to length 1, as a sentence-transformers folder may ask for too.
+      max_length: tokens after which a text is cut; default what such a folder says, else what the encoder can take.
+      prompt: name of one of such a folder's prompts, put before each text; default its default; "" none.
       image_size: rows and columns to resize images to; default what the checkpoint says.
       dtype: of the stored tokens: float16, bfloat16 or float32.
       precision: of the computation: float32 or bfloat16.
@@ -108,7 +111,8 @@ def extract(
             raise UserError(f"--{option} {value}: must be at least 1")
     dataset, name = open_dataset(data), name or modality
     folder, label = encoder_folder(encoder)
-    settings = encoding.Settings(pooling, normalize, precision, random_weights)
+    use = sentences.use_of(folder, pooling=pooling, normalize=normalize, max_length=max_length, prompt=prompt)
+    settings = encoding.Settings(use.pooling, use.normalize, precision, random_weights)
     devices = len(jax.local_devices())
     if modality == "image":
         content = content_.images(dataset, frames, images)
@@ -118,11 +122,13 @@ def extract(
     else:
         content = content_.texts(dataset, fields, join)
         layout = {"batch_tokens": batch_tokens, "multiple": devices}
-        made = encoding.text_encoder(folder, content, settings, max_length=max_length, **layout)
+        made = encoding.text_encoder(use, content, settings, **layout)
         inputs = {"fields": list(fields) or dataset.meta["text_columns"], "join": join}
     if raw:
         made, dtype = encoding.unencoded(made), RAW_DTYPES[modality]
     facts = json.loads(json.dumps({"kind": modality, "encoder": label, "dtype": dtype, "inputs": inputs, **made.facts}))
+    for note in use.notes:
+        print(note)
     if random_weights is not None:
         warnings.warn(
             f"features '{name}' will come from random weights: they try the way, and mean nothing", stacklevel=2
@@ -150,7 +156,8 @@ def extract(
         report = _report(dataset, content, writer, modality)
         counts = {"distinct": len(content.values), "unusable": sum(map(len, writer.notes)), **made.counts}
         shape = {"raw": {"slots": content.index.shape[1], **made.raw}} if raw else {}
-        writer.finish(facts | shape | {"counts": counts}, report)
+        declared = {"sentence_transformers": dict(made.declared)} if made.declared else {}
+        writer.finish(facts | shape | declared | {"counts": counts}, report)
     return _manifest(feature_folder(dataset.root, name))
 
 

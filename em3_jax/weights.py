@@ -67,14 +67,23 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in `file`; anything else is a `UserError`."""
+    return _read_json(file, dict, "an object")
+
+
+def read_json_list(file: Path) -> list[Any]:
+    """The JSON list in `file`; anything else is a `UserError`."""
+    return _read_json(file, list, "a list")
+
+
+def _read_json(file: Path, kind: type, wanted: str) -> Any:
     try:
         content = json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; give a folder with config.json and weights") from error
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({_one_line(error)}); copy the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: holds a {type(content).__name__}, not an object; copy the checkpoint again")
+    if not isinstance(content, kind):
+        raise UserError(f"{file}: holds a {type(content).__name__}, not {wanted}; copy the checkpoint again")
     return content
 
 

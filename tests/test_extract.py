@@ -258,7 +258,7 @@ def test_bad_images_are_masked_and_reported(data, encoders, tmp_path, capsys):
         ({"modality": "audio"}, ("--modality audio", "image, text")),
         ({"dtype": "float8"}, ("--dtype float8", "bfloat16")),
         ({"precision": "float16"}, ("--precision", "bfloat16")),
-        ({"pooling": "max"}, ("--pooling max", "mean, cls, pooler, tokens")),
+        ({"pooling": "median"}, ("--pooling median", "mean, cls, pooler, tokens, max")),
         ({"max_length": 13}, ("--max-length 13", "12")),
         ({"batch_tokens": 0}, ("--batch-tokens 0",)),
         ({"fields": ("titel",)}, ("'titel'", "title")),

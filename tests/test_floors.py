@@ -44,6 +44,7 @@ FLOORS = [
         "recipes",
         "step",
         "encoding",
+        "sentences",
         "scorer",
         "serving",
     },
