@@ -41,8 +41,8 @@ def get_config(arg: str = ""):
             # Raw feature set -> folder of a converted encoder that reads it first.
             "encoders": {"text": "", "image": ""},
             "encode": "candidates",  # or all: every history item in every step, what the bank saves
-            "forward_percent": 100.0,  # p: of the distinct candidates, how many are encoded; the others are read from the bank
-            "backward_percent": 100.0,  # q: how many of them take a gradient
+            "forward_percent": 100.0,  # p: share of a batch's distinct candidates that are encoded; the others come from the bank
+            "backward_percent": 100.0,  # q: share of them that take a gradient
             "ranking_weight": 1.0,  # 0: the encoder alone, on SQDC
             "ranking_gradient": True,  # whether the click's gradient reaches the encoder
             "history_gradient": True,  # whether it does through history slots whose items are encoded in this step
@@ -75,22 +75,22 @@ def get_config(arg: str = ""):
 
 
 def id_only(config):
-    """The ranker on IDs alone, with the short history."""
+    """The ranker on IDs alone; it reads as long a history as LEMUR."""
     plain = base.id_only(base.ranking())
     plain.model.backbone_settings = config.model.backbone_settings
     plain.data, plain.train = config.data, config.train
-    plain.data.history_length = config.model.short_history
     plain.data.features = ()
     return plain
 
 
 def contrast_only(config):
-    """The first of two stages: the encoder on SQDC alone; what the last step has is kept."""
+    """The first of two stages: the encoder on SQDC alone, with LEMUR's budget.
+
+    The step that is kept is the one whose T s(q, d) orders validation best within users.
+    """
     config.model.ranking_weight = 0.0
     config.model.sqdc.weight = 1.0
-    config.train.epochs = 5.0
-    config.train.eval_every = 0
-    config.train.patience = 0
+    config.eval.metric = "gauc"
     return config
 
 

@@ -127,24 +127,29 @@ def query_document_contrastive(
     query: jax.Array,
     document: jax.Array,
     anchor: jax.Array,
-    group: jax.Array,
+    item: jax.Array,
+    group: jax.Array | None,
     mask: jax.Array,
     *,
     scale: float | jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns LEMUR's session-masked query-to-document contrast (SQDC) of a batch's rows, and how often it is right.
+    """Returns LEMUR's session-masked query-to-document contrast (SQDC), and how often it is right.
 
-    With s the cosine similarity, T the scale (an inverse temperature), y_i the click and g_i the query or session of row i:
+    With s the cosine similarity, T the scale (an inverse temperature), y_i the click, k_i the item
+    whose document d_i is, and g_i the query or session of row i:
 
         L_SQDC = -1/n sum_{i: y_i = 1} log( exp(T s(q_i, d_i)) / sum_j A_ij exp(T s(q_i, d_j)) )
-        A_ij = 0 if i != j and g_i = g_j, else 1
+        A_ij = 0 if i != j and (g_i = g_j or k_i = k_j), else 1
 
-    The paper sums where this takes the mean over the n anchors, so that lambda does not depend on the batch size.
+    The paper sums where this takes the mean over the n anchors, so that lambda does not depend on
+    the batch size. Its A masks groups alone; where popular items are shown to several queries of a
+    batch, the document that was clicked would be a negative of itself.
 
     Args:
       query: [B, D] float.
       document: [B, D] float, of the row's candidate.
       anchor: [B] bool, the clicked rows.
+      item: [B] i32, of the row's candidate; rows of one item are no negatives of each other.
       group: [B] i32, rows of one group are no negatives of each other; None: all are.
       mask: [B] bool, rows that take part at all.
       scale: T.
@@ -154,15 +159,14 @@ def query_document_contrastive(
       aux: {"sqdc_accuracy": [] f32}, the share of anchors nearer to their document than to each negative; NaN without any.
     """
     rows = len(query)
-    if query.ndim != 2 or document.shape != query.shape or anchor.shape != (rows,) or mask.shape != (rows,):
-        raise ValueError(
-            f"want [B, D], [B, D], [B], [B]; got {query.shape}, {document.shape}, {anchor.shape}, {mask.shape}"
-        )
+    shapes = [x.shape for x in (query, document, anchor, item, mask)]
+    if query.ndim != 2 or shapes != [query.shape] * 2 + [(rows,)] * 3:
+        raise ValueError(f"want [B, D], [B, D], [B], [B], [B]; got {shapes}")
     logits = scale * jnp.einsum(
         "id,jd->ij", _unit(query, mask), _unit(document, mask), precision=jax.lax.Precision.HIGHEST
     )
     itself = jnp.eye(rows, dtype=bool)
-    valid = jnp.broadcast_to(mask, (rows, rows))
+    valid = mask & (item[:, None] != item)
     if group is not None:
         valid &= group[:, None] != group
     loss, hit = _contrast(logits, jnp.diagonal(logits), valid | itself)

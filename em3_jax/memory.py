@@ -7,6 +7,8 @@ is cut by rows over the devices of a mesh in the same way.
 Letters: V rows of the bank, D width, S distinct items of a step, C of them that may be encoded, P that are.
 """
 
+import math
+from fractions import Fraction
 from typing import NamedTuple
 
 import jax
@@ -93,6 +95,21 @@ def write(bank: Bank, item_id: jax.Array, stored: Stored, writes: Writes, step: 
     }
 
 
+def first_places(item_id: jax.Array, mask: jax.Array) -> jax.Array:
+    """[C] i32: of each row, the first unmasked row with the same item: itself, unless shards name an item apart.
+
+    Args:
+      item_id: [C] i32.
+      mask: [C] bool; of masked rows the result means nothing.
+    """
+    number = jnp.arange(len(item_id))
+    order = jnp.lexsort((number, item_id, ~mask))
+    item, valid = item_id[order], mask[order]
+    begins = jnp.concatenate([jnp.ones(1, bool), (item[1:] != item[:-1]) | (valid[1:] != valid[:-1])])
+    first = order[jax.lax.cummax(jnp.where(begins, number, 0))]
+    return jnp.zeros_like(number).at[order].set(first, unique_indices=True)
+
+
 def rank(stored: Stored, position: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
     """[C] i32: the rows that may be encoded, in the order in which they should be: never written ones first, then by chance, the
     rarer an item the more likely, so that frequent ones are refreshed too. Padding comes last.
@@ -108,3 +125,41 @@ def rank(stored: Stored, position: jax.Array, mask: jax.Array, key: jax.Array) -
     waiting = jax.random.exponential(key, position.shape) * jnp.maximum(stored.uses[position], 1)
     waiting = jnp.where(stored.present[position], waiting, -1.0)
     return jnp.argsort(jnp.where(mask, waiting, jnp.inf))
+
+
+class Sample(NamedTuple):
+    """Which of C rows are encoded. P and Q follow C, the masks the rows that are real.
+
+    Attributes:
+      trained, trained_mask: [Q] i32, bool; rows that take a gradient.
+      held, held_mask: [P - Q] i32, bool; rows that are encoded without one.
+    """
+
+    trained: jax.Array
+    trained_mask: jax.Array
+    held: jax.Array
+    held_mask: jax.Array
+
+
+def sample(order: jax.Array, count: jax.Array, forward_percent: float, backward_percent: float) -> Sample:
+    """The first ceil(p n) rows of an order, of which the first ceil(q n) take a gradient.
+
+    Args:
+      order: [C] i32 rows, see `rank`.
+      count: [] i32, n of them are real, the first ones.
+      forward_percent, backward_percent: p >= q, in percent.
+    """
+    sizes = len(order)
+    forward, backward = (
+        [math.ceil(Fraction(str(percent)) * n / 100) for n in range(sizes + 1)]
+        for percent in (forward_percent, backward_percent)
+    )
+    most_held = max(p - q for p, q in zip(forward, backward, strict=True))
+    trained, encoded = jnp.asarray(backward)[count], jnp.asarray(forward)[count]
+    padded = jnp.pad(order, (0, most_held))
+    return Sample(
+        order[: backward[-1]],
+        jnp.arange(backward[-1]) < trained,
+        jax.lax.dynamic_slice_in_dim(padded, trained, most_held),
+        jnp.arange(most_held) < encoded - trained,
+    )

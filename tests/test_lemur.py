@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs import lemur as lemur_config
-from em3_jax import losses, memory, metrics, rng, trees
+from em3_jax import memory, metrics, rng, trees
+from em3_jax.data import shards
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.models.encoders.bert import Layer
 from em3_jax.models.encoders.fields import VectorLayout
@@ -171,18 +172,98 @@ def test_a_layer_that_is_read_at_its_first_token_gives_what_the_whole_layer_has_
     close(*(dict(enumerate(jax.tree.leaves(one))) for one in both), rtol=1e-4)
 
 
-def test_sampling_everything_is_no_sampling_and_half_of_it_reads_the_rest_from_the_bank(tiny, batches):
-    full, half = Prepared(tiny, batches), Prepared(tiny, batches, forward_percent=50.0, backward_percent=25.0)
+@pytest.fixture(scope="module")
+def full(tiny, batches):
+    """The task that encodes all candidates, whose parameters serve others too."""
+    return Prepared(tiny, batches)
+
+
+def sampled(full, tiny, p: float, q: float):
+    """The task of `full` with p and q."""
+    return lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(forward_percent=p, backward_percent=q))
+
+
+def test_what_is_not_sampled_is_read_from_the_bank(full, tiny):
     batch, bank = full.make("candidates"), full.bank_of_all()
     value, aux = full.loss(full.params, batch, bank)
     assert int(aux["encoded_items"]) == batch["encode_mask"].sum()
-    half_value, half_aux = half.loss(half.params, batch, bank)
-    assert int(half_aux["encoded_items"]) == -(-len(batch["encode_mask"]) // 2)  # real items come before padding
+    half = jax.jit(sampled(full, tiny, 50.0, 25.0).loss)
+    half_value = half(full.params, full.inputs(batch, bank), jax.random.key(0), jnp.int32(3))[0]
     np.testing.assert_allclose(half_value, value, rtol=1e-5)  # the bank holds just what the encoder gives
-    only_forward = Prepared(tiny, batches, backward_percent=0.0)
-    gradient = only_forward.gradients(batch, bank)[1]
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient["encoder"]))
-    assert any(np.any(leaf) for leaf in jax.tree.leaves(half.gradients(batch, bank)[1]["encoder"]))
+
+
+@pytest.mark.parametrize("p,q", [(20.0, 20.0), (50.0, 25.0), (33.3, 0.0)])
+def test_p_and_q_are_shares_of_the_distinct_candidates_however_long_their_padded_block(full, tiny, p, q):
+    """Counted by the gradient of each item's content, on batches of 2 distinct candidates and more."""
+    task, bank = sampled(full, tiny, p, q), full.bank_of_all()
+    whole = full.make("candidates")  # one shape for all: of the block of candidates, more and more are real
+    # What has no content has no gradient to show.
+    constants = {name: (tokens, jnp.ones_like(mask)) for name, (tokens, mask) in full.constants.items()}
+
+    @jax.jit
+    def trace(batch):
+        inputs = task.inputs(full.rows, constants, batch | {"stored": memory.read(bank, batch["item_id"])})
+
+        def loss(tokens):
+            return task.loss(full.params, inputs._replace(tokens=tokens), jax.random.key(0), jnp.int32(3))
+
+        gradient, aux = jax.grad(loss, has_aux=True)(inputs.tokens)
+        moved = sum(jnp.abs(leaf).sum(axis=(1, 2)) for leaf in gradient.values()) > 0
+        return moved.sum(), aux["encoded_items"], aux["writes"]
+
+    sizes = range(2, int(whole["encode_mask"].sum()) + 1)
+    for real in sizes:
+        mask = np.arange(len(whole["encode_mask"])) < real
+        moved, encoded, writes = trace(jax.tree.map(jnp.asarray, whole | {"encode_mask": mask}))
+        share = [-(-real * round(percent * 10) // 1000) for percent in (q, p)]
+        assert [int(moved), int(encoded)] == share, real
+        assert not np.any(np.asarray(writes.encoded) & ~mask)
+    assert len(sizes) > 5
+
+
+def test_an_item_that_two_shards_name_is_sampled_once_and_fresh_in_both(full, tiny):
+    """Two shards with the same rows, side by side."""
+    one = full.make("candidates")
+    whole, real = shards.side_by_side([one, one], 0), int(one["encode_mask"].sum())
+    batch = jax.tree.map(jnp.asarray, whole) | {"stored": memory.read(full.bank_of_all(), whole["item_id"])}
+    task = sampled(full, tiny, 50.0, 20.0)
+    inputs = task.inputs(jnp.concatenate([full.rows, full.rows]), full.constants, batch)
+    aux = jax.jit(task.loss)(full.params, inputs, jax.random.key(0), jnp.int32(3))[1]
+    writes = jax.tree.map(np.asarray, aux["writes"])
+    assert int(aux["encoded_items"]) == -(-real // 2)
+    for array in (writes.vector, writes.encoded):
+        np.testing.assert_array_equal(*np.split(array, 2))
+    assert writes.encoded.sum() == 2 * int(aux["encoded_items"]) and writes.vector[writes.encoded].any()
+
+
+def test_an_item_that_two_shards_name_counts_once_in_cic(tiny, batches):
+    cic = lemur_config.get_config().model.cic.to_dict() | {"weight": 0.1, "width": 4, "negatives": 0}
+    prepared = Prepared(tiny, batches, cic=cic)
+    one, bank = prepared.make("candidates"), memory.init(prepared.items, 6)
+    both = shards.side_by_side([one, one], 0)
+    rows = jnp.concatenate([prepared.rows, prepared.rows])
+    alone, twice = (
+        prepared.task.loss(prepared.params, prepared.inputs(batch, bank, rows), jax.random.key(0), jnp.int32(3))[1]
+        for batch in (one, both)
+    )
+    assert float(alone["cic_loss"]) > 0.1
+    np.testing.assert_allclose(twice["cic_loss"], alone["cic_loss"], rtol=1e-5)
+
+
+def test_what_the_encoder_costs_follows_p_and_q(full, tiny):
+    batch = full.make("candidates")
+    inputs = full.inputs(batch, full.bank_of_all())
+
+    def flops(layers: int, percent: float) -> float:
+        encoder = settings()["encoder"] | {"layers": layers}
+        shares = {"forward_percent": percent, "backward_percent": percent}
+        task = lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(encoder=encoder, **shares))
+        params = jax.eval_shape(task.init, jax.random.key(0), inputs)
+        loss = lambda params, inputs: task.loss(params, inputs, jax.random.key(0), jnp.int32(0))[0]  # noqa: E731
+        return jax.jit(jax.grad(loss)).lower(params, inputs).cost_analysis()["flops"]
+
+    everything, quarter = (flops(3, percent) - flops(1, percent) for percent in (100.0, 25.0))
+    assert 0 < quarter < 0.27 * everything
 
 
 def test_the_cost_of_the_encoder_does_not_depend_on_the_history(tiny):
@@ -216,39 +297,30 @@ def test_the_cost_of_the_encoder_does_not_depend_on_the_history(tiny):
     assert flops(1000, 1) > flops(50, 1)  # the history modules do pay
 
 
-def reference_sqdc(query, document, anchor, group, mask, scale):
-    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
-    query, document, total, count = unit(query.astype(np.float64)), unit(document.astype(np.float64)), 0.0, 0
-    for i in np.flatnonzero(anchor & mask):
-        terms = [
-            np.exp(scale * query[i] @ document[j])
-            for j in range(len(query))
-            if mask[j] and (i == j or group is None or group[i] != group[j])
-        ]
-        total -= np.log(np.exp(scale * query[i] @ document[i]) / np.sum(terms))
-        count += 1
-    return total / count
+def test_the_task_tells_sqdc_which_rows_show_the_same_item(tiny, batches):
+    """The batch's clicks all turned to one candidate: nothing is left to contrast."""
+    prepared = Prepared(tiny, batches, sqdc={"weight": 1.0, "scale": 10.0, "mask_group": False})
+    batch, bank = prepared.make("candidates"), prepared.bank_of_all()
+    assert float(prepared.loss(prepared.params, batch, bank)[1]["sqdc_loss"]) > 0.1
+    one = batch | {"item_position": np.full_like(batch["item_position"], batch["item_position"][0])}
+    np.testing.assert_allclose(prepared.loss(prepared.params, one, bank)[1]["sqdc_loss"], 0.0, atol=1e-6)
 
 
-@pytest.mark.parametrize("masked", [True, False])
-def test_sqdc_is_its_formula(masked):
-    random = np.random.default_rng(0)
-    query, document = random.normal(size=(2, 12, 5)).astype(np.float32)
-    anchor, mask = random.random(12) < 0.5, random.random(12) < 0.8
-    group = random.integers(0, 4, 12) if masked else None
-    value, aux = losses.query_document_contrastive(query, document, anchor, group, mask, scale=20.0)
-    np.testing.assert_allclose(value, reference_sqdc(query, document, anchor, group, mask, 20.0), rtol=1e-5)
-    assert 0 <= float(aux["sqdc_accuracy"]) <= 1
-
-
-def test_sqdc_without_an_anchor_is_zero_and_masked_rows_may_hold_anything():
-    none = jnp.zeros(4, bool)
-    query, document = jnp.ones((4, 3)).at[3].set(jnp.nan), jnp.ones((4, 3))
-    value, aux = losses.query_document_contrastive(query, document, none, None, jnp.ones(4, bool), scale=1.0)
-    assert float(value) == 0 and np.isnan(aux["sqdc_accuracy"])
-    mask = jnp.asarray([True, True, True, False])
-    gradient = jax.grad(lambda q: losses.query_document_contrastive(q, document, mask, None, mask, scale=1.0)[0])(query)
-    assert np.isfinite(gradient).all()
+def test_an_encoder_that_trains_on_sqdc_alone_is_scored_by_what_sqdc_orders_by(tiny, batches):
+    prepared = Prepared(tiny, batches, ranking_weight=0.0)
+    batch, bank = prepared.make("candidates"), prepared.bank_of_all()
+    scores = lambda params: np.asarray(prepared.task.predict(params, prepared.inputs(batch, bank)))  # noqa: E731
+    moved = dict(prepared.params) | {"model": dict(prepared.params["model"])}
+    moved["model"]["backbone"] = jax.tree.map(lambda leaf: leaf + 1.0, moved["model"]["backbone"])
+    np.testing.assert_array_equal(scores(moved), scores(prepared.params))  # the ranker has no say
+    scale = lemur_config.get_config().model.sqdc.scale
+    assert np.abs(scores(prepared.params)).max() <= scale * (1 + 1e-5) and np.ptp(scores(prepared.params)) > 1e-3
+    # The positives that the loss draws near score higher afterwards, beside the others.
+    step = lambda params: prepared.gradients(batch, bank)[1]  # noqa: E731
+    trained = jax.tree.map(lambda leaf, g: leaf - 0.05 * g, prepared.params, step(prepared.params))
+    clicked = batch["label"] > 0
+    margin = lambda score: score[clicked].mean() - score[~clicked].mean()  # noqa: E731
+    assert margin(scores(trained)) > margin(scores(prepared.params))
 
 
 def test_the_decoder_is_its_formula_and_similarities_are_sorted():
@@ -289,6 +361,7 @@ def test_the_decoder_is_its_formula_and_similarities_are_sorted():
         ({"encode": "some"}, "config.model.encode 'some' is unknown"),
         ({"history_modules": ("longer",)}, "did you mean 'long'"),
         ({"forward_percent": 20.0}, "backward_percent=100.0; give 0 <= backward_percent"),
+        ({"ranking_weight": 0.0, "sqdc": {"weight": 0.0, "scale": 1.0, "mask_group": True}}, "both 0; give one"),
         ({"encoder": {"width": 8, "layers": 0, "heads": 2, "mlp_width": 8, "output": 6}}, "layers=0; give 1 or more"),
         ({"encoder": {"width": 10, "layers": 1, "heads": 4, "mlp_width": 8, "output": 6}}, "4 heads do not divide"),
     ],

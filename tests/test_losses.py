@@ -279,3 +279,52 @@ def test_cic_rejects_wrong_shapes_and_a_draw_without_key():
         losses.content_id_contrastive(content, ids, mask, temperature=TEMPERATURE, negatives=2)
     with pytest.raises(ValueError, match="cannot draw"):
         losses.in_batch_negatives(mask, 9, jax.random.key(0))
+
+
+def reference_sqdc(query, document, anchor, item, group, mask, scale):
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    query, document, total, count = unit(query.astype(np.float64)), unit(document.astype(np.float64)), 0.0, 0
+    for i in np.flatnonzero(anchor & mask):
+        terms = [
+            np.exp(scale * query[i] @ document[j])
+            for j in range(len(query))
+            if i == j or (mask[j] and item[i] != item[j] and (group is None or group[i] != group[j]))
+        ]
+        total -= np.log(np.exp(scale * query[i] @ document[i]) / np.sum(terms))
+        count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_sqdc_is_its_formula(masked):
+    """On a batch that shows the same documents to several queries."""
+    random = np.random.default_rng(0)
+    query, of_item = random.normal(size=(2, 12, 5)).astype(np.float32)
+    item = random.integers(0, 5, 12).astype(np.int32)
+    document, anchor, mask = of_item[item], random.random(12) < 0.5, random.random(12) < 0.8
+    group = random.integers(0, 4, 12) if masked else None
+    value, aux = losses.query_document_contrastive(query, document, anchor, item, group, mask, scale=20.0)
+    reference = lambda item: reference_sqdc(query, document, anchor, item, group, mask, 20.0)  # noqa: E731
+    np.testing.assert_allclose(value, reference(item), rtol=1e-5)
+    assert reference(np.arange(12)) > reference(item)  # repeats would have been negatives of themselves
+    assert 0 <= float(aux["sqdc_accuracy"]) <= 1
+
+
+def test_a_document_is_no_negative_of_itself_however_often_it_is_shown():
+    """Queries that point at their documents: all anchors are right, and the loss is that of each document once."""
+    document = jnp.eye(3)[jnp.asarray([0, 1, 0, 0, 2])]
+    item, every = jnp.asarray([7, 8, 7, 7, 9]), jnp.ones(5, bool)
+    value, aux = losses.query_document_contrastive(document, document, every, item, None, every, scale=2.0)
+    others = np.array([2, 4, 2, 2, 4])
+    np.testing.assert_allclose(value, np.mean(np.log1p(others * np.exp(-2.0))), rtol=1e-5)
+    assert float(aux["sqdc_accuracy"]) == 1
+
+
+def test_sqdc_without_an_anchor_is_zero_and_masked_rows_may_hold_anything():
+    none, item = jnp.zeros(4, bool), jnp.arange(4)
+    query, document = jnp.ones((4, 3)).at[3].set(jnp.nan), jnp.ones((4, 3))
+    value, aux = losses.query_document_contrastive(query, document, none, item, None, jnp.ones(4, bool), scale=1.0)
+    assert float(value) == 0 and np.isnan(aux["sqdc_accuracy"])
+    mask = jnp.asarray([True, True, True, False])
+    loss = lambda q: losses.query_document_contrastive(q, document, mask, item, None, mask, scale=1.0)[0]  # noqa: E731
+    assert np.isfinite(jax.grad(loss)(query)).all()

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from em3_jax import memory
 
@@ -90,3 +91,22 @@ def test_rows_of_several_shards_may_name_an_item_twice():
     after = memory.write(bank, items, memory.read(bank, items), writes, jnp.int32(9))
     assert int(after["uses"][3]) == int(bank["uses"][3]) + 1
     np.testing.assert_array_equal(after["vector"][3], fresh[0])
+
+
+def test_the_first_place_of_an_item_that_several_shards_name():
+    item, mask = jnp.asarray([5, 9, 5, 2, 9, 5, 7, 7]), jnp.asarray([True, True, True, True, True, True, False, True])
+    first = np.asarray(memory.first_places(item, mask))
+    assert first[np.asarray(mask)].tolist() == [0, 1, 0, 3, 1, 0, 7]
+
+
+@pytest.mark.parametrize("p,q", [(100.0, 100.0), (20.0, 20.0), (60.0, 7.0), (12.5, 0.0), (33.3, 11.1)])
+def test_a_sample_has_its_share_of_the_real_rows(p, q):
+    order = jnp.asarray(np.random.default_rng(0).permutation(37))
+    for count in range(38):
+        drawn = jax.tree.map(np.asarray, memory.sample(order, jnp.int32(count), p, q))
+        trained, held = drawn.trained[drawn.trained_mask], drawn.held[drawn.held_mask]
+        forward, backward = (-(-count * round(10 * percent) // 1000) for percent in (p, q))
+        assert np.concatenate([trained, held]).tolist() == order[:forward].tolist()
+        assert len(trained) == backward
+    # Static sizes are those of the whole block, and no more than one beyond.
+    assert len(drawn.trained) == backward and forward <= len(drawn.trained) + len(drawn.held) <= forward + 1

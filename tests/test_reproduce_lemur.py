@@ -61,6 +61,19 @@ def test_every_row_has_a_run_that_builds(planted, tmp_path):
         assert experiment.build(job.config, lambda rows, size: 1).headline
 
 
+@pytest.mark.parametrize("file", ["lemur.py", "lemur_movielens.py"])
+def test_all_runs_have_the_same_budget_and_the_first_stage_is_chosen_by_what_it_trains(file):
+    config = str(ROOT / "configs" / file)
+    whole = runs.settings(config, "", {})
+    budget = ("epochs", "eval_every", "patience")
+    for variant in ("id_only", "contrast_only", "frozen"):
+        other = runs.settings(config, variant, {})
+        assert [other.train[name] for name in budget] == [whole.train[name] for name in budget], variant
+        assert other.data.history_length == whole.data.history_length > whole.model.short_history, variant
+    first = runs.settings(config, "contrast_only", {})
+    assert (first.model.ranking_weight, first.eval.metric) == (0.0, "gauc")
+
+
 def test_some_rows_bring_the_runs_they_need():
     assert set(lemur.table(("two_stage",)).runs) == {"id_only", "contrast_only", "two_stage"}
     with pytest.raises(UserError, match="--models lemurr: no such row; did you mean 'lemur'"):

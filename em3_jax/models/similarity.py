@@ -4,6 +4,18 @@ import jax
 import jax.numpy as jnp
 
 
+def unit(x: jax.Array) -> jax.Array:
+    """Rows of `x` [*, D] at length 1; zero rows stay zero, with gradient 0."""
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    nonzero = squared > 1e-12
+    return jnp.where(nonzero, x * jax.lax.rsqrt(jnp.where(nonzero, squared, 1.0)), 0.0)
+
+
+def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
+    """[*] cosine of the rows of x and y [*, D]."""
+    return jnp.sum(unit(x) * unit(y), axis=-1)
+
+
 def item_vectors(tokens: jax.Array, tokens_mask: jax.Array) -> jax.Array:
     """[S, E] what items are compared by: the direction of the sum of their valid tokens; zeros without any.
 

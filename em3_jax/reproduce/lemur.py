@@ -63,6 +63,8 @@ def table(only: tuple[str, ...] = ()) -> Table:
     runs = [run for run in runs if run.name in needed]
     notes = (
         "FLOPs and temporary memory are those of the compiled training step; time is the median of the run's log windows. "
-        "p: share of the distinct candidates that are encoded in a step, q: that take a gradient.",
+        "p: share of the distinct candidates that are encoded in a step, q: that take a gradient. "
+        "All runs may take as many epochs, with the same patience, and read histories of the same length; the "
+        "first of two stages keeps the step whose T s(q, d) orders validation best within users (GAUC).",
     )
     return Table("lemur", "LEMUR", (Group("", tuple(rows)),), {run.name: run for run in runs}, notes, metric="gauc")

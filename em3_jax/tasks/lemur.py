@@ -3,7 +3,6 @@
 L = L_ranking + lambda L_SQDC (+ alpha L_CIC, which LEMUR found to be of no use once the encoder trains jointly).
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from em3_jax.encoding import RawEncoder
 from em3_jax.fields import Fields
 from em3_jax.models.encoders.fields import EncoderSettings, FieldEncoder, TextLayout
 from em3_jax.models.lemur import HISTORY_MODULES, Lemur, Representations
+from em3_jax.models.similarity import cosine
 from em3_jax.tasks import CONTENT, Inputs, Task, gathered, standardise
 from em3_jax.tasks.ranking import contrast_with_ids
 from em3_jax.types import UserError
@@ -72,9 +72,12 @@ def lemur(
       encoder: settings of `EncoderSettings`.
       encode: "candidates": histories come from the bank; "all": every distinct item is encoded in each step, the bank unused
         but for what it reports (what the bank saves; for comparison).
-      forward_percent: p, of the items to encode, how many are; the others are read from the bank.
-      backward_percent: q <= p, how many of them take a gradient.
-      ranking_weight: of the ranking loss; 0 trains the encoder on SQDC alone, the first of two stages.
+      forward_percent: p, of the n distinct items to encode, ceil(p n) are; the others are read from
+        the bank.
+      backward_percent: q <= p; ceil(q n) of them take a gradient.
+      ranking_weight: of the ranking loss; 0 trains the encoder on SQDC alone, the first of two
+        stages. Then the scores are what SQDC orders documents by, T s(q, d): the ranker has learnt
+        nothing that could choose a step.
       ranking_gradient: False cuts the ranking loss off from the encoder, which then learns from SQDC alone.
       history_gradient: whether the gradient reaches the encoder through those history slots, too, whose items are encoded in
         this step; histories see the fresh representation either way.
@@ -98,6 +101,8 @@ def lemur(
     if sizes.layers < 1:
         raise UserError(f"config.model.encoder.layers={sizes.layers}; give 1 or more, or no token reads another")
     contrast = config.call(Sqdc, sqdc, "config.model.sqdc")
+    if not ranking_weight and not contrast.weight:
+        raise UserError("config.model: ranking_weight and sqdc.weight are both 0; give one of them a weight")
     cic_part = config.call(contrast_with_ids, cic, "config.model.cic", fields=fields)
     field_encoder = FieldEncoder(sizes, tuple(layouts.items()))
     asked = config.call(Query, query, "config.model.query")
@@ -144,24 +149,27 @@ def lemur(
         """What the encoder makes of the items; of all of them without a key."""
         batch = inputs.batch
         position, mask = batch["encode_position"], batch["encode_mask"]
-        count = len(position)
-        forward, backward = (math.ceil(count * percent / 100) for percent in (forward_percent, backward_percent))
-        if key is None:
-            forward, backward = count, 0
-        if backward == count:
-            vector = encoded(params, inputs.tokens, inputs.tokens_mask)
-            return memory.Writes(position, mask, vector, mask)
-        order = memory.rank(batch["stored"], position, mask, key) if key is not None else jnp.arange(count)
-
-        def some(params, chosen: jax.Array) -> jax.Array:
-            take = lambda array: jnp.take(array, chosen, axis=0)  # noqa: E731
-            return encoded(params, *jax.tree.map(take, (inputs.tokens, inputs.tokens_mask)))
-
-        groups = [(params, order[:backward]), (jax.lax.stop_gradient(params), order[backward:forward])]
-        found = jnp.concatenate([some(*group) for group in groups if len(group[1])])
-        chosen = order[:forward]
-        vector = jnp.zeros((count, found.shape[1]), found.dtype).at[chosen].set(found, unique_indices=True)
-        return memory.Writes(position, mask, vector, mask & jnp.zeros(count, bool).at[chosen].set(True))
+        content = (inputs.tokens, inputs.tokens_mask)
+        if key is None or backward_percent == 100:
+            return memory.Writes(position, mask, encoded(params, *content), mask)
+        first = memory.first_places(batch["item_id"][position], mask)
+        distinct = mask & (first == jnp.arange(len(first)))
+        order = memory.rank(batch["stored"], position, distinct, key)
+        sample = memory.sample(order, distinct.sum(), forward_percent, backward_percent)
+        some = lambda params, content, rows: encoded(  # noqa: E731
+            params, *jax.tree.map(lambda array: jnp.take(array, rows, axis=0), content)
+        )
+        found, rows = [], []
+        if len(sample.trained):
+            found.append(some(params, content, sample.trained))
+            rows.append(jnp.where(sample.trained_mask, sample.trained, len(order)))
+        if len(sample.held):
+            found.append(some(*jax.lax.stop_gradient((params, content)), sample.held))
+            rows.append(jnp.where(sample.held_mask, sample.held, len(order)))
+        found, rows = jnp.concatenate(found), jnp.concatenate(rows)  # a masked row is len(order), and dropped
+        vector = jnp.zeros((len(order), found.shape[1]), found.dtype).at[rows].set(found, mode="drop")
+        is_encoded = jnp.zeros(len(order), bool).at[rows].set(True, mode="drop")
+        return memory.Writes(position, mask, vector[first], mask & is_encoded[first])
 
     def represented(writes: memory.Writes, batch) -> Representations:
         """The fresh representations in the place of the stored ones, in histories too."""
@@ -174,6 +182,10 @@ def lemur(
     def scored(params, inputs: Inputs, items: Representations, **options):
         query = query_of(params, inputs.batch)
         return model.apply({"params": params["model"]}, inputs.rows, items, query, inputs.batch, **options)
+
+    def final_score(params, inputs: Inputs, items: Representations) -> jax.Array:
+        logit, out = scored(params, inputs, items, train=False)
+        return logit if ranking_weight else contrast.scale * cosine(out["query"], out["document"])
 
     def init(key: jax.Array, inputs: Inputs):
         keys = jax.random.split(key, 4)
@@ -216,14 +228,16 @@ def lemur(
                 out["query"],
                 document,
                 batch["label"] > 0,
+                batch["item_id"][batch["item_position"]],
                 batch["group"] if contrast.mask_group else None,
                 takes_part,
                 scale=contrast.scale,
             )
             aux |= {"sqdc_loss": value} | accuracy
             total = total + contrast.weight * value
+        once = _once(writes, batch)
         if cic_part.weight:
-            counted = jnp.zeros_like(batch["item_mask"]).at[writes.position].max(writes.encoded)
+            counted = jnp.zeros_like(batch["item_mask"]).at[writes.position].max(once)
             some = inputs._replace(batch=batch | {"item_mask": counted}, tokens_mask={"": counted[:, None]})
             value, accuracy = cic_part.loss(
                 params["cic"], some, out | {"content": items.candidate}, rng.stream(key, "negatives", step)
@@ -231,14 +245,14 @@ def lemur(
             aux |= {"cic_loss": value, "cic_accuracy": accuracy}
             total = total + cic_part.weight * value
         writes = jax.lax.stop_gradient(writes)
-        return total, aux | _staleness(stored, writes, batch, step) | {"writes": writes}
+        return total, aux | _staleness(stored, writes, once, batch, step) | {"writes": writes}
 
     def predict(params, inputs: Inputs) -> jax.Array:
         items = represented(fresh(params, inputs, None), inputs.batch)
         if encode == "candidates":  # what a history reads must not depend on the other candidates of the batch
             stored: memory.Stored = inputs.batch["stored"]
             items = items._replace(history=stored.vector, history_present=stored.present)
-        return scored(params, inputs, items, train=False)[0]
+        return final_score(params, inputs, items)
 
     def lookup(params, inputs: Inputs) -> dict[str, jax.Array]:
         stored: memory.Stored = inputs.batch["stored"]
@@ -250,7 +264,7 @@ def lemur(
         known = inputs.tokens
         present = jnp.ones(known["bank"].shape[0], bool)
         items = Representations(known[CONTENT], known["bank"], present, known["written"][:, 0] > 0)
-        return scored(params, inputs, items, train=False)[0]
+        return final_score(params, inputs, items)
 
     # Without the words of a query nothing can be scored, and services pass ids.
     can_be_served = encode == "candidates" and query_encoder is None
@@ -258,11 +272,20 @@ def lemur(
     return Task(init, total_loss, predict, None, dict.fromkeys(raw), inputs_of, *served)
 
 
-def _staleness(stored: memory.Stored, writes: memory.Writes, batch, step: jax.Array) -> dict[str, jax.Array]:
-    """How old what histories read is, in steps, and the cosine of stored and fresh representations of what was encoded now."""
+def _once(writes: memory.Writes, batch) -> jax.Array:
+    """[C] bool, the encoded rows, an item that several shards name at one of them."""
+    first = memory.first_places(batch["item_id"][writes.position], writes.encoded)
+    return writes.encoded & (first == jnp.arange(len(first)))
+
+
+def _staleness(
+    stored: memory.Stored, writes: memory.Writes, once: jax.Array, batch, step: jax.Array
+) -> dict[str, jax.Array]:
+    """How old what histories read is, in steps; the cosine of stored and fresh representations of
+    what was encoded now; and how many items that were, each `once`."""
     slots = batch["history_mask"] & jnp.take(stored.present, batch["history_position"])
     age = jnp.where(slots, step - jnp.take(stored.written, batch["history_position"]), 0)
-    again = writes.encoded & stored.present[writes.position]
+    again = once & stored.present[writes.position]
     old = stored.vector[writes.position]
     norm = jnp.linalg.norm(old, axis=1) * jnp.linalg.norm(writes.vector, axis=1)
     cosine = jnp.sum(old * writes.vector, axis=1) / jnp.maximum(norm, 1e-12)
@@ -270,5 +293,5 @@ def _staleness(stored: memory.Stored, writes: memory.Writes, batch, step: jax.Ar
     return {
         "staleness_steps": age.sum() / jnp.maximum(slots.sum(), 1),
         "staleness_cosine": jnp.where(count > 0, jnp.where(again, cosine, 0.0).sum() / jnp.maximum(count, 1), jnp.nan),
-        "encoded_items": writes.encoded.sum().astype(jnp.float32),
+        "encoded_items": once.sum().astype(jnp.float32),
     }

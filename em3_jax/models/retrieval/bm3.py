@@ -5,8 +5,9 @@ import jax
 
 from em3_jax.models.dropout import Dropout
 from em3_jax.models.retrieval import Graphs
-from em3_jax.models.retrieval.common import Projections, cosine, need_features, squares, xavier
+from em3_jax.models.retrieval.common import Projections, need_features, squares, xavier
 from em3_jax.models.retrieval.propagation import layer_mean
+from em3_jax.models.similarity import cosine
 
 
 class BM3(nn.Module):

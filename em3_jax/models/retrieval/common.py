@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from em3_jax import losses
 from em3_jax.models.lora import product
+from em3_jax.models.similarity import unit
 from em3_jax.types import UserError
 
 xavier = nn.initializers.xavier_uniform()
@@ -31,18 +32,6 @@ def rows_of(items: jax.Array, positive: jax.Array, negative: jax.Array) -> tuple
 def squares(*rows: jax.Array) -> jax.Array:
     """[] the squared L2 norms of the batch's vectors, [B, D] each, summed over vectors, mean over the batch."""
     return sum(jnp.sum(x * x) for x in rows) / len(rows[0])
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Rows of `x` [*, D] at length 1; zero rows stay zero, with gradient 0."""
-    squared = jnp.sum(x * x, axis=-1, keepdims=True)
-    nonzero = squared > 1e-12
-    return jnp.where(nonzero, x * jax.lax.rsqrt(jnp.where(nonzero, squared, 1.0)), 0.0)
-
-
-def cosine(x: jax.Array, y: jax.Array) -> jax.Array:
-    """[*] cosine of the rows of x and y [*, D]."""
-    return jnp.sum(unit(x) * unit(y), axis=-1)
 
 
 class Projections(nn.Module):

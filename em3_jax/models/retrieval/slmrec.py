@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax.models.retrieval import Graphs
-from em3_jax.models.retrieval.common import Projections, need_features, unit, xavier
+from em3_jax.models.retrieval.common import Projections, need_features, xavier
 from em3_jax.models.retrieval.propagation import layer_mean
+from em3_jax.models.similarity import unit
 
 
 def info_nce(query: jax.Array, key: jax.Array, temperature: float) -> jax.Array:
