@@ -1,20 +1,31 @@
 """Original ids -> rows, vectorised: a hash table in two arrays that can be memory-mapped.
 
-An id is a row of 64-bit words: an integer is one, a text its UTF-8 bytes, padded with zeros. Open addressing with linear
-probing at a load of at most one half, so that an id costs about two random reads, however many there are.
+An id is a row of 64-bit words: an integer is one, a text its UTF-8 bytes, padded with zeros. Open
+addressing with linear probing at a load of at most one half, so that an id costs about two random
+reads, however many there are.
+
+Ids are found by their canonical form (`values.canonical`): 5, 5.0, "5" and "5.0" are the same one,
+whichever of them is asked for and whichever the index was built of. Integers that are asked of
+integers and texts that stand in the index as they are take no detour through it.
 
 Letters: I ids, w words of one, n ids asked for.
 """
 
 import dataclasses
+import functools
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from em3_jax.errors import UserError
+from em3_jax.values import TRUTHS, canonical
 
 EMPTY = -1
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads ids that follow each other
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+_TRUTH_WORDS = [np.frombuffer(text.encode().ljust(8, b"\0"), np.uint64)[0] for text in TRUTHS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +45,49 @@ class IdIndex:
     def find(self, ids: Sequence | np.ndarray) -> np.ndarray:
         """[n] i64 row of each id, -1 where there is none.
 
+        Args:
+          ids: [n] numbers, texts, truth values, ..., of one type or of several.
+
         Raises:
-          UserError: the ids are of the other type.
+          UserError: an id is missing (None, NaN), or a list or an object.
         """
-        asked, fits = encode(ids, self.is_text, self.words.shape[1])
+        ids = _one_dimension(ids)
+        if not self.is_text:
+            return self._rows(*_integers(ids))
+        texts = _texts(ids)
+        rows = self._rows(*encode(texts, True, self.words.shape[1]))
+        missed = np.flatnonzero(rows < 0)
+        if len(missed):
+            rows[missed] = self._otherwise_written([_decoded(texts[k]) for k in missed])
+        return rows
+
+    def _otherwise_written(self, texts: list[str]) -> np.ndarray:
+        """[n] i64 rows of texts that do not stand in the index as they are; -1 = none."""
+        forms = [canonical(text) or "" for text in texts]
+        rows = np.full(len(texts), -1)
+        other = [k for k, text in enumerate(texts) if forms[k] != text]
+        rows[other] = self._rows(*encode([forms[k] for k in other], True, self.words.shape[1]))
+        for k in np.flatnonzero(rows < 0) if self._by_form else ():
+            rows[k] = self._by_form.get(forms[k], -1)
+        return rows
+
+    @functools.cached_property
+    def _by_form(self) -> dict[str, int]:
+        """Canonical form -> row, of the ids that stand in the index in another one, as "5.0" does.
+
+        Datasets that were prepared before ids had one form may hold such ids.
+        """
+        letters = np.ascontiguousarray(self.words).view(np.uint8).reshape(len(self.words), -1)
+        dotted = (letters == ord(".")).any(axis=1)
+        rows = np.flatnonzero(dotted | np.isin(self.words[:, 0], _TRUTH_WORDS))
+        result: dict[str, int] = {}
+        for text, row in zip(self.ids(rows), rows.tolist(), strict=True):
+            if (form := canonical(text)) not in (None, text):
+                result.setdefault(form, row)
+        return result
+
+    def _rows(self, asked: np.ndarray, fits: np.ndarray) -> np.ndarray:
+        """[n] i64 rows of ids that are [n, w] words; -1 = none, as of those that do not fit."""
         slots, last = self.slots, np.uint64(len(self.slots) - 1)
         place = _hash(asked, len(slots))
         row = np.take(slots, place)
@@ -69,7 +119,7 @@ def build(ids: Sequence | np.ndarray) -> IdIndex:
     """The index of distinct ids.
 
     Raises:
-      UserError: ids that are neither all integers nor all texts, or one that ends in a zero byte.
+      UserError: an id ends in a zero byte.
     """
     is_text = not np.issubdtype(np.asarray(ids).dtype, np.integer)
     if is_text:
@@ -92,30 +142,72 @@ def build(ids: Sequence | np.ndarray) -> IdIndex:
 
 
 def encode(ids: Sequence | np.ndarray, is_text: bool, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """([n, width] u64 words, [n] bool whether the id fits into them).
-
-    Raises:
-      UserError: the ids are of the other type.
-    """
+    """([n, width] u64 words, [n] bool whether the id fits into them) of ids of one type."""
     if not len(ids):
         return np.zeros((0, width), np.uint64), np.zeros(0, bool)
-    if is_text and isinstance(ids, list | tuple):  # numpy would make texts of a mixture
-        given = _encoded(ids)
-    else:
-        given = np.asarray(ids)
-        given = _encoded(given.tolist()) if is_text and given.dtype.kind in "OT" else given
-    if given.dtype.kind not in ("US" if is_text else "iu"):
-        first = given.flat[0]
-        kind = "text" if given.dtype.kind in "UST" else type(first).__name__
-        room = " of 64 bits" if given.dtype.kind == "O" and isinstance(first, int) else ""
-        raise UserError(_of_other_type(is_text, room, kind, first))
     if not is_text:
-        fits = given <= np.iinfo(np.int64).max if given.dtype == np.uint64 else np.ones(len(given), bool)
-        return given.astype(np.int64).view(np.uint64)[:, None], fits
-    letters, room = _letters(given), 8 * width
-    fixed = np.zeros((len(given), room), np.uint8)
+        return _integers(np.asarray(ids))
+    letters, room = _letters(_texts(ids)), 8 * width
+    fixed = np.zeros((len(ids), room), np.uint8)
     fixed[:, : letters.shape[1]] = letters[:, :room]
     return fixed.view(np.uint64), ~letters[:, room:].any(axis=1)
+
+
+def _one_dimension(ids: Any) -> Sequence | np.ndarray:
+    """Ids as a list or an array [n]."""
+    given = ids if isinstance(ids, list | tuple) else np.asarray(ids)
+    if isinstance(given, np.ndarray) and given.ndim != 1:
+        raise UserError(f"ids have shape {given.shape}; give a list of them, [n]")
+    return given
+
+
+def _integers(ids: Sequence | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """([n, 1] u64 words, [n] bool whether the id is an integer of 64 bits) of ids of any type."""
+    if not isinstance(ids, np.ndarray) and set(map(type, ids)) == {int}:
+        ids = np.asarray(ids)  # of objects where one has more than 64 bits
+    kind = ids.dtype.kind if isinstance(ids, np.ndarray) else "O"
+    if kind in "iu":
+        fits = ids <= np.iinfo(np.int64).max if ids.dtype == np.uint64 else np.ones(len(ids), bool)
+        return ids.astype(np.int64).view(np.uint64)[:, None], fits
+    if kind == "f" and not np.isnan(ids).any():
+        fits = (ids == np.floor(ids)) & (np.abs(ids) < 2.0**63)
+        return np.where(fits, ids, 0).astype(np.int64).view(np.uint64)[:, None], fits
+    numbers = np.zeros((len(ids), 1), np.int64)
+    fits = np.zeros(len(ids), bool)
+    for k, one in enumerate(ids):
+        text = _form(one)
+        number = int(text) if _INTEGER.fullmatch(text) else 0
+        if text == str(number) and -(1 << 63) <= number < 1 << 63:
+            numbers[k], fits[k] = number, True
+    return numbers.view(np.uint64), fits
+
+
+def _texts(ids: Sequence | np.ndarray) -> np.ndarray:
+    """[n] U or S: texts as they are given, of all else the canonical form."""
+    if isinstance(ids, np.ndarray):
+        if ids.dtype.kind in "US":
+            return ids
+        if ids.dtype.kind in "iu":
+            return ids.astype(np.str_)
+    some = list(ids)
+    if not set(map(type, some)) <= {str, bytes}:
+        some = [one if isinstance(one, str | bytes) else _form(one) for one in some]
+    return _encoded(some)
+
+
+def _form(one: Any) -> str:
+    """The canonical text of an id; "" of the empty text, which no id is."""
+    if isinstance(one, list | tuple | dict | set | np.ndarray):
+        kind = type(one).__name__
+        raise UserError(f"an id is a number or a text, not {kind} as '{str(one)[:100]}'")
+    text = canonical(one)
+    if text is None and not isinstance(one, str | bytes):
+        raise UserError(f"an id is missing ({one!s:.100}); leave it out")
+    return text or ""
+
+
+def _decoded(text: str | bytes) -> str:
+    return text if isinstance(text, str) else text.decode("utf-8", "surrogatepass")
 
 
 def _encoded(texts: Sequence) -> np.ndarray:
@@ -123,15 +215,7 @@ def _encoded(texts: Sequence) -> np.ndarray:
     try:
         return np.array([*map(str.encode, texts)])
     except (TypeError, UnicodeEncodeError):
-        for one in texts:
-            if not isinstance(one, str | bytes):
-                raise UserError(_of_other_type(True, "", type(one).__name__, one)) from None
         return np.array([one if isinstance(one, bytes) else one.encode("utf-8", "surrogatepass") for one in texts])
-
-
-def _of_other_type(is_text: bool, room: str, kind: str, example: object) -> str:
-    example = example.item() if isinstance(example, np.generic) else example
-    return f"ids are {('integers', 'texts')[is_text]}{room} here, not {kind} as {str(example)[:100]!r}; convert them"
 
 
 def _letters(texts: np.ndarray) -> np.ndarray:

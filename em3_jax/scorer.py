@@ -1,6 +1,7 @@
 """The ranking model as a service runs it: one user, one history, any number of candidates; ids and looked-up embeddings only.
 
-Compiled ahead of time into a file that needs none of the training code (`jax.export`), the number of candidates left open.
+Compiled ahead of time into files that need none of the training code (`jax.export`), one for each
+number of candidates.
 
 Letters: b candidates of a request, T history, C columns of a field group, V table rows, W widths.
 """
@@ -15,7 +16,6 @@ from jax import export
 from em3_jax import trees
 from em3_jax.fields import Fields
 from em3_jax.tasks import Inputs, Task
-from em3_jax.types import UserError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -58,10 +58,11 @@ def scorer(task: Task, unflatten: Any) -> Any:
     return score
 
 
-def request_shapes(fields: Fields, length: int, looked_up: Mapping[str, int], number: Any) -> dict[str, Any]:
-    """The shapes of a request of `number` candidates.
+def request_shapes(fields: Fields, length: int, looked_up: Mapping[str, int], number: int) -> dict[str, Any]:
+    """The shapes of a request.
 
     Args:
+      number: b.
       length: T.
       looked_up: name -> width of what is looked up of an item.
     """
@@ -86,15 +87,12 @@ def request_shapes(fields: Fields, length: int, looked_up: Mapping[str, int], nu
 
 def compile_ahead(
     task: Task, params: Any, table: jax.ShapeDtypeStruct, request: dict[str, Any], platforms: Sequence[str]
-) -> bytes:
-    """The program of `scorer`, serialized.
+) -> export.Exported:
+    """The program of `scorer`, for the number of candidates that the request has.
 
     Args:
       params: of the task.
-      request: of `request_shapes`, where `number` is symbolic.
-
-    Raises:
-      UserError: a part of the model cannot be traced with an open number of candidates.
+      request: of `request_shapes`.
     """
     structure = jax.tree.structure(params)
     names = list(trees.named_leaves(params))
@@ -103,16 +101,5 @@ def compile_ahead(
     def unflatten(flat: dict[str, jax.Array]):
         return jax.tree.unflatten(structure, [flat[name] for name in names])
 
-    try:
-        program = export.export(jax.jit(scorer(task, unflatten)), platforms=tuple(platforms))(shapes, table, request)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"the model cannot be compiled for any number of candidates ({str(error).splitlines()[0][:160]}); a part of your own "
-            "must take its shapes from .shape, not from len()"
-        ) from error
-    return program.serialize()
-
-
-def symbolic_number() -> Any:
-    """The open number of candidates, for `request_shapes`."""
-    return export.symbolic_shape("b")[0]
+    program = jax.jit(scorer(task, unflatten))
+    return export.export(program, platforms=tuple(platforms))(shapes, table, request)

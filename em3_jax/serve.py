@@ -2,7 +2,10 @@
 
     POST /score     {"user": 7, "history": [17, 23], "candidates": [4711, 99]}; and "context": {"slot": 2}, or one value for each
                     candidate, "history_fields": {"rating": [4, 5]}, where the dataset has such fields
-                    -> {"version", "scores": click probabilities, "known": of each candidate, "user_known", "history_used"}
+                    -> {"version", "scores": click probabilities, "known": of each candidate,
+                        "user_known", "history_used", "unknown": {"history_fields.rating": 3}:
+                        how many ids and values the store does not know, by where they stand}
+                    with "strict": true, a request that names something unknown is refused
     GET /similar?item=17&count=10   -> {"version", "items": [{"id", "cosine"}]}, nearest first
     GET /health     -> {"status", "version", ...}          GET /metrics     Prometheus text
 
@@ -15,7 +18,6 @@ this machine: there is no encryption and no login, so it listens on localhost un
 import argparse
 import asyncio
 import os
-import re
 import signal
 import socket
 import time
@@ -28,16 +30,15 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from em3_jax import cli, paths
 from em3_jax.errors import UserError
-from em3_jax.serving import LONGEST_ECHO, Model, Service
+from em3_jax.field_values import LONGEST_ECHO
+from em3_jax.serving import Model, Scores, Service
 
-Id = StrictInt | StrictStr
-Ids = list[StrictInt] | list[StrictStr]
 DRAINED = 32  # times the largest body, that are read and thrown away so that the client hears why it is refused
 BODY_SECONDS, SHUTDOWN_SECONDS = 8, 10  # the first the shorter, so that a client that stalls is refused and not cut off
 
@@ -59,15 +60,16 @@ class Limits(NamedTuple):
 
 
 class ScoreRequest(BaseModel):
-    """The body of POST /score."""
+    """The body of POST /score; ids and values are of any JSON type but lists and objects."""
 
     model_config = ConfigDict(extra="forbid")
 
-    user: Id | None = None
-    history: Ids = Field(default_factory=list)
-    candidates: Annotated[Ids, Field(min_length=1)]
+    user: Any = None
+    history: list[Any] = Field(default_factory=list)
+    candidates: Annotated[list[Any], Field(min_length=1)]
     context: dict[str, Any] = Field(default_factory=dict)
     history_fields: dict[str, list[Any]] = Field(default_factory=dict)
+    strict: StrictBool | None = None
 
 
 class _Metrics:
@@ -81,6 +83,12 @@ class _Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
         )  # fmt: skip
         self.candidates = Counter("em3_candidates", "Candidates scored", registry=self.registry)
+        self.unknown = Counter(
+            "em3_unknown_values",
+            "Ids and field values of requests that the store does not know",
+            ["field"],
+            registry=self.registry,
+        )
         version = Gauge("em3_version", "Version of the store that is served", registry=self.registry)
         version.set_function(lambda: float(service.model.name))
         stale = Gauge("em3_newest_version_refused", "1 if the newest version cannot be loaded", registry=self.registry)
@@ -133,6 +141,8 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
         model = service.model  # one version, whatever is published meanwhile
         scores = await on_pool(_score, model, asked)
         metrics.candidates.inc(len(asked.candidates))
+        for field, count in scores.unknown.items():
+            metrics.unknown.labels(field).inc(count)
         return JSONResponse(
             {
                 "version": model.name,
@@ -140,6 +150,7 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
                 "known": scores.known.tolist(),
                 "user_known": scores.user_known,
                 "history_used": scores.history_used,
+                "unknown": scores.unknown,
             }
         )
 
@@ -148,8 +159,9 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
         model = service.model
         if not model.has_content:
             raise HTTPException(404, "the model uses IDs alone: it has no content embeddings to compare")
-        row = _known_item(model, item)
-        found = await on_pool(model.similar, row, count)
+        if model.items.find([item])[0] < 0:
+            raise HTTPException(404, f"item {item[:LONGEST_ECHO]}: not in the store")
+        found = await on_pool(model.similar, item, count)
         return {"version": model.name, "items": [{"id": one, "cosine": cosine} for one, cosine in found]}
 
     @app.api_route("/health", methods=["GET", "HEAD"])
@@ -170,9 +182,14 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
     return app
 
 
-def _score(model: Model, asked: ScoreRequest):
+def _score(model: Model, asked: ScoreRequest) -> Scores:
     return model.score(
-        asked.user, asked.history, asked.candidates, context=asked.context, history_fields=asked.history_fields
+        asked.user,
+        asked.history,
+        asked.candidates,
+        context=asked.context,
+        history_fields=asked.history_fields,
+        strict=asked.strict,
     )
 
 
@@ -207,23 +224,8 @@ def _parse(body: bytes) -> ScoreRequest:
 
 def _first_problem(problems: list[dict]) -> str:
     """ "candidates.0: Input should be a valid integer"."""
-    where = ".".join(
-        str(part) for part in problems[0]["loc"] if not str(part).startswith(("list[", "int", "str", "query"))
-    )
+    where = ".".join(str(part) for part in problems[0]["loc"] if part != "query")
     return f"{where[:LONGEST_ECHO]}: {problems[0]['msg']}" if where else problems[0]["msg"]
-
-
-def _known_item(model: Model, text: str) -> Any:
-    """The original id that a query parameter stands for."""
-    item: Any = text
-    if not model.items.is_text:
-        if not re.fullmatch("-?[0-9]{1,30}", text):  # what Python's own int takes besides is no id
-            raise HTTPException(422, f"item: ids are integers here, not '{text[:LONGEST_ECHO]}'")
-        item = int(text)
-    beyond = isinstance(item, int) and not -(1 << 63) <= item < 1 << 63
-    if beyond or model.items.find([item])[0] < 0:
-        raise HTTPException(404, f"item {text[:LONGEST_ECHO]}: not in the store")
-    return item
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -253,13 +255,18 @@ def main() -> None:
     parser.add_argument(
         "--verify", action="store_true", help="compare the sha256 of all files of a version, not their sizes alone"
     )
+    strict = "refuse ids and field values that the store does not know"
+    parser.add_argument("--strict", action="store_true", help=strict)
     args = parser.parse_args()
     if not 0 <= args.port < 1 << 16 or args.max_candidates < 1 or args.max_body < 1 or args.poll_seconds <= 0:
         raise UserError("--port: from 0 to 65535; --max-candidates, --max-body, --poll-seconds: above 0")
     listening = listen(args.host, args.port)
-    with Service(args.store, poll_seconds=args.poll_seconds, verify=args.verify) as service:
+    settings = {"poll_seconds": args.poll_seconds, "verify": args.verify, "strict": args.strict}
+    with Service(args.store, **settings) as service:
         host, port = listening.getsockname()[:2]
         print(f"version {service.model.name} of {args.store} at http://{host}:{port} (Ctrl-C stops)", flush=True)
+        if service.problem:
+            print(f"warning: {service.problem}; the version before is served", flush=True)
         app = make_app(service, Limits(candidates=args.max_candidates, body_bytes=args.max_body))
         for one in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends gracefully on them, and then raises them once more
             signal.signal(one, lambda *_: None)

@@ -2,7 +2,8 @@
 
     <store>/current             the name of the version that is served
     <store>/versions/0000007/   manifest.json: where it comes from, sizes, and bytes and sha256 of each file
-                                <name>.npy: arrays, memory-mapped; scorer.bin: the compiled ranking model (`jax.export`)
+                                <name>.npy: arrays, memory-mapped
+                                scorer-<size>.bin: the compiled ranking model (`jax.export`)
     <store>/.next/              the same in the making, with plan.json (of what) and progress.json (how far)
     <store>/lock                held by the one process that writes
 
@@ -17,7 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from em3_jax.lock import Lock
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_TRIES = 5  # to open a version while others are published and it is pruned
+_TRIES = 5  # to open one version, of which a file is not there
 
 
 @contextmanager
@@ -107,10 +108,17 @@ def publish(store: str | Path, manifest: dict[str, Any], keep: int) -> str:
         os.fsync(file.fileno())
     os.replace(temporary, store / "current")
     _sync_folder(store)
-    for old in version_names(store)[:-keep]:
-        if old != name:
-            shutil.rmtree(store / "versions" / old, ignore_errors=True)
+    _prune(store / "versions", [old for old in version_names(store)[:-keep] if old != name])
     return name
+
+
+def _prune(versions: Path, names: list[str]) -> None:
+    """Removes versions; each disappears at once, so that no reader takes half of one for damaged."""
+    for name in names:
+        with suppress(OSError):
+            os.replace(versions / name, versions / f".pruned-{name}")
+    for folder in versions.glob(".pruned-*"):  # of a writer that was killed, too
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -222,8 +230,8 @@ class Version:
 
 def open_current(store: str | Path, verify: bool = False) -> Version:
     """The version served now; see `Version`."""
-    store, problem = paths.local(store), ""
-    for _ in range(_TRIES):
+    store, problem, tried = paths.local(store), "", []
+    while len(tried) < _TRIES:
         name = current_name(store)
         if name is None:
             raise UserError(f"{store}: no store, it has no file 'current'; make one with `python -m em3_jax.export`")
@@ -231,4 +239,5 @@ def open_current(store: str | Path, verify: bool = False) -> Version:
             return Version(store / "versions" / name, verify)
         except FileNotFoundError as error:  # pruned between the two looks
             problem = str(error.filename or error)
+            tried = [*tried, name] if name in tried else [name]  # another one is another chance
     raise UserError(f"{problem}: file missing; export again")

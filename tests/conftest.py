@@ -46,6 +46,7 @@ QUICKLY_COMPILED = {
     "test_reproduce_retrieval",
     "test_retrieval",
     "test_serve",
+    "test_serving",
     "test_train",
     "test_variants",
 }

@@ -20,7 +20,8 @@ from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.batches import Buckets
 from em3_jax.data.catalogue import CataloguePass
 from em3_jax.data.features import write_features
-from em3_jax.serving import SIZES, Model, Service
+from em3_jax.programs import SIZES, file_name
+from em3_jax.serving import Model, Service
 from em3_jax.types import UserError
 from tests.conftest import ROOT, user_error
 from tests.test_growth import data, settings, trained  # noqa: F401
@@ -160,7 +161,9 @@ def test_unknown_users_items_and_long_histories(runs, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"candidates": ["1"]}, "ids are integers here"),
+        ({"candidates": [None]}, "candidates: an id is missing (None); leave it out"),
+        ({"history": [[1], 2]}, "history: an id is a number or a text, not list as '[1]'"),
+        ({"user": {"id": 1}}, "user: an id is a number or a text, not dict as '{'id': 1}'"),
         ({"context": {"weather": 1}}, "context field 'weather': no such field; there are: slot, hour"),
         ({"context": {"slot": [1, 2]}}, "context field 'slot': 2 values for 1 candidates"),
         ({"context": {"slot": 77}}, "context field 'slot': has no vocabulary; give its ids, integers from 0 to 4"),
@@ -193,7 +196,7 @@ export.export(sys.argv[3], sys.argv[4], export.Settings(batch_size=4, platforms=
 
 
 def files(version: store.Version) -> dict:
-    return {name: facts["sha256"] for name, facts in version.manifest["files"].items() if name != "scorer.bin"}
+    return {name: facts["sha256"] for name, facts in version.manifest["files"].items() if "scorer" not in name}
 
 
 def test_killed_and_run_again_it_goes_on_to_the_same_bytes(runs, tmp_path, monkeypatch):
@@ -274,7 +277,8 @@ def test_a_service_switches_without_a_pause_and_keeps_what_it_has_if_the_new_one
         service.refresh()
         assert service.model.name == "0000002" and held.name == "0000001"
         assert (held.score(1, [2], [3]).probability == service.model.score(1, [2], [3]).probability).all()
-        for file, damage in (("table.npy", lambda whole: whole[:-4]), ("scorer.bin", lambda whole: bytes(len(whole)))):
+        scorer = file_name(SIZES[-1])
+        for file, damage in (("table.npy", lambda whole: whole[:-4]), (scorer, lambda whole: bytes(len(whole)))):
             path = tmp_path / "versions" / export.export(runs("em3"), tmp_path, PLAIN).version / file
             path.write_bytes(damage(path.read_bytes()))
             service.refresh()
@@ -300,7 +304,8 @@ with Service(sys.argv[1], sizes=()) as service:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "2 (1, 16)" and lines[1] == "5" and lines[2] == "set()"
-    allowed = {"errors", "fields", "id_index", "neighbours", "serving", "store"}
+    allowed = {"errors", "field_values", "fields", "id_index", "neighbours", "programs"}
+    allowed |= {"lock", "paths", "served_model", "serving", "store", "strict_json", "values"}
     assert lines[3] == str(sorted(f"em3_jax.{name}" for name in allowed))
 
 
@@ -384,14 +389,17 @@ def test_a_full_disk_while_publishing_leaves_the_old_version(runs, tmp_path):
     assert store.current_name(tmp_path / "s") == "0000002"
 
 
-def test_the_program_takes_any_number_of_candidates_on_all_platforms_it_is_made_for(runs, tmp_path):
+def test_a_program_for_each_number_of_candidates_on_all_platforms_it_is_made_for(runs, tmp_path):
     export.export(runs("em3"), tmp_path, PLAIN._replace(platforms=("cpu", "cuda", "tpu")))
-    program = jax.export.deserialize(bytearray(store.open_current(tmp_path).read_bytes("scorer.bin")))
-    assert program.platforms == ("cpu", "cuda", "tpu") and str(program.out_avals[0].shape) == "(b,)"
-    manifest = store.open_current(tmp_path).manifest
-    only_tpu = manifest["serving"] | {"platforms": ["tpu"]}
     version = store.open_current(tmp_path)
-    version.manifest = manifest | {"serving": only_tpu}
+    for size in SIZES:
+        program = jax.export.deserialize(bytearray(version.read_bytes(file_name(size))))
+        assert program.platforms == ("cpu", "cuda", "tpu")
+        assert program.out_avals[0].shape == (size,)
+    manifest = version.manifest
+    made = manifest["serving"]["programs"]
+    assert made["jax"] == jax.__version__ and made["sizes"] == list(SIZES)
+    version.manifest = manifest | {"serving": manifest["serving"] | {"platforms": ["tpu"]}}
     assert "its scorer is compiled for tpu, this machine runs cpu; export again with --platforms" in user_error(
         Model, version
     )

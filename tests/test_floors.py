@@ -22,6 +22,7 @@ FLOORS = [
         "values",
         "strict_json",
         "id_index",
+        "field_values",
         "losses",
         "metrics",
         "rng",
@@ -32,7 +33,7 @@ FLOORS = [
         "gather",
         "sparse",
     },
-    {"models", "data", "tables", "memory", "store", "neighbours"},
+    {"models", "data", "tables", "memory", "store", "neighbours", "programs"},
     {
         "tasks",
         "parts",
@@ -46,6 +47,7 @@ FLOORS = [
         "encoding",
         "sentences",
         "scorer",
+        "served_model",
         "serving",
     },
     {

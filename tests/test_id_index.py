@@ -1,4 +1,6 @@
-"""The id index against a dictionary: integers and texts of every kind, found, not found, refused."""
+"""The id index against a dictionary: ids of every type, found, not found, refused."""
+
+import decimal
 
 import numpy as np
 import pyarrow as pa
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from em3_jax import id_index
+from em3_jax.values import canonical
 from tests.conftest import user_error
 
 INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -20,7 +23,9 @@ def test_as_a_dictionary(ids, data):
     index, place = id_index.build(ids), {one: row for row, one in enumerate(ids)}
     kind = TEXTS if isinstance(ids[0], str) else INTEGERS
     asked = data.draw(st.lists(st.one_of(st.sampled_from(ids), kind), max_size=80))
-    assert index.find(asked).tolist() == [place.get(one, -1) for one in asked]
+    same = {canonical(one): row for row, one in reversed([*enumerate(ids)])}
+    expected = [place.get(one, same.get(canonical(one) or 0, -1)) for one in asked]
+    assert index.find(asked).tolist() == expected
     rows = np.arange(len(ids))
     assert index.ids(rows) == ids
 
@@ -59,22 +64,56 @@ def test_integers_beyond_64_bits_are_no_negative_ones():
     assert index.find(np.array([(1 << 64) - 1, (1 << 63) + 1, 5], np.uint64)).tolist() == [-1, -1, 2]
 
 
+WAYS = [
+    5, 5.0, "5", "5.0", "+5.00", np.int8(5), np.uint64(5), np.float16(5), np.float64(5), decimal.Decimal("5.00"), b"5",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ids", [[7, 5, -3], ["7", "5", "-3"], ["7.0", "5.0", "x"], ["true", "5.00"]])
+def test_an_id_is_found_however_it_is_written_in_the_index_and_in_the_request(ids):
+    index = id_index.build(ids)
+    assert [int(index.find([one])[0]) for one in WAYS] == [1] * len(WAYS)
+    assert index.find(WAYS).tolist() == [1] * len(WAYS)
+    for kind in (np.int32, np.uint8, np.float32, np.float64, object, str):
+        assert index.find(np.array([5, 6, 5], kind)).tolist() == [1, -1, 1]
+    others = [5.5, "5.50", "05", "5e0", True, np.bool_(False), float("inf"), 1 << 80, "5" * 5000, ""]
+    found = index.find(others).tolist()
+    assert found == [0 if ids[0] == one else -1 for one in map(canonical, others)]
+
+
+def test_truth_values_and_names_that_look_like_numbers():
+    index = id_index.build(["True", "007", "1.10", "NA"])
+    asked = [True, "true", "TRUE", np.True_, 7, "007", 1.1, "1.10", "NA", "false"]
+    assert index.find(asked).tolist() == [0, 0, 0, 0, -1, 1, -1, 2, 3, -1]
+    assert id_index.build([0, 1]).find([True, False, 1]).tolist() == [-1, -1, 1]
+
+
+def test_of_ids_that_differ_in_their_form_alone_each_is_found_by_its_own():
+    index = id_index.build(["5.0", "5", "6.00", "6.0"])  # as a dataset prepared long ago may have them
+    assert index.find(["5.0", "5", 5, "5.00", "6.0", "6.00", 6]).tolist() == [0, 1, 1, 1, 3, 2, 2]
+
+
+def test_large_integers_keep_their_bits_beside_numbers_of_other_types():
+    index = id_index.build([(1 << 60) + 1, 1 << 60, 2])
+    assert index.find([(1 << 60) + 1, 2.0]).tolist() == [0, 2]
+    assert index.find([(1 << 60) + 1, True, "2"]).tolist() == [0, -1, 2]
+
+
 @pytest.mark.parametrize(
-    ("ids", "asked", "words"),
+    ("asked", "words"),
     [
-        ([1, 2], ["1"], "ids are integers here, not text as '1'"),
-        ([1, 2], [1.5], "ids are integers here, not float64 as '1.5'"),
-        ([1, 2], [True], "ids are integers here, not bool as 'True'"),
-        ([1, 2], [None], "ids are integers here, not NoneType as 'None'"),
-        ([1, 2], [1 << 70], "ids are integers of 64 bits here, not int as '1180591620717411303424'"),
-        (["1", "2"], [1], "ids are texts here, not int as '1'"),
-        (["1", "2"], np.array([1.5]), "ids are texts here, not float64 as '1.5'"),
-        (["1", "2"], ["1", 2], "ids are texts here, not int as '2'"),
-        (["1", "2"], np.array(["1", None], object), "ids are texts here, not NoneType as 'None'"),
+        ([None], "an id is missing (None); leave it out"),
+        (np.array([1.0, np.nan]), "an id is missing (nan); leave it out"),
+        ([1, [2]], "an id is a number or a text, not list as '[2]'"),
+        ([{"id": 2}], "an id is a number or a text, not dict as '{'id': 2}'"),
+        (np.array([[1, 2]]), "ids have shape (1, 2); give a list of them, [n]"),
+        (5, "ids have shape (); give a list of them, [n]"),
+        ("item-1", "ids have shape (); give a list of them, [n]"),
     ],
 )
-def test_ids_of_the_other_type_are_refused(ids, asked, words):
-    assert words in user_error(id_index.build(ids).find, asked)
+def test_what_is_no_id_is_refused(asked, words):
+    for ids in ([1, 2], ["1", "2"]):
+        assert words in user_error(id_index.build(ids).find, asked)
 
 
 def test_an_id_that_ends_in_a_zero_byte_is_refused():

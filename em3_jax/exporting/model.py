@@ -1,4 +1,4 @@
-"""What a service needs of the ranking model: tables, ids, parameters, and the compiled program.
+"""What a service needs of the ranking model: tables, ids, parameters, and the compiled programs.
 
 Letters: I items, U users, C columns of a field group.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from em3_jax import id_index, scorer, trees
+from em3_jax import id_index, programs, scorer, trees
 from em3_jax.data.format import fields_to_json
 from em3_jax.experiment import Experiment
 from em3_jax.types import State
@@ -29,7 +29,9 @@ def original_ids(table) -> np.ndarray:
 def write_model(
     folder: Path, parts: Experiment, state: State, widths: dict[str, int], carried: bool, platforms: Sequence[str]
 ) -> dict[str, Any]:
-    """Writes tables, ids, parameters and the compiled program; returns what a service has to know of them.
+    """Writes tables, ids, parameters and the compiled programs.
+
+    Returns what a service has to know of them.
 
     Args:
       widths: of what is looked up, by name.
@@ -67,14 +69,18 @@ def write_model(
     np.savez(buffer, **{name: np.asarray(leaf) for name, leaf in trees.named_leaves(state.params).items()})
     (folder / "params.npz").write_bytes(buffer.getvalue())
     length = builder.history_length
-    request = scorer.request_shapes(fields, length, widths, scorer.symbolic_number())
     of_table = jax.ShapeDtypeStruct(table.shape, table.dtype)
-    program = scorer.compile_ahead(parts.task, state.params, of_table, request, platforms)
-    (folder / "scorer.bin").write_bytes(program)
+    made = []
+    for size in programs.SIZES:
+        request = scorer.request_shapes(fields, length, widths, size)
+        program = scorer.compile_ahead(parts.task, state.params, of_table, request, platforms)
+        (folder / programs.file_name(size)).write_bytes(program.serialize())
+        made.append(program)
     return facts | {
         "history_length": length,
         "fields": fields_to_json(fields),
         "vocabularies": {group: dataset.meta["vocabularies"].get(group, {}) for group in ("context", "event")},
         "looked_up": widths,
         "platforms": list(platforms),
+        "programs": programs.facts(made, programs.SIZES),
     }
