@@ -6,6 +6,7 @@ would get a sixteenth of what it should.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ def rows(array: jax.Array, index: jax.Array) -> jax.Array:
     """
     if array.dtype.itemsize >= 4:
         return _take(array, index)
-    return _rounded_once(array, index, len(array))
+    return _rounded_once(array, index, array.shape[0])  # open in an exported program
 
 
 def _take(array: jax.Array, index: jax.Array) -> jax.Array:
@@ -27,7 +28,7 @@ def _take(array: jax.Array, index: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _rounded_once(array: jax.Array, index: jax.Array, length: int) -> jax.Array:
+def _rounded_once(array: jax.Array, index: jax.Array, length: Any) -> jax.Array:
     return _take(array, index)
 
 
