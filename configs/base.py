@@ -35,6 +35,7 @@ def ranking() -> ConfigDict:
                 "content_parts": ("item", "user"),  # c_A, u_A (table 6); similarity: cosines with the history
                 "content_score": "dot",  # of the target attention on content
                 "content_hidden": 32,  # hidden width of that score, if it is an mlp
+                "content_events": False,  # whether that attention reads the history's event fields, a rating say
                 "encoders": {},  # raw feature set -> folder of its encoder
                 "backbone": "din",  # the ranking model that content plugs into
                 "backbone_settings": {

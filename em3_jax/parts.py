@@ -11,7 +11,7 @@ from flax.core import FrozenDict
 
 from em3_jax import config, losses
 from em3_jax.models import fusion as fusion_
-from em3_jax.models.attention import DotScore, MLPScore
+from em3_jax.models.attention import CosineScore, DotScore, MeanScore, MLPScore
 from em3_jax.models.backbones import BackboneSettings
 from em3_jax.models.backbones.crossing import DCNv2, DeepFM, WideDeep
 from em3_jax.models.backbones.din import DIN
@@ -36,7 +36,7 @@ FUSIONS = {
     "mean": Mean,
 }
 BACKBONES = {"din": DIN, "deepfm": DeepFM, "dcnv2": DCNv2, "wide_deep": WideDeep}
-SCORES = {"dot": DotScore, "mlp": MLPScore}
+SCORES = {"dot": DotScore, "mlp": MLPScore, "cosine": CosineScore, "mean": MeanScore}
 RETRIEVALS = {
     "bpr": BPR,
     "lightgcn": LightGCN,

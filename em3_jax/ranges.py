@@ -16,7 +16,7 @@ _ABOVE_ZERO, _WEIGHT = Number(above=True), Number()
 _SHARE, _DROPOUT = Number(most=1.0), Number(most=1.0, below=True)
 _NAMES, _SIZES = Several(Text()), Several(_SIZE)
 _FUSION = Choice(("fq_former", "masked_fq_former", "one_flow", "two_flow", "mean"), own=True)
-_SCORE = Choice(("dot", "mlp"), own=True)
+_SCORE = Choice(("dot", "mlp", "cosine", "mean"), own=True)
 
 _FUSION_SETTINGS = {
     "width": _SIZE,
@@ -48,6 +48,7 @@ _RANKING = {
     "content_parts": Several(Choice(("item", "user", "similarity"))),
     "content_score": _SCORE,
     "content_hidden": _SIZE,
+    "content_events": Flag(),
     "encoders.*": Folder(empty="empty: not used"),
     "backbone": Choice(("din", "deepfm", "dcnv2", "wide_deep"), own=True),
     "backbone_settings.hidden": _SIZES,

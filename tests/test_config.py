@@ -121,7 +121,11 @@ MISTAKES = {
         "mpl",
         r"config\.model\.backbone_settings\.attention_score='mpl'.*'mlp'",
     ),
-    "content score": (("model", "content_score"), "cosine", r"config\.model\.content_score='cosine'.*dot, mlp"),
+    "content score": (
+        ("model", "content_score"),
+        "cosin",
+        r"config\.model\.content_score='cosin'.*did you mean 'cosine'\?",
+    ),
     "heads": (
         ("model", "fusion_settings", "heads"),
         5,

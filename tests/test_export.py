@@ -50,10 +50,12 @@ def em3_settings(dataset, **overrides) -> dict:
 
 
 SETTINGS = {
-    "em3": lambda dataset: em3_settings(dataset, content_parts=("item", "user", "similarity")),
+    "em3": lambda dataset: em3_settings(
+        dataset, content_parts=("item", "user", "similarity"), content_score="cosine", content_events=True
+    ),
     "ids": lambda dataset: em3_settings(dataset, content="none", backbone="deepfm"),
     "lemur": lemur_settings,
-    "bf16": lambda dataset: em3_settings(dataset, precision="bf16", backbone="dcnv2"),
+    "bf16": lambda dataset: em3_settings(dataset, precision="bf16", backbone="dcnv2", content_events=True),
 }
 
 

@@ -80,6 +80,39 @@ class MLPScore(nn.Module):
         return jnp.einsum("btk,k->bt", hidden, out[:, 0])
 
 
+class CosineScore(nn.Module):
+    """a(c, h) = exp(s) cos(c, h), s learnt. `__call__(target [B, D], slots [B, T, D])` -> [B, T].
+
+    A product of embeddings is quadratic in their size, and content starts small (`fusion.layers.join`):
+    scores that start at 0.003 have a gradient to match. A cosine does not see the size.
+
+    Attributes:
+      hidden: not used.
+      scale: exp(s) at first.
+    """
+
+    hidden: int = 0
+    scale: float = 5.0
+
+    @nn.compact
+    def __call__(self, target: jax.Array, slots: jax.Array) -> jax.Array:
+        log_scale = self.param("log_scale", nn.initializers.constant(jnp.log(self.scale)), ())
+        length = lambda x: jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)  # noqa: E731
+        squared = length(target)[:, None] * length(slots)
+        product = jnp.einsum("bd,btd->bt", target, slots, preferred_element_type=jnp.float32)
+        return jnp.exp(log_scale.astype(jnp.float32)) * product * jax.lax.rsqrt(squared + 1e-12)
+
+
+class MeanScore(nn.Module):
+    """a(c, h) = 0, so that u_A is the mean of the history: what attention has to beat."""
+
+    hidden: int = 0
+
+    @nn.compact
+    def __call__(self, target: jax.Array, slots: jax.Array) -> jax.Array:
+        return jnp.zeros(slots.shape[:2], jnp.float32)
+
+
 def gather_slots(
     items: jax.Array, history: jax.Array, events: jax.Array | None = None, event_position: jax.Array | None = None
 ) -> jax.Array:
@@ -101,13 +134,23 @@ def gather_slots(
 class TargetAttention(nn.Module):
     """The user's interest in a candidate: u_A = sum_i w_i h_i with w = softmax(a(c_A, h_i)) (eq. 7-8).
 
+    What is known of the events (a rating, say) may have its part in two ways. Embeddings of the
+    items' width D are added to the slots, as DIN has it. Or, with `events_weigh`, they weigh: with
+    e_i [W] the sum of an event's field embeddings,
+
+        w = softmax(a(c_A, h_i) + <W_e c_A + b, e_i>),    u_A = sum_i w_i (1 + <v, e_i>) h_i.
+
+    Softmax weights are positive; the factor, 1 at first, lets what a user disliked count against.
+
     Attributes:
       score: hidden width -> module a, (target [B, D], slots [B, T, D]) -> [B, T].
       hidden: of the score.
+      events_weigh: see above.
     """
 
     score: Callable
     hidden: int
+    events_weigh: bool = False
 
     @nn.compact
     def __call__(
@@ -125,8 +168,16 @@ class TargetAttention(nn.Module):
           items: [S, D] embeddings of the distinct items.
           candidate: [B] i32 position of the candidate in `items`.
           history, mask: [B, T] i32 positions of the history in `items`; bool.
-          events, event_position: of the events' own fields, see `gather_slots`.
+          events, event_position: of the events' own fields, see `gather_slots`; [R, W] where they weigh.
         """
-        slots = gather_slots(items, history, events, event_position)
-        weight = masked_softmax(self.score(self.hidden)(gather.rows(items, candidate), slots), mask)
-        return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight
+        target, score = gather.rows(items, candidate), self.score(self.hidden)
+        if not self.events_weigh or events is None:
+            slots = gather_slots(items, history, events, event_position)
+            weight = masked_softmax(score(target, slots), mask)
+            return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight
+        slots, width = gather_slots(items, history), events.shape[-1]
+        event = sum(gather.rows(events, event_position[..., k]) for k in range(event_position.shape[-1]))  # [B, T, W]
+        of_event = jnp.einsum("bw,btw->bt", nn.Dense(width, name="event_query")(target), event)
+        weight = masked_softmax(score(target, slots) + of_event, mask)
+        factor = 1 + event @ self.param("event_factor", nn.initializers.zeros, (width,))
+        return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype) * factor, slots), weight

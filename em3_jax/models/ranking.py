@@ -61,6 +61,7 @@ class RankingModel(nn.Module):
       fusion: module from content tokens to item embeddings [S, D]; None is the ID-only model.
       fusion_chunk: most items that it sees at once in training, see `fusion.chunks`; 0 = all.
       content_score, content_hidden: of the attention on content, see `TargetAttention`.
+      content_events: whether that attention reads the history's event fields, as the one on IDs does.
       content_parts: "item": the candidate's content c_A; "user": the user's content interest u_A; both: their product too;
         "similarity": per modality how near the candidate is to the history, see `similarity`.
     """
@@ -71,6 +72,7 @@ class RankingModel(nn.Module):
     fusion_chunk: int
     content_score: Callable
     content_hidden: int
+    content_events: bool
     content_parts: Sequence[str]
 
     @nn.compact
@@ -104,14 +106,14 @@ class RankingModel(nn.Module):
         if self.fusion is not None:
             if embedding is None:
                 embedding = in_chunks(self.fusion, self.fusion_chunk, fused, (tokens, tokens_mask))
-            content, out = self._content(embedding, tokens, tokens_mask, batch, rows.dtype)
+            content, out = self._content(embedding, tokens, tokens_mask, batch, rows)
         features = Features(
             items, batch["item_position"], batch["history_position"], batch["history_mask"], *events, others, content
         )
         logit, scalars = self.backbone(features, train=train)
         return logit, {"item_fields": items} | out | scalars
 
-    def _content(self, embedding: jax.Array, tokens, tokens_mask, batch: Batch, dtype: jnp.dtype):
+    def _content(self, embedding: jax.Array, tokens, tokens_mask, batch: Batch, rows: jax.Array):
         """(content features, each [B, D]; named intermediates)."""
         items = batch["item_id"].shape[0]
         if embedding.ndim != 2 or embedding.shape[0] != items:
@@ -121,8 +123,12 @@ class RankingModel(nn.Module):
         if "item" in self.content_parts:
             parts.append(gather.rows(embedding, candidate))
         if "user" in self.content_parts:
-            attention = TargetAttention(self.content_score, self.content_hidden, name="content_attention")
-            interest, weight = attention(embedding, candidate, history, mask)
+            read = self.content_events and self.fields.event
+            events = (rows, batch["history_row"]) if read else (None, None)
+            attention = TargetAttention(
+                self.content_score, self.content_hidden, events_weigh=True, name="content_attention"
+            )
+            interest, weight = attention(embedding, candidate, history, mask, *events)
             out |= entropies("content_attention", weight, mask)
             parts.append(interest)
         if len(parts) == 2:
@@ -131,7 +137,7 @@ class RankingModel(nn.Module):
             for name in sorted(tokens):
                 unit = item_vectors(tokens[name], tokens_mask[name])
                 similar = history_similarity(unit, candidate, history, mask)
-                parts.append(similar.astype(dtype))
+                parts.append(similar.astype(rows.dtype))
         return tuple(parts), out
 
     def embed(

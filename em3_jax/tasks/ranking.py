@@ -25,6 +25,7 @@ def ranking(
     content_parts: tuple[str, ...],
     content_score: str,
     content_hidden: int,
+    content_events: bool = False,
     encoders: Mapping[str, str],
     fusion: str,
     fusion_settings: Mapping[str, Any],
@@ -41,7 +42,7 @@ def ranking(
       fields: the dataset's categorical fields.
       content: "none" (IDs alone), "pre_extracted" (the feature sets' vectors as they are), "end_to_end" (the fusion module
         trains with the ranker), or "raw" (encoders are part of the model; `tasks.raw.with_encoders` puts them before it).
-      content_parts, content_score, content_hidden: see `RankingModel`.
+      content_parts, content_score, content_hidden, content_events: see `RankingModel`.
       encoders: feature set -> folder of its encoder, for "raw"; "" = not used.
       fusion, fusion_settings, backbone, backbone_settings, loss: see `parts`.
       fusion_chunk: see `RankingModel`.
@@ -62,6 +63,7 @@ def ranking(
         fusion_chunk=fusion_chunk,
         content_score=parts.score(content_score),
         content_hidden=content_hidden,
+        content_events=content_events,
         content_parts=tuple(content_parts),
     )
     ranking_loss = parts.loss(loss)

@@ -7,14 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em3_jax.models.attention import DotScore, MLPScore, TargetAttention, entropies, entropy, masked_softmax
+from em3_jax.models.attention import (
+    CosineScore,
+    DotScore,
+    MeanScore,
+    MLPScore,
+    TargetAttention,
+    entropies,
+    entropy,
+    masked_softmax,
+)
 
 B, T, S, R, D, K = 5, 4, 7, 6, 8, 3
-SCORES = {"dot": DotScore, "mlp": MLPScore}
+SCORES = {"dot": DotScore, "mlp": MLPScore, "cosine": CosineScore, "mean": MeanScore}
+EVENTS = {"plain": "", "with event fields added": "added", "with event fields that weigh": "weigh"}
+W = 3  # width of events that weigh
 EMPTY = 2  # the example without a history
 
 
-def make_arguments(events: bool) -> list:
+def make_arguments(events: str) -> list:
     """(items, candidate, history, mask[, events, event_position]) with one empty history and one full."""
     random = np.random.default_rng(0)
     mask = random.random((B, T)) < 0.6
@@ -26,16 +37,16 @@ def make_arguments(events: bool) -> list:
         mask,
     ]
     if events:
-        arguments.append(random.standard_normal((R, D)).astype(np.float32))
+        arguments.append(random.standard_normal((R, W if events == "weigh" else D)).astype(np.float32))
         arguments.append(random.integers(0, R, (B, T, 2)).astype(np.int32))
     return arguments
 
 
 @functools.cache
-def make_attention(score: str, events: bool):
+def make_attention(score: str, events: str):
     """(params with random biases, compiled (params, *arguments) -> (interest, weights))."""
-    module = TargetAttention(SCORES[score], K)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *make_arguments(events))["params"]
+    module = TargetAttention(SCORES[score], K, events_weigh=events == "weigh")
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *make_arguments(events)).get("params", {})
     random = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: 0.5 * random.standard_normal(leaf.shape).astype(leaf.dtype), shapes)
     return params, jax.jit(lambda params, *arguments: module.apply({"params": params}, *arguments))
@@ -43,28 +54,37 @@ def make_attention(score: str, events: bool):
 
 def naive(score: str, params, items, candidate, history, mask, events=None, event_position=None):
     """(interest [B, D], weights [B, T]) of eq. 7-8 in f64, one slot at a time."""
-    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params[f"{SCORES[score].__name__}_0"])
+    every = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    p = every.get(f"{SCORES[score].__name__}_0", {})  # the mean has no parameters
+    weigh = "event_factor" in every
     interest, weights = np.zeros((B, D)), np.zeros((B, T))
     for b in range(B):
         c = items[candidate[b]].astype(np.float64)
-        slots, scores = {}, {}
+        slots, scores, factors = {}, {}, {}
         for t in np.flatnonzero(mask[b]):
             h = items[history[b, t]].astype(np.float64)
-            for k in [] if events is None else event_position[b, t]:
-                h = h + events[k]
+            e = np.zeros(D) if events is None else sum(events[k].astype(np.float64) for k in event_position[b, t])
+            h = h if weigh else h + e
             if score == "dot":  # <W_q c, W_k h> / sqrt(D); the kernels hold W_q transposed and W_k
                 a = (p["query"]["kernel"].T @ c) @ (p["key"]["kernel"] @ h) / np.sqrt(D)
+            elif score == "cosine":
+                a = np.exp(p["log_scale"]) * c @ h / np.linalg.norm(c) / np.linalg.norm(h)
+            elif score == "mean":
+                a = 0.0
             else:  # DIN: a ReLU layer on [c, h, c - h, c * h], then a linear one
                 a = np.maximum(np.concatenate([c, h, c - h, c * h]) @ p["kernel"] + p["bias"], 0) @ p["out"][:, 0]
-            slots[t], scores[t] = h, a
+            if weigh:
+                query = every["event_query"]
+                a = a + (c @ query["kernel"] + query["bias"]) @ e
+            slots[t], scores[t], factors[t] = h, a, 1 + every["event_factor"] @ e if weigh else 1.0
         total = sum(np.exp(a) for a in scores.values())
         for t, a in scores.items():
             weights[b, t] = np.exp(a) / total
-            interest[b] += weights[b, t] * slots[t]
+            interest[b] += weights[b, t] * factors[t] * slots[t]
     return interest, weights
 
 
-@pytest.mark.parametrize("events", [False, True], ids=["plain", "with event fields"])
+@pytest.mark.parametrize("events", EVENTS.values(), ids=EVENTS)
 @pytest.mark.parametrize("score", SCORES)
 def test_attention_equals_the_naive_form(score, events):
     arguments = make_arguments(events)
@@ -75,7 +95,7 @@ def test_attention_equals_the_naive_form(score, events):
     np.testing.assert_allclose(interest, expected_interest, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("events", [False, True], ids=["plain", "with event fields"])
+@pytest.mark.parametrize("events", EVENTS.values(), ids=EVENTS)
 @pytest.mark.parametrize("score", SCORES)
 def test_masked_positions_do_not_matter(score, events):
     arguments = make_arguments(events)
@@ -91,8 +111,8 @@ def test_masked_positions_do_not_matter(score, events):
 
 @pytest.mark.parametrize("score", SCORES)
 def test_an_empty_history_gives_zeros_and_others_weights_that_sum_to_one(score):
-    arguments = make_arguments(True)
-    params, attend = make_attention(score, True)
+    arguments = make_arguments("added")
+    params, attend = make_attention(score, "added")
     interest, weight = attend(params, *arguments)
     assert not np.any(interest[EMPTY]) and not np.any(weight[EMPTY])
     np.testing.assert_allclose(weight.sum(axis=1), arguments[3].any(axis=1), rtol=1e-6)
@@ -101,8 +121,8 @@ def test_an_empty_history_gives_zeros_and_others_weights_that_sum_to_one(score):
 
 @pytest.mark.parametrize("score", SCORES)
 def test_an_empty_history_has_finite_gradients_and_gives_none(score):
-    arguments = make_arguments(True)
-    params, attend = make_attention(score, True)
+    arguments = make_arguments("added")
+    params, attend = make_attention(score, "added")
 
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1, 2))
@@ -121,8 +141,8 @@ def test_an_empty_history_has_finite_gradients_and_gives_none(score):
 
 @pytest.mark.parametrize("score", SCORES)
 def test_slopes_equal_finite_differences_of_the_naive_form(score):
-    arguments = make_arguments(True)
-    params, attend = make_attention(score, True)
+    arguments = make_arguments("added")
+    params, attend = make_attention(score, "added")
     direction = jax.tree.map(lambda leaf: np.sin(np.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
     target = np.cos(np.arange(B * D)).reshape(B, D)
 
@@ -139,8 +159,8 @@ def test_slopes_equal_finite_differences_of_the_naive_form(score):
 
 @pytest.mark.parametrize("score", SCORES)
 def test_permuting_the_history_permutes_the_weights(score):
-    arguments = make_arguments(True)
-    params, attend = make_attention(score, True)
+    arguments = make_arguments("added")
+    params, attend = make_attention(score, "added")
     order = np.random.default_rng(1).permuted(np.tile(np.arange(T), (B, 1)), axis=1)
     permuted = list(arguments)
     for k in (2, 3):
@@ -174,3 +194,29 @@ def test_entropy_stands_beside_that_of_uniform_weights():
         found = entropies("a", jnp.array(weight, jnp.float32), jnp.array(mask))
         assert found["a_entropy"] == pytest.approx(expected, rel=1e-5)
         assert found["a_entropy_uniform"] == pytest.approx(of_uniform, rel=1e-5)
+
+
+def test_a_cosine_does_not_see_how_small_content_starts():
+    """A product of embeddings of a tenth of the size has a hundredth of the scores; a cosine has the same."""
+    arguments = make_arguments("")
+    small = [arguments[0] / 10, *arguments[1:]]
+    for score, same in (("cosine", True), ("dot", False)):
+        params, attend = make_attention(score, "")
+        one, other = (np.log(attend(params, *a)[1][0]) for a in (arguments, small))
+        of_scores = np.std(other) / np.std(one)
+        assert of_scores == pytest.approx(1.0 if same else 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_events_that_weigh_start_as_if_there_were_none_of_their_factor(score):
+    """v = 0: u_A is the weighted mean of eq. 7, whose weights alone know of the events."""
+    arguments = make_arguments("weigh")
+    module = TargetAttention(SCORES[score], K, events_weigh=True)
+    params = module.init(jax.random.key(0), *arguments)["params"]
+    interest, weight = module.apply({"params": params}, *arguments)
+    slots = arguments[0][arguments[2]]
+    np.testing.assert_allclose(interest, np.einsum("bt,btd->bd", weight, slots), rtol=1e-5, atol=1e-6)
+    other = [*arguments[:4], arguments[4] + 1, arguments[5]]
+    assert np.abs(module.apply({"params": params}, *other)[1] - weight).max() < 1e-5  # a constant cancels
+    flipped = [*arguments[:4], -arguments[4], arguments[5]]
+    assert np.abs(module.apply({"params": params}, *flipped)[1] - weight).max() > 0.05
