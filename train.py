@@ -44,7 +44,8 @@ class TrainSettings(NamedTuple):
       patience: evaluations without a better one before the run stops; 0 never stops early.
       deterministic: bit-identical results on GPUs too, at some cost.
       compilation_cache: folder where compiled programs are kept for the next run; "" = JAX's own setting.
-      grow: a resumed run may go on with a dataset that has further users, items and field values, see `growth`.
+      grow: a resumed run may go on with a dataset that has further users, items, field values and rows: it trains `epochs`
+        passes over the training rows that are new, and no others, see `growth`.
     """
 
     epochs: float
@@ -98,6 +99,7 @@ def _train(config, settings: TrainSettings, directory: Path) -> dict:
         state, notes = restored
     elif settings.init_from:
         state = experiment.warm_start(state, settings.init_from, data_hash)
+    parts = growth.on_new_rows(checkpoints, directory, parts, config, int(state.step), notes)
     if growing:  # only now: a run that could not be restored keeps the dataset it has
         workdir.claim(directory, config, data_hash, parts.feature_hashes, grown=True, write=processes.is_first())
     start, total = int(state.step), len(parts.source)
@@ -231,7 +233,7 @@ class _Loop:
         shown = "  ".join(f"{name} {report[name]:.4f}" for name in self.parts.headline)
         self.progress.say(f"step {step:>7,}  valid {shown}{self.attention}{'  best' if better else ''}")
         if better:
-            return {"best_step": step, "best_value": value, "stale": 0}
+            return notes | {"best_step": step, "best_value": value, "stale": 0}
         return notes | {"stale": notes["stale"] + 1}
 
 

@@ -93,7 +93,7 @@ def ranking() -> ConfigDict:
                 "patience": 3,  # evaluations without a better one
                 "deterministic": False,  # on GPUs; CPUs always are
                 "compilation_cache": "",  # folder of compiled programs, for the next run to start faster
-                "grow": False,  # whether a resumed run may go on with a dataset that has grown
+                "grow": False,  # go on with a dataset that has grown: `epochs` passes over its new rows alone
             },
             "eval": {
                 "batch_size": 1024,  # of all devices together

@@ -1,5 +1,9 @@
 """Datasets that grow: a run goes on with more users, items and field values, and keeps what it has learnt of the old ones.
 
+Growing trains the training rows that are new, config.train.epochs passes over them alone: rows that an earlier dataset of the
+run had for training keep the passes that they got, whether the run came to its end, stopped early or was cut short. Steps
+count on, and the best on validation is sought anew. `trained_rows` says which rows are new.
+
 A dataset numbers its ids anew each time it is prepared, and a field's table rows begin where those of the field before it
 end. So rows are matched by original values. A run keeps what its table rows stand for, of each dataset it was trained on:
 
@@ -9,8 +13,10 @@ Each checkpoint notes the hash of its data. One of other data than those in use 
 function of itself, the dataset and the seed alone: killed before its next checkpoint, a run does the same again.
 """
 
+import dataclasses
 import functools
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,10 +29,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from em3_jax import sharding, workdir
+from em3_jax import sharding, trained_rows, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.canonical import forms_of
 from em3_jax.data.format import Dataset
+from em3_jax.data.pipeline import GrownSource, at_most, steps_of_pass
 from em3_jax.experiment import Experiment
 from em3_jax.types import State, UserError
 from em3_jax.values import canonical
@@ -61,6 +68,8 @@ def begin(
         workdir.claim(directory, config, data_hash, parts.feature_hashes, write=write)
     if parts.shapes.tables and write:
         remember(directory, parts.dataset)
+        if "stream" not in config:  # whose rows are trained by their place
+            trained_rows.remember(directory, parts.dataset, config["data"]["label"])
     return growing
 
 
@@ -93,7 +102,8 @@ def restore_latest(
     """(state, notes) of the newest readable checkpoint, carried over to the dataset of `parts`; None without any.
 
     Carried over: the table rows and slots of known ids, and their rows of a memory bank, are those of the checkpoint, those of
-    new ids and the notes are the fresh ones, as validation is another set now; all else of the state is the checkpoint's.
+    new ids and the notes are the fresh ones, as validation is another set now, with `grown`, the dataset before and the step
+    it went to; all else of the state is the checkpoint's.
 
     Args:
       state, notes: fresh ones; the tables and the memory of the state are used up.
@@ -106,18 +116,56 @@ def restore_latest(
         return restored
     old, saved_notes = restored
     data_hash = saved_notes["data_hash"]
-    notes = saved_notes if keep_notes else notes
-    step, total = int(old.step), len(parts.source)
-    if step >= total:
-        raise UserError(
-            f"{directory}: step {step:,} is done and the grown dataset {parts.dataset.root} gives {total:,} steps; raise "
-            "config.train.epochs"
-        )
+    notes = saved_notes if keep_notes else notes | {"grown": {"from": data_hash, "after": int(old.step)}}
     was, now = recall(directory, data_hash), vocabulary(parts.dataset)
     carried = _carry_over(old, state, was, now)
     print(f"the dataset has grown: {_describe(was, now)}")
-    checkpoints.forget_best(after=step)
     return carried, notes
+
+
+def on_new_rows(
+    checkpoints: Checkpoints,
+    directory: str | Path,
+    parts: Experiment,
+    config: Mapping[str, Any],
+    step: int,
+    notes: Mapping[str, Any],
+) -> Experiment:
+    """`parts` with the batches that are left to a run after `step`: of a grown dataset, those of its new rows.
+
+    Args:
+      config: the resolved config.
+      notes: of the state, see `restore_latest`; `grown` says the dataset before, and the step that it went to.
+
+    Raises:
+      UserError: see `trained_rows.new_rows`.
+    """
+    grown = notes.get("grown")
+    if grown is None:
+        return parts
+    data, source = config["data"], parts.source
+    new = trained_rows.new_rows(parts.dataset, data["label"], trained_rows.recall(directory, grown["from"]))
+    rows = at_most(parts.dataset, new.rows, data["most_rows_per_user"])
+    steps = steps_of_pass(len(rows), source.batch_size)
+    source = GrownSource(
+        builder=source.builder,
+        rows=rows,
+        batch_size=source.batch_size,
+        seed=source.seed,
+        order=source.order,
+        first_step=grown["after"],
+        num_steps=grown["after"] + math.ceil(config["train"]["epochs"] * steps - 1e-9),
+        buckets=source.buckets,
+        shards=source.shards,
+    )
+    samples = [source.rows_of_step(source.first_step + k)[0] for k in range(min(steps, 8))]
+    if step == grown["after"]:
+        gone = f", {new.gone:,} are gone" if new.gone else ""
+        print(
+            f"{len(rows):,} rows are new; {new.kept:,} that were there for training before are not trained again{gone}"
+        )
+        checkpoints.forget_best(after=step)
+    return parts._replace(source=dataclasses.replace(source, buckets=parts.buckets(samples)))
 
 
 def restore(

@@ -101,13 +101,19 @@ def uniform_hash(key: int | np.uint64, *ids: ArrayLike, dtype: DTypeLike = np.fl
     bits = {np.dtype(np.float64): 53, np.dtype(np.float32): 24}.get(np.dtype(dtype))
     if bits is None:
         raise ValueError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+    state = hash_words(key, *ids)
+    # Only the bits that the mantissa holds: rounding more of them could give 1. Signed integers convert faster.
+    mantissa = np.asarray(state >> np.uint64(64 - bits)).view(np.int64)
+    return np.multiply(mantissa, 2.0**-bits, dtype=np.float64).astype(dtype, copy=False)
+
+
+def hash_words(key: int | np.uint64, *ids: ArrayLike) -> np.ndarray:
+    """Returns 64-bit hashes, u64 of the broadcast shape of `ids`: arguments as of `uniform_hash`."""
     with np.errstate(over="ignore"):  # numpy warns of wrapping for scalars, though not for arrays
         state = _mix(np.uint64(key) + _GOLDEN)
         for part in ids:  # output number `part` of the splitmix64 generator seeded with what came before
             state = _mix(state + _GOLDEN * _words(np.asarray(part)))
-    # Only the bits that the mantissa holds: rounding more of them could give 1. Signed integers convert faster.
-    mantissa = np.asarray(state >> np.uint64(64 - bits)).view(np.int64)
-    return np.multiply(mantissa, 2.0**-bits, dtype=np.float64).astype(dtype, copy=False)
+    return state
 
 
 def _words(integers: np.ndarray) -> np.ndarray:

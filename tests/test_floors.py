@@ -63,6 +63,7 @@ FLOORS = [
         "processes",
         "growth",
         "manual",
+        "trained_rows",
     }
     | {
         "prepare",

@@ -21,7 +21,8 @@ from tests.grown_tables import grown
 from tests.planted_pairs import planted_pairs
 from tests.test_sharding import on_eight_devices
 
-STEPS, MORE = 8, 20
+STEPS, MORE = 8, 20  # of the first dataset, and with those of the later one's new rows
+FIRST_ROWS = 560  # that the first dataset has for training
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,9 @@ def settings(dataset, **train_) -> dict:
     config.model.fusion_settings.width = config.model.fusion_settings.ffn_width = 8
     config.model.cic.negatives = 8
     config.tables.width, config.tables.optimizer = 4, "lazy_adam"
-    steps = STEPS if dataset.meta["counts"]["users"] == 40 else MORE
-    config.train.epochs = steps * 32 / len(dataset.split_rows("train"))
+    new_rows = len(dataset.split_rows("train"))
+    steps, new_rows = (STEPS, new_rows) if new_rows == FIRST_ROWS else (MORE - STEPS, new_rows - FIRST_ROWS)
+    config.train.epochs = steps * 32 / new_rows
     config.train.log_every, config.train.eval_every, config.train.patience = 2, 4, 0
     for name, value in train_.items():
         config.train[name] = value
@@ -121,7 +123,8 @@ def test_rows_and_slots_of_known_ids_are_kept_bit_for_bit_and_new_ones_are_fresh
     for name, leaf in trees.named_leaves(state).items():
         if not name.startswith("tables/"):
             assert np.asarray(leaf).tobytes() == before[name].tobytes(), name
-    assert notes == {"best_step": 0}
+    grown_from = {"from": data["first"].meta["data_hash"], "after": STEPS}
+    assert notes == {"best_step": 0, "grown": grown_from}
 
 
 def test_many_rows_in_blocks_and_every_bit_pattern_survive(monkeypatch):
@@ -251,11 +254,12 @@ def test_tables_smaller_than_the_saved_ones_are_refused_in_a_line(data, went_on,
 
 def test_other_refusals_leave_the_run_as_it_was(data, run):
     before = (run / "run.json").read_text()
-    message = user_error(lambda: train.train(settings(data["later"], grow=True, epochs=0.1), run))
-    assert f"step {STEPS} is done" in message and "raise config.train.epochs" in message
     changed = settings(data["later"], grow=True)
     changed["tables"]["learning_rate"] = 0.5
     assert "belongs to another config (config.tables.learning_rate" in user_error(lambda: train.train(changed, run))
+    shutil.rmtree(run / "rows")
+    message = user_error(lambda: train.train(settings(data["later"], grow=True), run))
+    assert "nothing says which rows the run was trained on; run once more with the dataset of hash" in message
     assert (run / "run.json").read_text() == before
 
 

@@ -58,6 +58,56 @@ class TrainingSource:
 
 
 @dataclasses.dataclass(frozen=True)
+class GrownSource:
+    """Batch number `step` of a run that goes on over rows that are new to it, in whole passes.
+
+    A pass names each row once: in as few steps as hold the rows, of one size but for a row, each filled up with rows of
+    weight 0. So however few the rows are, no pass is mixed with the next, and none is trained more often than another.
+
+    Attributes:
+      rows: [n] i64 interaction rows, in time order.
+      first_step: the step of the first batch.
+      num_steps: the step that the run ends before.
+      builder, batch_size, seed, order, buckets, shards: as of `TrainingSource`.
+    """
+
+    builder: BatchBuilder
+    rows: np.ndarray
+    batch_size: int
+    seed: int
+    order: str
+    first_step: int
+    num_steps: int
+    buckets: Buckets
+    shards: Shards
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> Batch:
+        rows, weight = self.rows_of_step(step)
+        key = rng.numpy_key(self.seed, "unknown", step)
+        return build(self.builder, self.shards, rows, buckets=self.buckets, key=key, weight=weight)
+
+    def rows_of_step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """([B] i64 interaction rows, [B] f32 weights, 0 of those that fill up) of the steps from `first_step` on."""
+        count, steps = len(self.rows), steps_of_pass(len(self.rows), self.batch_size)
+        number, part = divmod(step - self.first_step, steps)
+        start, end = part * count // steps, (part + 1) * count // steps
+        index = start + np.arange(self.batch_size, dtype=np.int64)
+        weight = (index < end).astype(np.float32)
+        index = np.minimum(index, end - 1)
+        if self.order == "shuffled":
+            index = rng.permute(index, count, rng.numpy_key(self.seed, "grown", self.first_step, number))
+        return self.rows[index], weight
+
+
+def steps_of_pass(rows: int, batch_size: int) -> int:
+    """The steps of a pass of a `GrownSource`."""
+    return -(-rows // batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationSource:
     """Batch number k of one pass over `rows` in order; the last is filled up with rows of weight 0."""
 
@@ -134,7 +184,11 @@ def training_rows(dataset: Dataset, label: str, most_per_user: int) -> np.ndarra
     A few users with long logs otherwise make most of the loss, and validation has another mix. YouTube trains on the same
     number of examples for every user (Covington et al., Deep Neural Networks for YouTube Recommendations, 2016, section 3.4).
     """
-    rows = dataset.split_rows("train", label)
+    return at_most(dataset, dataset.split_rows("train", label), most_per_user)
+
+
+def at_most(dataset: Dataset, rows: np.ndarray | range, most_per_user: int) -> np.ndarray | range:
+    """Of the rows of each user at most so many, see `training_rows`."""
     if not most_per_user:
         return rows
     rows = np.asarray(rows)
