@@ -136,7 +136,7 @@ def online(config: ConfigDict) -> ConfigDict:
 
 
 def stream(config: ConfigDict, window: str) -> ConfigDict:
-    """The log as a stream: each window is scored, then trained on, once."""
+    """The log as a stream: each window is scored, then trained on, once, which leaves nothing to choose of these settings."""
     config.stream = {
         "window": window,  # what is scored before it is trained on: "1 days", "6 hours", "5000 examples"
         "follow": "",  # a mapping for `prepare table`, whose interactions are a file that grows
@@ -144,7 +144,14 @@ def stream(config: ConfigDict, window: str) -> ConfigDict:
         "idle_seconds": 0.0,  # without growth after which the run ends; 0 = never
         "most_windows": 0,  # after which the run ends; 0 = all
     }
+    config.data.order = "chronological"
+    config.data.most_rows_per_user = 0
+    config.train.epochs = 1.0
+    config.train.eval_every = 0
     config.train.patience = 0
+    config.train.steps_per_dispatch = 1
+    config.train.grow = True
+    config.eval.metric = "auc"
     return config
 
 

@@ -8,6 +8,7 @@
 any moment, a run goes on from the last one to the same curve. With config.stream.follow the log is a file that grows.
 """
 
+import gc
 import json
 import os
 import time
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from em3_jax import config as config_
@@ -27,6 +29,18 @@ from em3_jax.types import State, UserError
 from em3_jax.wiring.ranking import Settings, settings
 
 CURVE = "stream.jsonl"
+ONE_WAY = {
+    "data.order": ("chronological", "its rows are trained in the order of time"),
+    "data.most_rows_per_user": (0, "all its rows are trained"),
+    "train.epochs": (1, "its rows are trained once"),
+    "train.eval_every": (0, "each window is scored; config.stream.window sets them"),
+    "train.patience": (0, "it ends with its last window"),
+    "train.steps_per_dispatch": (1, "its steps are dispatched one by one"),
+    "train.grow": (True, "it always goes on with a log that has grown"),
+    "eval.metric": ("auc", "it has no best step that a metric would choose"),
+}
+"""Settings that a stream has no choice of: its value, and why."""
+ONLY_FOLLOWING = {"poll_seconds": 5.0, "idle_seconds": 0.0}
 HEADLINE = ("auc", "gauc", "logloss")
 SLICES = ("all", "cold items", "warm items", "new users")
 
@@ -73,6 +87,7 @@ def run(config: Mapping[str, Any], directory: Path) -> dict:
     own = config_.call(StreamSettings, config["stream"], "config.stream")
     if config["mesh"]["processes"] > 1:
         raise UserError("config.mesh.processes: a stream is trained by one process, on any number of devices; give 1")
+    _check_settings(config)
     with processes.Interrupts() as interrupts:
         followed = follow.Follower(own.follow, config["data"]["root"], own.poll_seconds, own.idle_seconds)
         while True:
@@ -85,6 +100,29 @@ def run(config: Mapping[str, Any], directory: Path) -> dict:
                     f"`python -m em3_jax.curves {directory} --out curves.png`"
                 )
                 return result | {"stopped_by": stopped_by}
+            _forget_programs()
+
+
+def _forget_programs() -> None:
+    """Lets go of what was compiled for a dataset that has grown since: JAX keeps programs, and what they name, by default."""
+    jax.clear_caches()
+    gc.collect()
+
+
+def _check_settings(config: Mapping[str, Any]) -> None:
+    """Refuses a setting that would have no effect."""
+    for name, (value, why) in ONE_WAY.items():
+        section, key = name.split(".")
+        if config[section][key] != value:
+            raise UserError(
+                f"config.{name}={config[section][key]}: has no effect on a stream, {why}; give {value} or leave it out"
+            )
+    for key, value in ONLY_FOLLOWING.items():
+        if config["stream"][key] != value and not config["stream"]["follow"]:
+            raise UserError(
+                f"config.stream.{key}={config['stream'][key]}: has no effect where no log is followed; leave it out, or set "
+                "config.stream.follow"
+            )
 
 
 class _Stream:
@@ -136,7 +174,7 @@ class _Stream:
             f"{parts.dataset.root}: {total:,} rows in {len(self.windows):,} windows; {position.window:,} done",
             flush=True,
         )
-        progress, stopped_by = logs.Progress(total, position.row, unit="row"), "end"
+        self.progress, stopped_by = logs.Progress(total, position.row, unit="row"), "end"
         for number in range(position.window, len(self.windows)):
             window = self.windows[number]
             record = {"window": number, "first": window.first, "end": window.end} | self._times(window)
@@ -147,13 +185,13 @@ class _Stream:
             curve.write(record | {"step": int(state.step)} | means)
             position = Position(number + 1, window.end, int(parts.dataset.interactions["time"][max(window.end - 1, 0)]))
             self.checkpoints.save("latest", state, notes | {"position": position._asdict()})
-            progress.advance(len(window))
+            self.progress.advance(len(window))
             shown = "  ".join(f"{name} {record['all'][name]:.4f}" for name in HEADLINE)
-            progress.say(f"window {number:>5,}  n {record['all']['n']:>7,}  {shown}")
+            self.progress.say(f"window {number:>5,}  n {record['all']['n']:>7,}  {shown}")
             stopped_by = interrupts.agreed() or "end"
             if stopped_by != "end":
                 break
-        progress.close()
+        self.progress.close()
         self.checkpoints.close()
         return {"windows": position.window, "step": int(state.step), "stopped_by": stopped_by}
 
@@ -200,10 +238,12 @@ class _Stream:
             buckets=self.buckets,
             shards=parts.shards,
         )
-        first, reported = int(state.step) + 1, []
+        first, every, reported = int(state.step) + 1, self.config["train"]["log_every"], []
         for batch in batches(source, place=parts.place):
             state, scalars = parts.train_step(state, parts.constants, batch)
             reported.append(scalars)
+            if every and len(reported) % every == 0:
+                self.progress.show(loss=f"{float(scalars['loss']):.4f}")
             if interrupts.received:
                 return state, {}, interrupts.received
         means = logs.window_means(reported, state, self.checkpoints, first, first + len(reported) - 1)

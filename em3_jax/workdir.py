@@ -104,6 +104,8 @@ def read(workdir: str | Path) -> dict[str, Any]:
         of_clicks = record["config"].get("task") in ("ranking", "pretraining")
         if name in record["config"] and (of_clicks or name not in ("data", "model")):
             record["config"][name] = settings | record["config"][name]
+    if "stream" in record["config"]:  # which earlier versions let be called shuffled
+        record["config"]["data"]["order"] = "chronological"
     return record
 
 

@@ -1,6 +1,7 @@
 """Streams: scored before trained on, by what was known then; killed and resumed, followed, and what is wrong said in a line."""
 
 import dataclasses
+import gc
 import itertools
 import json
 import signal
@@ -8,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
+import jax
 import numpy as np
 import pytest
 
@@ -221,6 +224,37 @@ def test_follows_a_file_that_grows_and_waits_for_the_end_of_a_half_line(tmp_path
         train.train(made, tmp_path / "run")
 
 
+def test_what_a_growth_replaces_is_let_go(tmp_path, monkeypatch):
+    """Of dataset, batches and compiled programs before a growth nothing is left after it."""
+    log, mapping = tmp_path / "log.csv", tmp_path / "mapping.json"
+    log.write_text(HEADER + log_lines(0, 200))
+    mapping.write_text(json.dumps({"interactions": str(log), "time_unit": "seconds"}))
+    changes = {
+        "stream.window": "100 examples", "stream.follow": str(mapping), "data.history_length": 4, "data.batch_size": 64,
+        "data.unknown_floor": {}, "model.backbone_settings.hidden": (8,),
+    }  # fmt: skip
+    made, programs, before = [], [], online._Stream.__init__
+
+    def watched(self, *args):
+        gc.collect()
+        assert not any(one() for refs in made for one in refs), "still there when the next is made"
+        before(self, *args)
+        parts = self.parts
+        made.append([weakref.ref(one) for one in (self, parts.dataset, parts.source.builder, parts.train_step.func)])
+
+    def wait(self, interrupts):
+        programs.append(len(jax.devices()[0].client.live_executables()))
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(log_lines(100 + 100 * len(programs), 100))
+        return "enough" if len(programs) == 3 else ""
+
+    monkeypatch.setattr(online._Stream, "__init__", watched)
+    monkeypatch.setattr(follow.Follower, "wait", wait)
+    result = train.train(config(tmp_path / "data", "id_only", **changes).to_dict(), tmp_path / "run")
+    assert result["windows"] == 4 and len(made) == 3
+    assert programs[2] <= programs[1], "programs pile up"
+
+
 class NotInterrupted:
     received = ""
 
@@ -338,6 +372,23 @@ def test_a_stream_goes_on_with_more_items_and_the_bank_moves_with_them(tmp_path)
     assert result["windows"] == len(curve) and [line["first"] for line in curve] == list(
         range(0, curve[-1]["end"], 200)
     )
+
+
+@pytest.mark.parametrize("name", [*online.ONE_WAY, "stream.idle_seconds"])
+def test_a_setting_without_effect_is_refused(planted, tmp_path, name):
+    now = config(planted.root).to_dict()
+    section, key = name.split(".")
+    other = {str: "shuffled", bool: False, int: 7, float: 7.0}[type(now[section][key])]
+    with pytest.raises(UserError, match=rf"config\.{name}={other}: has no effect"):
+        train.train(config(planted.root, **{name: other}).to_dict(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_settings_of_training_take_effect_in_streams_or_are_refused(planted):
+    """A new setting has to be thought of here."""
+    effective = {"log_every", "init_from", "deterministic", "compilation_cache"}
+    known = effective | {name.removeprefix("train.") for name in online.ONE_WAY if name.startswith("train.")}
+    assert set(config(planted.root).train) == known
 
 
 def test_mistakes_are_one_line(planted, tmp_path, finished):
