@@ -183,6 +183,9 @@ def of_run(record: Mapping[str, Any], data_root: str | None = None) -> Experimen
     Args:
       record: of the run, see `workdir.read`.
       data_root: the dataset folder, if it is not where it was in training.
+
+    Raises:
+      UserError: there is no dataset; the commands that score a run have --data for one that was moved.
     """
     config = dict(record["config"])
     mesh = config["mesh"]
@@ -190,6 +193,11 @@ def of_run(record: Mapping[str, Any], data_root: str | None = None) -> Experimen
         config["mesh"] = mesh | {"data": 1, "model": 1}
     if data_root:
         config["data"] = config["data"] | {"root": data_root}
+    elif not Path(config["data"]["root"]).is_dir():
+        raise UserError(
+            f"{config['data']['root']}: no such folder, but the run was trained on the dataset there; if it was moved, say "
+            "where it is with --data"
+        )
     return build(config, lambda rows, size: 1)
 
 

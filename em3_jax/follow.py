@@ -1,11 +1,12 @@
 """A log that somebody appends to, as a dataset that grows."""
 
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from em3_jax import paths, prepare
+from em3_jax import paths, prepare, publish
 from em3_jax.types import UserError
 
 SNAPSHOT = "followed"
@@ -41,7 +42,9 @@ class Follower:
         size = self._complete()
         if size == self._size:
             return
-        snapshot = self._root.with_name(f"{self._root.name}.{SNAPSHOT}{self._log.suffix}")
+        root = publish.resolved(self._root)
+        beside = Path(tempfile.gettempdir()) if publish.is_mount(root) else root.parent
+        snapshot = beside / f"{root.name}.{SNAPSHOT}{self._log.suffix}"
         snapshot.parent.mkdir(parents=True, exist_ok=True)
         with open(self._log, "rb") as source, open(snapshot, "wb") as target:
             target.write(source.read(size))

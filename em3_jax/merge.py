@@ -5,7 +5,6 @@ The new folder holds a run of the same model without adapters, which scores the 
 """
 
 import argparse
-import os
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 
-from em3_jax import cli, config, optim, paths, strict_json, trees, workdir
+from em3_jax import cli, config, optim, paths, publish, strict_json, trees, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.lock import Lock
 from em3_jax.models import lora
@@ -33,14 +32,15 @@ def merge(directory: str | Path, out: str | Path) -> dict[str, Any]:
     Raises:
       UserError: there is no such run, checkpoint or adapter, or `out` exists.
     """
-    with Lock(out, beside=True, hint="wait for it, or choose another --out"):
-        return _merge(workdir.read(directory), directory, Path(out).absolute())
+    out = publish.resolved(out)
+    with Lock(out, beside=not publish.is_mount(out), hint="wait for it, or choose another --out"):
+        return _merge(workdir.read(directory), directory, out)
 
 
 def _merge(record: dict[str, Any], directory: str | Path, out: Path) -> dict[str, Any]:
     if (out / "run.json").exists():
         raise UserError(f"{out}: exists already as a run; choose another --out")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and publish.is_empty(out)):
         raise UserError(f"{out}: exists already and is not an empty folder; choose another --out")
     saved, notes = _read(directory, record["data_hash"])
     adapters = sum(name.endswith("/lora_a") for name in saved if name.startswith("params/"))
@@ -51,13 +51,16 @@ def _merge(record: dict[str, Any], directory: str | Path, out: Path) -> dict[str
     state, settings = _without_adapters(saved, record["config"])
     step = int(state.step)
     record |= {"config": settings, "merged_from": {"workdir": str(Path(directory).absolute()), "step": step}}
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    temporary = publish.building_place(out)
     try:
+        for left in publish.leftovers(out):
+            shutil.rmtree(left)
         temporary.mkdir(parents=True)
         _write(temporary, state, notes, record)
-        if (vocabulary := Path(directory) / "vocabulary").is_dir():
-            shutil.copytree(vocabulary, temporary / "vocabulary")
-        temporary.replace(out)
+        for name in ("vocabulary", "rows"):  # what it takes to grow
+            if (kept := Path(directory) / name).is_dir():
+                shutil.copytree(kept, temporary / name)
+        publish.replace(temporary, out, last="run.json")
     except OSError as error:
         raise UserError(f"{out}: cannot make this folder ({error.strerror}); choose another --out") from None
     finally:

@@ -15,6 +15,7 @@ FLOORS = [
     {
         "errors",
         "paths",
+        "publish",
         "lock",
         "kinds",
         "types",

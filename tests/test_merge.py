@@ -1,5 +1,6 @@
 """Folding the adapters of a run back: the merged run scores the same, and whatever goes wrong leaves no run."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,14 @@ def test_others_start_from_it_and_training_in_it_would_go_on(planted, merged):
     parts = experiment.build(workdir.read(merged)["config"], lambda rows, size: 1)
     state, notes = Checkpoints(merged).restore_latest(parts.init())
     assert int(state.step) == notes["best_step"] == int(saved["step"]) and 0 < notes["best_value"] < 1
+
+
+def test_a_link_is_written_through(second, merged, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    merge.merge(second, tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and sorted(os.listdir(tmp_path)) == ["disk", "out"]
+    assert sorted(os.listdir(tmp_path / "disk")) == sorted(os.listdir(merged))
 
 
 def test_what_cannot_be_merged(first, second, merged, tmp_path):  # noqa: F811

@@ -19,9 +19,10 @@ import pytest
 import eval as evaluation
 import train
 from configs import em3_synthetic
-from em3_jax import checkpoint, experiment, workdir
+from em3_jax import checkpoint, experiment, export, vectors, workdir
+from em3_jax.analysis import spaces
 from em3_jax.types import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, user_error
 
 STEPS = 24
 
@@ -311,6 +312,22 @@ def test_a_workdir_of_another_config_or_dataset_is_refused(planted, finished, tm
         train.train(small(planted, data__root=str(other)), finished)
     with pytest.raises(UserError, match="belongs to another dataset"):
         evaluation.evaluate(finished, "test", data_root=str(other))
+
+
+def test_a_dataset_that_was_moved_is_asked_for_with_data(planted, finished, tmp_path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["data"]["root"] = str(tmp_path / "gone")
+    (run / "run.json").write_text(json.dumps(record))
+    for command in (
+        lambda: evaluation.evaluate(run, "test"),
+        lambda: vectors.export_vectors(run, "v"),
+        lambda: export.export(run, tmp_path / "store", export.Settings()),
+        lambda: spaces.read(run, run),
+    ):
+        message = user_error(command)
+        assert message.startswith(f"{tmp_path / 'gone'}: no such folder") and "--data" in message
+    assert experiment.of_run(record, str(planted.root)).dataset.root == planted.root
 
 
 def test_a_checkpoint_of_another_model_is_refused(planted, finished):

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from em3_jax import paths, strict_json
+from em3_jax import paths, publish, strict_json
 from em3_jax.data.checks import check_dataset, count_training, summarise
 from em3_jax.data.features import write_features
 from em3_jax.data.format import (
@@ -77,20 +77,26 @@ class DatasetWriter:
     """
 
     def __init__(self, root: str | Path, overwrite: bool = False):
-        self.root = paths.local(root).absolute()
-        if self.root.exists() and not (self.root.is_dir() and not any(self.root.iterdir())):
+        self.root = publish.resolved(paths.local(root))
+        if self.root.exists() and not (self.root.is_dir() and publish.is_empty(self.root)):
             if not overwrite:
                 raise UserError(f"{root}: exists already; choose another --out or pass --overwrite")
-            if not (self.root / "dataset.json").is_file():
+            if not self._is_dataset():
                 raise UserError(
                     f"{root}: exists and is no dataset, so --overwrite leaves it alone; choose another --out"
                 )
-        self.path = self.root.with_name(f".{self.root.name}.tmp-{os.getpid()}")
-        self._lock = Lock(self.root, beside=True, hint="wait for it, or choose another --out")
+        self.path = publish.building_place(self.root)
+        beside = self.path.parent != self.root
+        self._lock = Lock(self.root, beside=beside, hint="wait for it, or choose another --out")
+
+    def _is_dataset(self) -> bool:
+        """Whether the folder is one, or was before a kill while it was replaced."""
+        return any((place / "dataset.json").is_file() for place in (self.root, *publish.leftovers(self.root)))
 
     def __enter__(self) -> "DatasetWriter":
         self._lock.__enter__()
-        shutil.rmtree(self.path, ignore_errors=True)
+        for left in (self.path, *publish.leftovers(self.root)):
+            shutil.rmtree(left, ignore_errors=True)
         for folder in ("interactions", "events", "splits", "counts", "features"):
             (self.path / folder).mkdir(parents=True)
         return self
@@ -208,14 +214,9 @@ class DatasetWriter:
                 _write_json(new / "manifest.json", manifest | {"item_hash": None})
 
     def _publish(self) -> None:
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        old = self.path.with_name(f"{self.path.name}-old")
-        if self.root.exists():
-            if (self.root / "dataset.json").is_file():
-                self._keep_features()
-            os.replace(self.root, old)
-        os.replace(self.path, self.root)
-        shutil.rmtree(old, ignore_errors=True)
+        if (self.root / "dataset.json").is_file():
+            self._keep_features()
+        publish.replace(self.path, self.root, last="dataset.json")
 
 
 def _content_of(root: Path) -> tuple:
