@@ -22,6 +22,7 @@ from em3_jax.data.format import Dataset, hash_files, hash_ids
 from em3_jax.data.readers.delimited import TextFile, TextFormat
 from em3_jax.data.readers.encode import entity_table
 from em3_jax.data.readers.files import load_array, open_text, place, read_array, require_columns, require_values
+from em3_jax.data.readers.rows import rows_of_file
 from em3_jax.data.writer import DatasetWriter
 from em3_jax.fields import Fields
 from em3_jax.types import UserError
@@ -101,6 +102,7 @@ def mmrec(
                 "arguments": {"as_clicks": as_clicks, "negatives": negatives, "seed": seed},
                 "only_clicks": not as_clicks,
                 "notes": notes,
+                "rows": {path.name: rows_of_file(len(log.user), len(log.user), {})},
             },
         )
 
