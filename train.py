@@ -27,6 +27,7 @@ from em3_jax import config as config_
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
 from em3_jax.lock import Lock
+from em3_jax.progress import Progress
 from em3_jax.types import UserError
 
 STEPS_AHEAD = 2  # of what an accelerator has finished; on CPUs none: each would already hold its temporaries
@@ -148,7 +149,7 @@ class _Loop:
         self.eval_every = settings.eval_every or math.ceil(len(parts.source.rows) / parts.source.batch_size)
         self.log_every = settings.log_every or self.eval_every
         self.writer = logs.MetricWriter(directory, start) if processes.is_first() else logs.NoWriter()
-        self.progress = logs.Progress(self.total, start, quiet=not processes.is_first())
+        self.progress = Progress(self.total, start, quiet=not processes.is_first())
         self.window, self.window_start, self.waited, self.since = [], start, 0.0, time.perf_counter()
         self.attention = ""
 

@@ -17,6 +17,7 @@ from em3_jax.analysis import page, similarity, spaces
 from em3_jax.analysis.page import Look
 from em3_jax.analysis.similarity import Choice
 from em3_jax.lock import Lock
+from em3_jax.progress import Progress
 from em3_jax.types import UserError
 
 
@@ -33,8 +34,12 @@ def analyze(analysed: spaces.Analysed, out: str | Path, choice: Choice, look: Lo
 
 def _write(analysed: spaces.Analysed, out: Path, choice: Choice, look: Look) -> list[dict]:
     cold, popular = similarity.cold_items(analysed, choice), similarity.popular_items(analysed, choice)
-    tables = [similarity.compared(analysed, number, items, choice) for number, items in ((8, cold), (9, popular))]
-    shown = page.contents(analysed, tables, cold, popular, choice, look)
+    progress, tables = Progress(2 + len(page.ORDER), unit="part"), []
+    for number, items in ((8, cold), (9, popular)):
+        tables.append(similarity.compared(analysed, number, items, choice))
+        progress.advance()
+    shown = page.contents(analysed, tables, cold, popular, choice, look, progress.advance)
+    progress.close()
     numbers = {
         "model": analysed.model,
         "runs": analysed.runs,

@@ -7,6 +7,7 @@ from em3_jax import memory
 from em3_jax.data.catalogue import CataloguePass
 from em3_jax.experiment import Experiment
 from em3_jax.fields import FIRST_KNOWN
+from em3_jax.progress import Progress
 from em3_jax.types import State
 
 
@@ -17,8 +18,12 @@ def content_embeddings(parts: Experiment, state: State) -> tuple[np.ndarray, np.
         return np.asarray(state.memory["vector"])[:items], np.asarray(state.memory["written"])[:items] > memory.NEVER
     host_features = () if parts.constants else tuple(parts.feature_sets)
     source = CataloguePass(np.arange(items), parts.eval.batch_size, host_features)
-    vectors = np.concatenate([np.asarray(parts.embed(state, source[k])) for k in range(len(source))])[:items]
-    return vectors, has_content(parts)
+    progress, vectors = Progress(len(source), unit="batch"), []
+    for k in range(len(source)):
+        vectors.append(np.asarray(parts.embed(state, source[k])))
+        progress.advance()
+    progress.close()
+    return np.concatenate(vectors)[:items], has_content(parts)
 
 
 def has_content(parts: Experiment) -> np.ndarray:

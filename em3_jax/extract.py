@@ -35,6 +35,7 @@ from em3_jax.data.features import FeatureWriter, feature_folder, reusable, write
 from em3_jax.data.format import Dataset, hash_files, open_dataset
 from em3_jax.data.pipeline import batches
 from em3_jax.data.readers.files import load_array, read_array, read_ids
+from em3_jax.progress import Progress
 from em3_jax.types import UserError
 from em3_jax.values import canonical
 
@@ -230,7 +231,7 @@ def _encode(
         print(f"going on after batch {writer.done:,} of {len(source):,}", flush=True)
     encode = _on_all_devices(made, writer.tokens.dtype) if made.params else functools.partial(made.encode, None)
     is_wanted, pending = wanted.ravel(), collections.deque()
-    progress = logs.Progress(int(finished.sum()), int(finished[: writer.done].sum()), unit="item", lines_every=10.0)
+    progress = Progress(int(finished.sum()), int(finished[: writer.done].sum()), unit="item")
 
     def write(k: int, batch: dict, output: tuple[jax.Array, jax.Array]) -> None:
         members = source.members(k)

@@ -3,12 +3,10 @@
 import json
 import math
 import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from em3_jax import strict_json, trees
 from em3_jax.checkpoint import Checkpoints
@@ -71,48 +69,6 @@ class NoWriter:
 
     def close(self) -> None:
         pass
-
-
-class Progress:
-    """A progress bar on a terminal, plain lines elsewhere.
-
-    Args:
-      total, start: last and first step.
-      unit: what is counted.
-      lines_every: seconds between the lines where there is no terminal; 0 = no lines.
-      quiet: no bar, wherever.
-    """
-
-    def __init__(self, total: int, start: int, unit: str = "step", lines_every: float = 0.0, quiet: bool = False):
-        is_terminal = sys.stderr.isatty() and not quiet
-        self._bar = tqdm(
-            total=total, initial=start, unit=unit, dynamic_ncols=True, disable=not is_terminal, smoothing=0.1
-        )
-        self._unit, self._total, self._start, self._done = unit, total, start, start
-        self._lines_every = 0.0 if is_terminal else lines_every
-        self._began = self._last_line = time.perf_counter()
-
-    def advance(self, steps: int = 1) -> None:
-        self._bar.update(steps)
-        self._done += steps
-        now = time.perf_counter()
-        if self._lines_every and now - self._last_line >= self._lines_every:
-            self._last_line = now
-            speed = (self._done - self._start) / (now - self._began)
-            left = tqdm.format_interval((self._total - self._done) / max(speed, 1e-9))
-            self.say(f"{self._done:,} of {self._total:,} {self._unit}s, {speed:,.1f} {self._unit}s/s, {left} left")
-
-    def show(self, **values: str) -> None:
-        """Values beside the bar."""
-        self._bar.set_postfix(values, refresh=False)
-
-    def say(self, line: str) -> None:
-        """A line that stays, above the bar."""
-        self._bar.write(line, file=sys.stdout)
-        sys.stdout.flush()
-
-    def close(self) -> None:
-        self._bar.close()
 
 
 def window_means(

@@ -25,6 +25,7 @@ from em3_jax.checkpoint import Checkpoints
 from em3_jax.data import stream, times
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.pipeline import EvaluationSource, batches
+from em3_jax.progress import Progress
 from em3_jax.types import State, UserError
 from em3_jax.wiring.ranking import Settings, settings
 
@@ -174,7 +175,7 @@ class _Stream:
             f"{parts.dataset.root}: {total:,} rows in {len(self.windows):,} windows; {position.window:,} done",
             flush=True,
         )
-        self.progress, stopped_by = logs.Progress(total, position.row, unit="row"), "end"
+        self.progress, stopped_by = Progress(total, position.row, unit="row"), "end"
         for number in range(position.window, len(self.windows)):
             window = self.windows[number]
             record = {"window": number, "first": window.first, "end": window.end} | self._times(window)

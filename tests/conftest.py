@@ -37,6 +37,7 @@ QUICKLY_COMPILED = {
     "test_plot",
     "test_pretraining",
     "test_processes",
+    "test_progress",
     "test_propagation",
     "test_raw",
     "test_raw_sets",

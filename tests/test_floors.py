@@ -18,6 +18,7 @@ FLOORS = [
         "publish",
         "lock",
         "kinds",
+        "progress",
         "types",
         "fields",
         "values",

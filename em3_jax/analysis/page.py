@@ -5,6 +5,7 @@ import hashlib
 import html
 import importlib.resources
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,13 +44,20 @@ class Look(NamedTuple):
 
 
 def contents(
-    analysed: Analysed, tables: list[dict[str, Any]], cold: np.ndarray, popular: np.ndarray, choice: Choice, look: Look
+    analysed: Analysed,
+    tables: list[dict[str, Any]],
+    cold: np.ndarray,
+    popular: np.ndarray,
+    choice: Choice,
+    look: Look,
+    done: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """All that the page knows, as JSON values.
 
     Args:
       tables: 8 and 9.
       cold, popular: rows of cold and popular items.
+      done: called after the map of each of the spaces `ORDER`.
     """
     dataset, first = analysed.dataset, np.array(look.items, np.int64)
     rows = items.chosen(analysed, first, cold, popular, look.most_items)
@@ -60,7 +68,10 @@ def contents(
     asked = np.searchsorted(rows, first)
     pictures, ratio = items.pictures(dataset, rows, np.concatenate([asked, by_clicks]), look.most_pictures, look.images)
     spaces = [analysed.spaces[key] for key in ORDER]
-    positions = [maps.make(space.vectors[rows], space.present[rows], look.seed) for space in spaces]
+    positions = []
+    for space in spaces:
+        positions.append(maps.make(space.vectors[rows], space.present[rows], look.seed))
+        done()
     positions = [positions[0], *(maps.turned(other, positions[0]) for other in positions[1:])]
     pictured = [place for place in by_clicks if pictures[place]]
     start = asked[0] if len(asked) else (pictured or by_clicks)[0]

@@ -3,6 +3,7 @@
 Letters: I items, n some of them, W width.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import xxhash
-from tqdm import tqdm
 
 from em3_jax import embeddings, step, store, tasks
 from em3_jax.data.catalogue import CataloguePass
@@ -22,6 +22,7 @@ from em3_jax.exporting.model import original_ids
 from em3_jax.id_index import IdIndex
 from em3_jax.placement import Features
 from em3_jax.processes import Interrupts
+from em3_jax.progress import Progress
 from em3_jax.types import Batch, State, UserError
 
 SAVE_SECONDS = 5.0
@@ -134,20 +135,22 @@ def _encode(
             for name, one in found.items():
                 vectors[name][members] = np.asarray(one)[: len(members)]
 
-    bar = tqdm(total=len(todo), initial=min(done * batch_size, len(todo)), unit=" items", desc="encoding")
-    with bar, Interrupts() as interrupts:
+    encoded = min(done * batch_size, len(todo))
+    bar = Progress(len(todo), encoded, unit="item")
+    with contextlib.closing(bar), Interrupts() as interrupts:
         for k in range(done, len(source)):
             members = todo[k * batch_size : (k + 1) * batch_size]
             digest[members] = digests(feature_sets, members)  # reads them from the disk, if that has to be
             waiting.append((members, lookup(source[k])))
             keep(most=2)
-            bar.update(len(members))
+            encoded += len(members)
+            bar.advance(len(members))
             if interrupts.received or time.monotonic() - saved > SAVE_SECONDS:
                 keep(most=0)
                 _save(progress, [*vectors.values(), digest], k + 1)
                 saved = time.monotonic()
             if interrupts.received:
-                raise UserError(f"{folder}: stopped after {bar.n:,} items; run the same command again to go on")
+                raise UserError(f"{folder}: stopped after {encoded:,} items; run the same command again to go on")
         keep(most=0)
 
 
