@@ -35,6 +35,7 @@ QUICKLY_COMPILED = {
     "test_online",
     "test_parts",
     "test_plot",
+    "test_own_data",
     "test_pretraining",
     "test_processes",
     "test_progress",

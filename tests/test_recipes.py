@@ -35,6 +35,14 @@ def test_settings_are_read_by_their_kind():
     assert found["data"]["unknown_floor"] == {"user": 0.0, "item": 0.25}, "a section of names takes further ones"
 
 
+def test_a_setting_of_ones_own_is_read_by_the_value_it_replaces():
+    assert recipes.parsed("mine", "3", 1.0) == 3.0 and isinstance(recipes.parsed("mine", "3", 1.0), float)
+    assert recipes.parsed("mine", "image, text", ("x",)) == ("image", "text")
+    assert recipes.parsed("mine", "(16,)", (1, 2)) == (16,) and recipes.parsed("mine", "5", "name") == "5"
+    assert recipes.parsed("mine", "-5", 1) == -5 and recipes.parsed("mine", "no", True) is False
+    assert "config.mine=x: give a whole number" in user_error(recipes.parsed, "mine", "x", 1)
+
+
 def test_options_come_with_a_sign_or_a_blank_or_alone():
     given = ["--config.seed=3", "--config.data.root", "a b", "--config.train.grow", "--config.train.epochs=1e-1"]
     assert recipes.options(given) == {"seed": "3", "data.root": "a b", "train.grow": None, "train.epochs": "1e-1"}

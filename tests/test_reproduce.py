@@ -215,10 +215,3 @@ def test_a_change_for_all_runs_leaves_alone_what_a_variant_sets(planted, tmp_pat
     assert (plain["train"]["epochs"], plain["eval"]["batch_size"], plain["tables"]["width"]) == (3.0, 64, 4)
     assert (pretraining["train"]["epochs"], pretraining["eval"]["batch_size"]) == (200.0, 256)
     assert ("^model/fusion/", 0.0) in lora["optim"]["multipliers"] and lora["train"]["epochs"] == 3.0
-
-
-def test_options_become_values_of_the_type_they_replace():
-    assert runs.parse_value("a", "3", 1.0) == 3.0 and isinstance(runs.parse_value("a", "3", 1.0), float)
-    assert runs.parse_value("a", "image, text", ("x",)) == ("image", "text")
-    assert runs.parse_value("a", "(16,)", (1, 2)) == (16,)
-    assert runs.parse_value("a", "5", "name") == "5"

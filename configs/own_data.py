@@ -1,0 +1,69 @@
+"""EM3 on a dataset of your own: reads what it holds and chooses feature sets, id fields and sizes by it.
+
+python -m em3_jax.prepare table --interactions clicks.csv --items items.csv --item-text title --out data/mine
+python -m em3_jax.extract --data data/mine --modality text --encoder <folder>
+python train.py --config=configs/own_data.py --config.data.root=data/mine --workdir=runs/mine
+python train.py --config=configs/own_data.py:id_only --config.data.root=data/mine --workdir=runs/mine-ids
+
+All feature sets of the dataset are used but raw content and vectors of runs; without any, the ranking model runs on IDs alone.
+"""
+
+import json
+
+from configs import base
+from em3_jax import paths
+
+VARIANTS = base.VARIANTS
+LARGE = 1_000_000  # training rows from which on the content part is as wide as the paper has it
+
+
+def get_config(arg: str = "", root: str = ""):
+    config = base.ranking()
+    config.data.root = root or "data/mine"
+    folder = paths.local(config.data.root)
+    meta = _read(folder / "dataset.json")
+    if meta is None:  # the error is that of whoever opens it
+        return base.variant(config, arg, VARIANTS)
+    if meta.get("only_clicks"):
+        raise ValueError(f"{folder} holds clicks alone; train configs/retrieval.py on it, or draw negatives")
+    config.data.features = tuple(
+        manifest.parent.name
+        for manifest in sorted(folder.glob("features/[!.]*/manifest.json"))
+        if _is_content(_read(manifest) or {})
+    )
+    rows = meta["summary"]["splits"]["train"]["rows"]
+    _sizes(config, rows)
+    # Ids that validation has and training has not are met as `unknown`: training meets that as often.
+    new_users = meta["summary"]["splits"]["valid"].get("rows_with_new_user") or 0.0
+    config.data.unknown_floor.user = round(min(new_users, 0.3), 1)
+    config.model.cic.id_fields = tuple(name for name, *_ in meta["fields"]["item"])
+    if not config.data.features:
+        config = base.id_only(config)
+    return base.variant(config, arg, VARIANTS)
+
+
+def _sizes(config, rows: int) -> None:
+    """Batches that leave an epoch some hundred steps where it can, two evaluations an epoch, and a content part by the rows."""
+    while config.data.batch_size > 64 and rows < 200 * config.data.batch_size:
+        config.data.batch_size //= 2
+    config.train.eval_every = max(rows // config.data.batch_size // 2, 1)
+    config.train.log_every = min(config.train.log_every, config.train.eval_every)
+    config.train.epochs = 20.0
+    config.train.patience = 6
+    if rows < LARGE:
+        config.model.fusion_settings.width = 32
+        config.model.fusion_settings.ffn_width = 64
+        config.model.fusion_settings.dropout = 0.3
+
+
+def _is_content(manifest: dict) -> bool:
+    return "raw" not in manifest and manifest.get("kind") != "run"
+
+
+def _read(path) -> dict | None:
+    """The object of a JSON file; None where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
