@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from em3_jax import cli, encoding, logs, paths, sentences
+from em3_jax import cli, encoding, paths, sentences
 from em3_jax.data import content as content_
 from em3_jax.data.content import Content
 from em3_jax.data.features import FeatureWriter, feature_folder, reusable, write_features

@@ -25,25 +25,30 @@ class Progress:
         self._bar = tqdm(
             total=total, initial=start, unit=unit, dynamic_ncols=True, disable=not is_terminal, smoothing=0.1
         )
-        self._unit, self._total, self._start, self._done = unit, total, start, start
+        self._unit, self._total, self._done = unit, total, start
         self._lines_every = 0.0 if is_terminal or quiet else lines_every
         self._values: dict[str, str] = {}
-        self._began = self._last_line = time.perf_counter()
+        self._last_line = time.perf_counter()
+        self._first: tuple[float, int] | None = None  # when the first was done, which has compiled, and how many then
 
     def advance(self, steps: int = 1) -> None:
         self._bar.update(steps)
         self._done += steps
         now = time.perf_counter()
+        self._first = self._first or (now, self._done)
         if self._lines_every and now - self._last_line >= self._lines_every:
             self.say(self._line(now))
 
     def _line(self, now: float) -> str:
         """ "step 1,200 of 8,000  loss 0.5123  examples_s 9,800  0:12:34 left"."""
-        speed = (self._done - self._start) / (now - self._began)
-        left = tqdm.format_interval((self._total - self._done) / max(speed, 1e-9))
-        values = self._values or {f"{self._unit}/s": f"{speed:,.1f}"}
+        began, first = self._first
+        values, left = self._values, ""
+        if self._done > first and now > began:
+            speed = (self._done - first) / (now - began)
+            values = values or {f"{self._unit}/s": f"{speed:,.1f}"}
+            left = f"  {tqdm.format_interval((self._total - self._done) / speed)} left"
         said = "".join(f"  {name} {value}" for name, value in values.items())
-        return f"{self._unit} {self._done:,} of {self._total:,}{said}  {left} left"
+        return f"{self._unit} {self._done:,} of {self._total:,}{said}{left}"
 
     def show(self, **values: str) -> None:
         """Values beside the bar, and in the lines."""
