@@ -62,19 +62,21 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Slice -> metric -> value. Undefined metrics are NaN; every slice has its n.
 
+    GAUC is by `Dataset.group`, the users where the dataset has no groups; `gauc_users` counts them.
+
     Args:
       rows: [n] interaction rows of the split.
       logits: [n] f32.
       label_name: which of the dataset's labels.
     """
     columns = dataset.interactions
-    label, user = dataset.label(label_name)[rows], columns["user"][rows]
+    label, group = dataset.label(label_name)[rows], dataset.group[rows]
     probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
     query = columns[f"context_{QUERY}"][rows] if f"context_{QUERY}" in columns else None
     planted = columns["probability"][rows] if "probability" in columns and label_name == CLICK else None
     result = {}
     for name, keep in slices(dataset, rows, features, popular_share).items():
-        gauc = metrics.gauc(label[keep], logits[keep], user[keep])
+        gauc = metrics.gauc(label[keep], logits[keep], group[keep])
         result[name] = {
             "n": int(keep.sum()),
             "click_rate": float(label[keep].mean()) if keep.any() else float("nan"),
@@ -95,7 +97,7 @@ def evaluate(
             }
         if planted is not None:
             result[name]["bayes_auc"] = metrics.auc(label[keep], planted[keep])
-            result[name]["bayes_gauc"] = metrics.gauc(label[keep], planted[keep], user[keep]).value
+            result[name]["bayes_gauc"] = metrics.gauc(label[keep], planted[keep], group[keep]).value
     return result
 
 

@@ -92,7 +92,9 @@ def change(log: dict[str, np.ndarray], cut: str, within_user: bool = False) -> d
     return result
 
 
-def write_table(random_split: bool) -> Callable:
+def write_table(random_split: bool, **options) -> Callable:
+    """The table reader; with `negatives` every row is a click."""
+
     def write(root: Path, cut: str, changed: bool) -> Dataset:
         log = own_log(random_split)
         vectors = np.random.default_rng(2).standard_normal((ITEMS, 5)).astype(np.float32)
@@ -111,12 +113,14 @@ def write_table(random_split: bool) -> Callable:
             interactions=root / "log.csv",
             items=root / "items.csv",
             users=root / "users.csv",
-            label="rating>=3",
+            label=None if "negatives" in options else "rating>=3",
             item_fields=("brand",),
             context_fields=("slot",),
             event_fields=("rating",),
             features={"image": str(root / "image.npy")},
             split="column:split" if random_split else "0.7,0.15,0.15",
+            columns={"group": "page"},
+            **options,
         )
 
     return write

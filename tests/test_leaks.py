@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from configs import retrieval as retrieval_configs
-from em3_jax import experiment, placement
-from em3_jax.data import batches, checks, histories, pairs, pipeline, stream
-from em3_jax.data.checks import counts_of
+from em3_jax import experiment
+from em3_jax.data import batches, checks
 from em3_jax.data.format import Dataset
-from em3_jax.data.readers import encode, log, mmrec, table, table_log
 from em3_jax.wiring import Work
 from em3_jax.wiring import lemur as lemur_wiring
 from em3_jax.wiring import ranking as ranking_wiring
 from em3_jax.wiring import retrieval as retrieval_wiring
 from tests import leaks
+from tests.planted_leaks import LEAKS, a_group_that_the_model_reads, in_batch
 
 WORLDS = {
     "table by time": leaks.World(leaks.write_table(random_split=False)),
     "table at random": leaks.World(leaks.write_table(random_split=True)),
+    "table of clicks alone": leaks.World(leaks.write_table(random_split=False, negatives=2)),
     "movielens": leaks.World(leaks.write_movielens),
     "mmrec as clicks": leaks.World(leaks.write_mmrec(as_clicks=True), has_times=False),
     "microlens": leaks.World(leaks.write_given),
@@ -106,297 +106,27 @@ def test_a_stream_is_given_nothing_behind_a_window(tmp_path):
     assert not leaks.differing(*given)
 
 
-# Planted leaks: each changes one function of the product as a slip might, and the check has to fail.
+def given_with_other_groups(tmp_path) -> list[str]:
+    """What differs of a batch when all groups are others."""
+    dataset = leaks.write_table(random_split=False)(tmp_path / "plain", "test", False)
+    group = np.random.default_rng(0).permutation(np.asarray(dataset.group))
+    other = dataclasses.replace(dataset, interactions=dataset.interactions | {"group": group})
+    rows = np.arange(40)
+    made = [work_on(dataset, "lemur").builder(one)(rows, buckets=batches.Buckets(192, 192)) for one in (dataset, other)]
+    made = [{name: value for name, value in batch.items() if not isinstance(value, dict)} for batch in made]
+    return leaks.differing(*made)
 
 
-def not_strictly_earlier(patch):
-    ranges = histories.history_ranges
-    patch.setattr(histories, "history_ranges", lambda eu, et, ru, rt: ranges(eu, et, ru, rt + 1))
+def test_the_model_is_not_given_the_group(tmp_path):
+    assert given_with_other_groups(tmp_path) == ["group"]  # the mask of LEMUR's contrast
 
 
-def all_events_of_the_user(patch):
-    ranges = histories.history_ranges
-    patch.setattr(histories, "history_ranges", lambda eu, et, ru, rt: ranges(eu, et, ru, rt + 10**6))
+# Planted leaks: see `planted_leaks`.
 
 
-def the_next_event_too(patch):
-    made = log.histories
-
-    def one_more(*columns):
-        found = made(*columns)
-        return found._replace(end=np.minimum(found.end + 1, len(found.order)))
-
-    patch.setattr(log, "histories", one_more)
-
-
-def blind_to_splits(patch):
-    made = log.histories
-    patch.setattr(log, "histories", lambda eu, et, es, ru, rt, rs: made(eu, et, 0 * es, ru, rt, 0 * rs))
-
-
-def valid_reads_test(patch):
-    made = log.histories
-    patch.setattr(log, "histories", lambda eu, et, es, ru, rt, rs: made(eu, et, np.minimum(es, 1), ru, rt, rs))
-
-
-def of_log(change):
-    """A leak in what is written of a log: `change` (columns) -> the columns that are replaced."""
-
-    def plant(patch):
-        written = log.write_log
-        patch.setattr(table, "write_log", lambda writer, **c: written(writer, **(c | change(c))))
-
-    return plant
-
-
-def _clicks_of_item(columns) -> np.ndarray:
-    return np.bincount(columns["item"], columns["label"], minlength=leaks.ITEMS)[columns["item"]]
-
-
-def events_of_items_clicked_ever(columns) -> dict:
-    return {"is_event": _clicks_of_item(columns) > 6}
-
-
-def fields_of_the_whole_log(columns) -> dict:
-    rank = np.argsort(np.argsort(_clicks_of_item(columns), kind="stable"), kind="stable")
-    return {"event": {name: 2 + rank * 5 // len(rank) for name in columns["event"]}}
-
-
-def popularity_as_context(columns) -> dict:
-    rank = np.argsort(np.argsort(_clicks_of_item(columns), kind="stable"), kind="stable")
-    return {"context": {name: 2 + rank * 4 // len(rank) for name in columns["context"]}}
-
-
-def click_rate_of_the_user_as_context(columns) -> dict:
-    rate = np.bincount(columns["user"], columns["label"]) / np.bincount(columns["user"])
-    rank = np.argsort(np.argsort(rate))[columns["user"]]
-    return {"context": {name: 2 + rank * 4 // leaks.USERS for name in columns["context"]}}
-
-
-def counts_over(change):
-    """A leak in what counts as known: `change` (dataset, rows) -> the rows that are counted."""
-
-    def plant(patch):
-        def as_trained(dataset, rows, length, key):
-            return dataclasses.replace(dataset, counts=counts_of(dataset, change(dataset, rows), length))
-
-        patch.setattr(ranking_wiring, "as_trained", as_trained)
-
-    return plant
-
-
-def every_row(dataset, rows):
-    return np.arange(len(dataset.interactions["item"]))
-
-
-def clicks_of_any_split(dataset, rows):
-    label, split = (np.asarray(dataset.interactions[name]) for name in ("label", "split"))
-    return np.flatnonzero((split == 0) | (label == 1))
-
-
-def rarity_over_every_row(patch):
-    counted = batches.row_counts
-
-    def row_counts(dataset):
-        item = np.bincount(dataset.interactions["item"], minlength=dataset.num_items)
-        return counted(
-            dataclasses.replace(dataset, counts=dataset.counts | {"item": item * (dataset.counts["item"] > 0)})
-        )
-
-    patch.setattr(batches, "row_counts", row_counts)
-
-
-def ids_in_the_order_of_frequency(patch):
-    def by_frequency(column):
-        ids, values = encode.encode(column)
-        order = np.argsort(-np.bincount(ids, minlength=len(values) + 2)[2:], kind="stable")
-        rank = np.concatenate([[0, 1], 2 + np.argsort(order)])
-        return rank[ids].astype(np.int32), [values[k] for k in order]
-
-    patch.setattr(table_log, "encode", by_frequency)
-
-
-def rows_of_users_who_come_back(patch):
-    chosen = pipeline.training_rows
-
-    def training_rows(dataset, label, most):
-        rows, split = np.asarray(chosen(dataset, label, most)), dataset.interactions["split"]
-        clicks = np.bincount(dataset.interactions["user"], (split == 2) & (dataset.interactions["label"] == 1))
-        return rows[clicks[dataset.interactions["user"][rows]] > np.median(clicks)]
-
-    patch.setattr(ranking_wiring, "training_rows", training_rows)
-
-
-def an_order_seeded_by_all_items(patch):
-    opened, ordered, seed = ranking_wiring.open_dataset, pipeline.rows_of_step, []
-
-    def open_dataset(root):
-        dataset = opened(root)
-        item = np.asarray(dataset.interactions["item"], np.int64)
-        seed.append(int((item * np.arange(len(item))).sum()))
-        return dataset
-
-    patch.setattr(ranking_wiring, "open_dataset", open_dataset)
-    patch.setattr(pipeline, "rows_of_step", lambda rows, size, _, *rest: ordered(rows, size, seed[-1], *rest))
-
-
-def in_batch(change):
-    """A leak in how a batch is made: `change` (builder, rows, batch) -> the entries that are replaced."""
-
-    def plant(patch):
-        made = batches.BatchBuilder.__call__
-
-        def call(self, rows, **options):
-            batch = made(self, rows, **options)
-            return batch | change(self.dataset, rows, batch)
-
-        patch.setattr(batches.BatchBuilder, "__call__", call)
-
-    return plant
-
-
-def weights_by_clicks_of_all(dataset, rows, batch) -> dict:
-    label, item = (np.asarray(dataset.interactions[name]) for name in ("label", "item"))
-    rate = np.bincount(item, label, minlength=dataset.num_items) / np.maximum(
-        np.bincount(item, minlength=dataset.num_items), 1
-    )
-    return {"weight": batch["weight"] * rate[item[rows]].astype(np.float32)}
-
-
-def padding_that_holds_an_item(dataset, rows, batch) -> dict:
-    ids = batch["item_id"].copy()
-    test = np.asarray(dataset.interactions["split"]) == 2
-    ids[~batch["item_mask"]] = dataset.interactions["item"][test][-1]
-    return {"item_id": ids}
-
-
-def the_items_rate_beside_its_content(patch):
-    loaded = placement.load_features
-
-    def load_features(dataset, names):
-        item, label = (np.asarray(dataset.interactions[name]) for name in ("item", "label"))
-        rate = np.bincount(item, label, minlength=dataset.num_items)[:, None, None]
-        return [
-            dataclasses.replace(one, tokens=(one.tokens * (1 + rate)).astype(one.tokens.dtype))
-            for one in loaded(dataset, names)
-        ]
-
-    patch.setattr(placement, "load_features", load_features)
-
-
-def content_scaled_by_clicks(patch):
-    loaded = placement.load_features
-
-    def load_features(dataset, names):
-        rows = np.asarray(dataset.interactions["label"]) == 1
-        clicked = dataset.interactions["item"][rows]  # "fitted on the items that were clicked"
-        return [
-            dataclasses.replace(one, tokens=(one.tokens / np.abs(one.tokens[clicked]).mean()).astype(one.tokens.dtype))
-            for one in loaded(dataset, names)
-        ]
-
-    patch.setattr(placement, "load_features", load_features)
-
-
-def negatives_that_nobody_ever_touches(patch):
-    kept, read, draw = {}, mmrec._read_interactions, mmrec.draw_negatives
-
-    def reading(*arguments):
-        kept["log"] = read(*arguments)
-        return kept["log"]
-
-    def drawing(random, part, rows, count):
-        whole = kept["log"]
-        own = part.user[rows] * whole.items + part.item[rows]
-        return draw(random, whole, np.searchsorted(whole.user * whole.items + whole.item, own), count)
-
-    patch.setattr(mmrec, "_read_interactions", reading)
-    patch.setattr(mmrec, "draw_negatives", drawing)
-
-
-def histories_drawn_by_all(patch):
-    made = mmrec.cyclic_histories
-    seed = lambda log: int((log.item * np.arange(len(log.item))).sum())  # noqa: E731
-    patch.setattr(mmrec, "cyclic_histories", lambda _, log: made(np.random.default_rng(seed(log)), log))
-
-
-def pairs_of_every_split(patch):
-    def training_pairs(dataset):
-        user, item = (np.asarray(dataset.interactions[name], np.int64) for name in ("user", "item"))
-        key = np.unique(user * dataset.num_items + item)
-        return pairs.Pairs(key // dataset.num_items, key % dataset.num_items, dataset.num_users, dataset.num_items)
-
-    patch.setattr(retrieval_wiring, "training_pairs", training_pairs)
-
-
-def of_all_pairs(name: str):
-    """A leak in retrieval alone: `name` of `data.pairs` or its wiring is made from the pairs of every split."""
-
-    def plant(patch):
-        opened, kept = retrieval_wiring.open_dataset, {}
-
-        def open_dataset(root):
-            kept["dataset"] = opened(root)
-            return kept["dataset"]
-
-        def whole(_pairs) -> pairs.Pairs:
-            with pytest.MonkeyPatch.context() as inner:
-                pairs_of_every_split(inner)
-                return retrieval_wiring.training_pairs(kept["dataset"])
-
-        patch.setattr(retrieval_wiring, "open_dataset", open_dataset)
-        if name == "graph":
-            made = retrieval_wiring.full_graph
-            patch.setattr(retrieval_wiring, "full_graph", lambda p: made(whole(p)))
-        elif name == "negatives":
-            sampler = pairs.NegativeSampler
-            patch.setattr(pairs, "NegativeSampler", lambda p: sampler(whole(p)))
-        else:  # items near to each other by who takes them
-            vectors = retrieval_wiring.item_vectors
-
-            def item_vectors(features):
-                degree = whole(None).item_degree
-                return vectors(features) + degree[:, None].astype(np.float32)
-
-            patch.setattr(retrieval_wiring, "item_vectors", item_vectors)
-
-    return plant
-
-
-def scored_with_the_window_itself_known(patch):
-    known_at = stream.as_of
-    patch.setattr(leaks, "as_of", lambda dataset, row, *rest: known_at(dataset, row + 150, *rest))
-
-
-# leak -> (world, cut, what plants it)
-LEAKS = {
-    "events of the same moment": ("table by time", "valid", not_strictly_earlier),
-    "events to come": ("table by time", "valid", all_events_of_the_user),
-    "the row's own event": ("table by time", "valid", the_next_event_too),
-    "events of later splits": ("table at random", "valid", blind_to_splits),
-    "events of test in valid": ("table at random", "test", valid_reads_test),
-    "events chosen by clicks of all": ("table by time", "test", of_log(events_of_items_clicked_ever)),
-    "an event with its item's later clicks": ("table by time", "valid", of_log(fields_of_the_whole_log)),
-    "popularity over all rows": ("table by time", "test", of_log(popularity_as_context)),
-    "click rate over all rows": ("table by time", "test", of_log(click_rate_of_the_user_as_context)),
-    "known by every row": ("table by time", "valid", counts_over(every_row)),
-    "known by clicks of any split": ("table at random", "valid", counts_over(clicks_of_any_split)),
-    "rarity by every row": ("table by time", "valid", rarity_over_every_row),
-    "ids by frequency": ("table by time", "test", ids_in_the_order_of_frequency),
-    "rows chosen by what comes": ("table by time", "test", rows_of_users_who_come_back),
-    "an order that depends on what comes": ("table by time", "test", an_order_seeded_by_all_items),
-    "weights by clicks of all": ("table by time", "test", in_batch(weights_by_clicks_of_all)),
-    "padding that holds an item": ("table by time", "test", in_batch(padding_that_holds_an_item)),
-    "content with the item's rate": ("table by time", "test", the_items_rate_beside_its_content),
-    "content scaled by clicks": ("table by time", "test", content_scaled_by_clicks),
-    "negatives without test items": ("mmrec as clicks", "test", negatives_that_nobody_ever_touches),
-    "histories drawn by what comes": ("mmrec as clicks", "test", histories_drawn_by_all),
-    "retrieval pairs of every split": ("retrieval", "test", pairs_of_every_split),
-    "a graph of every split": ("retrieval", "valid", of_all_pairs("graph")),
-    "retrieval negatives without test items": ("retrieval", "valid", of_all_pairs("negatives")),
-    "neighbours by pairs of every split": ("retrieval", "test", of_all_pairs("neighbours")),
-    "a window that knows itself": ("stream", "test", scored_with_the_window_itself_known),
-}
+def test_a_model_that_reads_the_group_is_found(tmp_path, monkeypatch):
+    in_batch(a_group_that_the_model_reads)(monkeypatch)
+    assert given_with_other_groups(tmp_path) != ["group"]
 
 
 @pytest.mark.parametrize("leak", LEAKS)

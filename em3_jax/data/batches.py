@@ -15,7 +15,7 @@ Letters: B batch, T history, S distinct items (a bucket size), R distinct table 
 | row_id | [R] i32 | distinct table rows, sorted; row_id[0] = 0 is the padding row, surplus rows lie beyond the table |
 | tokens, tokens_mask | {name: [S, N, D]}, {name: [S, N] bool} | content tokens, only with features gathered on the host |
 | encode_position, encode_mask | [C] i32, bool | items to encode, rows of the item block, where `encode` asks; tokens are theirs |
-| group | [B] i32 | the query, or else the user: rows of one are no negatives of each other; where `encode` asks |
+| group | [B] i32 | the dataset's group, query or user: rows of one are no negatives of each other; where `encode` asks |
 | query_tokens | [B, L] i32 | words of the query, 0 = none; only with `queries` |
 """
 
@@ -220,11 +220,12 @@ class BatchBuilder:
         batch |= self._table_rows(rows, user, batch["item_id"], history, key, buckets)
         with_content = batch["item_id"]
         if self.encode != "none":
-            batch |= self._to_encode(batch, buckets) | {"group": user}
+            batch |= self._to_encode(batch, buckets) | {"group": self.dataset.group[rows]}
             if self.queries:
                 field, words = self.queries
                 query = columns_[f"context_{field}"][rows]
-                batch |= {"group": query, "query_tokens": words[query]}
+                batch |= {"query_tokens": words[query]}
+                batch |= {} if "group" in columns_ else {"group": query}
             with_content = with_content[batch["encode_position"]]
         return batch | gather_content(self.host_features, with_content)
 

@@ -6,6 +6,7 @@
         split u8         0 train, 1 valid, 2 test                  history_start, history_end i64   an event range
         context_<field> i32                                        probability f32   true click probability, if planted
         label_<name> u8   a further label, 0 or 1; 255 = the row is not part of that scenario
+        group i32   session, query or impression, where the source says it; the model does not read it
     events/<column>.npy               the history events, the ones of a history side by side, oldest first:
         item i32, time i64, field_<name> i32                       original i64   where an event is stored more than once:
                                                                    the first place that stores it
@@ -42,6 +43,7 @@ INTERACTION_DTYPES = {
     "history_start": np.int64, "history_end": np.int64,
 }  # fmt: skip
 EVENT_DTYPES = {"item": np.int32, "time": np.int64}
+OPTIONAL_INTERACTION_DTYPES = {"probability": np.float32, "group": np.int32}
 OPTIONAL_EVENT_DTYPES = {"original": np.int64}
 CLICK = "click"  # the name of the column `label`
 NOT_PART = 255
@@ -173,6 +175,11 @@ class Dataset:
             raise UserError(f"{self.root}: no label '{name}'; there are: {', '.join([CLICK, *labels])}")
         return self.interactions["label" if name == CLICK else f"label_{name}"]
 
+    @property
+    def group(self) -> np.ndarray:
+        """[rows] i32: rows of one group are ranked against each other: session, query or impression, or else the user."""
+        return self.interactions.get("group", self.interactions["user"])
+
     def split_rows(self, split: str, label: str = CLICK) -> np.ndarray | range:
         """Interaction rows of a split that have the label, in time order: a range where contiguous, else [n] i64."""
         if split not in SPLITS:
@@ -249,17 +256,19 @@ def open_dataset(root: str | Path) -> Dataset:
     rows, num_events = meta["counts"]["interactions"], meta["counts"]["events"]
     dtypes = INTERACTION_DTYPES | {f"context_{f.name}": np.int32 for f in fields.context}
     dtypes |= {f"label_{name}": np.uint8 for name in meta.get("labels", {})}
-    if (root / "interactions" / "probability.npy").exists():
-        dtypes["probability"] = np.float32
+    dtypes |= _present(root / "interactions", OPTIONAL_INTERACTION_DTYPES)
     interactions = {n: _load_array(root / "interactions" / f"{n}.npy", d, (rows,)) for n, d in dtypes.items()}
     dtypes = EVENT_DTYPES | {f"field_{f.name}": np.int32 for f in fields.event}
-    dtypes |= {
-        name: dtype for name, dtype in OPTIONAL_EVENT_DTYPES.items() if (root / "events" / f"{name}.npy").exists()
-    }
+    dtypes |= _present(root / "events", OPTIONAL_EVENT_DTYPES)
     events = {n: _load_array(root / "events" / f"{n}.npy", d, (num_events,)) for n, d in dtypes.items()}
     counts = {p.stem: _load_array(p, np.int64) for p in sorted((root / "counts").glob("*.npy"))}
     user_table, item_table = (_read_table(root / f"{n}s.parquet", meta["counts"][f"{n}s"]) for n in ("user", "item"))
     return Dataset(root, meta, fields, interactions, events, counts, user_table, item_table)
+
+
+def _present(folder: Path, dtypes: dict) -> dict:
+    """Those of the columns that are there."""
+    return {name: dtype for name, dtype in dtypes.items() if (folder / f"{name}.npy").exists()}
 
 
 def _read_table(path: Path, rows: int) -> pa.Table:

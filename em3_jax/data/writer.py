@@ -17,6 +17,7 @@ from em3_jax.data.format import (
     FORMAT_VERSION,
     INTERACTION_DTYPES,
     OPTIONAL_EVENT_DTYPES,
+    OPTIONAL_INTERACTION_DTYPES,
     SPLITS,
     Dataset,
     fields_to_json,
@@ -122,7 +123,7 @@ class DatasetWriter:
         """Writes whole columns of group "interactions" or "events", cast to the format's dtypes."""
         dtypes = EVENT_DTYPES | OPTIONAL_EVENT_DTYPES
         if group == "interactions":
-            dtypes = INTERACTION_DTYPES | {"probability": np.float32}
+            dtypes = INTERACTION_DTYPES | OPTIONAL_INTERACTION_DTYPES
         for name, array in arrays.items():
             dtype = dtypes.get(name, np.uint8 if name.startswith("label_") else np.int32)
             np.save(self.path / group / f"{name}.npy", np.asarray(array).astype(dtype))

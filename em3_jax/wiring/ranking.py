@@ -180,7 +180,9 @@ def open_clicks(data: DataSettings) -> Dataset:
     """The dataset of config.data; refuses one of clicks alone."""
     dataset = open_dataset(data.root)
     if dataset.meta.get("only_clicks"):
-        raise UserError(f"{data.root}: holds clicks alone, nothing to rank them against; prepare it with --as-clicks")
+        raise UserError(
+            f"{data.root}: holds clicks alone, nothing to rank them against; prepare it with --negatives 3 (mmrec: --as-clicks)"
+        )
     return dataset
 
 

@@ -74,7 +74,7 @@ def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, i
     if not dataset.meta.get("only_clicks"):
         raise UserError(
             f"{data.root}: its rows are clicks against negatives, and retrieval wants interactions alone; prepare it with "
-            "`python -m em3_jax.prepare mmrec` without --as-clicks"
+            "`python -m em3_jax.prepare table` with --as-retrieval, or mmrec without --as-clicks"
         )
     pairs = training_pairs(dataset)
     sets = _feature_sets(dataset, data.features)

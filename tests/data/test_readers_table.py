@@ -256,7 +256,7 @@ BAD = {
     "empty item id": (with_value("items", "sku", 1, None), {}, r"items.csv line 3: the id is empty"),
     "no items": ({"items": tables()["items"].slice(0, 0)}, {}, r"items.csv: there are no rows"),
     "no rows": ({"interactions": tables()["interactions"].slice(0, 0)}, {}, r"interactions.csv: there are no rows"),
-    "one class": ({}, {"label": "rating>=1"}, r"split 'train' has only label 1"),
+    "one class": ({}, {"label": "rating>=1"}, r"interactions.csv: every row is a click, .*--negatives 3, or .*--as-retrieval"),
     "empty split": ({"interactions": NO_VALID}, {"split": "column:part"}, r"split 'valid' is empty"),
     "split shares": ({}, {"split": "80,10,10"}, r"split '80,10,10': give three shares that sum to 1"),
     "split name": (with_value("interactions", "part", 8, "tain"), {"split": "column:part"}, r"line 10: split 'part' is 'tain'"),
@@ -271,7 +271,7 @@ BAD = {
     "features pickled": ({}, arrays(np.array([{}] * ITEMS)), r"f.npy: not a readable .npy file"),
     "items missing": ({}, {"items": None}, r"no items file; add --items"),
     "users missing": ({}, {"users": None}, r"no users file; add --users"),
-    "events": ({}, {"events": "likes"}, r"events 'likes': choose clicks or all"),
+    "events": ({}, {"events": "likes"}, r"events 'likes': choose clicks, all or none"),
 }  # fmt: skip
 
 

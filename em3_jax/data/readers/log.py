@@ -24,6 +24,9 @@ def write_log(
     context: dict[str, np.ndarray] | None = None,
     event: dict[str, np.ndarray] | None = None,
     labels: dict[str, np.ndarray] | None = None,
+    group: np.ndarray | None = None,
+    outside: dict[str, np.ndarray] | None = None,
+    given: tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]] | None = None,
 ) -> bool:
     """Writes all columns of a log, sorted by time; rows of equal time keep their order.
 
@@ -37,6 +40,10 @@ def write_log(
       is_event: [n] bool, the rows that later histories show; all by default.
       context, event: field name -> ids [n] i32.
       labels: name -> [n] u8, further labels.
+      group: [n] i32, the session, query or impression of each row.
+      outside: columns user, item, time, split and field_<name> [m] of events that are no rows, and are history like the
+        others.
+      given: (how many events each row has as its history [n], their items, field name -> ids), instead of all others.
 
     Returns:
       Whether the rows had to be sorted.
@@ -44,9 +51,11 @@ def write_log(
     columns = {"user": user, "item": item, "label": label, "time": time}
     columns |= {f"context_{name}": ids for name, ids in (context or {}).items()}
     columns |= {f"label_{name}": values for name, values in (labels or {}).items()}
+    columns |= {} if group is None else {"group": group}
     if not isinstance(split, tuple):
         columns["split"] = split
     unsorted = bool((time[1:] < time[:-1]).any())
+    order = np.arange(len(time))
     if unsorted:
         order = np.argsort(time, kind="stable")
         columns = {name: column[order] for name, column in columns.items()}
@@ -54,14 +63,59 @@ def write_log(
         event = {name: ids[order] for name, ids in (event or {}).items()}
     if isinstance(split, tuple):
         columns["split"] = chronological_split(len(time), split)
-    rows = np.arange(len(time)) if is_event is None else np.flatnonzero(is_event)
-    of_rows = [columns[name] for name in ("user", "time", "split")]
-    found = histories(*(column[rows] for column in of_rows), *of_rows)
-    columns |= {"history_start": found.start, "history_end": found.end}
-    rows = rows[found.order]
-    events = {name: columns[name][rows] for name in ("item", "time")}
-    if found.original is not None:
-        events["original"] = found.original
+    if given is not None:
+        events = _given_events(columns, order, *given)
+    else:
+        rows = np.arange(len(time)) if is_event is None else np.flatnonzero(is_event)
+        events = {name: columns[name][rows] for name in ("user", "item", "time", "split")}
+        events |= {f"field_{name}": ids[rows] for name, ids in (event or {}).items()}
+        events = _ranged_events(columns, events, outside)
     writer.columns("interactions", columns)
-    writer.columns("events", events | {f"field_{name}": ids[rows] for name, ids in (event or {}).items()})
+    writer.columns("events", events)
     return unsorted
+
+
+def _ranged_events(
+    columns: dict[str, np.ndarray], events: dict[str, np.ndarray], outside: dict[str, np.ndarray] | None
+) -> dict[str, np.ndarray]:
+    """The events as they are stored; adds the rows' ranges of them to `columns`."""
+    if outside is not None:  # before the rows' own of the same moment
+        events = {name: np.concatenate([outside[name], own]) for name, own in events.items()}
+    keys = ("user", "time", "split")
+    found = histories(*(events[name] for name in keys), *(columns[name] for name in keys))
+    columns |= {"history_start": found.start, "history_end": found.end}
+    stored = {name: column[found.order] for name, column in events.items() if name not in ("user", "split")}
+    return stored if found.original is None else stored | {"original": found.original}
+
+
+def _given_events(
+    columns: dict[str, np.ndarray],
+    order: np.ndarray,
+    length: np.ndarray,
+    item: np.ndarray,
+    fields: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """The events of histories that come with the rows, equal ones once; adds the rows' ranges of them to `columns`.
+
+    Args:
+      columns: in the order of time.
+      order: [n] the numbers that these rows had before.
+      length, item, fields: in the order of these numbers.
+    """
+    end = np.cumsum(length)
+    # A sum modulo 2^64 with random factors tells histories apart; places count from the end.
+    factors = np.random.default_rng(0).integers(1, 1 << 63, (1 + len(fields), int(length.max(initial=0)) + 1))
+    row = np.repeat(np.arange(len(length)), length)
+    place = end[row] - np.arange(len(item))
+    total = length.astype(np.uint64)
+    for factor, values in zip(factors.astype(np.uint64), [item, *fields.values()], strict=True):
+        np.add.at(total, row, (values.astype(np.uint64) + np.uint64(1)) * factor[place])
+    _, first, again = np.unique(total, return_index=True, return_inverse=True)
+    kept = np.zeros(len(length), bool)
+    kept[first] = True
+    stored_end = np.cumsum(np.where(kept, length, 0))[first][again]
+    columns |= {"history_start": (stored_end - length)[order], "history_end": stored_end[order]}
+    stored = kept[row]
+    before = min(-1, int(columns["time"].min()) - 1)  # when they were is not said: before all rows
+    events = {"item": item[stored], "time": np.full(int(stored.sum()), before)}
+    return events | {f"field_{name}": ids[stored] for name, ids in fields.items()}

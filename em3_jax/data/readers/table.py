@@ -16,19 +16,23 @@ import pyarrow as pa
 
 from em3_jax.data.format import Dataset, hash_files, hash_ids
 from em3_jax.data.readers.delimited import TextFormat, check_format
-from em3_jax.data.readers.encode import Encoded, rows_of
-from em3_jax.data.readers.files import nearest, place, read_array
+from em3_jax.data.readers.encode import Encoded
+from em3_jax.data.readers.files import nearest, read_array
 from em3_jax.data.readers.log import write_log
+from em3_jax.data.readers.negatives import BY
 from em3_jax.data.readers.rows import rows_of_file
 from em3_jax.data.readers.source import Paths, Source
+from em3_jax.data.readers.table_clicks import Clicks, check_clicks, prepared
+from em3_jax.data.readers.table_history import ORDERS, Events, Given, merged, read_events, read_given
 from em3_jax.data.readers.table_log import Log, read_log, require_order
-from em3_jax.data.readers.table_part import Multi, Part, check_multi, part_of_log, read_part
+from em3_jax.data.readers.table_match import Ends, as_written, match, match_events, match_history
+from em3_jax.data.readers.table_part import Multi, check_multi, part_of_log, read_part
 from em3_jax.data.readers.table_times import AUTO, Times
 from em3_jax.data.writer import DatasetWriter
 from em3_jax.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.types import UserError
 
-ROLES = ("user", "item", "label", "time", "user_key", "item_key")
+ROLES = ("user", "item", "label", "time", "user_key", "item_key", "group", "history")
 
 
 def table(
@@ -50,7 +54,15 @@ def table(
     separator: str = "|",
     max_values: int = 8,
     split: str = "0.8,0.1,0.1",
-    events: str = "clicks",
+    events: str | None = None,
+    events_table: Paths | None = None,
+    history_fields: dict[str, str] | None = None,
+    history_separator: str = "",
+    history_order: str = ORDERS[0],
+    negatives: int = 0,
+    negatives_by: str = BY[0],
+    seed: int = 0,
+    as_retrieval: bool = False,
     drop_unknown: bool = False,
     time_unit: str = AUTO,
     time_format: str = "",
@@ -70,7 +82,9 @@ def table(
       interactions, items, users: files, .csv, .tsv, .txt or .parquet, text also as .gz, .zst, .bz2, .xz; a folder of
         parts, a pattern such as "parts/*.csv", or several with commas.
       columns: role -> column, for the roles user, item, label, time of the interactions; a role not named is a column of
-        that name. `item_key`, `user_key`: the id's column in the items and users file, where it is another.
+        that name. `item_key`, `user_key`: the id's column in the items and users file, where it is another. `history`: a
+        column of the items that each row's user took before, as a list or text. `group`: a session, query or impression, by
+        which GAUC is taken and LEMUR's contrast masked; the model does not read it.
       label: a rule such as "rating>=4", in place of a column of 0 and 1.
       item_fields, user_fields: categorical columns; `name:multi` for several values, a list or text with separators.
       item_text: columns of the items that hold texts.
@@ -82,7 +96,18 @@ def table(
       separator: between the values of a `:multi` column of texts.
       max_values: most values of a `:multi` field that are kept.
       split: three shares in time order, or "column:<name>" of train, valid, test (or 0, 1, 2).
-      events: "clicks" or "all", the interactions that enter histories.
+      events: "clicks", "all" or "none", the interactions that enter histories; default clicks, but none where histories are
+        given or are in a table.
+      events_table: files of events (user, item, time and the event fields) that are history and never an example.
+      history_fields: name=column, of event fields that stand beside the column `history`, one value for each of its items.
+      history_separator: between the items of a history that is a text; default that of the others.
+      history_order: newest_last or newest_first.
+      negatives: where every row is a click, so many items are set against each, of those clicked up to then by anybody (in
+        splits up to the row's own), without those of its user.
+      negatives_by: uniform = each item is as likely as another; popularity = in proportion to its clicks up to then.
+      seed: of the negatives.
+      as_retrieval: a dataset of clicks alone, for retrieval: rows that are none are left out, a user's later clicks on an
+        item, too.
       drop_unknown: drop interactions whose user or item is not in its file; else they are an error.
       time_unit: of whole numbers as times: seconds, milliseconds, ..., days; order = they only say which row comes first;
         auto = by their size, between 1980 and 2100, else order.
@@ -104,40 +129,59 @@ def table(
         for paths, names in ((interactions, column_names), (items, item_column_names), (users, user_column_names))
     )
     roles = _roles(columns or {})
-    if events not in ("clicks", "all"):
-        raise UserError(f"events '{events}': choose clicks or all")
+    clicks = Clicks(negatives, negatives_by, seed, as_retrieval)
+    check_clicks(clicks)
+    tables = None if events_table is None else Source(events_table, check_format(text))
+    events = _events(events, roles, tables, history_fields or {}, event_fields)
     if items is None and (item_fields or item_text or item_image or features):
         raise UserError("fields, texts, images or features of items are given, but no items file; add --items")
     if users is None and user_fields:
         raise UserError("fields of users are given, but no users file; add --users")
     with DatasetWriter(out, overwrite) as writer:
         times = Times(time_unit, time_format)
-        log = read_log(interactions, roles, label, split, context_fields, event_fields, times)
+        of_rows = () if events == "none" else event_fields
+        log = read_log(interactions, roles, label, split, context_fields, of_rows, times, clicks.alone)
         if in_order:
             require_order(interactions, log)
+        if "history" in roles:
+            between = history_separator or separator
+            given = read_given(interactions, roles["history"], history_fields or {}, between, history_order)
+            log = log._replace(history=given, event=given.event)
+        outside = None
+        if tables is not None:
+            outside = read_events(tables, roles, event_fields, times, log.time_unit)
+            log, outside = _one_vocabulary(log, outside, events)
         if items is None:
-            item_part = part_of_log("item", log.item)
+            item_part = part_of_log("item", _all_named(log.item, log.history, outside))
         else:
             root = _image_root(items, image_root)
             item_part = read_part("item", items, roles["item_key"], item_fields, multi, item_text, item_image, root)
         if users is None:
-            user_part = part_of_log("user", log.user)
+            user_part = part_of_log("user", _all_named(log.user, outside and outside.user))
         else:
             user_part = read_part("user", users, roles["user_key"], user_fields, multi)
-        log, item, user, dropped = _match(interactions, log, items, item_part, users, user_part, drop_unknown)
+        ends = Ends(items, item_part, users, user_part, drop_unknown)
+        log, item, user, dropped = match(interactions, log, ends)
+        log, history_notes = match_history(interactions, log, item, user, ends)
+        outside, outside_notes = match_events(tables, outside, log, item, user, ends)
+        ready = prepared(interactions, log, item, user, clicks)
+        log, item, user = ready.log, ready.item, ready.user
+        dropped |= ready.dropped
         for name, path in (features or {}).items():
             _write_features(writer, name, Path(path), items, item_part.table)
-        is_event = log.label if events == "clicks" else None
+        is_event = {"clicks": log.label, "all": ~ready.drawn, "none": np.zeros(len(item), bool)}[events]
         was_unsorted = write_log(
             writer, user=user, item=item, label=log.label, time=log.time, split=log.split, is_event=is_event,
             context={name: ids for name, (ids, _) in log.context.items()},
-            event={name: ids for name, (ids, _) in log.event.items()},
+            event={name: ids for name, (ids, _) in log.event.items()} if log.history is None else {},
+            group=log.group, outside=outside, given=as_written(log.history, item_part),
         )  # fmt: skip
-        account = rows_of_file(interactions.rows, len(log.time), dropped)
+        account = rows_of_file(interactions.rows, int((~ready.drawn).sum()), dropped)
+        sources = [source for source in (interactions, items, users, tables) if source is not None]
         notes = [*item_part.notes, *user_part.notes, *log.notes, *_notes(interactions, dropped)]
-        notes += [note for source in (interactions, items, users) if source for note in source.notes]
+        notes += [*history_notes, *outside_notes, *ready.notes]
+        notes += [note for source in sources for note in source.notes]
         notes += [f"{interactions.name} was not in the order of time and has been sorted"] if was_unsorted else []
-        sources = [source for source in (interactions, items, users) if source is not None]
         return writer.finish(
             name=interactions.stem,
             users=user_part.table,
@@ -151,12 +195,13 @@ def table(
             },
             text_columns=item_part.text_columns,
             provenance=f"own tables: {', '.join(source.name for source in sources)}",
-            label_rule=label or f"column {roles['label']}",
+            label_rule=clicks.rule(label or f"column {roles['label']}"),
             split_rule=split if split.startswith("column:") else f"by time, shares {split}",
             source_hash=hash_files([file for source in sources for file in source.files]),
             time_unit=log.time_unit,
             extra={
                 "notes": notes,
+                "only_clicks": as_retrieval,
                 "rows": {interactions.name: account},
                 "image_root": str(_image_root(items, image_root)) if item_image else None,
             },
@@ -184,34 +229,42 @@ def _image_root(items: Source, image_root: str | Path | None) -> Path:
     return Path(items.parent if image_root is None else image_root).absolute()
 
 
-def _match(
-    path: Source,
-    log: Log,
-    items: Source | None,
-    item_part: Part,
-    users: Source | None,
-    user_part: Part,
-    drop_unknown: bool,
-) -> tuple[Log, np.ndarray, np.ndarray, dict[str, int]]:
-    """(log, item rows [n], user rows [n], reason -> rows dropped): rows whose item or user its file does not have are
-    refused, or dropped and counted under the first reason.
-    """
-    rows, known, dropped = {}, np.ones(len(log.time), bool), {}
-    for kind, source, column, part in (("item", items, log.item, item_part), ("user", users, log.user, user_part)):
-        rows[kind] = rows_of(column, part.table.column("id"))
-        absent = np.flatnonzero(rows[kind] < 0)
-        if len(absent) and not drop_unknown:
-            value = column[int(absent[0])].as_py()
-            raise UserError(
-                f"{place(path, absent[0])}: {kind} '{value}' is not in {source} ({len(absent)} such rows); add it there, "
-                "or drop such rows with --drop-unknown"
-            )
-        if len(absent):
-            dropped[f"their {kind} is not in {source.name}"] = int(known[absent].sum())
-            known[absent] = False
-    if not known.all():
-        log, rows = log.take(known), {kind: values[known] for kind, values in rows.items()}
-    return log, rows["item"], rows["user"], dropped
+def _events(
+    events: str | None, roles: dict[str, str], tables: Source | None, history_fields: dict, event_fields: tuple
+) -> str:
+    """Which interactions enter histories; refuses options about histories that do not go together."""
+    if events not in (None, "clicks", "all", "none"):
+        raise UserError(f"events '{events}': choose clicks, all or none")
+    if history_fields and "history" not in roles:
+        raise UserError("--history-fields: there is no history they stand beside; name it with --columns history=...")
+    if "history" not in roles:
+        return events or ("clicks" if tables is None else "none")
+    if tables is not None or events not in (None, "none"):
+        other = "--events-table" if tables is not None else f"--events {events}"
+        raise UserError(f"{other} does not go with a column of histories, which has all events; leave one out")
+    if event_fields:
+        raise UserError(
+            "--event-fields: events are those of the column of histories; say which column has a field of "
+            "theirs with --history-fields name=column"
+        )
+    return "none"
+
+
+def _all_named(used: pa.ChunkedArray, *others: Given | Events | pa.ChunkedArray | None) -> pa.ChunkedArray:
+    """A column of ids and those of histories after it."""
+    columns = [other if isinstance(other, pa.ChunkedArray) else other.item for other in others if other is not None]
+    return pa.chunked_array([chunk for column in (used, *columns) for chunk in column.chunks], used.type)
+
+
+def _one_vocabulary(log: Log, outside: Events, events: str) -> tuple[Log, Events]:
+    """Event fields of the interactions and of the table of events, which are the same fields."""
+    if events == "none":
+        return log._replace(event=outside.event), outside
+    own, others = {}, {}
+    for name, encoded in log.event.items():
+        ids, of_others, values = merged(encoded, outside.event[name])
+        own[name], others[name] = (ids, values), (of_others, values)
+    return log._replace(event=own), outside._replace(event=others)
 
 
 def _write_features(writer: DatasetWriter, name: str, path: Path, items: Source, item_table: pa.Table) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from em3_jax.data.readers.encode import Encoded, encode, field_names, many_numbers, words_and_codes
 from em3_jax.data.readers.files import column_names, place, read_table, require_values
+from em3_jax.data.readers.table_history import Given
 from em3_jax.data.readers.table_times import Times, read_times
 from em3_jax.data.times import shown
 from em3_jax.types import UserError
@@ -29,6 +30,8 @@ class Log(NamedTuple):
       time_unit: of them, see `data.times`.
       split: [n] u8, or the shares of a chronological split.
       context, event: field name -> ids and values.
+      group: [n] i32 number of the session, query or impression of each; None where no column says it.
+      history: what comes with each, instead of its user's earlier interactions; None where nothing does.
       notes: what is worth telling.
     """
 
@@ -40,22 +43,25 @@ class Log(NamedTuple):
     split: np.ndarray | tuple[float, ...]
     context: dict[str, Encoded]
     event: dict[str, Encoded]
+    group: np.ndarray | None
+    history: Given | None
     notes: list[str]
 
-    def take(self, keep: np.ndarray) -> "Log":
-        """The rows where `keep` [n] is True."""
-        mask = pa.array(keep)
+    def take(self, rows: np.ndarray) -> "Log":
+        """The rows [m]."""
         context, event = (
-            {name: (ids[keep], values) for name, (ids, values) in group.items()} for group in (self.context, self.event)
+            {name: (ids[rows], values) for name, (ids, values) in group.items()} for group in (self.context, self.event)
         )
         return self._replace(
-            user=self.user.filter(mask),
-            item=self.item.filter(mask),
-            label=self.label[keep],
-            time=self.time[keep],
-            split=self.split if isinstance(self.split, tuple) else self.split[keep],
+            user=self.user.take(pa.array(rows)),
+            item=self.item.take(pa.array(rows)),
+            label=self.label[rows],
+            time=self.time[rows],
+            split=self.split if isinstance(self.split, tuple) else self.split[rows],
             context=context,
             event=event,
+            group=None if self.group is None else self.group[rows],
+            history=None if self.history is None else self.history.take(rows),
         )
 
 
@@ -67,28 +73,33 @@ def read_log(
     context_fields: tuple[str, ...],
     event_fields: tuple[str, ...],
     times: Times,
+    clicks_alone: bool = False,
 ) -> Log:
-    """The interactions file, each value checked; arguments as those of `table`."""
+    """The interactions file, each value checked; arguments as those of `table`.
+
+    Args:
+      clicks_alone: without a label, every row is a click.
+    """
     label_column, compare, threshold = _label_rule(label) if label else (roles["label"], np.equal, 1.0)
     split_column = [split.removeprefix("column:")] if split.startswith("column:") else []
     shares = None if split_column else _shares(split)
     texts = {roles["user"], roles["item"], *context_fields, *event_fields, *split_column}
     texts -= {label_column, roles["time"]}  # these are compared as numbers, also where they serve as a field
+    texts |= {roles["group"]} if "group" in roles else set()
     have = column_names(path)
-    for role, name in (
-        ("user", roles["user"]),
-        ("item", roles["item"]),
-        ("label", label_column),
-        ("time", roles["time"]),
-    ):
+    labelled = not (clicks_alone and label_column == "label" and label_column not in have)
+    own = [roles["user"], roles["item"], *([label_column] if labelled else []), roles["time"]]
+    for role, name in zip(("user", "item", *(["label"] if labelled else []), "time"), own, strict=True):
         if name == role and name not in have:
+            hint = "; where every row is a click, --negatives 3 or --as-retrieval" if role == "label" else ""
             raise UserError(
-                f"{path}: no column '{role}' (there are: {', '.join(have)}); say which it is with --columns {role}=..."
+                f"{path}: no column '{role}' (there are: {', '.join(have)}); say which it is with --columns "
+                f"{role}=...{hint}"
             )
-    table = read_table(path, [roles["user"], roles["item"], label_column, roles["time"], *texts], texts)
+    table = read_table(path, [*own, *texts], texts)
     if table.num_rows == 0:
         raise UserError(f"{path}: there are no rows; is it the right file?")
-    needed = [roles["user"], roles["item"], label_column, roles["time"], *split_column]
+    needed = [*own, *split_column, *([roles["group"]] if "group" in roles else [])]
     require_values(path, table.select(list(dict.fromkeys(needed))))
     context, event, notes = {}, {}, []
     for group, columns in ((context, context_fields), (event, event_fields)):
@@ -98,15 +109,21 @@ def read_log(
             notes += many_numbers(f"{path.name}: column '{name}'", *group[names[name]])
         notes += renamed
     time, time_unit = read_times(path, roles["time"], table.column(roles["time"]), times)
+    labels = np.ones(table.num_rows, bool)
+    if labelled:
+        labels = _labels(path, label_column, table.column(label_column), compare, threshold, label is None)
+    group = words_and_codes(table.column(roles["group"]))[1] if "group" in roles else None
     return Log(
         user=table.column(roles["user"]),
         item=table.column(roles["item"]),
-        label=_labels(path, label_column, table.column(label_column), compare, threshold, plain=label is None),
+        label=labels,
         time=time,
         time_unit=time_unit,
         split=_splits(path, split_column[0], table.column(split_column[0])) if split_column else shares,
         context=context,
         event=event,
+        group=group,
+        history=None,
         notes=list(dict.fromkeys(notes)),
     )
 

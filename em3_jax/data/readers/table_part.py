@@ -112,7 +112,7 @@ def _encode_fields(
     encoded, notes = {}, []
     names, renamed = field_names(list(fields))
     for name, is_multi in fields.items():
-        column = _column(source, read, name, is_multi, multi.separator)
+        column = column_of(source, read, name, is_multi, multi.separator)
         if is_multi:
             encoded[names[name]], cut = encode_lists(column, multi.max_values)
             if cut:
@@ -130,7 +130,7 @@ def _images(source: Source, read: pa.Table, image: str, separator: str, root: Pa
     try:
         if not canonical.is_single(kind.value_type if canonical.is_list(kind) else kind):
             raise pa.ArrowTypeError
-        column = _column(source, read, name, is_multi, separator)
+        column = column_of(source, read, name, is_multi, separator)
         column = column.cast(pa.list_(pa.string()) if is_multi else pa.string())
     except pa.ArrowException:
         raise UserError(f"{source}: column '{name}' holds {kind}; give paths of images, as text") from None
@@ -140,12 +140,19 @@ def _images(source: Source, read: pa.Table, image: str, separator: str, root: Pa
     return images, gone
 
 
-def _column(source: Source, read: pa.Table, name: str, is_multi: bool, separator: str) -> pa.ChunkedArray | pa.Array:
-    """The column `name`: of lists where it is one of several values, else of single ones."""
+def column_of(
+    source: Source, read: pa.Table, name: str, is_multi: bool, separator: str, option: str = "--separator"
+) -> pa.ChunkedArray | pa.Array:
+    """The column `name`: of lists where it is one of several values, else of single ones.
+
+    Args:
+      separator: between values that are texts.
+      option: what sets it, for messages.
+    """
     column = read.column(name)
     kind = column.type
     if canonical.is_single(kind):
-        return _split(source, name, column, separator) if is_multi else column
+        return _split(source, name, column, separator, option) if is_multi else column
     if not canonical.is_list(kind):
         raise not_single(source, name, kind, "values" if is_multi else "single values")
     if not canonical.is_single(kind.value_type):
@@ -155,7 +162,7 @@ def _column(source: Source, read: pa.Table, name: str, is_multi: bool, separator
     return column
 
 
-def _split(source: Source, name: str, column: pa.ChunkedArray, separator: str) -> pa.Array:
+def _split(source: Source, name: str, column: pa.ChunkedArray, separator: str, option: str) -> pa.Array:
     """Lists from texts with separators, or that are lists themselves; refuses another separator."""
     words = pc.utf8_trim_whitespace(as_text(column))
     words = pc.if_else(pc.equal(words, ""), pa.scalar(None, pa.string()), words)
@@ -165,7 +172,7 @@ def _split(source: Source, name: str, column: pa.ChunkedArray, separator: str) -
         for other in SEPARATORS.replace(separator, ""):
             if pc.any(pc.match_substring(words, other)).as_py():
                 raise UserError(
-                    f"{source}: column '{name}' has no '{separator}' but '{other}'; pass --separator '{other}'"
+                    f"{source}: column '{name}' has no '{separator}' but '{other}'; pass {option} '{other}'"
                 )
     return pc.split_pattern_regex(words, rf"\s*{re.escape(separator)}\s*")
 

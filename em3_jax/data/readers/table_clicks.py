@@ -1,0 +1,114 @@
+"""A log of clicks alone, of a table: negatives drawn for it, or a dataset for retrieval."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from em3_jax.data.readers.log import chronological_split
+from em3_jax.data.readers.negatives import BY, draw_negatives
+from em3_jax.data.readers.source import Source
+from em3_jax.data.readers.table_log import Log
+from em3_jax.types import UserError
+
+
+class Clicks(NamedTuple):
+    """What the options of `table` say of clicks alone: how many `negatives` for each, drawn `by`, with which `seed`; or
+    `as_retrieval`.
+    """
+
+    negatives: int = 0
+    by: str = BY[0]
+    seed: int = 0
+    as_retrieval: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether every row may be a click."""
+        return self.as_retrieval or self.negatives > 0
+
+    def rule(self, label: str) -> str:
+        """What a label says, where `label` is the rule for rows of the table."""
+        if self.negatives:
+            how = "uniformly" if self.by == "uniform" else "by their clicks so far"
+            return f"every row is 1, against {self.negatives} items drawn {how} (seed {self.seed}), which are 0"
+        return f"{label}; rows that are 1 alone, each pair of user and item once" if self.as_retrieval else label
+
+
+class Ready(NamedTuple):
+    """The interactions as they are to be written: `log`, `item` and `user` rows [n], `drawn` [n] bool the negatives that
+    were drawn, reason -> rows `dropped`, `notes`.
+    """
+
+    log: Log
+    item: np.ndarray
+    user: np.ndarray
+    drawn: np.ndarray
+    dropped: dict[str, int]
+    notes: list[str]
+
+
+def check_clicks(options: Clicks) -> None:
+    """Refuses options that do not go together."""
+    if options.negatives < 0:
+        raise UserError(f"--negatives {options.negatives}: must be at least 0; 0 draws none")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: must be at least 0")
+    if options.by not in BY:
+        raise UserError(f"--negatives-by '{options.by}': choose {' or '.join(BY)}")
+    if options.negatives and options.as_retrieval:
+        raise UserError("--negatives does not go with --as-retrieval, which wants clicks alone; leave one out")
+
+
+def prepared(source: Source, log: Log, item: np.ndarray, user: np.ndarray, options: Clicks) -> Ready:
+    """The interactions of a log, with negatives or as pairs where `options` ask for it."""
+    ready = Ready(log, item, user, np.zeros(len(item), bool), {}, [])
+    if options.as_retrieval:
+        return _pairs(ready)
+    if not options.negatives:
+        if log.label.all():
+            raise UserError(
+                f"{source}: every row is a click, and there is nothing to rank it against; draw negatives with "
+                "--negatives 3, or make a dataset for retrieval with --as-retrieval"
+            )
+        return ready
+    if not log.label.all():
+        row = int(np.argmin(log.label))
+        raise UserError(f"{source.place(row)}: no click, so the log has negatives of its own; leave --negatives out")
+    return _with_negatives(ready, options)
+
+
+def _pairs(ready: Ready) -> Ready:
+    """The clicks, of each pair of user and item the first."""
+    log = ready.log
+    clicks = np.flatnonzero(log.label)
+    if not len(clicks):
+        raise UserError("no row is a click; change --label")
+    split = np.zeros(len(log.time)) if isinstance(log.split, tuple) else log.split
+    order = clicks[np.lexsort((log.time[clicks], split[clicks]))]
+    key = ready.user[order].astype(np.int64) * (int(ready.item.max()) + 1) + ready.item[order]
+    rows = np.sort(order[np.unique(key, return_index=True)[1]])
+    dropped = {
+        "no click, and retrieval wants clicks alone": int((~log.label).sum()),
+        "their user has the item already": len(clicks) - len(rows),
+    }
+    dropped = {why: count for why, count in dropped.items() if count}
+    return Ready(log.take(rows), ready.item[rows], ready.user[rows], ready.drawn[rows], dropped, [])
+
+
+def _with_negatives(ready: Ready, options: Clicks) -> Ready:
+    log, item, user = ready.log, ready.item, ready.user
+    split = log.split
+    if isinstance(split, tuple):  # before the negatives are there: none of them is cut off from its click
+        split = np.empty(len(log.time), np.uint8)
+        split[np.argsort(log.time, kind="stable")] = chronological_split(len(split), log.split)
+    drawn = draw_negatives(user, item, log.time, split, count=options.negatives, by=options.by, seed=options.seed)
+    number = 1 + (drawn >= 0).sum(axis=1)
+    rows = np.repeat(np.arange(len(item)), number)
+    is_click = np.zeros(len(rows), bool)
+    is_click[np.cumsum(number) - number] = True
+    items = item[rows]
+    items[~is_click] = drawn[drawn >= 0]
+    fewer = int((number <= options.negatives).sum())
+    notes = [f"{fewer} clicks, the first of the log, have fewer negatives: not enough items had been clicked"]
+    log = log._replace(split=split).take(rows)._replace(label=is_click)
+    return Ready(log, items, user[rows], ~is_click, {}, notes if fewer else [])
