@@ -92,8 +92,8 @@ def change(log: dict[str, np.ndarray], cut: str, within_user: bool = False) -> d
     return result
 
 
-def write_table(random_split: bool, **options) -> Callable:
-    """The table reader; with `negatives` every row is a click."""
+def write_table(random_split: bool, events: bool = False, **options) -> Callable:
+    """The table reader; with `negatives` every row is a click; with `events` histories are a table of all rows."""
 
     def write(root: Path, cut: str, changed: bool) -> Dataset:
         log = own_log(random_split)
@@ -108,9 +108,13 @@ def write_table(random_split: bool, **options) -> Callable:
         items = {"item": np.arange(ITEMS), "brand": np.arange(ITEMS) % 7}
         pa_csv.write_csv(pa.table(items), root / "items.csv")
         np.save(root / "image.npy", vectors)
+        if events:
+            shown = ("user", "item", "time", "rating")
+            pa_csv.write_csv(pa.table({name: log[name] for name in shown}), root / "events.csv")
         return table(
             root / "out",
             interactions=root / "log.csv",
+            events_table=root / "events.csv" if events else None,
             items=root / "items.csv",
             users=root / "users.csv",
             label=None if "negatives" in options else "rating>=3",

@@ -8,7 +8,7 @@ import pytest
 from em3_jax import placement
 from em3_jax.data import batches, histories, pairs, pipeline, stream
 from em3_jax.data.checks import counts_of
-from em3_jax.data.readers import encode, log, mmrec, table, table_clicks, table_log
+from em3_jax.data.readers import encode, log, mmrec, table, table_clicks, table_log, table_match
 from em3_jax.wiring import ranking as ranking_wiring
 from em3_jax.wiring import retrieval as retrieval_wiring
 from tests import leaks
@@ -238,6 +238,11 @@ def drawn_from_the_whole_log(change):
     return plant
 
 
+def events_of_no_split(patch):
+    found = table_match._split_of_events
+    patch.setattr(table_match, "_split_of_events", lambda columns, *rest: 0 * found(columns, *rest))
+
+
 def at_one_time(columns) -> dict:
     return {"time": 0 * columns["time"], "split": 0 * columns["split"]}
 
@@ -317,6 +322,7 @@ LEAKS = {
     "padding that holds an item": ("table by time", "test", in_batch(padding_that_holds_an_item)),
     "content with the item's rate": ("table by time", "test", the_items_rate_beside_its_content),
     "content scaled by clicks": ("table by time", "test", content_scaled_by_clicks),
+    "a table of events that has the test clicks": ("table of events at random", "valid", events_of_no_split),
     "negatives that a click to come decides": ("table of clicks alone", "test", drawn_from_the_whole_log(at_one_time)),
     "negatives without test items": ("mmrec as clicks", "test", negatives_that_nobody_ever_touches),
     "histories drawn by what comes": ("mmrec as clicks", "test", histories_drawn_by_all),

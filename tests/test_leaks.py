@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from configs import base
 from configs import retrieval as retrieval_configs
 from em3_jax import experiment
 from em3_jax.data import batches, checks
 from em3_jax.data.format import Dataset
 from em3_jax.wiring import Work
 from em3_jax.wiring import lemur as lemur_wiring
+from em3_jax.wiring import pretraining as pretraining_wiring
 from em3_jax.wiring import ranking as ranking_wiring
 from em3_jax.wiring import retrieval as retrieval_wiring
 from tests import leaks
@@ -21,6 +23,7 @@ from tests.planted_leaks import LEAKS, a_group_that_the_model_reads, in_batch
 WORLDS = {
     "table by time": leaks.World(leaks.write_table(random_split=False)),
     "table at random": leaks.World(leaks.write_table(random_split=True)),
+    "table of events at random": leaks.World(leaks.write_table(random_split=True, events=True)),
     "table of clicks alone": leaks.World(leaks.write_table(random_split=False, negatives=2)),
     "movielens": leaks.World(leaks.write_movielens),
     "mmrec as clicks": leaks.World(leaks.write_mmrec(as_clicks=True), has_times=False),
@@ -94,6 +97,18 @@ def retrieval_given(dataset: Dataset) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("cut", ["valid", "test"])
 def test_retrieval_trains_on_nothing_behind_the_cut(cut, tmp_path):
     assert not leaks.differing(*map(retrieval_given, both(RETRIEVAL, tmp_path, cut)))
+
+
+def test_pretraining_is_given_no_interaction(tmp_path):
+    """It reads the content of all items, which is taken as known beforehand, and nothing that anybody did."""
+    config = base.ranking().to_dict() | {"task": "pretraining"}
+    given = []
+    for dataset in both(RETRIEVAL, tmp_path, "valid"):
+        config["data"] |= {"root": str(dataset.root), "features": ("image",), "placement": "host", "batch_size": 8}
+        source = pretraining_wiring.pretraining(config, leaks.mesh(config), STEPS).source
+        found = jax.tree_util.tree_leaves_with_path([source[step] for step in range(leaks.STEPS)])
+        given.append({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found})
+    assert given[0] and not leaks.differing(*given)
 
 
 def test_a_stream_is_given_nothing_behind_a_window(tmp_path):

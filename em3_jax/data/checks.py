@@ -1,5 +1,7 @@
 """What is checked and counted once, when a dataset is made."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from em3_jax.data.format import MAX_EVENT_VOCABULARY, NOT_PART, SPLITS, Dataset
@@ -150,18 +152,52 @@ def counts_of(dataset: Dataset, rows: np.ndarray | range, history_length: int | 
     sizes = {"user": dataset.num_users, "item": dataset.num_items}
     sizes |= {f"context_{field.name}": field.size for field in fields.context}
     counts = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
-    change = np.zeros(len(dataset.events["item"]) + 1, np.int32)  # +1 where ranges start, -1 where they end
-    for first in range(0, len(rows), _CHUNK):
-        part = rows[first : first + _CHUNK]
-        part = slice(part.start, part.stop) if isinstance(part, range) else part
+    for part in _chunks(rows):
         for name, size in sizes.items():
             counts[name] += np.bincount(columns[name][part], minlength=size)
+    return counts | _event_counts(dataset, _covered(dataset, rows, history_length))
+
+
+def _chunks(rows: np.ndarray | range) -> Iterator[np.ndarray | slice]:
+    """The rows a part at a time, to index columns with."""
+    for first in range(0, len(rows), _CHUNK):
+        part = rows[first : first + _CHUNK]
+        yield slice(part.start, part.stop) if isinstance(part, range) else part
+
+
+def _covered(dataset: Dataset, rows: np.ndarray | range, history_length: int | None) -> np.ndarray:
+    """[E] bool: the events that are among the last T of the history of one of the rows."""
+    columns = dataset.interactions
+    change = np.zeros(len(dataset.events["item"]) + 1, np.int32)  # +1 where ranges start, -1 where they end
+    for part in _chunks(rows):
         start, end = columns["history_start"][part], columns["history_end"][part]
         if history_length is not None:
             start = np.maximum(start, end - history_length)
         np.add.at(change, start, 1)
         np.add.at(change, end, -1)
-    return counts | _event_counts(dataset, np.cumsum(change, out=change)[:-1] > 0)
+    return np.cumsum(change, out=change)[:-1] > 0
+
+
+def history_reach(dataset: Dataset) -> int:
+    """The last events of training histories that show together all that the whole histories show, or a few more.
+
+    With as many (T), what training shows does not depend on T. In a log whose rows follow one another it is a few.
+    """
+    rows, columns = dataset.split_rows("train"), dataset.interactions
+    is_end, longest = np.zeros(len(dataset.events["item"]) + 1, bool), 0
+    for part in _chunks(rows):
+        start, end = columns["history_start"][part], columns["history_end"][part]
+        is_end[end[end > start]] = True
+        longest = max(longest, int((end - start).max(initial=0)))
+    covered, reach, next_end = _covered(dataset, rows, None), 0, len(is_end) + longest
+    for first in reversed(range(0, len(covered), _CHUNK)):
+        place = np.arange(first, min(first + _CHUNK, len(covered)))
+        ends = np.where(is_end[place + 1], place + 1, next_end)
+        nearest = np.minimum.accumulate(ends[::-1])[::-1]
+        reach = max(reach, int((nearest - place)[covered[place]].max(initial=0)))
+        next_end = nearest[0]
+    enough = reach < longest and np.array_equal(_covered(dataset, rows, reach), covered)
+    return reach if enough else longest
 
 
 def _event_counts(dataset: Dataset, covered: np.ndarray) -> dict[str, np.ndarray]:

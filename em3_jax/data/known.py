@@ -19,7 +19,7 @@ FOLDER = ".training_counts"  # in features/, where files may be added to a datas
 
 
 def as_trained(dataset: Dataset, rows: np.ndarray | range, history_length: int, key: str) -> Dataset:
-    """The dataset with the counts of a run's training.
+    """The dataset with the counts of a run's training: its own, where the run takes all rows and T is enough to show as much.
 
     Args:
       dataset: the dataset.
@@ -27,6 +27,9 @@ def as_trained(dataset: Dataset, rows: np.ndarray | range, history_length: int, 
       history_length: T.
       key: what `rows` are of, as part of a file name, e.g. "click-0"; counts of long logs are read again under it.
     """
+    reach = dataset.meta.get("history_reach")
+    if reach is not None and history_length >= reach and len(rows) == dataset.meta["splits"]["train"][1]:
+        return dataset
     path = dataset.root / "features" / FOLDER / f"{dataset.meta['data_hash'][:16]}-{key}-{history_length}.npz"
     counts = _read(path, dataset) if len(rows) > KEPT_ROWS else None
     if counts is None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from em3_jax import paths, publish, strict_json
-from em3_jax.data.checks import check_dataset, count_training, summarise
+from em3_jax.data.checks import check_dataset, count_training, history_reach, summarise
 from em3_jax.data.features import write_features
 from em3_jax.data.format import (
     EVENT_DTYPES,
@@ -184,6 +184,7 @@ class DatasetWriter:
         check_dataset(dataset)
         count_training(dataset)
         meta["summary"] = summarise(dataset)
+        meta["history_reach"] = history_reach(dataset)
         meta["data_hash"] = hash_data(self.path)
         _write_json(self.path / "dataset.json", meta)
         self._publish()

@@ -10,6 +10,8 @@ from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.checks import counts_of
 from em3_jax.data.format import NOT_PART
 from em3_jax.data.pipeline import training_rows
+from em3_jax.wiring.ranking import ranking
+from tests import leaks
 
 T = 2
 
@@ -81,9 +83,39 @@ def test_an_event_that_is_stored_twice_counts_once(dataset):
 
 
 def test_all_training_rows_and_whole_histories_give_the_datasets_own_counts(dataset):
-    for name, counts in known.as_trained(dataset, dataset.split_rows("train"), 1000, "any").counts.items():
+    for name, counts in counts_of(dataset, dataset.split_rows("train"), 1000).items():
         np.testing.assert_array_equal(counts, dataset.counts[name], err_msg=name)
     assert not (dataset.root / "features" / known.FOLDER).exists()  # short logs are counted each time
+
+
+def test_where_the_last_events_show_as_much_nothing_is_counted(dataset, planted, monkeypatch):
+    """The reach that a dataset tells is enough, and where it is short of the longest history one less is not."""
+    for one in (dataset, planted):
+        rows, reach = one.split_rows("train"), one.meta["history_reach"]
+        columns = one.interactions
+        longest = int((columns["history_end"] - columns["history_start"])[np.asarray(rows)].max())
+        assert 0 < reach <= longest
+        for name, counts in counts_of(one, rows, reach).items():
+            np.testing.assert_array_equal(counts, one.counts[name], err_msg=name)
+        if reach < longest:
+            assert counts_of(one, rows, reach - 1)["item_history"].sum() < one.counts["item_history"].sum()
+        with monkeypatch.context() as patch:
+            patch.setattr(known, "counts_of", None)  # is not called
+            assert known.as_trained(one, rows, reach, "click-0") is one
+    assert planted.meta["history_reach"] < longest
+
+
+def test_a_run_and_its_exports_know_what_its_rows_show(planted):
+    """The dataset of a run's work, from which the exporter makes its tables, has the counts of the run."""
+    config = leaks.ranking_config(planted, most_rows_per_user=3)
+    work = ranking(config, leaks.mesh(config), lambda rows, size: 1)
+    expected = counts_of(planted, training_rows(planted, "click", 3), leaks.T)
+    for name, counts in expected.items():
+        np.testing.assert_array_equal(work.dataset.counts[name], counts, err_msg=name)
+    assert (expected["item"] < planted.counts["item"]).any()
+    canonical = work.builder(work.dataset).item_rows[:, 0]
+    unknown = canonical == canonical.min()
+    np.testing.assert_array_equal(unknown, expected["item"] + expected["item_history"] == 0)
 
 
 def test_the_counts_of_a_long_log_are_kept_and_read_again(planted, monkeypatch):

@@ -158,15 +158,18 @@ def test_a_table_of_events_is_history_and_never_a_row(tmp_path, events, split):
     dataset = table(tmp_path / "out", **paths, event_fields=("stars",), events=events, split=split)
     assert dataset.meta["counts"]["interactions"] == ROWS and dataset.num_users > USERS
     code, part = {"train": 0, "valid": 1, "test": 2}, dataset.interactions["split"]
-    of_row = {}
-    for k in range(ROWS):
-        key = (log["user"][k], log["item"][k], log["time"][k])
-        of_row[key] = max(of_row.get(key, 0), code[log["part"][k]])
+    of_row, seen = {}, {}
+    for k in sorted(range(ROWS), key=lambda k: code[log["part"][k]]):
+        of_row.setdefault((log["user"][k], log["item"][k], log["time"][k]), []).append(code[log["part"][k]])
+    of_event = []
+    for key in zip(other["user"], other["item"], other["time"], strict=True):
+        rank = seen[key] = seen.get(key, -1) + 1
+        of_event.append(of_row[key][min(rank, len(of_row[key]) - 1)] if key in of_row else 0)
     for k, history in enumerate(shown(dataset)):
         expected = []
         for j in range(len(other["user"])):
             key = (other["user"][j], other["item"][j], other["time"][j])
-            later = split == "column:part" and of_row.get(key, 0) > part[k]
+            later = split == "column:part" and of_event[j] > part[k]
             if key[0] == log["user"][k] and key[2] < log["time"][k] and not later:
                 expected.append((key[2], key[1]))
         if events:

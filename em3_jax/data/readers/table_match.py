@@ -142,17 +142,25 @@ def match_events(
 def _split_of_events(columns: dict[str, np.ndarray], log: Log, item: np.ndarray, user: np.ndarray) -> np.ndarray:
     """[m] u8: an event that is also an interaction (user, item, time) is of its split; all others may be read by every row.
 
-    With a split by time a history ends before it can matter.
+    Of several the first event is the interaction of the earliest split. With a split by time a history ends before it can
+    matter.
     """
+    count = len(columns["time"])
+    result = np.zeros(count, np.uint8)
     if isinstance(log.split, tuple):
-        return np.zeros(len(columns["time"]), np.uint8)
+        return result
     own = np.stack([user, item, log.time])
-    both = np.concatenate([own, np.stack([columns[name] for name in ("user", "item", "time")])], axis=1)
-    _, number = np.unique(both, axis=1, return_inverse=True)
-    number = number.ravel()
-    latest = np.zeros(number.max() + 1, np.uint8)
-    np.maximum.at(latest, number[: own.shape[1]], log.split)
-    return latest[number[own.shape[1] :]]
+    both = np.concatenate([np.stack([columns[name] for name in ("user", "item", "time")]), own], axis=1)
+    number = np.unique(both, axis=1, return_inverse=True)[1].ravel()  # equal where user, item and time are
+    events, rows = number[:count], number[count:]
+    order = np.lexsort((log.split, rows))
+    first, end = (np.searchsorted(rows[order], events, side=side) for side in ("left", "right"))
+    by_number = np.argsort(events, kind="stable")
+    rank = np.empty(count, np.int64)  # among the events that are equal
+    rank[by_number] = np.arange(count) - np.searchsorted(events[by_number], events[by_number])
+    there = end > first
+    result[there] = log.split[order][np.minimum(first + rank, end - 1)[there]]
+    return result
 
 
 def as_written(given: Given | None, item_part: Part) -> tuple | None:
