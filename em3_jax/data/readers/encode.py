@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from em3_jax.data import canonical
-from em3_jax.data.canonical import words_and_codes as words_and_codes
 from em3_jax.fields import FIRST_KNOWN, UNKNOWN, Field
 from em3_jax.types import UserError
 

@@ -5,8 +5,9 @@
         --item-image photo --user-fields city --context-fields device --event-fields rating \\
         --features image=image.npy --split 0.8,0.1,0.1 --out data/mine
 
-Ids and field values are taken as text, as they stand. Items and users come from their tables, in that order, or else from
-the interactions. The interactions are sorted by time here; rows of equal time keep the order of the file.
+Ids and field values have one form whatever the file (`em3_jax.values`): 5, 5.0 and "5.0" are the same, 007 is
+another. Items and users come from their tables, in that order, or else from the interactions. The interactions are
+sorted by time here; rows of equal time keep the order of the file.
 """
 
 from pathlib import Path

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from em3_jax.data.readers.encode import Encoded, encode, field_names, many_numbers, words_and_codes
+from em3_jax.data.canonical import words_and_codes
+from em3_jax.data.readers.encode import Encoded, encode, field_names, many_numbers
 from em3_jax.data.readers.files import column_names, place, read_table, require_values
 from em3_jax.data.readers.table_history import Given
 from em3_jax.data.readers.table_times import Times, read_times
