@@ -2,7 +2,8 @@
 
 Restores the step that was best on validation (or --step), scores the split and prints its metrics, overall and by slice: AUC,
 GAUC, logloss and calibration of a ranking model, Recall and NDCG of a retrieval model. Writes <workdir>/eval_<split>.json and
-what is behind it: the scores eval_<split>_logits.npy, or each user's list eval_<split>_items.npy.
+what is behind it: the scores eval_<split>_logits.npy, or each user's list eval_<split>_items.npy; and eval_<split>_users.npz,
+how much each user moves each metric, from which `python -m em3_jax.compare` knows how sure a difference is.
 """
 
 if __name__ == "__main__":
@@ -40,7 +41,10 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
     checkpoints = Checkpoints(directory, record["data_hash"])
     state, _ = checkpoints.restore(parts.shapes, step)
-    report, arrays = parts.evaluate(state, split)
+    report, arrays, by_user = parts.evaluate(state, split)
+    for name, metric in by_user.moved:
+        error = by_user.error(name, metric, report[name][metric]).error
+        report[name][f"{metric}_se"] = error
     sizes = {name: leaf.size for name, leaf in trees.named_leaves(state.params).items()}
     result = {
         "split": split,
@@ -57,6 +61,7 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     }
     for name, array in arrays.items():
         np.save(directory / f"eval_{split}_{name}.npy", array)
+    by_user.save(directory / f"eval_{split}_users.npz")
     (directory / f"eval_{split}.json").write_text(strict_json.dumps(result, indent=1), encoding="utf-8")
     return result
 

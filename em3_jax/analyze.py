@@ -22,7 +22,7 @@ from em3_jax.types import UserError
 
 
 def analyze(analysed: spaces.Analysed, out: str | Path, choice: Choice, look: Look) -> list[dict]:
-    """Writes the report of two runs; returns tables 8 and 9 as JSON values."""
+    """Writes the report of two runs; returns table 8, again where there is an independent view, and 9, as JSON values."""
     choice.check()
     for option, value, least in (("page-items", look.most_items, 2), ("thumbnails", look.most_pictures, 0)):
         if value < least:
@@ -34,9 +34,11 @@ def analyze(analysed: spaces.Analysed, out: str | Path, choice: Choice, look: Lo
 
 def _write(analysed: spaces.Analysed, out: Path, choice: Choice, look: Look) -> list[dict]:
     cold, popular = similarity.cold_items(analysed, choice), similarity.popular_items(analysed, choice)
-    progress, tables = Progress(2 + len(page.ORDER), unit="part"), []
-    for number, items in ((8, cold), (9, popular)):
-        tables.append(similarity.compared(analysed, number, items, choice))
+    measured = [(8, cold, None), (8, cold, analysed.independent), (9, popular, None)]
+    measured = measured if analysed.independent else measured[::2]
+    progress, tables = Progress(len(measured) + len(page.ORDER), unit="part"), []
+    for number, items, space in measured:
+        tables.append(similarity.compared(analysed, number, items, choice, space))
         progress.advance()
     shown = page.contents(analysed, tables, cold, popular, choice, look, progress.advance)
     progress.close()
@@ -91,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help="feature sets to measure content in (default: those that the run reads)",
     )
+    add(
+        "--independent",
+        type=cli.as_list,
+        default=(),
+        metavar="NAME,...",
+        help="feature sets that the run does not read, or `words`, to measure table 8 in as well (default: those there "
+        "are, else words where items have texts)",
+    )
     add("--approximate", action="store_true", help="search by a graph (HNSW): for millions of items")
     group = parser.add_argument_group("page")
     add = group.add_argument
@@ -114,7 +124,7 @@ def main() -> None:
     args = _parser().parse_args()
     choice = Choice(args.cold_most, args.popular_share, args.neighbours, args.sample, args.seed, args.approximate)
     choice.check()
-    analysed = spaces.read(args.workdir, args.baseline, args.data, args.frozen)
+    analysed = spaces.read(args.workdir, args.baseline, args.data, args.frozen, args.independent)
     look = Look(
         field=args.field,
         title=args.title,

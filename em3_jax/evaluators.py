@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from em3_jax import metrics, retrieval_evaluation
+from em3_jax import influence, metrics, retrieval_evaluation
 from em3_jax.data.format import CLICK, Dataset, FeatureSet
 from em3_jax.data.pipeline import EvaluationSource, batches
 
@@ -99,6 +99,41 @@ def evaluate(
             result[name]["bayes_auc"] = metrics.auc(label[keep], planted[keep])
             result[name]["bayes_gauc"] = metrics.gauc(label[keep], planted[keep], group[keep]).value
     return result
+
+
+def errors(
+    dataset: Dataset,
+    rows: np.ndarray,
+    logits: np.ndarray,
+    features: list[FeatureSet],
+    popular_share: float,
+    label_name: str = CLICK,
+) -> influence.ByUser:
+    """How each user moves the metrics of `evaluate`, whose arguments it takes."""
+    columns = dataset.interactions
+    label, user = dataset.label(label_name)[rows], columns["user"][rows]
+    query = columns[f"context_{QUERY}"][rows] if f"context_{QUERY}" in columns else None
+    result = influence.ByUser.of(user)
+    for name, keep in slices(dataset, rows, features, popular_share).items():
+        labels, scores, users = label[keep], logits[keep], user[keep]
+        probability = 1.0 / (1.0 + np.exp(-scores.astype(np.float64)))
+        moved = {
+            "auc": influence.auc_influence(labels, scores),
+            "gauc": influence.gauc_influence(labels, scores, users),
+            "logloss": influence.logloss_influence(labels, scores),
+            "calibration": influence.calibration_influence(labels, probability),
+        }
+        if query is not None:
+            moved["qauc"] = influence.gauc_influence(labels, scores, query[keep])
+        for metric, values in moved.items():
+            result.add(name, metric, values, users)
+    return result
+
+
+def headline(dataset: Dataset) -> tuple[str, ...]:
+    """The metrics of clicks to show while training, one of which chooses the best step."""
+    has_queries = f"context_{QUERY}" in dataset.interactions
+    return ("auc", "gauc", *(["qauc"] if has_queries else []), "logloss")
 
 
 def table(report: dict[str, dict[str, float]]) -> str:

@@ -149,12 +149,15 @@ class Metrics(NamedTuple):
         Args:
           keep: [m] bool, which users; None = all.
         """
-        number = len(self.rows) if keep is None else int(keep.sum())
-        result = {"n": number}
-        for name, values in self.values.items():
-            values = values if keep is None else values[keep]
-            result[name] = float(values.mean()) if number else float("nan")
+        part = self if keep is None else self.of(keep)
+        result = {"n": len(part.rows)}
+        for name, values in part.values.items():
+            result[name] = float(values.mean()) if len(part.rows) else float("nan")
         return result
+
+    def of(self, keep: np.ndarray) -> "Metrics":
+        """Those of some of the users: `keep` is [m] bool."""
+        return Metrics(self.rows[keep], {name: values[keep] for name, values in self.values.items()})
 
 
 def metrics(lists: np.ndarray, row: np.ndarray, item: np.ndarray) -> Metrics:

@@ -49,24 +49,6 @@ class PairedTTest(NamedTuple):
     n: int
 
 
-class DeLongTest(NamedTuple):
-    """Two AUCs on the same rows, and how sure their difference is.
-
-    Attributes:
-      auc_a: AUC of the first model.
-      auc_b: AUC of the second model.
-      difference: auc_a - auc_b.
-      standard_error: of the difference, the models' correlation included; NaN with fewer than two rows of a class.
-      p: two-sided, normal approximation; NaN if the standard error is NaN or zero.
-    """
-
-    auc_a: float
-    auc_b: float
-    difference: float
-    standard_error: float
-    p: float
-
-
 def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Returns the area under the ROC curve: P(score of a positive > score of a negative) + P(equal) / 2.
 
@@ -123,8 +105,7 @@ def logloss(labels: ArrayLike, logits: ArrayLike) -> float:
     Returns:
       The mean over the rows; NaN without rows.
     """
-    labels, logits, _ = _rows(labels, logits, None)
-    return _mean(np.logaddexp(0.0, np.where(labels == 1, -logits, logits)))
+    return _mean(losses_of_rows(labels, logits))
 
 
 def calibration(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -192,29 +173,42 @@ def paired_t_test(a: ArrayLike, b: ArrayLike) -> PairedTTest:
     return PairedTTest(float(mean), float(sd), float(t), float(2 * special.stdtr(n - 1, -np.abs(t))), n)
 
 
-def delong_test(labels: ArrayLike, scores_a: ArrayLike, scores_b: ArrayLike) -> DeLongTest:
-    """Returns the AUCs of two models on the same rows, and DeLong's test of their difference.
+def placements(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Returns, per positive, the share of negatives below it, and per negative the share of
+    positives above it, each in the order of the rows; ties count half.
 
-    DeLong, DeLong and Clarke-Pearson 1988, with the midranks of Sun and Xu 2014 (O(N log N)). For one pair of trained
-    models only: it knows the noise of the rows, not that of the seeds (`paired_t_test`), and takes rows as independent.
+    Both have the AUC as their mean; both are empty where one class has no row. A row's midrank among
+    all rows less its midrank in its own class counts the rows of the other class below it (Sun and Xu
+    2014, eq. 5).
+    """
+    labels, scores, _ = _rows(labels, scores, None)
+    positive = labels == 1
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if not positives or not negatives:
+        return np.zeros(0), np.zeros(0)
+    ranks = _midranks(scores)
+    negatives_below = ranks[positive] - _midranks(scores[positive])
+    positives_below = ranks[~positive] - _midranks(scores[~positive])
+    return negatives_below / negatives, 1 - positives_below / positives
+
+
+def auc_of_groups(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the AUC of each group, NaN without both classes, and its number of rows: [G] each.
 
     Args:
       labels: [N], 0 or 1.
-      scores_a: [N], scores of the first model.
-      scores_b: [N], of the second.
-
-    Returns:
-      Both AUCs, their difference, its standard error and the two-sided p.
+      scores: [N].
+      groups: [N] ints, all of 0 to G - 1 among them.
     """
-    checked_labels, scores_a, _ = _rows(labels, scores_a, None)
-    _, scores_b, _ = _rows(labels, scores_b, None)
-    wins_a, losses_a = _placements(checked_labels == 1, scores_a)
-    wins_b, losses_b = _placements(checked_labels == 1, scores_b)
-    auc_a, auc_b = _mean(wins_a), _mean(wins_b)
-    # The AUC is a two-sample U-statistic; its variance splits into what varies with the positive and with the negative.
-    error = np.sqrt(_variance_of_mean(wins_a - wins_b) + _variance_of_mean(losses_a - losses_b))
-    z = (auc_a - auc_b) / error if error > 0 else np.nan
-    return DeLongTest(auc_a, auc_b, auc_a - auc_b, float(error), float(2 * special.ndtr(-np.abs(z))))
+    labels, scores, _ = _rows(labels, scores, None)
+    values, _, rows = _auc_by_group(labels, scores, np.asarray(groups), None)
+    return values, rows
+
+
+def losses_of_rows(labels: ArrayLike, logits: ArrayLike) -> np.ndarray:
+    """Returns the negative log-likelihood of each row in nats, [N], whose mean is `logloss`."""
+    labels, logits, _ = _rows(labels, logits, None)
+    return np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
 
 
 def _rows(
@@ -282,30 +276,10 @@ def _run_starts(changes: np.ndarray, size: int) -> np.ndarray:
     return np.flatnonzero(np.concatenate([[True], changes]))[:size]  # [:0] where there is no row at all
 
 
-def _placements(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, per positive, the share of negatives below it, and per negative the share of positives above it.
-
-    Ties count half. Both have the AUC as their mean. A row's midrank among all rows less its midrank in its own class
-    counts the rows of the other class below it (Sun and Xu 2014, eq. 5).
-    """
-    ranks = _midranks(scores)
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    if not positives or not negatives:
-        return np.full(positives, np.nan), np.full(negatives, np.nan)
-    negatives_below = ranks[positive] - _midranks(scores[positive])
-    positives_below = ranks[~positive] - _midranks(scores[~positive])
-    return negatives_below / negatives, 1 - positives_below / positives
-
-
 def _midranks(x: np.ndarray) -> np.ndarray:
     """Returns the rank of each entry from 1, the mean rank for ties: [N] f64."""
     _, run, run_rows = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(run_rows) - (run_rows - 1) / 2)[run]
-
-
-def _variance_of_mean(x: np.ndarray) -> float:
-    """Returns the unbiased variance of the mean of `x` ([n]); NaN if n < 2."""
-    return x.var(ddof=1) / x.size if x.size > 1 else np.nan
 
 
 def _mean(x: np.ndarray) -> float:

@@ -7,6 +7,7 @@ from em3_jax import full_ranking
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.data.pairs import Pairs
 from em3_jax.full_ranking import KS, NO_ITEM
+from em3_jax.influence import ByUser, mean_influence
 from em3_jax.types import UserError
 
 HEADLINE = tuple(f"{name}@{k}" for name in ("recall", "ndcg") for k in (10, 20))
@@ -14,7 +15,7 @@ METRICS = tuple(f"{name}@{k}" for name in ("recall", "ndcg", "precision", "map")
 
 
 class FullRanking:
-    """(users [U, D], items [I, D]) -> (slice -> metric -> value, lists [U, 50] i32) of a split.
+    """(users [U, D], items [I, D]) -> (slice -> metric -> value, lists [U, 50] i32, `ByUser`) of a split.
 
     Ranked are all items but the user's training items, also those that training never shows; valid positives stay candidates
     on test. A user counts with at least one positive in the split and one training pair; users without a training pair are
@@ -76,20 +77,28 @@ class FullRanking:
         """{"n": users, metric: value} without slices."""
         return full_ranking.metrics(self.lists(users, items), self._row, self._item).mean()
 
-    def __call__(self, users: jax.Array, items: jax.Array) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+    def __call__(self, users: jax.Array, items: jax.Array) -> tuple[dict[str, dict[str, float]], np.ndarray, ByUser]:
         lists = self.lists(users, items)
         everything = full_ranking.metrics(lists, self._row, self._item)
         report = {"all": everything.mean() | {"positives": len(self._item), "users_left_out": self.users_left_out}}
+        by_user = ByUser.of(self.users)
+        self._add(by_user, "all", everything)
         for name, items_in in self._item_slices.items():
             keep = items_in[self._item]
             part = full_ranking.metrics(lists, self._row[keep], self._item[keep])
             report[name] = part.mean() | {"positives": int(keep.sum())}
+            self._add(by_user, name, part)
         for name, users_in in self._user_slices.items():
             keep = users_in[self.users]
             report[name] = everything.mean(keep) | {"positives": int(keep[self._row].sum())}
+            self._add(by_user, name, everything.of(keep))
         whole = np.full((self._num_users, lists.shape[1]), NO_ITEM, np.int32)
         whole[self.users] = lists
-        return report, whole
+        return report, whole, by_user
+
+    def _add(self, by_user: ByUser, name: str, part: full_ranking.Metrics) -> None:
+        for metric, values in part.values.items():
+            by_user.add(name, metric, mean_influence(values), self.users[part.rows])
 
 
 def _by_activity(degree: np.ndarray, bounds: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Tables 8 and 9 against plain loops over what lies on the disk, their sign where the construction fixes it, and bad input."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import stats
 
@@ -206,6 +208,41 @@ def test_the_files_are_the_same_from_run_to_run(analysed, tmp_path):
     assert numbers["tables"] == page.finite(tables[0]) and numbers["settings"] == CHOICE._asdict()
     text = (folders[0] / "tables.md").read_text()
     assert f"{tables[0][0]['rows'][1]['mean']:.4f}" in text and "EM3 IDs" in text
+
+
+def test_table_8_is_measured_in_content_that_the_model_does_not_read_too(planted, runs, id_rows, tmp_path):
+    reads_images = small_config(planted, data__features=("image",)).to_dict()
+    run = save(tmp_path / "images", reads_images, id_rows[1])
+    seen = spaces.read(run, runs[1])
+    assert seen.frozen_sets == ["image"] and seen.independent.name == "Independent content (text)"
+    vectors, present = spaces.frozen_content([planted.features("text")])
+    np.testing.assert_array_equal(seen.independent.vectors, vectors)
+    tables = analyze.analyze(seen, tmp_path / "out", CHOICE, SMALL)
+    assert [(t["table"], t["read_by_model"]) for t in tables] == [(8, True), (8, False), (9, False)]
+    cold = similarity.cold_items(seen, CHOICE)
+    taken = cold[(seen.pool & present)[cold]]
+    expected = by_loops(seen.spaces["ids"].vectors, vectors, taken, seen.pool & present, 3)
+    assert tables[1]["rows"][1]["mean"] == pytest.approx(np.mean(expected))
+    text = (tmp_path / "out" / "tables.md").read_text()
+    assert "which EM3 reads itself" in text and "is not among what EM3 reads" in text
+    assert spaces.read(*runs).independent is None, "it reads all there is, and the items have no texts"
+    assert "--independent image[0]: the run reads it" in user_error(
+        lambda: spaces.read(run, runs[1], independent=("image[0]",))
+    )
+    assert "have no texts" in user_error(lambda: spaces.read(run, runs[1], independent=("words",)))
+
+
+def test_items_that_share_words_are_near_by_words(planted):
+    count = planted.num_items
+    texts = [f"the {('red fox', 'blue whale')[k % 2]} number{k // 2}" if k else "" for k in range(count)]
+    table = planted.item_table.append_column("story", pa.array(texts))
+    films = dataclasses.replace(planted, item_table=table)
+    vectors, present = spaces.bag_of_words(films, ["story"])
+    assert not present[0] and present[1:].all()
+    near = vectors @ vectors.T
+    assert near[1, 3] > near[1, 2] + 0.2 and near[4, 6] > near[4, 7] + 0.2
+    again, _ = spaces.bag_of_words(films, ["story"])
+    np.testing.assert_array_equal(vectors, again)
 
 
 def test_a_run_with_a_memory_bank(planted, runs, tmp_path):

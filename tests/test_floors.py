@@ -25,6 +25,7 @@ FLOORS = [
         "strict_json",
         "id_index",
         "field_values",
+        "influence",
         "losses",
         "metrics",
         "rng",

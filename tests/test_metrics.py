@@ -62,7 +62,7 @@ def test_metrics_without_both_classes_are_nan(labels):
     result = metrics.gauc(labels, scores, np.zeros(len(labels), int))
     assert math.isnan(result.value)
     assert result[1:] == (0, min(len(labels), 1), 0)
-    assert all(math.isnan(value) for value in metrics.delong_test(labels, scores, scores))
+    assert all(len(part) == 0 for part in metrics.placements(labels, scores))
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -183,46 +183,6 @@ def test_paired_t_test_without_spread_is_undefined():
     same = metrics.paired_t_test([0.71, 0.72, 0.73], [0.70, 0.71, 0.72])
     assert same.mean_difference == pytest.approx(0.01)
     assert math.isnan(same.t) and math.isnan(same.p)
-
-
-def _direct_delong(labels, a, b) -> float:
-    """Returns the standard error from the m x n matrix of comparisons, as in the paper of 1988."""
-    difference = 0.0
-    for scores, sign in ((a, 1), (b, -1)):
-        gap = scores[labels == 1][:, None] - scores[labels == 0][None, :]
-        difference = difference + sign * ((gap > 0) + 0.5 * (gap == 0))
-    positives, negatives = difference.shape
-    return math.sqrt(difference.mean(axis=1).var(ddof=1) / positives + difference.mean(axis=0).var(ddof=1) / negatives)
-
-
-@pytest.mark.parametrize("levels", [None, 12])
-def test_delong_matches_the_direct_formula(levels):
-    labels, a = _data(300, levels=levels)
-    b = a + np.round(np.random.default_rng(5).normal(size=300))
-    result = metrics.delong_test(labels, a, b)
-    assert result.auc_a == pytest.approx(metrics.auc(labels, a), rel=1e-12)
-    assert result.auc_b == pytest.approx(metrics.auc(labels, b), rel=1e-12)
-    assert result.difference == result.auc_a - result.auc_b
-    error = _direct_delong(labels, a, b)
-    assert result.standard_error == pytest.approx(error, rel=1e-9)
-    assert result.p == pytest.approx(2 * stats.norm.sf(abs(result.difference) / error), rel=1e-7)
-
-
-def test_delong_error_is_that_of_a_bootstrap():
-    labels, a = _data(400)
-    b = a + np.random.default_rng(6).normal(size=400)
-    draws = np.random.default_rng(7).integers(0, 400, (600, 400))
-    differences = [metrics.auc(labels[rows], a[rows]) - metrics.auc(labels[rows], b[rows]) for rows in draws]
-    # The relative error of a standard deviation from 600 draws is about 1 / sqrt(2 * 600) = 3 %; four times that.
-    assert metrics.delong_test(labels, a, b).standard_error == pytest.approx(np.std(differences), rel=0.12)
-
-
-def test_delong_is_undefined_for_equal_models_and_single_rows():
-    labels, scores = _data(100)
-    same = metrics.delong_test(labels, scores, 3 * scores + 1)  # the same order
-    assert same.difference == 0 and same.standard_error == 0 and math.isnan(same.p)
-    single = metrics.delong_test([1, 0, 0], [2.0, 1.0, 3.0], [1.0, 0.0, 3.0])
-    assert single.auc_a == 0.5 and math.isnan(single.standard_error) and math.isnan(single.p)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def analysed(films) -> Analysed:
         ring = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
         spaces[key] = Space(key, name, "what is near is near", ring, present)
     shown = np.where(number == NEVER_SHOWN, 0, 5 + number)
-    return Analysed(films, "EM3", {"model": "a, step 1", "baseline": "b, step 1"}, spaces, ["image"], shown, shown // 2)
+    return Analysed(
+        films, "EM3", {"model": "a, step 1", "baseline": "b, step 1"}, spaces, ["image"], None, shown, shown // 2
+    )
 
 
 @pytest.fixture(scope="module")

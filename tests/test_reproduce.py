@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from scipy import stats
 
 import eval as evaluation
 import train
-from em3_jax import experiment, strict_json
-from em3_jax.reproduce import report, runs, tables
+from em3_jax import experiment, recipes, strict_json
+from em3_jax.reproduce import report, runs, search, tables
 from em3_jax.reproduce.__main__ import reproduce
 from tests.conftest import user_error
 
@@ -58,7 +59,9 @@ def test_the_page_has_the_numbers_of_the_runs(pages):
         )
         assert row["auc"]["sd"] == pytest.approx(abs(auc[run][0] - auc[run][1]) / np.sqrt(2))
     p = stats.ttest_rel(auc["em3"], auc["id_only"]).pvalue
-    assert group["rows"][2]["p"] == pytest.approx(p)
+    last = group["rows"][2]["auc"]
+    assert last["p"] == last["p_seeds"] == pytest.approx(p)
+    assert last["low"] < last["difference"] < last["high"], "over the test rows"
     line = next(line for line in five.splitlines() if line.startswith("| w/ CIC"))
     assert f"{np.mean(auc['em3']):.4f}" in line and "| 0.7033 | +0.242 % |" in line and f"| {p:.2g} |" in line
     assert "the command" in five and "(Bayes)" in five
@@ -74,6 +77,7 @@ def test_a_run_is_the_run_of_train_py(planted, pages, tmp_path):
     written = (out / "runs" / "em3-1" / "eval_test.json").read_text()
     for name, values in strict_json.loads_report(written)["slices"].items():
         np.testing.assert_equal(values, alone[name])  # NaN where undefined
+        assert "auc_se" in values or not np.isfinite(values["auc"])
 
 
 def test_frozen_vectors_come_from_the_run_of_the_same_seed(pages):
@@ -114,6 +118,7 @@ def test_a_terminated_command_goes_on_where_it_was(planted, pages, tmp_path):
     long = ["--config.train.epochs=400", "--config.train.patience=0", "--config.train.eval_every=100000"]
     short = ["--config.train.epochs=0.5"]
     command = [sys.executable, "-m", "em3_jax.reproduce", "--table", "5", "--data", str(planted.root), "--seeds", "1"]
+    command += ["--search", "0"]
     stopped = tmp_path / "stopped"
     process = subprocess.Popen(
         [*command, "--out", str(stopped), *options, *long], cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -151,6 +156,7 @@ def test_a_terminated_command_goes_on_where_it_was(planted, pages, tmp_path):
         (["--table", "10", "--models", "em4"], "--models em4: no such model; did you mean 'em3'"),
         (["--table", "10", "--seeds", "0"], "--seeds and --jobs: must be at least 1"),
         (["--table", "5", "--seeds", "0"], "--seeds and --jobs: must be at least 1"),
+        (["--table", "5", "--search", "-1"], "--search at least 0"),
         (["--table", "5", "--config.model.fusoin=mean"], "config.model.fusoin: unknown key; did you mean 'fusion'?"),
         (["--table", "5", "--config.train.epochs=many"], "config.train.epochs=many: give a number above 0"),
         (["--table", "5", "--seed=3", "--tabel=3"], "unknown option"),
@@ -202,7 +208,7 @@ def test_gains_are_counted_as_the_paper_counts_them():
     rows = [{"auc": {"values": [0.7016], "mean": 0.7016}, "paper": 0.7016}]
     rows += [{"auc": {"values": [auc], "mean": auc}, "paper": auc} for auc in (0.7033, 0.7029, 0.7021)]
     for row in rows:
-        report._compare(row, rows[0], "auc")
+        report._gains(row, rows[0], "auc")
     assert [f"{row['gain']:.3f}" for row in rows[1:]] == ["0.242", "0.185", "0.071"]
     assert [f"{row['paper_gain']:.3f}" for row in rows[1:]] == ["0.242", "0.185", "0.071"]
 
@@ -215,3 +221,40 @@ def test_a_change_for_all_runs_leaves_alone_what_a_variant_sets(planted, tmp_pat
     assert (plain["train"]["epochs"], plain["eval"]["batch_size"], plain["tables"]["width"]) == (3.0, 64, 4)
     assert (pretraining["train"]["epochs"], pretraining["eval"]["batch_size"]) == (200.0, 256)
     assert ("^model/fusion/", 0.0) in lora["optim"]["multipliers"] and lora["train"]["epochs"] == 3.0
+
+
+def test_baseline_and_model_try_as_many_settings_and_validation_chooses(planted, tmp_path):
+    """What a search chooses, every row of the table has; test is not opened for the others."""
+    settings = {"config": CONFIG, "changes": CHANGES, "parallel": 2, "command": "the command", "search_count": 2}
+    (page,) = reproduce((5,), str(planted.root), 1, str(tmp_path), **settings)
+    tried = json.loads((tmp_path / "table5.json").read_text())["search"]
+    assert {name: len(points) for name, points in tried.items()} == {"id_only": 2, "em3": 2}
+    best = {}
+    for name, points in tried.items():
+        folders = [tmp_path / "runs" / f"{name}_point{k}-0" for k in range(2)]
+        assert points[0]["settings"] == {} and points[1]["settings"]
+        assert not any((folder / "eval_test.json").exists() for folder in folders), "test is for the chosen one"
+        valid = [json.loads((folder / "finished.json").read_text())["best_value"] for folder in folders]
+        assert [one["valid"] for one in points] == valid
+        best[name] = points[int(np.argmax(valid))]
+        assert best[name]["chosen"] and sum(one["chosen"] for one in points) == 1
+        assert f"{best[name]['valid']:.4f}**" in page
+    for run, source in (("id_only", "id_only"), ("em3", "em3"), ("without_cic", "em3")):
+        config = json.loads((tmp_path / "runs" / f"{run}-0" / "run.json").read_text())["config"]
+        for key, value in best[source]["settings"].items():
+            is_left_out = run == "without_cic" and key == "model.cic.weight"
+            assert recipes.lookup(ConfigDict(config), key) == (0.0 if is_left_out else value)
+
+
+def test_a_search_draws_what_the_run_reads_and_the_user_has_not_set():
+    run = tables.EM3
+    drawn = search.points(CONFIG, run, {}, 40)
+    assert drawn[0] == {} and len(drawn) == 40 == len({tuple(point.values()) for point in drawn})
+    assert all(set(point) == set(search.SPACE) - {"model.sqdc.weight"} for point in drawn[1:])
+    assert drawn[:6] == search.points(CONFIG, run, {}, 6), "a larger budget begins with the smaller one"
+    baseline = search.points(CONFIG, tables.ID_ONLY, {"tables.l2": 0.1}, 3)[1]
+    assert set(baseline) == {"model.backbone_settings.dropout", "tables.learning_rate", "optim.learning_rate"}
+    without = search.points(CONFIG, run._replace(changes={"model.cic.weight": 0.0}), {}, 2)[1]
+    assert "model.cic.weight" not in without
+    lemur = search.points(str(ROOT / "configs" / "lemur.py"), run, {}, 2)[1]
+    assert "model.sqdc.weight" in lemur and "model.cic.weight" not in lemur

@@ -33,7 +33,7 @@ def page(planted, tmp_path_factory):
     )
     for job in jobs.values():  # in the order of their needs
         assert runs.execute(job) == "" and job.is_finished()
-    return report.write(table, out / "runs", 1, out, "the command"), out
+    return report.write(table, out / "runs", 1, out, "the command", {}), out
 
 
 def test_the_page_has_quality_cost_and_the_papers_numbers(page):

@@ -178,8 +178,10 @@ def test_the_report_does_not_depend_on_the_blocks(pairs, finished, reports):
         config = small_config(pairs, eval__user_block=user_block, eval__item_block=item_block)
         parts = experiment.build(config, lambda rows, size: 1)
         state, _ = checkpoint.Checkpoints(finished).restore(jax.eval_shape(parts.init))
-        slices, arrays = parts.evaluate(state, "test")
-        np.testing.assert_equal(slices, reports["test"]["slices"])
+        slices, arrays, by_user = parts.evaluate(state, "test")
+        for name, values in slices.items():
+            np.testing.assert_equal(values, {metric: reports["test"]["slices"][name][metric] for metric in values})
+        assert by_user.moved.keys() >= {("all", "recall@20"), ("warm items", "ndcg@10")}
         np.testing.assert_array_equal(arrays["items"], np.load(finished / "eval_test_items.npy"))
 
 
@@ -278,8 +280,13 @@ def test_a_star_stands_for_all_feature_sets(pairs):
 
 
 def test_runs_stand_side_by_side(finished, reports):
-    models = [compare.load(f"{name}={finished},{finished}", "test") for name in ("a", "b")]
-    rows = compare.compare(models, "test", "recall@20")
+    models = [compare.load(f"{name}={finished}", "test") for name in ("a", "b")]
+    rows = compare.compare(models, "recall@20")
+    lists = np.load(finished / "eval_test_items.npy")
+    users = (lists != NO_ITEM).any(axis=1).sum()
+    share = reports["test"]["slices"]["all"]["recall@20"]
+    assert rows["all"]["a"]["se"] == reports["test"]["slices"]["all"]["recall@20_se"]
+    assert 0 < rows["all"]["a"]["se"] < np.sqrt(share * (1 - share) / (users - 1)) + 1e-9, "of a share"
     assert rows["all"]["a"]["mean"] == pytest.approx(reports["test"]["slices"]["all"]["recall@20"])
     assert "recall@20 on test" in compare.table(models, rows, "recall@20", "test")
-    assert "these runs have none; did you mean" in user_error(compare.compare, models, "test", "recal@20")
+    assert "these runs have none; did you mean" in user_error(compare.compare, models, "recal@20")

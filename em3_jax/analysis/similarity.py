@@ -1,8 +1,8 @@
 """Tables 8 and 9: how alike an item and its nearest neighbours are, found in one space and measured in another.
 
-Table 8: neighbours of cold items by ID embedding, alike in frozen content? Table 9: neighbours of popular items by content
-embedding, alike in the baseline's IDs? The space that measures has seen neither what the model under analysis has learnt nor its
-search.
+Table 8: neighbours of cold items by ID embedding, alike in frozen content, which the model under analysis reads itself, and
+in content as it does not read it? Table 9: neighbours of popular items by content
+embedding, alike in the baseline's IDs? The space that measures has seen neither what the model has learnt nor its search.
 """
 
 from typing import Any, NamedTuple
@@ -120,16 +120,23 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
-def compared(analysed: Analysed, number: int, items: np.ndarray, choice: Choice) -> dict[str, Any]:
+def compared(
+    analysed: Analysed, number: int, items: np.ndarray, choice: Choice, measured: Space | None = None
+) -> dict[str, Any]:
     """Table 8 or 9 as JSON values; the second row is the model under analysis, `difference` is second minus first.
 
     Args:
       number: 8 or 9.
       items: [n] rows of all cold or popular items; a sample is drawn.
+      measured: where cosines are taken, in place of the table's own space.
     """
-    keys, measured = {8: ((BASELINE_IDS, IDS), FROZEN), 9: ((FROZEN, CONTENT), BASELINE_IDS)}[number]
-    taken, pool = sampled(items, choice), analysed.pool
-    spaces, measured = [analysed.spaces[key] for key in keys], analysed.spaces[measured]
+    keys, own = {8: ((BASELINE_IDS, IDS), FROZEN), 9: ((FROZEN, CONTENT), BASELINE_IDS)}[number]
+    measured = measured or analysed.spaces[own]
+    pool = analysed.pool & measured.present
+    taken = sampled(items[pool[items]], choice)
+    if len(taken) < 2:
+        raise UserError(f"{measured.name}: fewer than two items of table {number} are in it; name another space")
+    spaces = [analysed.spaces[key] for key in keys]
     values = [measure(space, measured, taken, pool, choice.neighbours, choice.approximate) for space in spaces]
     rows = []
     for space, of_items in zip(spaces, values, strict=True):
@@ -145,6 +152,8 @@ def compared(analysed: Analysed, number: int, items: np.ndarray, choice: Choice)
         "pool": int(pool.sum()),
         "neighbours": choice.neighbours,
         "measured_in": measured.key,
+        "measured_name": measured.name,
+        "read_by_model": measured.key == FROZEN,
         "chance": chance(measured, taken, pool),
         "rows": rows,
         "gain": gain,
@@ -171,7 +180,7 @@ def markdown(tables: list[dict[str, Any]], analysed: Analysed, choice: Choice) -
     }
     for table in tables:
         title, which, searched = of_items[table["table"]]
-        measured = analysed.spaces[table["measured_in"]].name
+        measured = table["measured_name"] + (f", which {analysed.model} reads itself" if table["read_by_model"] else "")
         lines += ["", f"**Table {table['table']}. {title}** ({which}): cosine in the space '{measured}' with the "
                   f"{table['neighbours']} nearest by {searched}. {table['sample']:,} of {table['items']:,} such items, "
                   f"neighbours among {table['pool']:,}.", ""]  # fmt: skip
@@ -183,7 +192,19 @@ def markdown(tables: list[dict[str, Any]], analysed: Analysed, choice: Choice) -
             lines.append(f"| {row['name']} | {row['mean']:.4f} | {row['low']:.4f} to {row['high']:.4f} | {against} |")
     lines += [
         "",
+        _of_independence(analysed),
+        "",
         "Intervals and p (paired t-test) are over the items of one run each; they know nothing of other seeds.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _of_independence(analysed: Analysed) -> str:
+    """What table 8 can tell: near in what the model reads may be no more than its input, learnt by heart."""
+    if analysed.independent is None:
+        return (
+            f"{analysed.model} reads the frozen content that table 8 is measured in, and there is no other view of the content; "
+            "name one with --independent."
+        )
+    return f"{analysed.independent.name} is not among what {analysed.model} reads."

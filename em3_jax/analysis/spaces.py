@@ -1,4 +1,5 @@
-"""The four spaces in which items have neighbours: the ids of two runs, and their content before and after training."""
+"""The spaces in which items have neighbours: the ids of two runs, their content before and after training, and a
+view of the content that the model never had, to measure in."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from em3_jax.values import canonical
 
 MODELS = {"ranking": "EM3", "lemur": "LEMUR"}  # task -> what its model is called in tables
 BASELINE_IDS, IDS, FROZEN, CONTENT = "baseline_ids", "ids", "frozen", "content"
+INDEPENDENT = "independent"
+WORDS = "words"  # in place of a feature set: the items' texts as bags of words
 _BLOCK = 4096  # items standardised at once
 
 
@@ -22,7 +25,7 @@ class Space(NamedTuple):
     """One embedding of every item.
 
     Attributes:
-      key: BASELINE_IDS, IDS, FROZEN or CONTENT.
+      key: BASELINE_IDS, IDS, FROZEN, CONTENT or INDEPENDENT.
       name: in tables.
       about: what nearness means in it, in a line.
       vectors: [I, D] f32.
@@ -45,6 +48,7 @@ class Analysed(NamedTuple):
       runs: "baseline" and "model" -> the run's folder and step, in words.
       spaces: key -> space.
       frozen_sets: feature sets that make the frozen space.
+      independent: a space of content that the model does not read, to measure in; None without one.
       shown: [I] i64, training showings: rows that have the item as candidate, and events in training histories.
       clicks: [I] i64, clicks among the former.
     """
@@ -54,6 +58,7 @@ class Analysed(NamedTuple):
     runs: dict[str, str]
     spaces: dict[str, Space]
     frozen_sets: list[str]
+    independent: Space | None
     shown: np.ndarray
     clicks: np.ndarray
 
@@ -64,7 +69,11 @@ class Analysed(NamedTuple):
 
 
 def read(
-    directory: str | Path, baseline: str | Path, data_root: str | None = None, frozen: tuple[str, ...] = ()
+    directory: str | Path,
+    baseline: str | Path,
+    data_root: str | None = None,
+    frozen: tuple[str, ...] = (),
+    independent: tuple[str, ...] = (),
 ) -> Analysed:
     """The spaces of a run and its baseline, from their best checkpoints.
 
@@ -74,6 +83,8 @@ def read(
       data_root: the dataset folder, if it is not where it was in training.
       frozen: feature sets that make the frozen space; empty: those that the run reads, or where it reads raw content alone,
         all of the dataset that an encoder has made.
+      independent: feature sets that the run does not read, or "words"; empty: all of the dataset that there are, else
+        "words" where the items have texts.
 
     Raises:
       UserError: one of them is no run, has no checkpoint, no ids or no content, or they do not belong together.
@@ -114,6 +125,7 @@ def read(
         runs={"baseline": _in_words(baseline, base_state), "model": _in_words(directory, state)},
         spaces={key: Space(key, *rest) for key, *rest in described},
         frozen_sets=[features.name for features in sets],
+        independent=_independent(parts, sets, independent),
         shown=shown,
         clicks=clicks,
     )
@@ -153,15 +165,65 @@ def _frozen_sets(parts: Experiment, names: tuple[str, ...]) -> list[FeatureSet]:
     used = [features for features in parts.feature_sets if not features.is_raw]
     if used:
         return used
-    known = sorted(path.name for path in (dataset.root / "features").glob("[!.]*") if path.is_dir())
-    known = [features for features in map(dataset.features, known) if not features.is_raw]
-    made = [features.name for features in known if features.manifest.get("kind") != "run"]  # a run's are not frozen
+    made = _made_by_encoders(dataset)
     if not made:
         raise UserError(
             f"{dataset.root}: has raw content alone, and no frozen encoder's features to measure in; make some with "
             "`python -m em3_jax.extract` and name them with --frozen"
         )
     return placement.load_features(dataset, tuple(made))
+
+
+def _made_by_encoders(dataset: Dataset) -> list[str]:
+    """The feature sets of a dataset that no run has learnt."""
+    known = sorted(path.name for path in (dataset.root / "features").glob("[!.]*") if path.is_dir())
+    known = [features for features in map(dataset.features, known) if not features.is_raw]
+    return [features.name for features in known if features.manifest.get("kind") != "run"]
+
+
+def _independent(parts: Experiment, frozen: list[FeatureSet], names: tuple[str, ...]) -> Space | None:
+    """Content as the model does not read it; None where there is no such view and none was asked for."""
+    dataset = parts.dataset
+    read = {features.name.partition("[")[0] for features in (*parts.feature_sets, *frozen)}
+    for name in names:
+        if name.partition("[")[0] in read:
+            raise UserError(f"--independent {name}: the run reads it, or --frozen names it; name another, or {WORDS}")
+    texts = dataset.meta["text_columns"]
+    chosen = names or tuple(name for name in _made_by_encoders(dataset) if name not in read)
+    chosen = chosen or ((WORDS,) if texts else ())
+    if not chosen:
+        return None
+    views = []
+    if WORDS in chosen:
+        if not texts:
+            raise UserError(f"--independent {WORDS}: the items of {dataset.root} have no texts; name a feature set")
+        views.append(bag_of_words(dataset, texts))
+    if sets := [name for name in chosen if name != WORDS]:
+        views.append(frozen_content(placement.load_features(dataset, tuple(sets))))
+    vectors, present = np.concatenate([view[0] for view in views], axis=1), np.any([view[1] for view in views], axis=0)
+    about = "content as the model does not read it, so that what it has learnt of its own input counts for nothing"
+    return Space(INDEPENDENT, f"Independent content ({', '.join(chosen)})", about, vectors, present)
+
+
+def bag_of_words(dataset: Dataset, columns: list[str], width: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """([I, width] f32 of unit length, [I] bool): the items' texts by the words in them, no network involved.
+
+    Words count by how rare they are (TF-IDF); the leading singular vectors of that make the columns (latent semantic
+    analysis, Deerwester et al. 1990).
+    """
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [" ".join(text for text in row if text) for row in zip(
+        *(dataset.item_table.column(name).to_pylist() for name in columns), strict=True
+    )]  # fmt: skip
+    try:
+        counts = TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
+    except ValueError:
+        raise UserError(f"{dataset.root}: the texts of its items hold no words; name a feature set") from None
+    rank = min(width, min(counts.shape) - 1)
+    vectors = TruncatedSVD(rank, random_state=0).fit_transform(counts) if rank > 0 else counts.toarray()
+    return unit(vectors), np.asarray(counts.sum(axis=1)).ravel() > 0
 
 
 def frozen_content(sets: list[FeatureSet]) -> tuple[np.ndarray, np.ndarray]:

@@ -25,10 +25,11 @@ from em3_jax import cli, paths, recipes
 from em3_jax.config import nearest
 from em3_jax.data.format import open_dataset
 from em3_jax.lock import Lock
-from em3_jax.reproduce import lemur, report, retrieval, runs, tables
+from em3_jax.reproduce import lemur, report, retrieval, runs, search, tables
 from em3_jax.reproduce.grids import MODELS
 from em3_jax.types import UserError
 
+SEARCH = 6
 LEMUR, LEMUR_CONFIG = "lemur", "configs/lemur.py"
 CONFIGS = {
     "movielens": "configs/em3_movielens.py",
@@ -48,6 +49,7 @@ def reproduce(
     parallel: int,
     command: str,
     only: tuple[str, ...] = (),
+    search_count: int = 0,
 ) -> list[str]:
     """Runs and writes tables; returns their pages.
 
@@ -61,9 +63,11 @@ def reproduce(
       parallel: runs at once.
       command: to print on the pages.
       only: rows of LEMUR's table; none: all.
+      search_count: settings that the baseline and the model each try on validation first, see `search`; 0 = those
+        of the config for all.
     """
-    if seeds < 1 or parallel < 1:
-        raise UserError("--seeds and --jobs: must be at least 1")
+    if seeds < 1 or parallel < 1 or search_count < 0:
+        raise UserError("--seeds and --jobs: must be at least 1, --search at least 0")
     dataset = open_dataset(data)
     data_section = runs.settings(config, "", changes).data
     chosen = [
@@ -72,13 +76,26 @@ def reproduce(
     root = Path(out) / "runs"
     needed = {name: run for table in chosen for name, run in table.runs.items()}
     with_cost = LEMUR in numbers
-    jobs = runs.make_jobs(
-        needed, config=config, changes=changes, data=Path(data), seeds=seeds, root=root, cost=with_cost
-    )
-    if any(job.vectors_of for job in jobs.values()):
+    if any(run.vectors_of for run in needed.values()):
         runs.overlay(Path(data), root / "data")
+    common = {"config": config, "changes": changes, "data": Path(data), "root": root}
+    tried = _search(needed, parallel, search_count, **common) if search_count else {}
+    best = {name: search.chosen(of_run) for name, of_run in tried.items()}
+    jobs = runs.make_jobs(search.with_chosen(needed, best), seeds=seeds, cost=with_cost, **common)
     runs.run_all(jobs, parallel)
-    return [report.write(table, root, seeds, Path(out), command) for table in chosen]
+    found = search.summary(tried)
+    return [report.write(table, root, seeds, Path(out), command, found) for table in chosen]
+
+
+def _search(needed: dict, parallel: int, count: int, **common) -> dict:
+    """What `search.jobs` gives, run: after what the searched runs start from."""
+    first = {
+        run.init_from: needed[run.init_from] for run in needed.values() if run.settings_of == run.name and run.init_from
+    }
+    runs.run_all(runs.make_jobs(first, seeds=1, **common), parallel)
+    tried = search.jobs(needed, count=count, **common)
+    runs.run_all({job.name: job for of_run in tried.values() for _, job in of_run}, parallel)
+    return tried
 
 
 def _config_for(name: str) -> str:
@@ -107,6 +124,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1); on CPUs more may be faster")
     parser.add_argument(
         "--models", default="", help="rows of table 10, e.g. freedom,em3, or of table lemur (default: all)"
+    )
+    parser.add_argument(
+        "--search",
+        type=int,
+        default=SEARCH,
+        metavar="COUNT",
+        help=f"settings that the baseline and the model each try on validation (default {SEARCH}); 0 = those of the config",
     )
     parser.add_argument("--no-grid", action="store_true", help="table 10 with the settings of the config alone")
     parser.epilog = (
@@ -137,6 +161,7 @@ def _tables(args: argparse.Namespace, others: list[str], command: str) -> None:
     args.config = args.config or _config_for(open_dataset(args.data).meta["name"])
     changes = _changes(others, args.config)
     settings = {"config": args.config, "changes": changes, "parallel": args.jobs, "command": command, "only": only}
+    settings["search_count"] = args.search
     numbers = tuple(int(name) if name.isdigit() else name for name in names)
     for page in reproduce(numbers, args.data, args.seeds, args.out, **settings):
         print("\n" + page)

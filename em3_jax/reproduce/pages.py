@@ -1,25 +1,37 @@
-"""What the reports share: values over seeds, cells of a table, the plot, the three files."""
+"""What the reports share: measures of rows, cells of a table, the plot, the three files."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from em3_jax import strict_json
+from em3_jax import compare, strict_json
+from em3_jax.compare import Model
 
 
-def summary(values: list[float]) -> dict[str, Any]:
-    """{"values", "mean", "sd"} of one value a seed; the standard deviation of one is NaN."""
-    numbers = np.array(values, np.float64)
-    spread = float(numbers.std(ddof=1)) if len(numbers) > 1 else float("nan")
-    return {"values": values, "mean": float(numbers.mean()), "sd": spread}
+def measured(baseline: Model, model: Model, slice_name: str, metric: str) -> dict[str, Any]:
+    """`compare.measured`, and the "values", one a seed."""
+    values = model.values(slice_name, metric).tolist()
+    return compare.measured(baseline, model, slice_name, metric) | {"values": values}
 
 
 def mean(summary: dict) -> str:
-    """ "0.7647 ± 0.0009" of a `summary`."""
+    """ "0.7647 ± 0.0009" of what `measured` gives."""
     if not np.isfinite(summary["mean"]):
         return "-"
     return f"{summary['mean']:.4f}" + (f" ± {summary['sd']:.4f}" if np.isfinite(summary["sd"]) else "")
+
+
+def number(value: float | None, form: str) -> str:
+    """The number in that form, "-" where there is none."""
+    return f"{value:{form}}" if value is not None and np.isfinite(value) else "-"
+
+
+def interval(measured: dict) -> str:
+    """ "+0.0012 to +0.0034" of a difference, "-" where none is known."""
+    if not np.isfinite(measured.get("low", np.nan)):
+        return "-"
+    return f"{measured['low']:+.4f} to {measured['high']:+.4f}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from em3_jax import metrics, strict_json
+from em3_jax import compare
 from em3_jax.reproduce import pages
 from em3_jax.reproduce.grids import BASELINE, CHOSEN_ON_VALIDATION, METRICS, PRINTED, Model, published_name
 from em3_jax.reproduce.runs import Job
@@ -36,23 +36,33 @@ def read(
     result = {"table": 10, "file": "table10", "title": "Public evaluation", "seeds": seeds, "datasets": []}
     commits: set[str] = set()
     for dataset in dict.fromkeys(name for name, _ in points):
-        rows = [
-            _row(model, dataset, points[key], chosen[key], list(final[key].values()), commits)
-            for model in models
-            if (key := (dataset, model.name)) in points
-        ]
-        baseline = next((row for row in rows if row["model"] == BASELINE), None)
-        for row in rows:
-            _compare(row, baseline)
+        own = [model for model in models if (dataset, model.name) in points]
+        tested = {
+            model.name: compare.of_runs(
+                model.label, [job.directory for job in final[dataset, model.name].values()], "test"
+            )
+            for model in own
+        }
+        compare.check_paired(list(tested.values()))
+        commits.update(str(report["commit"]) for runs in tested.values() for report in runs.reports)
+        rows = []
+        for model in own:
+            key = dataset, model.name
+            rows.append(_row(model, dataset, points[key], chosen[key], tested[model.name], tested.get(BASELINE)))
         result["datasets"].append({"name": dataset, "rows": rows, "left_out": left_out.get(dataset, [])})
     return result | {"commits": sorted(commits)}
 
 
 def _row(
-    model: Model, dataset: str, grid: Mapping[str, Job], point: str, final: list[Job], commits: set[str]
+    model: Model,
+    dataset: str,
+    grid: Mapping[str, Job],
+    point: str,
+    tested: compare.Model,
+    baseline: compare.Model | None,
 ) -> dict[str, Any]:
-    reports = [strict_json.loads_report((job.directory / "eval_test.json").read_text("utf-8")) for job in final]
-    commits.update(str(report["commit"]) for report in reports)
+    slices, against = tested.reports[0]["slices"], baseline or tested
+    test = {metric: pages.measured(against, tested, "all", metric) for metric in METRICS}
     finished = {name: json.loads((job.directory / "finished.json").read_text("utf-8")) for name, job in grid.items()}
     published = published_name(dataset)
     return {
@@ -63,24 +73,22 @@ def _row(
             {"settings": model.points()[name], "valid": run["best_value"], "step": run["best_step"]}
             for name, run in finished.items()
         ],
-        "n": reports[0]["slices"]["all"]["n"],
-        "n_cold": reports[0]["slices"]["cold items"]["n"],
-        "test": {metric: pages.summary([report["slices"]["all"][metric] for report in reports]) for metric in METRICS},
-        "cold": pages.summary([report["slices"]["cold items"][CHOICE] for report in reports]),
+        "n": slices["all"]["n"],
+        "n_cold": slices["cold items"]["n"],
+        "test": test,
+        "gain": _gain(test[CHOICE]),
+        "cold": pages.measured(against, tested, "cold items", CHOICE),
         "paper": PRINTED.get(published, {}).get(model.name),
         "paper_chosen_on_validation": CHOSEN_ON_VALIDATION.get(published, {}).get(model.name),
     }
 
 
-def _compare(row: dict, baseline: dict | None) -> None:
-    """Adds the gain in % of the baseline's test Recall@20, and p of the paired t-test over the seeds."""
-    row["gain"] = row["p"] = None
-    if baseline is None or row is baseline:
-        return
-    own, other = row["test"][CHOICE], baseline["test"][CHOICE]
-    row["gain"] = 100 * (own["mean"] / other["mean"] - 1) if other["mean"] else None
-    if len(own["values"]) > 1:
-        row["p"] = metrics.paired_t_test(own["values"], other["values"]).p
+def _gain(measured: Mapping[str, Any]) -> float | None:
+    """The gain in % of the baseline's metric; None for the baseline."""
+    if "difference" not in measured:
+        return None
+    other = measured["mean"] - measured["difference"]
+    return 100 * measured["difference"] / other if other else None
 
 
 def markdown(result: dict[str, Any], command: str) -> str:
@@ -95,9 +103,10 @@ def markdown(result: dict[str, Any], command: str) -> str:
     lines += [
         f"Test split; {result['seeds']} seeds: mean ± standard deviation. Validation chose the step of each run. Where a "
         "grid was tried, each point ran on seed 0; the one with the best Recall@20 on validation ran on all seeds, and "
-        "test was opened for it alone. Gain and p (paired t-test over the seeds, not corrected for the number of rows) "
-        "are of Recall@20 against FREEDOM. Paper: as printed, chosen by the score on test, one seed. Logs: what the logs "
-        "released with it score on test at the grid point that validation chooses.",
+        "test was opened for it alone. Gain and p (paired t-test over the seeds, one seed: of the test users; not corrected "
+        "for the number of rows) are of Recall@20 against FREEDOM, as is the 95 % interval of the difference over test "
+        "users; ± users: the standard error of Recall@20 that they leave. Paper: as printed, chosen by the score on "
+        "test, one seed. Logs: what the logs released with it score on test at the grid point that validation chooses.",
         "",
         f"    {command}",
         "",
@@ -126,19 +135,30 @@ def _grids(rows: list[dict]) -> list[str]:
 def _table(rows: list[dict]) -> list[str]:
     names = {"recall": "R", "ndcg": "N"}
     short = [f"{names[metric.partition('@')[0]]}@{metric.partition('@')[2]}" for metric in METRICS]
-    header = ["model", "chosen on validation", *short, "gain", "p", f"R@20, {rows[0]['n_cold']:,} users of cold items"]
+    header = [
+        "model",
+        "chosen on validation",
+        *short,
+        "± users",
+        "gain",
+        "difference, 95 %",
+        "p",
+        f"R@20, {rows[0]['n_cold']:,} users of cold items",
+    ]
     header += [f"paper: {name}" for name in short] + ["logs: R@20", "logs: N@20"]
     lines = []
     for row in rows:
         cells = [row["label"], _settings(row["chosen"])]
         cells += [pages.mean(row["test"][metric]) for metric in METRICS]
         cells += [
+            pages.number(row["test"][CHOICE]["se"], ".4f"),
             f"{row['gain']:+.1f} %" if row["gain"] is not None else "-",
-            _number(row["p"], ".2g"),
+            pages.interval(row["test"][CHOICE]),
+            pages.number(row["test"][CHOICE].get("p"), ".2g"),
             pages.mean(row["cold"]),
         ]
-        cells += [_number(value, ".4f") for value in row["paper"] or [None] * len(METRICS)]
-        cells += [_number(value, ".4f") for value in row["paper_chosen_on_validation"] or (None, None)]
+        cells += [pages.number(value, ".4f") for value in row["paper"] or [None] * len(METRICS)]
+        cells += [pages.number(value, ".4f") for value in row["paper_chosen_on_validation"] or (None, None)]
         lines.append(cells)
     return pages.table(header, lines)
 
@@ -146,10 +166,6 @@ def _table(rows: list[dict]) -> list[str]:
 def _settings(changes: Mapping[str, Any]) -> str:
     """ "queries 1, dropout 0.5" of a grid point."""
     return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in changes.items()) or "-"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

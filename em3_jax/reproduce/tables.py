@@ -19,6 +19,8 @@ class Run(NamedTuple):
       changes: config key -> value, after the variant.
       init_from: name of the run whose best it starts from.
       vectors_of: name of the run whose exported vectors are its only feature set.
+      settings_of: name of the run whose search chooses its settings (`search`), its own where it is one
+        that others are compared with or take theirs from; "" = those of the config.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Run(NamedTuple):
     changes: Mapping[str, Any] = {}
     init_from: str = ""
     vectors_of: str = ""
+    settings_of: str = "em3"
 
 
 class Row(NamedTuple):
@@ -68,7 +71,7 @@ class Table(NamedTuple):
 
 
 NUMBERS = (1, 2, 3, 4, 5, 6, 7)
-ID_ONLY = Run("id_only", "id_only")
+ID_ONLY = Run("id_only", "id_only", settings_of="id_only")
 EM3 = Run("em3")
 FROZEN = {"model.content": "pre_extracted", "model.cic.weight": 0.0}
 BASELINE = Row("baseline (IDs alone)", "id_only", 0.7016)
@@ -96,8 +99,8 @@ def _scenarios(dataset: Dataset, data: Mapping[str, Any]) -> Table:
         notes.append("This dataset has one label: no CVR scenario.")
     groups, runs = [], {}
     for title, variant, baseline, em3 in scenarios:
-        for run in (Run(f"{variant}_id_only", f"{variant},id_only"), Run(f"{variant}_em3", variant)):
-            runs[run.name] = run
+        for name, argument in ((f"{variant}_id_only", f"{variant},id_only"), (f"{variant}_em3", variant)):
+            runs[name] = Run(name, argument, settings_of=name)
         rows = (Row("baseline (IDs alone)", f"{variant}_id_only", baseline), Row("EM3", f"{variant}_em3", em3))
         groups.append(Group(title, rows))
     return Table(1, "Two scenarios", tuple(groups), runs, tuple(notes))
@@ -183,7 +186,7 @@ def _item_and_user(dataset: Dataset, data: Mapping[str, Any]) -> Table:
 
 
 def _splitting(dataset: Dataset, data: Mapping[str, Any]) -> Table:
-    pretraining = Run("pretraining", "pretraining")
+    pretraining = Run("pretraining", "pretraining", settings_of="")
     pe = Run("pe", "", FROZEN, vectors_of=pretraining.name)
     task_specific = Run("task_specific_pe", "", FROZEN, vectors_of=EM3.name)
     rows = [

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from em3_jax import config, placement, tables
 from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.influence import ByUser
 from em3_jax.tasks import Task
 from em3_jax.types import WHOLE, Shards
 
@@ -21,6 +23,20 @@ class TableSettings(NamedTuple):
     optimizer: str
     learning_rate: float
     l2: float
+
+
+class Report(NamedTuple):
+    """What was measured on a split.
+
+    Attributes:
+      slices: slice -> metric -> value.
+      arrays: name -> array behind them.
+      by_user: how each user moves them; None where that was not asked for.
+    """
+
+    slices: dict[str, dict[str, float]]
+    arrays: dict[str, np.ndarray]
+    by_user: ByUser | None
 
 
 class Work(NamedTuple):
@@ -39,7 +55,7 @@ class Work(NamedTuple):
       make_tables: key -> the ID tables.
       row_optimizer, table_l2: of these; None and 0 without.
       validate: predict (state, batch) -> function of the state: {metric: value} on validation.
-      evaluate: predict -> (state, split) -> (slice -> metric -> value, {name: array behind them}); None without a split to score.
+      evaluate: predict -> (state, split) -> `Report`; None without a split to score.
       shards: what of each batch the sources build here.
       make_memory: () -> the memory bank; {} without.
       builder: dataset -> its batch builder, for the same data with other counts; None where there are no clicks.

@@ -135,13 +135,14 @@ def work_on_clicks(
     place = functools.partial(sharding.place, mesh, shards)
 
     def evaluate(predict: Callable) -> Callable:
-        def report(state: State, split: str) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+        def report(state: State, split: str, errors: bool = True) -> wiring.Report:
             source = evaluation(split)
             logits = evaluators.predict(source, lambda batch: predict(state, batch), place)
             share, rows = eval_settings.popular_share, np.asarray(source.rows)
             # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
-            slices = evaluators.evaluate(dataset, rows, logits, content.sets, share, data.label)
-            return slices, {"logits": logits}
+            scored = (dataset, rows, logits, content.sets, share, data.label)
+            by_user = evaluators.errors(*scored) if errors else None
+            return wiring.Report(evaluators.evaluate(*scored), {"logits": logits}, by_user)
 
         return report
 
@@ -162,12 +163,12 @@ def work_on_clicks(
             unit=unit,
         ),
         evaluation=evaluation,
-        headline=("auc", "gauc", "logloss"),
+        headline=evaluators.headline(dataset),
         eval=eval_settings,
         make_tables=lambda key: tables.init(key, num_rows, table.width, table.init_scale, row_optimizer, length),
         row_optimizer=row_optimizer,
         table_l2=table.l2,
-        validate=lambda predict: lambda state: evaluate(predict)(state, "valid")[0]["all"],
+        validate=lambda predict: lambda state: evaluate(predict)(state, "valid", False).slices["all"],
         evaluate=evaluate,
         shards=shards,
         make_memory=make_memory,

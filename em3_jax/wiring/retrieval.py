@@ -97,9 +97,9 @@ def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, i
     graphs = Graphs(_user_item_graph(pairs), _item_graphs(dataset, features, chosen.item_graph))
 
     def evaluate(predict: Callable) -> Callable:
-        def report(state, name: str) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-            slices, lists = split(name)(*predict(state, {}))
-            return slices, {"items": lists}
+        def report(state, name: str) -> wiring.Report:
+            slices, lists, by_user = split(name)(*predict(state, {}))
+            return wiring.Report(slices, {"items": lists}, by_user)
 
         return report
 

@@ -5,7 +5,7 @@ const ABOUT_TABLES = {
     "material similarity",
     (t) =>
       `For items with 1 to ${count(data.cold_most)} training showings: cosine with the ${t.neighbours} nearest by ID embedding, ` +
-      "measured in the frozen content space.",
+      `measured in: ${t.measured_name}${t.read_by_model ? `, which ${data.model} reads itself` : ""}.`,
   ],
   9: [
     "Popular items: are neighbours by content liked by the same people?",

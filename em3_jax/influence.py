@@ -1,0 +1,162 @@
+"""How sure a metric is of its test rows: what each row adds to it, and sums of that by user.
+
+A metric of n rows is, to first order, its value on all rows there could be plus a sum over the rows of
+their influence (Hampel 1974; for the AUC DeLong, DeLong and Clarke-Pearson 1988). Rows of one user
+belong together: a user with a taste that the model misses misses many rows at once. So influences are
+summed by user first (Obuchowski 1997 for the AUC), and the squares of these sums are the variance.
+
+Every `*_influence` gives [N] f64 that sums to 0, NaN where its metric is undefined. Of two models on the
+same rows, or of the mean over several seeds, the influence is the difference, or the mean, of theirs.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from em3_jax import metrics
+
+LEVEL = 0.95
+
+
+class Error(NamedTuple):
+    """How sure a value is, of the rows it was measured on.
+
+    Attributes:
+      value: of a metric, or of a difference of two.
+      error: its standard error, NaN with fewer than two clusters.
+      low, high: interval that holds the true value in 95 % of such test sets (t, clusters - 1 degrees
+        of freedom).
+      p: two-sided, of a |value / error| this large if the true value were 0; NaN where error is 0.
+      clusters: number of users (or of other clusters) behind it.
+    """
+
+    value: float
+    error: float
+    low: float
+    high: float
+    p: float
+    clusters: int
+
+
+def auc_influence(labels: ArrayLike, scores: ArrayLike) -> np.ndarray:
+    """[N] influence of the rows on `metrics.auc`.
+
+    A positive's is (share of negatives below it - AUC) / positives, a negative's (share of positives
+    above it - AUC) / negatives.
+    """
+    labels = np.asarray(labels, np.float64)
+    won, lost = metrics.placements(labels, scores)
+    result = np.empty(labels.shape)
+    if not len(won) or not len(lost):
+        return np.full(labels.shape, np.nan)
+    result[labels == 1] = (won - won.mean()) / len(won)
+    result[labels == 0] = (lost - lost.mean()) / len(lost)
+    return result
+
+
+def gauc_influence(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> np.ndarray:
+    """[N] influence of the rows on `metrics.gauc`, the same for all rows of a group.
+
+    GAUC = sum_g n_g AUC_g / sum_g n_g is a ratio of sums over groups, so a group's influence is
+    n_g (AUC_g - GAUC) / sum_g n_g; 0 for a group that has one class alone.
+    """
+    _, index = np.unique(np.asarray(groups), return_inverse=True)
+    values, rows = metrics.auc_of_groups(labels, scores, index)  # [G], [G]
+    used = ~np.isnan(values)
+    if not used.any():
+        return np.full(index.shape, np.nan)
+    total = rows[used].sum()
+    gauc = np.average(values[used], weights=rows[used])
+    per_row = np.where(used, values - gauc, 0.0) / total
+    return per_row[index]
+
+
+def logloss_influence(labels: ArrayLike, logits: ArrayLike) -> np.ndarray:
+    """[N] influence of the rows on `metrics.logloss`, in nats."""
+    losses = metrics.losses_of_rows(labels, logits)
+    return (losses - losses.mean()) / max(len(losses), 1) if len(losses) else losses
+
+
+def calibration_influence(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
+    """[N] influence of the rows on `metrics.calibration`, the ratio of two sums."""
+    labels, probabilities = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
+    observed = labels.sum()
+    if not observed:
+        return np.full(labels.shape, np.nan)
+    return (probabilities - probabilities.sum() / observed * labels) / observed
+
+
+def mean_influence(values: ArrayLike) -> np.ndarray:
+    """[N] influence of each value on the mean of all."""
+    values = np.asarray(values, np.float64)
+    return (values - values.mean()) / len(values) if len(values) else values
+
+
+@dataclasses.dataclass(frozen=True)
+class ByUser:
+    """The influence of each user on the metrics of a run's slices: what `eval.py` keeps of the rows.
+
+    Attributes:
+      users: [G] i64, rows of the users' table, ascending.
+      moved: (slice, metric) -> [G] f64 sum of the influence of the user's rows, NaN where the slice has
+        no row of the user; slices in which the metric is undefined are left out.
+    """
+
+    users: np.ndarray
+    moved: dict[tuple[str, str], np.ndarray]
+
+    @classmethod
+    def of(cls, users: np.ndarray) -> "ByUser":
+        """Of the users of a split's rows [N], nothing measured yet."""
+        return cls(np.unique(users).astype(np.int64), {})
+
+    def add(self, slice_name: str, metric: str, influence: np.ndarray, users: np.ndarray) -> None:
+        """Adds the metric of a slice: the influence [n] of its rows, and their users [n]."""
+        if not len(influence) or not np.isfinite(influence).all():
+            return
+        index = np.searchsorted(self.users, users)
+        sums = np.bincount(index, influence, minlength=len(self.users))
+        sums[np.bincount(index, minlength=len(self.users)) == 0] = np.nan
+        self.moved[slice_name, metric] = sums
+
+    def error(self, slice_name: str, metric: str, value: float) -> Error:
+        """The error of a metric of a slice, whose value is `value`."""
+        return error_of(value, self.moved.get((slice_name, metric), np.zeros(0)))
+
+    def save(self, path: Path) -> None:
+        """Writes a .npz file."""
+        arrays = {f"{part}/{metric}": values for (part, metric), values in self.moved.items()}
+        np.savez_compressed(path, user=self.users, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "ByUser":
+        """What `save` wrote.
+
+        Raises:
+          OSError, ValueError, KeyError: the file is missing or damaged.
+        """
+        with np.load(path, allow_pickle=False) as file:
+            names = [name for name in file.files if name != "user"]
+            moved = {tuple(name.rsplit("/", 1)): file[name] for name in names}
+            return cls(file["user"], moved)
+
+
+def error_of(value: float, influence: np.ndarray) -> Error:
+    """The error of `value`, rows of different users being independent.
+
+    Args:
+      value: a metric, or the difference of two models'.
+      influence: [G] of the users on it, NaN for those who have no part in it.
+    """
+    sums = influence[~np.isnan(influence)]
+    number = len(sums)
+    if number < 2 or not np.isfinite(value):
+        return Error(float(value), np.nan, np.nan, np.nan, np.nan, number)
+    error = float(np.sqrt(number / (number - 1) * np.sum(sums**2)))
+    half = float(special.stdtrit(number - 1, (1 + LEVEL) / 2)) * error
+    p = float(2 * special.stdtr(number - 1, -abs(value) / error)) if error > 0 else np.nan
+    return Error(float(value), error, float(value) - half, float(value) + half, p, number)
