@@ -114,7 +114,7 @@ def test_what_cannot_be_merged(first, second, merged, tmp_path):  # noqa: F811
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     assert "not an empty folder" in user_error(merge.merge, second, tmp_path / "other")
-    assert "cannot make" in user_error(merge.merge, second, tmp_path / "other" / "notes.txt" / "out")
+    assert "cannot be written" in user_error(merge.merge, second, tmp_path / "other" / "notes.txt" / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "untrained"]
 
 
