@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from em3_jax import tables, trees
@@ -23,7 +24,9 @@ def dense_optimizer(
 
     Args:
       params: parameter tree (names and shapes only).
-      weight_decay: decoupled; on matrices, not on biases, norms or embeddings of one axis.
+      weight_decay: decoupled; on matrices, not on biases, norms or embeddings of one axis, and not
+        on what has never had a gradient, such as the kernel beside a LoRA adapter, which keeps its
+        bits.
       clip_norm: bound of the global gradient norm of the leaves that train; 0 = none.
       multipliers: (regex on the parameter's name, factor) pairs, first match wins; factor 0 freezes, and a frozen leaf has
         no optimizer state. A pattern that matches nothing is an error.
@@ -39,8 +42,12 @@ def dense_optimizer(
     def adamw(factor: float) -> optax.GradientTransformation:
         if factor == 0:
             return optax.set_to_zero()
-        decay_mask = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)  # noqa: E731
-        return optax.adamw(lambda step: factor * schedule(step), weight_decay=weight_decay, mask=decay_mask)
+        decay = optax.add_decayed_weights(weight_decay, mask=_is_matrix)
+        return optax.chain(  # adamw, whose state it has
+            optax.scale_by_adam(),
+            _where_it_moves(decay) if weight_decay else decay,
+            optax.scale_by_learning_rate(lambda step: factor * schedule(step)),
+        )
 
     update = optax.multi_transform(
         {str(f): adamw(f) for f in set(jax.tree.leaves(factors))}, jax.tree.map(str, factors)
@@ -49,6 +56,21 @@ def dense_optimizer(
         return update
     clip = optax.masked(optax.clip_by_global_norm(clip_norm), jax.tree.map(bool, factors))  # frozen leaves have no say
     return optax.chain(clip, update)
+
+
+def _is_matrix(tree):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+
+
+def _where_it_moves(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`transform` on leaves whose update is not zero: of Adam's, those that ever had a gradient."""
+
+    def update(updates, state, params):
+        changed, state = transform.update(updates, state, params)
+        keep = lambda old, new: jnp.where(jnp.any(old != 0), new, old)  # noqa: E731
+        return jax.tree.map(keep, updates, changed), state
+
+    return optax.GradientTransformation(transform.init, update)
 
 
 def frozen(params, multipliers: tuple[tuple[str, float], ...]) -> dict[str, bool]:

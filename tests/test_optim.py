@@ -105,6 +105,29 @@ def test_weight_decay_is_decoupled_and_on_matrices_only():
         np.testing.assert_allclose(decayed[name] - plain[name], extra * np.ones(leaf.shape), atol=1e-7)
 
 
+def test_what_has_no_gradient_does_not_decay_and_all_else_as_adamw_has_it():
+    """As the kernel beside a LoRA adapter: it stands still, bit for bit, whatever the multipliers."""
+    params = make_params()
+    gradient = jax.tree.map(jnp.ones_like, params)
+    gradient["model"]["fusion"] = jax.tree.map(jnp.zeros_like, gradient["model"]["fusion"])
+    after, state = run(params, steps=3, gradient=gradient, weight_decay=0.3)
+    still = params["model"]["fusion"], after["model"]["fusion"]
+    jax.tree.map(np.testing.assert_array_equal, *still)
+    matrices = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)  # noqa: E731
+    plain = optax.adamw(PLAIN["learning_rate"], weight_decay=0.3, mask=matrices)
+    expected, of_plain = params, plain.init(params)
+    for _ in range(3):
+        updates, of_plain = plain.update(gradient, of_plain, expected)
+        expected = optax.apply_updates(expected, updates)
+    for part in ("model/dnn", "cic"):
+        for name, leaf in trees.named_leaves(expected).items():
+            if name.startswith(part):
+                np.testing.assert_allclose(trees.named_leaves(after)[name], leaf, rtol=1e-6)
+    # States are those of adamw, as checkpoints have them.
+    names = [name.split("inner_state/")[1] for name in trees.named_leaves(state)]
+    assert sorted(names) == sorted(trees.named_leaves(of_plain) | {"2/count": 0})
+
+
 @pytest.mark.parametrize("size,bound", [(10.0, 1.0), (0.5, 1.0), (10.0, 0.0)])
 def test_gradients_are_clipped_by_their_global_norm(size, bound):
     """Seen through Adam's first moment, which is 0.1 times the clipped gradient after one step."""
