@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from em3_jax import experiment, placement, sharding
+from em3_jax import experiment, placement, sharding, wiring
 from em3_jax.data.format import FeatureSet
 from tests.conftest import user_error
 from tests.test_train import small_config
@@ -73,3 +73,19 @@ def test_raw_tables_are_not_copied(monkeypatch):
     pixels = np.arange(60, dtype=np.uint8).reshape(5, 1, 12)
     raw = FeatureSet("raw_image", pixels, np.ones((5, 1), bool), {})
     np.testing.assert_array_equal(placement.to_device([raw], sharding.make_mesh(1, 1))["raw_image"][0], pixels)
+
+
+@pytest.mark.parametrize("width,left", [(1, "nothing"), (2, "two signs"), (3, None)])
+def test_tokens_too_narrow_to_be_standardised_are_refused(tiny, monkeypatch, width, left):
+    """Of one number nothing is left, and of two their order; three keep a direction."""
+    random, items = np.random.default_rng(0), tiny.dataset.num_items
+    tokens = random.standard_normal((items, 1, width)).astype(np.float32)
+    price = FeatureSet("price", tokens, np.ones((items, 1), bool), {"hash": ""})
+    monkeypatch.setattr(placement, "load_features", lambda dataset, names: [price])
+    load = lambda: wiring.load_content(tiny.dataset, ("price",), "device", sharding.make_mesh(1, 1))  # noqa: E731
+    if left is None:
+        table = np.asarray(load().tables["price"][0])
+        assert len(np.unique(table.round(3), axis=0)) > items // 2
+    else:
+        message = user_error(load)
+        assert f"'price' are {width} wide, and {left}" in message and "--item-fields" in message

@@ -10,8 +10,9 @@ from em3_jax import config, placement, tables
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.influence import ByUser
 from em3_jax.tasks import Task
-from em3_jax.types import WHOLE, Shards
+from em3_jax.types import WHOLE, Shards, UserError
 
+NARROWEST = 3  # numbers of a token: of fewer, mean and length, which standardising takes, are all
 SECTIONS = ("seed", "task", "data", "model", "tables", "optim", "train", "eval", "mesh", "pretraining")
 
 
@@ -93,6 +94,15 @@ class Content(NamedTuple):
 def load_content(dataset: Dataset, features: tuple[str, ...], place: str, mesh: Mesh) -> Content:
     """The features that config.data names, on the device or on the host as config.data.placement says."""
     sets = placement.load_features(dataset, features)
+    for one in sets:
+        width = one.tokens.shape[-1]
+        if not one.is_raw and width < NARROWEST:
+            left = "nothing" if width == 1 else "two signs"
+            raise UserError(
+                f"config.data.features: the tokens of '{one.name}' are {width} wide, and {left} would "
+                "be left of them once they are standardised over their width, as content is; give "
+                f"{NARROWEST} numbers or more, or the number as a field (prepare table --item-fields)"
+            )
     if placement.on_device(place, sets, mesh):
         return Content(sets, (), placement.to_device(sets, mesh))
     return Content(sets, tuple(sets), {})
