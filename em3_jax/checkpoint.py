@@ -21,10 +21,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from em3_jax import trees, workdir
+from em3_jax import tables, trees, workdir
 from em3_jax.types import State, UserError
 
 KEEP_LATEST = 2
+_COUNT, _VARIANCE = "tables.slots.count", "tables.slots.variance"  # of lazy Adam
 _LOOKS = 20  # at a folder that another process changes
 
 
@@ -131,7 +132,7 @@ class Checkpoints:
             saved = dict(self._managers[kind].item_metadata(step)["state"])
             wanted = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for n, leaf in saved.items()}
             args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-            state = self._managers[kind].restore(step, args=args)["state"]
+            state = _counted(self._managers[kind].restore(step, args=args)["state"], sharding)
             return {name.replace(".", "/"): leaf for name, leaf in state.items()}
 
         return self._of_first(None, "train that run again", leaves)
@@ -192,9 +193,15 @@ class Checkpoints:
         saved = manager.item_metadata(step)["state"]
         if saved is None:
             raise OSError("the state is missing")
-        self._check_same_model(kind, step, wanted, saved)
-        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
-        leaves = [restored["state"][name] for name in wanted]
+        here = dict(wanted)
+        if _COUNT in wanted and _COUNT not in saved and _VARIANCE in saved:
+            del here[_COUNT]  # a run of an earlier version
+        self._check_same_model(kind, step, here, saved)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(here))
+        state = manager.restore(step, args=args)["state"]
+        if len(here) < len(wanted):
+            state = _counted(state, wanted[_COUNT].sharding)
+        leaves = [state[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(template), leaves), notes
 
     def _check_same_model(self, kind: str, step: int, wanted: dict, saved) -> None:
@@ -225,6 +232,14 @@ class Checkpoints:
         self.wait()
         for manager in self._managers.values():
             manager.close()
+
+
+def _counted(state: dict[str, Any], sharding: jax.sharding.Sharding | None) -> dict[str, Any]:
+    """The leaves of a checkpoint; lazy Adam of earlier versions had no counts, see `tables`."""
+    if _VARIANCE not in state or _COUNT in state:
+        return state
+    count = jax.jit(tables.counts_of_moments, out_shardings=sharding)
+    return state | {_COUNT: count(state[_VARIANCE], state["step"])}
 
 
 def _flat(state: State) -> dict[str, Any]:

@@ -113,17 +113,36 @@ def rowwise_adagrad(learning_rate: float, epsilon: float = 1e-8) -> RowOptimizer
 
 
 def lazy_adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8) -> RowOptimizer:
-    """Adam whose moments decay only on the steps that touch the row; bias correction by the global step."""
+    """Adam (Kingma and Ba, 2015) of each row by itself, on the steps that touch the row.
+
+    Moments decay on these steps only, so their bias is that of as many steps, and a count of them
+    (4 bytes a row beside the 8 W of the moments) corrects it. By the global step, a row that a late
+    step touches first would move by 0.1 / sqrt(0.001), 3.2 times the rate.
+    """
 
     def init_slots(embedding):
         # Two arrays: one shared buffer could not be donated twice.
-        return {"mean": jnp.zeros_like(embedding), "variance": jnp.zeros_like(embedding)}
+        slots = {"mean": jnp.zeros_like(embedding), "variance": jnp.zeros_like(embedding)}
+        return slots | {"count": jnp.zeros(embedding.shape[0], jnp.float32)}
 
     def update_rows(slots, gradient, step):
         mean = b1 * slots["mean"] + (1 - b1) * gradient
         variance = b2 * slots["variance"] + (1 - b2) * gradient**2
-        count = (step + 1).astype(jnp.float32)
-        delta = -learning_rate * (mean / (1 - b1**count)) / (jnp.sqrt(variance / (1 - b2**count)) + epsilon)
-        return delta, {"mean": mean, "variance": variance}
+        count = slots["count"] + 1
+        first, second = (1 - b ** count[:, None] for b in (b1, b2))
+        delta = -learning_rate * (mean / first) / (jnp.sqrt(variance / second) + epsilon)
+        return delta, {"mean": mean, "variance": variance, "count": count}
 
     return RowOptimizer(init_slots, update_rows)
+
+
+def counts_of_moments(variance: jax.Array, step: jax.Array) -> jax.Array:
+    """[V] f32 counts for the moments of a lazy Adam that did not count yet and corrected by `step`.
+
+    Rows that were ever touched go on as they were corrected then; others begin.
+
+    Args:
+      variance: [V, W] f32.
+      step: [] i32, steps done.
+    """
+    return jnp.where(jnp.any(variance > 0, axis=1), step.astype(jnp.float32), 0.0)

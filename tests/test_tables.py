@@ -93,22 +93,58 @@ def test_lazy_adam_is_adam_where_every_step_touches_every_row():
 
 
 def test_lazy_adam_is_adam_masked_to_the_touched_rows():
-    """Moments and rows stay where a step does not touch them; the bias correction counts all steps."""
+    """Moments and rows stay where a step does not touch them; bias correction is by a row's own steps."""
     steps = make_steps()
     table = make_table("lazy_adam")
     embedding, mean, variance = (
         x.astype(np.float64) for x in (table["embedding"], table["slots"]["mean"], table["slots"]["variance"])
     )
-    for t, (row_id, gradient) in enumerate(steps, start=1):
+    t = table["slots"]["count"].astype(np.float64)[:, None]
+    for row_id, gradient in steps:
         g, touched = dense_gradient(row_id, gradient), np.isin(np.arange(V), row_id[row_id > 0])[:, None]
+        t = t + touched
         mean = np.where(touched, 0.9 * mean + 0.1 * g, mean)
         variance = np.where(touched, 0.999 * variance + 0.001 * g**2, variance)
-        change = RATE * (mean / (1 - 0.9**t)) / (np.sqrt(variance / (1 - 0.999**t)) + 1e-8)
+        t_ = np.maximum(t, 1e-9)  # of rows that nothing has touched, which stay
+        change = RATE * (mean / (1 - 0.9**t_)) / (np.sqrt(variance / (1 - 0.999**t_)) + 1e-8)
         embedding = np.where(touched, embedding - change, embedding)
     result = run("lazy_adam", steps)
     np.testing.assert_allclose(result["embedding"], embedding, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(result["slots"]["mean"], mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(result["slots"]["variance"], variance, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_row_moves_alike_whenever_a_run_comes_to_it(name):
+    """Rare rows are first touched late, and by few steps: each as if the run were theirs alone."""
+    table = tables.init(jax.random.key(0), V, W, 0.5, optim.row_optimizer(name, RATE))
+    before = np.asarray(table["embedding"])
+    row_id = np.array([0, 5, V], np.int32)
+    gradients = np.random.default_rng(2).standard_normal((3, 3, W)).astype(np.float32)
+    moves = []
+    for steps in ((0, 1, 2), (4000, 9000, 80_000)):
+        now = table
+        for number, gradient in zip(steps, gradients, strict=True):
+            now = make_update(name)(now, row_id, gradient, np.int32(number))
+        moves.append(np.asarray(now["embedding"])[5] - before[5])
+    np.testing.assert_array_equal(*moves)
+    first = make_update(name)(table, row_id, gradients[0], np.int32(9000))
+    size = np.abs(np.asarray(first["embedding"])[5] - before[5])
+    assert np.sqrt(np.mean(size**2)) == pytest.approx(RATE, rel=1e-4)
+    if name == "lazy_adam":  # whose reference is Adam on the row alone
+        adam = optax.adam(RATE)
+        row, state = before[5], adam.init(before[5])
+        for gradient in gradients:
+            updates, state = adam.update(gradient[1], state, row)
+            row = optax.apply_updates(row, updates)
+        np.testing.assert_allclose(before[5] + moves[1], row, rtol=1e-5, atol=1e-6)
+
+
+def test_moments_without_counts_go_on_as_they_were_corrected():
+    """A checkpoint of a version that corrected all rows by the steps done."""
+    variance = jnp.zeros((V, W)).at[jnp.array([2, 7])].set(0.1)
+    count = np.asarray(tables.counts_of_moments(variance, jnp.int32(40)))
+    assert count.shape == (V,) and set(np.flatnonzero(count)) == {2, 7} and count[7] == 40
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
