@@ -182,7 +182,11 @@ def steps(size: Size, names: list[str], repeats: int) -> None:
         entries = random_item_graph(size.items, k)
         items[name] = ItemGraph(*(on_device(x, size.items, NEIGHBOURS) for x in (entries, transposed(entries))))
     full, pruned = (
-        Graphs(on_device(entries, size.nodes, group_width(len(entries.receiver), size.nodes)), items)
+        Graphs(
+            on_device(entries, size.nodes, group_width(len(entries.receiver), size.nodes)),
+            items,
+            {name: jax.numpy.ones(size.items, bool) for name in items},
+        )
         for entries in (user_item_graph(size, int(size.pairs * share)) for share in (1, 1 - EDGE_DROPOUT))
     )
     count = -(-size.pairs // BATCH)

@@ -20,6 +20,7 @@ from em3_jax.data.pairs import training_pairs
 from em3_jax.data.readers.mmrec import mmrec
 from em3_jax.full_ranking import KS, NO_ITEM
 from em3_jax.types import UserError
+from em3_jax.wiring import retrieval as wiring_retrieval
 from tests.conftest import ROOT, user_error
 from tests.planted_pairs import COLD_ITEMS, ITEMS, NEW_USERS, USERS, planted_pairs, write_folder
 from tests.test_full_ranking import plain_metrics
@@ -290,3 +291,18 @@ def test_runs_stand_side_by_side(finished, reports):
     assert rows["all"]["a"]["mean"] == pytest.approx(reports["test"]["slices"]["all"]["recall@20"])
     assert "recall@20 on test" in compare.table(models, rows, "recall@20", "test")
     assert "these runs have none; did you mean" in user_error(compare.compare, models, "recal@20")
+
+
+def test_a_zero_vector_is_a_missing_modality(pairs, monkeypatch):
+    vectors = wiring_retrieval.item_vectors
+
+    def lacking(features):
+        found = np.array(vectors(features))
+        if features.name == "image":
+            found[7] = 0.0
+        return found
+
+    monkeypatch.setattr(wiring_retrieval, "item_vectors", lacking)
+    present = build(small_config(pairs, "em3")).constants.graphs.present
+    assert present.keys() == {"image", "text"} and np.asarray(present["text"]).all()
+    assert np.flatnonzero(~np.asarray(present["image"])).tolist() == [7]

@@ -94,7 +94,9 @@ def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, i
     chosen = config_.call(ModelSettings, config["model"], "config.model")
     own = _with_weights(chosen.retrieval_settings, list(features))
     model = parts.retrieval(chosen.retrieval, own, pairs.num_users, pairs.num_items)
-    graphs = Graphs(_user_item_graph(pairs), _item_graphs(dataset, features, chosen.item_graph))
+    item_graphs = _item_graphs(dataset, features, chosen.item_graph)
+    present = {name: vectors.any(axis=1) for name, vectors in features.items()}
+    graphs = Graphs(_user_item_graph(pairs), item_graphs, present)
 
     def evaluate(predict: Callable) -> Callable:
         def report(state, name: str) -> wiring.Report:

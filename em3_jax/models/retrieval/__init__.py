@@ -14,6 +14,8 @@ Letters: U users, I items, N = U + I nodes (users first), E width of a feature, 
 
 from typing import NamedTuple
 
+import jax
+
 from em3_jax.sparse import Adjacency
 
 
@@ -30,7 +32,10 @@ class Graphs(NamedTuple):
     Attributes:
       user_item: D^-1/2 A D^-1/2 over the N nodes, both directions of every edge: a symmetric matrix.
       items: {modality: item graph over I}; empty for models without.
+      present: {modality: [I] bool}, the items that have it. The others hold a zero vector, and
+        neither read nor are read in its item graph.
     """
 
     user_item: Adjacency
     items: dict[str, ItemGraph]
+    present: dict[str, jax.Array]

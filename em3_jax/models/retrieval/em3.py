@@ -1,5 +1,7 @@
 """EM3's fusion and Content-ID-Contrastive learning in FREEDOM (EM3, section 4.6)."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ class EM3(nn.Module):
         L = mean of -ln sigmoid(y_ui - y_uj) + cic_weight L_CIC(c_i, e_i) over the distinct items of the batch (eq. 10-14)
 
     The user-item graph is pruned in training, as in FREEDOM; the graph that comes with the batch is.
+    A modality that an item lacks is not attended to, and an item without any takes no part in CIC.
 
     Attributes:
       num_users, num_items: U, I.
@@ -50,11 +53,11 @@ class EM3(nn.Module):
         self.item_embedding = self.param("item_embedding", xavier, (self.num_items, self.width))
         self.heads = ContentIdHeads(self.width)
 
-    def content(self, features: dict[str, jax.Array], train: bool) -> jax.Array:
+    def content(self, features: dict[str, jax.Array], present: dict[str, jax.Array], train: bool) -> jax.Array:
         """[I, D] c of all items."""
         need_features(features, "EM3")
         tokens = {name: x[:, None] for name, x in features.items()}  # [I, 1, E]
-        mask = {name: jnp.ones(x.shape[:2], bool) for name, x in tokens.items()}
+        mask = {name: present[name][:, None] for name in tokens}
         return self.fusion(tokens, mask, train=train)
 
     def towers(self, content: jax.Array, graphs: Graphs) -> list[tuple[jax.Array, jax.Array]]:
@@ -70,21 +73,23 @@ class EM3(nn.Module):
         return halves
 
     def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        users, items = zip(*self.towers(self.content(features, train), graphs), strict=True)
+        content = self.content(features, graphs.present, train)
+        users, items = zip(*self.towers(content, graphs), strict=True)
         return jnp.concatenate(users, axis=1), jnp.concatenate(items, axis=1)
 
     def loss(
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        content = self.content(features, True)
+        content = self.content(features, graphs.present, True)
         halves = [(users[user], *rows_of(items, positive, negative)) for users, items in self.towers(content, graphs)]
         ranking = pairwise_loss(*(jnp.concatenate(both, axis=1) for both in zip(*halves, strict=True)))
         item = jnp.sort(jnp.concatenate([positive, negative]))  # [2 B]
         first = item != jnp.roll(item, 1)
         first = first.at[0].set(True)  # one row of each item counts
+        has_content = functools.reduce(jnp.logical_or, graphs.present.values())
         cic, aux = losses.content_id_contrastive(
             *self.heads(content[item], self.item_embedding[item]),
-            first,
+            first & has_content[item],
             temperature=self.cic_temperature,
             negatives=self.cic_negatives,
             key=self.make_rng("negatives") if self.cic_negatives else None,

@@ -108,6 +108,7 @@ class EM3AsReleased(nn.Module):
     """EM3 as released: like `retrieval.em3.EM3`, but for
 
     * the fusion module, see `ReleasedFusion`;
+    * modalities that an item lacks, which it attends to as the FC layer's image of a zero vector;
     * one application of the item graph to either half, whatever the layers of the user-item graph;
     * CIC on what comes out of the graphs (pruned in training), over all items with 16 negatives each, see `contrast_over_all`;
     * initial values as PyTorch has them.

@@ -66,7 +66,9 @@ def features() -> dict[str, np.ndarray]:
 
 
 def graphs() -> Graphs:
-    return Graphs(adjacency(A, padding=3), {name: item_graph(matrix) for name, matrix in ITEMS.items()})
+    item_graphs = {name: item_graph(matrix) for name, matrix in ITEMS.items()}
+    present = {name: np.ones(NUM_ITEMS, bool) for name in ITEMS}
+    return Graphs(adjacency(A, padding=3), item_graphs, present)
 
 
 def random_params(model) -> dict:

@@ -369,3 +369,33 @@ def test_nearest_equals_a_full_sort(items):
     assert all(len(set(row)) == 4 for row in got.tolist())
     same = np.ones((items, 3), np.float32)
     assert np.asarray(nearest(same, 4)).tolist() == [[0, 1, 2, 3]] * items
+
+
+def test_em3_does_not_see_a_modality_that_an_item_lacks():
+    """Whatever is in its place; an item without any takes no part in CIC, and the others are as they were."""
+    model, params = make("em3"), evaluated("em3").params
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    everything = dense.graphs()
+    lacking = {name: present.copy() for name, present in everything.present.items()}
+    lacking["image"][[2, 3]] = lacking["text"][3] = False
+    graphs = everything._replace(present=lacking)
+
+    @jax.jit
+    def run(features, graphs):
+        content = model.apply({"params": params}, features, graphs.present, False, method="content")
+        loss = model.apply({"params": params}, features, graphs, *BATCH, method="loss")
+        return content, loss
+
+    content, (loss, aux) = run(FEATURES, graphs)
+    for rubbish in (0.0, 1e3):
+        changed = {name: np.where(lacking[name][:, None], x, rubbish) for name, x in FEATURES.items()}
+        again, (other_loss, other_aux) = run(changed, graphs)
+        np.testing.assert_array_equal(again, content)
+        assert other_loss == loss and other_aux["cic_loss"] == aux["cic_loss"]
+    full, (_, full_aux) = run(FEATURES, everything)
+    kept = np.isin(np.arange(NUM_ITEMS), [2, 3], invert=True)
+    np.testing.assert_allclose(content[kept], full[kept], rtol=1e-5)
+    assert (np.abs(content[~kept] - full[~kept]).max(axis=1) > 1e-3).all()
+    only_three = {name: np.arange(NUM_ITEMS) != 3 for name in lacking}
+    without = run(FEATURES, everything._replace(present=only_three))[1][1]["cic_loss"]
+    assert without != full_aux["cic_loss"]  # item 3 is in the batch
