@@ -24,7 +24,7 @@ from em3_jax import evaluators, experiment, follow, growth, logs, processes, str
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data import stream, times
 from em3_jax.data.batches import BatchBuilder, Buckets
-from em3_jax.data.pipeline import EvaluationSource, batches
+from em3_jax.data.pipeline import EvaluationSource, batches, evaluation_buckets
 from em3_jax.progress import Progress
 from em3_jax.types import State, UserError
 from em3_jax.wiring.ranking import Settings, settings
@@ -218,7 +218,11 @@ class _Stream:
         logits = np.zeros(0, np.float32)
         if len(rows):
             builder = self._builder(window.first)
-            source = EvaluationSource(builder, rows, self.settings.eval.batch_size, self.eval_buckets, parts.shards)
+            size, buckets = self.settings.eval.batch_size, self.eval_buckets
+            if parts.shards.total > 1:  # whose blocks cannot grow when a batch needs more
+                of_window = evaluation_buckets(builder, rows, size, parts.shards, buckets.unit)
+                self.eval_buckets = buckets = buckets.holding(of_window)
+            source = EvaluationSource(builder, rows, size, buckets, parts.shards)
             logits = evaluators.predict(source, lambda batch: parts.predict(state, batch), parts.place)
         share = self.settings.eval.popular_share
         report = evaluators.evaluate(known, rows, logits, parts.feature_sets, share, self.label)

@@ -113,6 +113,33 @@ def test_a_run_on_eight_devices_is_scored_and_resumed_on_one(planted, tmp_path):
     assert result["step"] == 40 and result["stopped_by"] == "end"
 
 
+LOGITS = """
+import json, sys
+import jax, numpy as np
+from em3_jax import experiment
+from em3_jax.data import batches
+batches.round_up = lambda size, unit: -(-size // 8) * 8  # to 64, small data would always have room
+config, found = json.loads(sys.argv[1]), []
+for data, model, distinct in json.loads(sys.argv[2]):
+    config["mesh"] |= {"data": data, "model": model}
+    config["data"]["distinct"] = distinct
+    parts, random = experiment.build(config, lambda rows, size: 1), np.random.default_rng(0)
+    draw = lambda leaf: random.normal(0.0, 0.07, leaf.shape).astype(leaf.dtype)
+    state = jax.tree.map(lambda leaf: jax.device_put(draw(leaf), leaf.sharding), parts.init())
+    found.append(parts.evaluate(state, sys.argv[3])[1]["logits"])
+print(json.dumps([[float(np.abs(logits - found[0]).max()), float(np.ptp(logits))] for logits in found]))
+"""
+
+
+def test_scores_do_not_depend_on_the_number_of_devices(planted):
+    """Some shard names more items or rows than a sample of batches would make room for."""
+    config = ranking_config(planted.root)
+    config["data"]["history_length"], config["eval"]["batch_size"] = 20, 32
+    meshes = [(1, 1, "batch"), (2, 1, "shard"), (4, 1, "shard"), (8, 1, "shard")]
+    for apart, spread in on_eight_devices("-c", LOGITS, json.dumps(config), json.dumps(meshes), "train"):
+        assert apart <= 1e-6 and spread > 0.005
+
+
 @pytest.mark.parametrize(
     "by_rows,words",
     [

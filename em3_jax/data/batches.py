@@ -19,13 +19,14 @@ Letters: B batch, T history, S distinct items (a bucket size), R distinct table 
 | query_tokens | [B, L] i32 | words of the query, 0 = none; only with `queries` |
 """
 
-import dataclasses
 import threading
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 
 from em3_jax import rng
+from em3_jax.data.buckets import Buckets, round_up
 from em3_jax.data.format import CLICK, Dataset, FeatureSet
 from em3_jax.fields import UNKNOWN, Fields, columns, to_rows
 from em3_jax.types import Batch
@@ -64,36 +65,6 @@ class Distinct:
         if not hasattr(self._local, name):
             setattr(self._local, name, np.zeros(self._size, dtype))
         return getattr(self._local, name)
-
-
-@dataclasses.dataclass(frozen=True)
-class Buckets:
-    """Few padded sizes for the distinct blocks, so that few shapes are compiled.
-
-    Attributes:
-      items, rows: the usual sizes of the two blocks; a batch that needs more takes the next, a quarter larger.
-      encode: the same of the items to encode.
-      unit: of which all sizes are multiples, so that the blocks divide over the devices.
-      fixed: a batch that needs more does without, and warns: the items rarest in it leave its histories, and the ids rarest in
-        training become `unknown`. For shards that processes build apart, whose sizes have to agree.
-    """
-
-    items: int
-    rows: int
-    encode: int = 64
-    unit: int = 64
-    fixed: bool = False
-
-    def fit(self, usual: int, need: int) -> int:
-        """The smallest size of the series usual, 1.25 usual, ... that holds `need`."""
-        size = usual
-        while size < need:
-            size = _round_up(int(size * 1.25) + 1, self.unit)
-        return size
-
-
-def _round_up(size: int, unit: int) -> int:
-    return -(-size // unit) * unit
 
 
 def row_counts(dataset: Dataset) -> np.ndarray:
@@ -208,6 +179,13 @@ class BatchBuilder:
           key: replaces ids by unknown at random (training); None keeps all known ids (evaluation).
           weight: [B] f32, default ones.
         """
+        batch, with_content = self._named(rows, buckets, key, weight)
+        return batch | gather_content(self.host_features, with_content)
+
+    def _named(
+        self, rows: np.ndarray, buckets: Buckets, key: np.uint64 | None = None, weight: np.ndarray | None = None
+    ) -> tuple[Batch, np.ndarray]:
+        """(the batch without content, the items whose content it wants)."""
         columns_ = self.dataset.interactions
         item, user = columns_["item"][rows], columns_["user"][rows]
         batch = {
@@ -227,7 +205,7 @@ class BatchBuilder:
                 batch |= {"query_tokens": words[query]}
                 batch |= {} if "group" in columns_ else {"group": query}
             with_content = with_content[batch["encode_position"]]
-        return batch | gather_content(self.host_features, with_content)
+        return batch, with_content
 
     def _to_encode(self, batch: Batch, buckets: Buckets) -> Batch:
         position = np.arange(len(batch["item_id"]), dtype=np.int32)
@@ -318,19 +296,32 @@ class BatchBuilder:
         moved[replaced] = moved[np.searchsorted(rows, self.unknown[rows[replaced]])]  # unknown rows are always present
         return rows[~replaced], np.take(moved, position)
 
-    def measure_buckets(self, samples: list[np.ndarray], unit: int = 64, fixed: bool = False) -> Buckets:
-        """Bucket sizes that hold the sampled batches (each [B] i64 interaction rows) with a margin of 5 %; fixed ones, 10 %."""
-        batches = [self(rows, buckets=Buckets(64, 64)) for rows in samples]
-        encode = max(len(np.unique(batch["item_position"])) for batch in batches)
-        items = max(int(batch["item_mask"].sum()) for batch in batches)
-        rows = max(int((batch["row_id"] < self.num_rows).sum()) for batch in batches)
-        margin = 1.1 if fixed else 1.05
+    def measure_buckets(
+        self, samples: Iterable[np.ndarray], unit: int = 64, fixed: bool = False, every: bool = False
+    ) -> Buckets:
+        """Bucket sizes that hold some batches.
+
+        Args:
+          samples: of each batch its interaction rows [B] i64.
+          unit: of which the sizes are multiples.
+          fixed: see `Buckets`.
+          every: there are no other batches, so there is no margin; else it is 5 %, of fixed
+            sizes 10 %.
+        """
+        items = rows = encode = size = 0
+        for sample in samples:
+            batch, _ = self._named(sample, Buckets(64, 64))
+            encode = max(encode, len(np.unique(batch["item_position"])))
+            items = max(items, int(batch["item_mask"].sum()))
+            rows = max(rows, int((batch["row_id"] < self.num_rows).sum()))
+            size = max(size, len(sample))
+        margin = 1.0 if every else 1.1 if fixed else 1.05
         items, rows = int(items * margin) + 1, int(rows * margin) + 1
         if fixed:  # the candidates, and what is always present, have to fit
-            items, rows = max(items, len(samples[0])), max(rows, len(self._always_present))
+            items, rows = max(items, size), max(rows, len(self._always_present))
         items = min(items, self.dataset.num_items)
-        encode = min(len(samples[0]) if fixed else int(encode * margin) + 1, items)
-        return Buckets(_round_up(items, unit), _round_up(rows, unit), _round_up(encode, unit), unit, fixed)
+        encode = min(size if fixed else int(encode * margin) + 1, items)
+        return Buckets(round_up(items, unit), round_up(rows, unit), round_up(encode, unit), unit, fixed)
 
 
 def _warn_of_no_room(what: str, room: int) -> None:

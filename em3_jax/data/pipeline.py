@@ -5,7 +5,7 @@ A batch is a function of (seed, step), so the position in the data is the step n
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
@@ -223,20 +223,45 @@ def training_source(
 def evaluation_source(
     builder: BatchBuilder, split: str, batch_size: int, shards: Shards = WHOLE, unit: int = 64
 ) -> EvaluationSource:
-    """One pass over a split, its bucket sizes measured on a few batches spread over it."""
+    """One pass over a split; see `evaluation_buckets`."""
     rows = builder.dataset.split_rows(split, builder.label)
-    starts = np.linspace(0, max(len(rows) - batch_size, 0), num=4).astype(np.int64)
-    samples = [_take(rows, np.minimum(start + np.arange(batch_size), len(rows) - 1)) for start in starts]
-    return EvaluationSource(builder, rows, batch_size, bucket_sizes(builder, samples, shards, unit), shards)
+    buckets = evaluation_buckets(builder, rows, batch_size, shards, unit)
+    return EvaluationSource(builder, rows, batch_size, buckets, shards)
 
 
-def bucket_sizes(builder: BatchBuilder, samples: list[np.ndarray], shards: Shards, unit: int) -> Buckets:
-    """Bucket sizes of a shard: the same in all processes, since each measures the shards of all."""
+def evaluation_buckets(
+    builder: BatchBuilder, rows: np.ndarray | range, batch_size: int, shards: Shards, unit: int
+) -> Buckets:
+    """Bucket sizes of one pass over `rows` [n] that leave nothing of any batch out.
+
+    Blocks of whole batches grow where one needs more, so a few batches are measured. Those of
+    shards have to agree and cannot grow: all batches are measured, or scores would depend on how
+    many devices there are.
+    """
+    last = len(rows) - 1
     if shards.total == 1:
-        return builder.measure_buckets(samples, unit)
-    every = Shards(0, shards.total, shards.total)
-    pieces = [rows[piece] for rows in samples for piece in every.slices(len(rows))]
-    return builder.measure_buckets(pieces, unit, fixed=True)
+        starts = np.linspace(0, max(len(rows) - batch_size, 0), num=4).astype(np.int64)
+    else:
+        starts = np.arange(0, len(rows), batch_size)
+    samples = (_take(rows, np.minimum(start + np.arange(batch_size), last)) for start in starts)
+    return bucket_sizes(builder, samples, shards, unit, every=shards.total > 1)
+
+
+def bucket_sizes(
+    builder: BatchBuilder, samples: Iterable[np.ndarray], shards: Shards, unit: int, every: bool = False
+) -> Buckets:
+    """Bucket sizes of a shard: the same in all processes, since each measures the shards of all.
+
+    Args:
+      samples: interaction rows [B] of the batches to measure.
+      unit: of which the sizes are multiples.
+      every: these are all batches that there are.
+    """
+    if shards.total == 1:
+        return builder.measure_buckets(samples, unit, every=every)
+    all_shards = Shards(0, shards.total, shards.total)
+    pieces = (rows[piece] for rows in samples for piece in all_shards.slices(len(rows)))
+    return builder.measure_buckets(pieces, unit, fixed=True, every=every)
 
 
 def batches(

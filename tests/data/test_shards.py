@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from em3_jax.data.batches import BatchBuilder, Buckets
-from em3_jax.data.pipeline import training_source
+from em3_jax.data.pipeline import bucket_sizes, evaluation_source, training_source
 from em3_jax.data.shards import build, side_by_side
 from em3_jax.types import WHOLE, Shards
 
@@ -78,3 +78,29 @@ def test_all_processes_measure_the_same_sizes(builder):
         training_source(builder, range(200), shards=Shards(first, 1, 2), unit=64, **options) for first in range(2)
     ]
     assert sources[0].buckets == sources[1].buckets and sources[0].buckets.fixed
+
+
+@pytest.mark.parametrize("total", [2, 4, 8])
+def test_an_evaluation_leaves_nothing_out_however_many_shards_there_are(planted, total, recwarn):
+    """Sizes measured on a few batches would not hold the others."""
+    builder = BatchBuilder(planted, history_length=20, unknown_alpha=0.0, unknown_floor={})
+    shards = Shards(0, total, total)
+    source = evaluation_source(builder, "train", 32, shards, unit=1)
+    whole = evaluation_source(builder, "train", 32)
+    assert len(source) > 50 and source.buckets.fixed
+    for number in range(len(source)):
+        one, other = source[number], whole[number]
+        named_by_shards = named(one)
+        for name, value in named(other).items():
+            np.testing.assert_array_equal(named_by_shards[name], value, err_msg=name)
+        assert len(one["item_id"]) == total * source.buckets.items
+    assert not [w for w in recwarn if "goes without" in str(w.message)]
+    if total == 8:  # of fewer shards, 10 % more than one batch needs is enough here
+        few = bucket_sizes(builder, [np.arange(32)], shards, 1)
+        assert few.items < source.buckets.items or few.rows < source.buckets.rows
+
+
+def test_sizes_that_hold_others_are_of_their_series():
+    small, large = Buckets(64, 128, fixed=True), Buckets(100, 100, encode=70)
+    held = small.holding(large)
+    assert held == Buckets(128, 128, encode=128, fixed=True) and held.holding(small) == held

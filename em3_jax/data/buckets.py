@@ -1,0 +1,43 @@
+"""The few padded sizes of a batch's distinct blocks."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """Few padded sizes for the distinct blocks, so that few shapes are compiled.
+
+    Attributes:
+      items, rows: the usual sizes of the two blocks; a batch that needs more takes the next, a quarter larger.
+      encode: the same of the items to encode.
+      unit: of which all sizes are multiples, so that the blocks divide over the devices.
+      fixed: a batch that needs more does without, and warns: the items rarest in it leave its histories, and the ids rarest in
+        training become `unknown`. For shards that processes build apart, whose sizes have to agree.
+    """
+
+    items: int
+    rows: int
+    encode: int = 64
+    unit: int = 64
+    fixed: bool = False
+
+    def fit(self, usual: int, need: int) -> int:
+        """The smallest size of the series usual, 1.25 usual, ... that holds `need`."""
+        size = usual
+        while size < need:
+            size = round_up(int(size * 1.25) + 1, self.unit)
+        return size
+
+    def holding(self, other: "Buckets") -> "Buckets":
+        """These sizes, or the smallest of their series that hold those of `other`."""
+        return dataclasses.replace(
+            self,
+            items=self.fit(self.items, other.items),
+            rows=self.fit(self.rows, other.rows),
+            encode=self.fit(self.encode, other.encode),
+        )
+
+
+def round_up(size: int, unit: int) -> int:
+    """The smallest multiple of `unit` from `size` up."""
+    return -(-size // unit) * unit
