@@ -65,6 +65,7 @@ def ranking() -> ConfigDict:
                     "negatives": 64,  # H; 0 = all other items of the batch
                     "width": 64,  # of the space that both are projected to
                     "id_fields": ("item",),  # item fields whose embeddings stand for the ID
+                    "over": "items",  # the mean is over distinct items, or over samples' candidates
                 },
                 "loss": "binary_cross_entropy",  # of the logits
                 "precision": "f32",  # of activations; parameters, logits and losses stay f32
@@ -91,7 +92,7 @@ def ranking() -> ConfigDict:
                 "eval_every": 200,  # steps between two evaluations on validation, each followed by a checkpoint
                 "init_from": "",  # workdir of a run to start from, its parameters and tables
                 "patience": 3,  # evaluations without a better one
-                "deterministic": False,  # on GPUs; CPUs always are
+                "deterministic": False,  # on GPUs; CPUs are, by their number of cores
                 "compilation_cache": "",  # folder of compiled programs, for the next run to start faster
                 "grow": False,  # go on with a dataset that has grown: `epochs` passes over its new rows alone
             },

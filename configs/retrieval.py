@@ -50,7 +50,7 @@ def _defaults() -> ConfigDict:
                 "init_from": "",  # workdir of a run to start from
                 "patience": 21,  # evaluations without a better one; 0 = never stop early
                 "steps_per_dispatch": 1,  # more where a step is short beside the time to start it
-                "deterministic": False,  # on GPUs; CPUs always are
+                "deterministic": False,  # on GPUs; CPUs are, by their number of cores
                 "compilation_cache": "",  # folder of compiled programs, for the next run to start faster
                 "grow": False,  # ID tables alone can
             },

@@ -67,6 +67,7 @@ def content_id_contrastive(
     mask: jax.Array,
     *,
     temperature: float | jax.Array,
+    weight: jax.Array | None = None,
     negatives: int | None = None,
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -86,15 +87,18 @@ def content_id_contrastive(
       ids: [S, D] float, I of eq. (11): the concatenated ID embeddings after theirs.
       mask: [S] bool, True = an item; True may stand anywhere.
       temperature: tau.
+      weight: [S] f32 >= 0, how much an item counts in the mean; of the B examples' candidates, how
+        many of them it is, which is eq. (12) and (13) as they stand. None: all valid items alike.
       negatives: H, the number of negatives per item, drawn anew with each key from the other valid items, without
         replacement, the same items for both directions. None or 0: all other valid items ([S, S] similarities). If
         fewer than H others are valid, all of them.
       key: PRNG key of the draw; needed only with H negatives.
 
     Returns:
-      loss: [] f32, mean over the valid items; 0 if fewer than two are valid.
-      aux: {"cic_accuracy": [] f32}, the share of valid items strictly more similar to their positive than to each
-        negative, mean of both directions; NaN if fewer than two are valid.
+      loss: [] f32, mean over the valid items by their weights; 0 if fewer than two are valid, or
+        none of them has a weight.
+      aux: {"cic_accuracy": [] f32}, the share, by weights too, of valid items strictly more similar
+        to their positive than to each negative, mean of both directions; NaN where the loss is 0.
     """
     items = content.shape[0]
     if content.ndim != 2 or ids.shape != content.shape or mask.shape != (items,):
@@ -117,10 +121,15 @@ def content_id_contrastive(
         valid = jnp.concatenate([jnp.ones((items, 1), bool), used], axis=1)  # [S, 1 + H + 1], the positive first
     loss_c2i, hit_c2i = _contrast(c2i, positive, valid)
     loss_i2c, hit_i2c = _contrast(i2c, positive, valid)
-    count = mask.sum()
-    loss = _divide(jnp.where(mask, 0.5 * (loss_c2i + loss_i2c), 0.0).sum(), count)
-    accuracy = _divide(jnp.where(mask, 0.5 * hit_c2i + 0.5 * hit_i2c, 0.0).sum(), count)
-    return loss, {"cic_accuracy": jnp.where(count > 1, accuracy, jnp.nan)}
+    valid_items = mask.sum()
+    loss, accuracy = 0.5 * (loss_c2i + loss_i2c), 0.5 * hit_c2i + 0.5 * hit_i2c
+    count = valid_items if weight is None else jnp.where(mask, weight, 0.0).sum()
+    if weight is not None:
+        loss, accuracy = weight * loss, weight * accuracy
+    loss = _divide(jnp.where(mask, loss, 0.0).sum(), count)
+    accuracy = _divide(jnp.where(mask, accuracy, 0.0).sum(), count)
+    some = (valid_items > 1) & (count > 0)
+    return loss, {"cic_accuracy": jnp.where(some, accuracy, jnp.nan)}
 
 
 def query_document_contrastive(

@@ -64,6 +64,7 @@ _RANKING = {
     "cic.negatives": _COUNT,
     "cic.width": _SIZE,
     "cic.id_fields": _NAMES,
+    "cic.over": Choice(("items", "samples")),
     "loss": Choice(("binary_cross_entropy",), own=True),
     "precision": Choice(("f32", "bf16")),
 }

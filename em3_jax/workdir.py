@@ -3,10 +3,14 @@
 import contextlib
 import importlib.metadata
 import json
+import os
 import subprocess
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from em3_jax import config as config_
 from em3_jax import strict_json
@@ -36,6 +40,8 @@ LATER = {
     "mesh": {"coordinator": "", "processes": 1, "process_id": 0, "connect_seconds": 300, "heartbeat_seconds": 60},
 }
 """Settings that runs of earlier versions do not have, and what they did; those of data and model, other than of retrieval."""
+LATER_OF_CIC = {"over": "items"}
+"""The same of config.model.cic."""
 
 
 def claim(
@@ -64,6 +70,7 @@ def claim(
     if resumed:
         check_same(workdir, config, data_hash, features, grown)
         old = read(workdir)
+        _check_cores(workdir, old)
         grown_from = old.get("grown_from", []) + [old["data_hash"]] * (old["data_hash"] != data_hash)
     if not write:
         return resumed
@@ -79,6 +86,7 @@ def claim(
         "own_files": config_.own_files(config),
         "commit": commit(),
         "packages": _versions(),
+        "cores": cores(),
     }
     temporary = path.with_suffix(".tmp")
     try:
@@ -92,7 +100,10 @@ def claim(
 
 
 def read(workdir: str | Path) -> dict[str, Any]:
-    """The record of a run: config, data_hash, grown_from (the hashes before it), features, own_files, commit, packages."""
+    """The record of a run.
+
+    config, data_hash, grown_from (the hashes before it), features, own_files, commit, packages, cores.
+    """
     path = Path(workdir) / "run.json"
     if not path.exists():
         raise UserError(f"{path}: file missing; is {workdir} the --workdir of a `train.py` run?")
@@ -106,6 +117,8 @@ def read(workdir: str | Path) -> dict[str, Any]:
             record["config"][name] = settings | record["config"][name]
     if "stream" in record["config"]:  # which earlier versions let be called shuffled
         record["config"]["data"]["order"] = "chronological"
+    if "cic" in (model := record["config"].get("model", {})):
+        model["cic"] = LATER_OF_CIC | model["cic"]
     return record
 
 
@@ -160,6 +173,23 @@ def check_same(
     changed = [line for line in config_.differences(old["config"], config) if not line.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(f"{workdir}: belongs to another config ({'; '.join(changed[:3])}); choose another --workdir")
+
+
+def cores() -> int:
+    """The CPU cores that this process may use, over which XLA divides its sums."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_cores(workdir: Path, record: Mapping[str, Any]) -> None:
+    """Warns where a run on CPUs goes on with another number of cores."""
+    before, now = record.get("cores"), cores()
+    if jax.default_backend() == "cpu" and before not in (None, now):
+        few = f"; taskset -c 0-{before - 1} gives it as many" if before < now else ""
+        warnings.warn(
+            f"{workdir}: was trained on {before} CPU cores and goes on with {now}; the last digits of "
+            f"its numbers will differ from those of a run on {before} alone{few}",
+            stacklevel=3,
+        )
 
 
 def _versions() -> dict[str, str]:

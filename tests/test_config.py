@@ -131,6 +131,7 @@ MISTAKES = {
         5,
         r"config\.model\.fusion_settings: 5 heads do not divide the width 64",
     ),
+    "CIC over": (("model", "cic", "over"), "rows", r"config\.model\.cic\.over.*items or samples"),
     "CIC field": (("model", "cic", "id_fields"), ("items",), r"config\.model\.cic\.id_fields:.*'items'.*'item'"),
     "floor field": (("data", "unknown_floor"), {"usr": 0.1}, r"config\.data\.unknown_floor\.usr:.*'user'"),
     "feature set": (("data", "features"), ("txet",), r"features/txet: no such feature set.*image, text"),

@@ -227,6 +227,27 @@ def test_cic_does_not_depend_on_row_order_padding_or_length_of_vectors():
         assert (result.loss, result.accuracy) == pytest.approx((expected.loss, expected.accuracy), rel=1e-5)
 
 
+def test_cic_by_weight_is_the_mean_over_samples_of_eqs_12_and_13():
+    """Each example with its candidate as positive; items of histories alone are negatives only."""
+    content, ids, mask = _items()
+    valid = np.flatnonzero(mask)
+    candidates = [0, 0, 0, 2, 2, 8, 4]  # of B examples; items 3, 6 and 7 are in histories alone
+    weight = jnp.array(np.bincount(candidates, minlength=len(mask)), jnp.float32)
+    loss = functools.partial(losses.content_id_contrastive, temperature=TEMPERATURE, weight=weight)
+    value, aux = loss(content, ids, mask)
+    of_item = {i: _eqs_12_to_14(content, ids, {i: [j for j in valid if j != i]}) for i in set(candidates)}
+    expected = np.mean([of_item[i] for i in candidates], axis=0)
+    assert (value, aux["cic_accuracy"]) == pytest.approx(tuple(expected), rel=1e-5)
+    assert value != pytest.approx(_cic(content, ids, mask).loss, rel=1e-3)
+    # What is masked has no say, whatever its weight, and neither has anything without weights.
+    masked = loss(content, ids, mask & (np.arange(len(mask)) != 2), weight=weight)[0]
+    others = [j for j in valid if j != 2]
+    kept = [_eqs_12_to_14(content, ids, {i: [j for j in others if j != i]})[0] for i in candidates if i != 2]
+    assert masked == pytest.approx(np.mean(kept), rel=1e-5)
+    nothing = loss(content, ids, mask, weight=jnp.zeros(len(mask)))
+    assert nothing[0] == 0 and np.isnan(nothing[1]["cic_accuracy"])
+
+
 @pytest.mark.parametrize("negatives", [None, 3])
 @pytest.mark.parametrize("valid", [0, 1, 2, 9])
 def test_cic_gradients_are_finite_for_zero_vectors_and_empty_masks(negatives, valid):

@@ -13,8 +13,9 @@ from em3_jax.models.fusion.frozen import Frozen
 from em3_jax.models.ranking import CONTENT_PARTS, RankingModel
 from em3_jax.models.similarity import item_vectors
 from em3_jax.tasks import CONTENT, Inputs, Task
-from em3_jax.types import UserError
+from em3_jax.types import Batch, UserError
 
+CONTRAST_OVER = ("items", "samples")
 SOURCES = ("none", "pre_extracted", "end_to_end", "raw")
 
 
@@ -159,9 +160,16 @@ class Contrast(NamedTuple):
 
 
 def contrast_with_ids(
-    fields: Fields, *, weight: float, temperature: float, negatives: int, width: int, id_fields: tuple[str, ...]
+    fields: Fields,
+    *,
+    weight: float,
+    temperature: float,
+    negatives: int,
+    width: int,
+    id_fields: tuple[str, ...],
+    over: str = "items",
 ) -> Contrast:
-    """CIC over the distinct items of a batch (eq. 10-13).
+    """CIC between the distinct items of a batch (eq. 10-13).
 
     Items without content and items whose own id is `unknown` in this batch are left out: they have nothing of their own to
     align.
@@ -172,7 +180,11 @@ def contrast_with_ids(
       negatives: H; 0 = all other items of the batch.
       width: of the common space.
       id_fields: item fields whose embeddings make id_i.
+      over: what the mean is over. "items": the distinct items of the batch, those of histories
+        among them. "samples": the B examples, each with its candidate, as eq. 12 and 13 have it;
+        items of histories alone are negatives only.
     """
+    parts.check_choice("config.model.cic.over", over, CONTRAST_OVER)
     names = [field.name for field in fields.item]
     for name in id_fields:
         if name not in names:
@@ -191,9 +203,25 @@ def contrast_with_ids(
         projected = heads.apply({"params": params}, *arguments(out))
         has_content = jnp.stack([mask.any(axis=1) for mask in inputs.tokens_mask.values()]).any(axis=0)
         mask = inputs.batch["item_mask"] & inputs.batch["item_is_known"] & has_content
+        counted = candidate_counts(inputs.batch) if over == "samples" else None
         value, aux = losses.content_id_contrastive(
-            *projected, mask, temperature=temperature, negatives=negatives or None, key=key
+            *projected, mask, temperature=temperature, weight=counted, negatives=negatives or None, key=key
         )
         return value, aux["cic_accuracy"]
 
     return Contrast(init, loss, weight)
+
+
+def candidate_counts(batch: Batch) -> jax.Array:
+    """[S] f32: how many examples have the item of a row as their candidate, by their weights.
+
+    Rows of the same item, which shards have named apart, have the same count.
+    """
+    item = batch["item_id"]
+    own = jnp.zeros(len(item), jnp.float32).at[batch["item_position"]].add(batch["weight"])
+    order = jnp.argsort(item)
+    ascending = item[order]
+    is_new = jnp.concatenate([jnp.zeros(1, bool), ascending[1:] != ascending[:-1]])
+    number = jnp.cumsum(is_new)
+    total = jax.ops.segment_sum(own[order], number, len(item), indices_are_sorted=True)
+    return jnp.zeros_like(own).at[order].set(total[number], unique_indices=True)

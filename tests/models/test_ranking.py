@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,12 +13,13 @@ from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.fields import Field, Fields
 from em3_jax.models.ranking import field_embeddings
 from em3_jax.parts import BACKBONES
-from em3_jax.tasks.ranking import ranking
+from em3_jax.tasks.ranking import candidate_counts, ranking
 from tests.conftest import user_error
 
 B, T, W = 24, 5, 8
 CONTENTS = ["none", "end_to_end"]
 KEY = jax.random.key(0)
+CIC = base.ranking().model.cic.to_dict() | {"width": 8, "id_fields": ("item", "category")}
 
 
 def model_settings(content: str, **changes) -> dict:
@@ -258,3 +260,40 @@ def test_multi_valued_fields_are_the_mean_of_their_values_without_padding():
     expected[1] = rows[2], rows[6], rows[7]
     expected[2, 0] = expected[2, 2] = rows[0]
     np.testing.assert_allclose(field_embeddings(rows, position, fields), expected, rtol=1e-6)
+
+
+def test_candidates_are_counted_whether_an_item_is_named_once_or_by_several_shards():
+    once = {
+        "item_id": jnp.array([3, 5, 9, 3]),  # the last one is padding
+        "item_position": jnp.array([1, 1, 0, 2, 1]),
+        "weight": jnp.array([1.0, 1.0, 1.0, 1.0, 0.0]),
+    }
+    np.testing.assert_array_equal(candidate_counts(once), [1, 2, 1, 1])
+    shards = {
+        "item_id": jnp.array([5, 9, 9, 3, 5, 3]),
+        "item_position": jnp.array([0, 1, 2, 4, 5]),
+        "weight": jnp.ones(5),
+    }
+    np.testing.assert_array_equal(candidate_counts(shards), [2, 2, 2, 1, 2, 1])
+
+
+def test_cic_over_samples_leaves_what_is_no_candidate_to_the_negatives(planted):
+    """The mean of eq. 12-13 by hand: each example's loss is that of a batch where it is alone."""
+    s = Setting(planted, "end_to_end", cic=CIC | {"over": "samples", "negatives": 0})
+    batch = s.inputs.batch
+    positions = np.asarray(batch["item_position"])
+
+    def cic_loss(weight):
+        return float(s.loss_and_gradients(s.changed(weight=weight))[0][1]["cic_loss"])
+
+    alone = [cic_loss(np.eye(B, dtype=np.float32)[k]) for k in range(B)]
+    counted = np.asarray(batch["item_mask"] & batch["item_is_known"])[positions]
+    has_content = np.stack([m.any(axis=1) for m in s.inputs.tokens_mask.values()]).any(axis=0)
+    counted &= has_content[positions]
+    whole = cic_loss(np.ones(B, np.float32))
+    assert counted.sum() > 5
+    assert whole == pytest.approx(np.mean(np.array(alone)[counted]), rel=1e-5)
+    assert not np.any(np.array(alone)[~counted])
+    over_items = Setting(planted, "end_to_end", cic=CIC | {"negatives": 0})
+    of_items = float(over_items.loss_and_gradients(over_items.inputs)[0][1]["cic_loss"])
+    assert whole != pytest.approx(of_items, rel=1e-3)
