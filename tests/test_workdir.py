@@ -7,23 +7,23 @@ import pytest
 from em3_jax import workdir
 
 
-def claim(folder):
-    config = {"task": "ranking", "data": {"root": ""}, "model": {"cic": {"weight": 0.1}}}
+def claim(folder, **cic):
+    config = {"task": "lemur", "data": {"root": ""}, "model": {"cic": {"weight": 0.1} | cic}}
     return workdir.claim(folder, config, "hash", {})
 
 
 def test_a_run_that_goes_on_with_other_cores_says_so(tmp_path, monkeypatch):
     """Sums on CPUs are divided over the cores, so the last digits depend on them."""
     monkeypatch.setattr(workdir, "cores", lambda: 4)
-    assert not claim(tmp_path) and workdir.read(tmp_path)["cores"] == 4
+    assert not claim(tmp_path, over="items") and workdir.read(tmp_path)["cores"] == 4
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert claim(tmp_path)
+        assert claim(tmp_path, over="items")
     for now, hint in ((2, None), (8, "taskset -c 0-1")):
         before = workdir.read(tmp_path)["cores"]
         monkeypatch.setattr(workdir, "cores", lambda now=now: now)
         with pytest.warns(UserWarning, match=f"on {before} CPU cores and goes on with {now}") as warned:
-            assert claim(tmp_path)
+            assert claim(tmp_path, over="items")
         text = str(warned[0].message)
         assert "\n" not in text and (hint is None) == ("taskset" not in text) and (hint or "") in text
         assert workdir.read(tmp_path)["cores"] == now
