@@ -145,6 +145,15 @@ def test_no_steps_a_dispatch_are_refused(planted, tmp_path):
         train.train(small(planted, train__steps_per_dispatch=0), tmp_path)
 
 
+def test_without_log_lines_evaluations_alone_are_logged(planted, finished, tmp_path):
+    train.train(small(planted, train__log_every=0), tmp_path / "run")
+    lines = records(tmp_path / "run")
+    assert [line["step"] for line in lines if "train/loss" in line] == [6, 12, 18, 24]
+    assert [line for line in lines if "valid/auc" in line] == [
+        line for line in records(finished) if "valid/auc" in line
+    ]
+
+
 def test_compiled_programs_are_kept_where_the_config_says(planted, finished, tmp_path):
     command = [*arguments(planted, tmp_path / "run"), f"--config.train.compilation_cache={tmp_path / 'programs'}"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
@@ -348,6 +357,11 @@ def test_a_checkpoint_of_another_model_is_refused(planted, finished):
             "config.model.dropuot",
         ),
         (["train.py", "--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
+        (
+            ["train.py", "--config=configs/em3_synthetic.py", "--config.train.epochs=nan", "--workdir=x"],
+            "a number above 0",
+        ),
+        (["train.py", "--config=configs/em3_synthetic.py", "--workdir"], "--workdir: expected one argument"),
         (["train.py", "--config=configs/em3_synthetic.py"], "--workdir"),
         (["train.py", "--config=configs/em3_synthetic.py", "--config.data.root=nowhere", "--workdir=x"], "nowhere"),
         (["eval.py", "--workdir=nowhere"], "nowhere"),
