@@ -280,6 +280,15 @@ def test_init_from_refuses_a_best_of_before_the_growth(data, run, tmp_path):
     assert "was trained before the dataset grew" in message
 
 
+def test_a_value_is_the_same_in_whatever_form_a_run_keeps_it():
+    def words(*values):
+        table = pa.table({"field": ["item/size"] * (len(values) + 2), "value": pa.array([None, None, *values])})
+        return table.replace_schema_metadata({"blocks": json.dumps([["item/size", len(values) + 1]])})
+
+    assert growth.row_map(words("5.0", "True"), words("4", "true", "5")).tolist() == [0, 1, 4, 3]
+    assert "e.g. '007'" in user_error(lambda: growth.row_map(words("007"), words("7")))
+
+
 def test_fields_and_vocabularies_that_cannot_be_matched(data, tiny):
     first, later = (growth.vocabulary(data[name]) for name in ("first", "later"))
     assert "its fields are user/user, " in user_error(lambda: growth.row_map(first, growth.vocabulary(tiny.dataset)))

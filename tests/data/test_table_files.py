@@ -16,6 +16,7 @@ import pytest
 
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers import quoting
+from em3_jax.data.readers.files import read_ids
 from em3_jax.data.readers.table import table
 from em3_jax.types import UserError
 
@@ -435,3 +436,16 @@ def test_layouts_of_pieces():
             assert quoting.examine("f", data, ord(","), 3, "auto", False, 1) == whole
     finally:
         quoting._CHUNK = before
+
+
+def test_ids_of_rows_are_in_their_canonical_form(tmp_path):
+    (tmp_path / "ids.txt").write_text("5.0\n007\nTrue\n", encoding="utf-8-sig")
+    assert read_ids(tmp_path / "ids.txt") == ["5", "007", "true"]
+    np.save(tmp_path / "ids.npy", np.array([5.0, 1e20, 2.5]))
+    assert read_ids(tmp_path / "ids.npy") == ["5", "100000000000000000000", "2.5"]
+    (tmp_path / "ids.txt").write_text("5\n\n7\n")
+    with pytest.raises(UserError, match=r"ids.txt line 2: the id is empty"):
+        read_ids(tmp_path / "ids.txt")
+    np.save(tmp_path / "ids.npy", np.array([5.0, np.nan]))
+    with pytest.raises(UserError, match=r"ids.npy row 1 \(counted from 0\): the id is empty"):
+        read_ids(tmp_path / "ids.npy")
