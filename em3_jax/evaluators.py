@@ -112,6 +112,7 @@ def errors(
     """How each user moves the metrics of `evaluate`, whose arguments it takes."""
     columns = dataset.interactions
     label, user = dataset.label(label_name)[rows], columns["user"][rows]
+    group = dataset.group[rows]
     query = columns[f"context_{QUERY}"][rows] if f"context_{QUERY}" in columns else None
     result = influence.ByUser.of(user)
     for name, keep in slices(dataset, rows, features, popular_share).items():
@@ -119,7 +120,7 @@ def errors(
         probability = 1.0 / (1.0 + np.exp(-scores.astype(np.float64)))
         moved = {
             "auc": influence.auc_influence(labels, scores),
-            "gauc": influence.gauc_influence(labels, scores, users),
+            "gauc": influence.gauc_influence(labels, scores, group[keep]),
             "logloss": influence.logloss_influence(labels, scores),
             "calibration": influence.calibration_influence(labels, probability),
         }

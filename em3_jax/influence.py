@@ -48,31 +48,33 @@ def auc_influence(labels: ArrayLike, scores: ArrayLike) -> np.ndarray:
     A positive's is (share of negatives below it - AUC) / positives, a negative's (share of positives
     above it - AUC) / negatives.
     """
-    labels = np.asarray(labels, np.float64)
-    won, lost = metrics.placements(labels, scores)
-    result = np.empty(labels.shape)
-    if not len(won) or not len(lost):
-        return np.full(labels.shape, np.nan)
-    result[labels == 1] = (won - won.mean()) / len(won)
-    result[labels == 0] = (lost - lost.mean()) / len(lost)
-    return result
+    return gauc_influence(labels, scores, np.zeros(np.shape(labels), np.int64))
 
 
 def gauc_influence(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> np.ndarray:
-    """[N] influence of the rows on `metrics.gauc`, the same for all rows of a group.
+    """[N] influence of the rows on `metrics.gauc`, wherever the users' rows lie in the groups.
 
-    GAUC = sum_g n_g AUC_g / sum_g n_g is a ratio of sums over groups, so a group's influence is
-    n_g (AUC_g - GAUC) / sum_g n_g; 0 for a group that has one class alone.
+    GAUC = sum_g n_g AUC_g / n, over the groups with both classes, of n rows: a row moves the AUC of its
+    group (`auc_influence` within it, times n_g / n) and the group's weight, by (AUC_g - GAUC) / n. Rows
+    of groups with one class alone have none.
     """
+    labels = np.asarray(labels, np.float64)
     _, index = np.unique(np.asarray(groups), return_inverse=True)
-    values, rows = metrics.auc_of_groups(labels, scores, index)  # [G], [G]
-    used = ~np.isnan(values)
+    share = metrics.placements(labels, scores, index)
+    used = ~np.isnan(share)
     if not used.any():
-        return np.full(index.shape, np.nan)
-    total = rows[used].sum()
-    gauc = np.average(values[used], weights=rows[used])
-    per_row = np.where(used, values - gauc, 0.0) / total
-    return per_row[index]
+        return np.full(labels.shape, np.nan)
+    index, share, labels = index[used], share[used], labels[used]
+    rows = np.bincount(index)
+    positives = np.bincount(index, labels)
+    of_positives = np.bincount(index, labels * share)
+    auc = np.divide(of_positives, positives, out=np.zeros(len(rows)), where=positives > 0)
+    gauc = np.average(auc, weights=rows)
+    of_class = np.where(labels == 1, positives[index], (rows - positives)[index])
+    within = (share - auc[index]) / of_class * rows[index]
+    result = np.zeros(used.shape)
+    result[used] = (within + auc[index] - gauc) / len(labels)
+    return result
 
 
 def logloss_influence(labels: ArrayLike, logits: ArrayLike) -> np.ndarray:

@@ -173,36 +173,38 @@ def paired_t_test(a: ArrayLike, b: ArrayLike) -> PairedTTest:
     return PairedTTest(float(mean), float(sd), float(t), float(2 * special.stdtr(n - 1, -np.abs(t))), n)
 
 
-def placements(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Returns, per positive, the share of negatives below it, and per negative the share of
-    positives above it, each in the order of the rows; ties count half.
+def placements(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> np.ndarray:
+    """Returns of each row the share of its group's other class that it is on the right side of.
 
-    Both have the AUC as their mean; both are empty where one class has no row. A row's midrank among
-    all rows less its midrank in its own class counts the rows of the other class below it (Sun and Xu
-    2014, eq. 5).
-    """
-    labels, scores, _ = _rows(labels, scores, None)
-    positive = labels == 1
-    positives, negatives = int(positive.sum()), int((~positive).sum())
-    if not positives or not negatives:
-        return np.zeros(0), np.zeros(0)
-    ranks = _midranks(scores)
-    negatives_below = ranks[positive] - _midranks(scores[positive])
-    positives_below = ranks[~positive] - _midranks(scores[~positive])
-    return negatives_below / negatives, 1 - positives_below / positives
-
-
-def auc_of_groups(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the AUC of each group, NaN without both classes, and its number of rows: [G] each.
+    For a positive the share of the negatives below it, for a negative the share of the positives above
+    it; ties count half: [N], NaN where the group has one class alone. The mean over either class of a
+    group is the group's AUC. A row's midrank among all rows less its midrank in its own class counts
+    the rows of the other class below it (Sun and Xu 2014, eq. 5).
 
     Args:
       labels: [N], 0 or 1.
       scores: [N].
-      groups: [N] ints, all of 0 to G - 1 among them.
+      groups: [N] ints from 0 to G - 1.
     """
     labels, scores, _ = _rows(labels, scores, None)
-    values, _, rows = _auc_by_group(labels, scores, np.asarray(groups), None)
-    return values, rows
+    groups = np.asarray(groups)
+    order = np.unique(scores, return_inverse=True)[1]
+    place = groups * (int(order.max(initial=0)) + 1) + order  # rows by group, then by score
+    ranks, below = _midranks(place), np.empty(labels.shape)
+    share = np.full(labels.shape, np.nan)
+    count = np.bincount(groups)
+    before = np.cumsum(count) - count  # rows of earlier groups
+    for label in (0, 1):
+        own = labels == label
+        of_class = np.bincount(groups[own], minlength=len(count))
+        before_in_class = np.cumsum(of_class) - of_class
+        own_groups = groups[own]
+        below[own] = ranks[own] - before[own_groups]
+        below[own] -= _midranks(place[own]) - before_in_class[own_groups]
+        others = (count - of_class)[own_groups]
+        won = below[own] if label else others - below[own]
+        share[own] = np.divide(won, others, out=np.full(len(others), np.nan), where=others > 0)
+    return share
 
 
 def losses_of_rows(labels: ArrayLike, logits: ArrayLike) -> np.ndarray:

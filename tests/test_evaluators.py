@@ -1,5 +1,6 @@
 """evaluators: slices and metrics by plain loops; a report does not depend on how the rows were cut into batches."""
 
+import dataclasses
 import math
 
 import jax
@@ -187,3 +188,24 @@ def test_a_report_does_not_depend_on_the_evaluation_batch_size(planted, rows, fe
         for name, values in reports[0].items():
             assert other[name] == pytest.approx(values, rel=1e-6, abs=1e-6, nan_ok=True), name
     assert np.std(scores[0]) > 0.1
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_errors_are_those_of_the_metrics_of_the_report(planted, grouped):
+    """A user left out of the test rows moves each metric by about as much as is kept of him."""
+    sessions = {"group": planted.interactions["item"] % 7} if grouped else {}
+    data = dataclasses.replace(planted, interactions=planted.interactions | sessions)
+    rows = np.asarray(data.split_rows("test"))
+    logits = np.random.default_rng(0).normal(size=len(rows)).astype(np.float32)
+    by_user = evaluators.errors(data, rows, logits, [], POPULAR)
+    whole = evaluators.evaluate(data, rows, logits, [], POPULAR)["all"]
+    users = data.interactions["user"][rows]
+    np.testing.assert_array_equal(by_user.users, np.unique(users))
+    for metric in ("auc", "gauc", "logloss", "calibration"):
+        moved = by_user.moved["all", metric]
+        without = []
+        for user in by_user.users:
+            kept = users != user
+            rest = evaluators.evaluate(data, rows[kept], logits[kept], [], POPULAR)["all"]
+            without.append(whole[metric] - rest[metric])
+        assert np.corrcoef(without, moved)[0, 1] > 0.99, metric

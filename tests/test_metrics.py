@@ -62,7 +62,7 @@ def test_metrics_without_both_classes_are_nan(labels):
     result = metrics.gauc(labels, scores, np.zeros(len(labels), int))
     assert math.isnan(result.value)
     assert result[1:] == (0, min(len(labels), 1), 0)
-    assert all(len(part) == 0 for part in metrics.placements(labels, scores))
+    assert np.isnan(metrics.placements(labels, scores, np.zeros(len(labels), int))).all()
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -203,3 +203,15 @@ def test_paired_t_test_without_spread_is_undefined():
 def test_wrong_input_is_an_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_placements_are_the_shares_of_pairs_won_in_the_group():
+    labels, scores = _data(120, levels=9)
+    groups = np.random.default_rng(3).integers(0, 12, 120)
+    groups[:3], labels[:3] = 12, 1  # a group of one class
+    found = metrics.placements(labels, scores, groups)
+    for row in range(120):
+        others = (groups == groups[row]) & (labels != labels[row])
+        gap = (scores[row] - scores[others]) * (1 if labels[row] else -1)
+        expected = np.mean((gap > 0) + 0.5 * (gap == 0)) if others.any() else math.nan
+        assert found[row] == pytest.approx(expected, nan_ok=True)
