@@ -121,6 +121,7 @@ def pytest_collection_modifyitems(items):
     longest = (
         "test_planted.py",
         "test_planted_orders.py",
+        "test_planted_attention.py",
         "test_reproduce.py",
         "test_reproduce_retrieval.py",
         "test_processes.py",

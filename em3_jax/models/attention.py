@@ -136,7 +136,7 @@ class TargetAttention(nn.Module):
 
     What is known of the events (a rating, say) may have its part in two ways. Embeddings of the
     items' width D are added to the slots, as DIN has it. Or, with `events_weigh`, they weigh: with
-    e_i [W] the sum of an event's field embeddings,
+    e_i [W] the sum of an event's field embeddings, standardised, since tables start small,
 
         w = softmax(a(c_A, h_i) + <W_e c_A + b, e_i>),    u_A = sum_i w_i (1 + <v, e_i>) h_i.
 
@@ -176,7 +176,8 @@ class TargetAttention(nn.Module):
             weight = masked_softmax(score(target, slots), mask)
             return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight
         slots, width = gather_slots(items, history), events.shape[-1]
-        event = sum(gather.rows(events, event_position[..., k]) for k in range(event_position.shape[-1]))  # [B, T, W]
+        event = sum(gather.rows(events, event_position[..., k]) for k in range(event_position.shape[-1]))
+        event = nn.LayerNorm(use_bias=False, use_scale=False, name="event_norm")(event)  # [B, T, W]
         of_event = jnp.einsum("bw,btw->bt", nn.Dense(width, name="event_query")(target), event)
         weight = masked_softmax(score(target, slots) + of_event, mask)
         factor = 1 + event @ self.param("event_factor", nn.initializers.zeros, (width,))
