@@ -22,7 +22,7 @@ from em3_jax.data.format import SPLITS
 from em3_jax.types import UserError
 
 
-def evaluate(directory: str | Path, split: str, step: int | None = None, data_root: str | None = None) -> dict:
+def evaluate(directory: str | Path, split: str, step: int | None = None, data_root: str | Path | None = None) -> dict:
     """The report of a run on a split: {"step", "split", "slices": {slice: {metric: value}}, ...}.
 
     Args:

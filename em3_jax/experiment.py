@@ -177,7 +177,7 @@ def step_cost(parts: Experiment) -> dict[str, float]:
     return {"gigaflops": flops / 1e9, "temporary_megabytes": memory.temp_size_in_bytes / 1e6}
 
 
-def of_run(record: Mapping[str, Any], data_root: str | None = None) -> Experiment:
+def of_run(record: Mapping[str, Any], data_root: str | Path | None = None) -> Experiment:
     """The experiment of a run that is there, to score with: on one device where its mesh does not fit this machine.
 
     Args:
@@ -192,7 +192,7 @@ def of_run(record: Mapping[str, Any], data_root: str | None = None) -> Experimen
     if mesh["data"] * mesh["model"] > len(jax.devices()):
         config["mesh"] = mesh | {"data": 1, "model": 1}
     if data_root:
-        config["data"] = config["data"] | {"root": data_root}
+        config["data"] = config["data"] | {"root": str(data_root)}  # a setting is a text
     elif not Path(config["data"]["root"]).is_dir():
         raise UserError(
             f"{config['data']['root']}: no such folder, but the run was trained on the dataset there; if it was moved, say "

@@ -60,7 +60,7 @@ class Settings(NamedTuple):
       platforms: for which the ranking model is compiled.
     """
 
-    data_root: str | None = None
+    data_root: str | Path | None = None
     checkpoint: str = "best"
     dtype: str = "float32"
     update: bool = False

@@ -13,7 +13,9 @@ from em3_jax.data.features import write_features
 from em3_jax.types import UserError
 
 
-def export_vectors(directory: str | Path, name: str, data_root: str | None = None, overwrite: bool = False) -> Path:
+def export_vectors(
+    directory: str | Path, name: str, data_root: str | Path | None = None, overwrite: bool = False
+) -> Path:
     """Adds the feature set `name` to the dataset of a run, or to another copy of it; returns its folder.
 
     Args:

@@ -19,7 +19,7 @@ import pytest
 import eval as evaluation
 import train
 from configs import em3_synthetic
-from em3_jax import checkpoint, experiment, export, vectors, workdir
+from em3_jax import analyze, checkpoint, experiment, export, ranges, vectors, workdir
 from em3_jax.analysis import spaces
 from em3_jax.types import UserError
 from tests.conftest import ROOT, user_error
@@ -338,7 +338,29 @@ def test_a_dataset_that_was_moved_is_asked_for_with_data(planted, finished, tmp_
     ):
         message = user_error(command)
         assert message.startswith(f"{tmp_path / 'gone'}: no such folder") and "--data" in message
-    assert experiment.of_run(record, str(planted.root)).dataset.root == planted.root
+    for root in (planted.root, str(planted.root)):  # the commands have a path
+        assert experiment.of_run(record, root).dataset.root == planted.root
+
+
+@pytest.mark.parametrize("command", ["eval", "vectors", "export", "analyze"])
+def test_data_on_the_command_line_is_the_dataset_of_the_run(command, planted, finished, tmp_path, monkeypatch):
+    module = {"eval": evaluation, "vectors": vectors, "export": export, "analyze": analyze}[command]
+    gone = Path(shutil.copytree(finished, tmp_path / "run"))
+    record = json.loads((gone / "run.json").read_text())
+    record["config"]["data"]["root"] = str(tmp_path / "gone")
+    (gone / "run.json").write_text(json.dumps(record))
+    asked = ["--workdir", str(gone), "--data", str(planted.root)]
+    asked += {"vectors": ["--name", "v"], "export": ["--out", str(tmp_path / "s")]}.get(command, [])
+    asked += ["--baseline", str(gone), "--out", str(tmp_path / "a")] if command == "analyze" else []
+    monkeypatch.setattr(sys, "argv", [command, *asked])
+    built = []
+
+    def build(config, *_):  # what comes after the dataset is opened is tested elsewhere
+        built.append(ranges.checked(config)["data"]["root"])
+        raise UserError("enough")
+
+    monkeypatch.setattr(experiment, "build", build)
+    assert user_error(module.main) == "enough" and built == [str(planted.root)]
 
 
 def test_a_checkpoint_of_another_model_is_refused(planted, finished):

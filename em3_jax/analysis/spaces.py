@@ -71,7 +71,7 @@ class Analysed(NamedTuple):
 def read(
     directory: str | Path,
     baseline: str | Path,
-    data_root: str | None = None,
+    data_root: str | Path | None = None,
     frozen: tuple[str, ...] = (),
     independent: tuple[str, ...] = (),
 ) -> Analysed:
@@ -131,7 +131,7 @@ def read(
     )
 
 
-def _opened(directory: str | Path, record: dict, data_root: str | None) -> Experiment:
+def _opened(directory: str | Path, record: dict, data_root: str | Path | None) -> Experiment:
     parts = experiment.of_run(record, data_root)
     workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
     if not parts.shapes.tables:
