@@ -25,16 +25,25 @@ PLAUSIBLE = (315_532_800, 4_102_444_800)
 """1980 to 2100 in seconds since 1970. A thousand times as large, the range begins beyond where this one ends."""
 
 
+BY_SIZE = ("seconds", "milliseconds", "microseconds", "nanoseconds")
+"""Units that the size of a date tells apart."""
+
+
+def is_plausible(time: np.ndarray, unit: str) -> np.ndarray:
+    """[n] bool: the numbers [n] i64 that lie between 1980 and 2100 in a unit."""
+    per_second = NANOSECONDS["seconds"] // NANOSECONDS[unit]
+    return (time >= PLAUSIBLE[0] * per_second) & (time < PLAUSIBLE[1] * per_second)
+
+
 def inferred(time: np.ndarray) -> str:
     """The unit of whole numbers [n] i64 that all lie between 1980 and 2100 in just one unit; `order` where there is none.
 
     That is, numbers of ten digits (nine before 2001) are seconds, 13 milliseconds, 16 microseconds, 19 nanoseconds.
     """
     if len(time):
-        low, high = int(time.min()), int(time.max())
-        for unit in ("seconds", "milliseconds", "microseconds", "nanoseconds"):
-            per_second = NANOSECONDS["seconds"] // NANOSECONDS[unit]
-            if PLAUSIBLE[0] * per_second <= low and high < PLAUSIBLE[1] * per_second:
+        ends = np.array([time.min(), time.max()])
+        for unit in BY_SIZE:
+            if is_plausible(ends, unit).all():
                 return unit
     return ORDER
 

@@ -259,6 +259,9 @@ BAD = {
     "one class": ({}, {"label": "rating>=1"}, r"interactions.csv: every row is a click, .*--negatives 3, or .*--as-retrieval"),
     "empty split": ({"interactions": NO_VALID}, {"split": "column:part"}, r"split 'valid' is empty"),
     "split shares": ({}, {"split": "80,10,10"}, r"split '80,10,10': give three shares that sum to 1"),
+    "split NaN": ({}, {"split": "nan,0.1,0.2"}, r"split 'nan,0.1,0.2': give three shares"),
+    "no row left": ({"items": tables()["items"].slice(0, 1).set_column(0, "sku", pa.array(["z"]))}, {"drop_unknown": True},
+                    r"interactions.csv: no row is left, the ids of none are all in items.csv"),
     "split name": (with_value("interactions", "part", 8, "tain"), {"split": "column:part"}, r"line 10: split 'part' is 'tain'"),
     "separator": ({}, {"item_fields": ("tags:multi",), "separator": ";"}, r"items.csv: column 'tags' has no ';' but '\|'"),
     "no image column": ({}, {"item_image": "phto:multi"}, r"items.csv: no column 'phto'; did you mean 'photo'\?"),
@@ -283,6 +286,21 @@ def test_mistakes_are_named(tmp_path, case):
     with pytest.raises(UserError, match=message) as error:
         table(tmp_path / "out", **(paths | MAPPING | arguments))
     assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "null", "None", "NA"])
+def test_a_word_for_a_missing_number_is_no_id(tmp_path, word):
+    def log(*ids: object) -> Path:
+        rows = "".join(f"{ids[k % len(ids)]},{k % 5},{k},{k % 2}\n" for k in range(60))
+        (tmp_path / "log.csv").write_text("user,item,time,label\n" + rows)
+        return tmp_path / "log.csv"
+
+    with pytest.raises(
+        UserError, match=f"log.csv line 4: column 'user' is '{word}', where all others are numbers; fill"
+    ):
+        table(tmp_path / "out", interactions=log(1, 2.0, word, 4))
+    among_names = table(tmp_path / "out", interactions=log("amy", 2, word))
+    assert word in among_names.user_table.column("id").to_pylist(), "there it may be a name"
 
 
 def test_lines_of_broken_text_are_counted(tmp_path):

@@ -197,6 +197,7 @@ def test_mistakes_in_a_table_of_events_are_named(tmp_path):
     assert "events.csv line " in message({}, users=users) and "--drop-unknown" in message({}, users=users)
     days = ["2024-05-01"] * 80
     assert "times are in milliseconds, those of the interactions in order" in message({"time": days})
+    assert "events.csv: there are no rows" in message({name: [] for name in outside()})
     assert "--events-table does not go with a column of histories" in message({}, columns={"history": "session"})
 
 

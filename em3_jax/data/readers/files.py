@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from em3_jax.data import canonical
 from em3_jax.data.readers.delimited import AS_USUAL, TextFile, TextFormat
@@ -15,6 +16,8 @@ from em3_jax.data.readers.source import Source, as_source
 from em3_jax.types import UserError
 
 File = Source | TextFile | ParquetFile
+MISSING = ("nan", "na", "n/a", "<na>", "null", "none")
+"""What programs write for a number that is missing."""
 
 
 def require(path: Path, hint: str = "check the path") -> Path:
@@ -48,8 +51,16 @@ def require_columns(path: Path | File, wanted: Iterable[str], have: list[str]) -
             raise UserError(f"{path}: column '{name}' occurs {have.count(name)} times; rename all but one")
 
 
+def text_of(value: pa.Scalar) -> str:
+    """A value of a file in a message; Python has no time that is finer than a microsecond."""
+    try:
+        return str(value)
+    except ValueError:
+        return str(value.cast(pa.int64()))
+
+
 def require_values(path: Path | File, table: pa.Table, header: bool = True) -> None:
-    """Refuses empty values and NaN as a name, naming the first."""
+    """Refuses empty values, naming the first."""
     for name in table.column_names:
         column = table.column(name)
         if column.null_count:
@@ -57,11 +68,27 @@ def require_values(path: Path | File, table: pa.Table, header: bool = True) -> N
             raise UserError(f"{place(path, row, header)}: column '{name}' is empty; fill it in or drop the row")
 
 
+def require_numbers(path: Path | File, name: str, ids: canonical.Column, header: bool = True) -> None:
+    """Refuses a word for a missing number where all other ids are numbers: no user is called `nan` among 1, 2, 3."""
+    words, codes = canonical.words_and_codes(ids)
+    if not pa.types.is_string(words.type):
+        return
+    missing = pc.is_in(pc.utf8_lower(words), pa.array(MISSING)).to_numpy(zero_copy_only=False).astype(bool)
+    number = pc.match_substring_regex(words, r"^[+-]?\d+(\.\d+)?$").fill_null(True).to_numpy(zero_copy_only=False)
+    if not missing.any() or not number.any() or not (missing | number).all():
+        return
+    row = int(np.argmax(np.isin(codes, np.flatnonzero(missing))))
+    raise UserError(
+        f"{place(path, row, header)}: column '{name}' is '{ids[row]}', where all others are numbers; fill it in or drop the row"
+    )
+
+
 def require_distinct(path: Path | File, ids: canonical.Column, header: bool = True) -> None:
     """Refuses an id that is empty or occurs twice in whatever form, naming the (second) place."""
     codes = canonical.words_and_codes(canonical.texts(ids))[1]
     for row in np.flatnonzero(codes < 0):
         raise UserError(f"{place(path, row, header)}: the id is empty; fill it in or drop the row")
+    require_numbers(path, "id", canonical.texts(ids), header)
     first = np.unique(codes, return_index=True)[1]
     for row in np.setdiff1d(np.arange(len(codes)), first):
         before = int(np.argmax(codes == codes[row]))

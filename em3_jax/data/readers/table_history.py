@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from em3_jax.data import canonical
 from em3_jax.data.readers.encode import Encoded, encode, field_names
-from em3_jax.data.readers.files import read_table, read_verbatim, require_values
+from em3_jax.data.readers.files import read_table, read_verbatim, require_numbers, require_values
 from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.table_part import column_of
 from em3_jax.data.readers.table_times import Times, read_times
@@ -122,7 +122,11 @@ def read_events(source: Source, roles: dict[str, str], fields: tuple[str, ...], 
     needed = [roles["user"], roles["item"], roles["time"]]
     texts = {roles["user"], roles["item"], *fields} - {roles["time"]}
     read = read_table(source, [*needed, *fields], texts)
+    if not read.num_rows:
+        raise UserError(f"{source}: there are no rows; give the file with the events, or leave --events-table out")
     require_values(source, read.select(needed))
+    for name in needed[:2]:
+        require_numbers(source, name, read.column(name))
     time, unit = read_times(source, roles["time"], read.column(roles["time"]), times)
     if unit != time_unit:
         raise UserError(f"{source}: times are in {unit}, those of the interactions in {time_unit}; write both alike")

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from em3_jax.data.canonical import words_and_codes
 from em3_jax.data.readers.encode import Encoded, encode, field_names, many_numbers
-from em3_jax.data.readers.files import column_names, place, read_table, require_values
+from em3_jax.data.readers.files import column_names, place, read_table, require_numbers, require_values, text_of
 from em3_jax.data.readers.table_history import Given
 from em3_jax.data.readers.table_times import Times, read_times
 from em3_jax.data.times import shown
@@ -102,6 +102,8 @@ def read_log(
         raise UserError(f"{path}: there are no rows; is it the right file?")
     needed = [*own, *split_column, *([roles["group"]] if "group" in roles else [])]
     require_values(path, table.select(list(dict.fromkeys(needed))))
+    for role in ("user", "item"):
+        require_numbers(path, roles[role], table.column(roles[role]))
     context, event, notes = {}, {}, []
     for group, columns in ((context, context_fields), (event, event_fields)):
         names, renamed = field_names(list(columns))
@@ -153,7 +155,9 @@ def _labels(
 ) -> np.ndarray:
     """[n] bool."""
     if not (pa.types.is_boolean(column.type) or _is_number(column.type)):
-        raise UserError(f"{path}: column '{name}' holds {column.type}, e.g. '{column[0]}'; labels must be numbers")
+        raise UserError(
+            f"{path}: column '{name}' holds {column.type}, e.g. '{text_of(column[0])}'; labels must be numbers"
+        )
     values = column.cast(pa.float64()).to_numpy()
     bad = np.flatnonzero(~np.isfinite(values) if not plain else ~np.isin(values, (0, 1)))
     if len(bad):
@@ -182,6 +186,6 @@ def _shares(split: str) -> tuple[float, ...]:
         shares = tuple(float(share) for share in split.split(","))
     except ValueError:
         shares = ()
-    if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+    if len(shares) != 3 or not min(shares) > 0 or not abs(sum(shares) - 1) <= 1e-6:  # NaN is neither
         raise UserError(f"split '{split}': give three shares that sum to 1, e.g. 0.8,0.1,0.1, or column:<name>")
     return shares

@@ -60,6 +60,9 @@ def match(path: Source, log: Log, ends: Ends) -> tuple[Log, np.ndarray, np.ndarr
             gone = rows[kind] < 0
             dropped[f"their {kind} is not in {ends.name(kind)}"] = int(known[gone].sum())
             known[gone] = False
+    if not known.any():
+        files = " or ".join(ends.name(kind) for kind in ("item", "user") if (rows[kind] < 0).any())
+        raise UserError(f"{path}: no row is left, the ids of none are all in {files}; are these the files of one log?")
     if not known.all():
         log, rows = log.take(np.flatnonzero(known)), {kind: values[known] for kind, values in rows.items()}
     return log, rows["item"], rows["user"], dropped

@@ -1,6 +1,7 @@
 """The column of times of somebody's table: whole numbers, dates and timestamps, or texts that say one of these."""
 
 import datetime
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from em3_jax.data import times
-from em3_jax.data.readers.files import nearest, place
+from em3_jax.data.readers.files import nearest, place, text_of
 from em3_jax.types import UserError
 
 OF_DATES = "milliseconds"
@@ -59,7 +60,25 @@ def read_times(path: Path, name: str, column: pa.ChunkedArray, options: Times) -
         zone = getattr(column.type, "tz", None)
         return column.cast(pa.timestamp("ms", zone), safe=False).cast(pa.int64()).to_numpy(), unit
     numbers = _numbers(path, name, column)
-    return numbers, times.inferred(numbers) if options.unit == AUTO else options.unit
+    if options.unit != AUTO:
+        return numbers, options.unit
+    _require_one_unit(path, name, numbers)
+    return numbers, times.inferred(numbers)
+
+
+def _require_one_unit(path: Path, name: str, numbers: np.ndarray) -> None:
+    """Refuses numbers [n] i64 that are all dates, some in seconds and some in milliseconds, say: their order means nothing."""
+    found = {unit: times.is_plausible(numbers, unit) for unit in times.BY_SIZE}
+    count = {unit: int(there.sum()) for unit, there in found.items()}
+    most = max(count, key=count.get)
+    if count[most] == len(numbers) or sum(count.values()) < len(numbers):
+        return
+    row = int(np.argmin(found[most]))
+    other = next(unit for unit, there in found.items() if there[row])
+    raise UserError(
+        f"{place(path, row)}: time '{name}' is {numbers[row]}, a date in {other}, where most rows have {most}; write all "
+        "in one unit, or pass --time-unit order if they only say which row comes first"
+    )
 
 
 def _of_dates(path: Path, name: str, options: Times) -> str:
@@ -76,7 +95,9 @@ def _numbers(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_decimal(kind):
         column = column.cast(pa.float64())
     elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise UserError(f"{path}: time '{name}' holds {kind}, e.g. '{column[0]}'; give whole numbers or ISO timestamps")
+        raise UserError(
+            f"{path}: time '{name}' holds {kind}, e.g. '{text_of(column[0])}'; give whole numbers or ISO timestamps"
+        )
     values = column.to_numpy()
     bad = ()
     if values.dtype.kind == "f":
@@ -97,6 +118,8 @@ def _formatted(path: Path, name: str, column: pa.ChunkedArray, format_: str) -> 
     for k, word in enumerate(text.dictionary.to_pylist()):  # a value that occurs again is parsed once
         try:
             moment = datetime.datetime.strptime(word, format_)
+        except re.error:  # what Python makes of a directive that occurs twice
+            raise UserError(f"--time-format '{format_}': names a part of the time twice; write each once") from None
         except ValueError:
             moment, bad = EPOCH, k if bad is None else bad
         zone = moment.tzinfo or datetime.UTC
@@ -105,7 +128,7 @@ def _formatted(path: Path, name: str, column: pa.ChunkedArray, format_: str) -> 
     if bad is not None:
         row = int(np.argmax(codes == bad))
         raise UserError(
-            f"{place(path, row)}: time '{name}' is '{column[row]}', which is not of the format '{format_}'; "
+            f"{place(path, row)}: time '{name}' is '{text[row]}', which is not of the format '{format_}'; "
             "mend it or --time-format"
         )
     return np.array(found, np.int64)[codes]
