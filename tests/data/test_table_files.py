@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from em3_jax.data.format import Dataset
-from em3_jax.data.readers import quoting
+from em3_jax.data.readers import delimited, quoting
 from em3_jax.data.readers.files import read_ids
 from em3_jax.data.readers.table import table
 from em3_jax.types import UserError
@@ -87,6 +87,16 @@ def test_quotes_around_values_are_none_of_theirs(tmp_path):
     dataset = made(tmp_path, clicks(tmp_path, text(quoted)), **CONTEXT)
     assert queries(dataset)[4:7] == ['a, "b" c', "two\nlines", None]
     assert dataset.meta["rows"]["clicks.csv"]["read"] == ROWS
+
+
+def test_line_ends_in_quotes_stay_whole_where_the_parser_cuts(tmp_path, monkeypatch):
+    monkeypatch.setattr(delimited, "_BLOCK", 128)
+    for before in range(128):
+        values = ["." * before, "two\r\nlines", "\r\n" * 40, "\r\r\n", *["plain"] * 20]
+        lines = [f'{k},"{value}"\r\n' for k, value in enumerate(values)]
+        path = clicks(tmp_path, "item,query\r\n" + "".join(lines))
+        read = delimited.TextFile(path, delimited.AS_USUAL).read(["query"], {"query"})
+        assert read.column("query").to_pylist() == [value or None for value in values]
 
 
 def test_quotes_of_a_tsv_that_a_table_program_wrote(tmp_path):
@@ -311,6 +321,24 @@ def test_nan_is_no_id(tmp_path):
     assert "row 17 (counted from 0): column 'user' is empty" in refused(
         tmp_path, parquet(tmp_path, LOG | {"user": column})
     )
+
+
+def test_floats_that_were_several_whole_numbers_are_told(tmp_path):
+    wide = [2**60 + user for user in LOG["user"]]
+    path = parquet(tmp_path, LOG | {"user": pa.array(map(float, wide))})  # as DuckDB writes sums
+    (note,) = made(tmp_path, path).meta["notes"]
+    assert "column 'user' has floats so large" in note and "integers of 64 bits" in note
+    for name, column in {
+        "integers": pa.array(wide),
+        "decimals": pa.array(map(decimal.Decimal, wide), pa.decimal128(38, 0)),
+        "floats": pa.array([2.0**53 - 1 - user for user in LOG["user"]]),
+    }.items():
+        dataset = made(tmp_path / name, parquet(tmp_path, LOG | {"user": column}))
+        assert len(dataset.user_table) == USERS and not dataset.meta["notes"]
+    lists = [[2.0**24 + (k > 2)] for k in range(ITEMS)]
+    items = item_parquet(tmp_path, "tags", pa.array(lists, pa.list_(pa.float32())))
+    dataset = made(tmp_path / "lists", path, items=items, item_fields=("tags:multi",))
+    assert any("column 'tags' has floats" in note for note in dataset.meta["notes"])
 
 
 def test_ids_written_in_two_ways(tmp_path):

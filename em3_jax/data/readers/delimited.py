@@ -19,6 +19,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t", ".tab": "\t"}
 STAND_IN = "\x1f"  # for a delimiter of several characters: Arrow's parser takes one byte
 _NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 _HEAD = 1 << 20
+_BLOCK = 1 << 24
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _MOMENT = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}([T ].*)?")
 
@@ -211,8 +212,7 @@ class TextFile:
         if not self.rows:
             return pa.table({name: pa.array([], types.get(name, pa.null())) for name in columns})
         for threads in (True, False):  # the second is slower, but counts rows
-            size = max(1 << 24, 2 * self._longest()) if self.layout.has_newlines else 1 << 24
-            options = pa.csv.ReadOptions(column_names=names, use_threads=threads, block_size=size)
+            options = pa.csv.ReadOptions(column_names=names, use_threads=threads, block_size=self._block_size())
             try:
                 source = pa.BufferReader(pa.py_buffer(self._body))
                 return pa.csv.read_csv(source, options, parse, convert)
@@ -220,9 +220,19 @@ class TextFile:
                 message = str(error)
         raise self._error(message)
 
-    def _longest(self) -> int:
+    def _block_size(self) -> int:
+        """Of the parser, in bytes: a line fits in, and no block ends in a carriage return.
+
+        The parser drops the line feed that follows at the head of the next block, in quotes too.
+        """
+        if not self.layout.has_newlines:
+            return _BLOCK
         ends = quoting._line_ends(self._body)
-        return int(np.diff(ends, prepend=0, append=len(self._body)).max(initial=0))
+        longest = int(np.diff(ends, prepend=0, append=len(self._body)).max(initial=0))
+        size = max(_BLOCK, 2 * longest)
+        while np.any(self._body[size - 1 :: size] == quoting.CR):
+            size += 1
+        return size
 
     def _error(self, message: str) -> UserError:
         """pyarrow's message in this project's words."""

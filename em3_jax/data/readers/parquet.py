@@ -13,6 +13,7 @@ from em3_jax.types import UserError
 
 SUFFIXES = (".parquet", ".pq")
 _ROWS = 1 << 20
+_WHOLE = {pa.float32(): 2.0**24, pa.float64(): 2.0**53}  # below, each whole number has its own
 _MOMENTS = pa.timestamp("us"), pa.timestamp("us", "UTC")
 
 
@@ -49,8 +50,24 @@ class ParquetFile:
             raise UserError(f"{self.path}: {self.rows} rows by its footer, but {table.num_rows} in it; write it again")
         for k, name in enumerate(columns):
             column = canonical.plain(table.column(k))
+            if name in texts and _is_coarse(column):
+                self.notes.append(
+                    f"{self.path.name}: column '{name}' has floats so large that different whole "
+                    "numbers may have become one; write it as integers of 64 bits or as text"
+                )
             table = table.set_column(k, name, column if name in texts else as_number(column))
         return table
+
+
+def _is_coarse(column: pa.ChunkedArray) -> bool:
+    """Whether floats stand here that may have been several whole numbers.
+
+    So DuckDB writes sums and other integers of 128 bits, and pandas integers beside a missing one.
+    """
+    if canonical.is_list(column.type):
+        return _is_coarse(pc.list_flatten(column))
+    bound = _WHOLE.get(column.type)
+    return bool(bound and pc.any(pc.greater_equal(pc.abs(column), bound)).as_py())
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
