@@ -97,7 +97,7 @@ def _local(value: Any) -> Any:
 
 def _add_option(parser: argparse._ActionsContainer, name: str, parameter: inspect.Parameter, text: str) -> None:
     kinds, default = typing.get_args(parameter.annotation) or (parameter.annotation,), parameter.default
-    if isinstance(default, int | float | str) and default is not False:
+    if isinstance(default, int | float | str) and default is not False and default != "":
         text += f" (default {default})"
     text = text.replace("%", "%%")
     if parameter.annotation == (bool | None):  # yes, no, or what the function finds itself

@@ -41,7 +41,7 @@ class Unknown:
             return
         if self._strict:
             value = str(values[missed[0]])[:LONGEST_ECHO]
-            raise UserError(f"{name}: '{value}' is not known; a strict request names what is known")
+            raise UserError(f"{name}: '{value}' is not known, which a strict request refuses")
         self.counts[name] = self.counts.get(name, 0) + len(missed)
 
 

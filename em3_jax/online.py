@@ -97,7 +97,7 @@ def run(config: Mapping[str, Any], directory: Path) -> dict:
             stopped_by = result["stopped_by"] if result["stopped_by"] != "end" else followed.wait(interrupts)
             if stopped_by:
                 print(
-                    f"{stopped_by}: {result['windows']:,} windows in {directory}; draw them with "
+                    f"{stopped_by}: {_count(result['windows'])} in {directory}; draw them with "
                     f"`python -m em3_jax.curves {directory} --out curves.png`"
                 )
                 return result | {"stopped_by": stopped_by}
@@ -172,7 +172,7 @@ class _Stream:
                 f"{parts.dataset.root}: does not say the unit of its times, made before datasets did; taken for {unit}"
             )
         print(
-            f"{parts.dataset.root}: {total:,} rows in {len(self.windows):,} windows; {position.window:,} done",
+            f"{parts.dataset.root}: {total:,} rows in {_count(len(self.windows))}; {position.window:,} done",
             flush=True,
         )
         self.progress, stopped_by = Progress(total, position.row, unit="row"), "end"
@@ -264,6 +264,10 @@ def _check_same_past(dataset, position: Position) -> None:
             f"{dataset.root}: row {position.row - 1} of the interactions has time {found}, it had {position.time} when the run "
             "trained on it; a stream may only be appended to"
         )
+
+
+def _count(windows: int) -> str:
+    return f"{windows:,} window{'s' * (windows != 1)}"
 
 
 class _Curve:

@@ -11,13 +11,14 @@ python -m em3_jax.prepare check --data data/ml-100k
 import argparse
 import inspect
 import json
+import math
 import signal
 import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-from em3_jax import cli, paths
+from em3_jax import cli, paths, strict_json
 from em3_jax.data import times
 from em3_jax.data.checks import check_dataset
 from em3_jax.data.format import SPLITS, Dataset, hash_data, open_dataset
@@ -118,9 +119,9 @@ def _times(dataset: Dataset) -> str:
 
 def report(dataset: Dataset) -> str:
     """What a person wants to know of a dataset just made, as a few lines of text."""
-    meta, summary = dataset.meta, dataset.meta["summary"]
+    meta, summary = dataset.meta, strict_json.undefined_as_nan(dataset.meta["summary"])
     counts = {name: f"{count:,}" for name, count in meta["counts"].items()}
-    bayes = meta.get("bayes_auc", {})
+    bayes = strict_json.undefined_as_nan(meta.get("bayes_auc", {}))
     lines = [
         f"{dataset.root}: {meta['name']}",
         f"  {counts['interactions']} interactions, {counts['users']} users, {counts['items']} items, "
@@ -146,8 +147,10 @@ def report(dataset: Dataset) -> str:
         cells = [f"{value:>{len(name) + 3}}" for name, value in zip(header, values, strict=True)]
         lines.append(f"  {split:6}" + "".join(cells) + (f"   {bayes[split]:9.4f}" if bayes else ""))
     for name, share in summary["items_without"].items():
-        lines.append(f"  {share:.1%} of the items have no {name}")
-    lines += [f"  Bayes AUC, {name}: {value:.4f}" for name, value in bayes.items() if name not in SPLITS]
+        kind, _, own = name.partition(" ")
+        lines.append(f"  {share:.1%} of the items have no {own if kind == 'column' else name}")
+    named = {name: value for name, value in bayes.items() if name not in SPLITS}
+    lines += [f"  Bayes AUC, {name}: {value:.4f}" for name, value in named.items() if math.isfinite(value)]
     lines += [f"  note: {note}" for note in meta.get("notes", [])]
     return "\n".join(lines)
 

@@ -48,6 +48,25 @@ def test_a_report_is_printed(tmp_path, capsys):
     )
 
 
+def test_what_is_not_defined_is_left_out_of_a_report(tmp_path, capsys):
+    assert run("synthetic", "--out", tmp_path / "out", *SMALL, "--cold-share", "0", "--arrivals", "0.5") == 0
+    printed = capsys.readouterr().out
+    assert "600 interactions" in printed and "cold items" not in printed
+
+
+def test_texts_that_items_lack_are_told_by_their_names(tmp_path, capsys):
+    write_tables(tmp_path)
+    files = "--interactions", tmp_path / "clicks.csv", "--items", tmp_path / "items.csv"
+    assert run("table", *files, "--columns", "user=uid", "--item-text", "brand,tags", "--out", tmp_path / "out") == 0
+    assert "  25.0% of the items have no brand\n" in capsys.readouterr().out
+
+
+def test_help_names_no_default_that_is_empty(capsys):
+    assert run("table", "--help") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "(default )" not in printed and "(default 0.8,0.1,0.1)" in printed
+
+
 def test_checking_a_dataset_again(tmp_path, capsys):
     run("synthetic", "--out", tmp_path / "out", *SMALL)
     capsys.readouterr()

@@ -177,7 +177,7 @@ def test_over_http_the_same_whatever_the_types_of_json(movies):
         counts = {"candidates": 1, "history_fields.rating": 1}
         assert status == 200 and answer["unknown"] == counts and answer["known"] == [True, False]
         status, answer = client("POST", "/score", asked | {"candidates": [1], "strict": True})
-        words = "history_fields.rating: 'True' is not known; a strict request names what is known"
+        words = "history_fields.rating: 'True' is not known, which a strict request refuses"
         assert (status, answer) == (422, {"error": words})
         metrics = client("GET", "/metrics")[1]
         assert 'em3_unknown_values_total{field="history_fields.rating"} 1.0' in metrics
@@ -192,7 +192,7 @@ def test_what_is_not_known_is_counted_by_field_and_refused_if_strict(movies):
     asked = {"user": 1, "history": [1, 50, 181], "candidates": [172, 174]}
     junk = asked | {"history_fields": {"rating": ["junk", 5.25, 5]}}
     assert model.score(**junk).unknown == {"history_fields.rating": 2}
-    words = "history_fields.rating: 'junk' is not known; a strict request names what is known"
+    words = "history_fields.rating: 'junk' is not known, which a strict request refuses"
     assert user_error(lambda: strict.score(**junk)) == words
     assert user_error(lambda: model.score(**junk, strict=True)) == words
     assert strict.score(**junk, strict=False).unknown == {"history_fields.rating": 2}

@@ -195,7 +195,9 @@ def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
     """
     waiting = {name: job for name, job in jobs.items() if not job.is_finished()}
     done = set(jobs) - set(waiting)
-    say(f"{len(jobs)} runs: {len(done)} finished before, {len(waiting)} to do", flush=True)
+    if jobs:
+        count = f"{len(jobs):,} run{'s' * (len(jobs) > 1)}"
+        say(f"{count}: {len(done):,} finished before, {len(waiting):,} to do", flush=True)
     if not waiting:
         return
     began, finished, running = time.perf_counter(), 0, {}

@@ -101,7 +101,7 @@ def table(
         given or are in a table.
       events_table: files of events (user, item, time and the event fields) that are history and never an example.
       history_fields: name=column, of event fields that stand beside the column `history`, one value for each of its items.
-      history_separator: between the items of a history that is a text; default that of the others.
+      history_separator: between the items of a history that is a text; default that of `separator`.
       history_order: newest_last or newest_first.
       negatives: where every row is a click, so many items are set against each, of those clicked up to then by anybody (in
         splits up to the row's own), without those of its user.
@@ -165,6 +165,7 @@ def table(
         log, item, user, dropped = match(interactions, log, ends)
         log, history_notes = match_history(interactions, log, item, user, ends)
         outside, outside_notes = match_events(tables, outside, log, item, user, ends)
+        label_rule = clicks.rule(label or f"column {roles['label']}", bool(log.label.all()))
         ready = prepared(interactions, log, item, user, clicks)
         log, item, user = ready.log, ready.item, ready.user
         dropped |= ready.dropped
@@ -179,7 +180,7 @@ def table(
         )  # fmt: skip
         account = rows_of_file(interactions.rows, int((~ready.drawn).sum()), dropped)
         sources = [source for source in (interactions, items, users, tables) if source is not None]
-        notes = [*item_part.notes, *user_part.notes, *log.notes, *_notes(interactions, dropped)]
+        notes = [*item_part.notes, *user_part.notes, *log.notes]
         notes += [*history_notes, *outside_notes, *ready.notes]
         notes += [note for source in sources for note in source.notes]
         notes += [f"{interactions.name} was not in the order of time and has been sorted"] if was_unsorted else []
@@ -196,7 +197,7 @@ def table(
             },
             text_columns=item_part.text_columns,
             provenance=f"own tables: {', '.join(source.name for source in sources)}",
-            label_rule=clicks.rule(label or f"column {roles['label']}"),
+            label_rule=label_rule,
             split_rule=split if split.startswith("column:") else f"by time, shares {split}",
             source_hash=hash_files([file for source in sources for file in source.files]),
             time_unit=log.time_unit,
@@ -220,10 +221,6 @@ def _roles(columns: dict[str, str]) -> dict[str, str]:
 
 def _fields(encoded: dict[str, Encoded]) -> tuple[Field, ...]:
     return tuple(Field(name, len(values) + FIRST_KNOWN) for name, (_, values) in encoded.items())
-
-
-def _notes(interactions: Source, dropped: dict[str, int]) -> list[str]:
-    return [f"{count} rows of {interactions.name} dropped: {why}" for why, count in dropped.items()]
 
 
 def _image_root(items: Source, image_root: str | Path | None) -> Path:

@@ -26,12 +26,15 @@ class Clicks(NamedTuple):
         """Whether every row may be a click."""
         return self.as_retrieval or self.negatives > 0
 
-    def rule(self, label: str) -> str:
-        """What a label says, where `label` is the rule for rows of the table."""
+    def rule(self, label: str, only_clicks: bool) -> str:
+        """What a label says, where `label` is the rule for rows of the table, or they are `only_clicks`."""
         if self.negatives:
             how = "uniformly" if self.by == "uniform" else "by their clicks so far"
             return f"every row is 1, against {self.negatives} items drawn {how} (seed {self.seed}), which are 0"
-        return f"{label}; rows that are 1 alone, each pair of user and item once" if self.as_retrieval else label
+        if not self.as_retrieval:
+            return label
+        kept = "every row is 1" if only_clicks else f"{label}, rows that are 1 alone"
+        return f"{kept}, each pair of user and item once"
 
 
 class Ready(NamedTuple):
