@@ -13,6 +13,7 @@ from em3_jax.types import UserError
 METRICS = "metrics.jsonl"  # as `logs.MetricWriter` writes it
 COLORS = ("#2563c9", "#d9541e", "#138a5e", "#a8329a", "#8a6a00", "#0e86a5", "#c2253f", "#6b5bd2")
 COLORS_ON_DARK = ("#6ea8ff", "#ff8f5c", "#4cc994", "#e27fd2", "#d8b33f", "#4fc8e6", "#ff7387", "#a79bff")
+DOTS = (1, 2)  # of a line that another is to be seen against
 DASHES = ((), (6, 3), (2, 2))  # the ninth run has the first one's colour, dashed
 COLUMNS = 3
 
@@ -26,6 +27,7 @@ class Line(NamedTuple):
       y: [n] what is drawn; NaN leaves a gap.
       steps: [n] training steps, where x is something else.
       best: index of the best step; None has no mark.
+      beside: what the value is to be seen against, drawn thin and dotted; "" is the value itself.
     """
 
     run: int
@@ -33,6 +35,7 @@ class Line(NamedTuple):
     y: Sequence[float]
     steps: Sequence[int] = ()
     best: int | None = None
+    beside: str = ""
 
     def is_drawn(self) -> bool:
         return any(map(math.isfinite, self.y))
@@ -132,6 +135,7 @@ def draw(panels: list[Panel], names: list[str], x_label: str, out: Path) -> None
         if panel.from_zero:
             axis.set_ylim(bottom=0)
         axis.grid(alpha=0.25)
+        axis.ticklabel_format(useOffset=False)  # whole numbers, not what is to be added to one in the corner
         axis.spines[["top", "right"]].set_visible(False)
         for scale, (_, most) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
             if most >= 1000:
@@ -146,7 +150,8 @@ def draw(panels: list[Panel], names: list[str], x_label: str, out: Path) -> None
 
 def _draw_line(axis, line: Line):
     color, dash = COLORS[line.run % len(COLORS)], DASHES[line.run // len(COLORS) % len(DASHES)]
-    handle = axis.plot(line.x, line.y, linewidth=1.6, color=color, dashes=dash)[0]
+    width, dash = (1, DOTS) if line.beside else (1.6, dash)
+    handle = axis.plot(line.x, line.y, linewidth=width, color=color, dashes=dash)[0]
     dots = alone(line.y)
     axis.plot([line.x[k] for k in dots], [line.y[k] for k in dots], "o", markersize=4, color=color)
     if line.best is not None:

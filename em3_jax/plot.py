@@ -34,6 +34,8 @@ FIRST = {
 """Group -> the values that stand first in it; all others follow by name. `further` is on the page alone, folded."""
 TITLES = {"train/loss": "training loss", SPEED: "examples per second", WAIT: "share of time waiting for input"}
 CAPITALS = {name: name.upper() for name in ("auc", "gauc", "qauc", "ndcg", "map", "cic", "sqdc", "id")}
+BESIDE = {"_uniform": "uniform"}
+"""End of a name -> what it is; such a value is drawn in the panel of the name without it, which it is to compare with."""
 LARGEST = 3.5e38  # number that an f32 holds, or nearly
 AGAINST = {"steps": "step", "time": "minutes of training and validation"}
 
@@ -151,6 +153,7 @@ def choose(runs: list[Run], wanted: tuple[str, ...]) -> list[str]:
     order = {name: (k, n) for k, names in enumerate(FIRST.values()) for n, name in enumerate(names)}
     groups = list(FIRST)
     defined = {n for run in runs for n, steps in run.values.items() if any(map(math.isfinite, steps.values()))}
+    defined -= {beside for name in defined for beside, _ in _beside(name)}
     names = sorted(defined, key=lambda name: (order.get(name, (groups.index(group_of(name)), len(order))), name))
     if not names:
         raise UserError(f"{runs[0].folder / METRICS}: all that is logged is NaN; there is nothing to draw")
@@ -170,6 +173,11 @@ def choose(runs: list[Run], wanted: tuple[str, ...]) -> list[str]:
 def _known(word: str, names: list[str]) -> str:
     own = {name.partition("/")[2] if "/" not in word else name for name in names}
     return nearest(word, own | {group_of(name) for name in names})
+
+
+def _beside(name: str) -> list[tuple[str, str]]:
+    """(logged name, what it is) of the values that stand in the panel of `name`."""
+    return [(name + end, what) for end, what in BESIDE.items()]
 
 
 def title(name: str) -> str:
@@ -193,20 +201,30 @@ def make_panels(runs: list[Run], names: list[str], smooth: int = 1, against: str
     clocks = [minutes(run) if against == "time" else None for run in runs]
     result = []
     for name in names:
-        lines = []
-        for number, (run, clock) in enumerate(zip(runs, clocks, strict=True)):
-            if not (logged := run.values.get(name)):
-                continue
-            of_validation = name.startswith("valid/")
-            y = panels.running_mean(list(logged.values()), 1 if of_validation else smooth)
-            steps = list(logged)
-            x = [clock["valid" if of_validation else "train"][step] for step in steps] if clock else steps
-            best = steps.index(run.best_step) if of_validation and run.best_step in logged else None
-            line = Line(number, x, y, steps, best if best is None or math.isfinite(y[best]) else None)
-            lines += [line] if line.is_drawn() else []
+        lines, whats = [], []
+        for logged, what in [(name, ""), *_beside(name)]:
+            found = [
+                _line(number, run, clock, logged, smooth, what)
+                for number, (run, clock) in enumerate(zip(runs, clocks, strict=True))
+                if run.values.get(logged)
+            ]
+            found = [line for line in found if line.is_drawn()]
+            lines += found
+            whats += [what] if found and what else []
         group = group_of(name)
-        result.append(Panel(name, title(name), lines, from_zero=group == "speed", group=group))
+        text = title(name) + (f" (dotted: {', '.join(whats)})" if whats else "")
+        result.append(Panel(name, text, lines, from_zero=group == "speed", group=group))
     return result
+
+
+def _line(number: int, run: Run, clock: dict | None, name: str, smooth: int, beside: str) -> Line:
+    """The line of one run's logged values, see `make_panels`."""
+    logged, of_validation = run.values[name], name.startswith("valid/")
+    y = panels.running_mean(list(logged.values()), 1 if of_validation else smooth)
+    steps = list(logged)
+    x = [clock["valid" if of_validation else "train"][step] for step in steps] if clock else steps
+    best = steps.index(run.best_step) if of_validation and run.best_step in logged else None
+    return Line(number, x, y, steps, best if best is None or math.isfinite(y[best]) else None, beside)
 
 
 def summary(runs: list[Run]) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ import html
 import math
 
 from em3_jax import strict_json
-from em3_jax.panels import COLORS, COLORS_ON_DARK, DASHES, Panel
+from em3_jax.panels import COLORS, COLORS_ON_DARK, DASHES, DOTS, Panel
 
 GROUPS = {
     "losses": "Losses",
@@ -40,7 +40,8 @@ def page(
     """
     groups = [group for group in GROUPS if any(panel.group == group for panel in panels)]
     sections = "".join(_section(group, panels, folded and group == FOLDED and len(groups) > 1) for group in groups)
-    data = {"runs": names, "x": x_label, "dashes": DASHES, "colors": len(COLORS), "panels": [_plain(p) for p in panels]}
+    data = {"runs": names, "x": x_label, "dashes": DASHES, "dots": DOTS, "colors": len(COLORS)}
+    data |= {"panels": [_plain(panel) for panel in panels]}
     # No "<" is left, so no name can end the script.
     text = strict_json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     heading = html.escape(", ".join(names))
@@ -63,7 +64,8 @@ def _plain(panel: Panel) -> dict:
     for line in panel.lines:
         y = [value if math.isfinite(value) else None for value in line.y]
         steps = {} if list(line.x) == list(line.steps) else {"steps": list(line.steps)}
-        lines.append({"run": line.run, "x": list(line.x), "y": y, "best": line.best} | steps)
+        beside = {"beside": line.beside} if line.beside else {}
+        lines.append({"run": line.run, "x": list(line.x), "y": y, "best": line.best} | steps | beside)
     return {"name": panel.name, "zero": panel.from_zero, "lines": lines}
 
 
@@ -230,7 +232,8 @@ function draw(box) {
 }
 
 function drawLine(svg, line, px, py) {
-  const style = color(line.run), dash = data.dashes[Math.floor(line.run / data.colors) % data.dashes.length];
+  const style = color(line.run) + (line.beside ? "; stroke-width: 1" : "");
+  const dash = line.beside ? data.dots : data.dashes[Math.floor(line.run / data.colors) % data.dashes.length];
   let path = "", open = false;
   line.y.forEach((y, k) => {
     if (y !== null) path += `${open ? "L" : "M"}${px(line.x[k]).toFixed(1)} ${py(y).toFixed(1)}`;
@@ -267,7 +270,7 @@ function hover(svg, lines, left, right, px, py, width) {
       if (x < line.x[0] || x > line.x[line.x.length - 1]) continue;  // not begun, or over
       const row = make(tip, "div", {style: color(line.run)});
       make(row, "i", {class: "swatch"});
-      make(row, "span", {}, data.runs[line.run]);
+      make(row, "span", {}, data.runs[line.run] + (line.beside ? `, ${line.beside}` : ""));
       const where = bySteps ? (line.x[k] === x ? "" : ` at ${line.x[k].toLocaleString("en")}`)
         : ` at step ${line.steps[k].toLocaleString("en")}`;
       make(row, "em", {style: "font-style: normal"}, (y === null ? "undefined" : shown(y)) + where);

@@ -111,6 +111,17 @@ def test_what_is_drawn_is_what_was_logged(run, tmp_path, monkeypatch, capsys):
     assert "<td>60</td><td>auc 0.8000 at step 40</td><td>50</td><td>25.0%</td>" in text
 
 
+def test_an_entropy_stands_beside_that_of_uniform_weights(tmp_path, monkeypatch):
+    name = "train/content_attention_entropy"
+    lines = [{"step": k, name: 3.0 / k, f"{name}_uniform": 3.5} for k in (1, 2, 3)]
+    command(monkeypatch, write(tmp_path / "run", lines), "--out", tmp_path / "p")
+    assert [panel["name"] for panel in embedded(tmp_path / "p.html")["panels"]] == [name]
+    entropy, uniform = panel(tmp_path / "p.html", name)["lines"]
+    assert entropy["y"] == [3.0, 1.5, 1.0] and "beside" not in entropy
+    assert uniform["y"] == [3.5] * 3 and uniform["beside"] == "uniform" and uniform["run"] == 0
+    assert "content attention entropy (dotted: uniform)" in (tmp_path / "p.html").read_text()
+
+
 def test_the_picture_can_be_read_and_has_both_runs_colours(run, tmp_path, monkeypatch):
     other = write(tmp_path / "other", [train_line(10), valid_line(10, 0.5)], config())
     command(monkeypatch, run, other, "--out", tmp_path / "p.png")
@@ -141,7 +152,7 @@ def test_the_same_input_gives_the_same_files_in_the_first_runs_folder(run, monke
 )
 def test_where_files_are_written(tmp_path, out, files):
     (tmp_path / "there").mkdir()
-    assert plot.outputs(str(tmp_path / out), tmp_path) == (tmp_path / f"{files}.png", tmp_path / f"{files}.html")
+    assert plot.outputs(tmp_path / out, tmp_path) == (tmp_path / f"{files}.png", tmp_path / f"{files}.html")
 
 
 def test_of_a_resumed_run_the_later_lines_count(tmp_path):
