@@ -27,6 +27,11 @@ def number(value: float | None, form: str) -> str:
     return f"{value:{form}}" if value is not None and np.isfinite(value) else "-"
 
 
+def seeds(count: int) -> str:
+    """ "3 seeds"."""
+    return f"{count} seed{'s' * (count > 1)}"
+
+
 def interval(measured: dict) -> str:
     """ "+0.0012 to +0.0034" of a difference, "-" where none is known."""
     if not np.isfinite(measured.get("low", np.nan)):

@@ -72,7 +72,7 @@ def markdown(result: dict[str, Any], command: str) -> str:
     lines += [f"{note}\n" for note in result["notes"]]
     first = result["groups"][0]["rows"][0]
     lines += [
-        f"Test split, n = {first['n']:,}; {result['seeds']} seeds: mean ± standard deviation. ± rows: standard error of "
+        f"Test split, n = {first['n']:,}; {pages.seeds(result['seeds'])}: mean ± standard deviation. ± rows: standard error of "
         "the mean that the test rows leave, those of one user counted as one; 95 %: of the difference from the first row, "
         "over test rows. Gain over the first row as the paper counts it. p: paired t-test over the seeds against the first "
         "row (one seed: of the test rows), not corrected for the number of rows. Step and settings were chosen on "
@@ -173,7 +173,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             for row in group["rows"][1:]
         ]
     pages.plot(
-        panels, f"{metric.upper()} gain over the baseline of the same seed, % (n = {result['seeds']} seeds)", path
+        panels, f"{metric.upper()} gain over the baseline of the same seed, % (n = {pages.seeds(result['seeds'])})", path
     )
 
 

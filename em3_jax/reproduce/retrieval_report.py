@@ -101,7 +101,7 @@ def markdown(result: dict[str, Any], command: str) -> str:
             lines += ["", f"Not run, for want of item features: {', '.join(dataset['left_out'])}."]
         lines += ["", *_grids(dataset["rows"]), ""]
     lines += [
-        f"Test split; {result['seeds']} seeds: mean ± standard deviation. Validation chose the step of each run. Where a "
+        f"Test split; {pages.seeds(result['seeds'])}: mean ± standard deviation. Validation chose the step of each run. Where a "
         "grid was tried, each point ran on seed 0; the one with the best Recall@20 on validation ran on all seeds, and "
         "test was opened for it alone. Gain and p (paired t-test over the seeds, one seed: of the test users; not corrected "
         "for the number of rows) are of Recall@20 against FREEDOM, as is the 95 % interval of the difference over test "
@@ -178,7 +178,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         ]
         for dataset in result["datasets"]
     }
-    pages.plot(panels, f"Recall@20 on test (n = {result['seeds']} seeds)", path)
+    pages.plot(panels, f"Recall@20 on test (n = {pages.seeds(result['seeds'])})", path)
 
 
 def write(result: dict[str, Any], out: Path, command: str) -> str:
