@@ -171,10 +171,9 @@ class _Stream:
             print(
                 f"{parts.dataset.root}: does not say the unit of its times, made before datasets did; taken for {unit}"
             )
-        print(
-            f"{parts.dataset.root}: {total:,} rows in {_count(len(self.windows))}; {position.window:,} done",
-            flush=True,
-        )
+        windows = _count(len(self.windows))
+        done = f"{position.window:,} done"
+        print(f"{parts.dataset.root}: {total:,} rows in {windows}; {done}", flush=True)
         self.progress, stopped_by = Progress(total, position.row, unit="row"), "end"
         for number in range(position.window, len(self.windows)):
             window = self.windows[number]

@@ -135,7 +135,7 @@ def draw(panels: list[Panel], names: list[str], x_label: str, out: Path) -> None
         if panel.from_zero:
             axis.set_ylim(bottom=0)
         axis.grid(alpha=0.25)
-        axis.ticklabel_format(useOffset=False)  # whole numbers, not what is to be added to one in the corner
+        axis.ticklabel_format(useOffset=False)  # else a number in the corner is to be added
         axis.spines[["top", "right"]].set_visible(False)
         for scale, (_, most) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
             if most >= 1000:

@@ -35,7 +35,7 @@ FIRST = {
 TITLES = {"train/loss": "training loss", SPEED: "examples per second", WAIT: "share of time waiting for input"}
 CAPITALS = {name: name.upper() for name in ("auc", "gauc", "qauc", "ndcg", "map", "cic", "sqdc", "id")}
 BESIDE = {"_uniform": "uniform"}
-"""End of a name -> what it is; such a value is drawn in the panel of the name without it, which it is to compare with."""
+"""End of a name -> what it is; such a value is drawn in the panel of the name without it."""
 LARGEST = 3.5e38  # number that an f32 holds, or nearly
 AGAINST = {"steps": "step", "time": "minutes of training and validation"}
 
@@ -224,7 +224,8 @@ def _line(number: int, run: Run, clock: dict | None, name: str, smooth: int, bes
     steps = list(logged)
     x = [clock["valid" if of_validation else "train"][step] for step in steps] if clock else steps
     best = steps.index(run.best_step) if of_validation and run.best_step in logged else None
-    return Line(number, x, y, steps, best if best is None or math.isfinite(y[best]) else None, beside)
+    best = best if best is None or math.isfinite(y[best]) else None
+    return Line(number, x, y, steps, best, beside)
 
 
 def summary(runs: list[Run]) -> list[dict[str, str]]:

@@ -65,7 +65,8 @@ def _plain(panel: Panel) -> dict:
         y = [value if math.isfinite(value) else None for value in line.y]
         steps = {} if list(line.x) == list(line.steps) else {"steps": list(line.steps)}
         beside = {"beside": line.beside} if line.beside else {}
-        lines.append({"run": line.run, "x": list(line.x), "y": y, "best": line.best} | steps | beside)
+        plain = {"run": line.run, "x": list(line.x), "y": y, "best": line.best}
+        lines.append(plain | steps | beside)
     return {"name": panel.name, "zero": panel.from_zero, "lines": lines}
 
 
@@ -233,7 +234,8 @@ function draw(box) {
 
 function drawLine(svg, line, px, py) {
   const style = color(line.run) + (line.beside ? "; stroke-width: 1" : "");
-  const dash = line.beside ? data.dots : data.dashes[Math.floor(line.run / data.colors) % data.dashes.length];
+  const round = Math.floor(line.run / data.colors);
+  const dash = line.beside ? data.dots : data.dashes[round % data.dashes.length];
   let path = "", open = false;
   line.y.forEach((y, k) => {
     if (y !== null) path += `${open ? "L" : "M"}${px(line.x[k]).toFixed(1)} ${py(y).toFixed(1)}`;

@@ -149,8 +149,9 @@ def report(dataset: Dataset) -> str:
     for name, share in summary["items_without"].items():
         kind, _, own = name.partition(" ")
         lines.append(f"  {share:.1%} of the items have no {own if kind == 'column' else name}")
-    named = {name: value for name, value in bayes.items() if name not in SPLITS}
-    lines += [f"  Bayes AUC, {name}: {value:.4f}" for name, value in named.items() if math.isfinite(value)]
+    for name, value in bayes.items():
+        if name not in SPLITS and math.isfinite(value):
+            lines.append(f"  Bayes AUC, {name}: {value:.4f}")
     lines += [f"  note: {note}" for note in meta.get("notes", [])]
     return "\n".join(lines)
 

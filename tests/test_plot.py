@@ -152,7 +152,8 @@ def test_the_same_input_gives_the_same_files_in_the_first_runs_folder(run, monke
 )
 def test_where_files_are_written(tmp_path, out, files):
     (tmp_path / "there").mkdir()
-    assert plot.outputs(tmp_path / out, tmp_path) == (tmp_path / f"{files}.png", tmp_path / f"{files}.html")
+    written = tmp_path / f"{files}.png", tmp_path / f"{files}.html"
+    assert plot.outputs(tmp_path / out, tmp_path) == written
 
 
 def test_of_a_resumed_run_the_later_lines_count(tmp_path):

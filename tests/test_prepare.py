@@ -49,7 +49,8 @@ def test_a_report_is_printed(tmp_path, capsys):
 
 
 def test_what_is_not_defined_is_left_out_of_a_report(tmp_path, capsys):
-    assert run("synthetic", "--out", tmp_path / "out", *SMALL, "--cold-share", "0", "--arrivals", "0.5") == 0
+    options = *SMALL, "--cold-share", "0", "--arrivals", "0.5"
+    assert run("synthetic", "--out", tmp_path / "out", *options) == 0
     printed = capsys.readouterr().out
     assert "600 interactions" in printed and "cold items" not in printed
 
@@ -57,7 +58,8 @@ def test_what_is_not_defined_is_left_out_of_a_report(tmp_path, capsys):
 def test_texts_that_items_lack_are_told_by_their_names(tmp_path, capsys):
     write_tables(tmp_path)
     files = "--interactions", tmp_path / "clicks.csv", "--items", tmp_path / "items.csv"
-    assert run("table", *files, "--columns", "user=uid", "--item-text", "brand,tags", "--out", tmp_path / "out") == 0
+    options = "--columns", "user=uid", "--item-text", "brand,tags"
+    assert run("table", *files, *options, "--out", tmp_path / "out") == 0
     assert "  25.0% of the items have no brand\n" in capsys.readouterr().out
 
 

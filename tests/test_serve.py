@@ -98,9 +98,9 @@ REFUSED = [
     ("/score", ASKED | {"candidates": [[7]]}, 422, "candidates: an id is a number or a text, not list"),
     ("/score", ASKED | {"user": ["7" * 5000]}, 422, "user: an id is a number or a text, not list as '['777"),
     ("/score", ASKED | {"strict": "yes"}, 422, "strict: Input should be a valid boolean"),
-    ("/score", STRICT | {"candidates": [7, 1.5]}, 422, "candidates: '1.5' is not known, which a strict request refuses"),
+    ("/score", STRICT | {"candidates": [7, 1.5]}, 422, "candidates: '1.5' is not known"),
     ("/score", STRICT | {"history": ["x" * 5000] * 3}, 422, "history: '" + "x" * 100 + "' is not known"),
-    ("/score", STRICT | {"user": 1 << 80}, 422, f"user: '{1 << 80}' is not known, which a strict request refuses"),
+    ("/score", STRICT | {"user": 1 << 80}, 422, f"user: '{1 << 80}' is not known, which"),
     ("/score", ASKED | {"x" * 5000: 1}, 422, "x" * 100 + ": Extra inputs are not permitted"),
     ("/score", b'{"context": {"slot": ' + b"[" * 99999, 400, "Invalid JSON: recursion limit exceeded"),
     (

@@ -72,11 +72,12 @@ def markdown(result: dict[str, Any], command: str) -> str:
     lines += [f"{note}\n" for note in result["notes"]]
     first = result["groups"][0]["rows"][0]
     lines += [
-        f"Test split, n = {first['n']:,}; {pages.seeds(result['seeds'])}: mean ± standard deviation. ± rows: standard error of "
-        "the mean that the test rows leave, those of one user counted as one; 95 %: of the difference from the first row, "
-        "over test rows. Gain over the first row as the paper counts it. p: paired t-test over the seeds against the first "
-        "row (one seed: of the test rows), not corrected for the number of rows. Step and settings were chosen on "
-        "validation. The paper's numbers are of its own data.",
+        f"Test split, n = {first['n']:,}; {pages.seeds(result['seeds'])}: "
+        "mean ± standard deviation. ± rows: standard error of the mean that the test rows "
+        "leave, those of one user counted as one; 95 %: of the difference from the first row, over test rows. Gain over the "
+        "first row as the paper counts it. p: paired t-test over the seeds against the first "
+        "row (one seed: of the test rows), not corrected for the number of rows. Step and "
+        "settings were chosen on validation. The paper's numbers are of its own data.",
         "",
         *_search(result["search"]),
         "",
@@ -172,9 +173,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
             pages.Bar(row["label"], 100 * (np.array(row[metric]["values"]) / baseline - 1), row["paper_gain"])
             for row in group["rows"][1:]
         ]
-    pages.plot(
-        panels, f"{metric.upper()} gain over the baseline of the same seed, % (n = {pages.seeds(result['seeds'])})", path
-    )
+    what = f"{metric.upper()} gain over the baseline of the same seed, %"
+    pages.plot(panels, f"{what} (n = {pages.seeds(result['seeds'])})", path)
 
 
 def write(table: Table, root: Path, seeds: int, out: Path, command: str, searched: Mapping[str, list[dict]]) -> str:

@@ -101,12 +101,14 @@ def markdown(result: dict[str, Any], command: str) -> str:
             lines += ["", f"Not run, for want of item features: {', '.join(dataset['left_out'])}."]
         lines += ["", *_grids(dataset["rows"]), ""]
     lines += [
-        f"Test split; {pages.seeds(result['seeds'])}: mean ± standard deviation. Validation chose the step of each run. Where a "
-        "grid was tried, each point ran on seed 0; the one with the best Recall@20 on validation ran on all seeds, and "
-        "test was opened for it alone. Gain and p (paired t-test over the seeds, one seed: of the test users; not corrected "
-        "for the number of rows) are of Recall@20 against FREEDOM, as is the 95 % interval of the difference over test "
-        "users; ± users: the standard error of Recall@20 that they leave. Paper: as printed, chosen by the score on "
-        "test, one seed. Logs: what the logs released with it score on test at the grid point that validation chooses.",
+        f"Test split; {pages.seeds(result['seeds'])}: mean ± standard deviation. "
+        "Validation chose the step of each run. Where a grid was tried, each point ran on seed "
+        "0; the one with the best Recall@20 on validation ran on all seeds, and test was opened "
+        "for it alone. Gain and p (paired t-test over the seeds, one seed: of the test users; "
+        "not corrected for the number of rows) are of Recall@20 against FREEDOM, as is the 95 % "
+        "interval of the difference over test users; ± users: the standard error of Recall@20 "
+        "that they leave. Paper: as printed, chosen by the score on test, one seed. Logs: what "
+        "the logs released with it score on test at the grid point that validation chooses.",
         "",
         f"    {command}",
         "",

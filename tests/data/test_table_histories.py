@@ -273,11 +273,12 @@ def test_clicks_alone_as_pairs_for_retrieval(tmp_path):
     dropped = dataset.meta["rows"]["log.csv"]["dropped"]
     assert dropped["no click, and retrieval wants clicks alone"] == log["label"].count(0)
     assert sum(dropped.values()) == ROWS - len(best)
-    assert dataset.meta["label_rule"] == "column label, rows that are 1 alone, each pair of user and item once"
+    once = "each pair of user and item once"
+    assert dataset.meta["label_rule"] == f"column label, rows that are 1 alone, {once}"
     del log["label"]
     path = write(tmp_path / "clicks.csv", log)
     dataset = table(tmp_path / "clicks", interactions=path, split="column:part", as_retrieval=True)
-    assert dataset.meta["label_rule"] == "every row is 1, each pair of user and item once"
+    assert dataset.meta["label_rule"] == f"every row is 1, {once}"
 
 
 def test_what_is_said_of_clicks_alone(tmp_path):

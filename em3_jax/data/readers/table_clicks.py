@@ -27,7 +27,7 @@ class Clicks(NamedTuple):
         return self.as_retrieval or self.negatives > 0
 
     def rule(self, label: str, only_clicks: bool) -> str:
-        """What a label says, where `label` is the rule for rows of the table, or they are `only_clicks`."""
+        """What a label says; `label` is the rule for rows of the table, if not all are clicks."""
         if self.negatives:
             how = "uniformly" if self.by == "uniform" else "by their clicks so far"
             return f"every row is 1, against {self.negatives} items drawn {how} (seed {self.seed}), which are 0"
