@@ -170,12 +170,14 @@ class TargetAttention(nn.Module):
           history, mask: [B, T] i32 positions of the history in `items`; bool.
           events, event_position: of the events' own fields, see `gather_slots`; [R, W] where they weigh.
         """
+        is_plain = not self.events_weigh or events is None
+        # Slots first: the order of the program decides how XLA fuses it, and so its last bits.
+        slots = gather_slots(items, history, *(events, event_position) if is_plain else ())
         target, score = gather.rows(items, candidate), self.score(self.hidden)
-        if not self.events_weigh or events is None:
-            slots = gather_slots(items, history, events, event_position)
+        if is_plain:
             weight = masked_softmax(score(target, slots), mask)
             return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight
-        slots, width = gather_slots(items, history), events.shape[-1]
+        width = events.shape[-1]
         event = sum(gather.rows(events, event_position[..., k]) for k in range(event_position.shape[-1]))
         event = nn.LayerNorm(use_bias=False, use_scale=False, name="event_norm")(event)  # [B, T, W]
         of_event = jnp.einsum("bw,btw->bt", nn.Dense(width, name="event_query")(target), event)
