@@ -55,7 +55,10 @@ class Model(NamedTuple):
 def load(spec: str, split: str) -> Model:
     """The model of "name=workdir,workdir,..." (or just a workdir, which is then its own name)."""
     name, _, folders = spec.rpartition("=")
-    return of_runs(name or folders, list(map(paths.local, folders.split(","))), split)
+    named = [folder for folder in folders.split(",") if folder]
+    if not named:
+        raise UserError(f"'{spec}': names no run; write name=workdir or name=workdir,workdir")
+    return of_runs(name or folders, list(map(paths.local, named)), split)
 
 
 def of_runs(name: str, folders: Sequence[Path], split: str) -> Model:
@@ -207,6 +210,13 @@ def _legend(models: Sequence[Model]) -> str:
     return text
 
 
+def _write(path: Path, rows: dict[str, dict]) -> None:
+    try:
+        path.write_text(strict_json.dumps(rows, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --json") from None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="name=workdir[,workdir...]; the first is the baseline")
@@ -223,7 +233,7 @@ def main() -> None:
     rows = compare(models, args.metric)
     print(table(models, rows, args.metric, args.split))
     if args.json:
-        args.json.write_text(strict_json.dumps(rows, indent=1), encoding="utf-8")
+        _write(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,16 @@ def test_what_cannot_be_paired_is_refused(runs, tmp_path):
     assert "cannot be read" in user_error(compare.load, f"d={tmp_path / 'd'}", "test")
 
 
+def test_what_is_named_and_where_the_numbers_go(runs, tmp_path, monkeypatch):
+    assert _load(runs, "base", (0,)).seeds == compare.load(f"b={runs['base', 0]},", "test").seeds == [0]
+    assert "'b=': names no run" in user_error(compare.load, "b=", "test")
+    numbers = tmp_path / "nowhere" / "numbers.json"
+    monkeypatch.setattr(
+        "sys.argv", ["compare", *(f"{m}={runs[m, 0]}" for m in ("base", "better")), "--json", str(numbers)]
+    )
+    assert f"{numbers}: cannot be written (No such file" in user_error(compare.main)
+
+
 def test_single_runs_of_different_seeds_have_the_same_rows(runs):
     rows = compare.compare([_load(runs, "base", (0,)), _load(runs, "better", (2,))], "auc")
     assert 0 < rows["all"]["better"]["p"] < 1
