@@ -255,6 +255,35 @@ def test_negatives_for_clicks_alone(tmp_path, split, by):
     assert set(np.unique(dataset.events["item"])) <= set(item)
 
 
+@pytest.mark.parametrize("split", ["0.6,0.2,0.2", "column:part"])
+@pytest.mark.parametrize("kind", ["column", "table"])
+def test_no_negative_is_in_a_history_that_comes_with_the_log(tmp_path, kind, split):
+    rng = np.random.default_rng(3)
+    log, options = clicks(), {"negatives": 3, "split": split}
+    if kind == "column":  # names that nobody clicks among them; no item of a later click of the user
+        shown = [
+            [one for one in rng.choice([f"i{n}" for n in range(ITEMS)] + ["x"], 3) if not _clicked(log, k, one)]
+            for k in range(ROWS)
+        ]
+        log |= {"past": [" ".join(one) or "x" for one in shown]}
+        options |= {"columns": {"history": "past"}, "history_separator": " "}
+    else:
+        options |= {
+            "events_table": write(tmp_path / "events.csv", {n: v for n, v in outside().items() if n != "stars"})
+        }
+    dataset = table(tmp_path / "out", interactions=write(tmp_path / "log.csv", log), **options)
+    written, item = dataset.interactions, dataset.events["item"]
+    histories = [set(item[a:b].tolist()) for a, b in zip(written["history_start"], written["history_end"], strict=True)]
+    negatives = np.flatnonzero(written["label"] == 0)
+    assert len(negatives) > ROWS / 2 and sum(map(len, histories)) > ROWS / 2
+    assert not any(int(written["item"][k]) in histories[k] for k in negatives)
+
+
+def _clicked(log: dict, row: int, item: str) -> bool:
+    """Whether the user of a row clicks on the item in any other row."""
+    return any(log["user"][k] == log["user"][row] and log["item"][k] == item for k in range(ROWS) if k != row)
+
+
 def test_clicks_alone_as_pairs_for_retrieval(tmp_path):
     log = columns()
     path = write(tmp_path / "log.csv", log)

@@ -26,7 +26,7 @@ from em3_jax.data.readers.source import Paths, Source
 from em3_jax.data.readers.table_clicks import Clicks, check_clicks, prepared
 from em3_jax.data.readers.table_history import ORDERS, Events, Given, merged, read_events, read_given
 from em3_jax.data.readers.table_log import Log, read_log, require_order
-from em3_jax.data.readers.table_match import Ends, as_written, match, match_events, match_history
+from em3_jax.data.readers.table_match import Ends, as_written, match, match_events, match_history, taken
 from em3_jax.data.readers.table_part import Multi, check_multi, part_of_log, read_part
 from em3_jax.data.readers.table_times import AUTO, Times
 from em3_jax.data.writer import DatasetWriter
@@ -166,7 +166,7 @@ def table(
         log, history_notes = match_history(interactions, log, item, user, ends)
         outside, outside_notes = match_events(tables, outside, log, item, user, ends)
         label_rule = clicks.rule(label or f"column {roles['label']}", bool(log.label.all()))
-        ready = prepared(interactions, log, item, user, clicks)
+        ready = prepared(interactions, log, item, user, clicks, taken(log.history, outside, item_part))
         log, item, user = ready.log, ready.item, ready.user
         dropped |= ready.dropped
         for name, path in (features or {}).items():

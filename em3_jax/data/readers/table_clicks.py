@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from em3_jax.data.readers.log import chronological_split
-from em3_jax.data.readers.negatives import BY, draw_negatives
+from em3_jax.data.readers.negatives import BY, NOTHING, Taken, draw_negatives
 from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.table_log import Log
 from em3_jax.types import UserError
@@ -62,8 +62,10 @@ def check_clicks(options: Clicks) -> None:
         raise UserError("--negatives does not go with --as-retrieval, which wants clicks alone; leave one out")
 
 
-def prepared(source: Source, log: Log, item: np.ndarray, user: np.ndarray, options: Clicks) -> Ready:
-    """The interactions of a log, with negatives or as pairs where `options` ask for it."""
+def prepared(
+    source: Source, log: Log, item: np.ndarray, user: np.ndarray, options: Clicks, taken: Taken = NOTHING
+) -> Ready:
+    """The interactions of a log, with negatives (none of what is `taken`) or as pairs where `options` ask for it."""
     ready = Ready(log, item, user, np.zeros(len(item), bool), {}, [])
     if options.as_retrieval:
         return _pairs(ready)
@@ -77,7 +79,7 @@ def prepared(source: Source, log: Log, item: np.ndarray, user: np.ndarray, optio
     if not log.label.all():
         row = int(np.argmin(log.label))
         raise UserError(f"{source.place(row)}: no click, so the log has negatives of its own; leave --negatives out")
-    return _with_negatives(ready, options)
+    return _with_negatives(ready, options, taken)
 
 
 def _pairs(ready: Ready) -> Ready:
@@ -98,13 +100,14 @@ def _pairs(ready: Ready) -> Ready:
     return Ready(log.take(rows), ready.item[rows], ready.user[rows], ready.drawn[rows], dropped, [])
 
 
-def _with_negatives(ready: Ready, options: Clicks) -> Ready:
+def _with_negatives(ready: Ready, options: Clicks, taken: Taken) -> Ready:
     log, item, user = ready.log, ready.item, ready.user
     split = log.split
     if isinstance(split, tuple):  # before the negatives are there: none of them is cut off from its click
         split = np.empty(len(log.time), np.uint8)
         split[np.argsort(log.time, kind="stable")] = chronological_split(len(split), log.split)
-    drawn = draw_negatives(user, item, log.time, split, count=options.negatives, by=options.by, seed=options.seed)
+    how = {"count": options.negatives, "by": options.by, "seed": options.seed}
+    drawn = draw_negatives(user, item, log.time, split, taken=taken, **how)
     number = 1 + (drawn >= 0).sum(axis=1)
     rows = np.repeat(np.arange(len(item)), number)
     is_click = np.zeros(len(rows), bool)
@@ -112,6 +115,6 @@ def _with_negatives(ready: Ready, options: Clicks) -> Ready:
     items = item[rows]
     items[~is_click] = drawn[drawn >= 0]
     fewer = int((number <= options.negatives).sum())
-    notes = [f"{fewer} clicks, the first of the log, have fewer negatives: not enough items had been clicked"]
+    notes = [f"{fewer} clicks have fewer negatives: too few items had been clicked up to then that their users had not"]
     log = log._replace(split=split).take(rows)._replace(label=is_click)
     return Ready(log, items, user[rows], ~is_click, {}, notes if fewer else [])

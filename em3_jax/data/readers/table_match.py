@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from em3_jax.data.readers.encode import rows_of
 from em3_jax.data.readers.files import place
+from em3_jax.data.readers.negatives import NOTHING, Taken
 from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.table_history import Events, Given
 from em3_jax.data.readers.table_log import Log
@@ -163,6 +164,17 @@ def _split_of_events(columns: dict[str, np.ndarray], log: Log, item: np.ndarray,
     rank[by_number] = np.arange(count) - np.searchsorted(events[by_number], events[by_number])
     there = end > first
     result[there] = log.split[order][np.minimum(first + rank, end - 1)[there]]
+    return result
+
+
+def taken(given: Given | None, outside: dict[str, np.ndarray] | None, item_part: Part) -> Taken:
+    """What users have of a table of events and of histories that come with the rows, besides the rows."""
+    result = NOTHING
+    if outside is not None:
+        result = result._replace(**{name: outside[name] for name in ("user", "item", "time", "split")})
+    if given is not None:
+        row = np.repeat(np.arange(len(given.length)), given.length)
+        result = result._replace(row=row, shown=rows_of(given.item, item_part.table.column("id")))
     return result
 
 
