@@ -101,7 +101,8 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
     mesh = layout.mesh
     work = config_.part("config.task", config["task"], TASKS)(config, mesh, num_steps)
     if work.eval.metric not in work.headline:
-        raise UserError(f"config.eval.metric: {config_.nearest(work.eval.metric, work.headline)}")
+        known = config_.nearest(work.eval.metric, work.headline)
+        raise UserError(f"config.eval.metric={work.eval.metric}: not a metric of this run; {known}")
     fresh = step.make_init(work.task, work.make_tables, work.make_memory)
     root = jax.random.key(config["seed"])
     place = functools.partial(sharding.place, mesh, work.shards)

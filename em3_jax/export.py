@@ -92,8 +92,9 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
     parts = experiment.of_run(record, settings.data_root)
     if parts.task.lookup is None:
         raise UserError(
-            f"{directory}: a run of task {record['config']['task']} of this kind cannot be served: it scores no clicks, or needs "
-            "the words of a query; `python -m em3_jax.vectors` writes its embeddings"
+            f"{directory}: cannot be served: its task, {record['config']['task']}, scores no "
+            "clicks, or it reads the words of a query; "
+            "`python -m em3_jax.vectors` writes its embeddings"
         )
     with store.writing(out) as folder:
         previous = _previous(out) if settings.update else None

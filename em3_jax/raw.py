@@ -102,7 +102,7 @@ def _texts(dataset: Dataset, lengths: dict[str, int], vocabulary: int, known: st
             tokens[item, start : start + len(found), 0] = found
             mask[item, start : start + len(found)] = True
         start += length
-    facts = {"kind": "text", "encoder": "none, from scratch", "tokenizer": tokenizer.to_str()}
+    facts = {"kind": "text", "encoder": "word pieces, no encoder", "tokenizer": tokenizer.to_str()}
     return tokens, mask, facts | {"raw": {"fields": lengths, "vocabulary": tokenizer.get_vocab_size()}}
 
 
@@ -152,7 +152,7 @@ def _pictures(content: content_.Content, size: int):
         if found is not None:
             tokens[item, slot], mask[item, slot] = found, True
     unusable = sum(found is None for found in pixels)
-    facts = {"kind": "image", "encoder": "none, from scratch", "raw": {"shape": [size, size, 3]}}
+    facts = {"kind": "image", "encoder": "pixels, no encoder", "raw": {"shape": [size, size, 3]}}
     return tokens, mask, facts | {"counts": {"unusable": unusable}}
 
 

@@ -177,7 +177,7 @@ def test_a_run_fills_its_bank_and_the_bank_is_the_feature_store(shop, tmp_path):
     [
         ("patch", 3, "patch=3 does not divide the pictures of 'pixels', 8 x 8"),
         ("lengths", {"titel": 2}, "no such text field; did you mean 'title'"),
-        ("lengths", {"title": 0}, "lengths.title=0; give 1 or more"),
+        ("lengths", {"title": 0}, "lengths.title=0: give a whole number of 1 or more"),
     ],
 )
 def test_mistakes_in_the_layout(shop, key, value, message):

@@ -74,10 +74,11 @@ def markdown(result: dict[str, Any], command: str) -> str:
     lines += [
         f"Test split, n = {first['n']:,}; {pages.seeds(result['seeds'])}: "
         "mean ± standard deviation. ± rows: standard error of the mean that the test rows "
-        "leave, those of one user counted as one; 95 %: of the difference from the first row, over test rows. Gain over the "
-        "first row as the paper counts it. p: paired t-test over the seeds against the first "
-        "row (one seed: of the test rows), not corrected for the number of rows. Step and "
-        "settings were chosen on validation. The paper's numbers are of its own data.",
+        "leave, those of one user counted as one; 95 %: of the difference from the first row, "
+        "over test rows. Gain over the first row as the paper counts it. p: paired t-test over "
+        "the seeds against the first row (one seed: of the test rows), not corrected for the "
+        "number of rows. Step and settings were chosen on validation. The paper's numbers are "
+        "of its own data.",
         "",
         *_search(result["search"]),
         "",

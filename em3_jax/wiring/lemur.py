@@ -105,9 +105,7 @@ def _layouts(sets: list[FeatureSet], *, patch: int, lengths: Mapping[str, int]) 
                 f"config.data.features: '{features.name}' holds token ids of {features.manifest['encoder']}; set "
                 f"config.model.encoders.{features.name} to its folder, or make it with `python -m em3_jax.raw`"
             )
-    for name, length in lengths.items():
+    for name in lengths:
         if name not in fields:
             raise UserError(f"config.model.layout.lengths.{name}: no such text field; {config_.nearest(name, fields)}")
-        if length < 1:
-            raise UserError(f"config.model.layout.lengths.{name}={length}; give 1 or more")
     return result
