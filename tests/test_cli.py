@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,14 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     process.stdout.close()  # as `| head -1` does
     assert process.stderr.read() == ""
     assert process.wait() == 141
+
+
+def test_reproduce_of_an_installed_package_says_where_to_call_it(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "em3_jax").symlink_to(Path(__file__).parent.parent / "em3_jax")  # without train.py beside it
+    command = [sys.executable, "-S", "-m", "em3_jax.reproduce", "--help"]
+    found = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True
+    )
+    assert found.returncode == 2 and found.stderr.count("\n") == 1
+    assert found.stderr.startswith("error: ") and "call it in a checkout" in found.stderr
