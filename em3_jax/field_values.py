@@ -3,6 +3,8 @@
 Letters: n values.
 """
 
+import decimal
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +16,20 @@ from em3_jax.values import canonical
 
 LONGEST_ECHO = 100  # characters of a request that are repeated when it is refused
 _NOT_KNOWN = -1
+_NUMBERS = (int, float, decimal.Decimal, np.number)
+_PADDED = re.compile(r"-?(?:0|[1-9]\d*)\.\d*0", re.ASCII)
+
+
+def _padded_numbers(written: dict[str, int]) -> dict[str, int]:
+    """Canonical form of a number -> the id of the one value that writes it with zeros at its end, as 4.50.
+
+    As texts these are names, 1.10 another one than 1.1; but a number has no other way to name them.
+    """
+    found: dict[str, list[int]] = {}
+    for text, id_ in written.items():
+        if _PADDED.fullmatch(text):
+            found.setdefault(canonical(decimal.Decimal(text)), []).append(id_)
+    return {form: ids[0] for form, ids in found.items() if len(ids) == 1}
 
 
 class Unknown:
@@ -59,6 +75,7 @@ class FieldValues:
         written = {str(value): FIRST_KNOWN + k for k, value in enumerate(values)}
         forms = {canonical(value): FIRST_KNOWN + k for k, value in reversed([*enumerate(values)])}
         self._ids = forms | written  # both: datasets prepared before values had one form say 5.0
+        self._of_numbers = _padded_numbers(written)
 
     def ids(self, values: Sequence) -> tuple[np.ndarray, np.ndarray]:
         """([n] i64 ids, [n] bool whether the value is known, or said to be missing).
@@ -79,7 +96,12 @@ class FieldValues:
         if isinstance(value, str) and value in self._ids:
             return self._ids[value]
         form = canonical(value)
-        return UNKNOWN if form is None else self._ids.get(form, _NOT_KNOWN)
+        if form is None:
+            return UNKNOWN
+        known = self._ids.get(form, _NOT_KNOWN)
+        if known == _NOT_KNOWN and isinstance(value, _NUMBERS) and not isinstance(value, bool):
+            return self._of_numbers.get(form, _NOT_KNOWN)
+        return known
 
     def _own_id(self, value: Any) -> int:
         form = canonical(value)
