@@ -54,12 +54,14 @@ def shop(tmp_path_factory):
         item_fields=("kind",),
         item_text=("title",),
     )
+    raw.raw(folder / "data", text={"title": "3", "kind": "2"}, vocabulary=64, name="words")
+    raw.raw(folder / "data", image_size=8, images=folder / "images", name="pixels")
     return folder
 
 
 def test_texts_become_word_pieces_field_by_field(shop):
-    manifest = raw.raw(shop / "data", text={"title": "3", "kind": "2"}, vocabulary=64, name="words")
     features = open_dataset(shop / "data").features("words")
+    manifest = features.manifest
     assert features.is_raw and manifest["raw"]["fields"] == {"title": 3, "kind": 2}
     assert features.tokens.shape == (24, 5, 1) and features.tokens.max() < manifest["raw"]["vocabulary"] <= 64
     titles = open_dataset(shop / "data").item_table.column("title").to_pylist()
@@ -118,8 +120,8 @@ def test_a_text_that_looks_like_a_piece_of_the_tokenizer_is_text(shop):
 
 
 def test_pictures_become_pixels_and_what_cannot_be_read_is_masked(shop):
-    manifest = raw.raw(shop / "data", image_size=8, images=shop / "images", name="pixels")
     features = open_dataset(shop / "data").features("pixels")
+    manifest = features.manifest
     assert features.tokens.shape == (24, 1, 8 * 8 * 3) and features.tokens.dtype == np.uint8
     assert np.flatnonzero(~features.mask[:, 0]).tolist() == [5, 7] and manifest["counts"]["unusable"] == 1
     expected = Image.open(shop / "images" / "i2.png").resize((8, 8), Image.Resampling.BICUBIC)
