@@ -251,6 +251,7 @@ BAD = {
     "label NaN": (with_value("interactions", "rating", 3, "nan"), {}, r"interactions.csv line 5: label 'rating' is nan"),
     "label not 0/1": ({}, {"label": None, "columns": MAPPING["columns"] | {"label": "rating"}}, r"'rating' is .*--label"),
     "label rule": ({}, {"label": "rating is good"}, r"label rule 'rating is good': write"),
+    "number of a label rule": ({}, {"label": "rating>=4.5.1"}, r"label rule 'rating>=4\.5\.1': write"),
     "unknown item": ({"items": tables()["items"].slice(0, 7)}, {}, r"interactions.csv line \d+: item 'f' is not in .*--drop"),
     "unknown user": ({"users": tables()["users"].slice(1)}, {}, r"interactions.csv line \d+: user 'u0' is not in .*users"),
     "item twice": ({"items": ITEM_TWICE}, {}, r"items.csv line 10: id b occurs a second time"),
