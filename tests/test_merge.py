@@ -12,7 +12,7 @@ import pytest
 
 import eval as evaluation
 import train
-from em3_jax import experiment, merge, workdir
+from em3_jax import experiment, merge, publish, workdir
 from em3_jax.checkpoint import Checkpoints
 from tests.conftest import ROOT, user_error
 from tests.test_lora_phases import first, phase_two  # noqa: F401
@@ -123,7 +123,7 @@ def test_an_interrupted_merge_leaves_no_run(second, tmp_path, monkeypatch, faili
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    target = {"save": (Checkpoints, "save"), "close": (Checkpoints, "wait"), "write": (Path, "replace")}[failing]
+    target = {"save": (Checkpoints, "save"), "close": (Checkpoints, "wait"), "write": (publish, "replace")}[failing]
     monkeypatch.setattr(*target, stop)
     with pytest.raises(KeyboardInterrupt):
         merge.merge(second, tmp_path / "out")
@@ -136,7 +136,8 @@ def test_a_killed_merge_leaves_nothing_that_evaluation_takes(second, tmp_path):
         f"merge.merge({str(second)!r}, {str(tmp_path / 'out')!r})"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 9
-    (left,) = tmp_path.iterdir()
+    (left,) = tmp_path.glob(".out.tmp-*")
+    assert {path.name for path in tmp_path.iterdir()} <= {left.name, ".out.lock"}
     assert left.name.startswith(".out.tmp-") and (left / "checkpoints" / "best").is_dir()
     for folder in (left, tmp_path / "out"):
         assert "run.json: file missing" in user_error(evaluation.evaluate, folder, "test")

@@ -115,7 +115,7 @@ def test_the_own_loss_is_the_one_that_is_minimised(planted, in_folder):
         ("broken:A", "No module named 'nothing_of_that_name', which it imports; install it"),
         ("faulty:A", "SyntaxError"),
         ("mine:FlatFusion", "the fusion module gives shape (3,), not [S, D]"),
-        ("fq_former_", "did you mean 'fq_former'?, or my_file:MyPart for your own"),
+        ("fq_former_", "or my_file:MyPart for your own; did you mean 'fq_former'?"),
     ],
 )
 def test_mistakes_in_own_parts_are_one_line(planted, in_folder, name, message):

@@ -145,7 +145,7 @@ def test_scores_do_not_depend_on_the_number_of_devices(planted):
     [
         (("tables/.*", "tabels/.*"), "'tabels/.*' matches nothing"),
         (("step",), "step of shape [] does not divide"),
-        (("(",), "is no regular expression"),
+        (("(",), "each a regular expression"),
     ],
 )
 def test_patterns_that_cannot_be_meant_are_refused(planted, by_rows, words):

@@ -49,7 +49,8 @@ class Analysed(NamedTuple):
       spaces: key -> space.
       frozen_sets: feature sets that make the frozen space.
       independent: a space of content that the model does not read, to measure in; None without one.
-      shown: [I] i64, training showings: rows that have the item as candidate, and events in training histories.
+      shown: [I] i64, training showings: rows that have the item as candidate, and events that the model read in
+        training histories.
       clicks: [I] i64, clicks among the former.
     """
 
