@@ -23,7 +23,13 @@ def predict(source: EvaluationSource, predict_batch: Callable, place: Callable |
       predict_batch: batch -> logits [B] on the device.
       place: moves batches to the devices, see `pipeline.batches`.
     """
-    results = [predict_batch(batch) for batch in batches(source, place=place)]  # dispatched ahead, fetched at the end
+    # Dispatched ahead and fetched at the end, but in turn where devices are simulated: they share threads, and
+    # programs in flight that each wait for all devices can keep each other waiting for ever.
+    in_turn = jax.default_backend() == "cpu" and jax.device_count() > 1
+    results = []
+    for batch in batches(source, place=place):
+        result = predict_batch(batch)
+        results.append(jax.block_until_ready(result) if in_turn else result)
     return np.concatenate(jax.device_get(results))[: len(source.rows)]
 
 

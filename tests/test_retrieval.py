@@ -245,7 +245,7 @@ def test_a_folder_with_an_empty_validation_split_is_refused_by_prepare(tmp_path,
 MISTAKES = {
     "model": (("model", "retrieval"), "fredom", r"config\.model\.retrieval='fredom'.*did you mean 'freedom'"),
     "setting": (("model", "retrieval_settings", "layer"), 2, r"config\.model\.retrieval_settings\.layer: unknown key"),
-    "metric": (("eval", "metric"), "recal@20", r"config\.eval\.metric: did you mean 'recall@20'"),
+    "metric": (("eval", "metric"), "recal@20", r"config\.eval\.metric=recal@20: .*did you mean 'recall@20'"),
     "activity": (("eval", "activity"), (5, 1), r"config\.eval\.activity: .* must ascend"),
     "data key": (("data", "label"), "click", r"config\.data\.label: unknown key"),
     "section": (("tables",), {}, r"config\.tables: unknown key"),
