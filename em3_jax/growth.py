@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from em3_jax import sharding, trained_rows, workdir
+from em3_jax import publish, sharding, trained_rows, workdir
 from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.canonical import forms_of
 from em3_jax.data.format import Dataset
@@ -260,17 +259,7 @@ def _path(directory: str | Path, data_hash: str) -> Path:
 def remember(directory: str | Path, dataset: Dataset) -> None:
     """Keeps the vocabulary of a dataset in a run's folder, if it is not there."""
     path = _path(directory, dataset.meta["data_hash"])
-    if path.exists():
-        return
-    temporary = path.with_suffix(f".tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(vocabulary(dataset), temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another --workdir"
-        ) from None
+    publish.write_once(path, lambda file: pq.write_table(vocabulary(dataset), file))
 
 
 def recall(directory: str | Path, data_hash: str) -> pa.Table:

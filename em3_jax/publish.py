@@ -1,4 +1,4 @@
-"""Folders that appear whole: built out of sight, then put in their place, also where that is a link or a mount point.
+"""Files and folders that appear whole: built out of sight, then put in their place, also where that is a link or a mount point.
 
 A rename does it, beside the place. A mount point (the volume of a container) can be neither renamed nor replaced: there a
 folder is built within it, and what it holds is replaced entry by entry, the one that says what the folder is taken away first
@@ -7,7 +7,11 @@ and put there last. Whoever looks meanwhile, or after a kill, finds a folder tha
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
+
+from em3_jax.errors import UserError
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _NOT_OURS = ("lock", "lost+found")
@@ -75,3 +79,23 @@ def replace(built: Path, final: Path, last: str) -> None:
 
 def _ordered(folder: Path, first: str) -> list[str]:
     return sorted(os.listdir(folder), key=lambda name: (name != first, name))
+
+
+def write_once(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Makes a file of a run's folder where there is none yet; `write` gets it opened.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if path.exists():
+        return
+    temporary = path.with_suffix(f".tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another --workdir"
+        ) from None

@@ -9,14 +9,13 @@ A row that occurs several times counts as often as it occurs; of equal ones the 
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from em3_jax import rng
+from em3_jax import publish, rng
 from em3_jax.data import times
 from em3_jax.data.format import SPLITS, Dataset
 from em3_jax.types import UserError
@@ -58,19 +57,8 @@ def remember(directory: str | Path, dataset: Dataset, label: str) -> None:
     Args:
       label: config.data.label.
     """
-    path = _path(directory, dataset.meta["data_hash"])
-    if path.exists():
-        return
-    temporary = path.with_suffix(f".tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.save(file, fingerprints(dataset, dataset.split_rows("train", label)))
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another --workdir"
-        ) from None
+    path, rows = _path(directory, dataset.meta["data_hash"]), dataset.split_rows("train", label)
+    publish.write_once(path, lambda file: np.save(file, fingerprints(dataset, rows)))
 
 
 def recall(directory: str | Path, data_hash: str) -> np.ndarray:
