@@ -15,6 +15,11 @@ def get_config(arg: str = ""):
     config.data.root = "data/synthetic"
     config.data.features = ("image", "text")
     config.data.batch_size = 256
+    # Of 14 settings, IDs alone are best with these on validation (seed 0: 0.7275; with dropout and rates of
+    # configs/base.py 0.6903), and EM3 hardly minds (0.7952, 0.7938).
+    config.model.backbone_settings.dropout = 0.4
+    config.tables.learning_rate = 0.05
+    config.optim.learning_rate = 3e-3
     config.model.fusion_settings.dropout = 0.3  # validation AUC over 2 seeds: 0.7932, with 0.2 0.7919, without 0.7891
     config.model.cic.id_fields = ("item", "category")
     config.train.epochs = 20.0

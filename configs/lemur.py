@@ -80,6 +80,10 @@ def id_only(config):
     plain.model.backbone_settings = config.model.backbone_settings
     plain.data, plain.train = config.data, config.train
     plain.data.features = ()
+    # As in configs/em3_synthetic.py: what is best for IDs alone on the planted data's validation.
+    plain.model.backbone_settings.dropout = 0.4
+    plain.tables.learning_rate = 0.05
+    plain.optim.learning_rate = 3e-3
     return plain
 
 

@@ -17,6 +17,9 @@ def get_config(arg: str = ""):
     config.data.batch_size = 512
     config.data.history_length = 200
     config.data.unknown_floor.user = 0.3  # 86 % of the test rows have a user that training does not know
+    config.model.backbone_settings.dropout = 0.0  # IDs alone on validation: 0.7482, as on planted data 0.7447
+    config.tables.learning_rate = 0.02
+    config.optim.learning_rate = 1e-3
     config.train.eval_every = 40
     config.train.patience = 8
     return config

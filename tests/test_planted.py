@@ -81,7 +81,8 @@ def test_without_content_em3_falls_back_to_the_level_of_ids(id_only, em3, withou
 
 
 def test_bf16_reaches_the_auc_of_f32_on_validation(data, em3, em3_directory, tmp_path):
-    """The best step of f32 is step 750, the end of epoch 6."""
-    f32 = evaluation.evaluate(em3_directory / "-0", "valid")["slices"]["all"]["auc"]
-    bf16 = reports("", data, tmp_path, SEEDS[:1], "valid", {"precision": "bf16"}, epochs=6.0)[0]["all"]["auc"]
-    assert bf16 != f32 and abs(bf16 - f32) < 0.002
+    """On the mean of two seeds, since one seed's AUC moves by 0.002 with any change of the last bits."""
+    bf16 = reports("", data, tmp_path, SEEDS[:2], "valid", {"precision": "bf16"}, patience=1)
+    f32 = [evaluation.evaluate(em3_directory / f"-{seed}", "valid")["slices"] for seed in SEEDS[:2]]
+    of_bf16, of_f32 = ([slices["all"]["auc"] for slices in runs] for runs in (bf16, f32))
+    assert of_bf16 != of_f32 and abs(np.mean(of_bf16) - np.mean(of_f32)) < 0.002

@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 
 CHANGES = {
     "data.history_length": 20, "model.fusion_settings.width": 32, "model.fusion_settings.ffn_width": 64,
+    "model.backbone_settings.dropout": 0.0, "tables.learning_rate": 0.02, "optim.learning_rate": 1e-3,  # as of base.py
     "train.epochs": 12.0, "train.eval_every": 100, "train.patience": 2,
 }  # fmt: skip
 RUNS = (
