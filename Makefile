@@ -9,9 +9,9 @@ DEMO ?= runs/demo
 install: $(VENV)/installed
 
 # PIN=requirements-lock-py311.txt (or -py312) installs exactly the versions the project was tested with.
-$(VENV)/installed: requirements.txt pyproject.toml
+$(VENV)/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(PIN),-c $(PIN)) -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(PIN),-c $(PIN)) -e .[serve,encoders,analysis]
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
@@ -22,13 +22,13 @@ $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)/id_only $(DEMO)/em3
-	$(BIN)/python -m em3_jax.prepare synthetic --out $(DEMO)/data --overwrite
+	$(BIN)/em3 prepare synthetic --out $(DEMO)/data --overwrite
 	$(BIN)/python train.py --config=configs/em3_synthetic.py:id_only --config.data.root=$(DEMO)/data --workdir=$(DEMO)/id_only
 	$(BIN)/python train.py --config=configs/em3_synthetic.py --config.data.root=$(DEMO)/data --workdir=$(DEMO)/em3
 	$(BIN)/python eval.py --workdir=$(DEMO)/id_only > $(DEMO)/id_only.txt
 	$(BIN)/python eval.py --workdir=$(DEMO)/em3 > $(DEMO)/em3.txt
 	@echo
-	$(BIN)/python -m em3_jax.compare ID-only=$(DEMO)/id_only EM3=$(DEMO)/em3
+	$(BIN)/em3 compare ID-only=$(DEMO)/id_only EM3=$(DEMO)/em3
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=15

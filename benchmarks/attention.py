@@ -22,18 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import train
 from configs import base, em3_synthetic
-from em3_jax import cli, experiment, metrics, workdir
-from em3_jax.checkpoint import Checkpoints
+from em3_jax import cli, metrics, train
+from em3_jax.config.registry import score as score_part
+from em3_jax.core.errors import UserError
 from em3_jax.data.features import write_features
 from em3_jax.data.format import Dataset, open_dataset
 from em3_jax.data.readers.planted_interest import SHARPNESS
 from em3_jax.data.readers.planted_world import make_world
 from em3_jax.data.readers.synthetic import synthetic
 from em3_jax.models.fusion.fq_former import FusionQFormer
-from em3_jax.parts import score as score_part
-from em3_jax.types import UserError
+from em3_jax.training import experiment, rundir
+from em3_jax.training.checkpoint import Checkpoints
 
 WORLD = {"interactions": 30_000, "users": 900, "items": 1_000, "choices": 20.0, "image_tokens": 2, "text_tokens": 1}
 WIDTH = 32  # of content: a run takes half a minute of a core
@@ -110,7 +110,7 @@ def run(config, directory: Path) -> None:
 
 def evaluate(folders: list[Path], split: str) -> list[dict]:
     """Slice -> metric -> value of the best step of each run; they differ by seed alone, so one program scores them all."""
-    parts = experiment.of_run(workdir.read(folders[0]))
+    parts = experiment.of_run(rundir.read(folders[0]))
     reports = []
     for folder in folders:
         checkpoints = Checkpoints(folder)
@@ -132,7 +132,7 @@ def describe(directory: Path) -> str:
 
 def inside(directory: Path) -> list[str]:
     """What the attention sees of one training batch: with fresh parameters and at the best step."""
-    record = workdir.read(directory)
+    record = rundir.read(directory)
     model, parts = record["config"]["model"], experiment.of_run(record)
     batch, checkpoints = parts.source[0], Checkpoints(directory)
     best = checkpoints.restore(parts.shapes)[0]

@@ -19,10 +19,10 @@ import transformers
 from PIL import Image
 
 from benchmarks.timing import interleaved, milliseconds
-from em3_jax import encoding, sentences
 from em3_jax.data.content import Content
 from em3_jax.data.images import read_image
 from em3_jax.data.pipeline import batches
+from em3_jax.features import encoding, sentences
 
 SETTINGS = encoding.Settings(pooling="mean", normalize=False, precision="float32", random_weights=None)
 TORCH_BATCH = 32

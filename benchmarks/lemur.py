@@ -7,7 +7,7 @@ benchmarks/NOTES.md.
 """
 
 if __name__ == "__main__":
-    from em3_jax import allocator
+    from em3_jax.core import allocator
 
     allocator.keep_large_blocks()  # first: what is imported next starts threads
 
@@ -19,8 +19,9 @@ import jax
 
 from benchmarks.timing import interleaved, milliseconds
 from configs import lemur
-from em3_jax import experiment, memory
 from em3_jax.data.readers.synthetic import synthetic
+from em3_jax.tables import memory_bank
+from em3_jax.training import experiment
 
 LENGTHS = (50, 200, 1000)
 GRID = ((100, 100), (100, 20), (20, 20), (10, 10))
@@ -40,7 +41,7 @@ class Steps:
         self.state, self.step = self.parts.init(), 0
         if rows:
             width = self.state.memory["vector"].shape[1]
-            self.state = self.state.replace(memory=memory.init(rows, width))
+            self.state = self.state.replace(memory=memory_bank.init(rows, width))
         self.batches = [self.parts.place(self.parts.source[k]) for k in range(BATCHES)]
 
     def __call__(self):

@@ -7,7 +7,7 @@ not run. On an accelerator the allocator's peak stands beside it, of a process f
 """
 
 if __name__ == "__main__":
-    from em3_jax import allocator
+    from em3_jax.core import allocator
 
     allocator.keep_large_blocks()  # first: what is imported next starts threads
 
@@ -25,9 +25,10 @@ import numpy as np
 from benchmarks.ranking import Trainer, planted_config
 from benchmarks.timing import interleaved, milliseconds
 from configs import base
-from em3_jax import experiment, trees
+from em3_jax.core import trees
 from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.synthetic import synthetic
+from em3_jax.training import experiment
 
 FORMS = ("distinct items", "all slots")
 FUSIONS = ("fq_former", "masked_fq_former", "one_flow", "two_flow", "mean")

@@ -2,8 +2,8 @@
 
 EM3's ranking step of benchmarks/ranking.py (B 1024, T 50, D 64, N 6 tokens of 768, planted data), written a second time as one
 would write one's own in PyTorch: the same batch, parameters, losses, clipping, AdamW, and row-wise Adagrad on the touched rows.
-`tests/test_peer_torch.py` holds losses, gradients and updated parameters of both equal. Two forms: each distinct item encoded
-once, and each of the B x (1 + T) slots encoded. Results: benchmarks/NOTES.md.
+`tests/benchmarks/test_peer_torch.py` holds losses, gradients and updated parameters of both equal.
+Two forms: each distinct item encoded once, and each of the B x (1 + T) slots encoded. Results: benchmarks/NOTES.md.
 
 Forms take turns, each in a process of its own, as a user has it. In one process PyTorch's blocks lie where XLA's 300 MB of
 temporaries would, which are then mapped anew in every step (--one-process).
@@ -14,7 +14,7 @@ Letters: B batch, T history, S items, R distinct table rows, N content tokens, Q
 import sys
 
 if __name__ == "__main__" and "--default-malloc" not in sys.argv:
-    from em3_jax import allocator
+    from em3_jax.core import allocator
 
     allocator.keep_large_blocks()  # first: what is imported next starts threads. PyTorch gains by it as XLA does
 
@@ -35,10 +35,10 @@ import torch.nn.functional as F
 from benchmarks.ranking import Trainer, planted_config
 from benchmarks.timing import interleaved, milliseconds
 from configs import base
-from em3_jax import trees
+from em3_jax.core import trees
+from em3_jax.core.fields import Field, Fields, columns
+from em3_jax.core.types import Batch
 from em3_jax.data.readers.synthetic import synthetic
-from em3_jax.fields import Field, Fields, columns
-from em3_jax.types import Batch
 
 JAX = "JAX, distinct items"
 FORMS = [JAX, "torch, distinct items", "torch.compile, distinct", "torch, all slots"]
@@ -374,7 +374,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch; XLA takes all cores")
     parser.add_argument("--compile", action="store_true", help="torch.compile too, which needs a C++ compiler")
     parser.add_argument("--one-process", action="store_true", help="all forms in one process, and so in one heap")
-    parser.add_argument("--default-malloc", action="store_true", help="without em3_jax.allocator, to compare")
+    parser.add_argument("--default-malloc", action="store_true", help="without core.allocator, to compare")
     parser.add_argument("--serve", choices=FORMS, help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

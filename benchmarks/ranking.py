@@ -7,7 +7,7 @@ names some 6,000. `din` needs the shared MovieLens folder (--movielens). Results
 import sys
 
 if __name__ == "__main__" and "--default-malloc" not in sys.argv:
-    from em3_jax import allocator
+    from em3_jax.core import allocator
 
     allocator.keep_large_blocks()  # first: what is imported next starts threads
 
@@ -22,14 +22,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import train
 from benchmarks.timing import interleaved, milliseconds
 from configs import base, em3_movielens
-from em3_jax import experiment, sharding, tables
+from em3_jax import train
+from em3_jax.core import sharding
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.pipeline import batches
 from em3_jax.data.readers.movielens import movielens
 from em3_jax.data.readers.synthetic import synthetic
+from em3_jax.tables import id_table
+from em3_jax.training import experiment
 
 FUXICTR_DIN = 15_300  # examples/s of FuxiCTR 2.3.10 DIN on the same rows and kind of machine, 2 threads
 
@@ -71,7 +73,7 @@ class Trainer:
         row_id = self.batch["row_id"].astype(np.int64)
         self.batch["row_id"] = np.where(row_id < old, row_id * (rows // old), rows + row_id - old).astype(np.int32)
         optimizer = experiment.optim.row_optimizer(config.tables.optimizer, config.tables.learning_rate)
-        grown = tables.init(jax.random.key(0), rows, config.tables.width, 0.01, optimizer)
+        grown = id_table.init(jax.random.key(0), rows, config.tables.width, 0.01, optimizer)
         self.state = self.state.replace(tables=grown)
 
     def __call__(self):
@@ -169,7 +171,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(parts), help="which parts, comma-separated")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--movielens", type=Path, default=Path("../shared/data/ml-100k-posters"))
-    parser.add_argument("--default-malloc", action="store_true", help="without em3_jax.allocator, to compare")
+    parser.add_argument("--default-malloc", action="store_true", help="without core.allocator, to compare")
     args = parser.parse_args()
     print(f"jax {jax.__version__}, {jax.devices()}")
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ that stays the same; for whole epochs with input and evaluation see benchmarks/r
 """
 
 if __name__ == "__main__":
-    from em3_jax import allocator
+    from em3_jax.core import allocator
 
     allocator.keep_large_blocks()  # first: what is imported next starts threads
 
@@ -26,11 +26,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.timing import interleaved, milliseconds
 from configs import retrieval as configs
-from em3_jax import parts
+from em3_jax.config import registry
+from em3_jax.core.sparse import Adjacency, Entries, group_width, grouped, transposed
 from em3_jax.data.item_graph import item_graph
 from em3_jax.models.retrieval import Graphs, ItemGraph
 from em3_jax.models.retrieval.propagation import product, propagate
-from em3_jax.sparse import Adjacency, Entries, group_width, grouped, transposed
 
 BATCH, WIDTH, NEIGHBOURS, EDGE_DROPOUT = 2048, 64, 10, 0.8
 
@@ -145,7 +145,7 @@ def step_of(name: str, size: Size, graphs: Graphs, features: dict[str, jax.Array
         settings["modality_weights"] = {}  # equal ones
     if name == TWO_QUERIES:
         settings["fusion_settings"]["queries"] = 2
-    model = parts.retrieval(name.partition(",")[0], settings, size.users, size.items)
+    model = registry.retrieval(name.partition(",")[0], settings, size.users, size.items)
     random = np.random.default_rng(2)
     batch = [jnp.asarray(random.integers(0, count, BATCH), "i4") for count in (size.users, size.items, size.items)]
     keys = {stream: jax.random.key(k) for k, stream in enumerate(("params", "dropout", "negatives"))}

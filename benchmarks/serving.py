@@ -6,7 +6,7 @@ and 40 ms over HTTP with 4 clients. Results: benchmarks/NOTES.md.
 """
 
 if __name__ == "__main__":
-    from em3_jax import allocator
+    from em3_jax.core import allocator
 
     allocator.keep_large_blocks()  # first: what is imported next starts threads
 
@@ -26,10 +26,12 @@ from pathlib import Path
 import numpy as np
 
 from configs import base
-from em3_jax import experiment, export, id_index, store, workdir
-from em3_jax.checkpoint import Checkpoints
 from em3_jax.data.readers.synthetic import synthetic
-from em3_jax.serving import Model
+from em3_jax.export import command as export
+from em3_jax.serving import id_index, store
+from em3_jax.serving.service import Model
+from em3_jax.training import experiment, rundir
+from em3_jax.training.checkpoint import Checkpoints
 
 PARTS = ("export", "lookup", "score", "http")
 CANDIDATES, CLIENTS = 500, 4
@@ -44,7 +46,7 @@ def make_run(folder: Path, items: int) -> Path:
     config = config.to_dict()
     parts = experiment.build(config, lambda rows, size: 1)
     run, data_hash = folder / "run", parts.dataset.meta["data_hash"]
-    workdir.claim(run, config, data_hash, parts.feature_hashes)
+    rundir.claim(run, config, data_hash, parts.feature_hashes)
     checkpoints = Checkpoints(run, data_hash)
     checkpoints.save("best", parts.init(), {})
     checkpoints.wait()

@@ -12,7 +12,7 @@ import sys
 if __name__ == "__main__":
     if "--deterministic" in sys.argv:  # read when the first device is made
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-    from em3_jax import allocator
+    from em3_jax.core import allocator
 
     allocator.keep_large_blocks()  # first: what is imported next starts threads
 
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import interleaved, milliseconds
-from em3_jax import sparse
+from em3_jax.core import sparse
 
 GROUP = 8
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import train
 from configs import online as online_config
-from em3_jax import follow
+from em3_jax import train
+from em3_jax.data import follow
 
 
 def rows(first: int, count: int) -> str:

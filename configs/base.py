@@ -16,7 +16,7 @@ def ranking() -> ConfigDict:
             "seed": 0,  # of all that is drawn
             "task": "ranking",  # lemur and retrieval have recipes of their own
             "data": {
-                "root": "",  # a folder made by `python -m em3_jax.prepare`
+                "root": "",  # a folder made by `em3 prepare`
                 "label": "click",  # or a further label of the dataset
                 "features": (),  # feature sets that make the content tokens; "image[0]" takes one token slot
                 "placement": "auto",  # where the features lie; auto: on the device if they fit

@@ -1,6 +1,6 @@
 """EM3 on TikTok as MMRec folders have it: clicks against drawn negatives, with picture and sound features.
 
-python -m em3_jax.prepare mmrec --source <folder> --out data/tiktok --as-clicks --negatives 3 --seed 0
+em3 prepare mmrec --source <folder> --out data/tiktok --as-clicks --negatives 3 --seed 0
 python train.py --config=configs/em3_mmrec.py --workdir=runs/em3
 python train.py --config=configs/em3_mmrec.py:id_only --workdir=runs/id_only
 """

@@ -1,6 +1,6 @@
 """EM3 on MovieLens-100K with posters and titles.
 
-python -m em3_jax.prepare movielens --source <folder> --out data/ml-100k
+em3 prepare movielens --source <folder> --out data/ml-100k
 python train.py --config=configs/em3_movielens.py --workdir=runs/em3
 python train.py --config=configs/em3_movielens.py:id_only --workdir=runs/id_only
 
@@ -11,7 +11,7 @@ python train.py --config=configs/em3_movielens.py:conversion --workdir=runs/cvr
 
 With the encoders in the training step, frozen (or not: --config.optim.multipliers="(('^encoders/', 0.01),)"):
 
-python -m em3_jax.extract --data data/ml-100k --modality text --encoder <folder> --raw
+em3 extract --data data/ml-100k --modality text --encoder <folder> --raw
 python train.py --config=configs/em3_movielens.py:raw --config.model.encoders.text=<folder> --workdir=runs/raw
 
 Posters the same way: --modality image, --config.model.encoders.image=<folder>, and --config.data.features=image,text.

@@ -1,6 +1,6 @@
 """EM3 on planted data, where the best possible AUC is known. About a minute on 2 CPU cores.
 
-python -m em3_jax.prepare synthetic --out data/synthetic
+em3 prepare synthetic --out data/synthetic
 python train.py --config=configs/em3_synthetic.py --workdir=runs/em3
 python train.py --config=configs/em3_synthetic.py:id_only --workdir=runs/id_only
 """

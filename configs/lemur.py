@@ -1,12 +1,12 @@
 """LEMUR: the encoder trains inside the ranker, from raw content, and histories are read from a memory bank.
 
-python -m em3_jax.prepare synthetic --out data/raw --raw
+em3 prepare synthetic --out data/raw --raw
 python train.py --config=configs/lemur.py --config.data.root=data/raw --workdir=runs/lemur
 python eval.py --workdir=runs/lemur
 
 A converted checkpoint in the place of the scratch encoder's reading, its top layer training:
 
-python -m em3_jax.extract --data data/ml-100k --modality text --encoder <folder> --raw
+em3 extract --data data/ml-100k --modality text --encoder <folder> --raw
 python train.py --config=configs/lemur.py --config.data.root=data/ml-100k --config.data.features=text \
     --config.model.encoders.text=<folder> --config.optim.multipliers="(('^encoders/text/(?!layer5/)', 0.0),)" --workdir=runs/top1
 """

@@ -1,9 +1,9 @@
 """LEMUR on MovieLens-100K, from raw titles, genres and posters.
 
-python -m em3_jax.prepare movielens --source <folder> --out data/ml-100k
-python -m em3_jax.raw --data data/ml-100k --text title=12,genres=8 --vocabulary 2000 --name raw_text
-python -m em3_jax.raw --data data/ml-100k --image-size 32 --name raw_image
-python -m em3_jax.reproduce --table lemur --config configs/lemur_movielens.py --data data/ml-100k --seeds 3 --out reports/lemur-ml
+em3 prepare movielens --source <folder> --out data/ml-100k
+em3 raw --data data/ml-100k --text title=12,genres=8 --vocabulary 2000 --name raw_text
+em3 raw --data data/ml-100k --image-size 32 --name raw_image
+em3 reproduce --table lemur --config configs/lemur_movielens.py --data data/ml-100k --seeds 3 --out reports/lemur-ml
 """
 
 from configs import lemur

@@ -1,12 +1,12 @@
 """EM3 and LEMUR on a stream: trained once over time, each window of the log scored before it is trained on.
 
-python -m em3_jax.prepare synthetic --out data/drift --raw --drift 1 --arrivals 0.5 --cold-share 0 --users 800 --items 2000 \
+em3 prepare synthetic --out data/drift --raw --drift 1 --arrivals 0.5 --cold-share 0 --users 800 --items 2000 \
     --interactions 160000 --choices 10
 python train.py --config=configs/online.py:em3 --config.data.root=data/drift --workdir=runs/stream-em3
 python train.py --config=configs/online.py:lemur --config.data.root=data/drift --workdir=runs/stream-lemur
-python -m em3_jax.curves em3=runs/stream-em3 lemur=runs/stream-lemur --out curves.png
+em3 curves em3=runs/stream-em3 lemur=runs/stream-lemur --out curves.png
 
-A log that grows, mapping.toml holding the options of `python -m em3_jax.prepare table`:
+A log that grows, mapping.toml holding the options of `em3 prepare table`:
 
 python train.py --config=configs/online.py:id_only --config.stream.follow=mapping.toml --config.stream.window="1 hours" \
     --config.data.root=data/followed --workdir=runs/followed

@@ -1,7 +1,7 @@
 """EM3 on a dataset of your own: reads what it holds and chooses feature sets, id fields and sizes by it.
 
-python -m em3_jax.prepare table --interactions clicks.csv --items items.csv --item-text title --out data/mine
-python -m em3_jax.extract --data data/mine --modality text --encoder <folder>
+em3 prepare table --interactions clicks.csv --items items.csv --item-text title --out data/mine
+em3 extract --data data/mine --modality text --encoder <folder>
 python train.py --config=configs/own_data.py --config.data.root=data/mine --workdir=runs/mine
 python train.py --config=configs/own_data.py:id_only --config.data.root=data/mine --workdir=runs/mine-ids
 
@@ -11,7 +11,7 @@ All feature sets of the dataset are used but raw content and vectors of runs; wi
 import json
 
 from configs import base
-from em3_jax import paths
+from em3_jax.core import paths
 
 VARIANTS = base.VARIANTS
 LARGE = 1_000_000  # training rows from which on the content part is as wide as the paper has it

@@ -1,12 +1,12 @@
 """Retrieval on MMRec folders (EM3, section 4.6): eight models. All items are ranked, Recall@20 chooses on validation.
 
-python -m em3_jax.prepare mmrec --source <folder> --out data/baby
+em3 prepare mmrec --source <folder> --out data/baby
 python train.py --config=configs/retrieval.py:em3 --config.data.root=data/baby --workdir=runs/em3-baby
 python eval.py --workdir=runs/em3-baby --split=test
 
 The argument is the model: em3 (the default), em3_as_released, freedom, bm3, lattice, slmrec, vbpr, lightgcn or bpr. Settings are
 those of MMRec's configs (Zhou, MM Asia 2023 Workshops) and of the code released with EM3, where they tell; an L2 weight is that
-of squared norms, as the models' papers have it. Table 10 tries the grids: `python -m em3_jax.reproduce --table 10`.
+of squared norms, as the models' papers have it. Table 10 tries the grids: `em3 reproduce --table 10`.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def _defaults() -> ConfigDict:
             "seed": 0,
             "task": "retrieval",
             "data": {
-                "root": "data/baby",  # a folder made by `python -m em3_jax.prepare mmrec`, without --as-clicks
+                "root": "data/baby",  # a folder made by `em3 prepare mmrec`, without --as-clicks
                 "features": ("*",),  # feature sets, e.g. image,text; * = all that the dataset has; () = none
                 "batch_size": 2048,  # B, pairs
                 "edge_dropout": 0.0,  # share of the training pairs that an epoch's user-item graph does without

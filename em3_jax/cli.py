@@ -15,8 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from em3_jax import paths
-from em3_jax.errors import UserError
+from em3_jax.core import paths
+from em3_jax.core.errors import UserError
+
+EXTRAS = dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn", "faiss"), "serve")
+EXTRAS |= dict.fromkeys(("huggingface_hub", "safetensors", "tokenizers", "transformers"), "encoders")
+EXTRAS |= dict.fromkeys(("sklearn", "threadpoolctl"), "analysis")
+"""Imported package -> the extra of `pyproject.toml` that brings it."""
 
 
 def run(command: Callable[[], int | None]) -> None:
@@ -37,9 +42,14 @@ def run(command: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # whoever reads the output has seen enough, as `| head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer would fail again at exit
         code = 128 + signal.SIGPIPE
-    except Exception:
-        traceback.print_exc()
-        code = 1
+    except Exception as error:
+        package = (getattr(error, "name", "") or "").split(".")[0]
+        if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
+            show_error(UserError(f"this needs {package}; pip install 'em3_jax[{EXTRAS[package]}]'"))
+            code = 2
+        else:
+            traceback.print_exc()
+            code = 1
     sys.exit(code or 0)
 
 

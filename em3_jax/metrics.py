@@ -14,6 +14,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+KS = (5, 10, 20, 50)
+"""Lengths of the lists that full ranking measures."""
+OF_LISTS = tuple(f"{name}@{k}" for name in ("recall", "ndcg", "precision", "map") for k in KS)
+OF_CLICKS = {"auc": 1, "gauc": 1, "qauc": 1, "logloss": -1, "contrast_loss": -1, "contrast_accuracy": 1}
+METRIC_SIGNS = OF_CLICKS | dict.fromkeys(OF_LISTS, 1)
+"""What may choose the best step, and whether more is better (1) or less (-1)."""
+
 
 class Gauc(NamedTuple):
     """Grouped AUC and how much of the data it speaks for.

@@ -12,52 +12,23 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import pytest
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.synthetic import synthetic
-from em3_jax.types import UserError
 from tests.tiny import Tiny, write_tiny
-
-# Tests spend most of their time compiling; without LLVM's optimisation it is a third. What XLA makes of a program is the same
-# (fusions, memory, collectives), its arithmetic too, but not always the last bit; and it runs three times as long. So it is for
-# modules that look at runs, files, messages and formulas; not for those that train long, measure, hold two different programs
-# to the same bits, or test how close floats come.
-QUICKLY_COMPILED = {
-    "test_analyze",
-    "test_backbones",
-    "test_chunks",
-    "test_export",
-    "test_growth",
-    "test_leaks",
-    "test_lemur",
-    "test_lock",
-    "test_merge",
-    "test_models",
-    "test_online",
-    "test_parts",
-    "test_plot",
-    "test_own_data",
-    "test_pretraining",
-    "test_processes",
-    "test_progress",
-    "test_propagation",
-    "test_raw",
-    "test_raw_sets",
-    "test_raw_to_score",
-    "test_reproduce",
-    "test_reproduce_lemur",
-    "test_reproduce_retrieval",
-    "test_retrieval",
-    "test_serve",
-    "test_serving",
-    "test_train",
-    "test_variants",
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def code_generation(request):
-    """Chooses how much LLVM optimises the programs of a module and of the processes it starts."""
-    quick = request.path.stem in QUICKLY_COMPILED
+    """Chooses how much LLVM optimises the programs of a module and of the processes it starts.
+
+    Tests spend most of their time compiling; without LLVM's optimisation it is a third. What XLA
+    makes of a program is the same (fusions, memory, collectives), its arithmetic too, but not always
+    the last bit; and it runs three times as long. So `quickly_compiled` is for modules that look at
+    runs, files, messages and formulas; not for those that train long, measure, hold two different
+    programs to the same bits, or test how close floats come.
+    """
+    quick = request.node.get_closest_marker("quickly_compiled") is not None
     if quick != jax.config.read("jax_disable_most_optimizations"):
         jax.clear_caches()  # of functions that modules share
         jax.config.update("jax_disable_most_optimizations", quick)
@@ -118,20 +89,4 @@ def user_error(function, *args) -> str:
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no worker is left with them at the end."""
-    longest = (
-        "test_planted.py",
-        "test_planted_orders.py",
-        "test_planted_attention.py",
-        "test_reproduce.py",
-        "test_reproduce_retrieval.py",
-        "test_processes.py",
-        "test_growth.py",
-        "test_train.py",
-        "test_sharding.py",
-        "test_lemur.py",
-        "test_online.py",
-        "test_reproduce_lemur.py",
-        "test_retrieval.py",
-        "test_export.py",
-    )
-    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+    items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("seconds")), default=0))

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from configs import base
 from configs import lemur as lemur_configs
-from em3_jax import sharding
+from em3_jax.core import sharding
 from em3_jax.data.batches import Buckets
 from em3_jax.data.format import Dataset, open_dataset
 from em3_jax.data.readers.microlens import microlens
@@ -28,7 +28,7 @@ from em3_jax.data.readers.mmrec import mmrec
 from em3_jax.data.readers.movielens import movielens
 from em3_jax.data.readers.table import table
 from em3_jax.data.stream import WindowSource, as_of
-from em3_jax.wiring import Work
+from em3_jax.tasks.work import Work
 from tests.data.test_readers_microlens import write as write_microlens
 
 ROWS, USERS, ITEMS, COLD = 480, 16, 40, 4

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 
 from benchmarks.scale.collectives import collectives
-from em3_jax import experiment, trees
-from em3_jax.checkpoint import Checkpoints
+from em3_jax.core import trees
 from em3_jax.data.pipeline import batches
+from em3_jax.training import experiment
+from em3_jax.training.checkpoint import Checkpoints
 
 
 def report(state, aux, states: list) -> dict[str, float]:

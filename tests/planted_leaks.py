@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from em3_jax import placement
 from em3_jax.data import batches, histories, pairs, pipeline, stream
 from em3_jax.data.checks import counts_of
 from em3_jax.data.readers import encode, log, mmrec, table, table_clicks, table_log, table_match
-from em3_jax.wiring import ranking as ranking_wiring
-from em3_jax.wiring import retrieval as retrieval_wiring
+from em3_jax.features import placement
+from em3_jax.tasks.ranking import setup as ranking_wiring
+from em3_jax.tasks.retrieval import setup as retrieval_wiring
 from tests import leaks
 
 

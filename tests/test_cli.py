@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-PRELUDE = "from em3_jax import cli\nfrom em3_jax.types import UserError\n"
+PRELUDE = "from em3_jax import cli\nfrom em3_jax.core.errors import UserError\n"
 
 
 def start(command: str) -> subprocess.Popen:

@@ -2,102 +2,44 @@
 
 import ast
 import itertools
+import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from em3_jax import cli
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "em3_jax"
 LONGEST_FILE = 400
 
-# DESIGN section 7. A name stands for the module or for the folder with all that is in it; every module is on one floor.
-FLOORS = [
-    {
-        "errors",
-        "paths",
-        "publish",
-        "lock",
-        "kinds",
-        "progress",
-        "types",
-        "fields",
-        "values",
-        "strict_json",
-        "id_index",
-        "field_values",
-        "influence",
-        "losses",
-        "metrics",
-        "rng",
-        "trees",
-        "sharding",
-        "allocator",
-        "full_ranking",
-        "gather",
-        "sparse",
-    },
-    {"models", "data", "tables", "memory", "store", "neighbours", "programs"},
-    {
-        "tasks",
-        "parts",
-        "optim",
-        "convert",
-        "weights",
-        "config",
-        "ranges",
-        "recipes",
-        "step",
-        "encoding",
-        "sentences",
-        "scorer",
-        "served_model",
-        "serving",
-    },
-    {
-        "checkpoint",
-        "evaluators",
-        "retrieval_evaluation",
-        "logs",
-        "workdir",
-        "cli",
-        "placement",
-        "wiring",
-        "experiment",
-        "processes",
-        "growth",
-        "manual",
-        "trained_rows",
-    }
-    | {
-        "prepare",
-        "extract",
-        "raw",
-        "vectors",
-        "merge",
-        "compare",
-        "follow",
-        "online",
-        "curves",
-        "panels",
-        "plot",
-        "plot_page",
-        "embeddings",
-        "export",
-        "exporting",
-        "analysis",
-        "analyze",
-        "serve",
-    },
-    {"train", "eval", "reproduce"},
+ROOMS = [  # from the lowest floor to the highest; a name stands for the module or for the folder with all that is in it
+    {"core", "cli", "losses", "metrics"},
+    {"models", "data", "tables", "serving"},
+    {"config", "features"},
+    {"evaluation"},
+    {"tasks"},
+    {"training"},
+    {"export", "report", "analysis"},
+    {"train", "evaluate"},
+    {"__main__", "commands"},
 ]
-FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-SIDE_BY_SIDE = ("models", "data", "tables", "memory")
-APART = list(itertools.combinations(SIDE_BY_SIDE, 2))  # same floor, and none imports another
-UNPICKLER = "weights"  # the one module that may name pickle: it reads tensors through an allow-list
+FLOOR = {name: floor for floor, names in enumerate(ROOMS) for name in names}
+APART = list(itertools.combinations(("models", "data", "tables", "serving"), 2))  # same floor, and none imports another
+FILES = {f"em3_jax.core.{name}" for name in ("paths", "publish", "lock", "strict_json", "progress")}
+FILES_OF_RUNS = {
+    "em3_jax.training",
+    "em3_jax.training.curve",
+    "em3_jax.training.rundir",
+}  # what drawing reads of training
+UNPICKLER = "features.weights"  # the one module that may name pickle: it reads tensors through an allow-list
 
 
 def python_files() -> list[Path]:
-    return sorted([*(ROOT / PACKAGE).rglob("*.py"), *ROOT.glob("*.py")])
+    return sorted((ROOT / PACKAGE).rglob("*.py"))
 
 
 def module_name(path: Path) -> str:
@@ -110,8 +52,9 @@ MODULES = {module_name(path): path for path in python_files()}
 
 
 def unit(module: str) -> str:
-    """The name that stands in FLOORS: "data" of "em3_jax.data.format", "train" of "train"."""
-    return module.removeprefix(f"{PACKAGE}.").split(".")[0]
+    """The name that stands in ROOMS: "data" of "em3_jax.data.format"; a `__main__` is a door, wherever it lies."""
+    names = module.removeprefix(f"{PACKAGE}.").split(".")
+    return "__main__" if names[-1] == "__main__" else names[0]
 
 
 def imports(source: str, module: str, modules=MODULES) -> set[str]:
@@ -134,7 +77,7 @@ IMPORTS = {module: imports(path.read_text("utf-8"), module) for module, path in 
 def test_every_module_has_a_floor():
     units = {unit(module) for module in MODULES} - {PACKAGE}
     assert not units - set(FLOOR), f"give {', '.join(sorted(units - set(FLOOR)))} a floor in tests/test_floors.py"
-    assert len(FLOOR) == sum(map(len, FLOORS)), "a name stands on two floors"
+    assert len(FLOOR) == sum(map(len, ROOMS)), "a name stands on two floors"
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {PACKAGE}))
@@ -158,34 +101,90 @@ def test_the_rooms_of_floor_one_do_not_know_each_other(one, other):
         assert not any(offending.values()), f"{a} must not import {b}: {offending}"
 
 
-def test_nothing_imports_the_top_floor():
-    top = {module for module in MODULES if FLOOR.get(unit(module)) == len(FLOORS) - 1}
-    assert {"train", "eval"} <= top
-    for module in set(MODULES) - top:
-        assert not IMPORTS[module] & top, f"{module} imports {IMPORTS[module] & top}"
+def test_the_root_has_seven_modules_at_most():
+    assert len(list((ROOT / PACKAGE).glob("*.py"))) <= 7
+    for door in ("train.py", "eval.py"):
+        assert len((ROOT / door).read_text("utf-8").splitlines()) <= 10, (
+            f"{door} is a door; its work stands in {PACKAGE}"
+        )
 
 
-def test_train_and_eval_do_not_import_each_other():
-    assert "eval" not in IMPORTS["train"] and "train" not in IMPORTS["eval"]
+def test_training_and_evaluation_do_not_import_each_other():
+    assert f"{PACKAGE}.evaluate" not in IMPORTS[f"{PACKAGE}.train"]
+    assert f"{PACKAGE}.train" not in IMPORTS[f"{PACKAGE}.evaluate"]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if unit(m) == "report"] + [f"{PACKAGE}.evaluation.compare"])
+def test_drawing_and_comparing_import_no_training_code(module):
+    of_training = {name for name in IMPORTS[module] if unit(name) in ("training", "tasks", "models")}
+    assert of_training <= FILES_OF_RUNS, f"{module} imports {of_training}"
+
+
+@pytest.mark.parametrize("module", ["evaluation.compare", "report.plot", "report.streams", "__main__", "config.manual"])
+def test_what_only_reads_files_does_not_wait_for_jax(module):
+    program = (
+        f"import sys, em3_jax.{module}; print({{'jax', 'flax', 'orbax', 'grain', 'matplotlib'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def declared() -> dict[str, set[str]]:
+    """Extra, "" for what always comes -> distributions that pyproject.toml names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lists = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {extra: {re.split(r"[<>=]", one)[0].replace("_", "-") for one in names} for extra, names in lists.items()}
+
+
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "faiss": "faiss-cpu", "orbax": "orbax-checkpoint"}
+
+
+def distribution(package: str) -> str:
+    return DISTRIBUTIONS.get(package, package).replace("_", "-")
+
+
+def third_party(source: str) -> set[str]:
+    """Packages that the source imports and that are neither the project's nor Python's own."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {PACKAGE, "configs", "reproduce"}
+
+
+def test_every_imported_package_is_declared():
+    known = set().union(*(names for extra, names in declared().items() if extra != "test"))
+    imported = {distribution(name) for path in MODULES.values() for name in third_party(path.read_text("utf-8"))}
+    assert imported <= known, f"declare {imported - known} in pyproject.toml"
+    written = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    listed = {re.split(r"[<>=]", line)[0].replace("_", "-") for line in written if not line.startswith("#")}
+    assert listed == known, "requirements.txt lists what pyproject.toml declares"
+
+
+def test_a_missing_extra_is_known_by_its_package():
+    for package, extra in cli.EXTRAS.items():
+        assert distribution(package) in declared()[extra]
+    optional = set().union(*(names for extra, names in declared().items() if extra not in ("", "test")))
+    assert {distribution(package) for package in cli.EXTRAS} == optional
 
 
 def test_models_read_neither_config_nor_files():
-    allowed = {"types", "fields", "gather", "losses", "rng", "sparse", "models"}
+    allowed = {"core", "losses", "models"}
     for module in MODULES:
         if unit(module) == "models":
             assert {unit(name) for name in IMPORTS[module]} <= allowed, f"{module} imports {IMPORTS[module]}"
+            assert not IMPORTS[module] & FILES, f"{module} imports {IMPORTS[module] & FILES}"
 
 
 @pytest.mark.parametrize(
     "source,found",
     [
-        ("import em3_jax.tables", {"em3_jax.tables"}),
-        ("from em3_jax import tables as t", {"em3_jax.tables"}),
-        ("from em3_jax.tables import lookup", {"em3_jax.tables"}),
+        ("import em3_jax.core.rng", {"em3_jax.core.rng"}),
+        ("from em3_jax.core import rng as r", {"em3_jax.core", "em3_jax.core.rng"}),
+        ("from em3_jax.core.rng import permute", {"em3_jax.core.rng"}),
         ("def f():\n  from em3_jax.data import format", {"em3_jax.data", "em3_jax.data.format"}),
-        ("if TYPE_CHECKING:\n  import train", {"train"}),
-        ("importlib.import_module('em3_jax.step')", {"em3_jax.step"}),
-        ("'import em3_jax.tables'  # import train", set()),
+        ("if TYPE_CHECKING:\n  from em3_jax import train", {"em3_jax.train"}),
+        ("importlib.import_module('em3_jax.training.step')", {"em3_jax.training.step"}),
+        ("'import em3_jax.core.rng'  # import em3_jax.train", set()),
         ("import jax\nfrom numpy import array", set()),
     ],
 )

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from em3_jax import cli, paths, prepare
+from em3_jax import cli
+from em3_jax.__main__ import COMMANDS
+from em3_jax.core import paths
+from em3_jax.data import prepare
 from tests.conftest import user_error
 
 BUCKET = "gs://bucket/x"
-COMMANDS = {
+OPTIONS = {
     "train": ["--config=configs/em3_synthetic.py --workdir={}"],
     "eval": ["--workdir={}", "--workdir=run --data={}"],
-    "em3_jax.prepare": [
+    "prepare": [
         "synthetic --out={}",
         "movielens --source={} --out=data",
         "mmrec --source={} --out=data",
@@ -26,7 +29,7 @@ COMMANDS = {
         "table --interactions=a.csv --items=b.csv --features=v={} --out=data",
         "table --mapping={} --out=data",
     ],
-    "em3_jax.extract": [
+    "extract": [
         "--data={} --modality=text --encoder=e",
         "--data=data --modality=text --encoder={}",
         "--data=data --modality=image --encoder=e --images={}",
@@ -34,22 +37,22 @@ COMMANDS = {
         "--data=data --modality=v --array=a.npy --ids={}",
         "--data=data --modality=v --array=a.npy --mask={}",
     ],
-    "em3_jax.raw": ["--data={} --text=title=8", "--data=data --text=title=8 --tokenizer-of={}"],
-    "em3_jax.vectors": ["--workdir={} --name=v", "--workdir=run --name=v --data={}"],
-    "em3_jax.merge": ["--workdir={} --out=merged", "--workdir=run --out={}"],
-    "em3_jax.compare": ["{}", "b={} a=run", "run --json={}"],
-    "em3_jax.curves": ["{}", "run --out={}"],
-    "em3_jax.plot": ["{}", "name={}", "run --out={}"],
-    "em3_jax.export": ["--workdir={} --out=store", "--workdir=run --out={}", "--workdir=run --out=store --data={}"],
-    "em3_jax.serve": ["--store={}"],
-    "em3_jax.analyze": [
+    "raw": ["--data={} --text=title=8", "--data=data --text=title=8 --tokenizer-of={}"],
+    "vectors": ["--workdir={} --name=v", "--workdir=run --name=v --data={}"],
+    "merge": ["--workdir={} --out=merged", "--workdir=run --out={}"],
+    "compare": ["{}", "b={} a=run", "run --json={}"],
+    "curves": ["{}", "run --out={}"],
+    "plot": ["{}", "name={}", "run --out={}"],
+    "export": ["--workdir={} --out=store", "--workdir=run --out={}", "--workdir=run --out=store --data={}"],
+    "serve": ["--store={}"],
+    "analyze": [
         "--workdir={} --baseline=b --out=o",
         "--workdir=a --baseline={} --out=o",
         "--workdir=a --baseline=b --out={}",
         "--workdir=a --baseline=b --out=o --data={}",
         "--workdir=a --baseline=b --out=o --images={}",
     ],
-    "em3_jax.reproduce.__main__": ["--table=3 --data=data --out={}", "--table=3 --data={} --out=reports"],
+    "reproduce": ["--table=3 --data=data --out={}", "--table=3 --data={} --out=reports"],
 }
 
 
@@ -70,16 +73,16 @@ def test_homes_are_expanded_and_other_paths_are_themselves(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("command", "options"), [(command, options) for command, lines in COMMANDS.items() for options in lines]
+    ("command", "options"), [(command, options) for command, lines in OPTIONS.items() for options in lines]
 )
 def test_every_command_refuses_a_bucket_before_it_makes_anything(command, options, tmp_path, monkeypatch, capsys):
-    module = importlib.import_module(command)
+    module = importlib.import_module(COMMANDS[command].module)
     root = Path.cwd()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(root / "configs")
     monkeypatch.setattr(sys, "argv", [command, *options.format(BUCKET).split()])
     before = sorted(tmp_path.rglob("*"))
-    if command in ("em3_jax.prepare", "em3_jax.extract", "em3_jax.raw"):
+    if command in ("prepare", "extract", "raw"):
         with pytest.raises(SystemExit) as ended:
             module.main()
         assert ended.value.code == 2

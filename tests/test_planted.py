@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import eval as evaluation
-import train
 from configs import em3_synthetic
-from em3_jax import metrics
+from em3_jax import evaluate as evaluation
+from em3_jax import metrics, train
 from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.synthetic import synthetic
+
+pytestmark = pytest.mark.seconds(200)
 
 SEEDS = (0, 1, 2)
 

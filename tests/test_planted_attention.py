@@ -9,6 +9,8 @@ from benchmarks.attention import TINY, TrueScore, make_config, make_data, run
 from em3_jax.data.readers.planted_interest import true_weights
 from em3_jax.models.attention import masked_softmax
 
+pytestmark = pytest.mark.seconds(90)
+
 SCORES = ("mean", "dot", "true")
 
 

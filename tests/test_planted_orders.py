@@ -5,8 +5,10 @@ import json
 import pytest
 
 from em3_jax.data.readers.synthetic import synthetic
-from em3_jax.reproduce import runs, tables
+from reproduce import runs, tables
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.seconds(190)
 
 CHANGES = {
     "data.history_length": 20, "model.fusion_settings.width": 32, "model.fusion_settings.ffn_width": 64,

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import eval as eval_
-import train
 from configs import em3_movielens
-from em3_jax import extract
+from em3_jax import evaluate as eval_
+from em3_jax import train
 from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.movielens import movielens
+from em3_jax.features import extract
 from tests import raw_items
+
+pytestmark = pytest.mark.quickly_compiled
 
 ROOT = Path(__file__).parent.parent
 USERS, POSTERS = 25, 60
@@ -94,7 +96,7 @@ def test_four_devices_encode_what_one_does(tmp_path):
     encoders = {"image": raw_items.write_swin(tmp_path / "swin"), "text": raw_items.write_bert(tmp_path / "bert")}
     program = """
 import sys, jax
-from em3_jax import extract
+from em3_jax.features import extract
 assert len(jax.local_devices()) == int(sys.argv[2])
 for modality, encoder in (("image", sys.argv[3]), ("text", sys.argv[4])):
     extract.extract(sys.argv[1], modality=modality, encoder=encoder, name=f"{modality}{sys.argv[2]}", dtype="float32",

@@ -16,13 +16,19 @@ import jax
 import numpy as np
 import pytest
 
-import eval as evaluation
-import train
 from configs import em3_synthetic
-from em3_jax import analyze, checkpoint, experiment, export, ranges, vectors, workdir
+from em3_jax import evaluate as evaluation
+from em3_jax import train
+from em3_jax.analysis import command as analyze
 from em3_jax.analysis import spaces
-from em3_jax.types import UserError
+from em3_jax.config import ranges
+from em3_jax.core.errors import UserError
+from em3_jax.export import command as export
+from em3_jax.export import vectors
+from em3_jax.training import checkpoint, experiment, rundir
 from tests.conftest import ROOT, user_error
+
+pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(80)]
 
 STEPS = 24
 
@@ -169,10 +175,10 @@ def test_resuming_a_finished_run_changes_nothing(planted, copy_of_finished):
 
 def test_a_run_of_a_version_with_fewer_settings_goes_on(planted, copy_of_finished):
     record = json.loads((copy_of_finished / "run.json").read_text())
-    for section, settings in workdir.LATER.items():
+    for section, settings in rundir.LATER.items():
         for name in settings:
             del record["config"][section][name]
-    for name in workdir.LATER_OF_CIC:
+    for name in rundir.LATER_OF_CIC:
         del record["config"]["model"]["cic"][name]
     (copy_of_finished / "run.json").write_text(json.dumps(record))
     assert train.train(small(planted), copy_of_finished)["step"] == STEPS
@@ -400,7 +406,7 @@ def test_a_user_error_is_one_line_and_exit_code_2(command, message, tmp_path):
 
 
 def test_run_json_names_config_data_and_versions(finished):
-    record = workdir.read(finished)
+    record = rundir.read(finished)
     assert record["config"]["data"]["batch_size"] == 128
     assert len(record["data_hash"]) == 64
     assert record["packages"]["jax"] == jax.__version__

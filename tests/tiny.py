@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from em3_jax.core.fields import Field, Fields
 from em3_jax.data.format import Dataset, hash_ids
 from em3_jax.data.histories import history_ranges, sort_events
 from em3_jax.data.writer import DatasetWriter
-from em3_jax.fields import Field, Fields
 
 USERS, ITEMS, ROWS, EVENTS = 23, 37, 311, 600
 FIRST_NEW_USER, FIRST_COLD_ITEM, USER_WITHOUT_EVENTS = 19, 31, 0

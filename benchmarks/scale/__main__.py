@@ -13,7 +13,7 @@ if __name__ == "__main__":
     if "--growth" in sys.argv:  # read when the first device is made
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=64"
         os.environ["JAX_PLATFORMS"] = "cpu"
-    from em3_jax import allocator
+    from em3_jax.core import allocator
 
     allocator.keep_large_blocks()  # first: what is imported next starts threads
 
@@ -28,8 +28,9 @@ import jax.numpy as jnp
 
 from benchmarks.scale import peaks
 from benchmarks.scale.point import Point, Step, measure
-from em3_jax import cli, workdir
+from em3_jax import cli
 from em3_jax.data.readers.synthetic import synthetic
+from em3_jax.training import rundir
 
 BATCH, HISTORY, WIDTH = (1024, 4096, 16384), (20, 50, 200), (64, 256)
 ROWS = (100_000, 10_000_000, 100_000_000)
@@ -76,7 +77,7 @@ def grid(out: Path, root: Path, points: list[Point], seconds: float) -> None:
             record = {
                 "machine": machine,
                 "jax": jax.__version__,
-                "commit": workdir.commit(),
+                "commit": rundir.commit(),
                 "peaks": best,
                 "rows": rows,
             }

@@ -11,8 +11,9 @@ import numpy as np
 
 from benchmarks.ranking import planted_config
 from benchmarks.scale.collectives import bytes_by_kind
-from em3_jax import experiment, optim, tables
 from em3_jax.data.pipeline import batches
+from em3_jax.tables import id_table
+from em3_jax.training import experiment, optim
 
 BY_SHAPE = 100_000_000  # tables from here on are compiled for, and not made
 
@@ -58,7 +59,7 @@ class Step:
         self.parts = experiment.build(config.to_dict(), lambda rows, size: 1_000_000)
         self.batch = self.parts.place(self.parts.source[0])
         self._tables = functools.partial(
-            tables.init, rows=point.rows, width=config.tables.width, scale=0.01,
+            id_table.init, rows=point.rows, width=config.tables.width, scale=0.01,
             optimizer=optim.row_optimizer(config.tables.optimizer, config.tables.learning_rate),
         )  # fmt: skip
         length = -(-point.rows // (1024 * self.parts.mesh.size)) * 1024 * self.parts.mesh.size

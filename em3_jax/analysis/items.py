@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 from em3_jax.analysis.spaces import Analysed
-from em3_jax.config import nearest
+from em3_jax.config.sections import nearest
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import FIRST_KNOWN, columns
 from em3_jax.data import content
 from em3_jax.data.format import Dataset
 from em3_jax.data.images import open_image
-from em3_jax.fields import FIRST_KNOWN, columns
-from em3_jax.types import UserError
 
 PICTURE_WIDTH, PICTURE_HEIGHT, QUALITY = 112, 200, 70
 NARROWEST, WIDEST, WITHOUT_PICTURES = 0.6, 1.8, 1.6  # width / height of the frame that pictures are cut to

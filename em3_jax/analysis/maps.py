@@ -3,7 +3,7 @@
 import numpy as np
 
 from em3_jax.analysis.spaces import unit
-from em3_jax.types import UserError
+from em3_jax.core.errors import UserError
 
 PERPLEXITY = 30.0
 MOST_COMPONENTS = 50  # that t-SNE reads; beyond them distances are mostly noise, and slow

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from em3_jax import strict_json
 from em3_jax.analysis import items, maps
 from em3_jax.analysis.similarity import Choice
 from em3_jax.analysis.spaces import BASELINE_IDS, CONTENT, FROZEN, IDS, Analysed, Space
-from em3_jax.neighbours import Neighbours
+from em3_jax.core import strict_json
+from em3_jax.serving.neighbours import Neighbours
 
 SHOWN_NEIGHBOURS = 12
 SCRIPTS = ("shared.js", "tables.js", "search.js", "map.js", "browse.js")  # in this order

@@ -12,8 +12,8 @@ from scipy import special
 
 from em3_jax import metrics
 from em3_jax.analysis.spaces import BASELINE_IDS, CONTENT, FROZEN, IDS, Analysed, Space
-from em3_jax.neighbours import Neighbours
-from em3_jax.types import UserError
+from em3_jax.core.errors import UserError
+from em3_jax.serving.neighbours import Neighbours
 
 
 class Choice(NamedTuple):

@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from em3_jax import embeddings, experiment, placement, tasks, workdir
-from em3_jax.checkpoint import Checkpoints
-from em3_jax.config import nearest
+from em3_jax.config.sections import nearest
+from em3_jax.core.errors import UserError
+from em3_jax.core.types import State
+from em3_jax.core.values import canonical
 from em3_jax.data.format import Dataset, FeatureSet
-from em3_jax.experiment import Experiment
-from em3_jax.types import State, UserError
-from em3_jax.values import canonical
+from em3_jax.features import placement
+from em3_jax.features.tokens import standardise
+from em3_jax.training import embeddings, experiment, rundir
+from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.experiment import Experiment
 
 MODELS = {"ranking": "EM3", "lemur": "LEMUR"}  # task -> what its model is called in tables
 BASELINE_IDS, IDS, FROZEN, CONTENT = "baseline_ids", "ids", "frozen", "content"
@@ -90,7 +93,7 @@ def read(
     Raises:
       UserError: one of them is no run, has no checkpoint, no ids or no content, or they do not belong together.
     """
-    record, base_record = workdir.read(directory), workdir.read(baseline)
+    record, base_record = rundir.read(directory), rundir.read(baseline)
     if base_record["data_hash"] != record["data_hash"]:
         raise UserError(
             f"--baseline {baseline}: belongs to another dataset (hash {base_record['data_hash'][:12]}, that of {directory} is "
@@ -134,7 +137,7 @@ def read(
 
 def _opened(directory: str | Path, record: dict, data_root: str | Path | None) -> Experiment:
     parts = experiment.of_run(record, data_root)
-    workdir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
+    rundir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
     if not parts.shapes.tables:
         raise UserError(
             f"{directory}: it has no table of ID embeddings (task {record['config']['task']}); give a run that ranks clicks"
@@ -170,7 +173,7 @@ def _frozen_sets(parts: Experiment, names: tuple[str, ...]) -> list[FeatureSet]:
     if not made:
         raise UserError(
             f"{dataset.root}: has raw content alone, and no frozen encoder's features to measure in; make some with "
-            "`python -m em3_jax.extract` and name them with --frozen"
+            "`em3 extract` and name them with --frozen"
         )
     return placement.load_features(dataset, tuple(made))
 
@@ -239,7 +242,7 @@ def frozen_content(sets: list[FeatureSet]) -> tuple[np.ndarray, np.ndarray]:
         for start in range(0, len(features.mask), _BLOCK):
             part = slice(start, start + _BLOCK)
             mask = np.asarray(features.mask[part])
-            tokens = np.asarray(tasks.standardise(np.asarray(features.tokens[part]), mask), np.float32)
+            tokens = np.asarray(standardise(np.asarray(features.tokens[part]), mask), np.float32)
             means.append(tokens.sum(axis=1) / np.maximum(mask.sum(axis=1, keepdims=True), 1))
         columns.append(unit(np.concatenate(means)))
     return np.concatenate(columns, axis=1), np.any([features.mask.any(axis=1) for features in sets], axis=0)

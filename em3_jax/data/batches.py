@@ -25,11 +25,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from em3_jax import rng
+from em3_jax.core import rng
+from em3_jax.core.fields import UNKNOWN, Fields, columns, to_rows
+from em3_jax.core.types import Batch
 from em3_jax.data.buckets import Buckets, round_up
 from em3_jax.data.format import CLICK, Dataset, FeatureSet
-from em3_jax.fields import UNKNOWN, Fields, columns, to_rows
-from em3_jax.types import Batch
 
 
 class Distinct:

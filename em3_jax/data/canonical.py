@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from em3_jax.values import TRUTHS, WHOLE_TEXT, canonical
+from em3_jax.core.values import TRUTHS, WHOLE_TEXT, canonical
 
 TEXTS = pa.dictionary(pa.int32(), pa.string())
 Column = pa.Array | pa.ChunkedArray

@@ -13,11 +13,11 @@ import math
 
 import numpy as np
 
-from em3_jax import rng
+from em3_jax.core import rng
+from em3_jax.core.types import Batch
 from em3_jax.data.batches import gather_content
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.pipeline import rows_of_step
-from em3_jax.types import Batch
 
 
 @dataclasses.dataclass(frozen=True)

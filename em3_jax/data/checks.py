@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.format import MAX_EVENT_VOCABULARY, NOT_PART, SPLITS, Dataset
-from em3_jax.types import UserError
 
 _CHUNK = 1 << 22
 _CACHED = 1 << 19  # numbers that stay in a processor's cache between two looks

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import FIRST_KNOWN
+from em3_jax.core.values import canonical
 from em3_jax.data.format import Dataset
-from em3_jax.fields import FIRST_KNOWN
-from em3_jax.types import UserError
-from em3_jax.values import canonical
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 DIGEST_BYTES = 16

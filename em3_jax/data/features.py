@@ -21,12 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from em3_jax import strict_json
+from em3_jax.core import strict_json
+from em3_jax.core.errors import UserError
+from em3_jax.core.lock import Lock
 from em3_jax.data.checks import first_not_finite
 from em3_jax.data.content import DIGEST_BYTES, Content
 from em3_jax.data.format import BFLOAT16, Dataset, hash_files
-from em3_jax.lock import Lock
-from em3_jax.types import UserError
 
 STORAGE = {
     "float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16,

@@ -32,9 +32,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from em3_jax import paths
-from em3_jax.fields import FIRST_KNOWN, Field, Fields
-from em3_jax.types import UserError
+from em3_jax.core import paths
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
@@ -54,7 +54,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 def _load_array(path: Path, dtype: np.dtype | None = None, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
     """A memory-mapped array; refuses a missing file, a pickled array, another dtype or shape (None = any)."""
     if not path.is_file():
-        raise UserError(f"{path}: file missing; prepare the dataset again with `python -m em3_jax.prepare`")
+        raise UserError(f"{path}: file missing; prepare the dataset again with `em3 prepare`")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -72,7 +72,7 @@ def _read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: file missing; is this a folder made by `python -m em3_jax.prepare`?") from None
+        raise UserError(f"{path}: file missing; is this a folder made by `em3 prepare`?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); prepare the dataset again") from None
 
@@ -202,7 +202,7 @@ class Dataset:
         if manifest.get("item_hash") != self.meta["item_hash"]:
             raise UserError(
                 f"{folder / 'manifest.json'}: item_hash is not that of the items in {self.root}; bring the features up to "
-                "date with `python -m em3_jax.extract --update`"
+                "date with `em3 extract --update`"
             )
         if "hash" not in manifest:
             raise UserError(f"{folder / 'manifest.json'}: made by an older version; make the features again")
@@ -245,7 +245,7 @@ def open_dataset(root: str | Path) -> Dataset:
     """The dataset in folder `root`. Checks that all parts are there with the right types and lengths."""
     root = paths.local(root)
     if not root.is_dir():
-        raise UserError(f"{root}: no such dataset folder; make one with `python -m em3_jax.prepare`")
+        raise UserError(f"{root}: no such dataset folder; make one with `em3 prepare`")
     meta = _read_json(root / "dataset.json")
     if meta.get("format_version") != FORMAT_VERSION:
         raise UserError(

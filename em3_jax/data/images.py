@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.content import DIGEST_BYTES, digest
-from em3_jax.types import UserError
 
 PROCESSOR_FILE = "preprocessor_config.json"
 _PROCESSORS = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil", "ViTFeatureExtractor")

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from em3_jax.sparse import Entries
-from em3_jax.types import UserError
+from em3_jax.core.errors import UserError
+from em3_jax.core.sparse import Entries
 
 WEIGHTS = ("binary", "cosine")
 NORMALISATIONS = ("rows", "both")

@@ -18,11 +18,12 @@ import threading
 
 import numpy as np
 
-from em3_jax import rng, sparse
+from em3_jax.core import rng, sparse
+from em3_jax.core.errors import UserError
+from em3_jax.core.sparse import Adjacency, Entries
+from em3_jax.core.types import Batch
 from em3_jax.data.format import Dataset
 from em3_jax.data.pipeline import rows_of_step
-from em3_jax.sparse import Adjacency, Entries
-from em3_jax.types import Batch, UserError
 
 
 @dataclasses.dataclass(frozen=True)

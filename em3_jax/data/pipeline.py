@@ -12,11 +12,12 @@ import grain
 import jax
 import numpy as np
 
-from em3_jax import rng
+from em3_jax.core import rng
+from em3_jax.core.errors import UserError
+from em3_jax.core.types import WHOLE, Batch, Shards
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.format import Dataset
 from em3_jax.data.shards import build
-from em3_jax.types import WHOLE, Batch, Shards, UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from em3_jax.core.types import Batch, Shards
 from em3_jax.data.batches import BatchBuilder, Buckets
-from em3_jax.types import Batch, Shards
 
 _INTO_ITEMS = ("item_position", "history_position", "encode_position")
 _INTO_ROWS = ("item_row", "user_row", "context_row", "history_row")

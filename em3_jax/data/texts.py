@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.content import digest
-from em3_jax.types import UserError
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 LENGTH_MULTIPLE = 8

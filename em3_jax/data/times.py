@@ -6,8 +6,8 @@ Where times are counted, they count from the start of 1970 (UTC), or from wherev
 
 import numpy as np
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.format import Dataset
-from em3_jax.types import UserError
 
 NANOSECONDS = {
     "nanoseconds": 1,

@@ -9,7 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from em3_jax import paths, publish, strict_json
+from em3_jax.core import paths, publish, strict_json
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import Fields
+from em3_jax.core.lock import Lock
+from em3_jax.core.values import canonical
 from em3_jax.data.checks import check_dataset, count_training, history_reach, summarise
 from em3_jax.data.features import write_features
 from em3_jax.data.format import (
@@ -25,10 +29,6 @@ from em3_jax.data.format import (
     hash_ids,
     open_dataset,
 )
-from em3_jax.fields import Fields
-from em3_jax.lock import Lock
-from em3_jax.types import UserError
-from em3_jax.values import canonical
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax import gather
+from em3_jax.core import gather
 
 
 def masked_softmax(score: jax.Array, mask: jax.Array) -> jax.Array:

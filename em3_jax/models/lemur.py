@@ -10,13 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax import gather
-from em3_jax.fields import Fields
+from em3_jax.core import gather
+from em3_jax.core.fields import Fields
+from em3_jax.core.types import Batch
 from em3_jax.models.attention import DotScore, entropies, masked_softmax
 from em3_jax.models.backbones import Features
 from em3_jax.models.mlp import MLP
 from em3_jax.models.ranking import field_embeddings, other_embeddings
-from em3_jax.types import Batch
 
 HISTORY_MODULES = ("short", "long", "similarity")
 

@@ -9,13 +9,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax import gather
-from em3_jax.fields import Field, Fields, columns
+from em3_jax.core import gather
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import Field, Fields, columns
+from em3_jax.core.types import Batch
 from em3_jax.models.attention import TargetAttention, entropies
 from em3_jax.models.backbones import Features
 from em3_jax.models.fusion.chunks import as_type, in_chunks
 from em3_jax.models.similarity import history_similarity, item_vectors
-from em3_jax.types import Batch, UserError
 
 CONTENT_PARTS = ("item", "user", "similarity")
 

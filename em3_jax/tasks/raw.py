@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from em3_jax import encoding
-from em3_jax.tasks import Inputs, Task, standardise
+from em3_jax.features import encoding
+from em3_jax.features.tokens import standardise
+from em3_jax.tasks import Inputs, Task
 
 
 def with_encoders(task: Task, encoders: Mapping[str, encoding.RawEncoder]) -> Task:

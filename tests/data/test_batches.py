@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from em3_jax import rng
+from em3_jax.core import rng
+from em3_jax.core.fields import UNKNOWN, columns
 from em3_jax.data.batches import BatchBuilder, Buckets, Distinct
-from em3_jax.fields import UNKNOWN, columns
 from tests.tiny import FIELDS, FIRST_COLD_ITEM, FIRST_NEW_USER, ROWS, USER_WITHOUT_EVENTS, write_tiny
 
 T = 6

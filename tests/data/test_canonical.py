@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from em3_jax.core.values import canonical
 from em3_jax.data import canonical as columns
-from em3_jax.values import canonical
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True)
 WRITTEN = ["5", "5.0", "+5.0", "-0.0", "007", "1.10", "True", "FALSE", "tRUE", "nan", "", " 5", "1e3", "5.0\n", "é"]

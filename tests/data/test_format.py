@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import Field, Fields
 from em3_jax.data.checks import check_dataset
 from em3_jax.data.features import write_features
 from em3_jax.data.format import Dataset, hash_ids, open_dataset
 from em3_jax.data.histories import history_ranges, sort_events
 from em3_jax.data.writer import DatasetWriter
-from em3_jax.fields import Field, Fields
-from em3_jax.types import UserError
 
 ROWS, USERS, ITEMS = 12, 3, 5
 FIELDS = Fields(

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from untidy import ENCODINGS, ENDS, NUMBERS, as_type, dataset_or_one_line, encoded, generated, lines
 
+from em3_jax.core.values import canonical
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.table import table
-from em3_jax.values import canonical
 
 ROWS = 14
 NAMES = ["user", "item", "label", "time", "query"]

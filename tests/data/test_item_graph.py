@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from em3_jax.core.errors import UserError
 from em3_jax.data import item_graph as module
 from em3_jax.data.item_graph import cached_item_graph, item_graph
-from em3_jax.types import UserError
 
 SETTINGS = {"neighbours": 3, "include_self": True, "weights": "binary", "normalisation": "rows"}
 

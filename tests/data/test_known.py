@@ -10,7 +10,7 @@ from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.checks import counts_of
 from em3_jax.data.format import NOT_PART
 from em3_jax.data.pipeline import training_rows
-from em3_jax.wiring.ranking import ranking
+from em3_jax.tasks.ranking.setup import ranking
 from tests import leaks
 
 T = 2

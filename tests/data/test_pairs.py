@@ -5,11 +5,11 @@ import threading
 import numpy as np
 import pytest
 
-from em3_jax import rng
+from em3_jax.core import rng
+from em3_jax.core.sparse import Adjacency
 from em3_jax.data.pairs import NegativeSampler, Pairs, PairSource, dropped_graph, full_graph, kept_pairs, training_pairs
 from em3_jax.data.pipeline import batches
 from em3_jax.data.readers.mmrec import mmrec
-from em3_jax.sparse import Adjacency
 from tests.conftest import user_error
 
 USERS, ITEMS = 40, 60

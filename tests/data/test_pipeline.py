@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from em3_jax import sharding
+from em3_jax.core import sharding
+from em3_jax.core.errors import UserError
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.pipeline import batches, evaluation_source, rows_of_step, training_rows, training_source
-from em3_jax.types import UserError
 
 SIZES = [(1, 1), (1, 5), (7, 3), (12, 4), (100, 7), (100, 100), (100, 101), (100, 999), (4096, 500), (5003, 611)]
 ORDERS = ["shuffled", "chronological"]

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.microlens import microlens
-from em3_jax.types import UserError
 
 ITEMS, WIDTH, TRAIN, VALID = 40, 12, 2000, 200
 INT_LIST, FLOAT_LIST = pa.list_(pa.int64()), pa.list_(pa.float32())

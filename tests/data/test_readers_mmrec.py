@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, open_dataset
 from em3_jax.data.pipeline import training_rows, training_source
 from em3_jax.data.readers.mmrec import Log, draw_negatives, mmrec
-from em3_jax.types import UserError
 
 ITEMS = 40
 TRAIN = [12, 1, 0, 5, 2, 30, 7, 3]  # training items of each user; user 1 has one and user 2 none

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from em3_jax.core.errors import UserError
+from em3_jax.core.values import canonical
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.movielens import movielens
-from em3_jax.types import UserError
-from em3_jax.values import canonical
 
 # user, item, rating, time; not in the order of time, with equal times
 RATINGS = [

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.planted_interest import MIDDLE, SHARPNESS, SLOPE, WINDOW, true_weights
 from em3_jax.data.readers.planted_world import World, make_world
 from em3_jax.data.readers.synthetic import synthetic
 from em3_jax.metrics import auc
-from em3_jax.types import UserError
 
 ARGUMENTS = {"interactions": 12_000, "users": 300, "items": 400}
 

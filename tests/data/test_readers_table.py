@@ -8,9 +8,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.table import table
-from em3_jax.types import UserError
 
 ROWS, USERS, ITEMS = 60, 5, 8
 MAPPING = {

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from em3_jax.core.types import WHOLE, Shards
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.pipeline import bucket_sizes, evaluation_source, training_source
 from em3_jax.data.shards import build, side_by_side
-from em3_jax.types import WHOLE, Shards
 
 ROWS = np.arange(40)
 ROOMY = Buckets(64, 128)

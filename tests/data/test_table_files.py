@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers import delimited, quoting
 from em3_jax.data.readers.files import read_ids
 from em3_jax.data.readers.table import table
-from em3_jax.types import UserError
 
 ROWS, USERS, ITEMS = 40, 4, 6
 LOG = {

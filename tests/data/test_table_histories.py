@@ -12,7 +12,7 @@ from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.negatives import draw_negatives
 from em3_jax.data.readers.table import table
-from em3_jax.evaluators import evaluate
+from em3_jax.evaluation.ranking import evaluate
 from em3_jax.metrics import gauc
 from tests.conftest import user_error
 

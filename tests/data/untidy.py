@@ -8,8 +8,8 @@ import pyarrow as pa
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.format import Dataset
-from em3_jax.types import UserError
 
 NUMBERS = ("int8", "int64", "float32", "float64", "decimal", "text", "large text", "view", "enum", "binary", "struct")
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from configs import base
-from em3_jax import sharding, tasks
+from em3_jax import tasks
+from em3_jax.config.registry import BACKBONES
+from em3_jax.core import sharding
+from em3_jax.core.fields import Field, Fields
 from em3_jax.data.batches import BatchBuilder, Buckets
-from em3_jax.fields import Field, Fields
 from em3_jax.models.ranking import field_embeddings
-from em3_jax.parts import BACKBONES
-from em3_jax.tasks.ranking import candidate_counts, ranking
+from em3_jax.tasks.ranking.task import candidate_counts, ranking
 from tests.conftest import user_error
 
 B, T, W = 24, 5, 8

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from em3_jax.types import UserError
+from em3_jax.core.errors import UserError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4", ".br": "brotli", ".xz": ""}
 _MARKS = {  # longest first: that of UTF-32 begins with that of UTF-16

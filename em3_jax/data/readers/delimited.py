@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.canonical import TEXTS
 from em3_jax.data.readers import quoting
 from em3_jax.data.readers.decoding import COMPRESSIONS, not_utf8, plain_suffix, utf8_bytes
-from em3_jax.types import UserError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t", ".tab": "\t"}
 STAND_IN = "\x1f"  # for a delimiter of several characters: Arrow's parser takes one byte

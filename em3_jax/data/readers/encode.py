@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN, Field
 from em3_jax.data import canonical
-from em3_jax.fields import FIRST_KNOWN, UNKNOWN, Field
-from em3_jax.types import UserError
 
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from em3_jax.core.errors import UserError
 from em3_jax.data import canonical
 from em3_jax.data.readers.delimited import AS_USUAL, TextFile, TextFormat
 from em3_jax.data.readers.parquet import SUFFIXES, ParquetFile
 from em3_jax.data.readers.source import Source, as_source
-from em3_jax.types import UserError
 
 File = Source | TextFile | ParquetFile
 MISSING = ("nan", "na", "n/a", "<na>", "null", "none")

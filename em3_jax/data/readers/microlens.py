@@ -28,6 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.data import canonical
 from em3_jax.data.format import Dataset, hash_files, hash_ids
 from em3_jax.data.readers.encode import entity_table, image_paths, rows_of
@@ -35,8 +37,6 @@ from em3_jax.data.readers.files import place, require, require_columns, require_
 from em3_jax.data.readers.parquet import open_parquet, parquet_batches, read_parquet
 from em3_jax.data.readers.rows import rows_of_file
 from em3_jax.data.writer import DatasetWriter
-from em3_jax.fields import FIRST_KNOWN, Field, Fields
-from em3_jax.types import UserError
 
 LEVELS = list(range(1, 11))
 ROWS = ["user_id", "item_id", "item_seq", "likes_level", "views_level", "label"]

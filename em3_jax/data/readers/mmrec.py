@@ -18,14 +18,14 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import Fields
 from em3_jax.data.format import Dataset, hash_files, hash_ids
 from em3_jax.data.readers.delimited import TextFile, TextFormat
 from em3_jax.data.readers.encode import entity_table
 from em3_jax.data.readers.files import load_array, open_text, place, read_array, require_columns, require_values
 from em3_jax.data.readers.rows import rows_of_file
 from em3_jax.data.writer import DatasetWriter
-from em3_jax.fields import Fields
-from em3_jax.types import UserError
 
 COLUMNS = ("userID", "itemID", "x_label")
 FEATURES = "_feat.npy"

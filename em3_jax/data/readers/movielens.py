@@ -22,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.data.format import NOT_PART, Dataset, hash_files, hash_ids
 from em3_jax.data.readers.delimited import TextFile, TextFormat
 from em3_jax.data.readers.encode import encode, encode_lists, entity_table, image_paths, rows_of
@@ -29,8 +31,6 @@ from em3_jax.data.readers.files import open_text, place, read_array, require_col
 from em3_jax.data.readers.log import write_log
 from em3_jax.data.readers.rows import rows_of_file
 from em3_jax.data.writer import DatasetWriter
-from em3_jax.fields import FIRST_KNOWN, Field, Fields
-from em3_jax.types import UserError
 
 AGES = {1: "under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}  # ml-1m's classes
 MAX_GENRES = 6

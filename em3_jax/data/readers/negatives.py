@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from em3_jax import rng
+from em3_jax.core import rng
+from em3_jax.core.errors import UserError
 from em3_jax.data.histories import history_ranges
-from em3_jax.types import UserError
 
 BY = ("uniform", "popularity")
 _TRIES = 30  # that a negative is drawn and rejected before the items that are left are looked at one by one

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from em3_jax.core.errors import UserError
 from em3_jax.data import canonical
-from em3_jax.types import UserError
 
 SUFFIXES = (".parquet", ".pq")
 _ROWS = 1 << 20

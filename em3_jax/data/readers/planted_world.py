@@ -7,8 +7,8 @@ import dataclasses
 
 import numpy as np
 
+from em3_jax.core.fields import FIRST_KNOWN
 from em3_jax.data.readers.planted_interest import INTERESTS, Interest
-from em3_jax.fields import FIRST_KNOWN
 
 QUALITY = 0.75
 TAIL, ACTIVITY = 0.7, 0.8

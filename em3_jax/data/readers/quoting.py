@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from em3_jax.types import UserError
+from em3_jax.core.errors import UserError
 
 MODES = ("auto", "on", "off")
 QUOTE, LF, CR = b'"'[0], b"\n"[0], b"\r"[0]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from em3_jax import paths
+from em3_jax.core import paths
+from em3_jax.core.errors import UserError
 from em3_jax.data.canonical import TEXTS
 from em3_jax.data.readers import parquet
 from em3_jax.data.readers.decoding import COMPRESSIONS, plain_suffix
 from em3_jax.data.readers.delimited import AS_USUAL, TextFile, TextFormat
-from em3_jax.types import UserError
 
 Paths = str | Path | Sequence[str | Path]
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"

@@ -56,6 +56,8 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.data.format import SPLITS, Dataset, hash_ids
 from em3_jax.data.histories import history_ranges, sort_events
 from em3_jax.data.readers import planted_content, planted_interest
@@ -69,9 +71,7 @@ from em3_jax.data.readers.planted_world import (
     random_of,
 )
 from em3_jax.data.writer import DatasetWriter
-from em3_jax.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.metrics import auc
-from em3_jax.types import UserError
 
 TASTE, BIAS = 4.0, -0.9
 LOOSE = 1.0

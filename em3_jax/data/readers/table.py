@@ -1,11 +1,11 @@
 """Anybody's interactions, items and users: CSV, TSV or Parquet, and a mapping that says which column is what.
 
-    python -m em3_jax.prepare table --interactions clicks.parquet --items items.csv --users users.csv \\
+    em3 prepare table --interactions clicks.parquet --items items.csv --users users.csv \\
         --columns user=uid,item=sku,time=ts --label "rating>=4" --item-fields brand,tags:multi --item-text title \\
         --item-image photo --user-fields city --context-fields device --event-fields rating \\
         --features image=image.npy --split 0.8,0.1,0.1 --out data/mine
 
-Ids and field values have one form whatever the file (`em3_jax.values`): 5, 5.0 and "5.0" are the same, 007 is
+Ids and field values have one form whatever the file (`core.values`): 5, 5.0 and "5.0" are the same, 007 is
 another. Items and users come from their tables, in that order, or else from the interactions. The interactions are
 sorted by time here; rows of equal time keep the order of the file.
 """
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.data.format import Dataset, hash_files, hash_ids
 from em3_jax.data.readers.delimited import TextFormat, check_format
 from em3_jax.data.readers.encode import Encoded
@@ -30,8 +32,6 @@ from em3_jax.data.readers.table_match import Ends, as_written, match, match_even
 from em3_jax.data.readers.table_part import Multi, check_multi, part_of_log, read_part
 from em3_jax.data.readers.table_times import AUTO, Times
 from em3_jax.data.writer import DatasetWriter
-from em3_jax.fields import FIRST_KNOWN, Field, Fields
-from em3_jax.types import UserError
 
 ROLES = ("user", "item", "label", "time", "user_key", "item_key", "group", "history")
 

@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.readers.log import chronological_split
 from em3_jax.data.readers.negatives import BY, NOTHING, Taken, draw_negatives
 from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.table_log import Log
-from em3_jax.types import UserError
 
 
 class Clicks(NamedTuple):

@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from em3_jax.core.errors import UserError
 from em3_jax.data import canonical
 from em3_jax.data.readers.encode import Encoded, encode, field_names
 from em3_jax.data.readers.files import read_table, read_verbatim, require_numbers, require_values
 from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.table_part import column_of
 from em3_jax.data.readers.table_times import Times, read_times
-from em3_jax.types import UserError
 
 ORDERS = ("newest_last", "newest_first")
 

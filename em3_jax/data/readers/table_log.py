@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.canonical import words_and_codes
 from em3_jax.data.readers.encode import Encoded, encode, field_names, many_numbers
 from em3_jax.data.readers.files import column_names, place, read_table, require_numbers, require_values, text_of
 from em3_jax.data.readers.table_history import Given
 from em3_jax.data.readers.table_times import Times, read_times
 from em3_jax.data.times import shown
-from em3_jax.types import UserError
 
 SPLITS = {"train": 0, "0": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "1": 1, "test": 2, "2": 2}
 COMPARISONS = {

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from em3_jax.core.errors import UserError
 from em3_jax.data.readers.encode import rows_of
 from em3_jax.data.readers.files import place
 from em3_jax.data.readers.negatives import NOTHING, Taken
@@ -12,7 +13,6 @@ from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.table_history import Events, Given
 from em3_jax.data.readers.table_log import Log
 from em3_jax.data.readers.table_part import Part
-from em3_jax.types import UserError
 
 
 class Ends(NamedTuple):

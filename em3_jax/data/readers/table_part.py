@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import Field
 from em3_jax.data import canonical
 from em3_jax.data.readers.encode import (
     Encoded,
@@ -23,8 +25,6 @@ from em3_jax.data.readers.encode import (
 from em3_jax.data.readers.files import not_single, read_verbatim, require_distinct
 from em3_jax.data.readers.parquet import as_text
 from em3_jax.data.readers.source import Source
-from em3_jax.fields import Field
-from em3_jax.types import UserError
 
 SEPARATORS = "|,;"
 _LIST_TEXT = r"^\s*\[.*\]\s*$"

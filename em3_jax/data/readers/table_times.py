@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from em3_jax.core.errors import UserError
 from em3_jax.data import times
 from em3_jax.data.readers.files import nearest, place, text_of
-from em3_jax.types import UserError
 
 OF_DATES = "milliseconds"
 AUTO = "auto"

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax import gather
+from em3_jax.core import gather
 from em3_jax.models.attention import TargetAttention, entropies
 from em3_jax.models.backbones import BackboneSettings, Features
 from em3_jax.models.mlp import MLP

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax.core.errors import UserError
 from em3_jax.models.encoders import EncoderOutput
-from em3_jax.types import UserError
 
 Dtype = Any
 

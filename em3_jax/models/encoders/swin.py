@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from em3_jax.core.errors import UserError
 from em3_jax.models.encoders import EncoderOutput
-from em3_jax.types import UserError
 
 Dtype = Any
 

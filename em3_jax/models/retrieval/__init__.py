@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 
-from em3_jax.sparse import Adjacency
+from em3_jax.core.sparse import Adjacency
 
 
 class ItemGraph(NamedTuple):

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax import losses
+from em3_jax.core.errors import UserError
 from em3_jax.models.lora import product
 from em3_jax.models.similarity import unit
-from em3_jax.types import UserError
 
 xavier = nn.initializers.xavier_uniform()
 

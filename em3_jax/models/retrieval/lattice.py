@@ -4,11 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax.core.sparse import FEWEST_GROUPS, Adjacency
 from em3_jax.models.retrieval import Graphs
 from em3_jax.models.retrieval.common import Projections, need_features, pairwise_loss, rows_of, squares, xavier
 from em3_jax.models.retrieval.propagation import along_items, layer_mean, product
 from em3_jax.models.similarity import unit
-from em3_jax.sparse import FEWEST_GROUPS, Adjacency
 
 _BLOCK = 512  # rows of the similarity matrix at once
 _CHUNK = 32  # of its columns

@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from em3_jax.core.sparse import Adjacency
 from em3_jax.models.retrieval import ItemGraph
-from em3_jax.sparse import Adjacency
 
 
 def product(matrix: Adjacency, x: jax.Array) -> jax.Array:

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from em3_jax.config.registry import BACKBONES
 from em3_jax.models.attention import MLPScore
 from em3_jax.models.backbones import BackboneSettings, Features
-from em3_jax.parts import BACKBONES
 
 B, T, S, F, W, R, D = 5, 3, 7, 2, 4, 6, 3
 SETTINGS = BackboneSettings(

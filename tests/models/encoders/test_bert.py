@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em3_jax import convert
-from em3_jax.types import UserError
+from em3_jax.core.errors import UserError
+from em3_jax.features import convert
 
 TOLERANCE = 1e-4
 SMALL = {

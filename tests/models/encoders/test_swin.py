@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em3_jax import convert
+from em3_jax.core.errors import UserError
+from em3_jax.features import convert
 from em3_jax.models.encoders import swin
-from em3_jax.types import UserError
 
 TOLERANCE = 1e-4
 SMALL = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "window_size": 4}

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from em3_jax.config.registry import FUSIONS
 from em3_jax.models.fusion import FusionSettings
 from em3_jax.models.fusion.chunks import as_type, in_chunks
 from em3_jax.models.lora import LoRA
-from em3_jax.parts import FUSIONS
 
 S = 21
 

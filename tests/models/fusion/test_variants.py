@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from em3_jax import trees
+from em3_jax.config.registry import FUSIONS
+from em3_jax.core import trees
 from em3_jax.models.fusion import FusionSettings
-from em3_jax.parts import FUSIONS
 from tests.models.fusion.naive import (
     FFN,
     NO_IMAGE,

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from em3_jax.core.sparse import Adjacency, Entries, grouped
 from em3_jax.models.retrieval import Graphs, ItemGraph
-from em3_jax.sparse import Adjacency, Entries, grouped
 
 NUM_USERS, NUM_ITEMS, D, K = 6, 9, 8, 2  # D as in tests/models/fusion/naive.py
 WIDTHS = {"image": 7, "text": 5}

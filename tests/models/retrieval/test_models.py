@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax.core import FrozenDict
 
-from em3_jax import parts
+from em3_jax.config import registry
+from em3_jax.core.errors import UserError
 from em3_jax.models.retrieval.em3_released import contrast_over_all
 from em3_jax.models.retrieval.lattice import nearest
-from em3_jax.types import UserError
 from tests.models.fusion import naive
 from tests.models.retrieval import dense
 from tests.models.retrieval.dense import BATCH, ITEMS, NEGATIVE, NUM_ITEMS, NUM_USERS, POSITIVE, SHARE, USER, D, K
@@ -39,7 +39,7 @@ UNIT = {m: x / np.linalg.norm(x, axis=1, keepdims=True) for m, x in FEATURES.ite
 
 
 def make(name: str, **changes):
-    return parts.retrieval(name, {"width": D} | SETTINGS[name] | changes, NUM_USERS, NUM_ITEMS)
+    return registry.retrieval(name, {"width": D} | SETTINGS[name] | changes, NUM_USERS, NUM_ITEMS)
 
 
 class Evaluated(NamedTuple):
@@ -309,7 +309,7 @@ def test_settings_of_the_fusion_module_are_named_where_they_stand():
     with pytest.raises(UserError, match=r"fusion_settings.width: is that of the model; set config.model.retrieval"):
         make("em3", fusion_settings=FUSION | {"width": 4})
     with pytest.raises(UserError, match=r"config.model.retrieval 'lightgnc' is unknown; did you mean 'lightgcn'"):
-        parts.retrieval("lightgnc", {}, NUM_USERS, NUM_ITEMS)
+        registry.retrieval("lightgnc", {}, NUM_USERS, NUM_ITEMS)
 
 
 # Randomness.

@@ -1,0 +1,106 @@
+"""`em3 <command> ...`, or `python -m em3_jax <command> ...`: all that em3_jax does, by its name."""
+
+import importlib
+import importlib.util
+import sys
+from typing import NamedTuple
+
+from em3_jax import cli
+from em3_jax.config.sections import nearest
+from em3_jax.core import allocator
+from em3_jax.core.errors import UserError
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+      module: the one whose `main()` it is; imported when the command is called.
+      about: what it does, in a line.
+      manual: the module whose `main()` answers --help in its place, where importing `module` takes seconds.
+    """
+
+    module: str
+    about: str
+    manual: str = ""
+
+
+COMMANDS = {
+    "prepare": Command(
+        "em3_jax.data.prepare", "makes a dataset of a log: MovieLens, tables of your own, planted truth, ..."
+    ),
+    "extract": Command("em3_jax.features.extract", "content features by a frozen encoder, or from ready arrays"),
+    "raw": Command("em3_jax.features.raw", "raw content, token ids and pixels, for encoders that train from scratch"),
+    "train": Command("em3_jax.train", "trains a model, or goes on with a run", manual="em3_jax.config.manual"),
+    "eval": Command("em3_jax.evaluate", "scores a split with the best step of a run"),
+    "compare": Command("em3_jax.evaluation.compare", "evaluated runs side by side, with how sure the differences are"),
+    "plot": Command("em3_jax.report.plot", "curves of runs, as a picture and a page"),
+    "curves": Command("em3_jax.report.streams", "curves of runs on streams"),
+    "merge": Command("em3_jax.training.merge", "folds the adapters of a LoRA run back into its weights"),
+    "vectors": Command("em3_jax.export.vectors", "a run's content embeddings as a feature set"),
+    "analyze": Command("em3_jax.analysis.command", "what embeddings have learnt, by the neighbours that items have"),
+    "export": Command("em3_jax.export.command", "writes a run into a store that services read"),
+    "serve": Command("em3_jax.serving.http", "serves a store over HTTP"),
+    "reproduce": Command("reproduce.command", "the tables of the papers, in a checkout"),
+}
+
+
+def call(name: str, arguments: list[str] | None = None) -> None:
+    """Runs a command and exits with its code.
+
+    Args:
+      name: a key of `COMMANDS`.
+      arguments: of its command line; None takes those of the process, as a file that stands for one command has them.
+    """
+    command = COMMANDS[name]
+    if arguments is not None:
+        sys.argv = [f"em3 {name}", *arguments]
+    asks_for_help = {"-h", "--help"} & set(sys.argv[1:])
+    module = command.manual if command.manual and asks_for_help else command.module
+    allocator.keep_large_blocks()  # before numpy and jax, which start threads
+    cli.run(lambda: _module(name, module).main())
+
+
+def _module(name: str, module: str):
+    if name == "reproduce" and importlib.util.find_spec("reproduce") is None:
+        raise UserError(
+            "reproduce: trains by the recipes of a checkout, which are not here; call it in a checkout, as "
+            "python -m reproduce"
+        )
+    return importlib.import_module(module)
+
+
+def manual() -> str:
+    """What `em3 --help` says."""
+    lines = [f"  {name:<12}{command.about}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: em3 <command> [--option value ...]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "em3 <command> --help lists its options",
+        ]
+    )
+
+
+def main() -> None:
+    """The command that the process's arguments name."""
+    name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if name in COMMANDS:
+        call(name, arguments)
+    cli.run(lambda: _without_command(name))
+
+
+def _without_command(name: str) -> None:
+    if name not in ("-h", "--help", "--version"):
+        raise UserError(f"em3 {name}: no such command; {nearest(name, COMMANDS)}")
+    if name == "--version":
+        print(importlib.import_module("em3_jax").__version__)
+    else:
+        print(manual())
+
+
+if __name__ == "__main__":
+    main()

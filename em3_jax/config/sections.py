@@ -1,0 +1,133 @@
+"""Between a config and the functions it speaks to: every key of a section must be a parameter, and every parameter set."""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from em3_jax.core.errors import UserError
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint: the known name nearest to `name`, or all of them where none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def call(function: Callable, section: Mapping[str, Any], where: str, **given) -> Any:
+    """function(**section, **given), refusing unknown and missing keys of the config section called `where`."""
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in given and name not in ("parent", "name")  # the two that Linen adds to modules
+    }
+    open_ended = [name for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    for name in open_ended:  # **settings, which the function checks itself
+        del parameters[name]
+    for key in section:
+        if key not in parameters and not open_ended:
+            raise UserError(f"{where}.{key}: unknown key; {nearest(key, parameters)}")
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in section:
+            raise UserError(f"{where}.{name}: missing; set it in the config file")
+    return function(**section, **given)
+
+
+def part(where: str, name: str, known: Mapping[str, Callable]) -> Callable:
+    """What the config's entry `where` names: one of `known`, or "my_file:MyPart" from a file or module of the user's.
+
+    Args:
+      where: "config.model.fusion".
+      name: a key of `known`; or a file without ".py", relative to the working directory, or the dotted name of an importable
+        module, with the part's name behind the colon.
+      known: the library's own parts.
+    """
+    if ":" not in name:
+        if name not in known:
+            raise UserError(f"{where} '{name}' is unknown; {nearest(name, known)}, or my_file:MyPart for your own")
+        return known[name]
+    source, _, attribute = name.partition(":")
+    module = _import(where, source)
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise UserError(
+            f"{where}={name}: {module.__file__} has no class or function '{attribute}'; {nearest(attribute, names)}"
+        )
+    return found
+
+
+def own_files(section: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> sha256 of the user's files that a config takes parts from."""
+    found = {}
+    for value in section.values():
+        if isinstance(value, Mapping):
+            found |= own_files(value)
+        elif isinstance(value, str) and _file(value.partition(":")[0]).is_file() and ":" in value:
+            path = _file(value.partition(":")[0])
+            found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _file(source: str) -> Path:
+    return Path(source if source.endswith(".py") else f"{source}.py")
+
+
+def _import(where: str, source: str) -> Any:
+    path = _file(source)
+    try:
+        if not path.is_file():
+            return importlib.import_module(source)
+        name = f"own_{path.stem}"  # not the name of a module that is there already
+        spec = importlib.util.spec_from_file_location(name, path.absolute())
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+        return module
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == source.split(".")[0]:
+            raise UserError(f"{where}={source}:...: no file {path} here and no such module; check the name") from None
+        raise UserError(f"{where}={source}:...: {error}, which it imports; install it") from None
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{where}={source}:...: {type(error).__name__}: {error}; mend the file") from None
+
+
+def check_sections(config: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Refuses top-level keys that are not in `known`, and known ones that are absent."""
+    known = tuple(known)
+    for key in config:
+        if key not in known:
+            raise UserError(f"config.{key}: unknown key; {nearest(key, known)}")
+    for key in known:
+        if key not in config:
+            raise UserError(f"config.{key}: missing; set it in the config file")
+
+
+def split_lists(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with lists of names as the command line gives them, --config.data.features=image,text, taken apart."""
+    result = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            value = split_lists(value)
+        elif isinstance(value, tuple) and all(isinstance(entry, str) for entry in value):
+            value = tuple(name.strip() for entry in value for name in entry.split(",") if name.strip())
+        result[key] = value
+    return result
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "config") -> list[str]:
+    """["config.model.dropout: 0.1 -> 0.2", ...] between two nested mappings."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        name, a, b = f"{where}.{key}", old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, name)
+        elif a != b:
+            lines.append(f"{name}: {a} -> {b}")
+    return lines

@@ -1,0 +1,166 @@
+"""The mesh ("data", "model") and where arrays lie on it."""
+
+import functools
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from em3_jax.core import trees
+from em3_jax.core.errors import UserError
+from em3_jax.core.types import WHOLE, Batch, Shards
+
+BY_EXAMPLE = ("label", "weight", "item_position", "history_position", "history_mask", "history_row", "user_row",
+              "context_row", "user", "positive", "negative", "group", "query_tokens")  # fmt: skip
+BY_ITEM = (
+    "item_id",
+    "item_mask",
+    "item_row",
+    "item_is_known",
+    "tokens",
+    "tokens_mask",
+    "encode_position",
+    "encode_mask",
+)
+AXES = ("data", "model")
+BY_ROWS = PartitionSpec(AXES)  # the first axis over all devices
+
+
+class Layout(NamedTuple):
+    """config.mesh: the devices, and what of the state is cut by rows over all of them; the rest is on each.
+
+    Attributes:
+      mesh: the devices.
+      by_rows: regexes, each of which has to match the whole name of some leaf of the state, e.g. "tables/.*".
+    """
+
+    mesh: Mesh
+    by_rows: tuple[str, ...]
+
+    def shardings(self, state: Any) -> Any:
+        """The tree of shardings of a state, or of its shapes.
+
+        Raises:
+          UserError: a pattern matches no leaf, or the rows of a leaf do not divide.
+        """
+        names = trees.named_leaves(state)
+        for pattern in self.by_rows:
+            if not any(re.fullmatch(pattern, name) for name in names):
+                raise UserError(
+                    f"config.mesh.by_rows: '{pattern}' matches nothing of the state; there are: {', '.join(names)[:400]}"
+                )
+
+        def one(name: str, leaf) -> NamedSharding:
+            if not any(re.fullmatch(pattern, name) for pattern in self.by_rows):
+                return replicated(self.mesh)
+            if leaf.ndim == 0 or len(leaf) % self.mesh.size:
+                raise UserError(
+                    f"config.mesh.by_rows: {name} of shape {list(leaf.shape)} does not divide by rows over {self.mesh.size} "
+                    "devices; leave it out"
+                )
+            return NamedSharding(self.mesh, BY_ROWS)
+
+        return trees.map_named(one, state)
+
+
+def make_layout(data: int, model: int, by_rows: tuple[str, ...]) -> Layout:
+    """The layout of config.mesh; see `make_mesh` and `Layout`."""
+    for pattern in by_rows:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"config.mesh.by_rows: '{pattern}' is no regular expression ({error})") from error
+    return Layout(make_mesh(data, model), tuple(by_rows))
+
+
+def padded(rows: int, mesh: Mesh) -> int:
+    """`rows` made up to a multiple of the devices: the same for all meshes whose size divides 1,024."""
+    unit = math.lcm(1024, mesh.size)
+    return math.ceil(rows / unit) * unit
+
+
+def make_mesh(data: int, model: int) -> Mesh:
+    """A mesh of data x model devices; data = 0 takes all devices that `model` leaves."""
+    devices = jax.devices()
+    data = data or len(devices) // max(model, 1)
+    if data * model > len(devices) or data < 1 or model < 1:
+        raise UserError(
+            f"config.mesh: {data} x {model} does not fit, this machine has {len(devices)} devices; give two positive sizes "
+            "whose product fits"
+        )
+    return jax.make_mesh((data, model), AXES, (AxisType.Auto,) * 2, devices=devices[: data * model])
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def data_shards(mesh: Mesh) -> Shards:
+    """One shard for each index of the data axis, of which a process builds those that its own devices hold."""
+    mine = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices).any(axis=1)
+    held = np.flatnonzero(mine)
+    if not len(held) or held[-1] - held[0] + 1 != len(held):
+        raise UserError(
+            f"config.mesh: process {jax.process_index()} has no devices side by side on the mesh {dict(mesh.shape)}; use all "
+            "devices of all processes"
+        )
+    return Shards(int(held[0]), len(held), mesh.shape["data"])
+
+
+def batch_shardings(mesh: Mesh, batch: Batch, shards: Shards = WHOLE) -> dict[str, Any]:
+    """Key -> sharding of a batch: examples over the data axis, the block of distinct items over all devices.
+
+    Distinct table rows are on every device; in several shards each has its own.
+    """
+
+    def one(name: str, array: np.ndarray) -> NamedSharding:
+        rows = len(array) * shards.total // shards.count
+        if name in BY_ITEM and rows % mesh.size == 0:
+            return NamedSharding(mesh, BY_ROWS)
+        if name in BY_EXAMPLE or shards.total > 1:
+            return NamedSharding(mesh, PartitionSpec("data"))
+        return replicated(mesh)
+
+    return {name: jax.tree.map(functools.partial(one, name), value) for name, value in batch.items()}
+
+
+def place(mesh: Mesh, shards: Shards, batch: Batch, *, stacked: bool = False) -> Batch:
+    """A process's part of a batch as arrays over the mesh.
+
+    Args:
+      batch: numpy arrays, of this process's shards.
+      stacked: they have a first axis, of steps.
+    """
+    step = jax.tree.map(lambda array: array[0], batch) if stacked else batch
+    shardings = batch_shardings(mesh, step, shards)
+    if stacked:
+        shardings = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(None, *s.spec)), shardings)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    axis = int(stacked)
+
+    def one(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        length = array.shape[axis] // shards.count
+        shape = (*array.shape[:axis], length * shards.total, *array.shape[axis + 1 :])
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[axis].indices(shape[axis])
+            mine = slice(start - shards.first * length, stop - shards.first * length)
+            return array[(slice(None),) * axis + (mine,)]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(one, batch, shardings)
+
+
+def check_divides(mesh: Mesh, name: str, batch_size: int) -> None:
+    """Refuses a batch size that the data axis does not divide."""
+    parts = mesh.shape["data"]
+    if batch_size < 1 or batch_size % parts:
+        raise UserError(
+            f"config.{name}={batch_size} does not divide over {parts} devices (mesh axis 'data'); "
+            f"use {batch_size // parts * parts or parts} or another multiple of {parts}"
+        )

@@ -1,0 +1,47 @@
+"""The nouns every floor shares: the training state, the batch, and the error a user can act on."""
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+
+from em3_jax.core.errors import UserError as UserError  # a service needs it alone, without what is here
+
+Batch = dict[str, Any]
+"""One batch: name -> array, static shapes (numpy on the host, jax on the device). `data/batches.py` lists the keys."""
+
+
+class Shards(NamedTuple):
+    """The part of every batch that a process builds: `count` of its `total` shards, which follow each other, from `first` on."""
+
+    first: int = 0
+    count: int = 1
+    total: int = 1
+
+    def slices(self, size: int) -> list[slice]:
+        """Where the process's shards lie in an array of all `size` examples."""
+        length = size // self.total
+        return [slice(k * length, (k + 1) * length) for k in range(self.first, self.first + self.count)]
+
+
+WHOLE = Shards()
+"""Every process builds the whole batch."""
+
+
+@flax.struct.dataclass
+class State:
+    """Everything a run needs to go on, and nothing else.
+
+    Attributes:
+      step: [] i32, number of steps done. With the seed it fixes all randomness and the next batch.
+      params: dense Linen parameters.
+      opt_state: optax state of `params`.
+      tables: ID embedding tables and their row-wise optimizer slots (see `tables.py`).
+      memory: the memory bank; empty for models without one.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    tables: Any
+    memory: Any

@@ -1,0 +1,73 @@
+"""Evaluates a run: python eval.py --workdir=runs/em3 --split=test
+
+Restores the step that was best on validation (or --step), scores the split and prints its metrics, overall and by slice: AUC,
+GAUC, logloss and calibration of a ranking model, Recall and NDCG of a retrieval model. Writes <workdir>/eval_<split>.json and
+what is behind it: the scores eval_<split>_logits.npy, or each user's list eval_<split>_items.npy; and eval_<split>_users.npz,
+how much each user moves each metric, from which `em3 compare` knows how sure a difference is.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from em3_jax.core import paths, strict_json, trees
+from em3_jax.core.errors import UserError
+from em3_jax.data.format import SPLITS
+from em3_jax.evaluation import ranking as ranking_evaluation
+from em3_jax.training import experiment, rundir
+from em3_jax.training.checkpoint import Checkpoints
+
+
+def evaluate(directory: str | Path, split: str, step: int | None = None, data_root: str | Path | None = None) -> dict:
+    """The report of a run on a split: {"step", "split", "slices": {slice: {metric: value}}, ...}.
+
+    Args:
+      directory: the run's folder.
+      split: "train", "valid" or "test".
+      step: checkpoint to score; the best on validation by default.
+      data_root: where the dataset lies now, if it was moved.
+    """
+    directory = Path(directory)
+    record = rundir.read(directory)
+    parts = experiment.of_run(record, data_root)
+    if parts.evaluate is None:
+        raise UserError(f"{directory}: trained on content alone, there are no clicks to score; use `em3 vectors`")
+    rundir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
+    checkpoints = Checkpoints(directory, record["data_hash"])
+    state, _ = checkpoints.restore(parts.shapes, step)
+    report, arrays, by_user = parts.evaluate(state, split)
+    for name, metric in by_user.moved:
+        error = by_user.error(name, metric, report[name][metric]).error
+        report[name][f"{metric}_se"] = error
+    sizes = {name: leaf.size for name, leaf in trees.named_leaves(state.params).items()}
+    result = {
+        "split": split,
+        "step": int(state.step),
+        "chosen_by": "--step" if step else f"best {parts.eval.metric} on validation",
+        "config": record["config"],
+        "data_hash": record["data_hash"],
+        "commit": record["commit"],
+        "parameters": {
+            "dense": sum(sizes.values()),
+            "fusion": sum(n for name, n in sizes.items() if "/fusion/" in name),
+        },
+        "slices": report,
+    }
+    for name, array in arrays.items():
+        np.save(directory / f"eval_{split}_{name}.npy", array)
+    by_user.save(directory / f"eval_{split}_users.npz")
+    (directory / f"eval_{split}.json").write_text(strict_json.dumps(result, indent=1), encoding="utf-8")
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a training run")
+    parser.add_argument("--split", default="test", choices=SPLITS)
+    parser.add_argument("--step", type=int, help="checkpoint to score (default: the best on validation)")
+    parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")
+    args = parser.parse_args()
+    result = evaluate(args.workdir, args.split, args.step, args.data)
+    print(f"{args.workdir}: step {result['step']:,} ({result['chosen_by']}), split {args.split}")
+    print(ranking_evaluation.table(result["slices"]))

@@ -1,0 +1,237 @@
+"""Puts evaluated runs side by side: em3 compare id_only=runs/id-0,runs/id-1 em3=runs/em3-0,runs/em3-1
+
+A model is a name and its runs, one a seed. Prints each model's metric by slice (mean and standard deviation
+over the seeds, and the standard error of the test rows), and what it differs from the first model: the
+interval that the test rows leave, in which rows of one user count as one, and p. With several seeds p is of
+the t-test over pairs of runs of one seed; with one run each it is of the test rows. Reads what `eval.py` wrote.
+"""
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from em3_jax import metrics
+from em3_jax.config.sections import nearest
+from em3_jax.core import paths, strict_json
+from em3_jax.core.errors import UserError
+from em3_jax.data.format import SPLITS
+from em3_jax.evaluation.influence import ByUser, error_of
+
+NAN = float("nan")
+
+
+class Model(NamedTuple):
+    """A model's evaluated runs, in the order of their seeds.
+
+    Attributes:
+      name: as given.
+      reports: what `eval.py` wrote, one per run.
+      by_user: how each user moves the metrics, one per run; None where a run was evaluated without it.
+    """
+
+    name: str
+    reports: list[dict]
+    by_user: list[ByUser] | None
+
+    @property
+    def seeds(self) -> list[int]:
+        return [report["config"]["seed"] for report in self.reports]
+
+    def values(self, slice_name: str, metric: str) -> np.ndarray:
+        """[runs] f64; NaN where the metric is undefined or the run has no such slice."""
+        return np.array([report["slices"].get(slice_name, {}).get(metric, NAN) for report in self.reports])
+
+    def moved(self, slice_name: str, metric: str) -> np.ndarray:
+        """[users] f64 influence of each user on the mean over the runs; empty where it is not known."""
+        runs = [run.moved.get((slice_name, metric)) for run in self.by_user or []]
+        if not runs or any(run is None for run in runs):
+            return np.zeros(0)
+        return np.mean(runs, axis=0)
+
+
+def load(spec: str, split: str) -> Model:
+    """The model of "name=workdir,workdir,..." (or just a workdir, which is then its own name)."""
+    name, _, folders = spec.rpartition("=")
+    named = [folder for folder in folders.split(",") if folder]
+    if not named:
+        raise UserError(f"'{spec}': names no run; write name=workdir or name=workdir,workdir")
+    return of_runs(name or folders, list(map(paths.local, named)), split)
+
+
+def of_runs(name: str, folders: Sequence[Path], split: str) -> Model:
+    """The model whose evaluated runs lie in `folders`, one a seed."""
+    runs = []
+    for folder in folders:
+        path = folder / f"eval_{split}.json"
+        if not path.exists():
+            raise UserError(f"{path}: file missing; run `python eval.py --workdir={folder} --split={split}` first")
+        runs.append((_read(path), _read_users(folder / f"eval_{split}_users.npz"), folder))
+    runs.sort(key=lambda run: run[0]["config"]["seed"])
+    for (first, _, one), (second, _, other) in itertools.pairwise(runs):
+        if first["config"]["seed"] == second["config"]["seed"]:
+            raise UserError(
+                f"{name}: {one} and {other} have the same seed {first['config']['seed']}; name one run a seed"
+            )
+    by_user = [run[1] for run in runs]
+    return Model(name, [run[0] for run in runs], None if None in by_user else by_user)
+
+
+def _read(path: Path) -> dict:
+    try:
+        report = strict_json.loads_report(path.read_text(encoding="utf-8"))
+        report["slices"]["all"], report["config"]["seed"], report["data_hash"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not what `eval.py` writes; evaluate the run again") from None
+    return report
+
+
+def _read_users(path: Path) -> ByUser | None:
+    if not path.exists():
+        return None
+    try:
+        return ByUser.load(path)
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{path}: cannot be read; evaluate the run again") from None
+
+
+def check_paired(models: Sequence[Model]) -> None:
+    """Refuses models whose runs do not belong together: other data, another label, other seeds."""
+    first = models[0]
+    reports = [report for model in models for report in model.reports]
+    if len({report["data_hash"] for report in reports}) > 1:
+        raise UserError("these runs were made on different datasets; compare runs on one dataset")
+    tasks = {(report["config"].get("task"), report["config"]["data"].get("label")) for report in reports}
+    if len({label for _, label in tasks}) > 1:
+        labels = ", ".join(sorted(str(label) for _, label in tasks))
+        raise UserError(f"these runs predict different labels ({labels}); compare runs of one label")
+    for model in models[1:]:
+        if model.seeds != first.seeds and (len(model.seeds) > 1 or len(first.seeds) > 1):
+            raise UserError(
+                f"{model.name} has seeds {_list(model.seeds)}, {first.name} {_list(first.seeds)}; runs are paired by "
+                "seed, so give the same ones"
+            )
+
+
+def _list(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def compare(models: Sequence[Model], metric: str) -> dict[str, dict]:
+    """Slice -> {"n", "bayes", model name -> values}, see `measured`."""
+    check_paired(models)
+    slices = models[0].reports[0]["slices"]
+    if metric not in slices["all"]:
+        known = [name for name in slices["all"] if not name.endswith("_se") and not name.startswith("bayes_")]
+        raise UserError(f"--metric {metric}: these runs have none; {nearest(metric, known)}")
+    result = {}
+    for name, first in slices.items():
+        result[name] = {"n": first["n"], "bayes": first.get(f"bayes_{metric}", NAN)}
+        for model in models:
+            result[name][model.name] = measured(models[0], model, name, metric)
+    return result
+
+
+def measured(base: Model, model: Model, slice_name: str, metric: str) -> dict[str, float]:
+    """What is known of a model in a slice, and of its difference from the model `base`.
+
+    "mean" and "sd" over the seeds; "se", the standard error of the mean that the test rows leave; and against
+    the first model: "difference", its 95 % interval "low" to "high" over the test rows, "p_rows" of the same,
+    "p_seeds" of the paired t-test over the seeds, and "p", that of the seeds where there are several.
+    """
+    values, moved = model.values(slice_name, metric), model.moved(slice_name, metric)
+    result = {
+        "mean": float(values.mean()),
+        "sd": float(values.std(ddof=1)) if len(values) > 1 else NAN,
+        "se": error_of(float(values.mean()), moved).error,
+    }
+    if model is base:
+        return result
+    others, others_moved = base.values(slice_name, metric), base.moved(slice_name, metric)
+    paired = len(moved) == len(others_moved) and len(moved) > 0
+    error = error_of(float((values - others).mean()), moved - others_moved if paired else np.zeros(0))
+    p_seeds = metrics.paired_t_test(values, others).p
+    return result | {
+        "difference": error.value,
+        "low": error.low,
+        "high": error.high,
+        "p_rows": error.p,
+        "p_seeds": p_seeds,
+        "p": p_seeds if len(values) > 1 else error.p,
+    }
+
+
+def table(models: Sequence[Model], rows: dict[str, dict], metric: str, split: str) -> str:
+    """The comparison as text: a line for each model in each slice."""
+    planted = any(np.isfinite(row["bayes"]) for row in rows.values())
+    seeds = len(models[0].reports)
+    width = max(len("model"), *(len(model.name) for model in models)) + 2
+    first_column = max(len(f"{metric} on {split}"), *map(len, rows)) + 2
+    mean_width = 18 if seeds > 1 else 9
+    lines = [
+        f"{f'{metric} on {split}':<{first_column}}{'n':>8}  {'model':<{width}}{metric:>{mean_width}}{'± rows':>9}"
+        f"{'difference':>12}{'95 % over rows':>20}{'p':>10}" + (f"{'gap closed':>12}" if planted else "")
+    ]
+    for name, row in rows.items():
+        base = row[models[0].name]["mean"]
+        if not np.isfinite(base):
+            continue
+        for model in models:
+            value = row[model.name]
+            is_base = model is models[0]
+            shown, count = (name, f"{row['n']:,}") if is_base else ("", "")
+            line = f"{shown:<{first_column}}{count:>8}  "
+            mean = f"{value['mean']:.4f}" + (f" ± {value['sd']:.4f}" if seeds > 1 else "")
+            line += f"{model.name:<{width}}{mean:>{mean_width}}{_number(value['se'], '.4f'):>9}"
+            if not is_base:
+                interval = f"{value['low']:+.4f} to {value['high']:+.4f}" if np.isfinite(value["low"]) else ""
+                line += f"{value['difference']:>+12.4f}{interval:>20}{_number(value['p'], '.2g'):>10}"
+                if planted:
+                    line += f"{(value['mean'] - base) / (row['bayes'] - base):>12.0%}"
+            lines.append(line)
+        if planted:
+            lines.append(f"{'':<{first_column}}{'':>8}  {'Bayes':<{width}}{row['bayes']:>9.4f}")
+    return "\n".join([*(line.rstrip() for line in lines), "", _legend(models)])
+
+
+def _number(value: float, form: str) -> str:
+    return f"{value:{form}}" if np.isfinite(value) else ""
+
+
+def _legend(models: Sequence[Model]) -> str:
+    seeds = len(models[0].reports)
+    spread = "mean ± standard deviation over the seeds; " if seeds > 1 else ""
+    test = f"paired t-test over {seeds} seeds" if seeds > 1 else "of the test rows"
+    text = f"{spread}± rows: standard error of the test rows, those of one user counted as one; p: {test}"
+    if any(model.by_user is None for model in models):
+        text += "\nsome runs were evaluated before errors were kept: run eval.py on them again for intervals"
+    return text
+
+
+def _write(path: Path, rows: dict[str, dict]) -> None:
+    try:
+        path.write_text(strict_json.dumps(rows, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --json") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="name=workdir[,workdir...]; the first is the baseline")
+    parser.add_argument("--split", default="test", choices=SPLITS)
+    parser.add_argument("--metric", default="auc", help="auc, gauc, qauc, logloss, calibration; recall@20, ...")
+    parser.add_argument("--json", type=paths.local, help="also write the numbers to this file")
+    args = parser.parse_args()
+    models = [load(spec, args.split) for spec in args.models]
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"two models are called {max(names, key=names.count)}; give each a name of its own: name=workdir"
+        )
+    rows = compare(models, args.metric)
+    print(table(models, rows, args.metric, args.split))
+    if args.json:
+        _write(args.json, rows)

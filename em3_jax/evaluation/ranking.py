@@ -1,0 +1,161 @@
+"""Honest evaluation of a ranking model on a split: AUC, GAUC, logloss, calibration, overall and by slice."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from em3_jax import metrics
+from em3_jax.data.format import CLICK, Dataset, FeatureSet
+from em3_jax.data.pipeline import EvaluationSource, batches
+from em3_jax.evaluation import influence
+from em3_jax.evaluation import retrieval as retrieval_evaluation
+
+QUERY = "query"  # the context field whose values group the rows of QAUC, where a dataset has it
+
+
+def predict(source: EvaluationSource, predict_batch: Callable, place: Callable | None = None) -> np.ndarray:
+    """[n] f32 logits of a split, in its row order.
+
+    Args:
+      source: the split's batches.
+      predict_batch: batch -> logits [B] on the device.
+      place: moves batches to the devices, see `pipeline.batches`.
+    """
+    # Dispatched ahead and fetched at the end, but in turn where devices are simulated: they share threads, and
+    # programs in flight that each wait for all devices can keep each other waiting for ever.
+    in_turn = jax.default_backend() == "cpu" and jax.device_count() > 1
+    results = []
+    for batch in batches(source, place=place):
+        result = predict_batch(batch)
+        results.append(jax.block_until_ready(result) if in_turn else result)
+    return np.concatenate(jax.device_get(results))[: len(source.rows)]
+
+
+def slices(
+    dataset: Dataset, rows: np.ndarray, features: list[FeatureSet], popular_share: float
+) -> dict[str, np.ndarray]:
+    """Slice name -> [n] bool over interaction rows `rows` [n].
+
+    Cold items occur in no training row, neither as candidate nor in a history; items in no history may have been shown, as
+    drawn negatives are; popular ones are the `popular_share` most often shown; new users have no training row.
+    """
+    item, user = dataset.interactions["item"][rows], dataset.interactions["user"][rows]
+    shown = dataset.counts["item"]
+    cold = (shown + dataset.counts["item_history"])[item] == 0
+    threshold = np.sort(shown)[-max(int(popular_share * np.count_nonzero(shown)), 1)]
+    result = {
+        "all": np.ones(len(rows), bool),
+        "cold items": cold,
+        "items in no history": (dataset.counts["item_history"] == 0)[item],
+        "warm items": ~cold,
+        "popular items": shown[item] >= max(threshold, 1),
+        "new users": dataset.counts["user"][user] == 0,
+    }
+    for feature_set in features:
+        result[f"items without {feature_set.name}"] = ~feature_set.mask.any(axis=1)[item]
+    return result
+
+
+def evaluate(
+    dataset: Dataset,
+    rows: np.ndarray,
+    logits: np.ndarray,
+    features: list[FeatureSet],
+    popular_share: float,
+    label_name: str = CLICK,
+) -> dict[str, dict[str, float]]:
+    """Slice -> metric -> value. Undefined metrics are NaN; every slice has its n.
+
+    GAUC is by `Dataset.group`, the users where the dataset has no groups; `gauc_users` counts them.
+
+    Args:
+      rows: [n] interaction rows of the split.
+      logits: [n] f32.
+      label_name: which of the dataset's labels.
+    """
+    columns = dataset.interactions
+    label, group = dataset.label(label_name)[rows], dataset.group[rows]
+    probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    query = columns[f"context_{QUERY}"][rows] if f"context_{QUERY}" in columns else None
+    planted = columns["probability"][rows] if "probability" in columns and label_name == CLICK else None
+    result = {}
+    for name, keep in slices(dataset, rows, features, popular_share).items():
+        gauc = metrics.gauc(label[keep], logits[keep], group[keep])
+        result[name] = {
+            "n": int(keep.sum()),
+            "click_rate": float(label[keep].mean()) if keep.any() else float("nan"),
+            "auc": metrics.auc(label[keep], logits[keep]),
+            "gauc": gauc.value,
+            "gauc_users": gauc.groups_used,
+            "gauc_users_left_out": gauc.groups_left_out,
+            "logloss": metrics.logloss(label[keep], logits[keep]),
+            "calibration": metrics.calibration(label[keep], probability[keep]),
+            "calibration_error": metrics.expected_calibration_error(label[keep], probability[keep]),
+        }
+        if query is not None:
+            qauc = metrics.gauc(label[keep], logits[keep], query[keep])
+            result[name] |= {
+                "qauc": qauc.value,
+                "qauc_queries": qauc.groups_used,
+                "qauc_queries_left_out": qauc.groups_left_out,
+            }
+        if planted is not None:
+            result[name]["bayes_auc"] = metrics.auc(label[keep], planted[keep])
+            result[name]["bayes_gauc"] = metrics.gauc(label[keep], planted[keep], group[keep]).value
+    return result
+
+
+def errors(
+    dataset: Dataset,
+    rows: np.ndarray,
+    logits: np.ndarray,
+    features: list[FeatureSet],
+    popular_share: float,
+    label_name: str = CLICK,
+) -> influence.ByUser:
+    """How each user moves the metrics of `evaluate`, whose arguments it takes."""
+    columns = dataset.interactions
+    label, user = dataset.label(label_name)[rows], columns["user"][rows]
+    group = dataset.group[rows]
+    query = columns[f"context_{QUERY}"][rows] if f"context_{QUERY}" in columns else None
+    result = influence.ByUser.of(user)
+    for name, keep in slices(dataset, rows, features, popular_share).items():
+        labels, scores, users = label[keep], logits[keep], user[keep]
+        probability = 1.0 / (1.0 + np.exp(-scores.astype(np.float64)))
+        moved = {
+            "auc": influence.auc_influence(labels, scores),
+            "gauc": influence.gauc_influence(labels, scores, group[keep]),
+            "logloss": influence.logloss_influence(labels, scores),
+            "calibration": influence.calibration_influence(labels, probability),
+        }
+        if query is not None:
+            moved["qauc"] = influence.gauc_influence(labels, scores, query[keep])
+        for metric, values in moved.items():
+            result.add(name, metric, values, users)
+    return result
+
+
+def headline(dataset: Dataset) -> tuple[str, ...]:
+    """The metrics of clicks to show while training, one of which chooses the best step."""
+    has_queries = f"context_{QUERY}" in dataset.interactions
+    return ("auc", "gauc", *(["qauc"] if has_queries else []), "logloss")
+
+
+def table(report: dict[str, dict[str, float]]) -> str:
+    """The report as text, one line a slice."""
+    names = ["n", "click_rate", "auc", "gauc", "logloss", "calibration"]
+    if "auc" not in report["all"]:
+        names = ["n", "positives", *retrieval_evaluation.HEADLINE, "precision@20", "map@20"]
+    if "qauc" in report["all"]:
+        names.insert(4, "qauc")
+    if any("bayes_auc" in values for values in report.values()):
+        names.append("bayes_auc")
+    width = max(map(len, report)) + 2
+    lines = [f"{'slice':<{width}}" + "".join(f"{name:>13}" for name in names)]
+    for slice_name, values in report.items():
+        cells = [f"{values[n]:>13,}" if isinstance(values[n], int) else f"{values[n]:>13.4f}" for n in names]
+        lines.append(f"{slice_name:<{width}}" + "".join(cells))
+    if left_out := report["all"].get("users_left_out"):
+        lines.append(f"left out: {left_out:,} users without a training interaction")
+    return "\n".join(lines)

@@ -1,0 +1,292 @@
+"""Writes what a run has learnt into a store that services read: em3 export --workdir runs/em3 --out store/
+
+The store gets a new version: content embeddings of all items, by original id, and the ranking model compiled ahead of time, which
+takes ids and looked-up embeddings. Readers see the old version or the new one, never a mixture (`em3_jax.serving`). A killed
+export goes on where it stopped. With --update, items whose content is as it was in the version before are not encoded again, and
+the dataset may have new items since training; with --every 1h it goes on looking for newer checkpoints until it is stopped.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from em3_jax import cli
+from em3_jax.core import paths, trees
+from em3_jax.core.errors import UserError
+from em3_jax.data.format import FeatureSet
+from em3_jax.export import scorer
+from em3_jax.export.items import encode_items
+from em3_jax.export.model import write_model
+from em3_jax.serving import store
+from em3_jax.training import experiment, growth, rundir
+from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.experiment import Experiment
+from em3_jax.training.processes import Interrupts
+
+DTYPES = ("float32", "float16")
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+SAME_ENCODER = (
+    "kind",
+    "encoder",
+    "model_type",
+    "weights_hash",
+    "random_weights",
+    "preprocessing",
+    "pooling",
+    "normalize",
+)
+"""Of a feature set's manifest: what has to be alike for its items to mean the same to a model."""
+
+
+class Settings(NamedTuple):
+    """How to export.
+
+    Attributes:
+      data_root: the dataset folder, if it is not where it was in training; None = there.
+      checkpoint: "best", "newest", or a step.
+      dtype: in which looked-up vectors are stored, one of `DTYPES`.
+      update: take over from the version before what has not changed.
+      keep: how many versions the store keeps.
+      batch_size: items encoded at once.
+      platforms: for which the ranking model is compiled.
+    """
+
+    data_root: str | Path | None = None
+    checkpoint: str = "best"
+    dtype: str = "float32"
+    update: bool = False
+    keep: int = 3
+    batch_size: int = 2048
+    platforms: tuple[str, ...] = scorer.PLATFORMS
+
+
+class Exported(NamedTuple):
+    """What an export did: the name of the version, items encoded, items taken over, seconds of encoding."""
+
+    version: str
+    encoded: int
+    reused: int
+    seconds: float
+
+
+def export(directory: str | Path, out: str | Path, settings: Settings) -> Exported:
+    """Publishes the checkpoint of a run as the next version of the store `out`.
+
+    Args:
+      directory: the run's folder.
+
+    Raises:
+      UserError: whatever the user can mend; the version served stays.
+    """
+    directory = Path(directory)
+    record = rundir.read(directory)
+    parts = experiment.of_run(record, settings.data_root)
+    if parts.task.lookup is None:
+        raise UserError(
+            f"{directory}: cannot be served: its task, {record['config']['task']}, scores no "
+            "clicks, or it reads the words of a query; "
+            "`em3 vectors` writes its embeddings"
+        )
+    with store.writing(out) as folder:
+        previous = _previous(out) if settings.update else None
+        _check_data(directory, record, parts, previous)
+        checkpoints = Checkpoints(directory, record["data_hash"])
+        state, carried = growth.restore(checkpoints, directory, parts, _step(checkpoints, settings.checkpoint))
+        model_hash = _hash(state.params, state.memory)
+        reusable = previous if previous and _may_reuse(previous, model_hash, settings.dtype) else None
+        plan = {
+            "model": model_hash,
+            "data": parts.dataset.meta["data_hash"],
+            "features": parts.feature_hashes,
+            "settings": [settings.dtype, settings.batch_size],
+            "reuses": reusable and reusable.name,
+        }
+        _begin(folder, plan)
+        began = time.perf_counter()
+        encoded = encode_items(
+            folder, parts, state, dtype=settings.dtype, batch_size=settings.batch_size, reusable=reusable
+        )
+        seconds = time.perf_counter() - began
+        facts = write_model(folder, parts, state, encoded.widths, carried, settings.platforms)
+        manifest = {
+            "checkpoint": {"workdir": directory.name, "step": int(state.step), "model_hash": model_hash},
+            "commit": record["commit"],
+            "data_hash": parts.dataset.meta["data_hash"],
+            "features": {features.name: _facts(features) for features in parts.feature_sets},
+            "counts": {
+                "users": parts.dataset.num_users,
+                "items": parts.dataset.num_items,
+                "items_with_content": int(np.load(folder / "has_content.npy", mmap_mode="r")[:-1].sum()),
+            },
+            "dtype": settings.dtype,
+            "serving": facts,
+        }
+        version = store.publish(out, manifest, settings.keep)
+    reused = parts.dataset.num_items - encoded.count if encoded.widths else 0
+    return Exported(version, encoded.count, reused, seconds)
+
+
+def _step(checkpoints: Checkpoints, which: str) -> int | None:
+    """The step to restore; None is the best."""
+    if which == "best":
+        return None
+    if which == "newest":
+        return max(checkpoints.steps("latest") + checkpoints.steps("best"), default=None)
+    if not (which.isascii() and which.isdigit()):
+        raise UserError(f"--checkpoint {which}: give best, newest, or the number of a step")
+    return int(which)
+
+
+def _check_data(directory: Path, record: dict, parts: Experiment, previous: store.Version | None) -> None:
+    """Refuses data that are not the run's; those of an update may have grown, and their content may have changed."""
+    same = previous is not None
+    rundir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes, grown=same)
+    for features in parts.feature_sets if same else ():
+        facts, before = _facts(features), previous.manifest["features"].get(features.name)
+        if features.manifest["hash"] != record["features"].get(features.name) and facts != before:
+            raise UserError(
+                f"{parts.dataset.root}: the features '{features.name}' were made otherwise than those of version "
+                f"{previous.name}; make them with the same encoder, or train again"
+            )
+
+
+def _facts(features: FeatureSet) -> dict[str, Any]:
+    facts = {key: features.manifest[key] for key in SAME_ENCODER if key in features.manifest}
+    return json.loads(json.dumps(facts | {"shape": list(features.tokens.shape[1:])}))
+
+
+def _hash(*trees_: Any) -> str:
+    digest = hashlib.sha256()
+    for tree in trees_:
+        for name, leaf in trees.named_leaves(tree).items():
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()
+
+
+def _previous(out: str | Path) -> store.Version | None:
+    """The version served, if there is one that can be read."""
+    try:
+        if store.current_name(out) is None:
+            print("there is no earlier version: all items are encoded")
+            return None
+        return store.open_current(out)
+    except UserError as error:
+        print(f"{error}; all items are encoded")
+        return None
+
+
+def _may_reuse(previous: store.Version, model_hash: str, dtype: str) -> bool:
+    if previous.manifest["checkpoint"]["model_hash"] != model_hash or previous.manifest["dtype"] != dtype:
+        print(f"version {previous.name} is of another checkpoint or dtype: all items are encoded")
+    else:
+        return True
+    return False
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
+    """Makes `folder` this plan's; what is there of the same plan stays."""
+    path = folder / "plan.json"
+    try:
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) == plan:
+            return
+    except ValueError:  # damaged: begun afresh
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    store.write_json(path, plan)
+
+
+def parse_interval(text: str) -> float:
+    """Seconds of "90s", "30m", "1h", "1d"."""
+    number, unit = text[:-1], text[-1:]
+    try:
+        seconds = float(number) * SECONDS[unit]
+    except (ValueError, KeyError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"--every {text}: give a number and one of s, m, h, d, for example 30m")
+    return seconds
+
+
+def keep_exporting(directory: str | Path, out: str | Path, settings: Settings, every: float, show: Callable) -> None:
+    """Exports whenever the run has another checkpoint than the version served, looking each `every` seconds, until a signal.
+
+    Once a version has been published, an export that fails is reported and tried again the next time: a full disk is no reason
+    to stop refreshing for good. So is one whose checkpoint training has replaced meanwhile, at once.
+    """
+    seen = None
+    with Interrupts() as interrupts:
+        while not interrupts.received:
+            began = time.monotonic()
+            found = _exportable(directory, settings)
+            if found != seen:
+                try:
+                    show(export(directory, out, settings))
+                    seen = found
+                except UserError as error:
+                    if _exportable(directory, settings) != found:
+                        continue
+                    if seen is None:
+                        raise
+                    print(f"{error}; the version before stays, trying again", file=sys.stderr, flush=True)
+            while time.monotonic() - began < every and not interrupts.received:
+                time.sleep(min(0.2, every))
+    print("stopped")
+
+
+def _exportable(directory: str | Path, settings: Settings) -> tuple[str, int | None, list[int]]:
+    """What a run offers at this moment: another value is a reason to export."""
+    data_hash = rundir.read(directory)["data_hash"]
+    checkpoints = Checkpoints(directory)
+    found = data_hash, _step(checkpoints, settings.checkpoint), checkpoints.steps("best")
+    checkpoints.close()
+    return found
+
+
+def main() -> None:
+    defaults = Settings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a training run")
+    parser.add_argument("--out", type=paths.local, required=True, help="the store; made if it is not there")
+    parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")
+    parser.add_argument("--checkpoint", help="best (default), newest (default with --every), or a step")
+    parser.add_argument("--dtype", choices=DTYPES, default=defaults.dtype, help="of the stored vectors")
+    parser.add_argument("--update", action="store_true", help="encode new and changed items alone")
+    parser.add_argument("--every", metavar="TIME", help="go on exporting newer checkpoints: 30m, 1h, 1d")
+    parser.add_argument("--keep", type=int, default=defaults.keep, help=f"versions to keep (default {defaults.keep})")
+    parser.add_argument("--batch-size", type=int, default=defaults.batch_size, help="items encoded at once")
+    parser.add_argument(
+        "--platforms", type=cli.as_list, default=defaults.platforms, help="to compile for (default cpu,cuda,tpu)"
+    )
+    args = parser.parse_args()
+    every = parse_interval(args.every) if args.every else 0.0
+    if args.keep < 1 or args.batch_size < 1:
+        raise UserError("--keep and --batch-size: give at least 1")
+    unknown = set(args.platforms) - {*scorer.PLATFORMS, "rocm"}
+    if unknown or not args.platforms:
+        raise UserError(f"--platforms: give some of {', '.join(scorer.PLATFORMS)}, rocm")
+    settings = Settings(
+        args.data, args.checkpoint or ("newest" if every else "best"), args.dtype, args.update, args.keep,
+        args.batch_size, args.platforms,
+    )  # fmt: skip
+
+    def show(done: Exported) -> None:
+        rate = f", {done.encoded / max(done.seconds, 1e-9):,.0f} a second" if done.encoded else ""
+        print(
+            f"{args.out}: version {done.version} published: {done.encoded:,} items encoded{rate}, {done.reused:,} taken over",
+            flush=True,
+        )
+
+    if every:
+        keep_exporting(args.workdir, args.out, settings, every, show)
+    else:
+        show(export(args.workdir, args.out, settings))

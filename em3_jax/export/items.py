@@ -1,0 +1,192 @@
+"""What a service looks up of each item, computed a batch at a time; killed, it goes on where it stopped.
+
+Letters: I items, n some of them, W width.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import xxhash
+
+from em3_jax import tasks
+from em3_jax.core.errors import UserError
+from em3_jax.core.progress import Progress
+from em3_jax.core.types import Batch, State
+from em3_jax.data.catalogue import CataloguePass
+from em3_jax.data.format import FeatureSet
+from em3_jax.export.model import original_ids
+from em3_jax.features.placement import Features
+from em3_jax.serving import store
+from em3_jax.serving.id_index import IdIndex
+from em3_jax.training import embeddings, step
+from em3_jax.training.experiment import Experiment
+from em3_jax.training.processes import Interrupts
+
+SAVE_SECONDS = 5.0
+
+
+def digests(feature_sets: Sequence[FeatureSet], items: np.ndarray) -> np.ndarray:
+    """[n, 2] u64 hashes (XXH3, 128 bits) of the content of ascending items [n]: all bytes of their tokens and masks."""
+    pieces = []
+    for features in feature_sets:
+        tokens, mask = (np.ascontiguousarray(part).reshape(len(items), -1) for part in features.of_items(items))
+        pieces += [_hashed(tokens.view(np.uint8)), mask.view(np.uint8)]
+    return _hashed(np.concatenate(pieces, axis=1)).view(np.uint64)
+
+
+def _hashed(rows: np.ndarray) -> np.ndarray:
+    """[n, 16] u8 hashes of contiguous rows [n, b] u8: one call a row, for in calls most of the time would go."""
+    return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, rows)), np.uint8).reshape(len(rows), 16)
+
+
+class Encoded(NamedTuple):
+    """What was done: `count` items encoded, the others taken over; `widths` of what is looked up, by name."""
+
+    count: int
+    widths: dict[str, int]
+
+
+def encode_items(
+    folder: Path, parts: Experiment, state: State, *, dtype: str, batch_size: int, reusable: store.Version | None
+) -> Encoded:
+    """Writes what services look up of each item, one row more for unknown items, and where it comes from.
+
+    Args:
+      folder: of the version in the making; what is there of it already is kept.
+      dtype: of the vectors on disk.
+      batch_size: items encoded at once.
+      reusable: an earlier version of the same model, from which items with the same content are taken.
+    """
+    items, sets = parts.dataset.num_items, parts.feature_sets
+    lookup, nothing = _lookup(parts, state), _nothing_known(parts, batch_size)
+    widths = {name: one.shape[1] for name, one in jax.eval_shape(lookup, nothing).items()}
+    vectors = {
+        name: store.array_file(folder, f"looked_up.{name}", (items + 1, width), dtype) for name, width in widths.items()
+    }
+    digest = store.array_file(folder, "content_digest", (items, 2), np.uint64)
+    has_content = store.array_file(folder, "has_content", (items + 1,), np.bool_)
+    count = 0
+    if sets:
+        has_content[:items] = embeddings.has_content(parts)
+        todo = np.arange(items) if reusable is None else _take_over(reusable, parts, vectors, digest)
+        count = len(todo)
+        if count:
+            source = CataloguePass(todo, batch_size, () if parts.constants else tuple(sets))
+            _encode(folder, lookup, source, sets, vectors, digest)
+    if reusable is None:
+        for name, one in lookup(nothing).items():
+            vectors[name][items] = np.asarray(one)[0]
+    for name, array in vectors.items():
+        for start in range(0, len(array), 4096):
+            if not np.isfinite(array[start : start + 4096]).all():
+                raise UserError(
+                    f"{folder}: some vectors '{name}' are not finite in {dtype}; choose --dtype float32, or look at the run"
+                )
+    for array in (*vectors.values(), digest, has_content):
+        array.flush()
+    return Encoded(count, widths)
+
+
+def _lookup(parts: Experiment, state: State) -> Callable[[Batch], dict[str, jax.Array]]:
+    """Batch -> {name: [B, W]} what is looked up of its items, whose tokens come with it or lie on the device, standardised.
+
+    Tokens are standardised where the run does it, once in tables or in each step: what is computed of another number of items, or
+    fused with something else, differs in the last bit. From tables they are taken by a program of their own, so that the other,
+    which takes long to compile, is the same for items without content.
+    """
+    task = parts.task._replace(inputs=tasks.given) if parts.constants else parts.task
+    program = step.make_apply(task, task.lookup, parts.mesh)
+
+    @jax.jit
+    def content(tables: Features, batch: Batch) -> Batch:
+        inputs = tasks.gathered(None, tables, batch)
+        return batch | {"tokens": inputs.tokens, "tokens_mask": inputs.tokens_mask}
+
+    def lookup(batch: Batch) -> dict[str, jax.Array]:
+        batch = parts.place(batch)
+        if parts.constants and "tokens" not in batch:
+            batch = content(parts.constants, batch)
+        return program(state.params, state.tables, state.memory, {}, batch)
+
+    return lookup
+
+
+def _encode(
+    folder: Path,
+    lookup: Callable,
+    source: CataloguePass,
+    feature_sets: Sequence[FeatureSet],
+    vectors: dict[str, np.ndarray],
+    digest: np.ndarray,
+) -> None:
+    """Encodes the items of `source`, from the batch on that progress.json names."""
+    todo, batch_size = source.rows, source.batch_size
+    progress = folder / "progress.json"
+    done = json.loads(progress.read_text(encoding="utf-8")) if progress.exists() else 0
+    saved = time.monotonic()
+    waiting: list[tuple[np.ndarray, dict[str, jax.Array]]] = []  # so that the devices compute while others are hashed
+
+    def keep(most: int) -> None:
+        while len(waiting) > most:
+            members, found = waiting.pop(0)
+            for name, one in found.items():
+                vectors[name][members] = np.asarray(one)[: len(members)]
+
+    encoded = min(done * batch_size, len(todo))
+    bar = Progress(len(todo), encoded, unit="item")
+    with contextlib.closing(bar), Interrupts() as interrupts:
+        for k in range(done, len(source)):
+            members = todo[k * batch_size : (k + 1) * batch_size]
+            digest[members] = digests(feature_sets, members)  # reads them from the disk, if that has to be
+            waiting.append((members, lookup(source[k])))
+            keep(most=2)
+            encoded += len(members)
+            bar.advance(len(members))
+            if interrupts.received or time.monotonic() - saved > SAVE_SECONDS:
+                keep(most=0)
+                _save(progress, [*vectors.values(), digest], k + 1)
+                saved = time.monotonic()
+            if interrupts.received:
+                raise UserError(f"{folder}: stopped after {encoded:,} items; run the same command again to go on")
+        keep(most=0)
+
+
+def _save(progress: Path, arrays: list[np.ndarray], count: int) -> None:
+    """First the numbers, then the file that vouches for them."""
+    for array in arrays:
+        array.flush()
+    store.write_json(progress, count)
+
+
+def _nothing_known(parts: Experiment, size: int) -> Batch:
+    """A batch of items without any content, of the same shapes as those of other items: one program encodes both."""
+    shapes = {features.name: features.tokens.shape[1:] for features in parts.feature_sets}
+    tokens = {f.name: np.zeros((size, *shapes[f.name]), f.tokens.dtype) for f in parts.feature_sets}
+    masks = {name: np.zeros((size, shape[0]), bool) for name, shape in shapes.items()}
+    batch = {"item_id": np.zeros(size, np.int32), "item_mask": np.zeros(size, bool)}
+    return batch | ({"tokens": tokens, "tokens_mask": masks} if tokens else {})
+
+
+def _take_over(reusable: store.Version, parts: Experiment, vectors: dict, digest: np.ndarray) -> np.ndarray:
+    """Copies the vectors of items whose content is as it was, and of unknown ones; returns the others [n]."""
+    facts = reusable.manifest["serving"]
+    index = IdIndex(reusable["item_words"], reusable["item_slots"], facts["item_ids"] == "text")
+    row = index.find(original_ids(parts.dataset.item_table))
+    for start in range(0, len(row), 4096):
+        some = np.arange(start, min(start + 4096, len(row)))
+        now = digests(parts.feature_sets, some)
+        before = reusable["content_digest"][row[some]]
+        row[some[(now != before).any(axis=1)]] = -1
+        kept = some[row[some] >= 0]
+        digest[kept] = now[row[some] >= 0]
+        for name, array in vectors.items():
+            array[kept] = reusable[f"looked_up.{name}"][row[kept]]
+    for name, array in vectors.items():
+        array[-1] = reusable[f"looked_up.{name}"][-1]
+    return np.flatnonzero(row < 0)

@@ -1,0 +1,88 @@
+"""What a service needs of the ranking model: tables, ids, parameters, and the compiled programs.
+
+Letters: I items, U users, C columns of a field group.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from em3_jax.core import trees
+from em3_jax.core.types import State
+from em3_jax.data.format import fields_to_json
+from em3_jax.export import scorer
+from em3_jax.serving import id_index, programs
+from em3_jax.training.experiment import Experiment
+
+
+def original_ids(table) -> np.ndarray:
+    """[n] original ids of users or items: integers, or texts."""
+    column = table.column("id").combine_chunks()
+    if hasattr(column, "dictionary_decode"):
+        column = column.dictionary_decode()
+    ids = column.to_numpy(zero_copy_only=False)
+    return ids if np.issubdtype(ids.dtype, np.integer) else ids.astype(str)
+
+
+def write_model(
+    folder: Path, parts: Experiment, state: State, widths: dict[str, int], carried: bool, platforms: Sequence[str]
+) -> dict[str, Any]:
+    """Writes tables, ids, parameters and the compiled programs.
+
+    Returns what a service has to know of them.
+
+    Args:
+      widths: of what is looked up, by name.
+      carried: the dataset has grown since training: ids of which nothing has been learnt stand for `unknown`.
+      platforms: for which to compile.
+    """
+    dataset, builder = parts.dataset, parts.builder(parts.dataset)
+    fields, table = dataset.fields, np.asarray(state.tables["embedding"])
+    arrays = {"table": table, "user_rows": builder.user_rows, "item_rows": builder.item_rows}
+    arrays |= {
+        f"{group}_lookup.{field.name}": rows
+        for group, lookups in (("context", builder.context_lookup), ("event", builder.event_lookup))
+        for field, rows in zip(getattr(fields, group), lookups, strict=True)
+    }
+    unknown = builder.unknown
+    if carried:  # ids that came since training have rows of their own, but nothing has been learnt there
+        slots = [np.asarray(slot) for slot in state.tables["slots"].values()]
+        touched = np.any([slot.reshape(len(slot), -1).any(axis=1) for slot in slots], axis=0)
+        arrays |= {
+            name: np.where(touched[rows], rows, unknown[rows]) for name, rows in arrays.items() if name != "table"
+        }
+    for kind, specs in (("user", fields.user), ("item", fields.item)):
+        offsets = fields.offsets()[kind]
+        of_unknown = [offsets[field.name] if k == 0 else 0 for field in specs for k in range(field.length)]
+        arrays[f"{kind}_rows"] = np.vstack([arrays[f"{kind}_rows"], of_unknown])
+    facts = {}
+    for kind, ids in (("user", original_ids(dataset.user_table)), ("item", original_ids(dataset.item_table))):
+        index = id_index.build(ids)
+        arrays |= {f"{kind}_words": index.words, f"{kind}_slots": index.slots}
+        facts[f"{kind}_ids"] = "text" if index.is_text else "integer"
+    for name, array in arrays.items():
+        array = array if array.dtype in (np.float32, np.uint64) else array.astype(np.int32)
+        np.save(folder / f"{name}.npy", array)
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(leaf) for name, leaf in trees.named_leaves(state.params).items()})
+    (folder / "params.npz").write_bytes(buffer.getvalue())
+    length = builder.history_length
+    of_table = jax.ShapeDtypeStruct(table.shape, table.dtype)
+    made = []
+    for size in programs.SIZES:
+        request = scorer.request_shapes(fields, length, widths, size)
+        program = scorer.compile_ahead(parts.task, state.params, of_table, request, platforms)
+        (folder / programs.file_name(size)).write_bytes(program.serialize())
+        made.append(program)
+    return facts | {
+        "history_length": length,
+        "fields": fields_to_json(fields),
+        "vocabularies": {group: dataset.meta["vocabularies"].get(group, {}) for group in ("context", "event")},
+        "looked_up": widths,
+        "platforms": list(platforms),
+        "programs": programs.facts(made, programs.SIZES),
+    }

@@ -1,0 +1,105 @@
+"""The ranking model as a service runs it: one user, one history, any number of candidates; ids and looked-up embeddings only.
+
+Compiled ahead of time into files that need none of the training code (`jax.export`), one for each
+number of candidates.
+
+Letters: b candidates of a request, T history, C columns of a field group, V table rows, W widths.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export
+
+from em3_jax.core import trees
+from em3_jax.core.fields import Fields
+from em3_jax.tasks import Inputs, Task
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def scorer(task: Task, unflatten: Any) -> Any:
+    """The function (params, table, request) -> logits [b] f32.
+
+    Its arguments:
+      params: {leaf name: array}.
+      table: [V, W] f32, the ID embedding table.
+      request: "candidate_row" [b, C], "history_row" [T, C], "event_row" [T, C], "context_row" [b, C], "user_row" [C] i32 rows of
+        the table; "history_mask" [T] bool; "candidate", "history" {name: [b, W], [T, W]} f32, what was looked up.
+
+    Args:
+      task: see `Task.score`.
+      unflatten: {leaf name: array} -> params.
+    """
+
+    def score(params: dict[str, jax.Array], table: jax.Array, request: dict[str, Any]) -> jax.Array:
+        number, length = request["candidate_row"].shape[0], request["history_row"].shape[0]
+
+        def for_all(array: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(array, (number, *array.shape))
+
+        both = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), request["candidate"], request["history"])
+        candidate = jnp.arange(number, dtype=jnp.int32)
+        batch = {
+            "label": jnp.zeros(number),
+            "item_id": jnp.arange(number + length),
+            "item_row": jnp.concatenate([request["candidate_row"], request["history_row"]]),
+            "item_position": candidate,
+            "history_position": for_all(number + jnp.arange(length, dtype=jnp.int32)),
+            "history_mask": for_all(request["history_mask"]),
+            "history_row": for_all(request["event_row"]),
+            "user_row": for_all(request["user_row"]),
+            "context_row": request["context_row"],
+        }
+        return task.score(unflatten(params), Inputs(table, both, {}, batch)).astype(jnp.float32)
+
+    return score
+
+
+def request_shapes(fields: Fields, length: int, looked_up: Mapping[str, int], number: int) -> dict[str, Any]:
+    """The shapes of a request.
+
+    Args:
+      number: b.
+      length: T.
+      looked_up: name -> width of what is looked up of an item.
+    """
+    of_item, of_event, of_context, of_user = (
+        sum(field.length for field in group) for group in (fields.item, fields.event, fields.context, fields.user)
+    )
+    rows = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
+    vectors = lambda many: {  # noqa: E731
+        name: jax.ShapeDtypeStruct((many, width), jnp.float32) for name, width in looked_up.items()
+    }
+    return {
+        "candidate_row": rows(number, of_item),
+        "history_row": rows(length, of_item),
+        "event_row": rows(length, of_event),
+        "context_row": rows(number, of_context),
+        "user_row": rows(of_user),
+        "history_mask": jax.ShapeDtypeStruct((length,), jnp.bool_),
+        "candidate": vectors(number),
+        "history": vectors(length),
+    }
+
+
+def compile_ahead(
+    task: Task, params: Any, table: jax.ShapeDtypeStruct, request: dict[str, Any], platforms: Sequence[str]
+) -> export.Exported:
+    """The program of `scorer`, for the number of candidates that the request has.
+
+    Args:
+      params: of the task.
+      request: of `request_shapes`.
+    """
+    structure = jax.tree.structure(params)
+    names = list(trees.named_leaves(params))
+    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in trees.named_leaves(params).items()}
+
+    def unflatten(flat: dict[str, jax.Array]):
+        return jax.tree.unflatten(structure, [flat[name] for name in names])
+
+    program = jax.jit(scorer(task, unflatten))
+    return export.export(program, platforms=tuple(platforms))(shapes, table, request)

@@ -1,0 +1,388 @@
+"""Makes content features: images or texts through a frozen encoder, or ready arrays.
+
+em3 extract --data data/ml-100k --modality image --encoder path/to/swin-tiny-patch4-window7-224-in22k
+em3 extract --data data/ml-100k --modality text --encoder path/to/chinese-roberta-wwm-ext --fields title,genres
+em3 extract --data data/tiktok --modality audio --array audio_feat.npy
+
+Stopped at any moment and run again, it goes on where it was, to the same bytes. A feature set appears when it is complete, in
+<data>/features/<name>/, with a manifest of how it was made and a report of the items without content.
+"""
+
+import argparse
+import collections
+import functools
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from em3_jax import cli
+from em3_jax.core import paths
+from em3_jax.core.errors import UserError
+from em3_jax.core.progress import Progress
+from em3_jax.core.values import canonical
+from em3_jax.data import content as content_
+from em3_jax.data.content import Content
+from em3_jax.data.features import FeatureWriter, feature_folder, reusable, write_features
+from em3_jax.data.format import Dataset, hash_files, open_dataset
+from em3_jax.data.pipeline import batches
+from em3_jax.data.readers.files import load_array, read_array, read_ids
+from em3_jax.features import encoding, sentences
+
+IN_FLIGHT = 2  # batches that the device has been given and not yet returned
+PRECISIONS = ("float32", "bfloat16")
+DTYPES = ("float16", "bfloat16", "float32")
+RAW_DTYPES = {"image": "uint8", "text": "int32"}
+MAX_THREADS = 32
+HUB_FILES = ("*.json", "*.txt", "*.model")
+
+
+def extract(
+    data: str | Path,
+    *,
+    modality: str,
+    encoder: str | Path,
+    name: str | None = None,
+    fields: tuple[str, ...] = (),
+    join: str | None = None,
+    frames: int = 1,
+    images: str | Path | None = None,
+    pooling: str | None = None,
+    normalize: bool = False,
+    max_length: int | None = None,
+    prompt: str | None = None,
+    image_size: int | None = None,
+    dtype: str = "float16",
+    precision: str = "float32",
+    batch_size: int = 32,
+    batch_tokens: int = 2048,
+    random_weights: int | None = None,
+    raw: bool = False,
+    strict: bool = False,
+    update: bool = False,
+    overwrite: bool = False,
+) -> dict:
+    """Encodes the images or texts of a dataset's items; returns the manifest of the feature set.
+
+    Args:
+      data: dataset folder.
+      modality: image or text.
+      encoder: folder in the Hugging Face layout (config.json, weights, tokenizer or image processor), or a name on the hub.
+      name: of the feature set; default the modality.
+      fields: texts to encode, each a token of its own: text columns or categorical fields; default all text columns.
+      join: put between the fields to make them one text, e.g. ". ".
+      frames: most images of an item, spread evenly over those it has, each a token of its own.
+      images: folder of <item id>.jpg, or <item id>/ with frames, in place of the dataset's image paths.
+      pooling: mean, cls, pooler, or tokens, which keeps them all; of texts also max, lasttoken, weightedmean,
+        mean_sqrt_len_tokens; default what a sentence-transformers folder says, else mean.
+      normalize: scale every token to length 1, as a sentence-transformers folder may ask for too.
+      max_length: tokens after which a text is cut; default what such a folder says, else what the encoder can take.
+      prompt: name of one of such a folder's prompts, put before each text; default its default; "" none.
+      image_size: rows and columns to resize images to; default what the checkpoint says.
+      dtype: of the stored tokens: float16, bfloat16 or float32.
+      precision: of the computation: float32 or bfloat16.
+      batch_size: images at once.
+      batch_tokens: text tokens at once.
+      random_weights: seed of fresh weights, for trials without a checkpoint; the folder needs a config.json only.
+      raw: store what the encoder is to see, pixels or token ids, for training with config.model.content=raw.
+      strict: a missing or damaged image is an error; else it is masked and reported.
+      update: encode only items that are new or whose content has changed.
+      overwrite: replace a feature set of that name, or an unfinished one.
+
+    Raises:
+      UserError: whatever the user can mend.
+    """
+    _check_choice("modality", modality, ("image", "text"))
+    _check_choice("dtype", dtype, DTYPES)
+    if raw and dtype != DTYPES[0]:
+        raise UserError(f"--dtype {dtype}: has no meaning with --raw, which stores pixels and token ids; leave it out")
+    _check_choice("precision", precision, PRECISIONS)
+    for option, value in (("frames", frames), ("batch-size", batch_size), ("batch-tokens", batch_tokens)):
+        if value < 1:
+            raise UserError(f"--{option} {value}: must be at least 1")
+    dataset, name = open_dataset(data), name or modality
+    folder, label = encoder_folder(encoder)
+    use = sentences.use_of(folder, pooling=pooling, normalize=normalize, max_length=max_length, prompt=prompt)
+    settings = encoding.Settings(use.pooling, use.normalize, precision, random_weights)
+    devices = len(jax.local_devices())
+    if modality == "image":
+        content = content_.images(dataset, frames, images)
+        layout = {"batch_size": -(-batch_size // devices) * devices}
+        made = encoding.image_encoder(folder, content, settings, image_size=image_size, **layout)
+        inputs = {"frames": frames}
+    else:
+        content = content_.texts(dataset, fields, join)
+        layout = {"batch_tokens": batch_tokens, "multiple": devices}
+        made = encoding.text_encoder(use, content, settings, **layout)
+        inputs = {"fields": list(fields) or dataset.meta["text_columns"], "join": join}
+    if raw:
+        made, dtype = encoding.unencoded(made), RAW_DTYPES[modality]
+    facts = json.loads(json.dumps({"kind": modality, "encoder": label, "dtype": dtype, "inputs": inputs, **made.facts}))
+    for note in use.notes:
+        print(note)
+    if random_weights is not None:
+        warnings.warn(
+            f"features '{name}' will come from random weights: they try the way, and mean nothing", stacklevel=2
+        )
+
+    old = _existing(dataset, name, facts, update, overwrite)
+    if old is not None and not update:
+        print(
+            f"{old}: complete already, made in the same way; --update encodes what has changed, --overwrite all of it"
+        )
+        return _manifest(old)
+    reused = reusable(old, dataset, content, made.digests) if old is not None else None
+    wanted = content.index >= 0 if reused is None else (content.index >= 0) & (reused.unit < 0)
+    plan = (
+        facts
+        | layout
+        | {"content": _hash(content, wanted), "update_of": _manifest(old)["hash"] if old is not None else None}
+    )
+    with FeatureWriter(
+        dataset, name, plan, slots=content.index.shape, unit=made.unit, dtype=dtype, discard=overwrite
+    ) as writer:
+        if reused is not None and writer.done == 0:
+            reused.copy(writer)
+        _encode(writer, made, content, wanted, strict, name)
+        report = _report(dataset, content, writer, modality)
+        counts = {"distinct": len(content.values), "unusable": sum(map(len, writer.notes)), **made.counts}
+        shape = {"raw": {"slots": content.index.shape[1], **made.raw}} if raw else {}
+        declared = {"sentence_transformers": dict(made.declared)} if made.declared else {}
+        writer.finish(facts | shape | declared | {"counts": counts}, report)
+    return _manifest(feature_folder(dataset.root, name))
+
+
+def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"--{option} {value}: choose one of {', '.join(known)}")
+
+
+def encoder_folder(encoder: str | Path) -> tuple[Path, str]:
+    """(folder, name) of an encoder: a local folder, or one fetched from the Hugging Face hub."""
+    path, name = paths.local(encoder), str(encoder)
+    if path.is_dir():
+        return path, path.resolve().name
+    if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise UserError(f"{encoder}: no such folder; give the folder of a checkpoint, with its config.json and weights")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
+    except Exception as error:  # of the network, the hub and the cache
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise UserError(
+            f"{name}: no such folder, and the hub does not give it ({reason}); give a local folder"
+        ) from None
+    return folder, name
+
+
+def _manifest(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+def _existing(dataset: Dataset, name: str, facts: dict, update: bool, overwrite: bool) -> Path | None:
+    """The complete feature set of that name, if it was made in the same way; None if there is none or it is in the way."""
+    final = feature_folder(dataset.root, name)
+    if not final.exists() or overwrite:
+        return None
+    manifest = _manifest(final)
+    changed = [key for key, value in facts.items() if manifest.get(key) != value]
+    if changed:
+        raise UserError(
+            f"{final}: modality name in use, made otherwise (differs in: {', '.join(changed)}); choose another --name, or "
+            "replace it with --overwrite"
+        )
+    if not update and manifest["item_hash"] != dataset.meta["item_hash"]:
+        raise UserError(f"{final}: made for other items; pass --update to encode those that are new or changed")
+    return final
+
+
+def _hash(content: Content, wanted: np.ndarray) -> str:
+    digest = hashlib.sha256("\0".join(content.values).encode("utf-8", "surrogatepass"))
+    for array in (content.index, wanted):
+        digest.update(repr(array.shape).encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _encode(
+    writer: FeatureWriter, made: encoding.Encoder, content: Content, wanted: np.ndarray, strict: bool, name: str
+) -> None:
+    """Encodes the `wanted` [I, M] slots, each distinct content once, from the first batch that is not written yet."""
+    values = np.unique(content.index[wanted])
+    source = made.source(values)
+    finished = _items_finished(source, content, wanted)
+    kept = int((content.index >= 0).any(axis=1).sum() - finished.sum())
+    print(f"{name}: {finished.sum():,} items to encode{f', {kept:,} kept' if kept else ''}", flush=True)
+    if len(source):
+        print(f"{len(values):,} distinct {made.summary(source)}", flush=True)
+    if writer.done:
+        print(f"going on after batch {writer.done:,} of {len(source):,}", flush=True)
+    encode = _on_all_devices(made, writer.tokens.dtype) if made.params else functools.partial(made.encode, None)
+    is_wanted, pending = wanted.ravel(), collections.deque()
+    progress = Progress(int(finished.sum()), int(finished[: writer.done].sum()), unit="item")
+
+    def write(k: int, batch: dict, output: tuple[jax.Array, jax.Array]) -> None:
+        members = source.members(k)
+        tokens, mask = (np.asarray(array)[: len(members)] for array in output)
+        failed = np.array([bool(problem) for problem in batch["problems"]])
+        units, rows = content.units_of(members)
+        units, rows = units[is_wanted[units]], rows[is_wanted[units]]
+        notes = [[int(members[row]), batch["problems"][row]] for row in np.flatnonzero(failed)]
+        if strict and notes:
+            raise UserError(
+                f"{content.values[notes[0][0]]}: {notes[0][1]}; mend it, or leave out --strict to mask such items"
+            )
+        writer.write(units, tokens[rows], (mask & ~failed[:, None])[rows], batch["digest"][rows], notes)
+        progress.advance(int(finished[k]))
+
+    stream = batches(source, start=writer.done, threads=min(os.cpu_count() or 1, MAX_THREADS))
+    for k, batch in enumerate(stream, writer.done):
+        pending.append((k, batch, encode(*batch.pop("inputs"))))
+        if len(pending) > IN_FLIGHT:
+            write(*pending.popleft())
+    for one in pending:
+        write(*one)
+    progress.close()
+
+
+def _on_all_devices(made: encoding.Encoder, dtype: np.dtype) -> Callable:
+    """Inputs of a batch -> its (tokens in `dtype`, mask), the rows spread over the devices."""
+    mesh = jax.make_mesh((len(jax.local_devices()),), ("data",), (AxisType.Auto,), devices=jax.local_devices())
+    by_row = NamedSharding(mesh, PartitionSpec("data"))
+    params = jax.device_put(made.params, NamedSharding(mesh, PartitionSpec()))
+
+    @jax.jit
+    def encode(params, *inputs):
+        tokens, mask = made.encode(params, *inputs)
+        return tokens.astype(dtype), mask
+
+    return lambda *inputs: encode(params, *jax.device_put(inputs, by_row))
+
+
+def _items_finished(source, content: Content, wanted: np.ndarray) -> np.ndarray:
+    """[batches] how many items have their last wanted slot in each batch."""
+    batch_of = np.zeros(len(content.values), np.int64)
+    for k in range(len(source)):
+        batch_of[source.members(k)] = k
+    last = np.where(wanted, batch_of[content.index], -1).max(axis=1, initial=-1)
+    return np.bincount(last[last >= 0], minlength=len(source))
+
+
+def _report(dataset: Dataset, content: Content, writer: FeatureWriter, modality: str) -> list[tuple[str, str, str]]:
+    """(item id, source, problem) of every item without content and every image that could not be used."""
+    problems = {value: problem for notes in writer.notes for value, problem in notes}
+    ids, rows = dataset.item_table.column("id").to_pylist(), []
+    bad = np.isin(content.index, list(problems))
+    for item in np.flatnonzero(bad.any(axis=1) | (content.index < 0).all(axis=1)):
+        values = [int(value) for value in content.index[item] if value in problems]
+        rows += [(str(ids[item]), content.values[value], problems[value]) for value in values]
+        rows += [] if values else [(str(ids[item]), "", f"no {modality}")]
+    return rows
+
+
+def describe(folder: Path, manifest: dict) -> str:
+    """What a person wants to know of a feature set just made, as a line or two."""
+    counts, shape = manifest["counts"], " x ".join(map(str, manifest["shape"]))
+    missing, unusable = counts["items"] - counts["items_with_content"], counts.get("unusable", 0)
+    text = f"{folder}: {shape} {manifest['dtype']}, {counts['items_with_content']:,} of {counts['items']:,} items have content"
+    if manifest["kind"] != "array" and (missing or unusable):
+        text += f"\n  {missing:,} items without, {unusable:,} files unusable: see {folder / 'report.tsv'}"
+    return text
+
+
+def from_array(
+    data: str | Path,
+    *,
+    modality: str,
+    array: str | Path,
+    ids: str | Path | None = None,
+    mask: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict:
+    """Makes a modality of ready vectors; returns the manifest of the feature set.
+
+    Args:
+      data: dataset folder.
+      modality: its name.
+      array: .npy file [rows, D] or [rows, tokens, D], float16 or float32, one row an item in the dataset's order.
+      ids: item ids of the rows, .npy or a text file of one a line; items that are not among them are masked.
+      mask: .npy file [rows] or [rows, tokens] of bool, True = there is one; default: a token of zeros is missing.
+      overwrite: replace a feature set of that name.
+
+    Raises:
+      UserError: whatever the user can mend.
+    """
+    dataset, array = open_dataset(data), Path(array)
+    names = None if ids is None else read_ids(Path(ids))
+    tokens = read_array(
+        array, dataset.num_items if names is None else len(names), of=f"{data if names is None else ids}"
+    )
+    tokens = tokens[:, None] if tokens.ndim == 2 else tokens
+    present = _read_mask(Path(mask), tokens.shape[:2]) if mask else (tokens != 0).any(axis=-1)
+    if names is not None:
+        tokens, present = _in_order(dataset, Path(ids), names, tokens, present)
+    facts = {"kind": "array", "encoder": f"ready made, {array.name}", "file_hash": hash_files([array])}
+    write_features(dataset.root, modality, tokens, present, facts, dataset.meta["item_hash"], overwrite)
+    return _manifest(feature_folder(dataset.root, modality))
+
+
+def _read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """[rows, tokens] bool."""
+    mask = load_array(path)
+    if mask.dtype != np.bool_ or mask.shape not in (shape, shape[:1]):
+        raise UserError(f"{path}: {mask.dtype} {list(mask.shape)}, must be bool {list(shape)}; save it so")
+    return np.broadcast_to(mask.reshape(len(mask), -1), shape)
+
+
+def _in_order(
+    dataset: Dataset, path: Path, names: list[str], tokens: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens [I, N, D], mask [I, N]) in the dataset's order of items; `names` are the ids of the rows given."""
+    place = {name: row for row, name in enumerate(names)}
+    if len(place) < len(names):
+        twice = next(name for row, name in enumerate(names) if place[name] != row)
+        raise UserError(f"{path}: id '{twice}' occurs twice; keep one row for each")
+    rows = np.array([place.get(canonical(item), -1) for item in dataset.item_table.column("id").to_pylist()])
+    if (rows < 0).all():
+        raise UserError(
+            f"{path}: holds no id of the dataset's items, which are like '{dataset.item_table.column('id')[0]}'"
+        )
+    return np.where((rows >= 0)[:, None, None], tokens[rows], tokens.dtype.type(0)), mask[rows] & (rows >= 0)[:, None]
+
+
+def main(argv: list[str] | None = None) -> None:
+    text = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="em3 extract", description=__doc__, formatter_class=text)
+    parser.argument_default = argparse.SUPPRESS  # what is not given takes the function's own default
+    cli.add_options(parser, extract)
+    cli.add_options(parser.add_argument_group("ready arrays"), from_array, besides=extract)
+    arguments = vars(parser.parse_args(argv))
+    cli.run(lambda: _run(arguments))
+
+
+def _run(arguments: dict) -> None:
+    """The command: `from_array` where an array is given, else `extract`."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch
+    function = from_array if "array" in arguments else extract
+    if "array" in arguments and "encoder" in arguments:
+        raise UserError("--array and --encoder exclude each other; give one of them")
+    cli.check_arguments(function, arguments, "em3 extract --help")
+    arguments = cli.with_local_paths(function, arguments)
+    began = time.perf_counter()
+    try:
+        manifest = function(**arguments)
+    except OSError as error:  # no space, no permission, a file where a folder should be
+        raise UserError(
+            f"{error.filename or arguments['data']}: {error.strerror or error}; mend it and run again to go on"
+        ) from None
+    folder = feature_folder(Path(arguments["data"]), arguments.get("name", arguments["modality"]))
+    print(f"{describe(folder, manifest)}\n  {time.perf_counter() - began:.1f} s")

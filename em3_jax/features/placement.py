@@ -1,0 +1,167 @@
+"""The content features of a run: which of a dataset's feature sets, which of their token slots, and where they lie."""
+
+import dataclasses
+import os
+import re
+import warnings
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from em3_jax.core import sharding
+from em3_jax.core.errors import UserError
+from em3_jax.data.checks import all_finite, first_not_finite
+from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.features.tokens import is_raw, standardise
+
+Features = dict[str, tuple[jax.Array, jax.Array]]
+"""Feature tables on the device: {modality: (standardised or raw tokens [I, N, E], mask [I, N])}."""
+
+NARROWEST = 3  # numbers of a token: of fewer, mean and length, which standardising takes, are all
+_BLOCK = 1024  # items standardised at once
+_NAME = re.compile(r"(\w+)(?:\[(-?\d*)(:?)(-?\d*)\])?")
+
+
+def load_features(dataset: Dataset, names: tuple[str, ...]) -> list[FeatureSet]:
+    """The feature sets that a config names, in f16 or f32 as stored; refuses NaN and infinity.
+
+    Args:
+      names: of feature sets, each with or without token slots as Python has it: "image", "image[0]" (the first frame alone),
+        "image[:4]".
+    """
+    if not names:
+        raise UserError(
+            "config.data.features is empty but config.model.content uses content; name at least one feature set"
+        )
+    sets = [_slots(dataset, name) for name in names]
+    for features in sets:
+        if [other.name for other in sets].count(features.name) > 1:
+            raise UserError(
+                f"config.data.features: '{features.name}' is named twice; name it once, e.g. {features.name}[:2]"
+            )
+        if features.manifest.get("random_weights") is not None:
+            warnings.warn(f"features '{features.name}' come from an encoder with random weights", stacklevel=2)
+        if features.is_raw:
+            continue
+        for start in range(0, len(features.tokens), 4096):
+            block = slice(start, start + 4096)
+            if all_finite(features.tokens[block]):
+                continue
+            kept = np.where(features.mask[block, :, None], features.tokens[block], np.zeros((), features.tokens.dtype))
+            row = first_not_finite(kept)
+            if row is not None:
+                path = dataset.root / "features" / features.name / "tokens.npy"
+                raise UserError(f"{path} row {start + row}: NaN or infinity; mend the array or mask the token")
+    return sets
+
+
+def _slots(dataset: Dataset, text: str) -> FeatureSet:
+    """The feature set of "image" or "image[0]"."""
+    found = _NAME.fullmatch(text)
+    if not found:
+        raise UserError(f"config.data.features: '{text}' is no feature set; write name, name[slot] or name[first:end]")
+    name, first, colon, end = found.groups()
+    features = dataset.features(name)
+    if first is None:
+        return features
+    if features.is_raw:
+        raise UserError(
+            f"config.data.features: '{text}': raw features have no token slots; extract fewer with --frames"
+        )
+    number = features.tokens.shape[1]
+    if colon:
+        chosen = slice(int(first) if first else None, int(end) if end else None)
+    else:
+        chosen = slice(int(first), int(first) + 1 or None) if first else slice(0, 0)
+    if len(range(number)[chosen]) == 0:
+        raise UserError(f"config.data.features: '{text}' takes no slot; {name} has {number}, counted from 0")
+    return dataclasses.replace(features, tokens=features.tokens[:, chosen], mask=features.mask[:, chosen])
+
+
+def on_device(placement: str, feature_sets: list[FeatureSet], mesh: Mesh) -> bool:
+    """Whether features lie on the devices: config.data.placement "device", "host", or "auto", device if they fit.
+
+    They are cut by rows over the mesh, so it is the memory of all devices that counts; the state has half of it.
+    """
+    if placement not in ("device", "host", "auto"):
+        raise UserError(f"config.data.placement '{placement}' is unknown; choose device, host or auto")
+    if placement != "auto":
+        return placement == "device"
+    stats = jax.local_devices()[0].memory_stats() or {}
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = stats["bytes_limit"] * mesh.size if "bytes_limit" in stats else host * jax.process_count()
+    return sum(features.tokens.nbytes for features in feature_sets) <= memory / 2
+
+
+def to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> Features:
+    """The feature tables, standardised, cut by rows over all devices; items that they lack, to divide evenly, are masked."""
+
+    def place(array: np.ndarray) -> jax.Array:
+        per_device = -(-len(array) // mesh.size)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            rows = np.asarray(array[index[0]])
+            return (
+                rows
+                if len(rows) == per_device
+                else np.pad(rows, [(0, per_device - len(rows))] + [(0, 0)] * (array.ndim - 1))
+            )
+
+        shape = (per_device * mesh.size, *array.shape[1:])
+        return jax.make_array_from_callback(shape, NamedSharding(mesh, sharding.BY_ROWS), part)
+
+    in_place = jax.jit(
+        jax.shard_map(_standardise, mesh=mesh, in_specs=(sharding.BY_ROWS,) * 2, out_specs=sharding.BY_ROWS),
+        donate_argnums=0,
+    )
+    tables = {}
+    for features in feature_sets:
+        tokens, mask = place(features.tokens), place(features.mask)
+        tables[features.name] = (tokens if is_raw(tokens) else in_place(tokens, mask), mask)
+    return tables
+
+
+def _standardise(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    """`tokens.standardise` in the memory of `tokens`, a block of items at a time: all at once takes several times as much in f32.
+
+    All blocks are of one size, for what is computed of another number of items may differ in the last bit; the last overlaps.
+    """
+    size = min(_BLOCK, len(tokens))
+    last = len(tokens) - size
+
+    def block(tokens: jax.Array, start: int | jax.Array) -> jax.Array:
+        return standardise(*(jax.lax.dynamic_slice_in_dim(array, start, size) for array in (tokens, mask)))
+
+    def write(tokens: jax.Array, done: jax.Array, start: int | jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(tokens, done, start, axis=0)
+
+    overlapping = block(tokens, last)
+    tokens = jax.lax.fori_loop(0, -(-last // size), lambda k, t: write(t, block(t, k * size), k * size), tokens)
+    return write(tokens, overlapping, last)
+
+
+class Content(NamedTuple):
+    """The content features of a run: all of them, those to gather on the host, and the tables on the device."""
+
+    sets: list[FeatureSet]
+    on_host: tuple[FeatureSet, ...]
+    tables: Features
+
+
+def load_content(dataset: Dataset, features: tuple[str, ...], place: str, mesh: Mesh) -> Content:
+    """The features that config.data names, on the device or on the host as config.data.placement says."""
+    sets = load_features(dataset, features)
+    for one in sets:
+        width = one.tokens.shape[-1]
+        if not one.is_raw and width < NARROWEST:
+            left = "nothing" if width == 1 else "two signs"
+            raise UserError(
+                f"config.data.features: the tokens of '{one.name}' are {width} wide, and {left} would "
+                "be left of them once they are standardised over their width, as content is; give "
+                f"{NARROWEST} numbers or more, or the number as a field (prepare table --item-fields)"
+            )
+    if on_device(place, sets, mesh):
+        return Content(sets, (), to_device(sets, mesh))
+    return Content(sets, tuple(sets), {})

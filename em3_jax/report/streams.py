@@ -1,0 +1,102 @@
+"""Draws streams: em3 curves em3=runs/stream-em3 lemur=runs/stream-lemur --out curves.png
+
+A line a run, over the windows of the log, each scored before it was trained on: AUC and GAUC of all rows, AUC of cold items, and
+for runs with a memory bank the share of history slots that it fills and the cosine of stored and current representations.
+`em3 plot` draws the other runs.
+"""
+
+import argparse
+from pathlib import Path
+
+from em3_jax.core import paths
+from em3_jax.core.errors import UserError
+from em3_jax.report import panels
+from em3_jax.training.curve import CURVE, read_curve
+
+PANELS = (
+    ("AUC", ("all", "auc")),
+    ("GAUC", ("all", "gauc")),
+    ("AUC, cold items", ("cold items", "auc")),
+    ("bank: slots filled", ("train/coverage_long",)),
+    ("bank: cosine of stored and current", ("train/staleness_cosine",)),
+)
+
+
+def load(spec: str) -> tuple[str, list[dict]]:
+    """(name, lines of the curve) of "name=workdir" or "workdir"."""
+    name, folder = panels.named_folder(spec)
+    path = folder / CURVE
+    if not path.is_file() and (folder / panels.METRICS).is_file():
+        raise UserError(f"{folder}: no stream, it has epochs; draw it with `em3 plot {folder}`")
+    if not path.is_file():
+        raise UserError(f"{path}: file missing; is {folder} the --workdir of a stream (configs/online.py)?")
+    lines = read_curve(path)
+    if not lines:
+        raise UserError(f"{path}: no window is done yet; draw it later")
+    return name, lines
+
+
+def _value(line: dict, keys: tuple[str, ...]) -> float:
+    for key in keys:
+        line = line.get(key, {})
+    return line if isinstance(line, float | int) else float("nan")
+
+
+def draw(runs: list[tuple[str, list[dict]]], out: Path, smooth: int = 1) -> None:
+    """Writes the picture.
+
+    Args:
+      runs: (name, lines).
+      smooth: windows of a running mean.
+    """
+    shown = []
+    for title, keys in PANELS:
+        lines = [
+            panels.Line(
+                k,
+                [line["end"] / 1000 for line in curve],
+                panels.running_mean([_value(line, keys) for line in curve], smooth),
+            )
+            for k, (_, curve) in enumerate(runs)
+        ]
+        drawn = [line for line in lines if line.is_drawn()]
+        shown += [panels.Panel(title, title, drawn)] if drawn else []
+    if not shown:
+        raise UserError("no window of these runs has both clicks and rows without; there is no AUC to draw yet")
+    panels.draw(shown, [name for name, _ in runs], "thousand rows of the log", panels.writable(out))
+
+
+def table(runs: list[tuple[str, list[dict]]]) -> str:
+    """Means over the windows, weighted by their rows: all of them, and the last quarter."""
+    lines = [f"{'run':<20}{'windows':>9}{'AUC':>9}{'GAUC':>9}{'cold AUC':>10}   last quarter:{'AUC':>8}{'GAUC':>9}"]
+    for name, curve in runs:
+        last = curve[-max(len(curve) // 4, 1) :]
+        cells = [_mean(curve, "all", "auc"), _mean(curve, "all", "gauc"), _mean(curve, "cold items", "auc")]
+        ends = [_mean(last, "all", "auc"), _mean(last, "all", "gauc")]
+        lines.append(
+            f"{name:<20}{len(curve):>9}{cells[0]:>9.4f}{cells[1]:>9.4f}{cells[2]:>10.4f}{'':>16}{ends[0]:>8.4f}{ends[1]:>9.4f}"
+        )
+    return "\n".join(lines)
+
+
+def _mean(lines: list[dict], slice_name: str, metric: str) -> float:
+    """Windows where the metric is undefined are left out."""
+    pairs = [(line[slice_name][metric], line[slice_name]["n"]) for line in lines]
+    pairs = [(value, n) for value, n in pairs if value == value]
+    return sum(value * n for value, n in pairs) / sum(n for _, n in pairs) if pairs else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="name=workdir, or workdir")
+    parser.add_argument("--out", type=paths.local, help="PNG to write")
+    parser.add_argument("--smooth", type=int, default=1, help="windows of a running mean (default 1)")
+    args = parser.parse_args()
+    panels.check_smooth(args.smooth)
+    loaded = [load(spec) for spec in args.runs]
+    names = panels.distinct([name for name, _ in loaded], args.runs)
+    runs = [(name, lines) for name, (_, lines) in zip(names, loaded, strict=True)]
+    print(table(runs))
+    if args.out:
+        draw(runs, args.out, args.smooth)
+        print(f"{args.out}: written")

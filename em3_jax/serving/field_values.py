@@ -1,0 +1,114 @@
+"""Field values as requests give them -> ids, by their canonical form; what is not known is counted.
+
+Letters: n values.
+"""
+
+import decimal
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN
+from em3_jax.core.values import canonical
+
+LONGEST_ECHO = 100  # characters of a request that are repeated when it is refused
+_NOT_KNOWN = -1
+_NUMBERS = (int, float, decimal.Decimal, np.number)
+_PADDED = re.compile(r"-?(?:0|[1-9]\d*)\.\d*0", re.ASCII)
+
+
+def _padded_numbers(written: dict[str, int]) -> dict[str, int]:
+    """Canonical form of a number -> the id of the one value that writes it with zeros at its end, as 4.50.
+
+    As texts these are names, 1.10 another one than 1.1; but a number has no other way to name them.
+    """
+    found: dict[str, list[int]] = {}
+    for text, id_ in written.items():
+        if _PADDED.fullmatch(text):
+            found.setdefault(canonical(decimal.Decimal(text)), []).append(id_)
+    return {form: ids[0] for form, ids in found.items() if len(ids) == 1}
+
+
+class Unknown:
+    """Counts the values and ids of one request that the store does not know.
+
+    Args:
+      strict: refuse the first one instead.
+
+    Attributes:
+      counts: what it stands for in the request -> how many, such as {"history_fields.rating": 3}.
+    """
+
+    def __init__(self, strict: bool):
+        self._strict = strict
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, values: Sequence, known: np.ndarray) -> None:
+        """Counts those of the values [n] that are not `known` [n] bool.
+
+        Raises:
+          UserError: there is one, and the request is strict.
+        """
+        missed = np.flatnonzero(~known)
+        if not len(missed):
+            return
+        if self._strict:
+            value = str(values[missed[0]])[:LONGEST_ECHO]
+            raise UserError(f"{name}: '{value}' is not known, which a strict request refuses")
+        self.counts[name] = self.counts.get(name, 0) + len(missed)
+
+
+class FieldValues:
+    """The ids of one field's values.
+
+    Args:
+      what: the field, for messages.
+      values: its vocabulary, of the ids 2, 3, ...; empty where the dataset has none.
+      size: number of its ids.
+    """
+
+    def __init__(self, what: str, values: Sequence, size: int):
+        self._what, self._size = what, size
+        written = {str(value): FIRST_KNOWN + k for k, value in enumerate(values)}
+        forms = {canonical(value): FIRST_KNOWN + k for k, value in reversed([*enumerate(values)])}
+        self._ids = forms | written  # both: datasets prepared before values had one form say 5.0
+        self._of_numbers = _padded_numbers(written)
+
+    def ids(self, values: Sequence) -> tuple[np.ndarray, np.ndarray]:
+        """([n] i64 ids, [n] bool whether the value is known, or said to be missing).
+
+        Missing values (None, NaN, the empty text) have the id `UNKNOWN`, as in training.
+
+        Raises:
+          UserError: a list or an object; or, of a field without a vocabulary, none of its ids.
+        """
+        values = list(values)
+        if any(isinstance(value, list | tuple | dict | np.ndarray) for value in values):
+            raise UserError(f"{self._what}: takes texts or numbers, not lists or objects")
+        ids = np.array([*map(self._id if self._ids else self._own_id, values)], np.int64)
+        known = ids != _NOT_KNOWN
+        return np.where(known, ids, UNKNOWN), known
+
+    def _id(self, value: Any) -> int:
+        if isinstance(value, str) and value in self._ids:
+            return self._ids[value]
+        form = canonical(value)
+        if form is None:
+            return UNKNOWN
+        known = self._ids.get(form, _NOT_KNOWN)
+        if known == _NOT_KNOWN and isinstance(value, _NUMBERS) and not isinstance(value, bool):
+            return self._of_numbers.get(form, _NOT_KNOWN)
+        return known
+
+    def _own_id(self, value: Any) -> int:
+        form = canonical(value)
+        if form is None:
+            return UNKNOWN
+        if not form.isdecimal() or len(form) > 18 or not int(form) < self._size:
+            last = self._size - 1
+            ids = f"its ids, integers from 0 to {last}"
+            raise UserError(f"{self._what}: has no vocabulary; give {ids}")
+        return int(form)

@@ -1,0 +1,304 @@
+"""One version of a store, ready to be asked: embeddings, click probabilities, similar items.
+
+No training code is imported. Ids and values may be of any type: 5, 5.0 and "5" are the same.
+
+Letters: I items, n ids asked for, b candidates, T history, D width.
+"""
+
+import functools
+import io
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import PADDING, UNKNOWN
+from em3_jax.core.values import canonical
+from em3_jax.serving.field_values import LONGEST_ECHO, FieldValues, Unknown
+from em3_jax.serving.id_index import IdIndex
+from em3_jax.serving.neighbours import Neighbours
+from em3_jax.serving.programs import Programs
+from em3_jax.serving.store import Version
+
+CONTENT = "content"
+WORDS = {"context": "context", "event": "history"}  # what a group's fields are called in messages
+PLACES = {"context": "context", "event": "history_fields"}  # and where they stand in a request
+Ids = dict[str, np.ndarray]  # field name -> [n] i64
+
+
+class Lookup(NamedTuple):
+    """What `Model.lookup` found.
+
+    Attributes:
+      vectors: [n, D] content embeddings; of an unknown item that of an item without any content.
+      known: [n] bool, whether the item is in the store.
+    """
+
+    vectors: np.ndarray
+    known: np.ndarray
+
+
+class Scores(NamedTuple):
+    """What `Model.score` gives.
+
+    Attributes:
+      probability: [b] f64 of a click.
+      logit: [b] f32.
+      known: [b] bool, whether the candidate is in the store; others are scored as an item of which nothing is known.
+      user_known: whether the user is.
+      history_used: how many events of the history were read: the last T of known items.
+      unknown: how many ids and values of the request the store does not know, by where they stand:
+        {"history_fields.rating": 3, "candidates": 1}. They are scored as of which nothing is
+        known. What is said to be missing (None, NaN, "") is not among them.
+    """
+
+    probability: np.ndarray
+    logit: np.ndarray
+    known: np.ndarray
+    user_known: bool
+    history_used: int
+    unknown: dict[str, int]
+
+
+class Model:
+    """One version of a store, ready to be asked; all calls may come from several threads.
+
+    Args:
+      version: the opened version.
+      sizes: numbers of candidates (`programs`) whose programs are compiled and run at once, None =
+        all; the others are tried without XLA, and compiled on demand.
+      strict: refuse ids and values that the store does not know, where a call does not say.
+
+    Attributes:
+      name: of the version.
+      manifest: see `store.publish`.
+
+    Raises:
+      ProgramError: its programs do not run here.
+    """
+
+    def __init__(self, version: Version, sizes: Sequence[int] | None = (), *, strict: bool = False):
+        self.version, self.manifest, self.name = version, version.manifest, version.name
+        facts = self.manifest["serving"]
+        self.history_length: int = facts["history_length"]
+        self._fields = facts["fields"]
+        self._strict = strict
+        self.items, self.users = (
+            IdIndex(version[f"{kind}_words"], version[f"{kind}_slots"], facts[f"{kind}_ids"] == "text")
+            for kind in ("item", "user")
+        )
+        self._item_rows, self._user_rows = version["item_rows"], version["user_rows"]
+        self._looked_up = version.starting_with("looked_up.")
+        self._lookups = {group: version.starting_with(f"{group}_lookup.") for group in ("context", "event")}
+        self._values = {group: self._values_of(group, facts) for group in WORDS}
+        self._programs = Programs(version)
+        try:
+            with np.load(io.BytesIO(version.read_bytes("params.npz")), allow_pickle=False) as arrays:
+                params = {name: arrays[name] for name in arrays.files}
+        except Exception as error:  # damaged bytes raise what they like
+            what = f"{version.folder}: params.npz cannot be read"
+            raise UserError(f"{what} ({str(error).strip()[:200]}); export again") from error
+        self._params, self._table = jax.device_put((params, version["table"]))
+        self._similar_lock = threading.Lock()
+        self._programs.try_out(self._nothing, self._programs.sizes if sizes is None else sizes)
+
+    def _values_of(self, group: str, facts: Mapping[str, Any]) -> dict[str, FieldValues]:
+        """Field name -> the ids of its values."""
+        vocabularies = facts["vocabularies"].get(group, {})
+        result = {}
+        for name in self._names(group):
+            size = len(self._lookups[group][name])
+            what = f"{WORDS[group]} field '{name}'"
+            result[name] = FieldValues(what, vocabularies.get(name) or (), size)
+        return result
+
+    def _nothing(self, size: int) -> tuple[Any, Any, dict]:
+        """What a program is called with, of a request of which nothing is known."""
+        unknown = np.full(size, -1)
+        return self._params, self._table, self._request(-1, unknown[:0], {}, unknown, {})
+
+    @property
+    def has_content(self) -> bool:
+        """Whether the model has content embeddings at all."""
+        return CONTENT in self._looked_up
+
+    def lookup(self, item_ids: Sequence | np.ndarray) -> Lookup:
+        """Content embeddings of items, by original id.
+
+        Args:
+          item_ids: [n] integers, texts, numbers of any other type; 1, 1.0 and "1" are the same.
+
+        Raises:
+          UserError: an id is missing (None, NaN) or a list, or the model has no content.
+        """
+        self._need_content()
+        row = self.items.find(item_ids)
+        return Lookup(np.take(self._looked_up[CONTENT], row, axis=0), row >= 0)  # row -1 is the unknown item's
+
+    def score(
+        self,
+        user: Any,
+        history: Sequence | np.ndarray,
+        candidates: Sequence | np.ndarray,
+        *,
+        context: Mapping[str, Any] | None = None,
+        history_fields: Mapping[str, Sequence] | None = None,
+        strict: bool | None = None,
+    ) -> Scores:
+        """The click probability of each candidate.
+
+        Ids and values may be of any type: they are known by their canonical form.
+
+        Args:
+          user: original id; None or an unknown one is scored as a new user.
+          history: [h] original ids of the user's events, oldest first; the last T of them are read.
+          candidates: [b] original ids.
+          context: context field -> its value, or one for each candidate; a field not named, and
+            None, is unknown.
+          history_fields: event field -> its value for each event of the history; a field not named
+            says nothing.
+          strict: refuse ids and values that the store does not know; None = as the model is opened.
+
+        Raises:
+          UserError: an id is missing, no such field, as many values as there are not events or
+            candidates, or something unknown in a strict request.
+        """
+        unknown = Unknown(self._strict if strict is None else strict)
+        user_row = self._user_row(user, unknown)
+        candidate = self._item_row("candidates", candidates, unknown)
+        events = self._item_row("history", history, unknown)
+        given = self._events(history_fields or {}, len(events), unknown)
+        kept = np.flatnonzero(events >= 0)[-self.history_length :]
+        given = {name: ids[kept] for name, ids in given.items()}
+        logits, largest = [np.zeros(0, np.float32)], self._programs.sizes[-1]
+        context = self._context(context or {}, len(candidate), unknown)
+        for start in range(0, len(candidate), largest):
+            part = candidate[start : start + largest]
+            size = self._programs.size_for(len(part))
+            padded = np.append(part, np.full(size - len(part), -1))
+            of_part = {name: np.resize(ids[start : start + largest], size) for name, ids in context.items()}
+            request = self._request(user_row, events[kept], given, padded, of_part)
+            found = self._programs(size, self._params, self._table, request)
+            logits.append(np.asarray(found)[: len(part)])
+        logit = np.concatenate(logits)
+        probability = 1.0 / (1.0 + np.exp(-logit.astype(np.float64)))
+        return Scores(probability, logit, candidate >= 0, user_row >= 0, len(kept), unknown.counts)
+
+    def similar(self, item_id: Any, count: int) -> list[tuple[Any, float]]:
+        """(original id, cosine of the content embeddings) of the items nearest to an item, the nearest first.
+
+        Raises:
+          UserError: no such item, or one without content.
+        """
+        self._need_content()
+        row = self.items.find([item_id])
+        if row[0] < 0:
+            raise UserError(f"item {item_id!r}: not in the store")
+        if not self.version["has_content"][row[0]]:
+            raise UserError(f"item {item_id!r}: has no content to compare")
+        query = np.asarray(self._looked_up[CONTENT][row], np.float32)
+        found, cosine = self._neighbours.search(query, count, leave_out=row)
+        some = found[0] >= 0
+        return list(zip(self.items.ids(found[0][some]), cosine[0][some].tolist(), strict=True))
+
+    @property
+    def _neighbours(self) -> Neighbours:
+        with self._similar_lock:  # built when it is first asked for, once
+            return self._built_neighbours
+
+    @functools.cached_property
+    def _built_neighbours(self) -> Neighbours:
+        vectors = np.asarray(self._looked_up[CONTENT][:-1], np.float32)
+        return Neighbours(vectors, self.version["has_content"][:-1])
+
+    def _item_row(self, name: str, ids: Sequence | np.ndarray, unknown: Unknown) -> np.ndarray:
+        """[n] i64 rows of a request's items; -1 = unknown."""
+        try:
+            rows = self.items.find(ids)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        unknown.add(name, ids, rows >= 0)
+        return rows
+
+    def _user_row(self, user: Any, unknown: Unknown) -> int:
+        """The row of a request's user; -1 = unknown, or none is named."""
+        if canonical(user) is None:
+            return -1
+        try:
+            rows = self.users.find([user])
+        except UserError as error:
+            raise UserError(f"user: {error}") from None
+        unknown.add("user", [user], rows >= 0)
+        return int(rows[0])
+
+    def _need_content(self) -> None:
+        if not self.has_content:
+            raise UserError(f"{self.version.folder}: its model uses IDs alone, there are no content embeddings")
+
+    def _request(self, user: int, history: np.ndarray, events: dict, candidate: np.ndarray, context: dict) -> dict:
+        """What the compiled program takes; rows [*] i64 of the store, -1 = unknown."""
+        length, number = self.history_length, len(history)
+        slots = np.full(length, -1)
+        slots[length - number :] = history  # newest last, as in training
+        event_row = np.zeros((length, len(self._fields["event"])), np.int32)
+        context_row = np.zeros((len(candidate), len(self._fields["context"])), np.int32)
+        for k, name in enumerate(self._names("event")):
+            event_row[length - number :, k] = self._lookups["event"][name][events.get(name, np.full(number, PADDING))]
+        for k, name in enumerate(self._names("context")):
+            ids = context.get(name, np.full(len(candidate), UNKNOWN))
+            context_row[:, k] = self._lookups["context"][name][ids]
+
+        def take(array: np.ndarray, row: np.ndarray) -> np.ndarray:
+            return np.take(array, row, axis=0)
+
+        def looked_up(row: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: np.asarray(take(array, row), np.float32) for name, array in self._looked_up.items()}
+
+        return {
+            "candidate_row": take(self._item_rows, candidate),
+            "history_row": take(self._item_rows, slots),
+            "event_row": event_row,
+            "context_row": context_row,
+            "user_row": self._user_rows[user],
+            "history_mask": slots >= 0,
+            "candidate": looked_up(candidate),
+            "history": looked_up(slots),
+        }
+
+    def _names(self, group: str) -> list[str]:
+        return [name for name, *_ in self._fields[group]]
+
+    def _events(self, given: Mapping[str, Sequence], number: int, unknown: Unknown) -> Ids:
+        for name, values in given.items():
+            if len(values) != number:
+                raise UserError(
+                    f"history field '{name[:LONGEST_ECHO]}': {len(values)} values for a history of "
+                    f"{number}; give one an event"
+                )
+        return {name: self._ids("event", name, values, unknown) for name, values in given.items()}
+
+    def _context(self, given: Mapping[str, Any], number: int, unknown: Unknown) -> Ids:
+        result = {}
+        for name, values in given.items():
+            several = isinstance(values, list | tuple) or np.ndim(values) > 0
+            if several and len(values) != number:
+                raise UserError(
+                    f"context field '{name[:LONGEST_ECHO]}': {len(values)} values for {number} "
+                    "candidates; give one, or one each"
+                )
+            ids = self._ids("context", name, values if several else [values], unknown)
+            result[name] = ids if several else np.repeat(ids, number)
+        return result
+
+    def _ids(self, group: str, name: str, values: Sequence, unknown: Unknown) -> np.ndarray:
+        """[n] i64 ids of a field's values."""
+        if name not in self._values[group]:
+            there = ", ".join(self._names(group)) or "none"
+            what = f"{WORDS[group]} field '{name[:LONGEST_ECHO]}'"
+            raise UserError(f"{what}: no such field; there are: {there}")
+        ids, known = self._values[group][name].ids(values)
+        unknown.add(f"{PLACES[group]}.{name}", values, known)
+        return ids

@@ -1,0 +1,113 @@
+"""Reads a store: embeddings by original item id, click probabilities of candidates, similar items.
+
+    with Service("store/") as service:
+        model = service.model  # one version, whole; the next call may find a newer one
+        vectors, known = model.lookup([17, 4711])
+        scores = model.score(user=7, history=[17, 23], candidates=[4711, 99])
+
+No training code is imported. What a model answers is in `served_model`.
+"""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from em3_jax.core import paths
+from em3_jax.core.errors import UserError
+from em3_jax.serving.programs import ProgramError
+from em3_jax.serving.served_model import Lookup as Lookup
+from em3_jax.serving.served_model import Model as Model
+from em3_jax.serving.served_model import Scores as Scores
+from em3_jax.serving.store import Version, current_name, open_current, version_names
+
+
+class Service:
+    """The model of the version that a store serves: a new version is loaded beside the old one and then takes its place.
+
+    Whoever holds `model` keeps a whole version; nothing waits while another one loads.
+
+    Args:
+      store: its folder.
+      poll_seconds: between two looks for a new version.
+      verify: compare the sha256 of all files, not their sizes alone.
+      sizes: see `Model`; compiled before a version takes over, None = all.
+      strict: see `Model`.
+
+    Attributes:
+      problem: why the newest version could not be loaded, "" if it could; the one before is served on.
+
+    Raises:
+      UserError: the version that the store names cannot be loaded. One whose programs do not run
+        here is no reason while a version before it does.
+    """
+
+    def __init__(
+        self,
+        store: str | Path,
+        *,
+        poll_seconds: float = 1.0,
+        verify: bool = False,
+        sizes: Sequence[int] | None = None,
+        strict: bool = False,
+    ):
+        self._store, self._verify = paths.local(store), verify
+        self._sizes, self._strict = sizes, strict
+        self.problem, self._refused = "", None
+        self._model = self._first()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, args=(poll_seconds,), daemon=True)
+        self._thread.start()
+
+    @property
+    def model(self) -> Model:
+        return self._model
+
+    def _follow(self, poll_seconds: float) -> None:
+        while not self._stop.wait(poll_seconds):
+            self.refresh()
+
+    def _first(self) -> Model:
+        """The model served from the start on."""
+        version = open_current(self._store, self._verify)
+        try:
+            return self._load(version)
+        except ProgramError as error:
+            for name in reversed(version_names(self._store)):
+                if name < version.name and (before := self._earlier(name)):
+                    self._refuse(version.name, error)
+                    return before
+            raise
+
+    def _load(self, version: Version) -> Model:
+        return Model(version, self._sizes, strict=self._strict)
+
+    def _earlier(self, name: str) -> Model | None:
+        """The model of a version, if it can be loaded."""
+        try:
+            return self._load(Version(self._store / "versions" / name, self._verify))
+        except (UserError, OSError):
+            return None
+
+    def _refuse(self, name: str, error: Exception) -> None:
+        self.problem, self._refused = f"version {name}: {' '.join(str(error).split())}", name
+
+    def refresh(self) -> None:
+        """Looks for a new version now."""
+        name = "?"
+        try:
+            name = current_name(self._store)
+            if name in (None, self._model.name, self._refused):
+                return
+            self._model, self.problem = self._load(open_current(self._store, self._verify)), ""
+        except Exception as error:  # whatever it is, the version before is served on
+            self._refuse(name, error)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(self, kind, value, trace) -> None:
+        self.close()

@@ -1,0 +1,158 @@
+"""The ID embedding table: a lookup and an update that cost what the touched rows cost, however long the table is.
+
+A step names its distinct rows once, sorted; row 0 is padding and stays zero; surplus entries of `row_id` lie beyond the
+table's own rows, read as zeros and are not written. Updates are in place when the caller donates the state.
+
+A table may be cut by rows over the devices of a mesh. Each then looks up and updates its own among the R rows, and only these
+travel. That holds because nothing is differentiated through the lookup: the gradient of a `take` is as long as the table.
+
+Letters: V table rows, W width, R distinct rows of a batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from em3_jax.core.errors import UserError
+
+Tables = dict[str, Any]
+"""{"embedding": [V, W] f32, "slots": {name: [V, ...] f32}}"""
+
+
+class RowOptimizer(NamedTuple):
+    """A pure optimizer for table rows.
+
+    Attributes:
+      init: (embedding [V, W]) -> slots, a dict of [V, ...] arrays.
+      update: (slots of the rows, gradient [R, W], step [] i32) -> (delta [R, W], new slots of the rows).
+    """
+
+    init: Callable
+    update: Callable
+
+
+def init(
+    key: jax.Array, rows: int, width: int, scale: float, optimizer: RowOptimizer, length: int | None = None
+) -> Tables:
+    """A table of normal embeddings (standard deviation `scale`), its padding row zero, with the optimizer's slots.
+
+    Args:
+      rows: of which row 0 is the padding row.
+      length: V, at least `rows`; what is beyond them is zero and stays so. Default: `rows`.
+    """
+    length = length or rows
+    row = jnp.arange(length)[:, None]
+    embedding = scale * jax.random.normal(key, (length, width), jnp.float32)
+    embedding = jnp.where((row > 0) & (row < rows), embedding, 0.0)
+    return {"embedding": embedding, "slots": optimizer.init(embedding)}
+
+
+def _take(array: jax.Array, row_id: jax.Array) -> jax.Array:
+    return jnp.take(array, row_id, axis=0, mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True)
+
+
+def lookup(tables: Tables, row_id: jax.Array) -> jax.Array:
+    """[R, W] the rows `row_id` [R] i32 (sorted, distinct); zeros beyond the table."""
+    return _take(tables["embedding"], row_id)
+
+
+def distinct(row_id: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """(sorted distinct row ids [R] i32, position [R] i32 of each id among them), where shards have named rows apart.
+
+    Args:
+      row_id: [R] i32 >= 0, in any order, repeated.
+      length: V; what the distinct ids leave of the R entries lies beyond the table.
+    """
+    size = len(row_id)
+    order = jnp.argsort(row_id)
+    ascending = row_id[order]
+    is_new = jnp.concatenate([jnp.ones(1, bool), ascending[1:] != ascending[:-1]])
+    place = jnp.cumsum(is_new) - 1
+    beyond = jnp.maximum(ascending[-1] + 1, length) + jnp.arange(size, dtype=row_id.dtype)
+    found = jnp.where(jnp.arange(size) <= place[-1], 0, beyond).at[place].max(ascending)
+    return found, jnp.zeros(size, jnp.int32).at[order].set(place.astype(jnp.int32), unique_indices=True)
+
+
+def update(
+    tables: Tables, row_id: jax.Array, gradient: jax.Array, step: jax.Array, optimizer: RowOptimizer, l2: float = 0.0
+) -> Tables:
+    """The tables after one optimizer step on the rows `row_id`; no other row changes.
+
+    Args:
+      row_id: [R] i32, sorted, distinct; row_id[0] is the padding row, which stays as it is.
+      gradient: [R, W] of the loss with respect to the rows.
+      step: [] i32, steps done before this one.
+      l2: weight of an L2 penalty 0.5 l2 |row|^2 on the touched rows.
+    """
+    old = {name: _take(slot, row_id) for name, slot in tables["slots"].items()}
+    if l2:
+        gradient = gradient + l2 * lookup(tables, row_id)
+    delta, new = optimizer.update(old, gradient, step)
+
+    def add(array: jax.Array, change: jax.Array) -> jax.Array:
+        # Row 0 comes first in row_id. Adding is in place on donated buffers; setting would copy on CPU.
+        change = change.at[0].set(0.0)
+        return array.at[row_id].add(change, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+    slots = {name: add(slot, new[name] - old[name]) for name, slot in tables["slots"].items()}
+    return {"embedding": add(tables["embedding"], delta), "slots": slots}
+
+
+def rowwise_adagrad(learning_rate: float, epsilon: float = 1e-8) -> RowOptimizer:
+    """Adagrad with one accumulator per row: a += mean(g^2), row -= lr g / (sqrt(a) + eps)."""
+
+    def init_slots(embedding):
+        return {"accumulator": jnp.zeros(embedding.shape[0], jnp.float32)}
+
+    def update_rows(slots, gradient, step):
+        accumulator = slots["accumulator"] + jnp.mean(gradient**2, axis=1)
+        delta = -learning_rate * gradient / (jnp.sqrt(accumulator)[:, None] + epsilon)
+        return delta, {"accumulator": accumulator}
+
+    return RowOptimizer(init_slots, update_rows)
+
+
+def lazy_adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-8) -> RowOptimizer:
+    """Adam (Kingma and Ba, 2015) of each row by itself, on the steps that touch the row.
+
+    Moments decay on these steps only, so their bias is that of as many steps, and a count of them
+    (4 bytes a row beside the 8 W of the moments) corrects it. By the global step, a row that a late
+    step touches first would move by 0.1 / sqrt(0.001), 3.2 times the rate.
+    """
+
+    def init_slots(embedding):
+        # Two arrays: one shared buffer could not be donated twice.
+        slots = {"mean": jnp.zeros_like(embedding), "variance": jnp.zeros_like(embedding)}
+        return slots | {"count": jnp.zeros(embedding.shape[0], jnp.float32)}
+
+    def update_rows(slots, gradient, step):
+        mean = b1 * slots["mean"] + (1 - b1) * gradient
+        variance = b2 * slots["variance"] + (1 - b2) * gradient**2
+        count = slots["count"] + 1
+        first, second = (1 - b ** count[:, None] for b in (b1, b2))
+        delta = -learning_rate * (mean / first) / (jnp.sqrt(variance / second) + epsilon)
+        return delta, {"mean": mean, "variance": variance, "count": count}
+
+    return RowOptimizer(init_slots, update_rows)
+
+
+def counts_of_moments(variance: jax.Array, step: jax.Array) -> jax.Array:
+    """[V] f32 counts for the moments of a lazy Adam that did not count yet and corrected by `step`.
+
+    Rows that were ever touched go on as they were corrected then; others begin.
+
+    Args:
+      variance: [V, W] f32.
+      step: [] i32, steps done.
+    """
+    return jnp.where(jnp.any(variance > 0, axis=1), step.astype(jnp.float32), 0.0)
+
+
+def row_optimizer(name: str, learning_rate: float) -> RowOptimizer:
+    """The row optimizer `name`."""
+    known = {"rowwise_adagrad": rowwise_adagrad, "lazy_adam": lazy_adam}
+    if name not in known:
+        raise UserError(f"config.tables.optimizer '{name}' is unknown; choose one of {', '.join(known)}")
+    return known[name](learning_rate)

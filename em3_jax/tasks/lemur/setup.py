@@ -1,0 +1,114 @@
+"""LEMUR: the encoder inside the ranker, histories from a memory bank: config -> `Work`."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from em3_jax.config import sections
+from em3_jax.core import sharding
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import FIRST_KNOWN
+from em3_jax.core.values import canonical
+from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.data.texts import hashed_words
+from em3_jax.features import encoding, placement
+from em3_jax.models.encoders.fields import ImageLayout, TextLayout, VectorLayout
+from em3_jax.tables import memory_bank
+from em3_jax.tasks import work
+from em3_jax.tasks.lemur.task import lemur as lemur_task
+from em3_jax.tasks.ranking.setup import open_clicks, settings, work_on_clicks
+
+
+def lemur(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int], int]) -> work.Work:
+    """The work of config.task = "lemur"; arguments as of `experiment.build`."""
+    data = settings(config, mesh).data
+    dataset, model = open_clicks(data), dict(config["model"])
+    if "layout" not in model or "encoders" not in model:
+        raise UserError("config.model: has not the settings of task lemur; start from configs/lemur.py")
+    layout, folders = model.pop("layout"), {name: folder for name, folder in model.pop("encoders").items() if folder}
+    content = placement.load_content(dataset, data.features, data.placement, mesh)
+    scratch = [features for features in content.sets if features.name not in folders]
+    converted = [features for features in content.sets if features.name in folders]
+    raw = encoding.raw_encoders(folders, converted)
+    layouts = sections.call(_layouts, layout, "config.model.layout", sets=scratch) | {
+        name: VectorLayout() for name in raw
+    }
+    layouts = {features.name: layouts[features.name] for features in content.sets}
+    queries = sections.call(_queries, model["query"], "config.model.query", dataset=dataset)
+    query_words = model["query"]["vocabulary"] if queries else 0
+    model["query"] = {"layers": model["query"]["layers"], "length": model["query"]["length"], "vocabulary": query_words}
+    task = sections.call(lemur_task, model, "config.model", fields=dataset.fields, layouts=layouts, raw=raw)
+    rows, width = sharding.padded(dataset.num_items, mesh), model["encoder"]["output"]
+    return work_on_clicks(
+        config,
+        mesh,
+        num_steps,
+        dataset,
+        task,
+        content,
+        raw,
+        encode=model["encode"],
+        queries=queries,
+        make_memory=functools.partial(memory_bank.init, rows, width),
+    )
+
+
+def _queries(
+    dataset: Dataset, *, field: str, length: int, vocabulary: int, layers: int
+) -> tuple[str, np.ndarray] | None:
+    """(name of the context field, [field size, length] words of its values); None where the dataset has no such field.
+
+    Args:
+      field: context field whose values are the queries' texts.
+      length: words that are read of each.
+      vocabulary: numbers that words are hashed to.
+      layers: of the query encoder.
+    """
+    found = next((spec for spec in dataset.fields.context if spec.name == field), None)
+    if found is None:
+        return None
+    for name, value in (("length", length), ("vocabulary", vocabulary - 1), ("layers", layers)):
+        if value < 1:
+            raise UserError(f"config.model.query.{name}: too small; give at least {2 if name == 'vocabulary' else 1}")
+    words = [canonical(value) or "" for value in dataset.meta["vocabularies"]["context"][field]]
+    table = np.zeros((found.size, length), np.int32)
+    table[FIRST_KNOWN : FIRST_KNOWN + len(words)] = hashed_words(words, length, vocabulary)
+    return field, table
+
+
+def _layouts(sets: list[FeatureSet], *, patch: int, lengths: Mapping[str, int]) -> dict[str, Any]:
+    """Feature set -> layout of those that the encoder reads as they are.
+
+    Args:
+      patch: side of the picture patches.
+      lengths: text field -> how many of its tokens are read; the others all.
+    """
+    result, fields = {}, {}
+    for features in sets:
+        raw = features.manifest.get("raw")
+        if raw is None:
+            result[features.name] = VectorLayout()
+        elif "fields" in raw:
+            own = dict(raw["fields"])
+            keep = tuple(min(lengths.get(name, length), length) for name, length in own.items())
+            result[features.name] = TextLayout(tuple(own.items()), keep, raw["vocabulary"])
+            fields |= own
+        elif "shape" in raw:
+            height, width, _ = raw["shape"]
+            if patch < 1 or height % patch or width % patch:
+                raise UserError(
+                    f"config.model.layout.patch={patch} does not divide the pictures of '{features.name}', {height} x {width}"
+                )
+            result[features.name] = ImageLayout(height, width, patch)
+        else:
+            raise UserError(
+                f"config.data.features: '{features.name}' holds token ids of {features.manifest['encoder']}; set "
+                f"config.model.encoders.{features.name} to its folder, or make it with `em3 raw`"
+            )
+    for name in lengths:
+        if name not in fields:
+            raise UserError(f"config.model.layout.lengths.{name}: no such text field; {sections.nearest(name, fields)}")
+    return result

@@ -1,0 +1,210 @@
+"""Clicks against impressions that were not clicked: config -> `Work`."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from em3_jax.config import registry, sections
+from em3_jax.core import sharding
+from em3_jax.core.errors import UserError
+from em3_jax.core.types import WHOLE, Shards, State
+from em3_jax.data.batches import BatchBuilder
+from em3_jax.data.format import Dataset, FeatureSet, open_dataset
+from em3_jax.data.known import as_trained
+from em3_jax.data.pipeline import bucket_sizes, evaluation_source, training_rows, training_source
+from em3_jax.evaluation import ranking as ranking_evaluation
+from em3_jax.features import encoding, placement
+from em3_jax.tables import id_table
+from em3_jax.tasks import Task, work
+from em3_jax.tasks.ranking.task import ranking as ranking_task
+from em3_jax.tasks.raw import with_encoders
+
+
+class DataSettings(NamedTuple):
+    """config.data.
+
+    Attributes:
+      root: dataset folder.
+      label: which of the dataset's labels: "click" or a further one, e.g. "conversion".
+      features: feature sets that make the content tokens, whole or some slots of them: "image", "image[0]", "image[:4]".
+      placement: of the features: "device", "host" (gathered by the input pipeline), or "auto": device if they fit.
+      history_length: T.
+      batch_size: B, of all devices together.
+      order: "shuffled" or "chronological".
+      most_rows_per_user: training rows of a user, see `pipeline.training_rows`; 0 = all.
+      unknown_alpha, unknown_floor: random replacement of ids by `unknown` in training, see `BatchBuilder`.
+      distinct: items and table rows are found and computed once per "batch", or per "shard", one for each index of the mesh's
+        data axis, of which a process reads its own alone; "auto": per batch with one process, per shard with several.
+    """
+
+    root: str
+    label: str
+    features: tuple[str, ...]
+    placement: str
+    history_length: int
+    batch_size: int
+    order: str
+    most_rows_per_user: int
+    unknown_alpha: float
+    unknown_floor: Mapping[str, float]
+    distinct: str = "auto"
+
+
+class EvalSettings(NamedTuple):
+    """config.eval: `batch_size`, `metric` that chooses the best step on validation, `popular_share` of the items."""
+
+    batch_size: int
+    metric: str
+    popular_share: float
+
+
+def shards_of(distinct: str, mesh: Mesh) -> Shards:
+    """What of each batch this process builds, by config.data.distinct."""
+    registry.check_choice("config.data.distinct", distinct, ("auto", "batch", "shard"))
+    several = jax.process_count() > 1
+    return sharding.data_shards(mesh) if distinct == "shard" or (distinct == "auto" and several) else WHOLE
+
+
+class Settings(NamedTuple):
+    """The sections that ranking and pretraining read alike."""
+
+    data: DataSettings
+    tables: work.TableSettings
+    eval: EvalSettings
+
+
+def settings(config: Mapping[str, Any], mesh: Mesh) -> Settings:
+    """config.data, config.tables and config.eval, checked."""
+    data = sections.call(DataSettings, config["data"], "config.data")
+    table = work.table_settings(config["tables"])
+    evaluation = sections.call(EvalSettings, config["eval"], "config.eval")
+    sharding.check_divides(mesh, "data.batch_size", data.batch_size)
+    sharding.check_divides(mesh, "eval.batch_size", evaluation.batch_size)
+    return Settings(data, table, evaluation)
+
+
+def ranking(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int], int]) -> work.Work:
+    """The work of config.task = "ranking"; arguments as of `experiment.build`."""
+    data = settings(config, mesh).data
+    dataset = open_clicks(data)
+    task = sections.call(ranking_task, config["model"], "config.model", fields=dataset.fields)
+    content = placement.Content([], (), {})
+    if task.uses_content:
+        content = placement.load_content(dataset, data.features, data.placement, mesh)
+    encoders = encoding.raw_encoders(task.encoders, content.sets)
+    task = with_encoders(task, encoders) if encoders else task
+    return work_on_clicks(config, mesh, num_steps, dataset, task, content, encoders)
+
+
+def work_on_clicks(
+    config: Mapping[str, Any],
+    mesh: Mesh,
+    num_steps: Callable[[int, int], int],
+    dataset: Dataset,
+    task: Task,
+    content: placement.Content,
+    encoders: Mapping[str, encoding.RawEncoder],
+    *,
+    encode: str = "none",
+    queries: tuple[str, np.ndarray] | None = None,
+    make_memory: Callable = dict,
+) -> work.Work:
+    """The work of a task on clicks.
+
+    Args:
+      config, mesh, num_steps: as of `experiment.build`.
+      task: what is optimized.
+      content: what it reads of the items' content.
+      encoders: the raw encoders, whose weights are among the parameters.
+      encode, queries: see `BatchBuilder`.
+      make_memory: see `wiring.Work`.
+    """
+    data, table, eval_settings = settings(config, mesh)
+    make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries)  # noqa: E731
+    rows = training_rows(dataset, data.label, data.most_rows_per_user)
+    key = f"{data.label}-{data.most_rows_per_user}"
+    known = as_trained(dataset, rows, data.history_length, key)
+    builder = make_builder(known)
+    row_optimizer = id_table.row_optimizer(table.optimizer, table.learning_rate)
+    num_rows, length = dataset.fields.num_rows, sharding.padded(dataset.fields.num_rows, mesh)
+    shards, unit = shards_of(data.distinct, mesh), math.lcm(64, mesh.size)
+    evaluation = functools.cache(
+        lambda split: evaluation_source(builder, split, eval_settings.batch_size, shards, unit)
+    )
+    place = functools.partial(sharding.place, mesh, shards)
+
+    def evaluate(predict: Callable) -> Callable:
+        def report(state: State, split: str, errors: bool = True) -> work.Report:
+            source = evaluation(split)
+            logits = ranking_evaluation.predict(source, lambda batch: predict(state, batch), place)
+            share, rows = eval_settings.popular_share, np.asarray(source.rows)
+            # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
+            scored = (dataset, rows, logits, content.sets, share, data.label)
+            by_user = ranking_evaluation.errors(*scored) if errors else None
+            return work.Report(ranking_evaluation.evaluate(*scored), {"logits": logits}, by_user)
+
+        return report
+
+    return work.Work(
+        task=task,
+        dataset=known,
+        feature_sets=content.sets,
+        constants=content.tables,
+        encoders=dict(encoders),
+        source=training_source(
+            builder,
+            rows,
+            batch_size=data.batch_size,
+            seed=config["seed"],
+            order=data.order,
+            num_steps=num_steps(len(rows), data.batch_size),
+            shards=shards,
+            unit=unit,
+        ),
+        evaluation=evaluation,
+        headline=ranking_evaluation.headline(dataset),
+        eval=eval_settings,
+        make_tables=lambda key: id_table.init(key, num_rows, table.width, table.init_scale, row_optimizer, length),
+        row_optimizer=row_optimizer,
+        table_l2=table.l2,
+        validate=lambda predict: lambda state: evaluate(predict)(state, "valid", False).slices["all"],
+        evaluate=evaluate,
+        shards=shards,
+        make_memory=make_memory,
+        builder=make_builder,
+        buckets=lambda samples: bucket_sizes(builder, samples, shards, unit),
+    )
+
+
+def open_clicks(data: DataSettings) -> Dataset:
+    """The dataset of config.data; refuses one of clicks alone."""
+    dataset = open_dataset(data.root)
+    if dataset.meta.get("only_clicks"):
+        raise UserError(
+            f"{data.root}: holds clicks alone, nothing to rank them against; prepare it with --negatives 3 (mmrec: --as-clicks)"
+        )
+    return dataset
+
+
+def _builder(
+    dataset: Dataset, data: DataSettings, host_features: tuple[FeatureSet, ...], encode: str, queries: Any
+) -> BatchBuilder:
+    known = [field.name for _, fields in dataset.fields.groups() for field in fields]
+    for name in data.unknown_floor:
+        if name not in known:
+            raise UserError(f"config.data.unknown_floor.{name}: no such field; {sections.nearest(name, known)}")
+    return BatchBuilder(
+        dataset,
+        history_length=data.history_length,
+        unknown_alpha=data.unknown_alpha,
+        unknown_floor=dict(data.unknown_floor),
+        host_features=host_features,
+        label=data.label,
+        encode=encode,
+        queries=queries,
+    )

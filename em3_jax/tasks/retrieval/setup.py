@@ -1,0 +1,188 @@
+"""Users and items as vectors, all items ranked for each user: config -> `Work`."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from em3_jax.config import registry, sections
+from em3_jax.core import sharding, sparse
+from em3_jax.core.errors import UserError
+from em3_jax.data.format import Dataset, FeatureSet, open_dataset
+from em3_jax.data.item_graph import cached_item_graph, item_graph
+from em3_jax.data.pairs import Pairs, PairSource, full_graph, training_pairs
+from em3_jax.evaluation.retrieval import HEADLINE, FullRanking
+from em3_jax.features import placement
+from em3_jax.models.retrieval import Graphs, ItemGraph
+from em3_jax.tasks import work
+from em3_jax.tasks.retrieval.task import Catalogue
+from em3_jax.tasks.retrieval.task import retrieval as retrieval_task
+
+SECTIONS = ("seed", "task", "data", "model", "optim", "train", "eval", "mesh")
+
+
+class DataSettings(NamedTuple):
+    """config.data.
+
+    Attributes:
+      root: dataset folder.
+      features: feature sets, one vector an item each; () for models of interactions alone.
+      batch_size: B, pairs of all devices together.
+      edge_dropout: share of the training pairs that the user-item graph of an epoch does without, see `data.pairs`.
+    """
+
+    root: str
+    features: tuple[str, ...]
+    batch_size: int
+    edge_dropout: float
+
+
+class ModelSettings(NamedTuple):
+    """config.model: name of the model, its settings, and those of the item graphs that it reads, see `parts.retrieval`."""
+
+    retrieval: str
+    retrieval_settings: Mapping[str, Any]
+    item_graph: Mapping[str, Any]
+
+
+class ItemGraphSettings(NamedTuple):
+    """config.model.item_graph: see `data.item_graph`; 0 neighbours = no graphs."""
+
+    neighbours: int
+    include_self: bool
+    weights: str
+    normalisation: str
+
+
+class EvalSettings(NamedTuple):
+    """config.eval: `metric` that chooses the best step on validation; the others see `FullRanking`."""
+
+    metric: str
+    user_block: int
+    item_block: int
+    activity: tuple[int, ...]
+
+
+def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int], int]) -> work.Work:
+    """The work of config.task = "retrieval"; arguments as of `experiment.build`."""
+    data = sections.call(DataSettings, config["data"], "config.data")
+    settings = sections.call(EvalSettings, config["eval"], "config.eval")
+    sharding.check_divides(mesh, "data.batch_size", data.batch_size)
+    dataset = open_dataset(data.root)
+    if not dataset.meta.get("only_clicks"):
+        raise UserError(
+            f"{data.root}: its rows are clicks against negatives, and retrieval wants interactions alone; prepare it with "
+            "`em3 prepare table` with --as-retrieval, or mmrec without --as-clicks"
+        )
+    pairs = training_pairs(dataset)
+    sets = _feature_sets(dataset, data.features)
+    features = {one.name: item_vectors(one) for one in sets}
+    split = functools.cache(
+        lambda name: FullRanking(
+            dataset,
+            pairs,
+            name,
+            sets,
+            user_block=settings.user_block,
+            item_block=settings.item_block,
+            activity=tuple(settings.activity),
+        )
+    )
+    split("valid")  # an empty one is an error now and not after the first epoch
+    chosen = sections.call(ModelSettings, config["model"], "config.model")
+    own = _with_weights(chosen.retrieval_settings, list(features))
+    model = registry.retrieval(chosen.retrieval, own, pairs.num_users, pairs.num_items)
+    item_graphs = _item_graphs(dataset, features, chosen.item_graph)
+    present = {name: vectors.any(axis=1) for name, vectors in features.items()}
+    graphs = Graphs(_user_item_graph(pairs), item_graphs, present)
+
+    def evaluate(predict: Callable) -> Callable:
+        def report(state, name: str) -> work.Report:
+            slices, lists, by_user = split(name)(*predict(state, {}))
+            return work.Report(slices, {"items": lists}, by_user)
+
+        return report
+
+    return work.Work(
+        task=retrieval_task(model),
+        dataset=dataset,
+        feature_sets=sets,
+        constants=jax.device_put(Catalogue(features, graphs), sharding.replicated(mesh)),
+        encoders={},
+        source=PairSource(
+            pairs,
+            batch_size=data.batch_size,
+            seed=config["seed"],
+            num_steps=num_steps(len(pairs.user), data.batch_size),
+            edge_dropout=data.edge_dropout,
+        ),
+        evaluation=None,
+        headline=HEADLINE,
+        eval=settings,
+        make_tables=lambda key: {},
+        row_optimizer=None,
+        table_l2=0.0,
+        validate=lambda predict: lambda state: split("valid").overall(*predict(state, {})),
+        evaluate=evaluate,
+    )
+
+
+def _feature_sets(dataset: Dataset, names: tuple[str, ...]) -> list[FeatureSet]:
+    """The feature sets that config.data.features names; "*" stands for all that the dataset has."""
+    if "*" in names:
+        names = tuple(sorted(path.name for path in (dataset.root / "features").glob("[!.]*") if path.is_dir()))
+    return placement.load_features(dataset, names) if names else []
+
+
+def _with_weights(settings: Mapping[str, Any], modalities: list[str]) -> dict[str, Any]:
+    """The model's settings with the weights of the modalities at hand alone, scaled to sum 1."""
+    settings = dict(settings)
+    weights = {name: value for name, value in settings.get("modality_weights", {}).items() if name in modalities}
+    if total := sum(weights.values()):
+        settings["modality_weights"] = {name: value / total for name, value in weights.items()}
+    return settings
+
+
+def _user_item_graph(pairs: Pairs) -> sparse.Adjacency:
+    entries, nodes = full_graph(pairs), pairs.num_users + pairs.num_items
+    return sparse.grouped(entries, nodes, width=sparse.group_width(len(entries.receiver), nodes))
+
+
+def _item_graphs(
+    dataset: Dataset, features: dict[str, np.ndarray], settings: Mapping[str, Any]
+) -> dict[str, ItemGraph]:
+    """{modality: its item graph}, kept beside the features; {} where config.model.item_graph.neighbours is 0."""
+    settings = sections.call(ItemGraphSettings, settings, "config.model.item_graph")
+    if not settings.neighbours:
+        return {}
+    folder = dataset.root / "features"
+    make = item_graph
+    if features and os.access(folder, os.W_OK):
+        make = functools.partial(cached_item_graph, folder / ".item_graphs")
+    graphs = {}
+    for name, vectors in features.items():
+        entries = make(vectors, **settings._asdict())
+        matrices = [
+            sparse.grouped(one, dataset.num_items, width=settings.neighbours)
+            for one in (entries, sparse.transposed(entries))
+        ]
+        graphs[name] = ItemGraph(*matrices)
+    return graphs
+
+
+def item_vectors(features: FeatureSet) -> np.ndarray:
+    """[I, E] f32: one vector an item, the mean of its valid tokens, as stored; zeros without one."""
+    if features.is_raw:
+        raise UserError(
+            f"config.data.features: '{features.name}' is raw content, and retrieval reads vectors; extract it without --raw"
+        )
+    mask = np.asarray(features.mask)
+    if features.tokens.shape[1] == 1:
+        vectors = np.asarray(features.tokens[:, 0], np.float32)
+        return vectors if mask.all() else np.where(mask, vectors, np.float32(0))
+    tokens = np.where(mask[:, :, None], features.tokens, np.zeros((), features.tokens.dtype)).astype(np.float32)
+    return tokens.sum(axis=1) / np.maximum(mask.sum(axis=1, keepdims=True), 1).astype(np.float32)

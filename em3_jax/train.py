@@ -1,0 +1,274 @@
+"""Trains a model: python train.py --config=configs/em3_movielens.py --workdir=runs/em3
+
+Any setting can be changed from the command line: --config.model.backbone_settings.dropout=0.2. Run again with the same
+workdir, it goes on from the newest checkpoint; a killed and resumed run is bit-identical to one that was never stopped.
+"""
+
+import argparse
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from em3_jax import metrics
+from em3_jax.config import ranges, recipes, sections
+from em3_jax.core import paths
+from em3_jax.core.errors import UserError
+from em3_jax.core.lock import Lock
+from em3_jax.core.progress import Progress
+from em3_jax.data.pipeline import GroupedSource, batches, step_groups
+from em3_jax.training import experiment, growth, logs, online, processes, rundir
+from em3_jax.training.checkpoint import Checkpoints
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+STEPS_AHEAD = 2  # of what an accelerator has finished; on CPUs none: each would already hold its temporaries
+
+
+class TrainSettings(NamedTuple):
+    """config.train.
+
+    Attributes:
+      epochs: passes over the training rows.
+      log_every: steps between log lines, 0 = at evaluations alone; nothing is fetched from the device in between.
+      steps_per_dispatch: steps that the device does at one call; a log line, an evaluation or the end cuts a group short.
+      eval_every: steps between evaluations on validation, each followed by a checkpoint; 0 = an epoch.
+      init_from: workdir of a run whose best parameters and tables this one starts with; "" = fresh ones.
+      patience: evaluations without a better one before the run stops; 0 never stops early.
+      deterministic: bit-identical results on GPUs too, at some cost.
+      compilation_cache: folder where compiled programs are kept for the next run; "" = JAX's own setting.
+      grow: a resumed run may go on with a dataset that has further users, items, field values and rows: it trains `epochs`
+        passes over the training rows that are new, and no others, see `growth`.
+    """
+
+    epochs: float
+    log_every: int
+    eval_every: int
+    init_from: str
+    patience: int
+    deterministic: bool
+    steps_per_dispatch: int = 1
+    grow: bool = False
+    compilation_cache: str = ""
+
+
+def train(config, directory: str | Path) -> dict:
+    """Trains to the end, or until validation stops improving; returns {"best_step", "best_value", "step", "stopped_by"}.
+
+    A stream (section `stream`) has no best step: {"windows", "step", "stopped_by"}, see `online.run`.
+
+    Args:
+      config: nested dict with the sections of its task.
+      directory: the run's folder.
+    """
+    directory = paths.local(directory)
+    experiment.check_sections(config)
+    config = ranges.checked(config)
+    settings = sections.call(TrainSettings, config["train"], "config.train")
+    processes.check_agree("config", _shared(config))
+    with processes.held_by_first(Lock(directory, hint="wait for it, or choose another --workdir")):
+        return online.run(config, directory) if "stream" in config else _train(config, settings, directory)
+
+
+def prepare_process(config) -> None:
+    """Makes of this process what config.train asks of it as a whole; a command calls it before it trains.
+
+    Args:
+      config: as of `train`. `deterministic` becomes a flag of XLA, read when the first device is made;
+        `compilation_cache` a setting of JAX. Of several processes the first alone speaks.
+    """
+    settings = sections.call(TrainSettings, config["train"], "config.train")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if settings.deterministic and DETERMINISTIC not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}"
+    if settings.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", settings.compilation_cache)
+    if not processes.is_first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+
+
+def _train(config, settings: TrainSettings, directory: Path) -> dict:
+    """`train`, in a folder that no other run writes."""
+    parts = experiment.build(config, lambda rows, size: math.ceil(settings.epochs * rows / size))
+    data_hash = parts.dataset.meta["data_hash"]
+    processes.check_agree("data", {"hash": data_hash, "features": parts.feature_hashes})
+    growing = growth.begin(directory, config, parts, settings.grow, write=processes.is_first())
+    processes.barrier("begun")
+
+    # Where the state comes from: 1. the newest readable checkpoint of this workdir, 2. another run's best, 3. nothing.
+    checkpoints = Checkpoints(directory, data_hash)
+    state = parts.init()
+    notes = {"best_step": 0, "best_value": None, "stale": 0}
+    if restored := growth.restore_latest(checkpoints, directory, parts, state, notes):
+        state, notes = restored
+    elif settings.init_from:
+        state = experiment.warm_start(state, settings.init_from, data_hash)
+    parts = growth.on_new_rows(checkpoints, directory, parts, config, int(state.step), notes)
+    if growing:  # only now: a run that could not be restored keeps the dataset it has
+        rundir.claim(directory, config, data_hash, parts.feature_hashes, grown=True, write=processes.is_first())
+    start, total = int(state.step), len(parts.source)
+    print(logs.parameter_table(state, parts.frozen))
+    print(
+        f"{parts.dataset.root}: {len(parts.source.rows):,} training rows, {total:,} steps of {parts.source.batch_size}"
+    )
+    for features in parts.feature_sets:
+        print(f"features {features.describe()}")
+    fresh = f"starting from the best of {settings.init_from}" if settings.init_from else "starting"
+    print(f"resuming after step {start:,}" if start else fresh, flush=True)
+
+    with processes.Interrupts() as interrupts:
+        loop = _Loop(parts, settings, checkpoints, directory, start)
+        state, notes, stopped_by = loop.run(state, notes, interrupts)
+    checkpoints.close()
+    step = int(state.step)
+    if stopped_by.startswith("SIG"):
+        print(f"{stopped_by}: saved step {step:,} of {total:,} in {directory}; run the same command again to go on")
+    else:
+        command = f"python eval.py --workdir={directory} --split=test"
+        if parts.evaluate is None:
+            command = f"em3 vectors --workdir={directory} --name=<feature set>"
+        print(f"{stopped_by} at step {step:,}; best {parts.eval.metric} on validation {notes['best_value']:.4f} at step "
+              f"{notes['best_step']:,}; next: {command}")  # fmt: skip
+    return {"best_step": notes["best_step"], "best_value": notes["best_value"], "step": step, "stopped_by": stopped_by}
+
+
+def _shared(config) -> dict:
+    """What of a config all processes have to have alike."""
+    own = {"mesh": ("process_id",), "data": ("root",)}
+    return {
+        name: {key: value for key, value in section.items() if key not in own.get(name, ())}
+        if isinstance(section, Mapping)
+        else section
+        for name, section in config.items()
+    }
+
+
+class _Loop:
+    """The training loop. Its order is a contract: step; log window; evaluation on the new parameters; checkpoint."""
+
+    def __init__(self, parts, settings: TrainSettings, checkpoints: Checkpoints, directory: Path, start: int):
+        self.parts, self.settings, self.checkpoints = parts, settings, checkpoints
+        self.total = len(parts.source)
+        self.eval_every = settings.eval_every or math.ceil(len(parts.source.rows) / parts.source.batch_size)
+        self.log_every = settings.log_every or self.eval_every
+        self.writer = logs.MetricWriter(directory, start) if processes.is_first() else logs.NoWriter()
+        self.progress = Progress(self.total, start, quiet=not processes.is_first())
+        self.window, self.window_start, self.waited, self.since = [], start, 0.0, time.perf_counter()
+        self.attention = ""
+
+    def run(self, state, notes, interrupts):
+        """(state, notes, why it stopped)."""
+        step = int(state.step)
+        patience = self.settings.patience
+        size = self.settings.steps_per_dispatch
+        groups = step_groups(step, self.total, size, (self.log_every, self.eval_every))
+        stream = batches(GroupedSource(self.parts.source, groups, size), place=self._place)
+        ahead = 0 if jax.default_backend() == "cpu" else STEPS_AHEAD
+        stopped_by = "patience" if patience and notes["stale"] >= patience else "end"
+        while step < self.total and stopped_by == "end":
+            asked = time.perf_counter()
+            group = next(stream)
+            self.waited += time.perf_counter() - asked
+            before = step
+            for batch in group if isinstance(group, list) else [group]:
+                if len(self.window) > ahead:
+                    jax.block_until_ready(self.window[-1 - ahead])
+                run = self.parts.train_step if isinstance(group, list) else self.parts.train_steps
+                state, aux = run(state, self.parts.constants, batch)
+                self.window.append(aux)
+                step += 1 if isinstance(group, list) else size
+            self.progress.advance(step - before)
+            evaluate = step % self.eval_every == 0 or step == self.total
+            close = evaluate or step % self.log_every == 0
+            if close or jax.process_count() == 1:  # several processes have to stop at the same step
+                stopped_by = interrupts.agreed() or stopped_by
+            interrupted = stopped_by.startswith("SIG")
+            if close or interrupted:
+                self._close_window(step, state)
+            if evaluate:
+                notes = self._evaluate(step, state, notes)
+                if patience and notes["stale"] >= patience and not interrupted:
+                    stopped_by = "patience"
+            if evaluate or interrupted:
+                if notes["best_step"] == step:
+                    self.checkpoints.save("best", state, notes)
+                self.checkpoints.save("latest", state, notes)  # last: whoever resumes from it finds its best as well
+                self.since, self.waited = time.perf_counter(), 0.0
+        self.progress.close()
+        self.writer.close()
+        return state, notes, stopped_by
+
+    def _place(self, group):
+        """A group of batches, on the devices."""
+        if isinstance(group, list):
+            return [self.parts.place(batch) for batch in group]
+        return self.parts.place(group, stacked=True)
+
+    def _close_window(self, step: int, state) -> None:
+        """Fetches the window's scalars, refuses non-finite ones, writes their means."""
+        try:
+            means = logs.window_means(self.window, state, self.checkpoints, self.window_start + 1, step)
+        except UserError:
+            self.progress.close()
+            raise
+        seconds, steps = time.perf_counter() - self.since, step - self.window_start
+        speed = {
+            "time/examples_per_second": steps * self.parts.source.batch_size / seconds,
+            "time/input_wait_share": self.waited / seconds,
+        }
+        self.writer.write(step, means | speed)
+        self.progress.show(
+            loss=f"{means['train/loss']:.4f}",
+            examples_s=f"{speed['time/examples_per_second']:,.0f}",
+            input_wait=f"{speed['time/input_wait_share']:.0%}",
+        )
+        self.window, self.window_start, self.waited, self.since = [], step, 0.0, time.perf_counter()
+        self.attention = logs.attention_entropies(means)
+
+    def _evaluate(self, step: int, state, notes: dict) -> dict:
+        """Scores validation, logs it, and returns the notes with the best step brought up to date."""
+        began = time.perf_counter()
+        report = self.parts.validate(state)
+        seconds = {"time/evaluation_seconds": time.perf_counter() - began}
+        self.writer.write(step, {f"valid/{name}": value for name, value in report.items()} | seconds)
+        value = report[self.parts.eval.metric]
+        sign, best = metrics.METRIC_SIGNS[self.parts.eval.metric], notes["best_value"]
+        better = best is None or math.isnan(best) or sign * value > sign * best  # NaN: where one class alone was there
+        shown = "  ".join(f"{name} {report[name]:.4f}" for name in self.parts.headline)
+        self.progress.say(f"step {step:>7,}  valid {shown}{self.attention}{'  best' if better else ''}")
+        if better:
+            return notes | {"best_step": step, "best_value": value, "stale": 0}
+        return notes | {"stale": notes["stale"] + 1}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", default="")
+    parser.add_argument("--workdir", type=paths.local)
+    try:
+        args, others = parser.parse_known_args()
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name}: {error.message}; see python train.py --help") from None
+    changes = recipes.options(others)
+    if not args.config or args.workdir is None:
+        raise UserError("--config=configs/<name>.py and --workdir=<folder> are both needed; see python train.py --help")
+    config = recipes.read(args.config, changes)
+
+    def run() -> int:
+        prepare_process(config)
+        stopped_by = train(config, args.workdir)["stopped_by"]
+        return 128 + signal.Signals[stopped_by] if stopped_by.startswith("SIG") else 0
+
+    return processes.supervised(processes.settings(config["mesh"]), run, lambda: _what_is_left(args.workdir))
+
+
+def _what_is_left(directory: Path) -> str:
+    """What a run can go on from that was cut off."""
+    steps = sorted(int(path.name) for path in directory.glob("checkpoints/latest/*") if path.name.isdigit())
+    kept = f"the checkpoint of step {steps[-1]:,} in {directory} is kept" if steps else "there is no checkpoint yet"
+    return f"{kept}; run the same commands again, on as many processes as there are, to go on"

@@ -1,0 +1,40 @@
+"""The embeddings of all items that a run has learnt: of their content, and of their ids."""
+
+import jax
+import numpy as np
+
+from em3_jax.core.fields import FIRST_KNOWN
+from em3_jax.core.progress import Progress
+from em3_jax.core.types import State
+from em3_jax.data.catalogue import CataloguePass
+from em3_jax.tables import memory_bank
+from em3_jax.training.experiment import Experiment
+
+
+def content_embeddings(parts: Experiment, state: State) -> tuple[np.ndarray, np.ndarray]:
+    """([I, D] f32 content embeddings, [I] bool whether the item has content); of a run with a memory bank, the bank as it is."""
+    items = parts.dataset.num_items
+    if state.memory:
+        return np.asarray(state.memory["vector"])[:items], np.asarray(state.memory["written"])[
+            :items
+        ] > memory_bank.NEVER
+    host_features = () if parts.constants else tuple(parts.feature_sets)
+    source = CataloguePass(np.arange(items), parts.eval.batch_size, host_features)
+    progress, vectors = Progress(len(source), unit="batch"), []
+    for k in range(len(source)):
+        vectors.append(np.asarray(parts.embed(state, source[k])))
+        progress.advance()
+    progress.close()
+    return np.concatenate(vectors)[:items], has_content(parts)
+
+
+def has_content(parts: Experiment) -> np.ndarray:
+    """[I] bool: whether an item has a token of any feature set in use."""
+    return np.stack([features.mask.any(axis=1) for features in parts.feature_sets]).any(axis=0)
+
+
+def id_embeddings(parts: Experiment, state: State) -> np.ndarray:
+    """[I, W] f32: the row of each item's own id in the embedding table; as it began, where training never showed the id."""
+    fields, items = parts.dataset.fields, parts.dataset.num_items
+    first = fields.offsets()["item"][fields.item[0].name] + FIRST_KNOWN - 1
+    return np.asarray(jax.lax.slice_in_dim(state.tables["embedding"], first, first + items))

@@ -1,0 +1,156 @@
+"""What a run writes while it goes: metrics.jsonl, TensorBoard events, and lines on the terminal."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from em3_jax.core import strict_json, trees
+from em3_jax.core.errors import UserError
+from em3_jax.core.types import State
+from em3_jax.training.checkpoint import Checkpoints
+
+
+class MetricWriter:
+    """Appends {"step": ..., name: value, ...} lines to <workdir>/metrics.jsonl and the same to TensorBoard.
+
+    Args:
+      workdir: the run's folder.
+      step: the step the run goes on from; lines of later steps, which it will write again, are dropped.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self._path = workdir / "metrics.jsonl"
+        kept = []
+        if self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the half line of a killed run
+                if record["step"] <= step:
+                    kept.append(line + "\n")
+        self._path.write_text("".join(kept), encoding="utf-8")
+        self._file = open(self._path, "a", encoding="utf-8")
+        self._tensorboard = _tensorboard().SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(strict_json.dumps({"step": step} | values) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if math.isfinite(value):  # an undefined metric is null in the file and a gap in the curve
+                self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+def _tensorboard():
+    """tensorboardX without torch, which it imports where that is installed: 2.5 s of every start, for type annotations alone."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None
+    try:
+        import tensorboardX
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return tensorboardX
+
+
+class NoWriter:
+    """In the place of a `MetricWriter`, in processes that do not write."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def window_means(
+    window: list[dict[str, jax.Array]], state: State, checkpoints: Checkpoints, first: int, last: int
+) -> dict[str, float]:
+    """{"train/name": mean} over the scalars of the steps `first` to `last`, fetched from the device.
+
+    Raises:
+      UserError: a loss or a norm is not finite.
+    """
+    fetched = jax.device_get(window)
+    values = {name: np.concatenate([np.atleast_1d(aux[name]) for aux in fetched]) for name in fetched[0]}
+    bad = sorted(n for n, array in values.items() if n.endswith(("loss", "norm")) and not np.isfinite(array).all())
+    if bad:
+        parameters = trees.non_finite({"params": state.params, "tables": state.tables})
+        checkpoints.wait()
+        kept = checkpoints.steps("latest")
+        raise UserError(
+            f"non-finite between steps {first} and {last}: {', '.join(bad)}"
+            f"{'; parameters: ' + ', '.join(parameters[:5]) if parameters else ''}; "
+            f"{f'the checkpoint of step {kept[-1]} is kept' if kept else 'no checkpoint yet'}; "
+            "lower the learning rates (config.optim, config.tables) or check the data"
+        )
+    return {f"train/{name}": _mean(array) for name, array in values.items()}
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of those that are defined: a step without an anchor, say, has no accuracy."""
+    defined = values[~np.isnan(values)]
+    return float(np.mean(defined)) if len(defined) else float("nan")
+
+
+def attention_entropies(means: dict[str, float]) -> str:
+    """ "  entropy id 3.10/3.49  content 3.24/3.49": of each attention's weights, and of uniform ones; "" without any.
+
+    Args:
+      means: of `window_means`.
+    """
+    names = [name for name in sorted(means, reverse=True) if name.endswith("_attention_entropy")]
+    shown = (
+        f"  {name.removeprefix('train/').removesuffix('_attention_entropy')} "
+        f"{means[name]:.2f}/{means[f'{name}_uniform']:.2f}"
+        for name in names
+    )
+    return "  entropy" + "".join(shown)[1:] if names else ""
+
+
+def parameter_table(state: State, frozen: dict[str, bool]) -> str:
+    """A table of what the model is made of: parameters trainable and frozen by part, table rows, bytes.
+
+    Args:
+      state: the state (arrays or shapes).
+      frozen: parameter name -> whether it is frozen.
+    """
+    parts: dict[str, list[int]] = {}
+    for name, leaf in trees.named_leaves(state.params).items():
+        part = parts.setdefault("/".join(name.split("/")[:2]), [0, 0, 0])
+        part[1 if frozen[name] else 0] += leaf.size
+        part[2] += leaf.size * leaf.dtype.itemsize
+    lines = [f"{'part':<32}{'trainable':>14}{'frozen':>12}{'bytes':>12}"]
+    for name, (trainable, fixed, size) in sorted(parts.items()):
+        lines.append(f"{name:<32}{trainable:>14,}{fixed:>12,}{_bytes(size):>12}")
+    slots = trees.num_bytes(state.opt_state)
+    if state.tables:
+        embedding = state.tables["embedding"]
+        rows, width = embedding.shape
+        label = f"ID table, {rows:,} rows x {width}"
+        lines.append(f"{label:<32}{embedding.size:>14,}{0:>12}{_bytes(trees.num_bytes(embedding)):>12}")
+        slots += trees.num_bytes(state.tables["slots"])
+    if state.memory:
+        rows, width = state.memory["vector"].shape
+        label = f"memory bank, {rows:,} rows x {width}"
+        lines.append(f"{label:<32}{'':>14}{'':>12}{_bytes(trees.num_bytes(state.memory)):>12}")
+    lines.append(f"{'optimizer state':<32}{'':>14}{'':>12}{_bytes(slots):>12}")
+    lines.append(f"{'all':<32}{'':>14}{'':>12}{_bytes(trees.num_bytes(state)):>12}")
+    return "\n".join(lines)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,127 @@
+"""Folds the adapters of a LoRA run back into its weights: em3 merge --workdir=runs/lora --out=runs/merged
+
+The new folder holds a run of the same model without adapters, which scores the same at less cost; `eval.py` and
+`--config.train.init_from` take it like any other. Reads the best checkpoint of the run and nothing of its dataset.
+"""
+
+import argparse
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+
+from em3_jax.config import sections
+from em3_jax.core import paths, publish, strict_json, trees
+from em3_jax.core.errors import UserError
+from em3_jax.core.lock import Lock
+from em3_jax.core.types import State
+from em3_jax.models import lora
+from em3_jax.training import optim, rundir
+from em3_jax.training.checkpoint import Checkpoints
+
+
+def merge(directory: str | Path, out: str | Path) -> dict[str, Any]:
+    """Writes the merged run; returns {"step", "adapters": number of layers whose adapter was folded in}.
+
+    It is built beside its final place and moved there whole, so an interrupted merge leaves no run.
+
+    Args:
+      directory: folder of a run with adapters.
+      out: the folder to make.
+
+    Raises:
+      UserError: there is no such run, checkpoint or adapter, or `out` exists.
+    """
+    out = publish.resolved(out)
+    with Lock(out, beside=not publish.is_mount(out), hint="wait for it, or choose another --out"):
+        return _merge(rundir.read(directory), directory, out)
+
+
+def _merge(record: dict[str, Any], directory: str | Path, out: Path) -> dict[str, Any]:
+    if (out / "run.json").exists():
+        raise UserError(f"{out}: exists already as a run; choose another --out")
+    if out.exists() and not (out.is_dir() and publish.is_empty(out)):
+        raise UserError(f"{out}: exists already and is not an empty folder; choose another --out")
+    saved, notes = _read(directory, record["data_hash"])
+    adapters = sum(name.endswith("/lora_a") for name in saved if name.startswith("params/"))
+    if not adapters:
+        raise UserError(
+            f"{directory}: has no adapters (lora.rank 0), so there is nothing to merge; choose another --workdir"
+        )
+    state, settings = _without_adapters(saved, record["config"])
+    step = int(state.step)
+    record |= {"config": settings, "merged_from": {"workdir": str(Path(directory).absolute()), "step": step}}
+    temporary = publish.building_place(out)
+    try:
+        for left in publish.leftovers(out):
+            shutil.rmtree(left)
+        temporary.mkdir(parents=True)
+        _write(temporary, state, notes, record)
+        for name in ("vocabulary", "rows"):  # what it takes to grow
+            if (kept := Path(directory) / name).is_dir():
+                shutil.copytree(kept, temporary / name)
+        publish.replace(temporary, out, last="run.json")
+    except OSError as error:
+        raise UserError(f"{out}: cannot make this folder ({error.strerror}); choose another --out") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {"step": step, "adapters": adapters}
+
+
+def _read(directory: str | Path, data_hash: str) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """(leaf name -> array, notes) of the best checkpoint, or the newest if none was best."""
+    checkpoints = Checkpoints(directory, data_hash)
+    try:
+        saved = checkpoints.read(jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+        return checkpoints.restore(saved, int(saved["step"]))
+    finally:
+        checkpoints.close()
+
+
+def _without_adapters(saved: dict[str, jax.Array], settings: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+    """(state, config) of the model without adapters.
+
+    Patterns of `optim.multipliers` that matched adapters alone go; what else was frozen stays frozen. `train.init_from` is
+    emptied: the folder it names has the weights of the phase before.
+    """
+    tree = flax.traverse_util.unflatten_dict(saved, sep="/")
+    with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round the product to fewer bits
+        params = lora.merge(tree["params"])
+    names = list(trees.named_leaves(params))
+    kept = [pair for pair in settings["optim"]["multipliers"] if any(re.search(pair[0], name) for name in names)]
+    fusion = settings["model"]["fusion_settings"]
+    settings = settings | {
+        "model": settings["model"] | {"fusion_settings": fusion | {"lora": fusion["lora"] | {"rank": 0}}},
+        "optim": settings["optim"] | {"multipliers": kept},
+        "train": settings["train"] | {"init_from": ""},
+    }
+    optimizer = sections.call(optim.dense_optimizer, settings["optim"], "config.optim", params=params)
+    return State(tree["step"], params, optimizer.init(params), tree.get("tables", {}), tree.get("memory", {})), settings
+
+
+def _write(folder: Path, state: State, notes: dict[str, Any], record: dict[str, Any]) -> None:
+    checkpoints = Checkpoints(folder, record["data_hash"])
+    try:
+        # "best" is what others read; "latest" keeps `train.py` from starting afresh in this folder, over the merged weights.
+        for kind in ("best", "latest"):
+            checkpoints.save(kind, state, notes)
+    finally:
+        checkpoints.close()
+    (folder / "run.json").write_text(
+        strict_json.dumps(record, indent=1), encoding="utf-8"
+    )  # last: a run is what has it
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a run with adapters")
+    parser.add_argument("--out", type=paths.local, required=True, help="the folder to make")
+    args = parser.parse_args()
+    result = merge(args.workdir, args.out)
+    print(
+        f"{args.out}: step {result['step']:,} of {args.workdir}, {result['adapters']} adapters folded in; evaluate with: "
+        f"python eval.py --workdir={args.out} --split=test"
+    )

@@ -1,0 +1,286 @@
+"""Training on a stream, once: each window of the log is scored before it is trained on (progressive validation).
+
+    <workdir>/stream.jsonl    a line a window: its rows, from when to when (in seconds), the step
+                              after it, AUC, GAUC and logloss, by slice, of the scores given before
+                              training on it, and the means of what the training steps reported
+
+`em3 curves` draws it. There is a checkpoint after each window, and with it the position in the stream: killed at
+any moment, a run goes on from the last one to the same curve. With config.stream.follow the log is a file that grows.
+"""
+
+import gc
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from em3_jax.config import sections
+from em3_jax.core import strict_json
+from em3_jax.core.errors import UserError
+from em3_jax.core.progress import Progress
+from em3_jax.core.types import State
+from em3_jax.data import follow, stream, times
+from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.data.pipeline import EvaluationSource, batches, evaluation_buckets
+from em3_jax.evaluation import ranking as ranking_evaluation
+from em3_jax.tasks.ranking.setup import Settings, settings
+from em3_jax.training import experiment, growth, logs, processes, rundir
+from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.curve import CURVE, read_curve
+
+ONE_WAY = {
+    "data.order": ("chronological", "its rows are trained in the order of time"),
+    "data.most_rows_per_user": (0, "all its rows are trained"),
+    "train.epochs": (1, "its rows are trained once"),
+    "train.eval_every": (0, "each window is scored; config.stream.window sets them"),
+    "train.patience": (0, "it ends with its last window"),
+    "train.steps_per_dispatch": (1, "its steps are dispatched one by one"),
+    "train.grow": (True, "it always goes on with a log that has grown"),
+    "eval.metric": ("auc", "it has no best step that a metric would choose"),
+}
+"""Settings that a stream has no choice of: its value, and why."""
+ONLY_FOLLOWING = {"poll_seconds": 5.0, "idle_seconds": 0.0}
+HEADLINE = ("auc", "gauc", "logloss")
+SLICES = ("all", "cold items", "warm items", "new users")
+
+
+class StreamSettings(NamedTuple):
+    """config.stream.
+
+    Attributes:
+      window: "1 days", "6 hours", "5000 examples": what is scored before it is trained on.
+      follow: a file of options for `prepare table` (TOML or JSON), whose interactions are appended to while the run goes on; the
+        dataset in data.root is made of it again whenever it has grown. "" = the dataset as it is.
+      poll_seconds: between two looks at the file.
+      idle_seconds: without growth after which a run that follows ends; 0 = never.
+      most_windows: after which the run ends; 0 = all.
+    """
+
+    window: str
+    follow: str
+    poll_seconds: float
+    idle_seconds: float
+    most_windows: int
+
+
+class Position(NamedTuple):
+    """How far a run is, of the JSON notes of a checkpoint.
+
+    Attributes:
+      window: windows done.
+      row: interaction rows done.
+      time: of the last of them.
+    """
+
+    window: int = 0
+    row: int = 0
+    time: int | None = None
+
+
+def run(config: Mapping[str, Any], directory: Path) -> dict:
+    """Scores and trains window after window; returns {"windows", "step", "stopped_by"}.
+
+    Raises:
+      UserError: whatever the user can mend.
+    """
+    own = sections.call(StreamSettings, config["stream"], "config.stream")
+    if config["mesh"]["processes"] > 1:
+        raise UserError("config.mesh.processes: a stream is trained by one process, on any number of devices; give 1")
+    _check_settings(config)
+    with processes.Interrupts() as interrupts:
+        followed = follow.Follower(own.follow, config["data"]["root"], own.poll_seconds, own.idle_seconds)
+        while True:
+            followed.prepare()
+            result = _Stream(config, directory, own, followed.grows).run(interrupts)
+            stopped_by = result["stopped_by"] if result["stopped_by"] != "end" else followed.wait(interrupts)
+            if stopped_by:
+                print(
+                    f"{stopped_by}: {_count(result['windows'])} in {directory}; draw them with "
+                    f"`em3 curves {directory} --out curves.png`"
+                )
+                return result | {"stopped_by": stopped_by}
+            _forget_programs()
+
+
+def _forget_programs() -> None:
+    """Lets go of what was compiled for a dataset that has grown since: JAX keeps programs, and what they name, by default."""
+    jax.clear_caches()
+    gc.collect()
+
+
+def _check_settings(config: Mapping[str, Any]) -> None:
+    """Refuses a setting that would have no effect."""
+    for name, (value, why) in ONE_WAY.items():
+        section, key = name.split(".")
+        if config[section][key] != value:
+            raise UserError(
+                f"config.{name}={config[section][key]}: has no effect on a stream, {why}; give {value} or leave it out"
+            )
+    for key, value in ONLY_FOLLOWING.items():
+        if config["stream"][key] != value and not config["stream"]["follow"]:
+            raise UserError(
+                f"config.stream.{key}={config['stream'][key]}: has no effect where no log is followed; leave it out, or set "
+                "config.stream.follow"
+            )
+
+
+class _Stream:
+    """One pass over the windows that a dataset has now."""
+
+    def __init__(self, config: Mapping[str, Any], directory: Path, own: StreamSettings, grows: bool):
+        self.config, self.directory = config, directory
+        self.parts = experiment.build(config, lambda rows, size: 1 << 31)
+        self.settings: Settings = settings(config, self.parts.mesh)
+        dataset = self.parts.dataset
+        self.windows = [w for w in stream.windows(dataset, own.window) if w.complete or not grows]
+        self.windows = self.windows[: own.most_windows or None]
+        self.label = self.settings.data.label
+        self.buckets, self.eval_buckets = (
+            self._buckets(size) for size in (self.settings.data.batch_size, self.settings.eval.batch_size)
+        )
+
+    def _buckets(self, size: int) -> Buckets:
+        """Bucket sizes for batches of that size, measured at eight places of the log."""
+        rows = len(self.parts.dataset.interactions["time"])
+        starts = np.linspace(0, max(rows - size, 0), 8).astype(np.int64)
+        return self.parts.buckets([np.minimum(start + np.arange(size), rows - 1) for start in starts])
+
+    def run(self, interrupts: processes.Interrupts) -> dict:
+        parts, directory = self.parts, self.directory
+        data_hash = parts.dataset.meta["data_hash"]
+        growing = growth.begin(directory, self.config, parts, permitted=True)
+        self.checkpoints = Checkpoints(directory, data_hash)
+        state, position = parts.init(), Position()
+        notes = {"best_step": 0, "best_value": None, "stale": 0} | {"position": position._asdict()}
+        if restored := growth.restore_latest(self.checkpoints, directory, parts, state, notes, keep_notes=True):
+            state, notes = restored
+            position = Position(**notes["position"])
+            _check_same_past(parts.dataset, position)
+        elif init_from := self.config["train"]["init_from"]:
+            state = experiment.warm_start(state, init_from, data_hash)
+        if growing:
+            rundir.claim(directory, self.config, data_hash, parts.feature_hashes, grown=True)
+        curve = _Curve(directory / CURVE, position.window)
+        if not position.window:
+            print(logs.parameter_table(state, parts.frozen))
+        total = sum(len(window) for window in self.windows)
+        if "time_unit" not in parts.dataset.meta:
+            unit = times.unit_of(parts.dataset)
+            print(
+                f"{parts.dataset.root}: does not say the unit of its times, made before datasets did; taken for {unit}"
+            )
+        windows = _count(len(self.windows))
+        done = f"{position.window:,} done"
+        print(f"{parts.dataset.root}: {total:,} rows in {windows}; {done}", flush=True)
+        self.progress, stopped_by = Progress(total, position.row, unit="row"), "end"
+        for number in range(position.window, len(self.windows)):
+            window = self.windows[number]
+            record = {"window": number, "first": window.first, "end": window.end} | self._times(window)
+            record |= self._score(state, window)
+            state, means, stopped_by = self._train(state, window, interrupts)
+            if stopped_by != "end":
+                break
+            curve.write(record | {"step": int(state.step)} | means)
+            position = Position(number + 1, window.end, int(parts.dataset.interactions["time"][max(window.end - 1, 0)]))
+            self.checkpoints.save("latest", state, notes | {"position": position._asdict()})
+            self.progress.advance(len(window))
+            shown = "  ".join(f"{name} {record['all'][name]:.4f}" for name in HEADLINE)
+            self.progress.say(f"window {number:>5,}  n {record['all']['n']:>7,}  {shown}")
+            stopped_by = interrupts.agreed() or "end"
+            if stopped_by != "end":
+                break
+        self.progress.close()
+        self.checkpoints.close()
+        return {"windows": position.window, "step": int(state.step), "stopped_by": stopped_by}
+
+    def _times(self, window: stream.Window) -> dict[str, int | float]:
+        """Times of the first and the last row, in seconds where they are counted."""
+        if not len(window):
+            return {}
+        unit, time_ = times.unit_of(self.parts.dataset), self.parts.dataset.interactions["time"]
+        return {
+            "from": times.seconds(int(time_[window.first]), unit),
+            "to": times.seconds(int(time_[window.end - 1]), unit),
+        }
+
+    def _builder(self, row: int) -> BatchBuilder:
+        """Of batches that know what the run's training on the rows before number `row` shows."""
+        length = self.settings.data.history_length
+        return self.parts.builder(stream.as_of(self.parts.dataset, row, self.label, length))
+
+    def _score(self, state: State, window: stream.Window) -> dict[str, dict[str, float]]:
+        """Slice -> metric -> value, by what is known before the window."""
+        parts, known = self.parts, stream.as_of(self.parts.dataset, window.first)
+        rows = stream.rows_of(known, window, self.label)
+        logits = np.zeros(0, np.float32)
+        if len(rows):
+            builder = self._builder(window.first)
+            size, buckets = self.settings.eval.batch_size, self.eval_buckets
+            if parts.shards.total > 1:  # whose blocks cannot grow when a batch needs more
+                of_window = evaluation_buckets(builder, rows, size, parts.shards, buckets.unit)
+                self.eval_buckets = buckets = buckets.holding(of_window)
+            source = EvaluationSource(builder, rows, size, buckets, parts.shards)
+            logits = ranking_evaluation.predict(source, lambda batch: parts.predict(state, batch), parts.place)
+        share = self.settings.eval.popular_share
+        report = ranking_evaluation.evaluate(known, rows, logits, parts.feature_sets, share, self.label)
+        return {name: report[name] for name in SLICES}
+
+    def _train(self, state: State, window: stream.Window, interrupts) -> tuple[State, dict[str, float], str]:
+        """(state after one pass over the window, means of what its steps reported, "end" or the signal that cut it short)."""
+        parts, began = self.parts, time.perf_counter()
+        rows = stream.rows_of(parts.dataset, window, self.label)
+        if not len(rows):
+            return state, {}, "end"
+        source = stream.WindowSource(
+            builder=self._builder(window.end),
+            rows=rows,
+            batch_size=self.settings.data.batch_size,
+            seed=self.config["seed"],
+            first_step=int(state.step),
+            buckets=self.buckets,
+            shards=parts.shards,
+        )
+        first, every, reported = int(state.step) + 1, self.config["train"]["log_every"], []
+        for batch in batches(source, place=parts.place):
+            state, scalars = parts.train_step(state, parts.constants, batch)
+            reported.append(scalars)
+            if every and len(reported) % every == 0:
+                self.progress.show(loss=f"{float(scalars['loss']):.4f}")
+            if interrupts.received:
+                return state, {}, interrupts.received
+        means = logs.window_means(reported, state, self.checkpoints, first, first + len(reported) - 1)
+        return state, means | {"time/examples_per_second": len(rows) / (time.perf_counter() - began)}, "end"
+
+
+def _check_same_past(dataset, position: Position) -> None:
+    """Refuses a grown log whose first rows are not those that were trained on."""
+    time_ = dataset.interactions["time"]
+    if position.row > len(time_) or (position.row and int(time_[position.row - 1]) != position.time):
+        found = time_[position.row - 1] if position.row <= len(time_) else "nothing"
+        raise UserError(
+            f"{dataset.root}: row {position.row - 1} of the interactions has time {found}, it had {position.time} when the run "
+            "trained on it; a stream may only be appended to"
+        )
+
+
+def _count(windows: int) -> str:
+    return f"{windows:,} window{'s' * (windows != 1)}"
+
+
+class _Curve:
+    """stream.jsonl; lines from window number `start` on, which will be written again, are dropped."""
+
+    def __init__(self, path: Path, start: int):
+        kept = [line for line in read_curve(path) if line["window"] < start] if path.exists() else []
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(strict_json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, path)
+        self._path = path
+
+    def write(self, record: dict) -> None:
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(strict_json.dumps(record) + "\n")

@@ -1,0 +1,89 @@
+"""The optimizer of the dense parameters, from a config: optax. Those of the tables are in `tables.id_table`."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from em3_jax.core import trees
+from em3_jax.core.errors import UserError
+
+
+def dense_optimizer(
+    params,
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    decay_steps: int,
+    weight_decay: float,
+    clip_norm: float,
+    multipliers: tuple[tuple[str, float], ...],
+) -> optax.GradientTransformation:
+    """AdamW behind gradient clipping: linear warm-up, then constant, or cosine down to zero over `decay_steps`.
+
+    Args:
+      params: parameter tree (names and shapes only).
+      weight_decay: decoupled; on matrices, not on biases, norms or embeddings of one axis, and not
+        on what has never had a gradient, such as the kernel beside a LoRA adapter, which keeps its
+        bits.
+      clip_norm: bound of the global gradient norm of the leaves that train; 0 = none.
+      multipliers: (regex on the parameter's name, factor) pairs, first match wins; factor 0 freezes, and a frozen leaf has
+        no optimizer state. A pattern that matches nothing is an error.
+    """
+    schedule = optax.constant_schedule(learning_rate)
+    if decay_steps:
+        schedule = optax.cosine_decay_schedule(learning_rate, decay_steps)
+    if warmup_steps:
+        warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+        schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
+    factors = _factors(params, multipliers)
+
+    def adamw(factor: float) -> optax.GradientTransformation:
+        if factor == 0:
+            return optax.set_to_zero()
+        decay = optax.add_decayed_weights(weight_decay, mask=_is_matrix)
+        return optax.chain(  # adamw, whose state it has
+            optax.scale_by_adam(),
+            _where_it_moves(decay) if weight_decay else decay,
+            optax.scale_by_learning_rate(lambda step: factor * schedule(step)),
+        )
+
+    update = optax.multi_transform(
+        {str(f): adamw(f) for f in set(jax.tree.leaves(factors))}, jax.tree.map(str, factors)
+    )
+    if not clip_norm:
+        return update
+    clip = optax.masked(optax.clip_by_global_norm(clip_norm), jax.tree.map(bool, factors))  # frozen leaves have no say
+    return optax.chain(clip, update)
+
+
+def _is_matrix(tree):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+
+
+def _where_it_moves(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`transform` on leaves whose update is not zero: of Adam's, those that ever had a gradient."""
+
+    def update(updates, state, params):
+        changed, state = transform.update(updates, state, params)
+        keep = lambda old, new: jnp.where(jnp.any(old != 0), new, old)  # noqa: E731
+        return jax.tree.map(keep, updates, changed), state
+
+    return optax.GradientTransformation(transform.init, update)
+
+
+def frozen(params, multipliers: tuple[tuple[str, float], ...]) -> dict[str, bool]:
+    """Parameter name -> whether its factor is 0."""
+    return {name: factor == 0 for name, factor in trees.named_leaves(_factors(params, multipliers)).items()}
+
+
+def _factors(params, multipliers: tuple[tuple[str, float], ...]):
+    """Tree of learning-rate factors, by the first pattern that matches a leaf's name."""
+    names = list(trees.named_leaves(params))
+    for pattern, _ in multipliers:
+        if not any(re.search(pattern, name) for name in names):
+            raise UserError(f"config.optim.multipliers: pattern '{pattern}' matches no parameter; one is '{names[0]}'")
+    return trees.map_named(
+        lambda name, _: next((float(f) for pattern, f in multipliers if re.search(pattern, name)), 1.0), params
+    )

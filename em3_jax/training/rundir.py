@@ -1,0 +1,213 @@
+"""A run's folder: which config, dataset and program it belongs to."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from em3_jax.config import sections
+from em3_jax.core import strict_json
+from em3_jax.core.errors import UserError
+
+PACKAGES = ("em3_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+MAY_CHANGE = (
+    "config.train.",
+    "config.mesh.",
+    "config.data.root:",
+    "config.data.placement:",
+    "config.data.distinct:",
+    "config.model.encoders.",
+    "config.eval.popular_share:",
+    "config.eval.user_block:",
+    "config.eval.item_block:",
+    "config.eval.activity:",
+    "config.stream.poll_seconds:",
+    "config.stream.idle_seconds:",
+    "config.stream.most_windows:",
+)
+"""A resumed run may train longer, log otherwise, lie elsewhere, or use other devices; all else would be another run."""
+LATER = {
+    "data": {"distinct": "auto"},
+    "model": {"precision": "f32"},
+    "train": {"steps_per_dispatch": 1, "compilation_cache": "", "grow": False},
+    "mesh": {"coordinator": "", "processes": 1, "process_id": 0, "connect_seconds": 300, "heartbeat_seconds": 60},
+}
+"""Settings that runs of earlier versions do not have, and what they did; those of data and model, other than of retrieval."""
+LATER_OF_CIC = {"over": "items"}
+"""The same of config.model.cic."""
+
+
+def claim(
+    workdir: str | Path,
+    config: Mapping[str, Any],
+    data_hash: str,
+    features: Mapping[str, str],
+    *,
+    grown: bool = False,
+    write: bool = True,
+) -> bool:
+    """Makes `workdir` this run's, or makes sure that it is; returns whether it was before.
+
+    Args:
+      config: the resolved config, plain values.
+      data_hash: of the dataset.
+      features: name -> hash of the feature sets in use.
+      grown: the data are those the run goes on with, whatever they were.
+      write: False only makes sure.
+    """
+    workdir = Path(workdir)
+    path = workdir / "run.json"
+    config = json.loads(json.dumps(config))  # tuples and lists are the same thing from here on
+    resumed = path.exists()
+    grown_from = []
+    if resumed:
+        check_same(workdir, config, data_hash, features, grown)
+        old = read(workdir)
+        _check_cores(workdir, old)
+        grown_from = old.get("grown_from", []) + [old["data_hash"]] * (old["data_hash"] != data_hash)
+    if not write:
+        return resumed
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot make this folder ({error.strerror}); choose another --workdir") from None
+    record = {
+        "config": config,
+        "data_hash": data_hash,
+        "grown_from": grown_from,
+        "features": dict(features),
+        "own_files": sections.own_files(config),
+        "commit": commit(),
+        "packages": _versions(),
+        "cores": cores(),
+    }
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(strict_json.dumps(record, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another --workdir"
+        ) from None
+    temporary.replace(path)
+    return resumed
+
+
+def read(workdir: str | Path) -> dict[str, Any]:
+    """The record of a run.
+
+    config, data_hash, grown_from (the hashes before it), features, own_files, commit, packages, cores.
+    """
+    path = Path(workdir) / "run.json"
+    if not path.exists():
+        raise UserError(f"{path}: file missing; is {workdir} the --workdir of a `train.py` run?")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); train again in a new --workdir") from None
+    for name, settings in LATER.items():
+        of_clicks = record["config"].get("task") in ("ranking", "pretraining")
+        if name in record["config"] and (of_clicks or name not in ("data", "model")):
+            record["config"][name] = settings | record["config"][name]
+    if "stream" in record["config"]:  # which earlier versions let be called shuffled
+        record["config"]["data"]["order"] = "chronological"
+    if "cic" in (model := record["config"].get("model", {})):
+        model["cic"] = LATER_OF_CIC | model["cic"]
+    return record
+
+
+def first_data(workdir: str | Path) -> str | None:
+    """The hash of the data a run began with; None where there is no run."""
+    if not (Path(workdir) / "run.json").exists():
+        return None
+    record = read(workdir)
+    return [*record.get("grown_from", []), record["data_hash"]][0]
+
+
+def check_data(
+    workdir: str | Path,
+    record: Mapping[str, Any],
+    data_hash: str,
+    features: Mapping[str, str],
+    grown: bool = False,
+    hint: str = "",
+) -> None:
+    """Refuses a dataset, feature sets or files of the user's own other than those the run was trained with.
+
+    Args:
+      grown: dataset and feature sets may be others.
+      hint: what else can be done about another dataset.
+    """
+    root = record["config"]["data"]["root"]
+    if record["data_hash"] != data_hash and not grown:
+        raise UserError(
+            f"{workdir}: belongs to another dataset: the data in {root} have hash {data_hash[:12]}, the run was made with "
+            f"{record['data_hash'][:12]}; choose another --workdir or restore the dataset{hint}"
+        )
+    for name, found in sections.own_files(record["config"]).items():
+        if record.get("own_files", {}).get(name, found) != found:
+            raise UserError(
+                f"{workdir}: {name} has changed since it was trained; choose another --workdir or restore the file"
+            )
+    for name, found in () if grown else features.items():
+        if record.get("features", {}).get(name, found) != found:
+            raise UserError(
+                f"{workdir}: the features '{name}' in {root} are not those it was trained on (hash {found[:12]}, then "
+                f"{record['features'][name][:12]}); choose another --workdir or restore them"
+            )
+
+
+def check_same(
+    workdir: str | Path, config: Mapping[str, Any], data_hash: str, features: Mapping[str, str], grown: bool = False
+) -> None:
+    """Refuses to go on with the run in `workdir` where it is another; arguments as of `claim`."""
+    old = read(workdir)
+    check_data(workdir, old, data_hash, features, grown)
+    config = json.loads(json.dumps(config))
+    changed = [line for line in sections.differences(old["config"], config) if not line.startswith(MAY_CHANGE)]
+    if changed:
+        raise UserError(f"{workdir}: belongs to another config ({'; '.join(changed[:3])}); choose another --workdir")
+
+
+def cores() -> int:
+    """The CPU cores that this process may use, over which XLA divides its sums."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_cores(workdir: Path, record: Mapping[str, Any]) -> None:
+    """Warns where a run on CPUs goes on with another number of cores."""
+    import jax  # not for whoever reads a record
+
+    before, now = record.get("cores"), cores()
+    if jax.default_backend() == "cpu" and before not in (None, now):
+        few = f"; taskset -c 0-{before - 1} gives it as many" if before < now else ""
+        warnings.warn(
+            f"{workdir}: was trained on {before} CPU cores and goes on with {now}; the last digits of "
+            f"its numbers will differ from those of a run on {before} alone{few}",
+            stacklevel=3,
+        )
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def commit() -> str | None:
+    """The commit of the code, "+changes" if the checkout has any; None outside a checkout."""
+    here = Path(__file__).parent
+    run = lambda *args: subprocess.run(("git", *args), cwd=here, capture_output=True, text=True)  # noqa: E731
+    try:
+        head = run("rev-parse", "HEAD")
+        return (
+            head.stdout.strip() + ("+changes" if run("status", "--porcelain").stdout else "") if head.stdout else None
+        )
+    except OSError:
+        return None

@@ -1,0 +1,174 @@
+"""Reproduces tables of the EM3 paper: em3 reproduce --table 3 --data data/ml-100k --seeds 5 --out reports/table3
+
+Runs what is missing, chooses on validation, scores the test split once, and writes table<N>.md, .json and .png. Stopped at any
+moment and called again, it goes on: finished runs are reused, interrupted ones resumed. `--table all` shares runs between tables.
+Table 10, not among them, compares retrieval models, each with its grid: --table 10 --data data/baby,data/sports
+And `--table lemur` has LEMUR's comparisons, with the cost of each.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from em3_jax.config import recipes
+from em3_jax.config.sections import nearest
+from em3_jax.core import paths
+from em3_jax.core.errors import UserError
+from em3_jax.core.lock import Lock
+from em3_jax.data.format import open_dataset
+from reproduce import lemur, report, retrieval, runs, search, tables
+from reproduce.grids import MODELS
+
+SEARCH = 6
+LEMUR, LEMUR_CONFIG = "lemur", "configs/lemur.py"
+CONFIGS = {
+    "movielens": "configs/em3_movielens.py",
+    "synthetic": "configs/em3_synthetic.py",
+    "mmrec": "configs/em3_mmrec.py",
+}
+
+
+def reproduce(
+    numbers: tuple[int | str, ...],
+    data: str,
+    seeds: int,
+    out: str,
+    *,
+    config: str,
+    changes: dict,
+    parallel: int,
+    command: str,
+    only: tuple[str, ...] = (),
+    search_count: int = 0,
+) -> list[str]:
+    """Runs and writes tables; returns their pages.
+
+    Args:
+      numbers: of the tables; "lemur" for LEMUR's.
+      data: dataset folder.
+      seeds: 0 to seeds - 1.
+      out: folder of the reports and, in `runs`, of the runs.
+      config: config file.
+      changes: config key -> value for all runs, but where a run's variant has a value of its own.
+      parallel: runs at once.
+      command: to print on the pages.
+      only: rows of LEMUR's table; none: all.
+      search_count: settings that the baseline and the model each try on validation first, see `search`; 0 = those
+        of the config for all.
+    """
+    if seeds < 1 or parallel < 1 or search_count < 0:
+        raise UserError("--seeds and --jobs: must be at least 1, --search at least 0")
+    dataset = open_dataset(data)
+    data_section = runs.settings(config, "", changes).data
+    chosen = [
+        lemur.table(only) if number == LEMUR else tables.make(number, dataset, data_section) for number in numbers
+    ]
+    root = Path(out) / "runs"
+    needed = {name: run for table in chosen for name, run in table.runs.items()}
+    with_cost = LEMUR in numbers
+    if any(run.vectors_of for run in needed.values()):
+        runs.overlay(Path(data), root / "data")
+    common = {"config": config, "changes": changes, "data": Path(data), "root": root}
+    tried = _search(needed, parallel, search_count, **common) if search_count else {}
+    best = {name: search.chosen(of_run) for name, of_run in tried.items()}
+    jobs = runs.make_jobs(search.with_chosen(needed, best), seeds=seeds, cost=with_cost, **common)
+    runs.run_all(jobs, parallel)
+    found = search.summary(tried)
+    return [report.write(table, root, seeds, Path(out), command, found) for table in chosen]
+
+
+def _search(needed: dict, parallel: int, count: int, **common) -> dict:
+    """What `search.jobs` gives, run: after what the searched runs start from."""
+    first = {
+        run.init_from: needed[run.init_from] for run in needed.values() if run.settings_of == run.name and run.init_from
+    }
+    runs.run_all(runs.make_jobs(first, seeds=1, **common), parallel)
+    tried = search.jobs(needed, count=count, **common)
+    runs.run_all({job.name: job for of_run in tried.values() for _, job in of_run}, parallel)
+    return tried
+
+
+def _config_for(name: str) -> str:
+    kind = name.split(" ")[0]
+    if kind not in CONFIGS:
+        raise UserError(f"no config for datasets of kind '{name}'; give one with --config configs/<name>.py")
+    return CONFIGS[kind]
+
+
+def _changes(options: list[str], config: str) -> dict:
+    """{"train.epochs": 3.0, ...} of ["--config.train.epochs=3", ...], as `train.py` takes them."""
+    given = recipes.options(options)
+    plain = recipes.load(config, "", given.get("data.root") or "")
+    return {key: recipes.parsed(key, text, recipes.lookup(plain, key)) for key, text in given.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="em3 reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", required=True, help="1 to 7, several as 3,5, or all; or 10; or lemur")
+    parser.add_argument("--data", required=True, help="dataset folder; for table 10 also several, with commas between")
+    parser.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
+    parser.add_argument("--out", type=paths.local, required=True, help="folder of the reports and the runs")
+    parser.add_argument("--config", default="", help="config file (default: the one for the dataset's kind)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1); on CPUs more may be faster")
+    parser.add_argument(
+        "--models", default="", help="rows of table 10, e.g. freedom,em3, or of table lemur (default: all)"
+    )
+    parser.add_argument(
+        "--search",
+        type=int,
+        default=SEARCH,
+        metavar="COUNT",
+        help=f"settings that the baseline and the model each try on validation (default {SEARCH}); 0 = those of the config",
+    )
+    parser.add_argument("--no-grid", action="store_true", help="table 10 with the settings of the config alone")
+    parser.epilog = (
+        "Further options --config.<key>=<value> change the config of all runs, as for train.py, but for keys that a "
+        "run's variant (online, pretraining, ...) sets itself."
+    )
+    args, others = parser.parse_known_args()
+    with Lock(args.out, hint="wait for it, or choose another --out"):
+        _tables(args, others, "em3 reproduce " + shlex.join(sys.argv[1:]))
+
+
+def _tables(args: argparse.Namespace, others: list[str], command: str) -> None:
+    """Makes and prints what --table asks for."""
+    if args.table == "10":
+        print("\n" + _table_10(args, others, command))
+        print(f"written to {args.out}")
+        return
+    args.data = str(paths.local(args.data))
+    only = tuple(filter(None, args.models.split(",")))
+    if args.no_grid or (only and args.table != LEMUR):
+        raise UserError("--no-grid: of table 10 alone, --models: of tables 10 and lemur; leave them out")
+    names = [str(number) for number in tables.NUMBERS] if args.table == "all" else args.table.split(",")
+    for name in names if names != [LEMUR] else []:
+        if not name.isdigit() or int(name) not in tables.NUMBERS:
+            raise UserError(f"--table {args.table}: give numbers from 1 to 7, all, or 10 or lemur alone")
+    if names == [LEMUR]:
+        args.config = args.config or LEMUR_CONFIG
+    args.config = args.config or _config_for(open_dataset(args.data).meta["name"])
+    changes = _changes(others, args.config)
+    settings = {"config": args.config, "changes": changes, "parallel": args.jobs, "command": command, "only": only}
+    settings["search_count"] = args.search
+    numbers = tuple(int(name) if name.isdigit() else name for name in names)
+    for page in reproduce(numbers, args.data, args.seeds, args.out, **settings):
+        print("\n" + page)
+    print(f"written to {args.out}")
+
+
+def _table_10(args: argparse.Namespace, others: list[str], command: str) -> str:
+    """The page of table 10."""
+    config = args.config or retrieval.CONFIG
+    wanted, known = list(filter(None, args.models.split(","))), {model.name: model for model in MODELS}
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"--models {name}: no such model; {nearest(name, known)}")
+    models = tuple(known[name] for name in wanted or known)
+    if args.no_grid:
+        models = tuple(model._replace(grid={}) for model in models)
+    settings = {"config": config, "changes": _changes(others, config), "parallel": args.jobs, "command": command}
+    data = [str(paths.local(folder)) for folder in args.data.split(",")]
+    return retrieval.reproduce(data, args.seeds, args.out, **settings, models=models)

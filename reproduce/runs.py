@@ -1,0 +1,260 @@
+"""Runs what a table needs: each run once a seed, finished ones are reused, interrupted ones go on where they were."""
+
+import concurrent.futures as futures
+import contextlib
+import copy
+import functools
+import json
+import multiprocessing
+import os
+import signal
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from em3_jax import evaluate as evaluation
+from em3_jax import train
+from em3_jax.config import ranges, recipes, sections
+from em3_jax.core import strict_json
+from em3_jax.core.errors import UserError
+from em3_jax.export import vectors
+from em3_jax.training import experiment, rundir
+from reproduce import worker
+from reproduce.tables import Run
+
+
+class Job(NamedTuple):
+    """A run with its seed; everything a process needs to know of it.
+
+    Attributes:
+      name: of its folder in `root`; no two jobs share it.
+      config: resolved, plain values.
+      needs: names of the jobs that must be finished before.
+      vectors_of: job whose vectors to export first, into the dataset folder that the config reads.
+      evaluate: whether there is a test split to score.
+      cost: whether to note what its compiled step costs.
+    """
+
+    name: str
+    root: str
+    config: dict
+    needs: tuple[str, ...]
+    vectors_of: str
+    evaluate: bool
+    cost: bool = False
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.root) / self.name
+
+    def is_finished(self) -> bool:
+        """Whether its result is there; refuses a folder that belongs to another config."""
+        if not (self.directory / "run.json").exists():
+            return False
+        changed = sections.differences(_comparable(rundir.read(self.directory)["config"]), _comparable(self.config))
+        if changed:
+            raise UserError(
+                f"{self.directory}: made with another config ({'; '.join(changed[:3])}); choose another --out, or delete it"
+            )
+        wanted = ["finished.json"] + ["eval_test.json"] * self.evaluate
+        return all((self.directory / name).exists() for name in wanted)
+
+
+def _comparable(config: Mapping[str, Any]) -> dict:
+    config = json.loads(json.dumps(config))
+    config["data"].pop("root")
+    config["train"].pop("init_from")
+    return config
+
+
+def settings(config: str, variant: str, changes: Mapping[str, Any]) -> ConfigDict:
+    """The config of a file and variant with some keys changed."""
+    result = recipes.load(config, variant, str(changes.get("data.root", "")))
+    for key, value in changes.items():
+        recipes.change(result, key, value)
+    return result
+
+
+def resolved(config: str, variant: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as plain values, each in its range."""
+    return ranges.checked(settings(config, variant, changes).to_dict())
+
+
+def make_jobs(
+    runs: Mapping[str, Run],
+    *,
+    config: str,
+    changes: Mapping[str, Any],
+    data: Path,
+    seeds: int,
+    root: Path,
+    cost: bool = False,
+) -> dict[str, Job]:
+    """{job name: Job} of all runs and seeds.
+
+    Args:
+      config: file of the dataset's config.
+      changes: config key -> value for all runs, but where a run's variant has a value of its own, or no such key.
+      data: dataset folder.
+      root: where the runs' folders go.
+      cost: whether to note what a run's compiled step costs, once a run.
+    """
+    jobs = {}
+    for seed in range(seeds):
+        for run in runs.values():
+            own = {"data.root": str(data), "seed": seed}
+            if run.init_from:
+                own["train.init_from"] = str(root / f"{run.init_from}-{seed}")
+            if run.vectors_of:
+                own |= {"data.root": str(root / "data"), "data.features": (vector_set(run.vectors_of, seed),)}
+            wanted = {key: value for key, value in changes.items() if _takes(config, run.variant, key)}
+            made = resolved(config, run.variant, {**wanted, **run.changes, **own})
+            needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
+            vectors_of = f"{run.vectors_of}-{seed}" if run.vectors_of else ""
+            evaluate = made["task"] in ("ranking", "lemur")
+            name = f"{run.name}-{seed}"
+            job = Job(name, str(root), made, needs, vectors_of, evaluate, cost and not seed)
+            jobs[job.name] = job
+    return jobs
+
+
+@functools.cache
+def set_by_variant(config: str, variant: str) -> frozenset[str]:
+    """The keys that a variant of a config sets: one pass online is one pass, however many epochs the others take."""
+    plain, own = (recipes.load(config, name).to_dict() for name in ("", variant))
+    return frozenset(line.partition(":")[0].removeprefix("config.") for line in sections.differences(plain, own))
+
+
+def _takes(config: str, variant: str, key: str) -> bool:
+    """Whether a change of a key that the config has is one for its variant, too: a baseline has no encoder to change."""
+    try:
+        recipes.lookup(recipes.load(config, variant), key)
+    except UserError:
+        return False
+    return key not in set_by_variant(config, variant)
+
+
+def vector_set(run: str, seed: int) -> str:
+    """Name of the feature set of a run's vectors."""
+    return f"vectors_{run}_{seed}"
+
+
+def overlay(data: Path, root: Path) -> Path:
+    """A dataset folder of links to all of `data`, to which feature sets can be added without touching it."""
+    for path in [p for p in data.iterdir() if p.name != "features"] + sorted((data / "features").glob("[!.]*")):
+        link = root / path.relative_to(data)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(path.absolute())
+    return root
+
+
+def execute(job: Job) -> str:
+    """Trains and evaluates; returns "" or the signal that stopped it. What it prints goes to <run>/log.txt."""
+    job.directory.mkdir(parents=True, exist_ok=True)
+    with (
+        open(job.directory / "log.txt", "a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        if job.vectors_of:
+            name = job.config["data"]["features"][0]
+            if not (Path(job.config["data"]["root"]) / "features" / name).exists():
+                vectors.export_vectors(Path(job.root) / job.vectors_of, name, job.config["data"]["root"])
+        began = time.perf_counter()
+        train.prepare_process(job.config)
+        result = train.train(copy.deepcopy(job.config), job.directory)
+        if result["stopped_by"].startswith("SIG"):
+            return result["stopped_by"]
+        if job.evaluate:
+            evaluation.evaluate(job.directory, "test")
+    if job.cost:
+        result |= {"cost": _cost(job)}
+    path = job.directory / "finished.json"
+    if not path.exists():  # or it was trained before, and only its evaluation was missing
+        temporary = job.directory / "finished.tmp"
+        temporary.write_text(strict_json.dumps(result | {"seconds": time.perf_counter() - began}), encoding="utf-8")
+        os.replace(temporary, path)
+    return ""
+
+
+def _cost(job: Job) -> dict[str, float]:
+    """{"gigaflops", "temporary_megabytes", "milliseconds"} of a training step: compiled, and as the run's log has it."""
+    cost = experiment.step_cost(experiment.build(job.config, lambda rows, size: 1))
+    lines = [json.loads(line) for line in (job.directory / "metrics.jsonl").read_text("utf-8").splitlines()]
+    speed = [line["time/examples_per_second"] for line in lines if "time/examples_per_second" in line]
+    return cost | {"milliseconds": 1e3 * job.config["data"]["batch_size"] / statistics.median(speed)}
+
+
+def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
+    """Runs the jobs, each after those it needs, `parallel` at once, and says how far it is.
+
+    Raises:
+      UserError: a run failed; the others of that moment are finished first.
+      KeyboardInterrupt: SIGINT or SIGTERM came; the runs in progress have saved their state.
+    """
+    waiting = {name: job for name, job in jobs.items() if not job.is_finished()}
+    done = set(jobs) - set(waiting)
+    if jobs:
+        count = f"{len(jobs):,} run{'s' * (len(jobs) > 1)}"
+        say(f"{count}: {len(done):,} finished before, {len(waiting):,} to do", flush=True)
+    if not waiting:
+        return
+    began, finished, running = time.perf_counter(), 0, {}
+    context = multiprocessing.get_context("spawn")
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    cache = str(Path(next(iter(jobs.values())).root) / "compiled")
+    initargs = (cache, context.Value("i", 0), parallel)
+    with futures.ProcessPoolExecutor(parallel, context, initializer=worker.begin, initargs=initargs) as pool:
+        try:
+            while waiting or running:
+                ready = [job for job in waiting.values() if set(job.needs) <= done]
+                for job in ready[: parallel - len(running)]:
+                    running[pool.submit(execute, waiting.pop(job.name))] = job
+                for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    _check(job, future)
+                    done.add(job.name)
+                    finished += 1
+                    left = (time.perf_counter() - began) / finished * (len(waiting) + len(running))
+                    say(f"[{len(done)}/{len(jobs)}] {job.name}: {_result(job)}, {_duration(left)} left", flush=True)
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGTERM)  # each saves its state and leaves
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def _check(job: Job, future: futures.Future) -> None:
+    try:
+        stopped_by = future.result()
+    except UserError as error:
+        raise UserError(f"run {job.name}: {error}") from None
+    except Exception as error:
+        log = job.directory / "log.txt"
+        raise UserError(f"run {job.name}: {type(error).__name__}: {error}; see {log}; run again to go on") from error
+    if stopped_by:
+        raise KeyboardInterrupt
+
+
+def _result(job: Job) -> str:
+    finished = json.loads((job.directory / "finished.json").read_text("utf-8"))
+    return (
+        f"{job.config['eval']['metric']} on validation {finished['best_value']:.4f}, {_duration(finished['seconds'])}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

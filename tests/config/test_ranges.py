@@ -1,0 +1,134 @@
+"""ranges and kinds: every setting of every recipe has a range, and what is outside is one line that names it."""
+
+import copy
+import math
+
+import pytest
+
+from em3_jax.config import kinds, manual, ranges, recipes, registry
+from em3_jax.core.errors import UserError
+from em3_jax.models.lemur import HISTORY_MODULES
+from em3_jax.models.lora import STOP_GRADIENTS
+from em3_jax.models.ranking import CONTENT_PARTS
+from em3_jax.tasks.ranking.task import SOURCES
+from tests.conftest import ROOT, user_error
+
+RECIPES = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "base.py")
+NEVER = (None, float("nan"), float("inf"), {"a": 1}.keys(), b"x")
+
+
+def configs():
+    """(name, plain values) of every recipe and each of its variants."""
+    for name in RECIPES:
+        path = str(ROOT / "configs" / name)
+        for variant in ("", *recipes.variants(path)):
+            yield f"{name}:{variant}", recipes.load(path, variant).to_dict()
+
+
+CONFIGS = dict(configs())
+ALL = {name: value for config in CONFIGS.values() for name, value in ranges.settings(config)}
+
+
+def wrong(kind: kinds.Kind) -> list:
+    """Values outside of a kind, made from what it says of itself."""
+    match kind:
+        case kinds.Whole():
+            beyond = [] if kind.most is None else [kind.most + 1]
+            return [kind.least - 1, -(10**9), *beyond, 1.5, True, "3", (3,), *NEVER]
+        case kinds.Number():
+            ends = [kind.least] if kind.above else []
+            ends += [kind.most] if kind.below else [kind.most + 1] if math.isfinite(kind.most) else []
+            return [kind.least - 1e-9, -1, *ends, -math.inf, True, "0.5", (1.0,), *NEVER]
+        case kinds.Flag():
+            return [0, 1, "true", "False", 1.0, (True,), *NEVER]
+        case kinds.Choice():
+            return ["", kind.names[0] + "x", kind.names[0].upper(), 1, True, (kind.names[0],), *NEVER]
+        case kinds.Several():
+            few = [()] if kind.least else []
+            return [*few, *(((value,)) for value in wrong(kind.of)), "text", 3, *NEVER]
+        case kinds.Pattern():
+            return ["(", "*a", "[a", 3, (), *NEVER]
+        case kinds.Multiplier():
+            return [("(", 1.0), ("a", -1.0), ("a", math.nan), ("a",), ("a", "b"), "ab", *NEVER]
+        case kinds.Text():
+            return [3, 1.5, True, ("a",), *NEVER, *([] if kind.empty else [""])]
+    raise AssertionError(f"no wrong values for {kind}")
+
+
+def changed(config: dict, name: str, value) -> dict:
+    result = section = copy.deepcopy(config)
+    *path, last = name.split(".")
+    for key in path:
+        section = section.setdefault(key, {})
+    section[last] = value
+    return result
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_setting_of_every_recipe_has_a_range_and_is_in_it(name):
+    assert [key for key, _ in ranges.settings(CONFIGS[name]) if ranges.kind_of(key) is None] == []
+    assert ranges.checked(CONFIGS[name]) == CONFIGS[name]
+
+
+@pytest.mark.parametrize("name", sorted(ranges.RANGES))
+def test_what_is_out_of_range_is_one_line_that_names_key_value_and_range(name):
+    kind, concrete = ranges.RANGES[name], name.replace("*", "some_name")
+    config = CONFIGS["em3_synthetic.py:"]
+    assert wrong(kind)
+    for value in wrong(kind):
+        message = user_error(ranges.checked, changed(config, concrete, value))
+        assert message.startswith(f"config.{concrete}={ranges.shown(value)}: give ") and kind.words in message
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            _same_from_the_command_line(config, concrete, value, kind)
+
+
+def _same_from_the_command_line(config: dict, name: str, value, kind: kinds.Kind) -> None:
+    """A text that stands for a wrong value is refused by the same words, if it stands for no right one."""
+    try:
+        parsed = recipes.parsed(name, str(value), None)
+    except UserError as error:
+        assert f"config.{name}={value}: give {kind.words}" in str(error)
+        return
+    if not kind.holds(parsed):
+        assert f"give {kind.words}" in user_error(ranges.checked, changed(config, name, parsed))
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_the_command_line_writes_every_default_as_help_shows_it(name):
+    assert recipes.parsed(name, manual._written(ALL[name]), ALL[name]) == ALL[name]
+
+
+def test_choices_are_those_of_the_parts():
+    """The table names them again, because it is read before JAX is imported."""
+    for name, known in {
+        "model.fusion": registry.FUSIONS, "model.backbone": registry.BACKBONES, "model.content_score": registry.SCORES,
+        "model.backbone_settings.attention_score": registry.SCORES, "model.retrieval": registry.RETRIEVALS,
+        "model.loss": registry.LOSSES, "model.content": SOURCES, "model.fusion_settings.lora.stop_gradient": STOP_GRADIENTS,
+    }.items():  # fmt: skip
+        assert set(ranges.RANGES[name].names) == set(known), name
+    for name, known in {"content_parts": CONTENT_PARTS, "history_modules": HISTORY_MODULES}.items():
+        assert set(ranges.RANGES[f"model.{name}"].of.names) == set(known)
+
+
+def test_a_section_is_no_setting_and_a_setting_no_section():
+    config = CONFIGS["em3_synthetic.py:"]
+    assert "config.train=3: is a section; set its keys" in user_error(ranges.checked, config | {"train": 3})
+    config = recipes.load(str(ROOT / "configs" / "em3_synthetic.py"), "")
+    assert "config.model.cic: is a section; set its keys: config.model.cic.id_fields, " in user_error(
+        recipes.with_options, config, {"model.cic": "3"}
+    )
+    assert "config.seed: is a setting, not a section" in user_error(recipes.with_options, config, {"seed.x": "3"})
+
+
+def test_homes_are_expanded_wherever_a_setting_is_a_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    base = CONFIGS["lemur.py:"] | {"stream": CONFIGS["online.py:"]["stream"]}
+    names = [name for name, kind in ranges.RANGES.items() if isinstance(kind, kinds.Folder)]
+    assert {"data.root", "train.init_from", "train.compilation_cache", "model.encoders.*", "stream.follow"} == set(
+        names
+    )
+    for name in (name.replace("*", "text") for name in names):
+        found = dict(ranges.settings(ranges.checked(changed(base, name, "~/x"))))
+        assert found[name] == "/home/somebody/x"
+        message = user_error(ranges.checked, changed(base, name, "gs://bucket/x"))
+        assert message.startswith(f"config.{name}: gs://bucket/x: ") and "mount the bucket" in message

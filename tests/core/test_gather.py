@@ -1,0 +1,150 @@
+"""gather: a row's gradient is the f32 sum over all that name it, in every task."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base, lemur, retrieval
+from em3_jax.core import gather
+from em3_jax.models.encoders.bert import Bert
+from em3_jax.models.encoders.swin import Swin
+from em3_jax.training import experiment
+from tests.planted_pairs import planted_pairs
+
+WIDTH = 4
+
+
+def zipf(rows: int, names: int) -> np.ndarray:
+    """[names] i32 as a log has them: row k by 1 / (k + 1), and half of all the padding row 0."""
+    random = np.random.default_rng(0)
+    share = 1 / np.arange(1, rows + 1)
+    index = random.choice(rows, names, p=share / share.sum())
+    return np.where(random.random(names) < 0.5, 0, index).astype(np.int32)
+
+
+def sums(array: np.ndarray, index: np.ndarray, weight: np.ndarray, dtype) -> np.ndarray:
+    """The gradient of sum(weight * gathered rows) with respect to `array`, in f32."""
+
+    def loss(array):
+        return jnp.sum(gather.rows(array, index).astype(jnp.float32) * weight)
+
+    gradient = jax.jit(jax.grad(loss))(jnp.asarray(array, dtype))
+    assert gradient.dtype == dtype
+    return np.asarray(gradient, np.float32)
+
+
+@pytest.mark.parametrize("examples", [4096, 16384])
+@pytest.mark.parametrize("kind", ["shared by all", "as in a log", "of several axes"])
+def test_gradients_of_frequent_rows_are_those_of_f32(kind, examples):
+    random = np.random.default_rng(1)
+    index = np.zeros(examples, np.int32) if kind == "shared by all" else zipf(500, examples)
+    if kind == "of several axes":
+        index = zipf(500, 50 * examples // 4).reshape(-1, 50)
+    array = random.standard_normal((500, WIDTH)).astype(np.float32)
+    # Of one sign, and of bf16's precision, so that summing alone makes a difference.
+    weight = np.abs(random.standard_normal((*index.shape, WIDTH)))
+    weight = weight.astype(jnp.bfloat16).astype(np.float32)
+    exact = sums(array, index, weight, jnp.float32)
+    rounded = sums(array, index, weight, jnp.bfloat16)
+    np.testing.assert_allclose(rounded, exact, rtol=0.01)
+    expected = np.zeros_like(array)
+    np.add.at(expected, index.ravel(), weight.reshape(-1, WIDTH))
+    np.testing.assert_allclose(exact, expected, rtol=1e-4)
+
+
+def test_rows_are_those_of_take_and_f32_programs_are_unchanged():
+    array = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
+    index = np.array([[3, 0], [6, 3]])
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        one = array.astype(dtype)
+        np.testing.assert_array_equal(gather.rows(one, index), one[index])
+    assert str(jax.make_jaxpr(gather.rows)(array, index)) == str(
+        jax.make_jaxpr(lambda array, index: jnp.take(array, index, axis=0))(array, index)
+    )
+
+
+# What the training steps of all tasks do.
+
+
+def is_jaxpr(x) -> bool:
+    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr and of those inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(equation.params, is_leaf=is_jaxpr):
+            if is_jaxpr(inner):
+                yield from equations(getattr(inner, "jaxpr", inner))
+
+
+def scatters(program) -> list:
+    """[(dtype, shape)] of what a program adds up by index."""
+    names = ("scatter-add", "scatter_add")
+    found = [e for e in equations(program.jaxpr) if e.primitive.name in names]
+    return [(e.invars[0].aval.dtype, e.invars[0].aval.shape) for e in found]
+
+
+def step_of(config) -> list:
+    """The scatters of a training step."""
+    parts = experiment.build(config.to_dict(), lambda rows, size: 1)
+    step = parts.train_step
+    inputs = parts.shapes, parts.constants, parts.source[0]
+    return scatters(jax.make_jaxpr(step.func)(*step.args, *inputs))
+
+
+RANKING = {
+    "din": {"content_parts": ("item", "user", "similarity"), "fusion_chunk": 32},
+    "deepfm": {"fusion": "two_flow", "fusion_settings.lora.rank": 2},
+    "dcnv2": {"fusion": "mean", "cic.negatives": 0},
+    "wide_deep": {"fusion": "one_flow"},
+}
+
+
+@pytest.mark.parametrize("backbone", [*RANKING, "ids"])
+def test_ranking_in_bf16_sums_gradients_by_index_in_f32(tiny, backbone):
+    config = base.ranking()
+    config.data.root = str(tiny.dataset.root)
+    config.data.batch_size, config.data.history_length = 16, 5
+    if backbone == "ids":
+        config = base.id_only(config)
+    else:
+        config.data.features, config.model.backbone = ("image", "text"), backbone
+        config.model.update_from_flattened_dict(RANKING[backbone])
+    config.model.precision = "bf16"
+    found = step_of(config)
+    assert len(found) > 4 and all(dtype.itemsize >= 4 for dtype, _ in found), found
+
+
+def test_lemur_pretraining_and_retrieval_sum_gradients_by_index_in_f32(tiny, tmp_path):
+    of_lemur, pretrained = lemur.get_config(), base.pretraining(base.ranking())
+    of_lemur.model.encoder.update({"width": 16, "layers": 1, "mlp_width": 16, "output": 16})
+    of_lemur.model.cic.weight = 0.1
+    for config in (of_lemur, pretrained):
+        config.data.root, config.data.features = str(tiny.dataset.root), ("image", "text")
+        config.data.batch_size = 16
+    pairs = str(planted_pairs(tmp_path).root)
+    configs = [of_lemur, pretrained]
+    for model in ("em3", "em3_as_released", "freedom", "bm3", "lattice", "slmrec", "vbpr"):
+        configs.append(retrieval.get_config(model))
+        configs[-1].data.root, configs[-1].data.batch_size = pairs, 32
+    found = [step_of(config) for config in configs]
+    assert all(dtype.itemsize >= 4 for some in found for dtype, _ in some), found
+    # Pretraining gathers nothing that has a gradient.
+    assert sum(map(bool, found)) >= len(configs) - 1
+
+
+def test_encoders_in_bf16_sum_gradients_by_index_in_f32():
+    text = Bert(11, 8, 1, 2, 16, 12, dtype=jnp.bfloat16)
+    words = jnp.ones((3, 5), jnp.int32)
+    image = Swin(8, (1,), (2,), window=2, dtype=jnp.bfloat16)
+    for module, inputs in ((text, (words, words > 0)), (image, (jnp.zeros((2, 8, 8, 3)),))):
+        params = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+
+        def loss(params, module=module, inputs=inputs):
+            return module.apply(params, *inputs).mean.astype(jnp.float32).sum()
+
+        found = scatters(jax.make_jaxpr(jax.grad(loss))(params))
+        assert found and all(dtype.itemsize >= 4 for dtype, _ in found), found

@@ -1,0 +1,170 @@
+"""sharding: steps on any mesh are the steps on one device, and what is cut by rows stays where it is."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from configs import base, lemur, retrieval
+from em3_jax import evaluate as evaluation
+from em3_jax import train
+from em3_jax.core import sharding
+from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.training import experiment
+from tests.conftest import ROOT, user_error
+from tests.planted_pairs import planted_pairs
+
+pytestmark = pytest.mark.seconds(220)
+
+MESHES = ((1, 1), (8, 1), (1, 8), (2, 4), (4, 2))
+
+
+def on_eight_devices(*command: str) -> dict | list:
+    """The JSON in the last line that Python prints when it is run so."""
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def on_meshes(config: dict, key: str, meshes=MESHES) -> list[dict]:
+    return on_eight_devices("-m", "tests.on_meshes", json.dumps(config), json.dumps(meshes), key)
+
+
+def check_equal(results: list[dict]) -> None:
+    one = results[0]
+    for other in results[1:]:
+        # Of the second step, which starts from a checkpoint of the mesh before, rounding has grown.
+        for step, tolerance in (("first", 1e-5), ("second", 1e-4)):
+            assert other[step].keys() == one[step].keys() and one[step]["loss"] > 0
+            for name, value in one[
+                step
+            ].items():  # scalars as they are, leaves of the state as the distance from those of `one`
+                assert other[step][name] == pytest.approx(value, rel=tolerance, abs=tolerance), (step, name)
+
+
+def ranking_config(root) -> dict:
+    settings = base.ranking()
+    settings.data.root, settings.data.features = str(root), ("image", "text")
+    settings.data.history_length, settings.data.batch_size = 6, 32
+    return settings.to_dict()
+
+
+def test_steps_on_any_mesh_and_from_the_checkpoint_of_another_equal_those_on_one_device(planted):
+    """Whether items are found once per batch or once per shard, and CIC's negatives are those of all devices."""
+    config = ranking_config(planted.root)
+    config["model"]["cic"]["negatives"] = 0  # drawn ones depend on the order of the items
+    results = on_meshes(config, "label", [*MESHES, (8, 1, {"distinct": "shard"}), (4, 2, {"distinct": "shard"})])
+    check_equal(results)
+    tables = ["tables/embedding", "tables/slots/accumulator"]
+    assert [result["by_rows"] for result in results] == [[], *[tables] * 6]
+    assert [result["constants_by_rows"] for result in results] == [0, *[4] * 6]  # tokens and mask of two feature sets
+    assert results[1]["flops"] < results[0]["flops"] / 4, "each device encodes more than its part of the items"
+    now, longer = results[-1]["largest_collective"]
+    assert 0 < now == longer, "what the devices exchange grows with the tables"
+
+
+def test_steps_of_lemur_on_any_mesh_equal_those_on_one_device(planted):
+    """The bank is cut by rows like the tables, and written where its rows lie."""
+    config = lemur.get_config()
+    config.data.root, config.data.features = str(planted.root), ("image", "text")
+    config.data.history_length, config.data.batch_size = 6, 32
+    config.model.encoder.update({"width": 16, "layers": 1, "mlp_width": 16, "output": 16})
+    results = on_meshes(config.to_dict(), "label", [(1, 1), (8, 1), (2, 4)])
+    check_equal(results)
+    bank = ["memory/uses", "memory/vector", "memory/written"]
+    assert results[1]["by_rows"] == ["tables/embedding", "tables/slots/accumulator", *bank]
+    now, longer = results[-1]["largest_collective"]
+    assert 0 < now == longer, "what the devices exchange grows with the bank"
+
+
+def test_steps_of_retrieval_on_any_mesh_equal_those_on_one_device(tmp_path):
+    settings = retrieval.get_config("freedom")
+    settings.data.root, settings.data.batch_size = str(planted_pairs(tmp_path).root), 32
+    settings.model.retrieval_settings.width = 8
+    check_equal(on_meshes(settings.to_dict(), "positive", MESHES[:3]))
+
+
+TRAIN = """
+import json, sys, train, eval as evaluation
+train.train(json.loads(sys.argv[1]), sys.argv[2])
+print(json.dumps(evaluation.evaluate(sys.argv[2], "valid")["slices"]["all"]))
+"""
+
+
+def test_a_run_on_eight_devices_is_scored_and_resumed_on_one(planted, tmp_path):
+    config = ranking_config(planted.root)
+    config["mesh"] |= {"data": 4, "model": 2}
+    config["train"] |= {"epochs": 0.2, "eval_every": 10}
+    report = on_eight_devices("-c", TRAIN, json.dumps(config), str(tmp_path / "run"))
+    here = evaluation.evaluate(tmp_path / "run", "valid")["slices"]["all"]
+    assert here["auc"] == pytest.approx(report["auc"], abs=1e-5) and here["n"] == report["n"]
+    config["mesh"] |= {"data": 1, "model": 1}
+    config["train"]["epochs"] = 0.4
+    result = train.train(config, tmp_path / "run")
+    assert result["step"] == 40 and result["stopped_by"] == "end"
+
+
+LOGITS = """
+import json, sys
+import jax, numpy as np
+from em3_jax.training import experiment
+from em3_jax.data import batches
+batches.round_up = lambda size, unit: -(-size // 8) * 8  # to 64, small data would always have room
+config, found = json.loads(sys.argv[1]), []
+for data, model, distinct in json.loads(sys.argv[2]):
+    config["mesh"] |= {"data": data, "model": model}
+    config["data"]["distinct"] = distinct
+    parts, random = experiment.build(config, lambda rows, size: 1), np.random.default_rng(0)
+    draw = lambda leaf: random.normal(0.0, 0.07, leaf.shape).astype(leaf.dtype)
+    state = jax.tree.map(lambda leaf: jax.device_put(draw(leaf), leaf.sharding), parts.init())
+    found.append(parts.evaluate(state, sys.argv[3])[1]["logits"])
+print(json.dumps([[float(np.abs(logits - found[0]).max()), float(np.ptp(logits))] for logits in found]))
+"""
+
+
+def test_scores_do_not_depend_on_the_number_of_devices(planted):
+    """Some shard names more items or rows than a sample of batches would make room for."""
+    config = ranking_config(planted.root)
+    config["data"]["history_length"], config["eval"]["batch_size"] = 20, 32
+    meshes = [(1, 1, "batch"), (2, 1, "shard"), (4, 1, "shard"), (8, 1, "shard")]
+    for apart, spread in on_eight_devices("-c", LOGITS, json.dumps(config), json.dumps(meshes), "train"):
+        assert apart <= 1e-6 and spread > 0.005
+
+
+@pytest.mark.parametrize(
+    "by_rows,words",
+    [
+        (("tables/.*", "tabels/.*"), "'tabels/.*' matches nothing"),
+        (("step",), "step of shape [] does not divide"),
+        (("(",), "each a regular expression"),
+    ],
+)
+def test_patterns_that_cannot_be_meant_are_refused(planted, by_rows, words):
+    config = ranking_config(planted.root)
+    config["mesh"]["by_rows"] = by_rows
+    message = user_error(lambda: experiment.build(config, lambda rows, size: 1))
+    assert "config.mesh.by_rows" in message and words in message
+
+
+def test_all_batch_keys_by_example_are_split_and_no_others(tiny):
+    """Else an array of the examples would be copied to all devices, or a distinct block be cut."""
+    settings = {"history_length": 5, "unknown_alpha": 0.0, "unknown_floor": {}}
+    queries = ("slot", np.zeros((5, 3), np.int32))
+    builder = BatchBuilder(tiny.dataset, **settings, encode="candidates", queries=queries)
+    batch = builder(np.arange(29), buckets=Buckets(64, 128))
+    by_example = {name for name, value in batch.items() if len(value) == 29}
+    assert by_example | {"user", "positive", "negative"} == set(sharding.BY_EXAMPLE)  # data/pairs.py has the others
+    shardings = sharding.batch_shardings(sharding.make_mesh(1, 1), batch)
+    assert {name for name, s in shardings.items() if s.spec == PartitionSpec("data")} == by_example
