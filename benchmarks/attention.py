@@ -92,6 +92,8 @@ def make_config(root: Path, score: str, seed: int, epochs: float, rate: float):
     config = em3_synthetic.get_config()
     config.data.root, config.seed = str(root), seed
     config.train.epochs = epochs
+    config.model.backbone_settings.dropout = 0.0  # this and the rates: as of the numbers in NOTES.md
+    config.tables.learning_rate, config.optim.learning_rate = 0.02, 1e-3
     config.model.fusion_settings.width = WIDTH
     config.model.fusion_settings.ffn_width = 2 * WIDTH
     config.model.update(TRUE if score == "true" else {"content_score": score})

@@ -6,11 +6,6 @@ XLA's own account of the compiled step; times are minima, of the grid and the ba
 benchmarks/NOTES.md.
 """
 
-if __name__ == "__main__":
-    from em3_jax.core import allocator
-
-    allocator.keep_large_blocks()  # first: what is imported next starts threads
-
 import argparse
 import tempfile
 from pathlib import Path

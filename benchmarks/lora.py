@@ -6,11 +6,6 @@ outputs + temporaries, less what outputs share with donated arguments. It is exa
 not run. On an accelerator the allocator's peak stands beside it, of a process for each case. Results: benchmarks/NOTES.md.
 """
 
-if __name__ == "__main__":
-    from em3_jax.core import allocator
-
-    allocator.keep_large_blocks()  # first: what is imported next starts threads
-
 import argparse
 import json
 import subprocess

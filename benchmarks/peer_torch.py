@@ -11,17 +11,11 @@ temporaries would, which are then mapped anew in every step (--one-process).
 Letters: B batch, T history, S items, R distinct table rows, N content tokens, Q queries, H heads, D width, W ID width.
 """
 
-import sys
-
-if __name__ == "__main__" and "--default-malloc" not in sys.argv:
-    from em3_jax.core import allocator
-
-    allocator.keep_large_blocks()  # first: what is imported next starts threads. PyTorch gains by it as XLA does
-
 import argparse
 import functools
 import resource
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -4,13 +4,6 @@ Planted data of the size the targets name: B 1024, T 50, N 6 content tokens 768 
 names some 6,000. `din` needs the shared MovieLens folder (--movielens). Results and their history: benchmarks/NOTES.md.
 """
 
-import sys
-
-if __name__ == "__main__" and "--default-malloc" not in sys.argv:
-    from em3_jax.core import allocator
-
-    allocator.keep_large_blocks()  # first: what is imported next starts threads
-
 import argparse
 import functools
 import json
@@ -72,7 +65,7 @@ class Trainer:
         old = self.parts.dataset.fields.num_rows
         row_id = self.batch["row_id"].astype(np.int64)
         self.batch["row_id"] = np.where(row_id < old, row_id * (rows // old), rows + row_id - old).astype(np.int32)
-        optimizer = experiment.optim.row_optimizer(config.tables.optimizer, config.tables.learning_rate)
+        optimizer = id_table.row_optimizer(config.tables.optimizer, config.tables.learning_rate)
         grown = id_table.init(jax.random.key(0), rows, config.tables.width, 0.01, optimizer)
         self.state = self.state.replace(tables=grown)
 

@@ -5,11 +5,6 @@ Random values at the sizes of Amazon Baby and Sports and of TikTok: popular item
 that stays the same; for whole epochs with input and evaluation see benchmarks/retrieval_epochs.py. Results: benchmarks/NOTES.md.
 """
 
-if __name__ == "__main__":
-    from em3_jax.core import allocator
-
-    allocator.keep_large_blocks()  # first: what is imported next starts threads
-
 import argparse
 import functools
 import resource

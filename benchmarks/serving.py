@@ -5,11 +5,6 @@ Planted data: N 6 tokens 768 wide, D 64, T 50; a run that was not trained, as no
 and 40 ms over HTTP with 4 clients. Results: benchmarks/NOTES.md.
 """
 
-if __name__ == "__main__":
-    from em3_jax.core import allocator
-
-    allocator.keep_large_blocks()  # first: what is imported next starts threads
-
 import argparse
 import http.client
 import json

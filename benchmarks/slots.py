@@ -6,17 +6,8 @@ rows; and groups of 8 slots of one row, summed before they are written. Slots ar
 probability ~ 1 / n. `--deterministic` asks XLA for deterministic operations, which matters on GPUs. Results: benchmarks/NOTES.md.
 """
 
-import os
-import sys
-
-if __name__ == "__main__":
-    if "--deterministic" in sys.argv:  # read when the first device is made
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-    from em3_jax.core import allocator
-
-    allocator.keep_large_blocks()  # first: what is imported next starts threads
-
 import argparse
+import os
 import time
 from collections.abc import Callable
 
@@ -83,6 +74,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--deterministic", action="store_true")
     args = parser.parse_args()
+    if args.deterministic:  # before the first device is made
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     random = np.random.default_rng(0)
     share = 1 / np.arange(1, args.rows + 1)
     slots = args.batch * (1 + args.history)

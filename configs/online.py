@@ -35,5 +35,7 @@ def get_config(arg: str = "em3"):
     config.data.root = "data/drift"
     config.data.batch_size = 128
     config.data.history_length = 50  # of a stream, the recent past
-    config.model.backbone_settings.dropout = 0.0
+    config.model.backbone_settings.dropout = 0.0  # each row is seen once
+    config.tables.learning_rate = 0.02
+    config.optim.learning_rate = 1e-3
     return base.stream(config, "8000 examples")

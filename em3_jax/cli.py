@@ -28,7 +28,7 @@ def run(command: Callable[[], int | None]) -> None:
     """Runs `command` and exits with its code; a `UserError` is printed as one line, with exit code 2."""
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # Orbax's own, after an error that is reported
     # What fails in a thread of Orbax or Grain is raised again where its result is asked for: once is enough.
-    threading.excepthook = sys.excepthook = sys.unraisablehook = lambda *_: None
+    threading.excepthook = sys.excepthook = sys.unraisablehook = _say_nothing
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         code = command()
@@ -51,6 +51,10 @@ def run(command: Callable[[], int | None]) -> None:
             traceback.print_exc()
             code = 1
     sys.exit(code or 0)
+
+
+def _say_nothing(*_: object) -> None:
+    """In place of a hook that reports an error."""
 
 
 def show_error(error: UserError) -> None:
@@ -118,8 +122,12 @@ def _add_option(parser: argparse._ActionsContainer, name: str, parameter: inspec
         return
     number = next((kind for kind in kinds if kind in (int, float)), None)
     annotation = str(parameter.annotation)
-    convert = number or (as_pairs if "dict" in annotation else as_list if "tuple" in annotation else str)
-    metavar = {as_pairs: "NAME=VALUE,...", as_list: "NAME,..."}.get(convert, "VALUE")
+    convert: Callable[[str], Any] = number or str
+    metavar = "VALUE"
+    if number is None and "dict" in annotation:
+        convert, metavar = as_pairs, "NAME=VALUE,..."
+    elif number is None and "tuple" in annotation:
+        convert, metavar = as_list, "NAME,..."
     parser.add_argument(_option(name), type=convert, metavar=metavar, help=text)
 
 
@@ -129,8 +137,8 @@ def _option(name: str) -> str:
 
 def _argument_texts(function: Callable) -> dict[str, str]:
     """Argument -> what the docstring's `Args:` says of it."""
-    section = inspect.getdoc(function).split("Args:\n")[1].split("\n\n")[0]
-    texts = {}
+    section = (inspect.getdoc(function) or "").split("Args:\n")[1].split("\n\n")[0]
+    texts: dict[str, str] = {}
     for entry in re.split(r"\n(?=  \S)", section):
         names, text = entry.split(":", 1)
         texts |= dict.fromkeys((name.strip() for name in names.split(",")), " ".join(text.split()).rstrip("."))

@@ -15,8 +15,7 @@ from em3_jax.core import paths, strict_json, trees
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import SPLITS
 from em3_jax.evaluation import ranking as ranking_evaluation
-from em3_jax.training import experiment, rundir
-from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.run import Run
 
 
 def evaluate(directory: str | Path, split: str, step: int | None = None, data_root: str | Path | None = None) -> dict:
@@ -29,13 +28,12 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
       data_root: where the dataset lies now, if it was moved.
     """
     directory = Path(directory)
-    record = rundir.read(directory)
-    parts = experiment.of_run(record, data_root)
+    run = Run.open(directory, data_root)
+    record, parts = run.record, run.experiment
     if parts.evaluate is None:
         raise UserError(f"{directory}: trained on content alone, there are no clicks to score; use `em3 vectors`")
-    rundir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
-    checkpoints = Checkpoints(directory, record["data_hash"])
-    state, _ = checkpoints.restore(parts.shapes, step)
+    run.check_data()
+    state = run.state(step)
     report, arrays, by_user = parts.evaluate(state, split)
     for name, metric in by_user.moved:
         error = by_user.error(name, metric, report[name][metric]).error

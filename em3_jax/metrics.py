@@ -87,13 +87,13 @@ def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: Array
     Returns:
       The value, and the counts of what it rests on. Rows of weight 0 count nowhere.
     """
-    groups = np.asarray(groups)
-    if groups.shape != np.shape(labels):
-        raise ValueError(f"groups has shape {groups.shape}, labels {np.shape(labels)}")
+    ids = np.asarray(groups)
+    if ids.shape != np.shape(labels):
+        raise ValueError(f"groups has shape {ids.shape}, labels {np.shape(labels)}")
     if weights is not None:
-        groups = groups[np.asarray(weights) != 0]
+        ids = ids[np.asarray(weights) != 0]
     labels, scores, weights = _rows(labels, scores, weights)
-    values, impressions, rows = _auc_by_group(labels, scores, groups, weights)
+    values, impressions, rows = _auc_by_group(labels, scores, ids, weights)
     used = ~np.isnan(values)
     value = np.average(values[used], weights=impressions[used]) if used.any() else np.nan
     return Gauc(float(value), int(used.sum()), int((~used).sum()), int(rows[used].sum()))

@@ -25,6 +25,7 @@ from em3_jax.core.progress import Progress
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
 from em3_jax.training import experiment, growth, logs, online, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.warm_start import warm_start
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 STEPS_AHEAD = 2  # of what an accelerator has finished; on CPUs none: each would already hold its temporaries
@@ -107,7 +108,7 @@ def _train(config, settings: TrainSettings, directory: Path) -> dict:
     if restored := growth.restore_latest(checkpoints, directory, parts, state, notes):
         state, notes = restored
     elif settings.init_from:
-        state = experiment.warm_start(state, settings.init_from, data_hash)
+        state = warm_start(state, settings.init_from, data_hash)
     parts = growth.on_new_rows(checkpoints, directory, parts, config, int(state.step), notes)
     if growing:  # only now: a run that could not be restored keeps the dataset it has
         rundir.claim(directory, config, data_hash, parts.feature_hashes, grown=True, write=processes.is_first())
@@ -158,7 +159,8 @@ class _Loop:
         self.log_every = settings.log_every or self.eval_every
         self.writer = logs.MetricWriter(directory, start) if processes.is_first() else logs.NoWriter()
         self.progress = Progress(self.total, start, quiet=not processes.is_first())
-        self.window, self.window_start, self.waited, self.since = [], start, 0.0, time.perf_counter()
+        self.window: list[dict[str, jax.Array]] = []
+        self.window_start, self.waited, self.since = start, 0.0, time.perf_counter()
         self.attention = ""
 
     def run(self, state, notes, interrupts):

@@ -9,7 +9,9 @@ And `--table lemur` has LEMUR's comparisons, with the cost of each.
 import argparse
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 from em3_jax.config import recipes
 from em3_jax.config.sections import nearest
@@ -27,6 +29,15 @@ CONFIGS = {
     "synthetic": "configs/em3_synthetic.py",
     "mmrec": "configs/em3_mmrec.py",
 }
+
+
+class _Common(TypedDict):
+    """What all jobs of a call have, see `runs.make_jobs`."""
+
+    config: str
+    changes: Mapping[str, Any]
+    data: Path
+    root: Path
 
 
 def reproduce(
@@ -62,14 +73,15 @@ def reproduce(
     dataset = open_dataset(data)
     data_section = runs.settings(config, "", changes).data
     chosen = [
-        lemur.table(only) if number == LEMUR else tables.make(number, dataset, data_section) for number in numbers
+        lemur.table(only) if isinstance(number, str) else tables.make(number, dataset, data_section)
+        for number in numbers
     ]
     root = Path(out) / "runs"
     needed = {name: run for table in chosen for name, run in table.runs.items()}
     with_cost = LEMUR in numbers
     if any(run.vectors_of for run in needed.values()):
         runs.overlay(Path(data), root / "data")
-    common = {"config": config, "changes": changes, "data": Path(data), "root": root}
+    common: _Common = {"config": config, "changes": changes, "data": Path(data), "root": root}
     tried = _search(needed, parallel, search_count, **common) if search_count else {}
     best = {name: search.chosen(of_run) for name, of_run in tried.items()}
     jobs = runs.make_jobs(search.with_chosen(needed, best), seeds=seeds, cost=with_cost, **common)
@@ -78,7 +90,7 @@ def reproduce(
     return [report.write(table, root, seeds, Path(out), command, found) for table in chosen]
 
 
-def _search(needed: dict, parallel: int, count: int, **common) -> dict:
+def _search(needed: dict, parallel: int, count: int, **common: Unpack[_Common]) -> dict:
     """What `search.jobs` gives, run: after what the searched runs start from."""
     first = {
         run.init_from: needed[run.init_from] for run in needed.values() if run.settings_of == run.name and run.init_from

@@ -77,7 +77,7 @@ PRINTED = {  # the paper's table 10
 }
 
 # Recall@20 and NDCG@20 (None = not in the logs) on test of the grid point that validation chooses in the released logs.
-CHOSEN_ON_VALIDATION = {
+CHOSEN_ON_VALIDATION: dict[str, dict[str, tuple[float, float | None]]] = {
     "baby": {"freedom": (0.0984, 0.0420), "em3": (0.1003, 0.0426), "em3_as_released": (0.1003, 0.0426)},
     "sports": {"freedom": (0.1063, None), "em3": (0.1099, 0.0488), "em3_as_released": (0.1099, 0.0488)},
 }

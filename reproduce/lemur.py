@@ -6,12 +6,12 @@ There a group is a query; where a dataset has none, it is a user, and the metric
 
 from em3_jax.config.sections import nearest
 from em3_jax.core.errors import UserError
-from reproduce.tables import Group, Row, Run, Table
+from reproduce.tables import Group, PlannedRun, Row, Table
 
 BASELINE = 0.64393
 LEMUR_GAIN = 0.81  # % of the baseline's QAUC
 
-_CONTRAST = Run("contrast_only", "contrast_only", settings_of="")
+_CONTRAST = PlannedRun("contrast_only", "contrast_only", settings_of="")
 _ABLATIONS = (  # label, name, changes, change in % of QAUC that the paper has
     ("stop-gradient: the click does not reach the encoder", "stop_gradient", {"model.ranking_gradient": False}, -0.31),
     ("no gradient through histories", "no_history_gradient", {"model.history_gradient": False}, None),
@@ -39,20 +39,20 @@ def table(only: tuple[str, ...] = ()) -> Table:
     Raises:
       UserError: there is no row of that name.
     """
-    two_stage = Run("two_stage", "frozen", init_from=_CONTRAST.name, settings_of="two_stage")
-    lemur = Run("lemur", settings_of="lemur")
+    two_stage = PlannedRun("two_stage", "frozen", init_from=_CONTRAST.name, settings_of="two_stage")
+    lemur = PlannedRun("lemur", settings_of="lemur")
     rows = [
         Row("baseline (IDs alone)", "id_only", BASELINE),
         Row("two-stage: trained on SQDC, then frozen", two_stage.name, 0.64470),
         Row("LEMUR", lemur.name, 0.64914),
     ]
-    runs = [Run("id_only", "id_only", settings_of="id_only"), _CONTRAST, two_stage, lemur]
+    runs = [PlannedRun("id_only", "id_only", settings_of="id_only"), _CONTRAST, two_stage, lemur]
     for label, name, changes, change in _ABLATIONS:
-        runs.append(Run(name, "", changes, settings_of=lemur.name))
+        runs.append(PlannedRun(name, "", changes, settings_of=lemur.name))
         rows.append(Row(label, name, _paper(change and LEMUR_GAIN + change)))
     for p, q, gain in _SAMPLING:
         changes = {"model.forward_percent": float(p), "model.backward_percent": float(q)}
-        run = Run(f"p{p}_q{q}", "", changes, settings_of=lemur.name)
+        run = PlannedRun(f"p{p}_q{q}", "", changes, settings_of=lemur.name)
         runs.append(run)
         rows.append(Row(f"p {p} %, q {q} % of the candidates", run.name, _paper(gain)))
     names = [row.run for row in rows]

@@ -22,9 +22,9 @@ def read(table: Table, root: Path, seeds: int, searched: Mapping[str, list[dict]
     Args:
       searched: what `search.summary` gives; {} where the config's settings were taken.
     """
-    result = {"table": table.number, "file": table.file, "title": table.title, "metric": table.metric, "seeds": seeds}
-    result |= {"notes": list(table.notes), "groups": []}
-    commits = set()
+    result: dict[str, Any] = {"table": table.number, "file": table.file, "title": table.title}
+    result |= {"metric": table.metric, "seeds": seeds, "notes": list(table.notes), "groups": []}
+    commits: set[str | None] = set()
     for group in table.groups:
         models = [
             compare.of_runs(row.label, [root / f"{row.run}-{seed}" for seed in range(seeds)], "test")

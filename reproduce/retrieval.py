@@ -43,7 +43,8 @@ def reproduce(
     folders = {Path(path).absolute().name: Path(path) for path in data}
     if len(folders) < len(data):
         raise UserError(f"--data {','.join(data)}: folders of the same name; rename one")
-    root, left_out = Path(out) / "runs", {}
+    root = Path(out) / "runs"
+    left_out: dict[str, list[str]] = {}
     points: dict[tuple[str, str], dict[str, Job]] = {}  # (dataset, model) -> grid point -> its run on seed 0
     for name, path in folders.items():
         has_content = any(folder.is_dir() for folder in (open_dataset(path).root / "features").glob("[!.]*"))

@@ -33,7 +33,8 @@ def read(
       left_out: dataset -> labels of models that it has no content for.
       seeds: how many.
     """
-    result = {"table": 10, "file": "table10", "title": "Public evaluation", "seeds": seeds, "datasets": []}
+    result: dict[str, Any] = {"table": 10, "file": "table10", "title": "Public evaluation"}
+    result |= {"seeds": seeds, "datasets": []}
     commits: set[str] = set()
     for dataset in dict.fromkeys(name for name, _ in points):
         own = [model for model in models if (dataset, model.name) in points]

@@ -22,9 +22,10 @@ from em3_jax.config import ranges, recipes, sections
 from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.export import vectors
-from em3_jax.training import experiment, rundir
+from em3_jax.training import experiment
+from em3_jax.training.run import Run
 from reproduce import worker
-from reproduce.tables import Run
+from reproduce.tables import PlannedRun
 
 
 class Job(NamedTuple):
@@ -55,7 +56,7 @@ class Job(NamedTuple):
         """Whether its result is there; refuses a folder that belongs to another config."""
         if not (self.directory / "run.json").exists():
             return False
-        changed = sections.differences(_comparable(rundir.read(self.directory)["config"]), _comparable(self.config))
+        changed = sections.differences(_comparable(Run.open(self.directory).config), _comparable(self.config))
         if changed:
             raise UserError(
                 f"{self.directory}: made with another config ({'; '.join(changed[:3])}); choose another --out, or delete it"
@@ -65,10 +66,10 @@ class Job(NamedTuple):
 
 
 def _comparable(config: Mapping[str, Any]) -> dict:
-    config = json.loads(json.dumps(config))
-    config["data"].pop("root")
-    config["train"].pop("init_from")
-    return config
+    plain = json.loads(json.dumps(config))
+    plain["data"].pop("root")
+    plain["train"].pop("init_from")
+    return plain
 
 
 def settings(config: str, variant: str, changes: Mapping[str, Any]) -> ConfigDict:
@@ -85,7 +86,7 @@ def resolved(config: str, variant: str, changes: Mapping[str, Any]) -> dict[str,
 
 
 def make_jobs(
-    runs: Mapping[str, Run],
+    runs: Mapping[str, PlannedRun],
     *,
     config: str,
     changes: Mapping[str, Any],
@@ -204,7 +205,8 @@ def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
         say(f"{count}: {len(done):,} finished before, {len(waiting):,} to do", flush=True)
     if not waiting:
         return
-    began, finished, running = time.perf_counter(), 0, {}
+    began, finished = time.perf_counter(), 0
+    running: dict[futures.Future[str], Job] = {}
     context = multiprocessing.get_context("spawn")
     before = signal.signal(signal.SIGTERM, _interrupt)
     cache = str(Path(next(iter(jobs.values())).root) / "compiled")
@@ -224,6 +226,7 @@ def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
                     say(f"[{len(done)}/{len(jobs)}] {job.name}: {_result(job)}, {_duration(left)} left", flush=True)
         except KeyboardInterrupt:
             for process in multiprocessing.active_children():
+                assert process.pid is not None  # those that run have one
                 os.kill(process.pid, signal.SIGTERM)  # each saves its state and leaves
             pool.shutdown(cancel_futures=True)
             raise

@@ -19,7 +19,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.metrics import METRIC_SIGNS
 from reproduce import runs
 from reproduce.runs import Job
-from reproduce.tables import Run
+from reproduce.tables import PlannedRun
 
 SPACE: Mapping[str, tuple[float, ...]] = {
     "model.backbone_settings.dropout": (0.0, 0.2, 0.4, 0.6),
@@ -34,7 +34,7 @@ SPACE: Mapping[str, tuple[float, ...]] = {
 SEED = 20240
 
 
-def points(config: str, run: Run, changes: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+def points(config: str, run: PlannedRun, changes: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     """[count] points, each {config key: value}; the first is {}, the config as it stands.
 
     Args:
@@ -45,7 +45,8 @@ def points(config: str, run: Run, changes: Mapping[str, Any], count: int) -> lis
     """
     own = runs.settings(config, run.variant, {})
     keys = [key for key in SPACE if key not in changes and key not in run.changes and _is_used(own, key)]
-    draw, result = np.random.default_rng(SEED), [{}]
+    draw = np.random.default_rng(SEED)
+    result: list[dict[str, Any]] = [{}]
     size = int(np.prod([len(SPACE[key]) for key in keys]))
     standing = {key: recipes.lookup(own, key) for key in keys}
     seen = {tuple(standing.values())}
@@ -71,7 +72,7 @@ def _is_used(config: Any, key: str) -> bool:
 
 
 def jobs(
-    needed: Mapping[str, Run], *, config: str, changes: Mapping[str, Any], data: Path, root: Path, count: int
+    needed: Mapping[str, PlannedRun], *, config: str, changes: Mapping[str, Any], data: Path, root: Path, count: int
 ) -> dict[str, list[tuple[dict[str, Any], Job]]]:
     """{name of a searched run: [(point, its job on seed 0)]}; arguments as of `runs.make_jobs`."""
     result = {}
@@ -93,7 +94,7 @@ def chosen(tried: list[tuple[dict[str, Any], Job]]) -> dict[str, Any]:
     return max(tried, key=lambda one: _sign(one[1]) * _valid(one[1]))[0]
 
 
-def with_chosen(needed: Mapping[str, Run], best: Mapping[str, Mapping[str, Any]]) -> dict[str, Run]:
+def with_chosen(needed: Mapping[str, PlannedRun], best: Mapping[str, Mapping[str, Any]]) -> dict[str, PlannedRun]:
     """The runs with the settings that were chosen for them, or for the run whose settings they take."""
     return {
         name: run._replace(changes={**best.get(run.settings_of, {}), **run.changes}) for name, run in needed.items()

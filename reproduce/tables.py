@@ -10,7 +10,7 @@ from em3_jax.config.registry import FUSIONS
 from em3_jax.data.format import Dataset
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
     """A training run, but for its seed.
 
     Attributes:
@@ -60,7 +60,7 @@ class Table(NamedTuple):
     number: int | str
     title: str
     groups: tuple[Group, ...]
-    runs: dict[str, Run]
+    runs: dict[str, PlannedRun]
     notes: tuple[str, ...] = ()
     metric: str = "auc"
 
@@ -71,8 +71,8 @@ class Table(NamedTuple):
 
 
 NUMBERS = (1, 2, 3, 4, 5, 6, 7)
-ID_ONLY = Run("id_only", "id_only", settings_of="id_only")
-EM3 = Run("em3")
+ID_ONLY = PlannedRun("id_only", "id_only", settings_of="id_only")
+EM3 = PlannedRun("em3")
 FROZEN = {"model.content": "pre_extracted", "model.cic.weight": 0.0}
 BASELINE = Row("baseline (IDs alone)", "id_only", 0.7016)
 
@@ -86,7 +86,7 @@ def make(number: int, dataset: Dataset, data: Mapping[str, Any]) -> Table:
     return (_scenarios, _modalities, _fusions, _lora, _cic, _item_and_user, _splitting)[number - 1](dataset, data)
 
 
-def _table(number: int, title: str, rows: list[Row], runs: list[Run], *notes: str) -> Table:
+def _table(number: int, title: str, rows: list[Row], runs: list[PlannedRun], *notes: str) -> Table:
     return Table(number, title, (Group("", tuple(rows)),), {run.name: run for run in [ID_ONLY, *runs]}, notes)
 
 
@@ -100,7 +100,7 @@ def _scenarios(dataset: Dataset, data: Mapping[str, Any]) -> Table:
     groups, runs = [], {}
     for title, variant, baseline, em3 in scenarios:
         for name, argument in ((f"{variant}_id_only", f"{variant},id_only"), (f"{variant}_em3", variant)):
-            runs[name] = Run(name, argument, settings_of=name)
+            runs[name] = PlannedRun(name, argument, settings_of=name)
         rows = (Row("baseline (IDs alone)", f"{variant}_id_only", baseline), Row("EM3", f"{variant}_em3", em3))
         groups.append(Group(title, rows))
     return Table(1, "Two scenarios", tuple(groups), runs, tuple(notes))
@@ -118,7 +118,9 @@ def _modalities(dataset: Dataset, data: Mapping[str, Any]) -> Table:
     def add(label: str, names: tuple[str, ...], value: float | None) -> None:
         everything = names == tuple(features)
         run = (
-            EM3 if everything else Run("only_" + "_".join(names).replace("[0]", "_first"), "", {"data.features": names})
+            EM3
+            if everything
+            else PlannedRun("only_" + "_".join(names).replace("[0]", "_first"), "", {"data.features": names})
         )
         rows.append(Row(label, run.name, value))
         runs.append(run)
@@ -141,15 +143,15 @@ def _fusions(dataset: Dataset, data: Mapping[str, Any]) -> Table:
     paper = {"one_flow": 0.7030, "two_flow": 0.7029, "masked_fq_former": 0.7031, "fq_former": 0.7033}
     order = ("mean", "one_flow", "two_flow", "masked_fq_former", "fq_former")
     assert set(order) == set(FUSIONS)
-    runs = {name: Run(f"fusion_{name}", "", {"model.fusion": name}) for name in order} | {"fq_former": EM3}
+    runs = {name: PlannedRun(f"fusion_{name}", "", {"model.fusion": name}) for name in order} | {"fq_former": EM3}
     rows = [BASELINE, *(Row(name, run.name, paper.get(name)) for name, run in runs.items())]
     return _table(3, "Fusion methods", rows, list(runs.values()), "`mean` is our control; the paper has none.")
 
 
 def _lora(dataset: Dataset, data: Mapping[str, Any]) -> Table:
-    short = Run("length_20", "", {"data.history_length": 20})
-    long = EM3 if data["history_length"] == 50 else Run("length_50", "", {"data.history_length": 50})
-    lora = Run("length_50_lora", "lora", {"data.history_length": 50}, init_from=short.name)
+    short = PlannedRun("length_20", "", {"data.history_length": 20})
+    long = EM3 if data["history_length"] == 50 else PlannedRun("length_50", "", {"data.history_length": 50})
+    lora = PlannedRun("length_50_lora", "lora", {"data.history_length": 50}, init_from=short.name)
     rows = [
         BASELINE._replace(paper=0.7803),
         Row("length 20 w/o LoRA", short.name, 0.7817),
@@ -160,16 +162,16 @@ def _lora(dataset: Dataset, data: Mapping[str, Any]) -> Table:
 
 
 def _cic(dataset: Dataset, data: Mapping[str, Any]) -> Table:
-    without = Run("without_cic", "", {"model.cic.weight": 0.0})
+    without = PlannedRun("without_cic", "", {"model.cic.weight": 0.0})
     rows = [BASELINE, Row("w/o CIC", without.name, 0.7026), Row("w/ CIC", EM3.name, 0.7033)]
     return _table(5, "Content-ID contrast", rows, [without, EM3])
 
 
 def _item_and_user(dataset: Dataset, data: Mapping[str, Any]) -> Table:
-    parts = [Run(f"only_{part}_part", "", {"model.content_parts": (part,)}) for part in ("item", "user")]
+    parts = [PlannedRun(f"only_{part}_part", "", {"model.content_parts": (part,)}) for part in ("item", "user")]
     nothing_to_train = {"model.content_parts": ("similarity",), "optim.multipliers": ()}
-    similarity = Run("only_similarity", "", FROZEN | nothing_to_train)
-    everything = Run("all_parts", "", {"model.content_parts": ("item", "user", "similarity")})
+    similarity = PlannedRun("only_similarity", "", FROZEN | nothing_to_train)
+    everything = PlannedRun("all_parts", "", {"model.content_parts": ("item", "user", "similarity")})
     rows = [
         BASELINE,
         Row("only item", parts[0].name, 0.7021),
@@ -186,9 +188,9 @@ def _item_and_user(dataset: Dataset, data: Mapping[str, Any]) -> Table:
 
 
 def _splitting(dataset: Dataset, data: Mapping[str, Any]) -> Table:
-    pretraining = Run("pretraining", "pretraining", settings_of="")
-    pe = Run("pe", "", FROZEN, vectors_of=pretraining.name)
-    task_specific = Run("task_specific_pe", "", FROZEN, vectors_of=EM3.name)
+    pretraining = PlannedRun("pretraining", "pretraining", settings_of="")
+    pe = PlannedRun("pe", "", FROZEN, vectors_of=pretraining.name)
+    task_specific = PlannedRun("task_specific_pe", "", FROZEN, vectors_of=EM3.name)
     rows = [
         BASELINE,
         Row("PE", pe.name, 0.7021),

@@ -7,7 +7,7 @@ import pytest
 
 from em3_jax.data import batches, histories, pairs, pipeline, stream
 from em3_jax.data.checks import counts_of
-from em3_jax.data.readers import encode, log, mmrec, table, table_clicks, table_log, table_match
+from em3_jax.data.readers import encode, log, mmrec, table_clicks, table_dataset, table_log, table_match
 from em3_jax.features import placement
 from em3_jax.tasks.ranking import setup as ranking_wiring
 from em3_jax.tasks.retrieval import setup as retrieval_wiring
@@ -49,7 +49,7 @@ def of_log(change):
 
     def plant(patch):
         written = log.write_log
-        patch.setattr(table, "write_log", lambda writer, **c: written(writer, **(c | change(c))))
+        patch.setattr(table_dataset, "write_log", lambda writer, **c: written(writer, **(c | change(c))))
 
     return plant
 

@@ -15,6 +15,7 @@ from em3_jax import cli
 ROOT = Path(__file__).parent.parent
 PACKAGE = "em3_jax"
 LONGEST_FILE = 400
+LONGEST_FUNCTION = 80
 
 ROOMS = [  # from the lowest floor to the highest; a name stands for the module or for the folder with all that is in it
     {"core", "cli", "losses", "metrics"},
@@ -33,6 +34,7 @@ FILES = {f"em3_jax.core.{name}" for name in ("paths", "publish", "lock", "strict
 FILES_OF_RUNS = {
     "em3_jax.training",
     "em3_jax.training.curve",
+    "em3_jax.training.run",
     "em3_jax.training.rundir",
 }  # what drawing reads of training
 UNPICKLER = "features.weights"  # the one module that may name pickle: it reads tensors through an allow-list
@@ -196,6 +198,47 @@ def test_all_spellings_of_an_import_are_seen(source, found):
 def test_files_can_be_read_in_one_sitting(path):
     lines = len(path.read_text("utf-8").splitlines())
     assert lines <= LONGEST_FILE, f"{path}: {lines} lines; split it by what it does"
+
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def function_lengths(source: str) -> dict[str, int]:
+    """ "name, line n" of each function -> its lines of code, from `def` to its end.
+
+    Blank lines and docstrings are not counted, its own or those of what stands in it. Its
+    signature, comments and nested functions are.
+    """
+    nodes, lines = list(ast.walk(ast.parse(source))), source.splitlines()
+    uncounted = {number for number, line in enumerate(lines, 1) if not line.strip()}
+    for node in nodes:
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            uncounted |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lengths = {}
+    for node in nodes:
+        if isinstance(node, FUNCTIONS):
+            span = set(range(node.lineno, node.end_lineno + 1))
+            lengths[f"{node.name}, line {node.lineno}"] = len(span - uncounted)
+    return lengths
+
+
+FOLDERS = (PACKAGE, "reproduce", "configs")
+FILES_WITH_FUNCTIONS = sorted(path for one in FOLDERS for path in (ROOT / one).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES_WITH_FUNCTIONS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_can_be_read_in_one_glance(path):
+    lengths = function_lengths(path.read_text("utf-8"))
+    long = {name: length for name, length in lengths.items() if length > LONGEST_FUNCTION}
+    assert not long, f"{path}: {long} lines of code; split them by what they do"
+
+
+def test_a_function_counts_its_code_and_that_of_those_in_it():
+    outer = ["def f(", "  x,", "):", '  """Says', "", '  it."""', "  # why", "", "  def g():"]
+    inner = ['    """Too."""', "    return x", "", "  return g", ""]
+    assert function_lengths("\n".join(outer + inner)) == {"f, line 1": 7, "g, line 9": 2}
+    method = ["class A:", "  async def f(self):", "    'x'", "    y = 'x'", ""]
+    assert function_lengths("\n".join(method)) == {"f, line 2": 2}
 
 
 def unpickling(source: str) -> list[str]:

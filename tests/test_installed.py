@@ -1,6 +1,7 @@
 """The wheel, away from the checkout: every command is there, and a model goes from planted data to scores."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -32,10 +33,10 @@ def wheel(tmp_path_factory) -> Path:
     """A folder that holds what the wheel holds, installed without what it needs."""
     built, site = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("site")
     tree = tmp_path_factory.mktemp("source")
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    for name in filter(lambda name: (ROOT / name).is_file(), names.stdout.splitlines()):
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        (tree / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("em3_jax", "configs"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", built, tree], check=True)
     (file,) = built.glob("*.whl")

@@ -318,7 +318,7 @@ def test_the_best_checkpoint_is_the_best_of_the_log(finished):
 
 def test_a_workdir_of_another_config_or_dataset_is_refused(planted, finished, tmp_path):
     with pytest.raises(
-        UserError, match=r"belongs to another config \(config.model.backbone_settings.dropout: 0.0 -> 0.5\)"
+        UserError, match=r"belongs to another config \(config.model.backbone_settings.dropout: 0.4 -> 0.5\)"
     ):
         changed = small_config(planted)
         changed.model.backbone_settings.dropout = 0.5

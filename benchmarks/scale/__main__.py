@@ -6,20 +6,10 @@ they finish, and a second call goes on. `--growth` compiles the step for 1 to 64
 benchmarks/SCALE.md reads them.
 """
 
-import os
-import sys
-
-if __name__ == "__main__":
-    if "--growth" in sys.argv:  # read when the first device is made
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=64"
-        os.environ["JAX_PLATFORMS"] = "cpu"
-    from em3_jax.core import allocator
-
-    allocator.keep_large_blocks()  # first: what is imported next starts threads
-
 import argparse
 import itertools
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -113,6 +103,9 @@ def main() -> None:
     parser.add_argument("--placement", default="device", choices=("device", "host"), help="of features, of --growth")
     parser.add_argument("--distinct", default="batch", choices=("batch", "shard"), help="items, of --growth")
     args = parser.parse_args()
+    if args.growth:  # before the first device is made
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=64"
+        jax.config.update("jax_platforms", "cpu")
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "planted"

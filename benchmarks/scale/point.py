@@ -13,7 +13,7 @@ from benchmarks.ranking import planted_config
 from benchmarks.scale.collectives import bytes_by_kind
 from em3_jax.data.pipeline import batches
 from em3_jax.tables import id_table
-from em3_jax.training import experiment, optim
+from em3_jax.training import experiment
 
 BY_SHAPE = 100_000_000  # tables from here on are compiled for, and not made
 
@@ -60,7 +60,7 @@ class Step:
         self.batch = self.parts.place(self.parts.source[0])
         self._tables = functools.partial(
             id_table.init, rows=point.rows, width=config.tables.width, scale=0.01,
-            optimizer=optim.row_optimizer(config.tables.optimizer, config.tables.learning_rate),
+            optimizer=id_table.row_optimizer(config.tables.optimizer, config.tables.learning_rate),
         )  # fmt: skip
         length = -(-point.rows // (1024 * self.parts.mesh.size)) * 1024 * self.parts.mesh.size
         self._tables = functools.partial(self._tables, length=length)

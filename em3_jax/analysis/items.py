@@ -74,7 +74,8 @@ def fields(analysed: Analysed, rows: np.ndarray) -> list[dict[str, Any]]:
 
     A field whose many values are all numbers, as years are, is a number. Training clicks come last.
     """
-    dataset, result = analysed.dataset, []
+    dataset = analysed.dataset
+    result: list[dict[str, Any]] = []
     words_of = dataset.meta["vocabularies"].get("item", {})
     for field, place in columns(dataset.fields.item).items():
         if field not in words_of or not len(words_of[field]):
@@ -127,7 +128,8 @@ def pictures(
       most: pictures in all.
       folder: of `<item id>.jpg`, in place of the dataset's own.
     """
-    result, ratios = [""] * len(rows), []
+    result = [""] * len(rows)
+    ratios: list[float] = []
     if most and _has_pictures(dataset, folder):
         paths = content.images(dataset, 1, folder)
         for place in order:

@@ -138,13 +138,16 @@ def compared(
         raise UserError(f"{measured.name}: fewer than two items of table {number} are in it; name another space")
     spaces = [analysed.spaces[key] for key in keys]
     values = [measure(space, measured, taken, pool, choice.neighbours, choice.approximate) for space in spaces]
-    rows = []
-    for space, of_items in zip(spaces, values, strict=True):
-        mean, low, high = interval(of_items)
-        rows.append({"space": space.key, "name": space.name, "mean": mean, "low": low, "high": high})
+    intervals = [interval(of_items) for of_items in values]
+    rows = [
+        {"space": space.key, "name": space.name, "mean": mean, "low": low, "high": high}
+        for space, (mean, low, high) in zip(spaces, intervals, strict=True)
+    ]
     first, second = values
     mean, low, high = interval(second - first)
-    gain = mean / rows[0]["mean"] if rows[0]["low"] > 0 else float("nan")  # a share of what may be nothing says nothing
+    of_first, lowest, _ = intervals[0]
+    # A share of what may be nothing says nothing.
+    gain = mean / of_first if lowest > 0 else float("nan")
     return {
         "table": number,
         "items": len(items),

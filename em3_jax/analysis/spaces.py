@@ -13,9 +13,9 @@ from em3_jax.core.values import canonical
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.features import placement
 from em3_jax.features.tokens import standardise
-from em3_jax.training import embeddings, experiment, rundir
-from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training import embeddings
 from em3_jax.training.experiment import Experiment
+from em3_jax.training.run import Run
 
 MODELS = {"ranking": "EM3", "lemur": "LEMUR"}  # task -> what its model is called in tables
 BASELINE_IDS, IDS, FROZEN, CONTENT = "baseline_ids", "ids", "frozen", "content"
@@ -93,41 +93,47 @@ def read(
     Raises:
       UserError: one of them is no run, has no checkpoint, no ids or no content, or they do not belong together.
     """
-    record, base_record = rundir.read(directory), rundir.read(baseline)
-    if base_record["data_hash"] != record["data_hash"]:
+    run, base = Run.open(directory, data_root), Run.open(baseline, data_root)
+    if base.data_hash != run.data_hash:
         raise UserError(
-            f"--baseline {baseline}: belongs to another dataset (hash {base_record['data_hash'][:12]}, that of {directory} is "
-            f"{record['data_hash'][:12]}); give a run on the dataset of --workdir"
+            f"--baseline {baseline}: belongs to another dataset (hash {base.data_hash[:12]}, that of {directory} is "
+            f"{run.data_hash[:12]}); give a run on the dataset of --workdir"
         )
-    parts = _opened(directory, record, data_root)
+    parts = _opened(run)
     if parts.embed is None and not parts.shapes.memory:
         raise UserError(
             f"{directory}: it has no content embeddings, as no run on IDs alone has; give one with content as --workdir"
         )
-    state = _restored(directory, record, parts)
+    state = _restored(run)
     dataset, ids = parts.dataset, embeddings.id_embeddings(parts, state)
     content, has_content = embeddings.content_embeddings(parts, state)
-    base_parts = _opened(baseline, base_record, data_root)
-    base_state = _restored(baseline, base_record, base_parts)
+    base_parts = _opened(base)
+    base_state = _restored(base)
     base_ids = embeddings.id_embeddings(base_parts, base_state)
 
     sets = _frozen_sets(parts, frozen)
-    shown, clicks = _counted(dataset, record["config"]["data"]["label"])
-    model, trained = MODELS.get(record["config"]["task"], "model"), shown > 0
+    shown, clicks = _counted(dataset, run.config["data"]["label"])
+    model, trained = MODELS.get(run.config["task"], "model"), shown > 0
     frozen_vectors, frozen_present = frozen_content(sets)
-    described = [
-        (BASELINE_IDS, "Baseline IDs", "learnt from clicks alone; near ones are liked by the same people", base_ids, trained),
-        (IDS, f"{model} IDs", "learnt from clicks, in a model that sees the content as well", ids, trained),
-        (FROZEN, "Frozen content", "as the encoder sees it, before any click; near ones look and read alike",
-         frozen_vectors, frozen_present),
-        (CONTENT, f"{model} content", "as clicks have taught to see it; near ones are alike in what people care about",
-         content.astype(np.float32), has_content),
+    spaces = [
+        Space(BASELINE_IDS, "Baseline IDs",
+              "learnt from clicks alone; near ones are liked by the same people",
+              base_ids, trained),
+        Space(IDS, f"{model} IDs",
+              "learnt from clicks, in a model that sees the content as well",
+              ids, trained),
+        Space(FROZEN, "Frozen content",
+              "as the encoder sees it, before any click; near ones look and read alike",
+              frozen_vectors, frozen_present),
+        Space(CONTENT, f"{model} content",
+              "as clicks have taught to see it; near ones are alike in what people care about",
+              content.astype(np.float32), has_content),
     ]  # fmt: skip
     return Analysed(
         dataset=dataset,
         model=model,
         runs={"baseline": _in_words(baseline, base_state), "model": _in_words(directory, state)},
-        spaces={key: Space(key, *rest) for key, *rest in described},
+        spaces={space.key: space for space in spaces},
         frozen_sets=[features.name for features in sets],
         independent=_independent(parts, sets, independent),
         shown=shown,
@@ -135,20 +141,19 @@ def read(
     )
 
 
-def _opened(directory: str | Path, record: dict, data_root: str | Path | None) -> Experiment:
-    parts = experiment.of_run(record, data_root)
-    rundir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
+def _opened(run: Run) -> Experiment:
+    parts = run.experiment
+    run.check_data()
     if not parts.shapes.tables:
         raise UserError(
-            f"{directory}: it has no table of ID embeddings (task {record['config']['task']}); give a run that ranks clicks"
+            f"{run.folder}: it has no table of ID embeddings (task {run.config['task']}); give a run that ranks clicks"
         )
     return parts
 
 
-def _restored(directory: str | Path, record: dict, parts: Experiment) -> State:
-    checkpoints = Checkpoints(directory, record["data_hash"])
-    state, _ = checkpoints.restore(parts.shapes)
-    checkpoints.close()
+def _restored(run: Run) -> State:
+    state = run.state()
+    run.checkpoints.close()
     return state
 
 
@@ -180,8 +185,8 @@ def _frozen_sets(parts: Experiment, names: tuple[str, ...]) -> list[FeatureSet]:
 
 def _made_by_encoders(dataset: Dataset) -> list[str]:
     """The feature sets of a dataset that no run has learnt."""
-    known = sorted(path.name for path in (dataset.root / "features").glob("[!.]*") if path.is_dir())
-    known = [features for features in map(dataset.features, known) if not features.is_raw]
+    names = sorted(path.name for path in (dataset.root / "features").glob("[!.]*") if path.is_dir())
+    known = [features for features in map(dataset.features, names) if not features.is_raw]
     return [features.name for features in known if features.manifest.get("kind") != "run"]
 
 
@@ -264,9 +269,10 @@ def _counted(dataset: Dataset, label: str) -> tuple[np.ndarray, np.ndarray]:
 
 def rows_of(dataset: Dataset, ids: tuple[str, ...], option: str) -> np.ndarray:
     """[n] i64 rows of items by their original ids."""
-    ids = [canonical(one) or one for one in ids]
+    wanted = [canonical(one) or one for one in ids]
     known = {canonical(item): row for row, item in enumerate(dataset.item_table.column("id").to_pylist())}
-    for item in ids:
+    for item in wanted:
         if item not in known:
-            raise UserError(f"{option}: the dataset has no item '{item}'; {nearest(item, list(known)[:10_000])}")
-    return np.array([known[item] for item in ids], np.int64)
+            names = [name for name in known if name is not None][:10_000]
+            raise UserError(f"{option}: the dataset has no item '{item}'; {nearest(item, names)}")
+    return np.array([known[item] for item in wanted], np.int64)

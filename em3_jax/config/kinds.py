@@ -135,7 +135,7 @@ class Choice(Kind):
     own: bool = False
 
     def _words(self) -> str:
-        own = ("my_file:MyPart for your own",) if self.own else ()
+        own: tuple[str, ...] = ("my_file:MyPart for your own",) if self.own else ()
         *others, last = (*self.names, *own)
         return f"{', '.join(others)} or {last}" if others else last
 

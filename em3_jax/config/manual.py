@@ -154,7 +154,7 @@ def _of(literal: ast.Dict, prefix: str) -> Iterator[tuple[str, int]]:
     for key, value in zip(literal.keys, literal.values, strict=True):
         if not isinstance(key, ast.Constant):
             continue
-        name = f"{prefix}.{key.value}".lstrip(".")
+        name = f"{prefix}.{key.value!s}".lstrip(".")
         if isinstance(value, ast.Dict) and value.keys:
             yield from _of(value, name)
         yield name, value.lineno if isinstance(value, ast.Dict) else key.lineno
@@ -163,8 +163,9 @@ def _of(literal: ast.Dict, prefix: str) -> Iterator[tuple[str, int]]:
 def main() -> None:
     """Prints the manual: `em3 train --help`, without the seconds that importing the trainer takes."""
     spec = importlib.util.find_spec("em3_jax.train")
+    assert spec is not None and spec.origin is not None  # a module of this package, a file
     usage = ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8")))
-    print(text(usage, asked_for(sys.argv[1:])))
+    print(text(usage or "", asked_for(sys.argv[1:])))
 
 
 def asked_for(arguments: list[str]) -> str:

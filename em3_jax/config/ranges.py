@@ -140,7 +140,7 @@ _RETRIEVAL = {
     "item_graph.weights": Choice(("binary", "cosine")),
     "item_graph.normalisation": Choice(("rows", "both")),
 }
-_SECTIONS = {
+_SECTIONS: dict[str, dict[str, Kind]] = {
     "data": _DATA,
     "model": _RANKING | _LEMUR | _RETRIEVAL,
     "tables": {

@@ -58,10 +58,10 @@ def fusion(name: str, settings: Mapping[str, Any], section: str = "config.model"
     where = f"{section}.fusion_settings"
     lora = sections.call(LoRA, settings["lora"], f"{where}.lora") if "lora" in settings else LoRA()
     check_choice(f"{where}.lora.stop_gradient", lora.stop_gradient, STOP_GRADIENTS)
-    settings = sections.call(fusion_.FusionSettings, dict(settings) | {"lora": lora}, where)
-    if settings.width % settings.heads:
-        raise UserError(f"{where}: {settings.heads} heads do not divide the width {settings.width}; change one")
-    return made(settings)
+    chosen = sections.call(fusion_.FusionSettings, dict(settings) | {"lora": lora}, where)
+    if chosen.width % chosen.heads:
+        raise UserError(f"{where}: {chosen.heads} heads do not divide the width {chosen.width}; change one")
+    return made(chosen)
 
 
 def backbone(name: str, settings: Mapping[str, Any]) -> nn.Module:

@@ -65,7 +65,7 @@ def part(where: str, name: str, known: Mapping[str, Callable]) -> Callable:
 
 def own_files(section: Mapping[str, Any]) -> dict[str, str]:
     """Path -> sha256 of the user's files that a config takes parts from."""
-    found = {}
+    found: dict[str, str] = {}
     for value in section.values():
         if isinstance(value, Mapping):
             found |= own_files(value)
@@ -86,6 +86,7 @@ def _import(where: str, source: str) -> Any:
             return importlib.import_module(source)
         name = f"own_{path.stem}"  # not the name of a module that is there already
         spec = importlib.util.spec_from_file_location(name, path.absolute())
+        assert spec is not None and spec.loader is not None  # there is one for what ends in .py
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their module up there
         spec.loader.exec_module(module)

@@ -50,7 +50,8 @@ class Fields:
 
     def offsets(self) -> dict[str, dict[str, int]]:
         """group -> field name -> first row (that of the field's unknown id)."""
-        result, row = {}, 1
+        result: dict[str, dict[str, int]] = {}
+        row = 1
         for group, fields in self.groups():
             result[group] = {}
             for field in fields:

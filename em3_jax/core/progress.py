@@ -41,6 +41,7 @@ class Progress:
 
     def _line(self, now: float) -> str:
         """ "step 1,200 of 8,000  loss 0.5123  examples_s 9,800  0:12:34 left"."""
+        assert self._first is not None  # a line is made when something has been done
         began, first = self._first
         values, left = self._values, ""
         if self._done > first and now > began:

@@ -110,7 +110,7 @@ def uniform_hash(key: int | np.uint64, *ids: ArrayLike, dtype: DTypeLike = np.fl
 def hash_words(key: int | np.uint64, *ids: ArrayLike) -> np.ndarray:
     """Returns 64-bit hashes, u64 of the broadcast shape of `ids`: arguments as of `uniform_hash`."""
     with np.errstate(over="ignore"):  # numpy warns of wrapping for scalars, though not for arrays
-        state = _mix(np.uint64(key) + _GOLDEN)
+        state = _mix(np.asarray(np.uint64(key) + _GOLDEN))
         for part in ids:  # output number `part` of the splitmix64 generator seeded with what came before
             state = _mix(state + _GOLDEN * _words(np.asarray(part)))
     return state
@@ -123,7 +123,7 @@ def _words(integers: np.ndarray) -> np.ndarray:
     return integers.astype(np.uint64)
 
 
-def _mix(x: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
+def _mix(x: np.ndarray) -> np.ndarray:
     """Returns the splitmix64 finaliser of `x` (u64): a bijection, each input bit flips half of the output bits."""
     x = (x ^ (x >> np.uint64(30))) * _MULTIPLIER_1
     x = (x ^ (x >> np.uint64(27))) * _MULTIPLIER_2

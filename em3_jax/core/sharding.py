@@ -146,7 +146,8 @@ def place(mesh: Mesh, shards: Shards, batch: Batch, *, stacked: bool = False) ->
         length = array.shape[axis] // shards.count
         shape = (*array.shape[:axis], length * shards.total, *array.shape[axis + 1 :])
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # JAX says of every part where it lies
             start, stop, _ = index[axis].indices(shape[axis])
             mine = slice(start - shards.first * length, stop - shards.first * length)
             return array[(slice(None),) * axis + (mine,)]

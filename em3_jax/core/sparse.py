@@ -86,7 +86,8 @@ def grouped(entries: Entries, nodes: int, *, width: int, groups: int | None = No
     place = np.where(within < width, receiver, number) * width + within % width
     senders, weights = np.zeros((nodes + groups) * width, np.int32), np.zeros((nodes + groups) * width, np.float32)
     senders[place], weights[place] = sender, weight
-    senders, weights = senders.reshape(-1, width), weights.reshape(-1, width)
+    sender_of, weight_of = senders.reshape(-1, width), weights.reshape(-1, width)
     row = np.full(groups, nodes, np.int32)
     row[: further.sum()] = np.repeat(np.arange(nodes, dtype=np.int32), further)
-    return Adjacency(senders[:nodes], weights[:nodes], row, senders[nodes:], weights[nodes:])
+    first, more = slice(nodes), slice(nodes, None)
+    return Adjacency(sender_of[first], weight_of[first], row, sender_of[more], weight_of[more])

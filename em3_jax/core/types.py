@@ -1,6 +1,7 @@
 """The nouns every floor shares: the training state, the batch, and the error a user can act on."""
 
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -11,7 +12,8 @@ Batch = dict[str, Any]
 """One batch: name -> array, static shapes (numpy on the host, jax on the device). `data/batches.py` lists the keys."""
 
 
-class Shards(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Shards:
     """The part of every batch that a process builds: `count` of its `total` shards, which follow each other, from `first` on."""
 
     first: int = 0

@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from em3_jax.core import rng
 from em3_jax.core.fields import UNKNOWN, Fields, columns, to_rows
@@ -61,7 +62,7 @@ class Distinct:
         table[distinct] = order[: len(distinct)]
         return distinct, np.take(table, values)
 
-    def _scratch(self, name: str, dtype: np.dtype) -> np.ndarray:
+    def _scratch(self, name: str, dtype: DTypeLike) -> np.ndarray:
         if not hasattr(self._local, name):
             setattr(self._local, name, np.zeros(self._size, dtype))
         return getattr(self._local, name)

@@ -5,6 +5,8 @@ looked up in a vocabulary or among ids passes through here when it is read from 
 """
 
 import itertools
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +15,7 @@ import pyarrow.compute as pc
 from em3_jax.core.values import TRUTHS, WHOLE_TEXT, canonical
 
 TEXTS = pa.dictionary(pa.int32(), pa.string())
-Column = pa.Array | pa.ChunkedArray
+Column: TypeAlias = pa.Array | pa.ChunkedArray
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
 _LISTS = (
     pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view,
@@ -45,7 +47,7 @@ def plain(column: Column) -> Column:
     return column.cast(_VIEWS[kind]) if kind in _VIEWS else column
 
 
-def _map(column: Column, change) -> Column:
+def _map(column: Column, change: Callable[[pa.Array], pa.Array]) -> Column:
     if isinstance(column, pa.Array):
         return change(column)
     if not column.num_chunks:

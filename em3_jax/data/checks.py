@@ -55,8 +55,8 @@ def check_dataset(dataset: Dataset) -> None:
     for table, kind in ((dataset.user_table, "user"), (dataset.item_table, "item")):
         ids = table.column("id").to_pylist()
         if len(set(ids)) != len(ids):
-            seen: set = set()
-            twice = next(i for i in ids if i in seen or seen.add(i))
+            first = {one: row for row, one in reversed(list(enumerate(ids)))}
+            twice = next(one for row, one in enumerate(ids) if first[one] != row)
             raise UserError(f"{kind}s.parquet: {kind} id {twice!r} occurs twice; keep one row per {kind}")
     _check_range("interactions/user", columns["user"], 0, dataset.num_users)
     _check_range("interactions/item", columns["item"], 0, dataset.num_items)
@@ -226,8 +226,8 @@ def summarise(dataset: Dataset) -> dict:
     seen_user = np.load(dataset.root / "counts" / "user.npy") > 0
     splits = {}
     for name in SPLITS:
-        rows = dataset.split_rows(name)
-        rows = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+        found = dataset.split_rows(name)
+        rows = slice(found.start, found.stop) if isinstance(found, range) else found
         user, item = columns["user"][rows], columns["item"][rows]
         length = columns["history_end"][rows] - columns["history_start"][rows]
         splits[name] = {

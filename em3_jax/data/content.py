@@ -148,7 +148,7 @@ def _by_column(dataset: Dataset) -> list[list[str]]:
 def _by_item_id(dataset: Dataset, folder: Path) -> list[list[str]]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of <item id>.jpg or <item id>/ as --images")
-    found: dict[str, list[str]] = {}
+    found: dict[str | None, list[str]] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: (entry.is_dir(), entry.name)):
         if entry.is_dir():
             found.setdefault(canonical(entry.name), _frames(Path(entry.path)))

@@ -158,7 +158,9 @@ class FeatureWriter:
         self.tokens = tokens.reshape(items * per_item, *unit).view(STORAGE[dtype])
         self.mask = mask.reshape(items * per_item, unit[0])
         self.notes = self._read_journal()
-        self._journal, self._pending, self._committed = open(self._folder / "journal.jsonl", "a"), [], time.monotonic()
+        self._journal = open(self._folder / "journal.jsonl", "a")
+        self._pending: list[str] = []
+        self._committed = time.monotonic()
 
     def _begin(self, plan: dict, discard: bool) -> None:
         """Makes the folder this plan's."""
@@ -179,7 +181,7 @@ class FeatureWriter:
         _write_json(path.with_suffix(".tmp"), plan)
         os.replace(path.with_suffix(".tmp"), path)
 
-    def _array(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    def _array(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
         """The memory-mapped array of a file; made, with its space on the disk, where it is not there yet."""
         path = self._folder / f"{name}.npy"
         if not path.exists():
@@ -319,8 +321,9 @@ def reusable(old: Path, dataset: Dataset, content: Content, digests: Callable[[n
 
     place = {item: row for row, item in enumerate(table.column("id").to_pylist())}
     row = np.array([place.get(str(item), -1) for item in dataset.item_table.column("id").to_pylist()])
-    unit = np.full(content.index.shape, -1)
-    shared = min(slots, unit.shape[1])
+    new_items, new_slots = content.index.shape
+    unit = np.full((new_items, new_slots), -1)
+    shared = min(slots, new_slots)
     unit[:, :shared] = np.where(row[:, None] >= 0, row[:, None] * slots + np.arange(shared), -1)
     values = np.unique(content.index[(unit >= 0) & (content.index >= 0)])
     now = np.zeros((len(content.values), DIGEST_BYTES), np.uint8)

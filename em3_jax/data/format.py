@@ -31,6 +31,7 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import DTypeLike
 
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
@@ -38,20 +39,22 @@ from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
-INTERACTION_DTYPES = {
+_Dtypes = dict[str, type[np.generic]]
+_Shape = tuple[int | None, ...] | None
+INTERACTION_DTYPES: _Dtypes = {
     "user": np.int32, "item": np.int32, "label": np.uint8, "time": np.int64, "split": np.uint8,
     "history_start": np.int64, "history_end": np.int64,
 }  # fmt: skip
-EVENT_DTYPES = {"item": np.int32, "time": np.int64}
-OPTIONAL_INTERACTION_DTYPES = {"probability": np.float32, "group": np.int32}
-OPTIONAL_EVENT_DTYPES = {"original": np.int64}
+EVENT_DTYPES: _Dtypes = {"item": np.int32, "time": np.int64}
+OPTIONAL_INTERACTION_DTYPES: _Dtypes = {"probability": np.float32, "group": np.int32}
+OPTIONAL_EVENT_DTYPES: _Dtypes = {"original": np.int64}
 CLICK = "click"  # the name of the column `label`
 NOT_PART = 255
 MAX_EVENT_VOCABULARY = 1024
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def _load_array(path: Path, dtype: np.dtype | None = None, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
+def _load_array(path: Path, dtype: DTypeLike | None = None, shape: _Shape = None) -> np.ndarray:
     """A memory-mapped array; refuses a missing file, a pickled array, another dtype or shape (None = any)."""
     if not path.is_file():
         raise UserError(f"{path}: file missing; prepare the dataset again with `em3 prepare`")
@@ -124,7 +127,8 @@ class FeatureSet:
     def of_items(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [n, N, D], mask [n, N]) of items [n]; of a run of items as they lie in the files, without a copy."""
         if len(items) and items[-1] - items[0] == len(items) - 1 and (np.diff(items) == 1).all():
-            items = slice(items[0], items[-1] + 1)
+            run = slice(items[0], items[-1] + 1)
+            return self.tokens[run], self.mask[run]
         return self.tokens[items], self.mask[items]
 
     def describe(self) -> str:

@@ -66,7 +66,8 @@ def load_processor(folder: str | Path, image_size: int | None = None, default_si
     """
     from transformers import ViTImageProcessorPil  # a second to import, which only extraction pays
 
-    path, size = Path(folder) / PROCESSOR_FILE, {}
+    path = Path(folder) / PROCESSOR_FILE
+    size: dict[str, Any] = {}  # settings of a processor, as JSON has them
     if image_size is not None:
         size = {"size": {"height": image_size, "width": image_size}, "do_resize": True}
     try:
@@ -79,8 +80,8 @@ def load_processor(folder: str | Path, image_size: int | None = None, default_si
             processor = ViTImageProcessorPil.from_pretrained(str(folder), **size)
         elif default_size is not None:
             size = size or {"size": {"height": default_size, "width": default_size}}
-            imagenet = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3}
-            processor = ViTImageProcessorPil(**imagenet, **size)
+            mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
+            processor = ViTImageProcessorPil(image_mean=mean, image_std=std, resample=3, **size)
         else:
             raise UserError(f"{path}: file missing; copy it from the checkpoint")
         settings = {key: value for key, value in processor.to_dict().items() if key != "image_processor_type"}
@@ -144,6 +145,7 @@ def read_image(path: str, processor: Processor) -> tuple[np.ndarray | None, np.n
     except UnidentifiedImageError:
         return None, digest(content), "not an image" if content else "empty file"
     except Image.DecompressionBombError:
+        assert Image.MAX_IMAGE_PIXELS is not None  # without a limit Pillow raises no such error
         return None, digest(content), f"more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels"
     except Exception as error:  # Pillow's decoders raise what they like on damaged files
         reason = " ".join(str(error).split())[:120] or type(error).__name__

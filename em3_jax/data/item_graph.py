@@ -56,13 +56,13 @@ def item_graph(
     length = np.sqrt(np.einsum("ie,ie->i", rows, rows, dtype=np.float64))
     present = length > 0
     inverse = np.divide(1.0, length, out=np.zeros(items), where=present)
-    sender = np.empty((items, neighbours), np.int32)
+    nearest = np.empty((items, neighbours), np.int32)
     size = max(1, _BLOCK_BYTES // (4 * items))
     for start in range(0, items, size):
-        sender[start : start + size] = _nearest(
+        nearest[start : start + size] = _nearest(
             rows, inverse, start, min(start + size, items), neighbours, include_self
         )
-    sender = np.sort(sender, axis=1).reshape(-1)
+    sender = np.sort(nearest, axis=1).reshape(-1)
     receiver = np.repeat(np.arange(items, dtype=np.int32), neighbours)
     weight = (present[receiver] & present[sender]).astype(np.float64)
     if weights == "cosine":
@@ -115,7 +115,7 @@ def cached_item_graph(folder: Path, features: np.ndarray, **settings) -> Entries
     """
     features = np.ascontiguousarray(features, np.float32)
     digest = hashlib.blake2b(repr((_VERSION, features.shape, sorted(settings.items()))).encode(), digest_size=16)
-    digest.update(features)
+    digest.update(features.data)
     path = Path(folder) / f"{digest.hexdigest()}.npy"
     graph = _read(path, len(features), settings["neighbours"])
     if graph is None:

@@ -54,5 +54,5 @@ def _write(path: Path, counts: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with open(temporary, "wb") as file:
-        np.savez(file, **counts)
+        np.savez(file, **counts)  # type: ignore[arg-type]  # one may be allow_pickle, says the stub
     os.replace(temporary, path)

@@ -63,8 +63,8 @@ class Pairs:
 
 def training_pairs(dataset: Dataset) -> Pairs:
     """The training pairs; a pair that occurs twice counts once."""
-    rows = dataset.split_rows("train")
-    rows = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+    found = dataset.split_rows("train")
+    rows = slice(found.start, found.stop) if isinstance(found, range) else found
     user, item = (np.asarray(dataset.interactions[name][rows], np.int64) for name in ("user", "item"))
     key = np.unique(user * dataset.num_items + item)
     return Pairs(key // dataset.num_items, key % dataset.num_items, dataset.num_users, dataset.num_items)
@@ -167,7 +167,8 @@ class PairSource:
         self.steps_per_epoch = math.ceil(len(self.rows) / batch_size)
         self._num_steps, self._edge_dropout = num_steps, edge_dropout
         self._sampler = NegativeSampler(pairs)
-        self._graphs, self._lock = {}, threading.Lock()
+        self._graphs: dict[int, Adjacency] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._num_steps

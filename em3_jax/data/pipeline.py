@@ -6,7 +6,7 @@ A batch is a function of (seed, step), so the position in the data is the step n
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import jax
@@ -265,13 +265,16 @@ def bucket_sizes(
     return builder.measure_buckets(pieces, unit, fixed=True, every=every)
 
 
+class Source(Protocol):
+    """Batches by their number; reading one twice gives the same."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Batch: ...
+
+
 def batches(
-    source: TrainingSource | EvaluationSource | GroupedSource,
-    *,
-    start: int = 0,
-    place: Callable[[Batch], Batch] | None = None,
-    threads: int = 2,
-    ahead: int = 4,
+    source: Source, *, start: int = 0, place: Callable[[Batch], Batch] | None = None, threads: int = 2, ahead: int = 4
 ) -> Iterator[Batch]:
     """The source's batches from number `start` on, prepared in threads and moved to the devices ahead of their use.
 

@@ -46,7 +46,8 @@ def check(*, data: str | Path) -> Dataset:
     return dataset
 
 
-READERS = {reader.__name__: reader for reader in (synthetic, movielens, mmrec, microlens, table, check)}
+_ALL = (synthetic, movielens, mmrec, microlens, table, check)
+READERS: dict[str, Callable[..., Dataset]] = {reader.__name__: reader for reader in _ALL}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -79,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="em3 prepare", description=__doc__, formatter_class=text)
     commands = parser.add_subparsers(dest="reader", required=True, metavar="reader")
     for name, reader in READERS.items():
-        about = sys.modules[reader.__module__].__doc__ if reader is not check else "Checks a dataset again, all of it."
+        of_module = sys.modules[reader.__module__].__doc__ or ""
+        about = of_module if reader is not check else "Checks a dataset again, all of it."
         command = commands.add_parser(name, help=about.split("\n")[0], description=about, formatter_class=text)
         command.argument_default = argparse.SUPPRESS  # what is not given takes the reader's own default
         cli.add_options(command, reader, {"out": "the folder to make"})

@@ -38,7 +38,7 @@ def side_by_side(batches: Sequence[Batch], first: int) -> Batch:
     """Batches of the same shapes as one, numbers `first`, ... of a larger one: positions count through its blocks."""
     if len(batches) == 1 and first == 0:
         return batches[0]
-    result = {}
+    result: Batch = {}
     for name, value in batches[0].items():
         if isinstance(value, dict):
             result[name] = {key: np.concatenate([batch[name][key] for batch in batches]) for key in value}

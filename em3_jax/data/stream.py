@@ -47,7 +47,7 @@ def windows(dataset: Dataset, every: str) -> list[Window]:
     found = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", every)
     units = ("examples", *SPANS)
     unit = next((name for name in units if found and found[2].rstrip("s") == name.rstrip("s")), None)
-    if unit is None or not int(found[1]):
+    if found is None or unit is None or not int(found[1]):
         raise UserError(f"config.stream.window='{every}': write a number and a unit, {', '.join(units)}, e.g. '1 days'")
     size, time = int(found[1]), dataset.interactions["time"]
     if not len(time):

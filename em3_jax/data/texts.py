@@ -47,7 +47,9 @@ class Tokenized:
     """
 
     def __init__(self, tokenizer: Any, texts: list[str], max_length: int):
-        ids, lengths, self.truncated = [], [], 0
+        ids: list[np.ndarray] = []
+        lengths: list[int] = []
+        self.truncated = 0
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             part = texts[start : start + TEXTS_AT_ONCE]
             encoded = tokenizer(part, truncation=True, max_length=max_length, return_attention_mask=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import DTypeLike
 
 from em3_jax.core import paths, publish, strict_json
 from em3_jax.core.errors import UserError
@@ -37,19 +38,22 @@ def _write_json(path: Path, value: dict) -> None:
 
 def _canonical(vocabularies: dict[str, dict[str, list]]) -> dict[str, dict[str, list[str]]]:
     """Vocabularies of canonical texts, whatever type a reader found the values in."""
-    result = {}
+    result: dict[str, dict[str, list[str]]] = {}
     for group, fields in vocabularies.items():
-        result[group] = {name: list(map(canonical, values)) for name, values in fields.items()}
-        for name, words in result[group].items():
-            if None in words or len(set(words)) < len(words):
+        result[group] = {}
+        for name, values in fields.items():
+            forms = list(map(canonical, values))
+            words = [form for form in forms if form is not None]
+            if len(set(words)) < len(forms):
                 raise ValueError(f"vocabulary of {group} field '{name}': a value is empty or there twice")
+            result[group][name] = words
     return result
 
 
 class Appender:
     """A one-dimensional .npy column written piece by piece, when its length is not known beforehand."""
 
-    def __init__(self, path: Path, dtype: np.dtype):
+    def __init__(self, path: Path, dtype: DTypeLike):
         self._file, self._dtype, self.rows = open(path, "wb"), np.dtype(dtype), 0
         self._write_header()
 
@@ -106,7 +110,7 @@ class DatasetWriter:
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.__exit__(kind, value, trace)
 
-    def column(self, name: str, rows: int, dtype: np.dtype) -> np.ndarray:
+    def column(self, name: str, rows: int, dtype: DTypeLike) -> np.ndarray:
         """A writable memory-mapped column, e.g. name "interactions/user", for readers that work in chunks."""
         path = self.path / f"{name}.npy"
         column = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(rows,))
@@ -115,7 +119,7 @@ class DatasetWriter:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return column
 
-    def appender(self, name: str, dtype: np.dtype) -> Appender:
+    def appender(self, name: str, dtype: DTypeLike) -> Appender:
         """A column of unknown length, e.g. name "events/item"; close it before `finish`."""
         return Appender(self.path / f"{name}.npy", dtype)
 

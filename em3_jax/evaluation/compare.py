@@ -48,9 +48,10 @@ class Model(NamedTuple):
     def moved(self, slice_name: str, metric: str) -> np.ndarray:
         """[users] f64 influence of each user on the mean over the runs; empty where it is not known."""
         runs = [run.moved.get((slice_name, metric)) for run in self.by_user or []]
-        if not runs or any(run is None for run in runs):
+        known = [run for run in runs if run is not None]
+        if not known or len(known) < len(runs):
             return np.zeros(0)
-        return np.mean(runs, axis=0)
+        return np.mean(known, axis=0)
 
 
 def load(spec: str, split: str) -> Model:
@@ -76,8 +77,8 @@ def of_runs(name: str, folders: Sequence[Path], split: str) -> Model:
             raise UserError(
                 f"{name}: {one} and {other} have the same seed {first['config']['seed']}; name one run a seed"
             )
-    by_user = [run[1] for run in runs]
-    return Model(name, [run[0] for run in runs], None if None in by_user else by_user)
+    by_user = [users for _, users, _ in runs if users is not None]
+    return Model(name, [run[0] for run in runs], by_user if len(by_user) == len(runs) else None)
 
 
 def _read(path: Path) -> dict:

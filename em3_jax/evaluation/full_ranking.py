@@ -151,7 +151,7 @@ class Metrics(NamedTuple):
           keep: [m] bool, which users; None = all.
         """
         part = self if keep is None else self.of(keep)
-        result = {"n": len(part.rows)}
+        result: dict[str, float] = {"n": len(part.rows)}
         for name, values in part.values.items():
             result[name] = float(values.mean()) if len(part.rows) else float("nan")
         return result
@@ -187,7 +187,7 @@ def metrics(lists: np.ndarray, row: np.ndarray, item: np.ndarray) -> Metrics:
     discount = 1.0 / np.log2(place + 1)
     gain, ideal = (hit * discount).cumsum(axis=1), discount.cumsum()
     precision_sum = (hit * total / place).cumsum(axis=1)
-    values = {}
+    values: dict[str, np.ndarray] = {}
     for k in KS:
         reachable = np.minimum(positives, k)
         values |= {

@@ -58,22 +58,22 @@ def gauc_influence(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> n
     group (`auc_influence` within it, times n_g / n) and the group's weight, by (AUC_g - GAUC) / n. Rows
     of groups with one class alone have none.
     """
-    labels = np.asarray(labels, np.float64)
+    label = np.asarray(labels, np.float64)
     _, index = np.unique(np.asarray(groups), return_inverse=True)
-    share = metrics.placements(labels, scores, index)
+    share = metrics.placements(label, scores, index)
     used = ~np.isnan(share)
     if not used.any():
-        return np.full(labels.shape, np.nan)
-    index, share, labels = index[used], share[used], labels[used]
+        return np.full(label.shape, np.nan)
+    index, share, label = index[used], share[used], label[used]
     rows = np.bincount(index)
-    positives = np.bincount(index, labels)
-    of_positives = np.bincount(index, labels * share)
+    positives = np.bincount(index, label)
+    of_positives = np.bincount(index, label * share)
     auc = np.divide(of_positives, positives, out=np.zeros(len(rows)), where=positives > 0)
     gauc = np.average(auc, weights=rows)
-    of_class = np.where(labels == 1, positives[index], (rows - positives)[index])
+    of_class = np.where(label == 1, positives[index], (rows - positives)[index])
     within = (share - auc[index]) / of_class * rows[index]
     result = np.zeros(used.shape)
-    result[used] = (within + auc[index] - gauc) / len(labels)
+    result[used] = (within + auc[index] - gauc) / len(label)
     return result
 
 
@@ -94,8 +94,8 @@ def calibration_influence(labels: ArrayLike, probabilities: ArrayLike) -> np.nda
 
 def mean_influence(values: ArrayLike) -> np.ndarray:
     """[N] influence of each value on the mean of all."""
-    values = np.asarray(values, np.float64)
-    return (values - values.mean()) / len(values) if len(values) else values
+    array = np.asarray(values, np.float64)
+    return (array - array.mean()) / len(array) if len(array) else array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,8 @@ class ByUser:
     def save(self, path: Path) -> None:
         """Writes a .npz file."""
         arrays = {f"{part}/{metric}": values for (part, metric), values in self.moved.items()}
-        np.savez_compressed(path, user=self.users, **arrays)
+        # The stub takes any name for that of its own flag; here each has a slash in it.
+        np.savez_compressed(path, user=self.users, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, path: Path) -> "ByUser":

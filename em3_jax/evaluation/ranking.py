@@ -53,7 +53,8 @@ def slices(
         "new users": dataset.counts["user"][user] == 0,
     }
     for feature_set in features:
-        result[f"items without {feature_set.name}"] = ~feature_set.mask.any(axis=1)[item]
+        has_content = np.asarray(feature_set.mask.any(axis=1))
+        result[f"items without {feature_set.name}"] = ~has_content[item]
     return result
 
 

@@ -44,8 +44,8 @@ class FullRanking:
         self._blocks = {"user_block": user_block, "item_block": item_block}
         self._num_users = pairs.num_users
         rows = dataset.split_rows(split)
-        rows = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
-        user, item = (np.asarray(dataset.interactions[name][rows], np.int64) for name in ("user", "item"))
+        part = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+        user, item = (np.asarray(dataset.interactions[name][part], np.int64) for name in ("user", "item"))
         has_training = pairs.user_degree[user] > 0
         self.users_left_out = len(np.unique(user[~has_training]))
         self.users, self._row = np.unique(user[has_training], return_inverse=True)

@@ -26,10 +26,10 @@ from em3_jax.export import scorer
 from em3_jax.export.items import encode_items
 from em3_jax.export.model import write_model
 from em3_jax.serving import store
-from em3_jax.training import experiment, growth, rundir
+from em3_jax.training import growth
 from em3_jax.training.checkpoint import Checkpoints
-from em3_jax.training.experiment import Experiment
 from em3_jax.training.processes import Interrupts
+from em3_jax.training.run import Run
 
 DTYPES = ("float32", "float16")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -87,9 +87,9 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
       UserError: whatever the user can mend; the version served stays.
     """
     directory = Path(directory)
-    record = rundir.read(directory)
-    parts = experiment.of_run(record, settings.data_root)
-    if parts.task.lookup is None:
+    run = Run.open(directory, settings.data_root)
+    record, parts = run.record, run.experiment
+    if not parts.task.can_be_served:
         raise UserError(
             f"{directory}: cannot be served: its task, {record['config']['task']}, scores no "
             "clicks, or it reads the words of a query; "
@@ -97,9 +97,8 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
         )
     with store.writing(out) as folder:
         previous = _previous(out) if settings.update else None
-        _check_data(directory, record, parts, previous)
-        checkpoints = Checkpoints(directory, record["data_hash"])
-        state, carried = growth.restore(checkpoints, directory, parts, _step(checkpoints, settings.checkpoint))
+        _check_data(run, previous)
+        state, carried = growth.restore(run.checkpoints, directory, parts, _step(run.checkpoints, settings.checkpoint))
         model_hash = _hash(state.params, state.memory)
         reusable = previous if previous and _may_reuse(previous, model_hash, settings.dtype) else None
         plan = {
@@ -145,15 +144,16 @@ def _step(checkpoints: Checkpoints, which: str) -> int | None:
     return int(which)
 
 
-def _check_data(directory: Path, record: dict, parts: Experiment, previous: store.Version | None) -> None:
+def _check_data(run: Run, previous: store.Version | None) -> None:
     """Refuses data that are not the run's; those of an update may have grown, and their content may have changed."""
-    same = previous is not None
-    rundir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes, grown=same)
-    for features in parts.feature_sets if same else ():
+    run.check_data(grown=previous is not None)
+    if previous is None:
+        return
+    for features in run.experiment.feature_sets:
         facts, before = _facts(features), previous.manifest["features"].get(features.name)
-        if features.manifest["hash"] != record["features"].get(features.name) and facts != before:
+        if features.manifest["hash"] != run.record["features"].get(features.name) and facts != before:
             raise UserError(
-                f"{parts.dataset.root}: the features '{features.name}' were made otherwise than those of version "
+                f"{run.experiment.dataset.root}: the features '{features.name}' were made otherwise than those of version "
                 f"{previous.name}; make them with the same encoder, or train again"
             )
 
@@ -168,7 +168,7 @@ def _hash(*trees_: Any) -> str:
     for tree in trees_:
         for name, leaf in trees.named_leaves(tree).items():
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(leaf))
+            digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -245,7 +245,7 @@ def keep_exporting(directory: str | Path, out: str | Path, settings: Settings, e
 
 def _exportable(directory: str | Path, settings: Settings) -> tuple[str, int | None, list[int]]:
     """What a run offers at this moment: another value is a reason to export."""
-    data_hash = rundir.read(directory)["data_hash"]
+    data_hash = Run.open(directory).data_hash
     checkpoints = Checkpoints(directory)
     found = data_hash, _step(checkpoints, settings.checkpoint), checkpoints.steps("best")
     checkpoints.close()

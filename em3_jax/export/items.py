@@ -4,11 +4,11 @@ Letters: I items, n some of them, W width.
 """
 
 import contextlib
+import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from em3_jax.export.model import original_ids
 from em3_jax.features.placement import Features
 from em3_jax.serving import store
 from em3_jax.serving.id_index import IdIndex
+from em3_jax.tasks.wrapped import OnGivenTokens
 from em3_jax.training import embeddings, step
 from em3_jax.training.experiment import Experiment
 from em3_jax.training.processes import Interrupts
@@ -45,7 +46,8 @@ def _hashed(rows: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, rows)), np.uint8).reshape(len(rows), 16)
 
 
-class Encoded(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Encoded:
     """What was done: `count` items encoded, the others taken over; `widths` of what is looked up, by name."""
 
     count: int
@@ -88,8 +90,7 @@ def encode_items(
                 raise UserError(
                     f"{folder}: some vectors '{name}' are not finite in {dtype}; choose --dtype float32, or look at the run"
                 )
-    for array in (*vectors.values(), digest, has_content):
-        array.flush()
+    _flush((*vectors.values(), digest, has_content))
     return Encoded(count, widths)
 
 
@@ -100,7 +101,7 @@ def _lookup(parts: Experiment, state: State) -> Callable[[Batch], dict[str, jax.
     fused with something else, differs in the last bit. From tables they are taken by a program of their own, so that the other,
     which takes long to compile, is the same for items without content.
     """
-    task = parts.task._replace(inputs=tasks.given) if parts.constants else parts.task
+    task = OnGivenTokens(parts.task) if parts.constants else parts.task
     program = step.make_apply(task, task.lookup, parts.mesh)
 
     @jax.jit
@@ -159,9 +160,14 @@ def _encode(
 
 def _save(progress: Path, arrays: list[np.ndarray], count: int) -> None:
     """First the numbers, then the file that vouches for them."""
-    for array in arrays:
-        array.flush()
+    _flush(arrays)
     store.write_json(progress, count)
+
+
+def _flush(arrays: Iterable[np.ndarray]) -> None:
+    for array in arrays:
+        assert isinstance(array, np.memmap)  # as `store.array_file` makes them
+        array.flush()
 
 
 def _nothing_known(parts: Experiment, size: int) -> Batch:

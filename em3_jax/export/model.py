@@ -40,6 +40,7 @@ def write_model(
       carried: the dataset has grown since training: ids of which nothing has been learnt stand for `unknown`.
       platforms: for which to compile.
     """
+    assert parts.builder is not None  # what can be served has clicks
     dataset, builder = parts.dataset, parts.builder(parts.dataset)
     fields, table = dataset.fields, np.asarray(state.tables["embedding"])
     arrays = {"table": table, "user_rows": builder.user_rows, "item_rows": builder.item_rows}
@@ -68,7 +69,9 @@ def write_model(
         array = array if array.dtype in (np.float32, np.uint64) else array.astype(np.int32)
         np.save(folder / f"{name}.npy", array)
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(leaf) for name, leaf in trees.named_leaves(state.params).items()})
+    params = {name: np.asarray(leaf) for name, leaf in trees.named_leaves(state.params).items()}
+    # The stub takes any name for that of its own flag; here each has a slash in it.
+    np.savez(buffer, **params)  # type: ignore[arg-type]
     (folder / "params.npz").write_bytes(buffer.getvalue())
     length = builder.history_length
     of_table = jax.ShapeDtypeStruct(table.shape, table.dtype)

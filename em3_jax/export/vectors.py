@@ -10,8 +10,8 @@ from pathlib import Path
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.data.features import write_features
-from em3_jax.training import embeddings, experiment, rundir
-from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training import embeddings
+from em3_jax.training.run import Run
 
 
 def export_vectors(
@@ -25,20 +25,20 @@ def export_vectors(
       data_root: the dataset folder, if it is not where it was in training.
       overwrite: replace a feature set of that name.
     """
-    record = rundir.read(directory)
-    parts = experiment.of_run(record, data_root)
-    rundir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes)
+    run = Run.open(directory, data_root)
+    parts = run.experiment
+    run.check_data()
     if parts.embed is None and not parts.shapes.memory:
         raise UserError(
             f"{directory}: it has no content embeddings, as no run on IDs alone or on retrieval has; choose another --workdir"
         )
-    state, _ = Checkpoints(directory, record["data_hash"]).restore(parts.shapes)
+    state = run.state()
     vectors, has_content = embeddings.content_embeddings(parts, state)
     root = parts.dataset.root
     manifest = {
         "kind": "run",
-        "encoder": f"{Path(directory).name}, step {int(state.step):,}",
-        "commit": record["commit"],
+        "encoder": f"{run.folder.name}, step {int(state.step):,}",
+        "commit": run.record["commit"],
         "inputs": parts.feature_hashes,
     }
     write_features(

@@ -125,7 +125,7 @@ def weights_hash(folder: str | os.PathLike) -> str:
 
 # ---- From config.json to a module ------------------------------------------------------------------------------------
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_new": functools.partial(nn.gelu, approximate=True),
     "gelu_pytorch_tanh": functools.partial(nn.gelu, approximate=True),
@@ -213,7 +213,8 @@ def _build_swin(config: Config, where: str | os.PathLike, pooler: bool, dtype: A
 
 
 def _sides(value: int | list[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    rows, columns = (value, value) if isinstance(value, int) else value
+    return rows, columns
 
 
 def _text_example(module: bert.Bert, config: Config) -> jax.Array:
@@ -329,7 +330,7 @@ def _rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def _by_canonical_name(tensors: Iterable[Tensor], family: _Family, where: Path) -> dict[str, Tensor]:
-    by_name = {}
+    by_name: dict[str, Tensor] = {}
     for tensor in tensors:
         name = _rename(tensor.name, family.aliases)
         if name in by_name:

@@ -30,7 +30,7 @@ class Encoder(NamedTuple):
     """An encoder and what it is to encode. Letters: V distinct images or texts, B batch, n tokens of each, D width.
 
     Attributes:
-      params: of the encoder.
+      params: of the encoder; None where raw content is stored, see `unencoded`.
       encode: (params, *inputs) -> (tokens [B, n, D] f32, mask [B, n] bool); inputs are those of the source's batches.
       source: [b] which of the V -> the batches in which they are encoded.
       digests: [b] which of the V -> [b, 16] u8, the identity of their content, zeros where it cannot be read.
@@ -42,7 +42,7 @@ class Encoder(NamedTuple):
       declared: JSON values for the manifest: how the checkpoint itself asks to be used; {} = it does not.
     """
 
-    params: dict
+    params: dict | None
     encode: Callable[..., tuple[jax.Array, jax.Array]]
     source: Callable[[np.ndarray], ImageBatches | TextBatches]
     digests: Callable[[np.ndarray], np.ndarray]
@@ -133,7 +133,8 @@ def text_encoder(
             batch_tokens=batch_tokens, longest=longest, padding_id=padding_id, multiple=multiple,
         )  # fmt: skip
 
-    def summary(batches: TextBatches) -> str:
+    def summary(batches: ImageBatches | TextBatches) -> str:
+        assert isinstance(batches, TextBatches)  # of `source`
         lengths = ", ".join(map(str, batches.lengths))
         return (
             f"texts padded to {lengths} tokens in {len(batches):,} batches, {batches.padding():.0%} of it padding; "
@@ -233,10 +234,11 @@ def _raw_encoder(name: str, folder: Path, manifest: dict) -> RawEncoder:
 def _image_function(module: Any, preprocessing: dict, settings: Settings) -> Callable:
     """(params, pixels [B, H, W, 3] u8) -> (tokens [B, n, D] f32, mask [B, n] bool)."""
     scale, mean, std = arithmetic(preprocessing)
-    mean, std = np.array(mean, np.float32), np.array(std, np.float32)
+    center, spread = np.array(mean, np.float32), np.array(std, np.float32)
 
     def encode(params, pixels: jax.Array):
-        images = (pixels.astype(jnp.float32) * scale - mean) / std  # here, so that a quarter of the bytes travels
+        # Here, so that a quarter of the bytes travels.
+        images = (pixels.astype(jnp.float32) * scale - center) / spread
         return _pool(module.apply({"params": params}, images), settings, POOLINGS)
 
     return encode

@@ -28,13 +28,13 @@ from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.progress import Progress
 from em3_jax.core.values import canonical
-from em3_jax.data import content as content_
 from em3_jax.data.content import Content
 from em3_jax.data.features import FeatureWriter, feature_folder, reusable, write_features
 from em3_jax.data.format import Dataset, hash_files, open_dataset
 from em3_jax.data.pipeline import batches
 from em3_jax.data.readers.files import load_array, read_array, read_ids
 from em3_jax.features import encoding, sentences
+from em3_jax.features.extract_inputs import of_images, of_texts
 
 IN_FLIGHT = 2  # batches that the device has been given and not yet returned
 PRECISIONS = ("float32", "bfloat16")
@@ -111,17 +111,13 @@ def extract(
     folder, label = encoder_folder(encoder)
     use = sentences.use_of(folder, pooling=pooling, normalize=normalize, max_length=max_length, prompt=prompt)
     settings = encoding.Settings(use.pooling, use.normalize, precision, random_weights)
-    devices = len(jax.local_devices())
     if modality == "image":
-        content = content_.images(dataset, frames, images)
-        layout = {"batch_size": -(-batch_size // devices) * devices}
-        made = encoding.image_encoder(folder, content, settings, image_size=image_size, **layout)
-        inputs = {"frames": frames}
+        job = of_images(
+            dataset, folder, settings, frames=frames, images=images, image_size=image_size, batch_size=batch_size
+        )
     else:
-        content = content_.texts(dataset, fields, join)
-        layout = {"batch_tokens": batch_tokens, "multiple": devices}
-        made = encoding.text_encoder(use, content, settings, **layout)
-        inputs = {"fields": list(fields) or dataset.meta["text_columns"], "join": join}
+        job = of_texts(dataset, use, settings, fields=fields, join=join, batch_tokens=batch_tokens)
+    content, inputs, made, layout = job
     if raw:
         made, dtype = encoding.unencoded(made), RAW_DTYPES[modality]
     facts = json.loads(json.dumps({"kind": modality, "encoder": label, "dtype": dtype, "inputs": inputs, **made.facts}))
@@ -227,7 +223,8 @@ def _encode(
     if writer.done:
         print(f"going on after batch {writer.done:,} of {len(source):,}", flush=True)
     encode = _on_all_devices(made, writer.tokens.dtype) if made.params else functools.partial(made.encode, None)
-    is_wanted, pending = wanted.ravel(), collections.deque()
+    is_wanted = wanted.ravel()
+    pending: collections.deque[tuple[int, dict, tuple[jax.Array, jax.Array]]] = collections.deque()
     progress = Progress(int(finished.sum()), int(finished[: writer.done].sum()), unit="item")
 
     def write(k: int, batch: dict, output: tuple[jax.Array, jax.Array]) -> None:
@@ -328,7 +325,7 @@ def from_array(
     )
     tokens = tokens[:, None] if tokens.ndim == 2 else tokens
     present = _read_mask(Path(mask), tokens.shape[:2]) if mask else (tokens != 0).any(axis=-1)
-    if names is not None:
+    if ids is not None and names is not None:
         tokens, present = _in_order(dataset, Path(ids), names, tokens, present)
     facts = {"kind": "array", "encoder": f"ready made, {array.name}", "file_hash": hash_files([array])}
     write_features(dataset.root, modality, tokens, present, facts, dataset.meta["item_hash"], overwrite)
@@ -347,7 +344,7 @@ def _in_order(
     dataset: Dataset, path: Path, names: list[str], tokens: np.ndarray, mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(tokens [I, N, D], mask [I, N]) in the dataset's order of items; `names` are the ids of the rows given."""
-    place = {name: row for row, name in enumerate(names)}
+    place: dict[str | None, int] = {name: row for row, name in enumerate(names)}
     if len(place) < len(names):
         twice = next(name for row, name in enumerate(names) if place[name] != row)
         raise UserError(f"{path}: id '{twice}' occurs twice; keep one row for each")

@@ -101,7 +101,8 @@ def to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> Features:
     def place(array: np.ndarray) -> jax.Array:
         per_device = -(-len(array) // mesh.size)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # JAX asks for parts alone
             rows = np.asarray(array[index[0]])
             return (
                 rows

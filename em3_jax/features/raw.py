@@ -65,6 +65,7 @@ def raw(
     if final.exists() and not overwrite:
         raise UserError(f"{final}: there already; choose another --name, or replace it with --overwrite")
     if text is None:
+        assert image_size is not None  # one of the two is given
         tokens, mask, facts = _pictures(content_.images(dataset, frames, images), image_size)
     else:
         words = _tokenizer_json(Path(tokenizer_of) / "features" / name if tokenizer_of else final)

@@ -145,7 +145,8 @@ def use_of(folder: Path, *, pooling: str | None, normalize: bool, max_length: in
 def declared(folder: Path) -> Declared:
     """What modules.json and the files beside it say."""
     where = folder / MODULES
-    kinds, paths = [], {}
+    kinds: list[str] = []
+    paths: dict[str, Path] = {}  # of the first module of each kind
     for module in read_json_list(where):
         kind, path = (module.get(key) for key in ("type", "path")) if isinstance(module, dict) else (None, None)
         if not isinstance(kind, str) or not isinstance(path, str) or Path(path).is_absolute() or ".." in path:

@@ -126,6 +126,7 @@ def gather_slots(
     """
     slots = gather.rows(items, history)
     if events is not None:
+        assert event_position is not None  # the fields of events come with their rows
         for k in range(event_position.shape[-1]):
             slots = slots + gather.rows(events, event_position[..., k])
     return slots
@@ -177,8 +178,9 @@ class TargetAttention(nn.Module):
         if is_plain:
             weight = masked_softmax(score(target, slots), mask)
             return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight
-        width = events.shape[-1]
-        event = sum(gather.rows(events, event_position[..., k]) for k in range(event_position.shape[-1]))
+        assert events is not None and event_position is not None  # without events it is plain
+        width, fields = events.shape[-1], range(event_position.shape[-1])
+        event = jnp.asarray(sum(gather.rows(events, event_position[..., k]) for k in fields))
         event = nn.LayerNorm(use_bias=False, use_scale=False, name="event_norm")(event)  # [B, T, W]
         of_event = jnp.einsum("bw,btw->bt", nn.Dense(width, name="event_query")(target), event)
         weight = masked_softmax(score(target, slots) + of_event, mask)

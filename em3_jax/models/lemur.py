@@ -132,7 +132,8 @@ class Lemur(nn.Module):
             # Items against items at first, which even fresh representations rank well. From nothing, SQDC first gains where all
             # representations become alike, and stays there.
             query = mean + MLP((width,), width, name="recent_history")(mean, train=train)
-        content, scalars = [document, query, query * document], {}
+        content = [document, query, query * document]
+        scalars: dict[str, jax.Array] = {}
         if "short" in self.modules:
             last = slots[:, -self.short :]
             weight = masked_softmax(DotScore(name="content_attention")(document, last), mask[:, -self.short :])
@@ -146,7 +147,9 @@ class Lemur(nn.Module):
         if "similarity" in self.modules:
             length = gather.rows(_length(items.history), history)
             content.append(similarities(document, slots, mask, length))
-        events = (rows, batch["history_row"][:, -self.short :]) if self.fields.event else (None, None)
+        events: tuple[jax.Array | None, jax.Array | None] = (None, None)
+        if self.fields.event:
+            events = (rows, batch["history_row"][:, -self.short :])
         features = Features(
             embedded, candidate, history[:, -self.short :], valid[:, -self.short :], *events, others, tuple(content)
         )

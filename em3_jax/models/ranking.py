@@ -97,8 +97,11 @@ class RankingModel(nn.Module):
         """
         items = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F, W]
         others = other_embeddings(rows, batch, self.fields)
-        events = (rows, batch["history_row"]) if self.fields.event else (None, None)
-        content, out = (), {}
+        events: tuple[jax.Array | None, jax.Array | None] = (None, None)
+        if self.fields.event:
+            events = (rows, batch["history_row"])
+        content: tuple[jax.Array, ...] = ()
+        out: dict[str, jax.Array] = {}
 
         def fused(fusion: nn.Module, inputs: tuple) -> jax.Array:
             tokens, mask = inputs
@@ -114,7 +117,9 @@ class RankingModel(nn.Module):
         logit, scalars = self.backbone(features, train=train)
         return logit, {"item_fields": items} | out | scalars
 
-    def _content(self, embedding: jax.Array, tokens, tokens_mask, batch: Batch, rows: jax.Array):
+    def _content(
+        self, embedding: jax.Array, tokens, tokens_mask, batch: Batch, rows: jax.Array
+    ) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
         """(content features, each [B, D]; named intermediates)."""
         items = batch["item_id"].shape[0]
         if embedding.ndim != 2 or embedding.shape[0] != items:
@@ -145,4 +150,5 @@ class RankingModel(nn.Module):
         self, tokens: dict[str, jax.Array], tokens_mask: dict[str, jax.Array], dtype: jnp.dtype = jnp.float32
     ) -> jax.Array:
         """[S, D] content embeddings of items (eq. 6), as at prediction."""
+        assert self.fusion is not None  # a model of IDs alone is not asked for any
         return self.fusion(as_type(tokens, dtype), tokens_mask, train=False)

@@ -3,12 +3,16 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
+
+if TYPE_CHECKING:  # it takes a second to import, and only pictures need it
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 METRICS = "metrics.jsonl"  # as `logs.MetricWriter` writes it
 COLORS = ("#2563c9", "#d9541e", "#138a5e", "#a8329a", "#8a6a00", "#0e86a5", "#c2253f", "#6b5bd2")
@@ -81,12 +85,12 @@ def check_smooth(smooth: int) -> None:
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
     """Means of each value and those before it, `width` in all; undefined values are left out, and stay undefined alone."""
-    values = np.asarray(values, np.float64)
+    array = np.asarray(values, np.float64)
     if width == 1:
-        return values.tolist()
-    kernel, defined = np.ones(width), np.isfinite(values)
-    total = np.convolve(np.where(defined, values, 0), kernel)[: len(values)]
-    count = np.convolve(defined, kernel)[: len(values)]
+        return array.tolist()
+    kernel, defined = np.ones(width), np.isfinite(array)
+    total = np.convolve(np.where(defined, array, 0), kernel)[: len(array)]
+    count = np.convolve(defined, kernel)[: len(array)]
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).tolist()
 
 
@@ -125,7 +129,7 @@ def draw(panels: list[Panel], names: list[str], x_label: str, out: Path) -> None
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    handles = {}
+    handles: dict[int, Line2D] = {}
     for k, (axis, panel) in enumerate(zip(axes.flat, panels, strict=False)):
         for line in panel.lines:
             handles.setdefault(line.run, _draw_line(axis, line))
@@ -148,7 +152,7 @@ def draw(panels: list[Panel], names: list[str], x_label: str, out: Path) -> None
     plt.close(figure)
 
 
-def _draw_line(axis, line: Line):
+def _draw_line(axis: "Axes", line: Line) -> "Line2D":
     color, dash = COLORS[line.run % len(COLORS)], DASHES[line.run // len(COLORS) % len(DASHES)]
     width, dash = (1, DOTS) if line.beside else (1.6, dash)
     handle = axis.plot(line.x, line.y, linewidth=width, color=color, dashes=dash)[0]

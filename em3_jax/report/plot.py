@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from em3_jax import cli
 from em3_jax.config.sections import differences, nearest
@@ -20,8 +20,8 @@ from em3_jax.metrics import METRIC_SIGNS
 from em3_jax.report import page as plot_page
 from em3_jax.report import panels
 from em3_jax.report.panels import METRICS, Line, Panel
-from em3_jax.training import rundir
 from em3_jax.training.curve import CURVE
+from em3_jax.training.run import Run
 
 SPEED, WAIT, EVALUATION = "time/examples_per_second", "time/input_wait_share", "time/evaluation_seconds"
 FIRST = {
@@ -44,7 +44,7 @@ LARGEST = 3.5e38  # number that an f32 holds, or nearly
 AGAINST = {"steps": "step", "time": "minutes of training and validation"}
 
 
-class Run(NamedTuple):
+class Logged(NamedTuple):
     """What a run has logged.
 
     Attributes:
@@ -72,7 +72,7 @@ class Run(NamedTuple):
         return statistics.median(defined) if defined else math.nan
 
 
-def load(folder: Path, name: str) -> Run:
+def load(folder: Path, name: str) -> Logged:
     """The run of a workdir.
 
     Raises:
@@ -88,16 +88,17 @@ def load(folder: Path, name: str) -> Run:
     values = read(path)
     if not values:
         raise UserError(f"{path}: no step is logged yet; the first line comes after config.train.log_every steps")
-    record = rundir.read(folder) if (folder / "run.json").is_file() else {"config": {}, "data_hash": ""}
-    config = record["config"]
+    run = Run.open(folder) if (folder / "run.json").is_file() else Run(folder, {"config": {}, "data_hash": ""})
+    config = run.config
     metric = config.get("eval", {}).get("metric", "")
     if f"valid/{metric}" not in values:
         known = (key.removeprefix("valid/") for key in FIRST["validation"] if key in values)
         metric = next((name for name in known if name in METRIC_SIGNS), "")
     scores = {step: METRIC_SIGNS[metric] * value for step, value in values.get(f"valid/{metric}", {}).items()}
     scores = {step: score for step, score in scores.items() if math.isfinite(score)}
-    best = max(scores, key=scores.get) if scores else None  # of equal ones the first, as in training
-    return Run(name, folder, values, config, record["data_hash"], metric, best)
+    # Of equal ones the first, as in training.
+    best = max(scores, key=lambda step: scores[step]) if scores else None
+    return Logged(name, folder, values, config, run.data_hash, metric, best)
 
 
 def read(path: Path) -> dict[str, dict[int, float]]:
@@ -106,7 +107,8 @@ def read(path: Path) -> dict[str, dict[int, float]]:
     Where steps go back, a run was resumed: what was logged from that step on is done again, and the later lines count. A number
     that no f32 holds is as undefined as NaN.
     """
-    values, last = {}, -1
+    values: dict[str, dict[int, float]] = {}
+    last = -1
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
@@ -125,13 +127,14 @@ def read(path: Path) -> dict[str, dict[int, float]]:
     return {name: steps for name, steps in values.items() if steps}
 
 
-def minutes(run: Run) -> dict[str, dict[int, float]]:
+def minutes(run: Logged) -> dict[str, dict[int, float]]:
     """{"train": step -> minutes, "valid": ...}: training up to that step and validation, without starts and checkpoints."""
     batch_size = run.config.get("data", {}).get("batch_size")
     if not batch_size or SPEED not in run.values:
         missing = f"{SPEED} in {METRICS}" if batch_size else "run.json"
         raise UserError(f"--against time: {run.folder} has no {missing}; use --against steps")
-    passed, before, result = 0.0, 0, {"train": {}, "valid": {}}
+    passed, before = 0.0, 0
+    result: dict[str, dict[int, float]] = {"train": {}, "valid": {}}
     for step in sorted({step for steps in run.values.values() for step in steps}):
         if speed := run.values[SPEED].get(step, 0.0):
             passed, before = passed + (step - before) * batch_size / speed / 60, step
@@ -152,7 +155,7 @@ def group_of(name: str) -> str:
     return "losses" if own.endswith("loss") else "norms" if own.endswith("norm") else "model"
 
 
-def choose(runs: list[Run], wanted: tuple[str, ...]) -> list[str]:
+def choose(runs: list[Logged], wanted: tuple[str, ...]) -> list[str]:
     """The names to draw, in their order; `wanted` are groups, names as logged, or their last parts; () = all."""
     order = {name: (k, n) for k, names in enumerate(FIRST.values()) for n, name in enumerate(names)}
     groups = list(FIRST)
@@ -194,7 +197,7 @@ def title(name: str) -> str:
     return f"validation {text}" if kind == "valid" else text
 
 
-def make_panels(runs: list[Run], names: list[str], smooth: int = 1, against: str = "steps") -> list[Panel]:
+def make_panels(runs: list[Logged], names: list[str], smooth: int = 1, against: str = "steps") -> list[Panel]:
     """A panel a name.
 
     Args:
@@ -221,7 +224,7 @@ def make_panels(runs: list[Run], names: list[str], smooth: int = 1, against: str
     return result
 
 
-def _line(number: int, run: Run, clock: dict | None, name: str, smooth: int, beside: str) -> Line:
+def _line(number: int, run: Logged, clock: dict | None, name: str, smooth: int, beside: str) -> Line:
     """The line of one run's logged values, see `make_panels`."""
     logged, of_validation = run.values[name], name.startswith("valid/")
     y = panels.running_mean(list(logged.values()), 1 if of_validation else smooth)
@@ -232,7 +235,7 @@ def _line(number: int, run: Run, clock: dict | None, name: str, smooth: int, bes
     return Line(number, x, y, steps, best, beside)
 
 
-def summary(runs: list[Run]) -> list[dict[str, str]]:
+def summary(runs: list[Logged]) -> list[dict[str, str]]:
     """A row a run, column -> text."""
     rows = []
     for run in runs:
@@ -254,7 +257,7 @@ def summary(runs: list[Run]) -> list[dict[str, str]]:
     return rows
 
 
-def config_table(runs: list[Run]) -> list[list[str]]:
+def config_table(runs: list[Logged]) -> list[list[str]]:
     """[setting, its value in each run] of the settings that differ; runs without a run.json have none."""
     known = [run for run in runs if run.config]
     changed = {line.partition(": ")[0] for run in known[1:] for line in differences(known[0].config, run.config)}
@@ -262,7 +265,7 @@ def config_table(runs: list[Run]) -> list[list[str]]:
     for setting in sorted(changed):
         path, cells = setting.split(".")[1:], []
         for run in runs:
-            value = run.config
+            value: Any = run.config
             for key in path:
                 value = value.get(key) if isinstance(value, dict) else None
             cells.append("" if value is None else value if isinstance(value, str) else json.dumps(value))
@@ -270,7 +273,7 @@ def config_table(runs: list[Run]) -> list[list[str]]:
     return rows
 
 
-def notes(runs: list[Run], smooth: int) -> list[str]:
+def notes(runs: list[Logged], smooth: int) -> list[str]:
     """What a reader of the pictures has to know."""
     metrics = sorted({run.metric for run in runs if run.best_step is not None})
     lines = [f"A large dot marks the best step by validation {' and '.join(metrics)}."] if metrics else []

@@ -28,7 +28,9 @@ def _padded_numbers(written: dict[str, int]) -> dict[str, int]:
     found: dict[str, list[int]] = {}
     for text, id_ in written.items():
         if _PADDED.fullmatch(text):
-            found.setdefault(canonical(decimal.Decimal(text)), []).append(id_)
+            form = canonical(decimal.Decimal(text))
+            assert form is not None  # a number that is written out has a text
+            found.setdefault(form, []).append(id_)
     return {form: ids[0] for form, ids in found.items() if len(ids) == 1}
 
 
@@ -46,7 +48,7 @@ class Unknown:
         self._strict = strict
         self.counts: dict[str, int] = {}
 
-    def add(self, name: str, values: Sequence, known: np.ndarray) -> None:
+    def add(self, name: str, values: Sequence | np.ndarray, known: np.ndarray) -> None:
         """Counts those of the values [n] that are not `known` [n] bool.
 
         Raises:
@@ -73,7 +75,11 @@ class FieldValues:
     def __init__(self, what: str, values: Sequence, size: int):
         self._what, self._size = what, size
         written = {str(value): FIRST_KNOWN + k for k, value in enumerate(values)}
-        forms = {canonical(value): FIRST_KNOWN + k for k, value in reversed([*enumerate(values)])}
+        forms = {
+            form: FIRST_KNOWN + k
+            for k, value in reversed([*enumerate(values)])
+            if (form := canonical(value)) is not None
+        }
         self._ids = forms | written  # both: datasets prepared before values had one form say 5.0
         self._of_numbers = _padded_numbers(written)
 

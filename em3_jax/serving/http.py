@@ -21,7 +21,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, NamedTuple
 
@@ -135,24 +135,13 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
     @app.post("/score")
     async def score(request: Request) -> JSONResponse:
         asked = _parse(await _body(request, limits.body_bytes))
-        for name, most in (("candidates", limits.candidates), ("history", limits.history)):
-            if len(getattr(asked, name)) > most:
-                raise HTTPException(422, f"{name}: {len(getattr(asked, name)):,} ids, at most {most:,} in one request")
+        _check_number(asked, limits)
         model = service.model  # one version, whatever is published meanwhile
         scores = await on_pool(_score, model, asked)
         metrics.candidates.inc(len(asked.candidates))
         for field, count in scores.unknown.items():
             metrics.unknown.labels(field).inc(count)
-        return JSONResponse(
-            {
-                "version": model.name,
-                "scores": scores.probability.tolist(),
-                "known": scores.known.tolist(),
-                "user_known": scores.user_known,
-                "history_used": scores.history_used,
-                "unknown": scores.unknown,
-            }
-        )
+        return JSONResponse({"version": model.name, **_written(scores)})
 
     @app.get("/similar")
     async def similar(item: str, count: Annotated[int, Field(ge=1, le=1000)] = 10) -> dict[str, Any]:
@@ -180,6 +169,25 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def _check_number(asked: ScoreRequest, limits: Limits) -> None:
+    """Refuses more ids than a request may have."""
+    for name, most in (("candidates", limits.candidates), ("history", limits.history)):
+        number = len(getattr(asked, name))
+        if number > most:
+            raise HTTPException(422, f"{name}: {number:,} ids, at most {most:,} in one request")
+
+
+def _written(scores: Scores) -> dict[str, Any]:
+    """Scores as the answer of POST /score has them."""
+    return {
+        "scores": scores.probability.tolist(),
+        "known": scores.known.tolist(),
+        "user_known": scores.user_known,
+        "history_used": scores.history_used,
+        "unknown": scores.unknown,
+    }
 
 
 def _score(model: Model, asked: ScoreRequest) -> Scores:
@@ -222,7 +230,7 @@ def _parse(body: bytes) -> ScoreRequest:
         raise HTTPException(status, _first_problem(problems)) from None
 
 
-def _first_problem(problems: list[dict]) -> str:
+def _first_problem(problems: Sequence[Mapping[str, Any]]) -> str:
     """ "candidates.0: Input should be a valid integer"."""
     where = ".".join(str(part) for part in problems[0]["loc"] if part != "query")
     return f"{where[:LONGEST_ECHO]}: {problems[0]['msg']}" if where else problems[0]["msg"]

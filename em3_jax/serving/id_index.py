@@ -150,7 +150,7 @@ def encode(ids: Sequence | np.ndarray, is_text: bool, width: int) -> tuple[np.nd
     letters, room = _letters(_texts(ids)), 8 * width
     fixed = np.zeros((len(ids), room), np.uint8)
     fixed[:, : letters.shape[1]] = letters[:, :room]
-    return fixed.view(np.uint64), ~letters[:, room:].any(axis=1)
+    return fixed.view(np.uint64), ~np.any(letters[:, room:], axis=1)
 
 
 def _one_dimension(ids: Any) -> Sequence | np.ndarray:
@@ -165,11 +165,12 @@ def _integers(ids: Sequence | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """([n, 1] u64 words, [n] bool whether the id is an integer of 64 bits) of ids of any type."""
     if not isinstance(ids, np.ndarray) and set(map(type, ids)) == {int}:
         ids = np.asarray(ids)  # of objects where one has more than 64 bits
-    kind = ids.dtype.kind if isinstance(ids, np.ndarray) else "O"
-    if kind in "iu":
-        fits = ids <= np.iinfo(np.int64).max if ids.dtype == np.uint64 else np.ones(len(ids), bool)
+    if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu":
+        fits = np.ones(len(ids), bool)
+        if ids.dtype == np.uint64:
+            fits = np.less_equal(ids, np.iinfo(np.int64).max)
         return ids.astype(np.int64).view(np.uint64)[:, None], fits
-    if kind == "f" and not np.isnan(ids).any():
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "f" and not np.isnan(ids).any():
         fits = (ids == np.floor(ids)) & (np.abs(ids) < 2.0**63)
         return np.where(fits, ids, 0).astype(np.int64).view(np.uint64)[:, None], fits
     numbers = np.zeros((len(ids), 1), np.int64)

@@ -121,11 +121,11 @@ class Neighbours:
         rows = rows[rows != left_out]
         length = np.sqrt((query * query).sum())
         step = max(_BLOCK // len(query), 1)
-        score = [
+        scores = [
             (np.asarray(self._vectors[part], np.float64) * query).sum(axis=1) / (self._length[part] * length)
             for part in (rows[start : start + step] for start in range(0, len(rows), step))
         ]
-        score = np.concatenate([*score, np.zeros(0)]).astype(np.float32)
+        score = np.concatenate([*scores, np.zeros(0)]).astype(np.float32)
         best = np.argsort(-score, kind="stable")[:count]
         return rows[best], score[best]
 

@@ -52,7 +52,8 @@ class Service:
     ):
         self._store, self._verify = paths.local(store), verify
         self._sizes, self._strict = sizes, strict
-        self.problem, self._refused = "", None
+        self.problem = ""
+        self._refused: str | None = None
         self._model = self._first()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, args=(poll_seconds,), daemon=True)
@@ -95,9 +96,10 @@ class Service:
         """Looks for a new version now."""
         name = "?"
         try:
-            name = current_name(self._store)
-            if name in (None, self._model.name, self._refused):
+            current = current_name(self._store)
+            if current is None or current in (self._model.name, self._refused):
                 return
+            name = current
             self._model, self.problem = self._load(open_current(self._store, self._verify)), ""
         except Exception as error:  # whatever it is, the version before is served on
             self._refuse(name, error)

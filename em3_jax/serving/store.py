@@ -230,7 +230,8 @@ class Version:
 
 def open_current(store: str | Path, verify: bool = False) -> Version:
     """The version served now; see `Version`."""
-    store, problem, tried = paths.local(store), "", []
+    store, problem = paths.local(store), ""
+    tried: list[str] = []
     while len(tried) < _TRIES:
         name = current_name(store)
         if name is None:

@@ -152,7 +152,7 @@ def counts_of_moments(variance: jax.Array, step: jax.Array) -> jax.Array:
 
 def row_optimizer(name: str, learning_rate: float) -> RowOptimizer:
     """The row optimizer `name`."""
-    known = {"rowwise_adagrad": rowwise_adagrad, "lazy_adam": lazy_adam}
+    known: dict[str, Callable[[float], RowOptimizer]] = {"rowwise_adagrad": rowwise_adagrad, "lazy_adam": lazy_adam}
     if name not in known:
         raise UserError(f"config.tables.optimizer '{name}' is unknown; choose one of {', '.join(known)}")
     return known[name](learning_rate)

@@ -1,7 +1,12 @@
-"""What a training run optimizes: a task is a few pure functions, and the loop knows no more than that."""
+"""What a training run optimizes: a task is a few pure functions, and the loop knows no more of it.
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+Letters: B examples, S distinct items of a batch, I items of the dataset, R distinct table rows,
+N tokens of an item, E their width, W width of an embedding, D of a content embedding.
+"""
+
+import abc
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +16,29 @@ from em3_jax.features.tokens import standardise
 
 CONTENT = "content"  # of what a service looks up: an item's content embedding
 
+Params = dict[str, Any]
+"""Dense parameters: a part's name, such as "model", "encoder" or "cic" -> its tree of arrays."""
+
+Intermediates = Mapping[str, jax.Array]
+"""What a model computes on the way to the logits, by name: "content" [S, D], scalars [], ..."""
+
+Logged = dict[str, Any]
+"""Name -> scalar [] of a step, to be logged; "writes", if among them, are for the memory bank."""
+
+Loss = tuple[jax.Array, Logged]
+"""(loss [] f32, what to log)."""
+
+TokenTable = tuple[jax.Array, jax.Array]
+"""(tokens [I, N, E], mask [I, N] bool) of all items."""
+
 
 class Inputs(NamedTuple):
     """What a task sees of a batch.
 
     Attributes:
-      rows: [R, W] distinct rows of the embedding table; None for a task without IDs.
-      tokens, tokens_mask: {modality: [S, N, E]}, {modality: [S, N]} content of the distinct items; integers are raw.
+      rows: [R, W] f32 distinct rows of the embedding table; None for a task without IDs.
+      tokens: {modality: [S, N, E]} content of the distinct items; integers are raw content.
+      tokens_mask: {modality: [S, N] bool}, False = there is no such token.
       batch: the batch itself.
     """
 
@@ -27,53 +48,89 @@ class Inputs(NamedTuple):
     batch: Batch
 
 
-def gathered(rows: jax.Array | None, features: Mapping[str, tuple[jax.Array, jax.Array]], batch: Batch) -> Inputs:
-    """Inputs whose content tokens come with the batch, or are gathered once per distinct item from tables on the device.
+def gathered(rows: jax.Array | None, features: Mapping[str, TokenTable], batch: Batch) -> Inputs:
+    """Inputs whose tokens come with the batch, or are gathered from tables, once per distinct item.
 
     Args:
       rows: [R, W] distinct rows of the embedding table, or None.
-      features: {modality: (tokens [I, N, E], mask [I, N])}; empty where tokens come with the batch.
+      features: {modality: tokens and mask of all items}; empty where tokens come with the batch.
       batch: the batch.
     """
     if "tokens" in batch:
         masks = batch["tokens_mask"]
-        tokens = {name: standardise(tokens, masks[name]) for name, tokens in batch["tokens"].items()}
-    else:
-        tokens = {name: jnp.take(tokens, batch["item_id"], axis=0) for name, (tokens, _) in features.items()}
-        masks = {name: jnp.take(mask, batch["item_id"], axis=0) for name, (_, mask) in features.items()}
+        tokens = {name: standardise(found, masks[name]) for name, found in batch["tokens"].items()}
+        return Inputs(rows, tokens, masks, batch)
+    item = batch["item_id"]
+    tokens = {name: jnp.take(table, item, axis=0) for name, (table, _) in features.items()}
+    masks = {name: jnp.take(mask, item, axis=0) for name, (_, mask) in features.items()}
     return Inputs(rows, tokens, masks, batch)
 
 
-def given(rows: jax.Array | None, features: None, batch: Batch) -> Inputs:
-    """Inputs whose content tokens come with the batch and are standardised already."""
-    return Inputs(rows, batch.get("tokens", {}), batch.get("tokens_mask", {}), batch)
+class Task(abc.ABC):
+    """The contract between a task and the loop.
 
-
-class Task(NamedTuple):
-    """A task.
-
-    Attributes:
-      init: (key, inputs) -> params.
-      loss: (params, inputs, key, step) -> (loss [], named intermediates, each a scalar).
-      predict: (params, inputs) -> logits [B]; of pretraining, named sums over the batch; of retrieval, all embeddings.
-      embed: (params, inputs) -> [S, D] content embeddings of the inputs' items; None without content.
-      encoders: feature set -> folder of the encoder that has to read it first, see `tasks.raw.with_encoders`.
-      inputs: (table rows [R, W] or None, what lies on the device for the whole run, batch) -> inputs.
-      lookup: (params, inputs) -> {name: [S, W] f32} all that scores need of the inputs' items, so that a service can look it up
-        instead of running the model on their content; `CONTENT` is among it where there is content. None: not to be served.
-      score: (params, inputs) -> logits [B] as `predict` gives, where inputs.tokens is what was looked up.
+    A task is a frozen dataclass of modules and settings. Its methods are pure functions, which
+    the loop compiles; parameters, inputs and randomness are arguments. Every task has `init`,
+    `loss` and `predict`. The others are abilities: the properties say which of them a task has,
+    and to call one that it has not raises NotImplementedError.
     """
-
-    init: Callable
-    loss: Callable
-    predict: Callable
-    embed: Callable | None
-    encoders: dict[str, str]
-    inputs: Callable = gathered
-    lookup: Callable | None = None
-    score: Callable | None = None
 
     @property
     def uses_content(self) -> bool:
-        """Whether `inputs.tokens` is read at all."""
-        return self.embed is not None
+        """Whether the tokens of items are read at all."""
+        return False
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the task has `embed`: one content embedding for each item."""
+        return False
+
+    @property
+    def can_be_served(self) -> bool:
+        """Whether the task has `lookup` and `score`, which a service needs."""
+        return False
+
+    def inputs(self, rows: jax.Array | None, constants: Any, batch: Batch) -> Any:
+        """What the other methods take as `inputs`.
+
+        Args:
+          rows: [R, W] f32 the batch's distinct rows of the embedding table; None without IDs.
+          constants: what lies on the device for the whole run, such as tables of tokens.
+          batch: the batch, with what the memory bank holds of its items where there is one.
+        """
+        return gathered(rows, constants, batch)
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array, inputs: Any) -> Params:
+        """Fresh parameters, f32; `inputs` says the shapes."""
+
+    @abc.abstractmethod
+    def loss(self, params: Params, inputs: Any, key: jax.Array, step: jax.Array) -> Loss:
+        """(loss [] f32, what to log).
+
+        Args:
+          params: of `init`.
+          inputs: of `inputs`.
+          key: the run's root key; what is drawn is a function of it, a purpose's name and the step.
+          step: [] i32, number of steps done before this one.
+        """
+
+    @abc.abstractmethod
+    def predict(self, params: Params, inputs: Any) -> Any:
+        """Logits [B] f32; in pretraining, means over the batch; in retrieval, all embeddings."""
+
+    def embed(self, params: Params, inputs: Any) -> jax.Array:
+        """[S, D] content embeddings of the inputs' items."""
+        raise NotImplementedError(f"{type(self).__name__} embeds no items")
+
+    def lookup(self, params: Params, inputs: Any) -> dict[str, jax.Array]:
+        """{name: [S, W] f32} all that scores need of the inputs' items beside their ids.
+
+        A service looks it up instead of running the model on their content. `CONTENT` is among it
+        where the task has content embeddings.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be served")
+
+    def score(self, params: Params, inputs: Inputs) -> jax.Array:
+        """Logits [B] as `predict` gives them, where `inputs.tokens` is what was looked up."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be served")

@@ -1,39 +1,74 @@
-"""Raw content: the encoders are part of the model, before any other task."""
+"""Raw content: encoders are part of the model, before any other part of it.
 
+Letters: S distinct items, N tokens of an item, E their width.
+"""
+
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from em3_jax.features import encoding
+from em3_jax.features.encoding import RawEncoder
 from em3_jax.features.tokens import standardise
-from em3_jax.tasks import Inputs, Task
+from em3_jax.tasks import Inputs, Loss, Params
+from em3_jax.tasks.wrapped import WrappedTask
+
+RawEncoders = Mapping[str, RawEncoder]
+"""Feature set -> the encoder that reads it first."""
 
 
-def with_encoders(task: Task, encoders: Mapping[str, encoding.RawEncoder]) -> Task:
-    """`task` on raw content: in each step encoders make tokens of it, and their weights are among the parameters.
+def zero_params(encoders: RawEncoders) -> Params:
+    """{"encoders": {feature set: zeros in the shapes of its encoder's parameters}}.
+
+    Pretrained weights have no place in a compiled program: they are put in after `init`.
+    """
+    zeros = {name: jax.tree.map(jnp.zeros_like, one.params) for name, one in encoders.items()}
+    return {"encoders": zeros}
+
+
+def encoded(encoders: RawEncoders, params: Params, inputs: Inputs) -> Inputs:
+    """The inputs with tokens [S, N, E] f32, standardised, in the place of pixels and token ids.
 
     Args:
-      task: a task on content tokens.
-      encoders: feature set -> its encoder; other feature sets hold tokens already. `init` gives params["encoders"][name]
-        as zeros: pretrained weights have no place in a compiled program.
+      encoders: feature set -> its encoder; feature sets without one hold tokens already.
+      params: its "encoders" are {feature set: parameters}; not read where there are no encoders.
+      inputs: {feature set: [S, M, bytes] u8 or [S, L, 1] i32} among its tokens.
+    """
+    tokens, masks = dict(inputs.tokens), dict(inputs.tokens_mask)
+    for name, encoder in encoders.items():
+        found, masks[name] = encoder.encode(params["encoders"][name], tokens[name], masks[name])
+        tokens[name] = standardise(found, masks[name])
+    return inputs._replace(tokens=tokens, tokens_mask=masks)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WithEncoders(WrappedTask):
+    """`task`, which reads content tokens, on raw content: in each step encoders make tokens of it.
+
+    Attributes:
+      encoders: feature set -> its encoder, whose weights are among the parameters.
     """
 
-    def encoded(params, inputs: Inputs) -> Inputs:
-        tokens, masks = dict(inputs.tokens), dict(inputs.tokens_mask)
-        for name, encoder in encoders.items():
-            found, masks[name] = encoder.encode(params["encoders"][name], tokens[name], masks[name])
-            tokens[name] = standardise(found, masks[name])
-        return inputs._replace(tokens=tokens, tokens_mask=masks)
+    encoders: RawEncoders
 
-    def init(key: jax.Array, inputs: Inputs):
-        zeros = {"encoders": {name: jax.tree.map(jnp.zeros_like, encoder.params) for name, encoder in encoders.items()}}
-        return task.init(key, encoded(zeros, inputs)) | zeros
+    def init(self, key: jax.Array, inputs: Inputs) -> Params:
+        """Parameters of `task`, and those of the encoders as zeros, see `zero_params`."""
+        zeros = zero_params(self.encoders)
+        return self.task.init(key, self._encoded(zeros, inputs)) | zeros
 
-    return task._replace(
-        init=init,
-        loss=lambda params, inputs, key, step: task.loss(params, encoded(params, inputs), key, step),
-        predict=lambda params, inputs: task.predict(params, encoded(params, inputs)),
-        embed=lambda params, inputs: task.embed(params, encoded(params, inputs)),
-        lookup=lambda params, inputs: task.lookup(params, encoded(params, inputs)),
-    )
+    def loss(self, params: Params, inputs: Inputs, key: jax.Array, step: jax.Array) -> Loss:
+        return self.task.loss(params, self._encoded(params, inputs), key, step)
+
+    def predict(self, params: Params, inputs: Inputs) -> Any:
+        return self.task.predict(params, self._encoded(params, inputs))
+
+    def embed(self, params: Params, inputs: Inputs) -> jax.Array:
+        return self.task.embed(params, self._encoded(params, inputs))
+
+    def lookup(self, params: Params, inputs: Inputs) -> dict[str, jax.Array]:
+        return self.task.lookup(params, self._encoded(params, inputs))
+
+    def _encoded(self, params: Params, inputs: Inputs) -> Inputs:
+        return encoded(self.encoders, params, inputs)

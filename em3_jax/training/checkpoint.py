@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +26,8 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
 from em3_jax.tables import id_table
 from em3_jax.training import rundir
+
+StateT = TypeVar("StateT", State, dict[str, jax.Array])  # or its leaves by name
 
 KEEP_LATEST = 2
 _COUNT, _VARIANCE = "tables.slots.count", "tables.slots.variance"  # of lazy Adam
@@ -123,7 +125,7 @@ class Checkpoints:
                 self._set_aside(step, error)
         return None
 
-    def restore(self, template: State, step: int | None = None) -> tuple[State, dict[str, Any]]:
+    def restore(self, template: StateT, step: int | None = None) -> tuple[StateT, dict[str, Any]]:
         """The best checkpoint, the newest where none was chosen as best, or the one of `step` wherever it is kept."""
         return self._of_first(step, "choose another --step", lambda kind, found: self._restore(kind, found, template))
 
@@ -145,12 +147,13 @@ class Checkpoints:
 
         A run that still trains may have replaced it by a better one meanwhile: then that one is read.
         """
-        failed, cause = None, None
+        failed: tuple[tuple[str, int], Exception] | None = None  # (kind, step), and why
         while True:
             have = [(kind, one) for kind in ("best", "latest") for one in reversed(self.steps(kind))]
             found = next(((kind, one) for kind, one in have if step in (None, one)), None)
-            if failed is not None and found in (failed, None):
-                where = self._root / failed[0] / str(failed[1])
+            if failed is not None and found in (failed[0], None):
+                (kind, number), cause = failed
+                where = self._root / kind / str(number)
                 raise UserError(f"{where}: unreadable ({_reason(cause)}); {hint}") from cause
             if found is None:
                 which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
@@ -161,7 +164,7 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:
-                failed, cause = found, error
+                failed = found, error
                 for manager in self._managers.values():
                     manager.reload()
 
@@ -186,8 +189,8 @@ class Checkpoints:
         return notes
 
     def _restore(
-        self, kind: str, step: int, template: State, of_other_data: Callable[[str], State] | None = None
-    ) -> tuple[State, dict[str, Any]]:
+        self, kind: str, step: int, template: StateT, of_other_data: Callable[[str], StateT] | None = None
+    ) -> tuple[StateT, dict[str, Any]]:
         notes = self._notes(kind, step, other_data=of_other_data is not None)
         if notes.get("data_hash") != self.data_hash and of_other_data is not None:
             template = of_other_data(notes["data_hash"])
@@ -245,7 +248,7 @@ def _counted(state: dict[str, Any], sharding: jax.sharding.Sharding | None) -> d
     return state | {_COUNT: count(state[_VARIANCE], state["step"])}
 
 
-def _flat(state: State) -> dict[str, Any]:
+def _flat(state: State | dict[str, jax.Array]) -> dict[str, Any]:
     return {name.replace("/", "."): leaf for name, leaf in trees.named_leaves(state).items()}
 
 

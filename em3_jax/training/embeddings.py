@@ -21,6 +21,7 @@ def content_embeddings(parts: Experiment, state: State) -> tuple[np.ndarray, np.
     host_features = () if parts.constants else tuple(parts.feature_sets)
     source = CataloguePass(np.arange(items), parts.eval.batch_size, host_features)
     progress, vectors = Progress(len(source), unit="batch"), []
+    assert parts.embed is not None  # whoever calls this has asked whether there are any
     for k in range(len(source)):
         vectors.append(np.asarray(parts.embed(state, source[k])))
         progress.advance()
@@ -30,7 +31,8 @@ def content_embeddings(parts: Experiment, state: State) -> tuple[np.ndarray, np.
 
 def has_content(parts: Experiment) -> np.ndarray:
     """[I] bool: whether an item has a token of any feature set in use."""
-    return np.stack([features.mask.any(axis=1) for features in parts.feature_sets]).any(axis=0)
+    have = np.stack([features.mask.any(axis=1) for features in parts.feature_sets])
+    return np.asarray(have.any(axis=0))
 
 
 def id_embeddings(parts: Experiment, state: State) -> np.ndarray:

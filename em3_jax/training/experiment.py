@@ -1,5 +1,6 @@
 """A config made into parts: data, model, step functions, state. `train.py` and `eval.py` build the same from the same."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from em3_jax.config import ranges, sections
-from em3_jax.core import sharding, trees
+from em3_jax.core import sharding
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import Shards, State
 from em3_jax.data.format import Dataset, FeatureSet
@@ -21,10 +22,8 @@ from em3_jax.tasks.pretraining.setup import pretraining
 from em3_jax.tasks.ranking.setup import ranking
 from em3_jax.tasks.retrieval.setup import SECTIONS as RETRIEVAL_SECTIONS
 from em3_jax.tasks.retrieval.setup import retrieval
-from em3_jax.training import optim, processes, rundir, step
-from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training import optim, processes, step
 
-ADAPTERS = ("/lora_a", "/lora_b")
 ON_STREAMS = ("ranking", "lemur")
 TASKS = {"ranking": ranking, "lemur": lemur, "pretraining": pretraining, "retrieval": retrieval}
 
@@ -63,8 +62,8 @@ class Experiment(NamedTuple):
     evaluation: Callable | None
     init: Callable
     shapes: State
-    train_step: Callable
-    train_steps: Callable
+    train_step: functools.partial
+    train_steps: functools.partial
     predict: Callable
     embed: Callable | None
     task: Task
@@ -107,8 +106,7 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         known = sections.nearest(work.eval.metric, work.headline)
         raise UserError(f"config.eval.metric={work.eval.metric}: not a metric of this run; {known}")
     fresh = step.make_init(work.task, work.make_tables, work.make_memory)
-    root = jax.random.key(config["seed"])
-    place = functools.partial(sharding.place, mesh, work.shards)
+    root, place = jax.random.key(config["seed"]), functools.partial(sharding.place, mesh, work.shards)
     example = functools.cache(lambda: place(work.source[0]))
     params = jax.eval_shape(fresh, root, work.constants, example())[0]
     optimizer = sections.call(optim.dense_optimizer, config["optim"], "config.optim", params=params)
@@ -126,13 +124,14 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         state = jax.jit(make, out_shardings=shardings)(root, work.constants, example())
         loaded = {name: encoder.params for name, encoder in work.encoders.items()}
         loaded = {"encoders": loaded} if loaded else {}
-        return state.replace(params=state.params | jax.device_put(loaded, sharding.replicated(mesh)))
+        return dataclasses.replace(state, params=state.params | jax.device_put(loaded, sharding.replicated(mesh)))
+
+    def compiled(function: Callable) -> Callable:
+        program = step.make_apply(work.task, function, mesh, work.shards.total)
+        return lambda state, batch: program(state.params, state.tables, state.memory, work.constants, batch)
 
     def applied(function: Callable | None) -> Callable | None:
-        if function is None:
-            return None
-        compiled = step.make_apply(work.task, function, mesh, work.shards.total)
-        return lambda state, batch: compiled(state.params, state.tables, state.memory, work.constants, batch)
+        return None if function is None else compiled(function)
 
     train_step = functools.partial(
         step.make_train_step,
@@ -145,7 +144,7 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         shardings=shardings,
         shards=work.shards.total,
     )
-    predict = applied(work.task.predict)
+    predict = compiled(work.task.predict)
     return Experiment(
         dataset=work.dataset,
         feature_sets=work.feature_sets,
@@ -159,7 +158,7 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
         train_step=train_step(several=False),
         train_steps=train_step(several=True),
         predict=predict,
-        embed=applied(work.task.embed),
+        embed=applied(work.task.embed if work.task.embeds else None),
         task=work.task,
         validate=work.validate(predict),
         evaluate=work.evaluate and work.evaluate(predict),
@@ -174,11 +173,13 @@ def build(config: Mapping[str, Any], num_steps: Callable[[int, int], int]) -> Ex
 
 def step_cost(parts: Experiment) -> dict[str, float]:
     """{"gigaflops", "temporary_megabytes"} of the compiled training step, as XLA counts them."""
-    compiled = parts.train_step.func.lower(
-        *parts.train_step.args, parts.shapes, parts.constants, parts.place(parts.source[0])
-    ).compile()
-    flops, memory = compiled.cost_analysis()["flops"], compiled.memory_analysis()
-    return {"gigaflops": flops / 1e9, "temporary_megabytes": memory.temp_size_in_bytes / 1e6}
+    program = parts.train_step.func
+    assert isinstance(program, jax.stages.Wrapped)  # as `jax.jit` gives it
+    batch = parts.place(parts.source[0])
+    compiled = program.lower(*parts.train_step.args, parts.shapes, parts.constants, batch).compile()
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    assert cost is not None and memory is not None  # CPUs and GPUs count both
+    return {"gigaflops": cost["flops"] / 1e9, "temporary_megabytes": memory.temp_size_in_bytes / 1e6}
 
 
 def of_run(record: Mapping[str, Any], data_root: str | Path | None = None) -> Experiment:
@@ -203,40 +204,3 @@ def of_run(record: Mapping[str, Any], data_root: str | Path | None = None) -> Ex
             "where it is with --data"
         )
     return build(config, lambda rows, size: 1)
-
-
-def warm_start(state: State, workdir_: str | Path, data_hash: str) -> State:
-    """`state` with the parameters and tables of another run on the same data; adapters that it lacks stay fresh.
-
-    Args:
-      state: a fresh state.
-      workdir_: of the other run; its best checkpoint is read.
-      data_hash: of the dataset.
-
-    Raises:
-      UserError: there is no such run, its dataset is another, or its parameters are others than those here.
-    """
-    record = rundir.read(workdir_)
-    if record["data_hash"] != data_hash:
-        raise UserError(
-            f"config.train.init_from={workdir_}: that run was trained on another dataset; choose another run"
-        )
-    sharding_ = jax.tree.leaves(state.params)[0].sharding
-    checkpoints = Checkpoints(workdir_, data_hash)
-    saved = checkpoints.read(sharding_)
-    checkpoints.close()
-
-    def take(name: str, leaf: jax.Array) -> jax.Array:
-        found = saved.get(name)
-        if found is None and name.endswith(ADAPTERS):
-            return leaf
-        if found is None or found.shape != leaf.shape:
-            there = "absent" if found is None else list(found.shape)
-            raise UserError(
-                f"config.train.init_from={workdir_}: {name} is {there} there and {list(leaf.shape)} here; both runs need the "
-                "same model but for adapters"
-            )
-        return jax.device_put(found, leaf.sharding)
-
-    taken = trees.map_named(take, {"params": state.params, "tables": state.tables})
-    return state.replace(**taken)

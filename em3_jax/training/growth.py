@@ -146,7 +146,7 @@ def on_new_rows(
         return parts
     data, source = config["data"], parts.source
     new = trained_rows.new_rows(parts.dataset, data["label"], trained_rows.recall(directory, grown["from"]))
-    rows = at_most(parts.dataset, new.rows, data["most_rows_per_user"])
+    rows = np.asarray(at_most(parts.dataset, new.rows, data["most_rows_per_user"]))
     steps = steps_of_pass(len(rows), source.batch_size)
     source = GrownSource(
         builder=source.builder,
@@ -166,6 +166,7 @@ def on_new_rows(
             f"{len(rows):,} rows are new; {new.kept:,} that were there for training before are not trained again{gone}"
         )
         checkpoints.forget_best(after=step)
+    assert parts.buckets is not None  # only a task of clicks has tables that grow
     return parts._replace(source=dataclasses.replace(source, buckets=parts.buckets(samples)))
 
 
@@ -180,6 +181,7 @@ def restore(
     """
     if checkpoints.data_hash == parts.dataset.meta["data_hash"]:
         return checkpoints.restore(parts.shapes, step)[0], False
+    assert checkpoints.data_hash is not None  # that of the run's record
     was, now = recall(directory, checkpoints.data_hash), vocabulary(parts.dataset)
     row_map(was, now)
     old, _ = checkpoints.restore(_template(was, parts.shapes, parts), step)
@@ -193,7 +195,8 @@ def _template(was: pa.Table, state: State, parts: Experiment) -> State:
         length = sharding.padded(rows, parts.mesh)
         return lambda x: jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype, sharding=x.sharding)
 
-    return state.replace(
+    return dataclasses.replace(
+        state,
         tables=jax.tree.map(shorter(was.num_rows), state.tables),
         memory=jax.tree.map(shorter(_items(was)[1]), state.memory),
     )
@@ -205,7 +208,7 @@ def _carry_over(old: State, fresh: State, was: pa.Table, now: pa.Table) -> State
     of_items = place[first : first + items] - _items(now)[0]
     tables = jax.tree.map(lambda fresh, saved: carry(fresh, saved, place), fresh.tables, old.tables)
     bank = jax.tree.map(lambda fresh, saved: carry(fresh, saved, of_items), fresh.memory, old.memory)
-    return old.replace(tables=tables, memory=bank)
+    return dataclasses.replace(old, tables=tables, memory=bank)
 
 
 def carry(fresh: jax.Array, saved: jax.Array, place: np.ndarray) -> jax.Array:

@@ -19,8 +19,9 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.core.types import State
 from em3_jax.models import lora
-from em3_jax.training import optim, rundir
+from em3_jax.training import optim
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.run import Run
 
 
 def merge(directory: str | Path, out: str | Path) -> dict[str, Any]:
@@ -37,23 +38,24 @@ def merge(directory: str | Path, out: str | Path) -> dict[str, Any]:
     """
     out = publish.resolved(out)
     with Lock(out, beside=not publish.is_mount(out), hint="wait for it, or choose another --out"):
-        return _merge(rundir.read(directory), directory, out)
+        return _merge(Run.open(directory), out)
 
 
-def _merge(record: dict[str, Any], directory: str | Path, out: Path) -> dict[str, Any]:
+def _merge(run: Run, out: Path) -> dict[str, Any]:
     if (out / "run.json").exists():
         raise UserError(f"{out}: exists already as a run; choose another --out")
     if out.exists() and not (out.is_dir() and publish.is_empty(out)):
         raise UserError(f"{out}: exists already and is not an empty folder; choose another --out")
-    saved, notes = _read(directory, record["data_hash"])
+    saved, notes = _read(run)
     adapters = sum(name.endswith("/lora_a") for name in saved if name.startswith("params/"))
     if not adapters:
         raise UserError(
-            f"{directory}: has no adapters (lora.rank 0), so there is nothing to merge; choose another --workdir"
+            f"{run.folder}: has no adapters (lora.rank 0), so there is nothing to merge; choose another --workdir"
         )
-    state, settings = _without_adapters(saved, record["config"])
+    state, settings = _without_adapters(saved, run.config)
     step = int(state.step)
-    record |= {"config": settings, "merged_from": {"workdir": str(Path(directory).absolute()), "step": step}}
+    merged_from = {"workdir": str(run.folder.absolute()), "step": step}
+    record = run.record | {"config": settings, "merged_from": merged_from}
     temporary = publish.building_place(out)
     try:
         for left in publish.leftovers(out):
@@ -61,7 +63,7 @@ def _merge(record: dict[str, Any], directory: str | Path, out: Path) -> dict[str
         temporary.mkdir(parents=True)
         _write(temporary, state, notes, record)
         for name in ("vocabulary", "rows"):  # what it takes to grow
-            if (kept := Path(directory) / name).is_dir():
+            if (kept := run.folder / name).is_dir():
                 shutil.copytree(kept, temporary / name)
         publish.replace(temporary, out, last="run.json")
     except OSError as error:
@@ -71,14 +73,13 @@ def _merge(record: dict[str, Any], directory: str | Path, out: Path) -> dict[str
     return {"step": step, "adapters": adapters}
 
 
-def _read(directory: str | Path, data_hash: str) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+def _read(run: Run) -> tuple[dict[str, jax.Array], dict[str, Any]]:
     """(leaf name -> array, notes) of the best checkpoint, or the newest if none was best."""
-    checkpoints = Checkpoints(directory, data_hash)
     try:
-        saved = checkpoints.read(jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-        return checkpoints.restore(saved, int(saved["step"]))
+        saved = run.checkpoints.read(jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+        return run.checkpoints.restore(saved, int(saved["step"]))
     finally:
-        checkpoints.close()
+        run.checkpoints.close()
 
 
 def _without_adapters(saved: dict[str, jax.Array], settings: dict[str, Any]) -> tuple[State, dict[str, Any]]:

@@ -31,6 +31,7 @@ from em3_jax.tasks.ranking.setup import Settings, settings
 from em3_jax.training import experiment, growth, logs, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.curve import CURVE, read_curve
+from em3_jax.training.warm_start import warm_start
 
 ONE_WAY = {
     "data.order": ("chronological", "its rows are trained in the order of time"),
@@ -145,6 +146,7 @@ class _Stream:
 
     def _buckets(self, size: int) -> Buckets:
         """Bucket sizes for batches of that size, measured at eight places of the log."""
+        assert self.parts.buckets is not None  # a stream has clicks
         rows = len(self.parts.dataset.interactions["time"])
         starts = np.linspace(0, max(rows - size, 0), 8).astype(np.int64)
         return self.parts.buckets([np.minimum(start + np.arange(size), rows - 1) for start in starts])
@@ -155,13 +157,14 @@ class _Stream:
         growing = growth.begin(directory, self.config, parts, permitted=True)
         self.checkpoints = Checkpoints(directory, data_hash)
         state, position = parts.init(), Position()
-        notes = {"best_step": 0, "best_value": None, "stale": 0} | {"position": position._asdict()}
+        notes: dict[str, Any] = {"best_step": 0, "best_value": None, "stale": 0}
+        notes |= {"position": position._asdict()}
         if restored := growth.restore_latest(self.checkpoints, directory, parts, state, notes, keep_notes=True):
             state, notes = restored
             position = Position(**notes["position"])
             _check_same_past(parts.dataset, position)
         elif init_from := self.config["train"]["init_from"]:
-            state = experiment.warm_start(state, init_from, data_hash)
+            state = warm_start(state, init_from, data_hash)
         if growing:
             rundir.claim(directory, self.config, data_hash, parts.feature_hashes, grown=True)
         curve = _Curve(directory / CURVE, position.window)
@@ -179,7 +182,8 @@ class _Stream:
         self.progress, stopped_by = Progress(total, position.row, unit="row"), "end"
         for number in range(position.window, len(self.windows)):
             window = self.windows[number]
-            record = {"window": number, "first": window.first, "end": window.end} | self._times(window)
+            record: dict[str, Any] = {"window": number, "first": window.first, "end": window.end}
+            record |= self._times(window)
             record |= self._score(state, window)
             state, means, stopped_by = self._train(state, window, interrupts)
             if stopped_by != "end":
@@ -210,6 +214,7 @@ class _Stream:
     def _builder(self, row: int) -> BatchBuilder:
         """Of batches that know what the run's training on the rows before number `row` shows."""
         length = self.settings.data.history_length
+        assert self.parts.builder is not None  # a stream has clicks
         return self.parts.builder(stream.as_of(self.parts.dataset, row, self.label, length))
 
     def _score(self, state: State, window: stream.Window) -> dict[str, dict[str, float]]:

@@ -75,7 +75,8 @@ def _where_it_moves(transform: optax.GradientTransformation) -> optax.GradientTr
 
 def frozen(params, multipliers: tuple[tuple[str, float], ...]) -> dict[str, bool]:
     """Parameter name -> whether its factor is 0."""
-    return {name: factor == 0 for name, factor in trees.named_leaves(_factors(params, multipliers)).items()}
+    factors = trees.named_leaves(_factors(params, multipliers))
+    return {name: bool(factor == 0) for name, factor in factors.items()}
 
 
 def _factors(params, multipliers: tuple[tuple[str, float], ...]):

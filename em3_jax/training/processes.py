@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -155,7 +155,9 @@ def _among_others(own: Settings, run: Callable[[], int]) -> int:
 
 def _connect(own: Settings) -> None:
     """Meets the other processes; before the first use of a device."""
-    where = () if own.coordinator == AUTO else (own.coordinator, own.processes, own.process_id)
+    where: tuple[str | None, int | None, int | None] = (None, None, None)  # JAX finds out itself
+    if own.coordinator != AUTO:
+        where = (own.coordinator, own.processes, own.process_id)
     try:
         jax.distributed.initialize(
             *where, initialization_timeout=own.connect_seconds, heartbeat_timeout_seconds=own.heartbeat_seconds
@@ -249,7 +251,7 @@ def _everyones(text: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(texts, lengths, strict=True)]
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """Ends the process at once: the usual way out would wait for the others."""
     sys.stdout.flush()
     sys.stderr.flush()

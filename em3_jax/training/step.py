@@ -70,7 +70,7 @@ def make_train_step(
     shardings: State,
     shards: int = 1,
     several: bool = False,
-) -> Callable:
+) -> functools.partial:
     """(state, constants, batch) -> (state, named scalars), jitted; the state is donated.
 
     Look up the distinct rows, differentiate the loss with respect to (params, rows), update both: no gradient as long as a

@@ -147,6 +147,20 @@ def outside() -> dict[str, list]:
     }
 
 
+def test_a_table_of_events_beside_a_log_in_any_order(tmp_path):
+    """The log's own events have no part in it, neither has their number."""
+    log, events = columns(), write(tmp_path / "events.csv", {n: v[:20] for n, v in outside().items()})
+    backwards = {name: values[::-1] for name, values in log.items()}
+    made = [
+        table(tmp_path / name, interactions=write(tmp_path / f"{name}.csv", one), events_table=events,
+              event_fields=("stars",), split="column:part")
+        for name, one in (("sorted", log), ("backwards", backwards))
+    ]  # fmt: skip
+    of_rows = [sorted(zip(one.interactions["time"], map(tuple, shown(one)), strict=True)) for one in made]
+    assert of_rows[0] == of_rows[1] and any(history for _, history in of_rows[0])
+    assert made[0].meta["counts"]["events"] == made[1].meta["counts"]["events"] == 20
+
+
 @pytest.mark.parametrize("events", [None, "clicks"])
 @pytest.mark.parametrize("split", ["0.6,0.2,0.2", "column:part"])
 def test_a_table_of_events_is_history_and_never_a_row(tmp_path, events, split):

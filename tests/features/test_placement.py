@@ -6,7 +6,6 @@ import pytest
 from em3_jax.core import sharding
 from em3_jax.data.format import FeatureSet
 from em3_jax.features import placement
-from em3_jax.tasks import work
 from em3_jax.training import experiment
 from tests.conftest import user_error
 from tests.test_train import small_config
@@ -72,7 +71,7 @@ def test_tables_are_standardised_in_blocks_that_do_not_show(monkeypatch):
 
 def test_raw_tables_are_not_copied(monkeypatch):
     """Raw pixels and words are mapped files, perhaps larger than memory allows twice."""
-    monkeypatch.setattr(placement.tasks, "standardise", None)  # not called
+    monkeypatch.setattr(placement, "standardise", None)  # not called
     pixels = np.arange(60, dtype=np.uint8).reshape(5, 1, 12)
     raw = FeatureSet("raw_image", pixels, np.ones((5, 1), bool), {})
     np.testing.assert_array_equal(placement.to_device([raw], sharding.make_mesh(1, 1))["raw_image"][0], pixels)
@@ -85,7 +84,7 @@ def test_tokens_too_narrow_to_be_standardised_are_refused(tiny, monkeypatch, wid
     tokens = random.standard_normal((items, 1, width)).astype(np.float32)
     price = FeatureSet("price", tokens, np.ones((items, 1), bool), {"hash": ""})
     monkeypatch.setattr(placement, "load_features", lambda dataset, names: [price])
-    load = lambda: work.load_content(tiny.dataset, ("price",), "device", sharding.make_mesh(1, 1))  # noqa: E731
+    load = lambda: placement.load_content(tiny.dataset, ("price",), "device", sharding.make_mesh(1, 1))  # noqa: E731
     if left is None:
         table = np.asarray(load().tables["price"][0])
         assert len(np.unique(table.round(3), axis=0)) > items // 2

@@ -21,7 +21,7 @@ from em3_jax.data.images import load_processor
 from em3_jax.data.texts import load_tokenizer
 from em3_jax.features import encoding, extract
 from em3_jax.tasks.ranking.task import ranking
-from em3_jax.tasks.raw import with_encoders
+from em3_jax.tasks.raw import WithEncoders
 from em3_jax.training import checkpoint, experiment
 from tests import raw_items
 from tests.conftest import user_error
@@ -287,7 +287,7 @@ def test_gradients_of_the_encoders_are_those_of_the_loss(world, fresh, raw_parts
     dataset = open_dataset(world.raw)
     sets, settings = raw_parts.feature_sets, make_config(world.raw, world.folders)["model"]
     encoders = encoding.raw_encoders(world.folders, sets)
-    task = with_encoders(ranking(dataset.fields, **settings), encoders)
+    task = WithEncoders(ranking(dataset.fields, **settings), encoders)
     builder = BatchBuilder(dataset, history_length=T, unknown_alpha=0.0, unknown_floor={}, host_features=tuple(sets))
     batch = builder(np.arange(B), buckets=Buckets(64, 64), key=rng.numpy_key(0, "unknown", 0))
     assert {raw_items.NO_IMAGE, raw_items.EMPTY_TITLE} <= set(batch["item_id"])

@@ -14,7 +14,8 @@ from em3_jax.core import sharding
 from em3_jax.core.fields import Field, Fields
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.models.ranking import field_embeddings
-from em3_jax.tasks.ranking.task import candidate_counts, ranking
+from em3_jax.tasks.cic import candidate_counts
+from em3_jax.tasks.ranking.task import ranking
 from tests.conftest import user_error
 
 B, T, W = 24, 5, 8

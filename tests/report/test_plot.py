@@ -272,7 +272,7 @@ def folder_of(tmp_path, kind) -> Path:
     [
         ("absent", r"absent: no such folder"),
         ("empty", r"metrics\.jsonl: file missing; is .*empty the --workdir of a train\.py run\?"),
-        ("stream", r"a stream; draw it with `python -m em3_jax\.curves .*stream --out curves\.png`"),
+        ("stream", r"a stream; draw it with `em3 curves .*stream --out curves\.png`"),
         ("begun", r"no step is logged yet"),
         ("undefined", r"all that is logged is NaN"),
     ],

@@ -166,7 +166,7 @@ def test_a_terminated_command_goes_on_where_it_was(planted, pages, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(planted, tmp_path, arguments, message, monkeypatch, capsys):
-    from reproduce import __main__ as command
+    from reproduce import command
 
     whole = ["reproduce", "--data", str(planted.root), "--out", str(tmp_path / "out"), *arguments]
     monkeypatch.setattr(sys, "argv", whole)

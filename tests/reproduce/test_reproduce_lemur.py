@@ -6,8 +6,7 @@ import pytest
 
 from em3_jax.core.errors import UserError
 from em3_jax.training import experiment
-from reproduce import __main__ as command
-from reproduce import lemur, report, runs
+from reproduce import command, lemur, report, runs
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(40)]

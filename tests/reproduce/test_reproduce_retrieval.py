@@ -88,7 +88,7 @@ def test_the_page_has_what_was_published_and_what_was_left_out(made):
 
 
 def test_without_a_grid_every_model_has_one_point_of_its_config(made, monkeypatch):
-    from reproduce import __main__ as command
+    from reproduce import command
 
     given = {}
     monkeypatch.setattr(command.retrieval, "reproduce", lambda *args, **settings: given.update(settings) or "the page")

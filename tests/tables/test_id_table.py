@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from em3_jax.tables import id_table
-from em3_jax.training import optim
 
 V, W, R = 37, 5, 12
 RATE = 0.1
@@ -19,14 +18,14 @@ SURPLUS = np.array([V, V + 1, V + 2], np.int32)  # the padded end of row_id
 
 @functools.cache
 def make_update(name: str, l2: float = 0.0):
-    optimizer = optim.row_optimizer(name, RATE)
+    optimizer = id_table.row_optimizer(name, RATE)
     return jax.jit(lambda table, *arguments: id_table.update(table, *arguments, optimizer, l2))
 
 
 def make_table(name: str) -> id_table.Tables:
     """A table that has been trained for a while: no slot is zero any more."""
     random = np.random.default_rng(0)
-    table = id_table.init(jax.random.key(0), V, W, 0.5, optim.row_optimizer(name, RATE))
+    table = id_table.init(jax.random.key(0), V, W, 0.5, id_table.row_optimizer(name, RATE))
     slots = {n: random.random(slot.shape).astype(np.float32) for n, slot in table["slots"].items()}
     for slot in slots.values():
         slot[0] = 0.0
@@ -80,7 +79,7 @@ def test_rowwise_adagrad_equals_the_dense_rule(every_row):
 
 def test_lazy_adam_is_adam_where_every_step_touches_every_row():
     steps = make_steps(every_row=True)
-    table = id_table.init(jax.random.key(0), V, W, 0.5, optim.row_optimizer("lazy_adam", RATE))
+    table = id_table.init(jax.random.key(0), V, W, 0.5, id_table.row_optimizer("lazy_adam", RATE))
     adam = optax.adam(RATE)
     params = np.array(table["embedding"])
     state = adam.init(params)
@@ -118,7 +117,7 @@ def test_lazy_adam_is_adam_masked_to_the_touched_rows():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_row_moves_alike_whenever_a_run_comes_to_it(name):
     """Rare rows are first touched late, and by few steps: each as if the run were theirs alone."""
-    table = id_table.init(jax.random.key(0), V, W, 0.5, optim.row_optimizer(name, RATE))
+    table = id_table.init(jax.random.key(0), V, W, 0.5, id_table.row_optimizer(name, RATE))
     before = np.asarray(table["embedding"])
     row_id = np.array([0, 5, V], np.int32)
     gradients = np.random.default_rng(2).standard_normal((3, 3, W)).astype(np.float32)
@@ -179,7 +178,7 @@ def test_untouched_rows_and_slots_keep_their_bits(name, l2):
 def test_the_padding_row_and_its_slots_stay_zero(name, l2):
     after = run(name, make_steps(), l2)  # each step has a gradient for row 0
     assert not any(np.any(leaf[0]) for leaf in jax.tree.leaves(after))
-    assert not np.any(id_table.init(jax.random.key(3), V, W, 0.5, optim.row_optimizer(name, RATE))["embedding"][0])
+    assert not np.any(id_table.init(jax.random.key(3), V, W, 0.5, id_table.row_optimizer(name, RATE))["embedding"][0])
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -208,7 +207,7 @@ def test_fresh_rows_are_normal_with_the_given_scale():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_donated_update_needs_no_memory_that_grows_with_the_table(name):
-    optimizer = optim.row_optimizer(name, RATE)
+    optimizer = id_table.row_optimizer(name, RATE)
 
     def step(table, row_id, gradient, number):
         rows = id_table.lookup(table, row_id)

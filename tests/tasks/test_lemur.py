@@ -1,6 +1,7 @@
 """LEMUR: the bank against encoding everything, sampling, what costs what, and runs that are killed."""
 
 import functools
+import types
 
 import flax.linen as nn
 import jax
@@ -66,7 +67,8 @@ class Prepared:
     def __init__(self, tiny, batches, **changes):
         self.make, self.constants = batches
         task = lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(**changes))
-        self.task = task._replace(**{name: jax.jit(getattr(task, name)) for name in ("init", "loss", "predict")})
+        compiled = {name: jax.jit(getattr(task, name)) for name in ("init", "loss", "predict")}
+        self.task = types.SimpleNamespace(inputs=task.inputs, **compiled)
         self.items = tiny.dataset.num_items
         batch = self.make("candidates")
         self.rows = 0.1 * jax.random.normal(jax.random.key(2), (len(batch["row_id"]), 8)).at[0].set(0)

@@ -10,6 +10,7 @@ from em3_jax.core import trees
 from em3_jax.data.pipeline import batches
 from em3_jax.models.lora import merge
 from em3_jax.training import experiment
+from em3_jax.training.warm_start import warm_start
 from tests.conftest import user_error
 from tests.test_train import small_config
 
@@ -33,7 +34,7 @@ def start(config):
     parts = experiment.build(config.to_dict(), lambda rows, size: 20)
     state = parts.init()
     if config.train.init_from:
-        state = experiment.warm_start(state, config.train.init_from, parts.dataset.meta["data_hash"])
+        state = warm_start(state, config.train.init_from, parts.dataset.meta["data_hash"])
     return parts, state
 
 
@@ -83,7 +84,7 @@ def test_runs_that_cannot_be_started_from(planted, first, tmp_path):
     config = phase_two(planted, first)
     config.model.backbone_settings.hidden = (8,)
     assert "same model but for adapters" in user_error(lambda: start(config))
-    assert "another dataset" in user_error(lambda: experiment.warm_start(start(small_config(planted))[1], first, "x"))
+    assert "another dataset" in user_error(lambda: warm_start(start(small_config(planted))[1], first, "x"))
 
 
 def test_the_shipped_config():

@@ -15,6 +15,7 @@ from em3_jax import train
 from em3_jax.core import publish
 from em3_jax.training import experiment, merge, rundir
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.warm_start import warm_start
 from tests.conftest import ROOT, user_error
 from tests.test_train import small_config
 from tests.training.test_lora_phases import first, phase_two  # noqa: F401
@@ -88,7 +89,7 @@ def test_others_start_from_it_and_training_in_it_would_go_on(planted, merged):
     config = small_config(planted, data__history_length=16)
     config.train.init_from = str(merged)
     parts = experiment.build(config.to_dict(), lambda rows, size: 1)
-    state = experiment.warm_start(parts.init(), merged, parts.dataset.meta["data_hash"])
+    state = warm_start(parts.init(), merged, parts.dataset.meta["data_hash"])
     saved = leaves(merged)
     kernel = state.params["model"]["fusion"]["join"]["kernel"]
     np.testing.assert_array_equal(kernel, saved["params/model/fusion/join/kernel"])

@@ -8,6 +8,7 @@ import pytest
 
 from em3_jax.core import trees
 from em3_jax.core.errors import UserError
+from em3_jax.tables import id_table
 from em3_jax.training import optim
 
 PLAIN = {
@@ -194,4 +195,4 @@ def test_multipliers_scale_the_whole_schedule():
 
 def test_an_unknown_row_optimizer_is_an_error_that_lists_the_known():
     with pytest.raises(UserError, match=r"'adamw'.*rowwise_adagrad, lazy_adam"):
-        optim.row_optimizer("adamw", 0.1)
+        id_table.row_optimizer("adamw", 0.1)

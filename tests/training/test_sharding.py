@@ -97,7 +97,8 @@ def test_steps_of_retrieval_on_any_mesh_equal_those_on_one_device(tmp_path):
 
 
 TRAIN = """
-import json, sys, train, eval as evaluation
+import json, sys
+from em3_jax import evaluate as evaluation, train
 train.train(json.loads(sys.argv[1]), sys.argv[2])
 print(json.dumps(evaluation.evaluate(sys.argv[2], "valid")["slices"]["all"]))
 """

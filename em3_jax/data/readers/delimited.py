@@ -71,7 +71,9 @@ class TextFile:
     """
 
     def __init__(self, path: Path, text: TextFormat, spare: bool = False):
-        self.path, self.notes, self._mode, self._layout = path, [], text.quoting, None
+        self.path, self._mode = path, text.quoting
+        self.notes: list[str] = []
+        self._layout: quoting.Layout | None = None
         self._suffix = plain_suffix(path)
         delimiter = text.delimiter or DELIMITERS.get(self._suffix, "")
         if not delimiter:

@@ -27,7 +27,7 @@ def require(path: Path, hint: str = "check the path") -> Path:
     return path
 
 
-def place(path: Path | File, row: int, header: bool = True) -> str:
+def place(path: Path | File, row: int | np.integer, header: bool = True) -> str:
     """Where data row `row` (from 0) stands: the line of a text file, the row of any other."""
     if not isinstance(path, Path):
         return path.place(int(row))
@@ -136,7 +136,7 @@ def read_verbatim(path: Path | File, columns: list[str], as_text: set[str]) -> p
     return source.read(list(dict.fromkeys(columns)), as_text)
 
 
-def not_single(path: File, name: str, kind: pa.DataType, wanted: str) -> UserError:
+def not_single(path: Path | File, name: str, kind: pa.DataType, wanted: str) -> UserError:
     """What to say of a column that holds no single values where `wanted` are needed."""
     return UserError(
         f"{path}: column '{name}' holds {' '.join(str(kind).split())[:120]}, where {wanted} are needed; "
@@ -193,8 +193,11 @@ def read_ids(path: Path) -> list[str]:
             ids = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from None
-    names = list(map(canonical.canonical, ids))
-    if None in names:
-        where = place(path, names.index(None), header=False)
-        raise UserError(f"{where}: the id is empty; give one id for each row of the array")
+    names = []
+    for row, one in enumerate(ids):
+        name = canonical.canonical(one)
+        if name is None:
+            where = place(path, row, header=False)
+            raise UserError(f"{where}: the id is empty; give one id for each row of the array")
+        names.append(name)
     return names

@@ -5,6 +5,9 @@ import numpy as np
 from em3_jax.data.histories import histories
 from em3_jax.data.writer import DatasetWriter
 
+Written = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
+"""Histories to be written: how many events each row has, their items, field name -> ids."""
+
 
 def chronological_split(rows: int, shares: tuple[float, float, float]) -> np.ndarray:
     """[rows] u8 for rows in time order: 0 for the first share, then 1, then 2."""
@@ -26,7 +29,7 @@ def write_log(
     labels: dict[str, np.ndarray] | None = None,
     group: np.ndarray | None = None,
     outside: dict[str, np.ndarray] | None = None,
-    given: tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]] | None = None,
+    given: Written | None = None,
 ) -> bool:
     """Writes all columns of a log, sorted by time; rows of equal time keep their order.
 

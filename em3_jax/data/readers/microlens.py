@@ -157,8 +157,8 @@ def _matrix(path: Path, first: int, name: str, column: canonical.Column) -> np.n
     """[n, W] of a column of lists of one length."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if column.null_count:
-        bad = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-        raise UserError(f"{place(path, first + bad)}: column '{name}' is empty; mend the file")
+        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise UserError(f"{place(path, first + row)}: column '{name}' is empty; mend the file")
     length = pc.list_value_length(column).to_numpy(zero_copy_only=False)
     bad = np.flatnonzero(length != length[:1])
     if len(bad):
@@ -168,8 +168,9 @@ def _matrix(path: Path, first: int, name: str, column: canonical.Column) -> np.n
         )
     values = column.flatten()
     if values.null_count:
-        bad = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) // max(length[0], 1)
-        raise UserError(f"{place(path, first + bad)}: a value of '{name}' is empty; mend the file")
+        empty = values.is_null().to_numpy(zero_copy_only=False)
+        row = int(np.flatnonzero(empty)[0]) // max(length[0], 1)
+        raise UserError(f"{place(path, first + row)}: a value of '{name}' is empty; mend the file")
     return values.to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 

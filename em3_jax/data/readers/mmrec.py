@@ -153,9 +153,10 @@ def _require_dense(file: TextFile, name: str, ids: np.ndarray) -> None:
         raise UserError(f"{place(file, row)}: {name} is {ids[row]}; ids are numbers from 0")
     distinct = len(np.unique(ids))
     if ids.max(initial=0) >= SPARSE * distinct + 1000:
-        row = int(np.argmax(ids))
+        highest = int(np.argmax(ids))
         raise UserError(
-            f"{place(file, row)}: {name} is {ids[row]}, but only {distinct} different ones occur; number them 0, 1, 2, ..."
+            f"{place(file, highest)}: {name} is {ids[highest]}, but only {distinct} different ones occur; "
+            "number them 0, 1, 2, ..."
         )
 
 

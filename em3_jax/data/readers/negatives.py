@@ -108,7 +108,8 @@ def _visible(
     if len(events[0]):
         both = [np.concatenate(columns) for columns in zip((user, item, time), events, strict=True)]
         in_time = np.argsort(both[2], kind="stable")
-        pair, pair_time = _pairs(*(column[in_time] for column in both), items)
+        of_user, of_item, at = (column[in_time] for column in both)
+        pair, pair_time = _pairs(of_user, of_item, at, items)
     return _Visible(time, item, item[first], time[first], pair, pair_time, own_user, own_time, shown)
 
 

@@ -21,7 +21,8 @@ class ParquetFile:
     """A Parquet file with its columns' names."""
 
     def __init__(self, path: Path):
-        self.path, self.notes, self.file = path, [], open_parquet(path)
+        self.path, self.file = path, open_parquet(path)
+        self.notes: list[str] = []
         self.names = self.file.schema_arrow.names
         self.rows = self.file.metadata.num_rows
 

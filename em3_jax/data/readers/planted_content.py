@@ -39,7 +39,7 @@ def tokens(
 
 def words(random: np.random.Generator, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict]:
     """(word ids [I, L, 1] i32, mask [I, L], manifest) of items with latent vectors `shown` [I, k]."""
-    items, latent = shown.shape
+    items, latent = len(shown), shown.shape[1]
     meaning = random.standard_normal((WORDS, latent), dtype=np.float32)
     meaning /= np.linalg.norm(meaning, axis=1, keepdims=True)
     length = random.integers(5, TITLE + 1, items)

@@ -6,6 +6,7 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from em3_jax.core import paths
@@ -71,7 +72,7 @@ class Source:
         """Rows of all files, by their line ends or footers."""
         return sum(part.rows for part in self.parts)
 
-    def place(self, row: int) -> str:
+    def place(self, row: int | np.integer) -> str:
         """Where row number `row` (from 0) of all stands: the line of a text file, the row of any other."""
         row = int(row)
         for part in self.parts:

@@ -50,6 +50,7 @@ With the default sizes 42 % of the rows are clicks, quality makes 17 % of the va
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -144,15 +145,13 @@ def synthetic(
             ("text", text_tokens, missing_text, shown[::-1]),
         ):
             if count:
-                tokens, mask = planted_content.tokens(
-                    random_of(seed, name), world.content * weight, count, token_width, missing
-                )
-                writer.features(name, tokens, mask, {"encoder": "planted", "arguments": arguments}, item_hash)
+                sizes, random = (count, token_width, missing), random_of(seed, name)
+                sets = planted_content.tokens(random, world.content * weight, *sizes)
+                manifest = {"encoder": "planted", "arguments": arguments}
+                writer.features(name, *sets, manifest, item_hash)
         if raw:
-            sets = planted_content.words(random_of(seed, "words"), world.content * shown[::-1])
-            writer.features("raw_text", *sets, item_hash)
-            sets = planted_content.pictures(random_of(seed, "pictures"), world.content * shown)
-            writer.features("raw_image", *sets, item_hash)
+            for name, (tokens, mask, described) in _raw_sets(seed, world.content, shown):
+                writer.features(name, tokens, mask, described, item_hash)
         return writer.finish(
             name="synthetic",
             users=user_table,
@@ -172,6 +171,17 @@ def synthetic(
             time_unit="seconds",
             extra={"arguments": arguments, "bayes_auc": _bayes_auc(writer.path, world)},
         )
+
+
+def _raw_sets(seed: int, content: np.ndarray, shown: np.ndarray) -> Iterator[tuple[str, tuple]]:
+    """(name, what `DatasetWriter.features` takes of it) of word ids and of pixels.
+
+    Args:
+      content: [I, k] of the items.
+      shown: [k] weights of the latent dimensions in pictures; texts have them in reverse.
+    """
+    yield "raw_text", planted_content.words(random_of(seed, "words"), content * shown[::-1])
+    yield "raw_image", planted_content.pictures(random_of(seed, "pictures"), content * shown)
 
 
 def _check_arguments(arguments: dict) -> None:
@@ -222,7 +232,7 @@ def _write_rows(
         probability, label = planted_interest.nearest_clicks(world.content, columns, events[0], offset, draw)
         columns["probability"][:], columns["label"][:] = probability, label
     click = np.flatnonzero(columns["label"])
-    events.append(tuple(columns[name][click] for name in ("user", "item", "time")))
+    events.append((columns["user"][click], columns["item"][click], columns["time"][click]))
     user, item, time = (np.concatenate(arrays) for arrays in zip(*events, strict=True))
     return user, item, time
 
@@ -288,7 +298,7 @@ def _field(name: str, values, length: int = 1) -> Field:
 
 
 def _item_table(random: np.random.Generator, world: World) -> tuple[pa.Table, tuple[Field, ...]]:
-    items, latent = world.content.shape
+    items, latent = len(world.content), world.content.shape[1]
     category = nearest_to(random, world.content, directions(random, len(CATEGORIES), latent), LOOSE, 1)
     tags = nearest_to(random, world.content, directions(random, len(TAGS), latent), 2 * LOOSE, TAGS_PER_ITEM)
     number = random.integers(1, TAGS_PER_ITEM + 1, items)

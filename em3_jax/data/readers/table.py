@@ -11,28 +11,28 @@ sorted by time here; rows of equal time keep the order of the file.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from em3_jax.core.errors import UserError
-from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.data.format import Dataset, hash_files, hash_ids
 from em3_jax.data.readers.delimited import TextFormat, check_format
-from em3_jax.data.readers.encode import Encoded
 from em3_jax.data.readers.files import nearest, read_array
-from em3_jax.data.readers.log import write_log
 from em3_jax.data.readers.negatives import BY
-from em3_jax.data.readers.rows import rows_of_file
 from em3_jax.data.readers.source import Paths, Source
-from em3_jax.data.readers.table_clicks import Clicks, check_clicks, prepared
+from em3_jax.data.readers.table_clicks import Clicks, check_clicks
+from em3_jax.data.readers.table_dataset import Files, Read, finish, matched, write_interactions
 from em3_jax.data.readers.table_history import ORDERS, Events, Given, merged, read_events, read_given
 from em3_jax.data.readers.table_log import Log, read_log, require_order
-from em3_jax.data.readers.table_match import Ends, as_written, match, match_events, match_history, taken
-from em3_jax.data.readers.table_part import Multi, check_multi, part_of_log, read_part
+from em3_jax.data.readers.table_match import Ends
+from em3_jax.data.readers.table_part import Multi, Part, check_multi, part_of_log, read_part
 from em3_jax.data.readers.table_times import AUTO, Times
 from em3_jax.data.writer import DatasetWriter
 
+Names = tuple[str, ...]
+Roles = dict[str, str]
 ROLES = ("user", "item", "label", "time", "user_key", "item_key", "group", "history")
 
 
@@ -125,89 +125,89 @@ def table(
     multi = Multi(separator, max_values)
     check_multi(multi)
     text = TextFormat(delimiter, quoting, encoding, header)
-    interactions, items, users = (
-        None if paths is None else Source(paths, check_format(text._replace(names=tuple(names))))
-        for paths, names in ((interactions, column_names), (items, item_column_names), (users, user_column_names))
+    files = Files(
+        _source(interactions, text, column_names),
+        None if items is None else _source(items, text, item_column_names),
+        None if users is None else _source(users, text, user_column_names),
+        events=None,
     )
     roles = _roles(columns or {})
     clicks = Clicks(negatives, negatives_by, seed, as_retrieval)
     check_clicks(clicks)
-    tables = None if events_table is None else Source(events_table, check_format(text))
-    events = _events(events, roles, tables, history_fields or {}, event_fields)
-    if items is None and (item_fields or item_text or item_image or features):
-        raise UserError("fields, texts, images or features of items are given, but no items file; add --items")
-    if users is None and user_fields:
-        raise UserError("fields of users are given, but no users file; add --users")
+    if events_table is not None:
+        files = files._replace(events=Source(events_table, check_format(text)))
+    events = _events(events, roles, files.events, history_fields or {}, event_fields)
+    _check_given(files, item_fields or item_text or item_image or features, user_fields)
     with DatasetWriter(out, overwrite) as writer:
         times = Times(time_unit, time_format)
         of_rows = () if events == "none" else event_fields
-        log = read_log(interactions, roles, label, split, context_fields, of_rows, times, clicks.alone)
+        fields = (context_fields, of_rows)
+        log = read_log(files.interactions, roles, label, split, *fields, times, clicks.alone)
         if in_order:
-            require_order(interactions, log)
-        if "history" in roles:
-            between = history_separator or separator
-            given = read_given(interactions, roles["history"], history_fields or {}, between, history_order)
-            log = log._replace(history=given, event=given.event)
-        outside = None
-        if tables is not None:
-            outside = read_events(tables, roles, event_fields, times, log.time_unit)
-            log, outside = _one_vocabulary(log, outside, events)
-        if items is None:
-            item_part = part_of_log("item", _all_named(log.item, log.history, outside))
-        else:
-            root = _image_root(items, image_root)
-            item_part = read_part("item", items, roles["item_key"], item_fields, multi, item_text, item_image, root)
-        if users is None:
-            user_part = part_of_log("user", _all_named(log.user, outside and outside.user))
-        else:
-            user_part = read_part("user", users, roles["user_key"], user_fields, multi)
-        ends = Ends(items, item_part, users, user_part, drop_unknown)
-        log, item, user, dropped = match(interactions, log, ends)
-        log, history_notes = match_history(interactions, log, item, user, ends)
-        outside, outside_notes = match_events(tables, outside, log, item, user, ends)
-        label_rule = clicks.rule(label or f"column {roles['label']}", bool(log.label.all()))
-        ready = prepared(interactions, log, item, user, clicks, taken(log.history, outside, item_part))
-        log, item, user = ready.log, ready.item, ready.user
-        dropped |= ready.dropped
-        for name, path in (features or {}).items():
-            _write_features(writer, name, Path(path), items, item_part.table)
-        is_event = {"clicks": log.label, "all": ~ready.drawn, "none": np.zeros(len(item), bool)}[events]
-        was_unsorted = write_log(
-            writer, user=user, item=item, label=log.label, time=log.time, split=log.split, is_event=is_event,
-            context={name: ids for name, (ids, _) in log.context.items()},
-            event={name: ids for name, (ids, _) in log.event.items()} if log.history is None else {},
-            group=log.group, outside=outside, given=as_written(log.history, item_part),
-        )  # fmt: skip
-        account = rows_of_file(interactions.rows, int((~ready.drawn).sum()), dropped)
-        sources = [source for source in (interactions, items, users, tables) if source is not None]
-        notes = [*item_part.notes, *user_part.notes, *log.notes]
-        notes += [*history_notes, *outside_notes, *ready.notes]
-        notes += [note for source in sources for note in source.notes]
-        notes += [f"{interactions.name} was not in the order of time and has been sorted"] if was_unsorted else []
-        return writer.finish(
-            name=interactions.stem,
-            users=user_part.table,
-            items=item_part.table,
-            fields=Fields(user_part.fields, item_part.fields, _fields(log.context), _fields(log.event)),
-            vocabularies={
-                "user": user_part.words,
-                "item": item_part.words,
-                "context": {name: values for name, (_, values) in log.context.items()},
-                "event": {name: values for name, (_, values) in log.event.items()},
-            },
-            text_columns=item_part.text_columns,
-            provenance=f"own tables: {', '.join(source.name for source in sources)}",
-            label_rule=label_rule,
-            split_rule=split if split.startswith("column:") else f"by time, shares {split}",
-            source_hash=hash_files([file for source in sources for file in source.files]),
-            time_unit=log.time_unit,
-            extra={
-                "notes": notes,
-                "only_clicks": as_retrieval,
-                "rows": {interactions.name: account},
-                "image_root": str(_image_root(items, image_root)) if item_image else None,
-            },
-        )
+            require_order(files.interactions, log)
+        between = history_separator or separator
+        log = _with_history(files, log, roles, history_fields or {}, between, history_order)
+        log, outside = _with_events(files, log, roles, event_fields, times, events)
+        root = None if files.items is None else _image_root(files.items, image_root)
+        of_items = (item_fields, multi, item_text, item_image, root)
+        item_part = _part("item", files.items, roles, (log.item, log.history, outside), of_items)
+        users_named = (log.user, outside and outside.user)
+        user_part = _part("user", files.users, roles, users_named, (user_fields, multi))
+        ends = Ends(files.items, item_part, files.users, user_part, drop_unknown)
+        of_label = label or f"column {roles['label']}"
+        found = matched(files, ends, Read(log, outside), clicks, of_label)
+        _write_features(writer, features or {}, files.items, item_part.table)
+        was_unsorted = write_interactions(writer, found, ends, events)
+        facts: dict[str, Any] = {"split": split, "only_clicks": as_retrieval, "was_unsorted": was_unsorted}
+        return finish(writer, files, found, ends, image_root=root if item_image else None, **facts)
+
+
+def _source(paths: Paths, text: TextFormat, names: Names) -> Source:
+    """A table in files of that form, its columns named; () = as the files have them."""
+    return Source(paths, check_format(text._replace(names=tuple(names))))
+
+
+def _check_given(files: Files, of_items: Any, of_users: Any) -> None:
+    """Refuses options about items and users whose file is not given."""
+    if files.items is None and of_items:
+        given = "fields, texts, images or features of items"
+        raise UserError(f"{given} are given, but no items file; add --items")
+    if files.users is None and of_users:
+        raise UserError("fields of users are given, but no users file; add --users")
+
+
+def _with_history(
+    files: Files, log: Log, roles: dict[str, str], fields: dict[str, str], between: str, order: str
+) -> Log:
+    """The log with the histories of a column of it, if there is one; see `read_given`."""
+    if "history" not in roles:
+        return log
+    given = read_given(files.interactions, roles["history"], fields, between, order)
+    return log._replace(history=given, event=given.event)
+
+
+def _with_events(
+    files: Files, log: Log, roles: dict[str, str], fields: Names, times: Times, events: str
+) -> tuple[Log, Events | None]:
+    """(log, table of events; None without one), their event fields numbered alike."""
+    if files.events is None:
+        return log, None
+    outside = read_events(files.events, roles, fields, times, log.time_unit)
+    return _one_vocabulary(log, outside, events)
+
+
+def _part(kind: str, source: Source | None, roles: Roles, named: tuple, options: tuple) -> Part:
+    """The items or the users: of their file, or else those that are named.
+
+    Args:
+      kind: "item" or "user".
+      source: their file; None without one.
+      named: the columns whose ids they are without a file, see `_all_named`.
+      options: the further arguments of `read_part`.
+    """
+    if source is None:
+        return part_of_log(kind, _all_named(*named))
+    return read_part(kind, source, roles[f"{kind}_key"], *options)
 
 
 def _roles(columns: dict[str, str]) -> dict[str, str]:
@@ -217,10 +217,6 @@ def _roles(columns: dict[str, str]) -> dict[str, str]:
             raise UserError(f"columns: no role '{role}'; {nearest(role, ROLES)}")
     roles = {role: role for role in ROLES[:4]} | columns
     return {"user_key": roles["user"], "item_key": roles["item"]} | roles
-
-
-def _fields(encoded: dict[str, Encoded]) -> tuple[Field, ...]:
-    return tuple(Field(name, len(values) + FIRST_KNOWN) for name, (_, values) in encoded.items())
 
 
 def _image_root(items: Source, image_root: str | Path | None) -> Path:
@@ -256,17 +252,27 @@ def _all_named(used: pa.ChunkedArray, *others: Given | Events | pa.ChunkedArray 
 
 def _one_vocabulary(log: Log, outside: Events, events: str) -> tuple[Log, Events]:
     """Event fields of the interactions and of the table of events, which are the same fields."""
-    if events == "none":
-        return log._replace(event=outside.event), outside
     own, others = {}, {}
+    if (
+        events == "none"
+    ):  # the interactions are no events: they have the fields' values, and no event of theirs is written
+        of_none = np.zeros(len(log.user), np.int32)
+        own = {name: (of_none, values) for name, (_, values) in outside.event.items()}
+        return log._replace(event=own), outside
     for name, encoded in log.event.items():
         ids, of_others, values = merged(encoded, outside.event[name])
         own[name], others[name] = (ids, values), (of_others, values)
     return log._replace(event=own), outside._replace(event=others)
 
 
-def _write_features(writer: DatasetWriter, name: str, path: Path, items: Source, item_table: pa.Table) -> None:
-    tokens = read_array(path, item_table.num_rows, of=str(items))
-    tokens = tokens[:, None] if tokens.ndim == 2 else tokens
-    manifest = {"encoder": f"ready made, {path.name}", "file_hash": hash_files([path])}
-    writer.features(name, tokens, (tokens != 0).any(axis=-1), manifest, hash_ids(item_table.column("id")))
+def _write_features(
+    writer: DatasetWriter, files: dict[str, str | Path], items: Source | None, item_table: pa.Table
+) -> None:
+    """Takes over arrays of features, name -> file with a row for each item."""
+    for name, file in files.items():
+        path = Path(file)
+        tokens = read_array(path, item_table.num_rows, of=str(items))
+        tokens = tokens[:, None] if tokens.ndim == 2 else tokens
+        manifest = {"encoder": f"ready made, {path.name}", "file_hash": hash_files([path])}
+        mask, item_hash = (tokens != 0).any(axis=-1), hash_ids(item_table.column("id"))
+        writer.features(name, tokens, mask, manifest, item_hash)

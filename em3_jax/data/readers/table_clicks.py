@@ -104,10 +104,10 @@ def _with_negatives(ready: Ready, options: Clicks, taken: Taken) -> Ready:
     log, item, user = ready.log, ready.item, ready.user
     split = log.split
     if isinstance(split, tuple):  # before the negatives are there: none of them is cut off from its click
-        split = np.empty(len(log.time), np.uint8)
-        split[np.argsort(log.time, kind="stable")] = chronological_split(len(split), log.split)
-    how = {"count": options.negatives, "by": options.by, "seed": options.seed}
-    drawn = draw_negatives(user, item, log.time, split, taken=taken, **how)
+        shares, split = split, np.empty(len(log.time), np.uint8)
+        split[np.argsort(log.time, kind="stable")] = chronological_split(len(split), shares)
+    count, by, seed = options.negatives, options.by, options.seed
+    drawn = draw_negatives(user, item, log.time, split, count=count, by=by, seed=seed, taken=taken)
     number = 1 + (drawn >= 0).sum(axis=1)
     rows = np.repeat(np.arange(len(item)), number)
     is_click = np.zeros(len(rows), bool)

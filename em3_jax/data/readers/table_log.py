@@ -1,7 +1,7 @@
 """The interactions of the table reader: which column is what, and what may stand in it."""
 
+import math
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.data.canonical import words_and_codes
 from em3_jax.data.readers.encode import Encoded, encode, field_names, many_numbers
 from em3_jax.data.readers.files import column_names, place, read_table, require_numbers, require_values, text_of
+from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.table_history import Given
 from em3_jax.data.readers.table_times import Times, read_times
 from em3_jax.data.times import shown
@@ -41,7 +42,7 @@ class Log(NamedTuple):
     label: np.ndarray
     time: np.ndarray
     time_unit: str
-    split: np.ndarray | tuple[float, ...]
+    split: np.ndarray | tuple[float, float, float]
     context: dict[str, Encoded]
     event: dict[str, Encoded]
     group: np.ndarray | None
@@ -67,7 +68,7 @@ class Log(NamedTuple):
 
 
 def read_log(
-    path: Path,
+    path: Source,
     roles: dict[str, str],
     label: str | None,
     split: str,
@@ -104,12 +105,14 @@ def read_log(
     require_values(path, table.select(list(dict.fromkeys(needed))))
     for role in ("user", "item"):
         require_numbers(path, roles[role], table.column(roles[role]))
-    context, event, notes = {}, {}, []
-    for group, columns in ((context, context_fields), (event, event_fields)):
+    context: dict[str, Encoded] = {}
+    event: dict[str, Encoded] = {}
+    notes: list[str] = []
+    for encoded, columns in ((context, context_fields), (event, event_fields)):
         names, renamed = field_names(list(columns))
         for name in columns:
-            group[names[name]] = encode(table.column(name))
-            notes += many_numbers(f"{path.name}: column '{name}'", *group[names[name]])
+            encoded[names[name]] = encode(table.column(name))
+            notes += many_numbers(f"{path.name}: column '{name}'", *encoded[names[name]])
         notes += renamed
     time, time_unit = read_times(path, roles["time"], table.column(roles["time"]), times)
     labels = np.ones(table.num_rows, bool)
@@ -122,7 +125,7 @@ def read_log(
         label=labels,
         time=time,
         time_unit=time_unit,
-        split=_splits(path, split_column[0], table.column(split_column[0])) if split_column else shares,
+        split=shares or _splits(path, split_column[0], table.column(split_column[0])),
         context=context,
         event=event,
         group=group,
@@ -131,7 +134,7 @@ def read_log(
     )
 
 
-def require_order(path: Path, log: Log) -> None:
+def require_order(path: Source, log: Log) -> None:
     """Refuses a log whose lines are not in the order of time, naming the first that is too late; equal times are in order."""
     late = np.flatnonzero(log.time[1:] < log.time[:-1])
     if len(late):
@@ -151,7 +154,7 @@ def _label_rule(rule: str) -> tuple[str, np.ufunc, float]:
 
 
 def _labels(
-    path: Path, name: str, column: pa.ChunkedArray, compare: np.ufunc, threshold: float, plain: bool
+    path: Source, name: str, column: pa.ChunkedArray, compare: np.ufunc, threshold: float, plain: bool
 ) -> np.ndarray:
     """[n] bool."""
     if not (pa.types.is_boolean(column.type) or _is_number(column.type)):
@@ -171,7 +174,7 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
-def _splits(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
+def _splits(path: Source, name: str, column: pa.ChunkedArray) -> np.ndarray:
     """[n] u8 from names or numbers of splits."""
     words, codes = words_and_codes(column)
     known = np.array([SPLITS.get(word.as_py().lower(), 255) for word in words], np.uint8)[codes]
@@ -181,11 +184,12 @@ def _splits(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
     return known
 
 
-def _shares(split: str) -> tuple[float, ...]:
+def _shares(split: str) -> tuple[float, float, float]:
     try:
-        shares = tuple(float(share) for share in split.split(","))
-    except ValueError:
-        shares = ()
-    if len(shares) != 3 or not min(shares) > 0 or not abs(sum(shares) - 1) <= 1e-6:  # NaN is neither
+        train, valid, test = map(float, split.split(","))
+    except ValueError:  # also where there are more or fewer than three
+        train = valid = test = math.nan
+    shares = (train, valid, test)
+    if not min(shares) > 0 or not abs(sum(shares) - 1) <= 1e-6:  # NaN is neither
         raise UserError(f"split '{split}': give three shares that sum to 1, e.g. 0.8,0.1,0.1, or column:<name>")
     return shares

@@ -8,6 +8,7 @@ import pyarrow as pa
 from em3_jax.core.errors import UserError
 from em3_jax.data.readers.encode import rows_of
 from em3_jax.data.readers.files import place
+from em3_jax.data.readers.log import Written
 from em3_jax.data.readers.negatives import NOTHING, Taken
 from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.table_history import Events, Given
@@ -47,7 +48,9 @@ class Ends(NamedTuple):
 
     def name(self, kind: str) -> str:
         """Of the file of that kind."""
-        return (self.items if kind == "item" else self.users).name
+        source = self.items if kind == "item" else self.users
+        assert source is not None  # without a file every id that is named is there
+        return source.name
 
 
 def match(path: Source, log: Log, ends: Ends) -> tuple[Log, np.ndarray, np.ndarray, dict[str, int]]:
@@ -104,6 +107,7 @@ def told_by_later_splits(user: np.ndarray, item: np.ndarray, log: Log, rows: np.
       user, item: [n] rows of the interactions.
       rows: [events] rows of the items of the histories, -1 where there is none.
     """
+    assert log.history is not None and not isinstance(log.split, tuple)  # asked of such logs alone
     items = int(max(item.max(initial=0), rows.max(initial=0))) + 1
     row = np.repeat(np.arange(len(user)), log.history.length)
     key = user[row].astype(np.int64) * items + rows
@@ -128,7 +132,7 @@ def match_events(
     Args:
       item, user: [n] rows of the interactions.
     """
-    if outside is None:
+    if path is None or outside is None:  # one comes with the other
         return None, []
     notes, rows, known = [], {}, np.ones(len(outside.time), bool)
     for kind, column in (("item", outside.item), ("user", outside.user)):
@@ -178,7 +182,7 @@ def taken(given: Given | None, outside: dict[str, np.ndarray] | None, item_part:
     return result
 
 
-def as_written(given: Given | None, item_part: Part) -> tuple | None:
+def as_written(given: Given | None, item_part: Part) -> Written | None:
     """What `write_log` takes of histories that come with the rows."""
     if given is None:
         return None

@@ -93,6 +93,7 @@ def read_part(
     text_columns = {f"{n}_text" if n in encoded or n in (kind, "id", "image") else n: n for n in text}
     extra = {new: _texts(source, old, read.column(old)) for new, old in text_columns.items()}
     if image:
+        assert image_root is not None  # who names images says what their paths are relative to
         extra["image"], gone = _images(source, read, image, multi.separator, image_root)
         notes += gone
     return Part(*entity_table(kind, ids, encoded, extra), list(text_columns), notes)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from em3_jax.core.errors import UserError
 from em3_jax.data import times
-from em3_jax.data.readers.files import nearest, place, text_of
+from em3_jax.data.readers.files import File, nearest, place, text_of
 
 OF_DATES = "milliseconds"
 AUTO = "auto"
@@ -41,7 +41,7 @@ def check(options: Times) -> None:
         raise UserError(f"--time-unit '{options.unit}': {nearest(options.unit, (AUTO, *times.UNITS))}")
 
 
-def read_times(path: Path, name: str, column: pa.ChunkedArray, options: Times) -> tuple[np.ndarray, str]:
+def read_times(path: Path | File, name: str, column: pa.ChunkedArray, options: Times) -> tuple[np.ndarray, str]:
     """([n] i64 times, their unit): numbers as they stand, dates and timestamps as milliseconds since 1970, UTC without a zone.
 
     Args:
@@ -66,11 +66,11 @@ def read_times(path: Path, name: str, column: pa.ChunkedArray, options: Times) -
     return numbers, times.inferred(numbers)
 
 
-def _require_one_unit(path: Path, name: str, numbers: np.ndarray) -> None:
+def _require_one_unit(path: Path | File, name: str, numbers: np.ndarray) -> None:
     """Refuses numbers [n] i64 that are all dates, some in seconds and some in milliseconds, say: their order means nothing."""
     found = {unit: times.is_plausible(numbers, unit) for unit in times.BY_SIZE}
     count = {unit: int(there.sum()) for unit, there in found.items()}
-    most = max(count, key=count.get)
+    most = max(count, key=lambda unit: count[unit])
     if count[most] == len(numbers) or sum(count.values()) < len(numbers):
         return
     row = int(np.argmin(found[most]))
@@ -81,7 +81,7 @@ def _require_one_unit(path: Path, name: str, numbers: np.ndarray) -> None:
     )
 
 
-def _of_dates(path: Path, name: str, options: Times) -> str:
+def _of_dates(path: Path | File, name: str, options: Times) -> str:
     if options.unit not in (AUTO, OF_DATES):
         raise UserError(
             f"{path}: column '{name}' holds dates, which are kept as {OF_DATES}; leave --time-unit {options.unit} out"
@@ -89,7 +89,7 @@ def _of_dates(path: Path, name: str, options: Times) -> str:
     return OF_DATES
 
 
-def _numbers(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
+def _numbers(path: Path | File, name: str, column: pa.ChunkedArray) -> np.ndarray:
     """[n] i64 from whole numbers of any type."""
     kind = column.type
     if pa.types.is_decimal(kind):
@@ -99,7 +99,7 @@ def _numbers(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
             f"{path}: time '{name}' holds {kind}, e.g. '{text_of(column[0])}'; give whole numbers or ISO timestamps"
         )
     values = column.to_numpy()
-    bad = ()
+    bad = np.zeros(0, np.int64)
     if values.dtype.kind == "f":
         bad = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)) | (np.abs(values) >= 2.0**63))
     elif values.dtype.kind == "u":
@@ -111,7 +111,7 @@ def _numbers(path: Path, name: str, column: pa.ChunkedArray) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _formatted(path: Path, name: str, column: pa.ChunkedArray, format_: str) -> np.ndarray:
+def _formatted(path: Path | File, name: str, column: pa.ChunkedArray, format_: str) -> np.ndarray:
     """[n] i64 milliseconds of texts, or whole numbers such as 20240501, in a format that `datetime.strptime` knows."""
     text = column.cast(pa.string()).combine_chunks().dictionary_encode()
     found, bad = [], None
@@ -134,7 +134,7 @@ def _formatted(path: Path, name: str, column: pa.ChunkedArray, format_: str) -> 
     return np.array(found, np.int64)[codes]
 
 
-def _texts(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _texts(path: Path | File, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Numbers or timestamps from texts that all say the same kind of time; else the first that is not of most others' kind."""
     text = column.cast(pa.string())
     of_kind = {kind: pc.match_substring_regex(text, pattern).to_numpy() for kind, pattern in KINDS.items()}

@@ -3,8 +3,8 @@
 Letters: B items, L text tokens, M pictures of an item, P patches of each, N tokens in all, E width of ready tokens, D width.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, assert_never
 
 import flax.linen as nn
 import jax
@@ -108,18 +108,27 @@ class FieldEncoder(nn.Module):
         cls = self.param("cls", nn.initializers.zeros, (s.width,))
         states, masks, sets = [jnp.broadcast_to(cls, (batch, 1, s.width))], [jnp.ones((batch, 1), bool)], [-1]
         for number, (name, layout) in enumerate(self.layouts):
-            read = {TextLayout: self._text, ImageLayout: self._image, VectorLayout: self._vectors}[type(layout)]
-            for state, valid in read(name, layout, tokens[name], mask[name]):
+            match layout:
+                case TextLayout():
+                    parts = self._text(name, layout, tokens[name], mask[name])
+                case ImageLayout():
+                    parts = self._image(name, layout, tokens[name], mask[name])
+                case VectorLayout():
+                    parts = self._vectors(name, tokens[name], mask[name])
+                case _:
+                    assert_never(layout)
+            for state, valid in parts:
                 states.append(state)
                 masks.append(valid)
                 sets += [number] * state.shape[1]
-        x, mask = jnp.concatenate(states, axis=1), jnp.concatenate(masks, axis=1)  # [B, N, D], [B, N]
+        x, readable = jnp.concatenate(states, axis=1), jnp.concatenate(masks, axis=1)  # [B, N, D], [B, N]
         x = nn.LayerNorm(name="embedding_norm")(x.reshape(-1, s.width))
-        means = _means(x.reshape(*mask.shape, -1), mask, sets) if s.means else []
+        means = _means(x.reshape(*readable.shape, -1), readable, sets) if s.means else []
         for k in range(s.layers):
             # Of the last layer the class token is read, and nothing else is computed.
             last = k == s.layers - 1
-            x = Layer(s.heads, s.mlp_width, 1e-6, nn.gelu, x.dtype, _dense_init, last, name=f"layer{k}")(x, mask)
+            layer = Layer(s.heads, s.mlp_width, 1e-6, nn.gelu, x.dtype, _dense_init, last, name=f"layer{k}")
+            x = layer(x, readable)
         return nn.Dense(s.output, name="output")(jnp.concatenate([x, *means], axis=1))
 
     def _placed(self, name: str, x: jax.Array) -> jax.Array:
@@ -127,7 +136,9 @@ class FieldEncoder(nn.Module):
         position = self.param(f"{name}_position", _place_init, x.shape[1:])
         return x + position + self.param(f"{name}_type", _place_init, x.shape[-1:])
 
-    def _text(self, name: str, layout: TextLayout, tokens: jax.Array, mask: jax.Array):
+    def _text(
+        self, name: str, layout: TextLayout, tokens: jax.Array, mask: jax.Array
+    ) -> Iterator[tuple[jax.Array, jax.Array]]:
         words = nn.Embed(layout.vocabulary, self.settings.width, embedding_init=_word_init, name=f"{name}_words")
         separator = self.param(f"{name}_separator", _place_init, (self.settings.width,))
         start = 0
@@ -140,7 +151,9 @@ class FieldEncoder(nn.Module):
             yield self._placed(f"{name}_{field}", x), valid
             start += length
 
-    def _image(self, name: str, layout: ImageLayout, tokens: jax.Array, mask: jax.Array):
+    def _image(
+        self, name: str, layout: ImageLayout, tokens: jax.Array, mask: jax.Array
+    ) -> Iterator[tuple[jax.Array, jax.Array]]:
         height, width, patch = layout
         batch, pictures, _ = tokens.shape
         x = (
@@ -152,6 +165,6 @@ class FieldEncoder(nn.Module):
         x = nn.Dense(self.settings.width, kernel_init=_dense_init, name=f"{name}_patch")(x)
         yield self._placed(name, x), jnp.repeat(mask, x.shape[1] // pictures, axis=1)
 
-    def _vectors(self, name: str, layout: VectorLayout, tokens: jax.Array, mask: jax.Array):
+    def _vectors(self, name: str, tokens: jax.Array, mask: jax.Array) -> Iterator[tuple[jax.Array, jax.Array]]:
         x = nn.Dense(self.settings.width, kernel_init=_dense_init, name=f"{name}_in")(tokens.astype(jnp.float32))
         yield self._placed(name, x), mask

@@ -6,7 +6,7 @@ of a window. There is no dropout and no stochastic depth.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.models.encoders import EncoderOutput
 
 Dtype = Any
+ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)  # on the device, or on the host
 
 # The norms of the patch embedding and of the merges do not follow the configured epsilon in published checkpoints.
 FIXED_NORM_EPS = 1e-5
@@ -66,7 +67,7 @@ class Swin(nn.Module):
         )  # [B, Y, X, D]
         x = nn.LayerNorm(FIXED_NORM_EPS, dtype=self.dtype, name="patch_norm")(x)
         if self.position_grid is not None:
-            x += self._positions(x.shape[1:3])
+            x += self._positions(x.shape[1:3], self.position_grid)
         for stage, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
             if stage > 0:
                 x = Merge(self.dtype, name=f"merge{stage - 1}")(x)  # [B, Y / 2, X / 2, 2 * D]
@@ -88,9 +89,9 @@ class Swin(nn.Module):
         mean = tokens.mean(axis=1, dtype=jnp.float32).astype(self.dtype)
         return EncoderOutput(tokens, jnp.ones(tokens.shape[:2], bool), cls=None, mean=mean, pooler=mean)
 
-    def _positions(self, grid: tuple[int, int]) -> jax.Array:
+    def _positions(self, grid: tuple[int, int], position_grid: tuple[int, int]) -> jax.Array:
         """[Y, X, D] absolute position embeddings."""
-        rows, columns = self.position_grid
+        rows, columns = position_grid
         if grid != (rows, columns):
             height, width = rows * self.patch[0], columns * self.patch[1]
             raise UserError(
@@ -120,12 +121,12 @@ class Block(nn.Module):
         y = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="attention_norm")(x)
         y = pad_to_multiple(y, window, window)
         y = jnp.roll(y, (-shift, -shift), axis=(1, 2)) if shift else y
-        padded = y.shape[1:3]
-        regions = shift_regions(*padded, window, shift) if shift else None
+        _, below, across, _ = y.shape
+        regions = shift_regions(below, across, window, shift) if shift else None
         y = WindowAttention(self.heads, self.window, self.qkv_bias, self.dtype, name="attention")(
             to_windows(y, window), regions
         )
-        y = from_windows(y, *padded)
+        y = from_windows(y, below, across)
         y = jnp.roll(y, (shift, shift), axis=(1, 2)) if shift else y
         x += y[:, :rows, :columns]
 
@@ -201,7 +202,7 @@ def pad_to_multiple(x: jax.Array, rows: int, columns: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0))) if below or right else x
 
 
-def to_windows(x: jax.Array, window: int) -> jax.Array:
+def to_windows(x: ArrayT, window: int) -> ArrayT:
     """[B, Y, X, D] -> [B, W, N, D], windows and patches in reading order."""
     batch, rows, columns, width = x.shape
     x = x.reshape(batch, rows // window, window, columns // window, window, width)

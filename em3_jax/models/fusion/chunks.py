@@ -35,8 +35,8 @@ def in_chunks(module: nn.Module, chunk: int, call: Callable[[nn.Module, Any], ja
         return jnp.pad(x, padding).reshape(count, size, *x.shape[1:])
 
     def body(module: nn.Module, carry: tuple, some: list[jax.Array]) -> tuple[tuple, jax.Array]:
-        some = iter(some)
-        of_chunk = [next(some) if is_own else leaf for leaf, is_own in zip(leaves, own, strict=True)]
+        own_leaves = iter(some)
+        of_chunk = [next(own_leaves) if is_own else leaf for leaf, is_own in zip(leaves, own, strict=True)]
         return carry, call(module, jax.tree.unflatten(structure, of_chunk))
 
     scan = nn.scan(

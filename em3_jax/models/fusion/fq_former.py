@@ -29,15 +29,16 @@ class FusionQFormer(nn.Module):
         items = len(content)
         queries = self.param("queries", nn.initializers.normal(1.0), (s.queries, s.width))
         readable = jnp.concatenate([jnp.full((items, s.queries), not self.masked), content_mask], axis=1)  # [S, Q + N]
-        x = (queries[None], content)  # the queries are the same for all items until they have read
+        x = content
         for k in range(s.layers):
             last, layer = k == s.layers - 1, TransformerLayer(s, name=f"layer_{k}")
             if k == 0:
+                shared = queries[None]  # the same for all items until they have read
                 every = jnp.broadcast_to(queries, (items, *queries.shape))
-                asking = x[0] if last else jnp.concatenate([every, content], axis=1)  # [S, Q + N, D]
+                asking = shared if last else jnp.concatenate([every, content], axis=1)  # [S, Q + N, D]
+                x = layer(asking, (shared, content), readable, train=train)
             else:
-                asking = x[:, : s.queries] if last else x
-            x = layer(asking, x, readable, train=train)
+                x = layer(x[:, : s.queries] if last else x, x, readable, train=train)
         return join(s, x)
 
 

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from em3_jax.models.dropout import Dropout
 from em3_jax.models.retrieval import Graphs
@@ -61,10 +62,11 @@ class BM3(nn.Module):
         users, items = users[user], items[positive]
         target = [jax.lax.stop_gradient(self.drop(x, train=True)) for x in (users, items)]
         reconstruction = -cosine(self.predictor(users), target[1]) - cosine(self.predictor(items), target[0])
-        alignment = 0.0
+        alignment: jax.Array | float = 0.0
         for x in self.content(features, positive).values():
             online, masked = self.predictor(x), jax.lax.stop_gradient(self.drop(x, train=True))
             alignment -= cosine(online, target[1]) + cosine(online, masked)
-        reconstruction, alignment, norm = reconstruction.mean(), alignment.mean(), squares(users, items)
+        reconstruction, alignment = reconstruction.mean(), jnp.mean(alignment)
+        norm = squares(users, items)
         loss = reconstruction + self.content_weight * alignment + self.l2 * norm
         return loss, {"ranking_loss": reconstruction, "alignment_loss": alignment, "squared_norm": norm}

@@ -26,12 +26,13 @@ def pairwise_loss(user: jax.Array, positive: jax.Array, negative: jax.Array) -> 
 
 def rows_of(items: jax.Array, positive: jax.Array, negative: jax.Array) -> tuple[jax.Array, jax.Array]:
     """([B, D], [B, D]) of items [I, D], by one gather: two would each repeat what is fused into them, and scatter apart."""
-    return jnp.split(items[jnp.concatenate([positive, negative])], 2)
+    of_positive, of_negative = jnp.split(items[jnp.concatenate([positive, negative])], 2)
+    return of_positive, of_negative
 
 
 def squares(*rows: jax.Array) -> jax.Array:
     """[] the squared L2 norms of the batch's vectors, [B, D] each, summed over vectors, mean over the batch."""
-    return sum(jnp.sum(x * x) for x in rows) / len(rows[0])
+    return jnp.asarray(sum(jnp.sum(x * x) for x in rows)) / len(rows[0])
 
 
 class Projections(nn.Module):

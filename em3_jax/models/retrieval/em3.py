@@ -87,8 +87,10 @@ class EM3(nn.Module):
         first = item != jnp.roll(item, 1)
         first = first.at[0].set(True)  # one row of each item counts
         has_content = functools.reduce(jnp.logical_or, graphs.present.values())
+        of_content, of_ids = self.heads(content[item], self.item_embedding[item])
         cic, aux = losses.content_id_contrastive(
-            *self.heads(content[item], self.item_embedding[item]),
+            of_content,
+            of_ids,
             first & has_content[item],
             temperature=self.cic_temperature,
             negatives=self.cic_negatives,

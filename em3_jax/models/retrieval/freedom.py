@@ -56,5 +56,5 @@ class FREEDOM(nn.Module):
         if not self.content_weight:
             return ranking, {"ranking_loss": ranking}
         content = self.content(features, jnp.concatenate([positive, negative])).values()
-        modalities = sum(pairwise_loss(users, *jnp.split(x, 2)) for x in content)
+        modalities = jnp.asarray(sum(pairwise_loss(users, *jnp.split(x, 2)) for x in content))
         return ranking + self.content_weight * modalities, {"ranking_loss": ranking, "content_loss": modalities}

@@ -1,9 +1,11 @@
 """Products with sparse matrices, and what graph convolutions make of them."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from em3_jax.core.sparse import Adjacency
 from em3_jax.models.retrieval import ItemGraph
@@ -13,9 +15,10 @@ def product(matrix: Adjacency, x: jax.Array) -> jax.Array:
     """[N, D] A x, differentiable in x [N, D] and in the weights: the sum of each row's first group, and of further ones."""
     x = jnp.asarray(x)
 
-    def sums(sender: jax.Array, weight: jax.Array) -> jax.Array:
+    def sums(sender: np.ndarray | jax.Array, weight: np.ndarray | jax.Array) -> jax.Array:
         # One gather after the other, so that XLA makes a single loop of them and [G, W, D] never exists.
-        return sum(weight[:, k, None] * x[sender[:, k]] for k in range(sender.shape[1]))
+        terms = (weight[:, k, None] * x[sender[:, k]] for k in range(sender.shape[1]))
+        return jnp.asarray(sum(terms))
 
     rows, more = sums(matrix.sender, matrix.weight), sums(matrix.more_sender, matrix.more_weight)  # [N, D], [G, D]
     # G is 2 at least: without a scatter, which one of a single row is not to XLA, the sums would be fused into each gather of the
@@ -73,7 +76,7 @@ def layer_mean(user_item: Adjacency, users: jax.Array, items: jax.Array, layers:
     return _parted(total / (layers + 1), len(users))
 
 
-def along_items(graphs: dict[str, ItemGraph], weights: dict[str, jax.Array | float], x: jax.Array, layers: int):
+def along_items(graphs: Mapping[str, ItemGraph], weights: Mapping[str, float], x: jax.Array, layers: int) -> jax.Array:
     """[I, D] S^K x with the item graph S = sum_m weight_m S_m.
 
     Args:
@@ -83,5 +86,6 @@ def along_items(graphs: dict[str, ItemGraph], weights: dict[str, jax.Array | flo
       layers: K.
     """
     for _ in range(layers):
-        x = sum(weights[name] * propagate(*graph, x) for name, graph in sorted(graphs.items()))
+        terms = (weights[name] * propagate(*graph, x) for name, graph in sorted(graphs.items()))
+        x = jnp.asarray(sum(terms))
     return x

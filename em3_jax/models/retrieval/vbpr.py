@@ -44,7 +44,8 @@ class VBPR(nn.Module):
     def towers(self, features: dict[str, jax.Array], user, item) -> tuple[jax.Array, jax.Array]:
         """(users, items) of some rows."""
         need_features(features, "VBPR")
-        content = sum(self.content(features, None if isinstance(item, slice) else item).values())  # [*, D + 1]
+        parts = self.content(features, None if isinstance(item, slice) else item)
+        content = jnp.asarray(sum(parts.values()))  # [*, D + 1]
         content = content.at[:, -1].add(self.item_bias[item])
         users = self.user_embedding[user], self.user_content[user]
         one = jnp.ones((len(users[0]), 1))
@@ -59,6 +60,6 @@ class VBPR(nn.Module):
         for item in (positive, negative):
             rows += [self.item_embedding[item], self.item_bias[item]]
         norm = squares(*rows)
-        kernels = sum(jnp.sum(x * x) for x in jax.tree.leaves(self.content.variables))
+        kernels = jnp.asarray(sum(jnp.sum(x * x) for x in jax.tree.leaves(self.content.variables)))
         loss = ranking + self.l2 * norm + self.l2_content * kernels
         return loss, {"ranking_loss": ranking, "squared_norm": norm, "squared_norm_content": kernels}

@@ -40,7 +40,7 @@ def lemur(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int],
     queries = sections.call(_queries, model["query"], "config.model.query", dataset=dataset)
     query_words = model["query"]["vocabulary"] if queries else 0
     model["query"] = {"layers": model["query"]["layers"], "length": model["query"]["length"], "vocabulary": query_words}
-    task = sections.call(lemur_task, model, "config.model", fields=dataset.fields, layouts=layouts, raw=raw)
+    task = lemur_task(dataset.fields, layouts, raw, **model)
     rows, width = sharding.padded(dataset.num_items, mesh), model["encoder"]["output"]
     return work_on_clicks(
         config,
@@ -86,7 +86,8 @@ def _layouts(sets: list[FeatureSet], *, patch: int, lengths: Mapping[str, int]) 
       patch: side of the picture patches.
       lengths: text field -> how many of its tokens are read; the others all.
     """
-    result, fields = {}, {}
+    result: dict[str, Any] = {}
+    fields: dict[str, int] = {}
     for features in sets:
         raw = features.manifest.get("raw")
         if raw is None:

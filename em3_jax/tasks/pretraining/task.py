@@ -1,13 +1,17 @@
-"""Content alone: the fusion module learns from the catalogue which views belong to one item, without a click.
+"""Content alone: the fusion module learns from the catalogue which views belong to one item.
 
-A view of an item is the embedding that the fusion module makes of a part of its content. Two views of the same item should agree
-better than those of two items (InfoNCE, van den Oord et al. 2018, arXiv:1807.03748; the loss is that of eq. 12-14). With several
-modalities, one against all others, drawn anew in each step. With one, two passes under dropout (SimCSE, Gao et al. 2021).
+No click is read. A view of an item is the embedding that the fusion module makes of a part of its
+content. Two views of the same item should agree better than those of two items (InfoNCE, van den
+Oord et al. 2018, arXiv:1807.03748; the loss is that of EM3, eq. 12-14). With several modalities,
+one against all others, drawn anew in each step. With one, two passes under dropout (SimCSE, Gao et
+al. 2021). Letters: S items of a batch, D width of an embedding.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -16,60 +20,105 @@ from em3_jax.config import registry
 from em3_jax.core import rng
 from em3_jax.core.errors import UserError
 from em3_jax.models.fusion.chunks import as_type
-from em3_jax.tasks import Inputs, Task
+from em3_jax.tasks import Inputs, Loss, Params, Task
 
 METRICS = ("contrast_loss", "contrast_accuracy")
+Settings = Mapping[str, Any]
 
 
-def pretraining(*, fusion: str, fusion_settings: Mapping[str, Any], temperature: float) -> Task:
+@dataclasses.dataclass(frozen=True, eq=False)
+class PretrainingTask(Task):
     """The task.
 
-    Args:
-      fusion, fusion_settings: see `parts.fusion`.
+    Attributes:
+      fusion: module from content tokens to embeddings [S, D].
       temperature: of the contrast.
+      has_dropout: whether two passes of the fusion module differ.
     """
-    module = registry.fusion(fusion, fusion_settings)
 
-    def contrast(params, inputs: Inputs, alone: jax.Array, keys: jax.Array, train: bool):
-        """(loss, accuracy, items compared) of modality number `alone` against the others."""
-        names, views, valid = sorted(inputs.tokens), [], inputs.batch["item_mask"]
+    fusion: nn.Module
+    temperature: float
+    has_dropout: bool
+
+    @property
+    def uses_content(self) -> bool:
+        return True
+
+    @property
+    def embeds(self) -> bool:
+        return True
+
+    def init(self, key: jax.Array, inputs: Inputs) -> Params:
+        """Fresh parameters of the fusion module.
+
+        Raises:
+          UserError: there is one modality and no dropout, so that two views would be the same.
+        """
+        if len(inputs.tokens) == 1 and not self.has_dropout:
+            raise UserError(
+                "config.model.fusion_settings.dropout is 0, but with one modality views differ by "
+                "dropout alone; set 0.1"
+            )
+        tokens = as_type(inputs.tokens)
+        made = self.fusion.init(key, tokens, inputs.tokens_mask, train=False)
+        return {"model": {"fusion": made["params"]}}
+
+    def loss(self, params: Params, inputs: Inputs, key: jax.Array, step: jax.Array) -> Loss:
+        drawn = rng.stream(key, "negatives", step)
+        alone = jax.random.randint(drawn, (), 0, len(inputs.tokens))
+        keys = jax.random.split(rng.stream(key, "dropout", step))
+        value, accuracy, _ = self._contrast(params, inputs, alone, keys, train=True)
+        return value, {"contrast_loss": value, "contrast_accuracy": accuracy}
+
+    def predict(self, params: Params, inputs: Inputs) -> dict[str, jax.Array]:
+        """Means over the modalities, each [] f32: `METRICS`, and `count` of the items compared."""
+        keys = jax.random.split(jax.random.key(0))
+        numbers = map(jnp.array, range(len(inputs.tokens)))
+        results = [self._contrast(params, inputs, k, keys, train=False) for k in numbers]
+        values = [jnp.stack(column).astype(jnp.float32) for column in zip(*results, strict=True)]
+        means = (jnp.mean(jnp.nan_to_num(value)) for value in values)
+        return dict(zip((*METRICS, "count"), means, strict=True))
+
+    def embed(self, params: Params, inputs: Inputs) -> jax.Array:
+        variables = {"params": params["model"]["fusion"]}
+        tokens = as_type(inputs.tokens)
+        result: Any = self.fusion.apply(variables, tokens, inputs.tokens_mask, train=False)
+        return result
+
+    def _contrast(
+        self, params: Params, inputs: Inputs, alone: jax.Array, keys: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(loss [], accuracy [], number of items compared []) of two views of each item.
+
+        Args:
+          alone: [] i32, number of the modality that makes one view, in the order of their names;
+            the others make the other view. With one modality both views read it, under dropout.
+          keys: [2] of the dropout of either view.
+          train: whether there is dropout where there are several modalities.
+        """
+        names, valid = sorted(inputs.tokens), inputs.batch["item_mask"]
+        views: list[Any] = []
         tokens = as_type(inputs.tokens)
         for side in range(2):
             mask = inputs.tokens_mask
             if len(names) > 1:
-                mask = {name: mask[name] & ((alone == k) == (side == 0)) for k, name in enumerate(names)}
+                first = side == 0
+                mask = {name: mask[name] & ((alone == k) == first) for k, name in enumerate(names)}
             drop = train or len(names) == 1
             rngs = {"dropout": keys[side]}
             variables = {"params": params["model"]["fusion"]}
-            views.append(module.apply(variables, tokens, mask, train=drop, rngs=rngs))
+            views.append(self.fusion.apply(variables, tokens, mask, train=drop, rngs=rngs))
             valid = valid & jnp.stack([m.any(axis=1) for m in mask.values()]).any(axis=0)
-        value, aux = losses.content_id_contrastive(*views, valid, temperature=temperature)
+        value, aux = losses.content_id_contrastive(views[0], views[1], valid, temperature=self.temperature)
         return value, aux["cic_accuracy"], valid.sum()
 
-    def init(key: jax.Array, inputs: Inputs):
-        if len(inputs.tokens) == 1 and not dict(fusion_settings).get("dropout"):
-            raise UserError(
-                "config.model.fusion_settings.dropout is 0, but with one modality views differ by dropout alone; set 0.1"
-            )
-        return {
-            "model": {"fusion": module.init(key, as_type(inputs.tokens), inputs.tokens_mask, train=False)["params"]}
-        }
 
-    def loss(params, inputs: Inputs, key: jax.Array, step: jax.Array):
-        alone = jax.random.randint(rng.stream(key, "negatives", step), (), 0, len(inputs.tokens))
-        keys = jax.random.split(rng.stream(key, "dropout", step))
-        value, accuracy, _ = contrast(params, inputs, alone, keys, True)
-        return value, {"contrast_loss": value, "contrast_accuracy": accuracy}
+def pretraining(fusion: str, fusion_settings: Settings, temperature: float) -> PretrainingTask:
+    """The task of a config.
 
-    def predict(params, inputs: Inputs) -> dict[str, jax.Array]:
-        """Means over the modalities: the two metrics, and `count`, how many items were compared."""
-        keys = jax.random.split(jax.random.key(0))
-        results = [contrast(params, inputs, jnp.array(k), keys, False) for k in range(len(inputs.tokens))]
-        values = [jnp.stack(column).astype(jnp.float32) for column in zip(*results, strict=True)]
-        return dict(zip((*METRICS, "count"), (jnp.mean(jnp.nan_to_num(value)) for value in values), strict=True))
-
-    def embed(params, inputs: Inputs) -> jax.Array:
-        variables = {"params": params["model"]["fusion"]}
-        return module.apply(variables, as_type(inputs.tokens), inputs.tokens_mask, train=False)
-
-    return Task(init, loss, predict, embed, {})
+    Args:
+      fusion, fusion_settings: see `registry.fusion`.
+      temperature: of the contrast.
+    """
+    module = registry.fusion(fusion, fusion_settings)
+    return PretrainingTask(module, temperature, bool(dict(fusion_settings).get("dropout")))

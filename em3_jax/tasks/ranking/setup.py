@@ -22,7 +22,7 @@ from em3_jax.features import encoding, placement
 from em3_jax.tables import id_table
 from em3_jax.tasks import Task, work
 from em3_jax.tasks.ranking.task import ranking as ranking_task
-from em3_jax.tasks.raw import with_encoders
+from em3_jax.tasks.raw import WithEncoders
 
 
 class DataSettings(NamedTuple):
@@ -92,13 +92,13 @@ def ranking(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int
     """The work of config.task = "ranking"; arguments as of `experiment.build`."""
     data = settings(config, mesh).data
     dataset = open_clicks(data)
-    task = sections.call(ranking_task, config["model"], "config.model", fields=dataset.fields)
+    task = ranking_task(dataset.fields, **config["model"])
     content = placement.Content([], (), {})
     if task.uses_content:
         content = placement.load_content(dataset, data.features, data.placement, mesh)
     encoders = encoding.raw_encoders(task.encoders, content.sets)
-    task = with_encoders(task, encoders) if encoders else task
-    return work_on_clicks(config, mesh, num_steps, dataset, task, content, encoders)
+    task_with_encoders = WithEncoders(task, encoders) if encoders else task
+    return work_on_clicks(config, mesh, num_steps, dataset, task_with_encoders, content, encoders)
 
 
 def work_on_clicks(

@@ -19,8 +19,7 @@ from em3_jax.evaluation.retrieval import HEADLINE, FullRanking
 from em3_jax.features import placement
 from em3_jax.models.retrieval import Graphs, ItemGraph
 from em3_jax.tasks import work
-from em3_jax.tasks.retrieval.task import Catalogue
-from em3_jax.tasks.retrieval.task import retrieval as retrieval_task
+from em3_jax.tasks.retrieval.task import Catalogue, RetrievalTask
 
 SECTIONS = ("seed", "task", "data", "model", "optim", "train", "eval", "mesh")
 
@@ -97,7 +96,7 @@ def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, i
     own = _with_weights(chosen.retrieval_settings, list(features))
     model = registry.retrieval(chosen.retrieval, own, pairs.num_users, pairs.num_items)
     item_graphs = _item_graphs(dataset, features, chosen.item_graph)
-    present = {name: vectors.any(axis=1) for name, vectors in features.items()}
+    present: dict[str, Any] = {name: vectors.any(axis=1) for name, vectors in features.items()}
     graphs = Graphs(_user_item_graph(pairs), item_graphs, present)
 
     def evaluate(predict: Callable) -> Callable:
@@ -108,10 +107,10 @@ def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, i
         return report
 
     return work.Work(
-        task=retrieval_task(model),
+        task=RetrievalTask(model),
         dataset=dataset,
         feature_sets=sets,
-        constants=jax.device_put(Catalogue(features, graphs), sharding.replicated(mesh)),
+        constants=jax.device_put(Catalogue(dict[str, Any](features), graphs), sharding.replicated(mesh)),
         encoders={},
         source=PairSource(
             pairs,
@@ -152,11 +151,9 @@ def _user_item_graph(pairs: Pairs) -> sparse.Adjacency:
     return sparse.grouped(entries, nodes, width=sparse.group_width(len(entries.receiver), nodes))
 
 
-def _item_graphs(
-    dataset: Dataset, features: dict[str, np.ndarray], settings: Mapping[str, Any]
-) -> dict[str, ItemGraph]:
+def _item_graphs(dataset: Dataset, features: dict[str, np.ndarray], section: Mapping[str, Any]) -> dict[str, ItemGraph]:
     """{modality: its item graph}, kept beside the features; {} where config.model.item_graph.neighbours is 0."""
-    settings = sections.call(ItemGraphSettings, settings, "config.model.item_graph")
+    settings = sections.call(ItemGraphSettings, section, "config.model.item_graph")
     if not settings.neighbours:
         return {}
     folder = dataset.root / "features"

@@ -1,6 +1,11 @@
-"""Retrieval: embeddings of all users and all items, whose dot product orders the items. The equations stand with each model."""
+"""Retrieval: embeddings of all users and all items, whose dot product orders the items.
 
-from typing import NamedTuple
+The equations stand with each model. Letters: B pairs, U users, I items, E width of an item's
+vector, D width of an embedding.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,7 +14,7 @@ from em3_jax.core import rng
 from em3_jax.core.sparse import Adjacency
 from em3_jax.core.types import Batch
 from em3_jax.models.retrieval import Graphs
-from em3_jax.tasks import Task
+from em3_jax.tasks import Loss, Params, Task
 
 
 class Catalogue(NamedTuple):
@@ -24,39 +29,61 @@ class Catalogue(NamedTuple):
     graphs: Graphs
 
 
-class RetrievalInputs(NamedTuple):
-    """What the task sees of a step: the catalogue, with the graph of the batch if it brings one, and the batch."""
+class GraphInputs(NamedTuple):
+    """What the task sees of a step.
+
+    Attributes:
+      features, graphs: those of the catalogue, with the graph of the batch if it brings one.
+      batch: the batch.
+    """
 
     features: dict[str, jax.Array]
     graphs: Graphs
     batch: Batch
 
 
-def inputs(rows: None, catalogue: Catalogue, batch: Batch) -> RetrievalInputs:
-    """The inputs; a batch with edges (see `data.pairs`) trains on the graph they make, all else on the full one."""
-    graphs = catalogue.graphs
-    if "edge_sender" in batch:
-        graphs = graphs._replace(user_item=Adjacency(*(batch[f"edge_{name}"] for name in Adjacency._fields)))
-    return RetrievalInputs(catalogue.features, graphs, batch)
+@dataclasses.dataclass(frozen=True, eq=False)
+class RetrievalTask(Task):
+    """The task of a retrieval model.
 
+    Attributes:
+      model: see `models.retrieval`; its method `loss` gives (loss [], named scalars).
+    """
 
-def retrieval(model: nn.Module) -> Task:
-    """The task of a retrieval model, see `models.retrieval`; `predict` gives (users [U, D], items [I, D])."""
+    model: nn.Module
 
-    def pairs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return batch["user"], batch["positive"], batch["negative"]
+    def inputs(self, rows: jax.Array | None, constants: Any, batch: Batch) -> GraphInputs:
+        """The catalogue, which is `constants`, and the batch; there are no `rows`.
 
-    def init(key: jax.Array, x: RetrievalInputs):
+        A batch with edges (see `data.pairs`) trains on the graph they make, all else on the full
+        one.
+        """
+        graphs = constants.graphs
+        if "edge_sender" in batch:
+            edges = Adjacency(*(batch[f"edge_{name}"] for name in Adjacency._fields))
+            graphs = graphs._replace(user_item=edges)
+        return GraphInputs(constants.features, graphs, batch)
+
+    def init(self, key: jax.Array, inputs: GraphInputs) -> Params:
         names = ("params", "dropout", "negatives")
         rngs = dict(zip(names, jax.random.split(key, len(names)), strict=True))
-        return {"model": model.init(rngs, x.features, x.graphs, *pairs(x.batch), method="loss")["params"]}
+        arguments = (inputs.features, inputs.graphs, *_pairs(inputs.batch))
+        return {"model": self.model.init(rngs, *arguments, method="loss")["params"]}
 
-    def loss(params, x: RetrievalInputs, key: jax.Array, step: jax.Array):
+    def loss(self, params: Params, inputs: GraphInputs, key: jax.Array, step: jax.Array) -> Loss:
         rngs = {name: rng.stream(key, name, step) for name in ("dropout", "negatives")}
         variables = {"params": params["model"]}
-        return model.apply(variables, x.features, x.graphs, *pairs(x.batch), method="loss", rngs=rngs)
+        arguments = (inputs.features, inputs.graphs, *_pairs(inputs.batch))
+        result: Any = self.model.apply(variables, *arguments, method="loss", rngs=rngs)
+        return result
 
-    def predict(params, x: RetrievalInputs) -> tuple[jax.Array, jax.Array]:
-        return model.apply({"params": params["model"]}, x.features, x.graphs, train=False)
+    def predict(self, params: Params, inputs: GraphInputs) -> tuple[jax.Array, jax.Array]:
+        """(users [U, D], items [I, D]) embeddings."""
+        variables = {"params": params["model"]}
+        result: Any = self.model.apply(variables, inputs.features, inputs.graphs, train=False)
+        return result
 
-    return Task(init, loss, predict, None, {}, inputs)
+
+def _pairs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(users, their items, items that are none of theirs), each [B] i32."""
+    return batch["user"], batch["positive"], batch["negative"]

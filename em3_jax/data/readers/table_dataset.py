@@ -1,0 +1,154 @@
+"""From tables that have been read to a dataset: ids become rows, and all of it is written.
+
+Letters: n interactions.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
+from em3_jax.data.format import Dataset, hash_files
+from em3_jax.data.readers.encode import Encoded
+from em3_jax.data.readers.log import write_log
+from em3_jax.data.readers.rows import rows_of_file
+from em3_jax.data.readers.source import Source
+from em3_jax.data.readers.table_clicks import Clicks, Ready, prepared
+from em3_jax.data.readers.table_history import Events
+from em3_jax.data.readers.table_log import Log
+from em3_jax.data.readers.table_match import Ends, as_written, match, match_events, match_history
+from em3_jax.data.readers.table_match import taken as taken_before
+from em3_jax.data.writer import DatasetWriter
+
+
+class Files(NamedTuple):
+    """What is read: interactions, and items, users, a table of events; None where not given."""
+
+    interactions: Source
+    items: Source | None
+    users: Source | None
+    events: Source | None
+
+    def given(self) -> list[Source]:
+        """Those that are there."""
+        return [source for source in self if source is not None]
+
+
+class Read(NamedTuple):
+    """Interactions, with histories if they have such, and a table of events; None without one."""
+
+    log: Log
+    events: Events | None
+
+
+class Matched(NamedTuple):
+    """Interactions whose items and users are rows.
+
+    Attributes:
+      ready: the interactions as they are to be written.
+      outside: the columns of the table of events, see `match_events`; None without one.
+      dropped: reason -> rows dropped.
+      label_rule: what a click is, in words.
+      notes: what is worth a note of histories, events and clicks.
+    """
+
+    ready: Ready
+    outside: dict[str, np.ndarray] | None
+    dropped: dict[str, int]
+    label_rule: str
+    notes: list[str]
+
+
+def matched(files: Files, ends: Ends, read: Read, clicks: Clicks, label: str) -> Matched:
+    """What has been read, with rows of the items and users in the place of their ids.
+
+    Args:
+      files: to name in messages.
+      ends: what ids may name.
+      read: the interactions and the table of events.
+      clicks: of logs of clicks alone.
+      label: the rule or the column that says what a click is.
+    """
+    log, item, user, dropped = match(files.interactions, read.log, ends)
+    log, history_notes = match_history(files.interactions, log, item, user, ends)
+    events, event_notes = match_events(files.events, read.events, log, item, user, ends)
+    label_rule = clicks.rule(label, bool(log.label.all()))
+    taken = taken_before(log.history, events, ends.item_part)
+    ready = prepared(files.interactions, log, item, user, clicks, taken)
+    notes = [*history_notes, *event_notes, *ready.notes]
+    return Matched(ready, events, dropped | ready.dropped, label_rule, notes)
+
+
+def write_interactions(writer: DatasetWriter, found: Matched, ends: Ends, events: str) -> bool:
+    """Writes interactions and histories; returns whether they were not in the order of time.
+
+    Args:
+      events: which interactions enter histories: "clicks", "all" or "none".
+    """
+    log, item, user, drawn = found.ready[:4]
+    is_event = {"clicks": log.label, "all": ~drawn, "none": np.zeros(len(item), bool)}[events]
+    return write_log(
+        writer, user=user, item=item, label=log.label, time=log.time, split=log.split,
+        is_event=is_event,
+        context={name: ids for name, (ids, _) in log.context.items()},
+        event={name: ids for name, (ids, _) in log.event.items()} if log.history is None else {},
+        group=log.group, outside=found.outside, given=as_written(log.history, ends.item_part),
+    )  # fmt: skip
+
+
+def finish(
+    writer: DatasetWriter,
+    files: Files,
+    found: Matched,
+    ends: Ends,
+    *,
+    split: str,
+    was_unsorted: bool,
+    only_clicks: bool,
+    image_root: Path | None,
+) -> Dataset:
+    """The dataset, once all arrays are written.
+
+    Args:
+      split: the option.
+      was_unsorted: the interactions were not in the order of time.
+      only_clicks: it is for retrieval.
+      image_root: what paths of images are relative to; None without any.
+    """
+    log, sources, interactions = found.ready.log, files.given(), files.interactions
+    items, users = ends.item_part, ends.user_part
+    kept = int((~found.ready.drawn).sum())
+    notes = [*items.notes, *users.notes, *log.notes, *found.notes]
+    notes += [note for source in sources for note in source.notes]
+    if was_unsorted:
+        notes.append(f"{interactions.name} was not in the order of time and has been sorted")
+    rows = {interactions.name: rows_of_file(interactions.rows, kept, found.dropped)}
+    return writer.finish(
+        name=interactions.stem,
+        users=users.table,
+        items=items.table,
+        fields=Fields(users.fields, items.fields, _fields(log.context), _fields(log.event)),
+        vocabularies={
+            "user": users.words,
+            "item": items.words,
+            "context": {name: values for name, (_, values) in log.context.items()},
+            "event": {name: values for name, (_, values) in log.event.items()},
+        },
+        text_columns=items.text_columns,
+        provenance=f"own tables: {', '.join(source.name for source in sources)}",
+        label_rule=found.label_rule,
+        split_rule=split if split.startswith("column:") else f"by time, shares {split}",
+        source_hash=hash_files([file for source in sources for file in source.files]),
+        time_unit=log.time_unit,
+        extra={
+            "notes": notes,
+            "only_clicks": only_clicks,
+            "rows": rows,
+            "image_root": None if image_root is None else str(image_root),
+        },
+    )
+
+
+def _fields(encoded: dict[str, Encoded]) -> tuple[Field, ...]:
+    return tuple(Field(name, len(values) + FIRST_KNOWN) for name, (_, values) in encoded.items())

@@ -1,0 +1,138 @@
+"""Content-ID-Contrastive learning as a part of a task (EM3, eq. 10-13).
+
+Letters: B examples, S distinct items of a batch, F fields that stand for an item's ID, W width of
+their embeddings.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from em3_jax import losses
+from em3_jax.config import registry, sections
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import Fields
+from em3_jax.core.types import Batch
+from em3_jax.models.cic import ContentIdHeads
+from em3_jax.tasks import Inputs, Intermediates, Loss, Params
+
+OVER = ("items", "samples")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CicSettings:
+    """config.model.cic.
+
+    Attributes:
+      weight: alpha; 0 leaves CIC out.
+      temperature: tau.
+      negatives: H; 0 = all other items of the batch.
+      width: of the common space of content and IDs.
+      id_fields: item fields whose embeddings make id_i.
+      over: what the mean is over. "items": the distinct items of the batch, those of histories
+        among them. "samples": the B examples, each with its candidate, as eq. 12 and 13 have it;
+        items of histories alone are negatives only.
+    """
+
+    weight: float
+    temperature: float
+    negatives: int
+    width: int
+    id_fields: tuple[str, ...]
+    over: str = "items"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ContentIdContrast:
+    """The contrast of the content and the IDs of a batch's distinct items.
+
+    Items without content and items whose own id is `unknown` in this batch are left out: they have
+    nothing of their own to align.
+
+    Attributes:
+      settings: of the config.
+      heads: the projections to the common space.
+      chosen: places of the ID fields among the item fields.
+    """
+
+    settings: CicSettings
+    heads: ContentIdHeads
+    chosen: tuple[int, ...]
+
+    def init(self, key: jax.Array, out: Intermediates) -> Params:
+        """Parameters of the heads; `out` as of `loss`."""
+        return self.heads.init(key, *self._arguments(out))["params"]
+
+    def loss(self, params: Params, inputs: Inputs, out: Intermediates, key: jax.Array) -> Loss:
+        """(alpha L_CIC [] f32, {"cic_loss": L_CIC, "cic_accuracy": share of items found again}).
+
+        Args:
+          params: of the heads.
+          inputs: of the task; an item has content if a token of it is there.
+          out: "content" [S, D] and "item_fields" [S, fields, W] of the items.
+          key: of the negatives drawn.
+        """
+        projected: Any = self.heads.apply({"params": params}, *self._arguments(out))
+        content, ids = projected
+        masks = inputs.tokens_mask.values()
+        has_content = jnp.stack([mask.any(axis=1) for mask in masks]).any(axis=0)
+        mask = inputs.batch["item_mask"] & inputs.batch["item_is_known"] & has_content
+        by_samples = self.settings.over == "samples"
+        value, aux = losses.content_id_contrastive(
+            content,
+            ids,
+            mask,
+            temperature=self.settings.temperature,
+            weight=candidate_counts(inputs.batch) if by_samples else None,
+            negatives=self.settings.negatives or None,
+            key=key,
+        )
+        named = {"cic_loss": value, "cic_accuracy": aux["cic_accuracy"]}
+        return self.settings.weight * value, named
+
+    def _arguments(self, out: Intermediates) -> tuple[jax.Array, jax.Array]:
+        """(content [S, D], IDs [S, F * W]) that the heads read."""
+        # Slices: the gradient of a gather would be a sum.
+        ids = [out["item_fields"][:, k] for k in self.chosen]
+        return out["content"], jnp.concatenate(ids, axis=1)
+
+
+def content_id_contrast(section: Mapping[str, Any], fields: Fields) -> ContentIdContrast | None:
+    """The contrast that config.model.cic describes; None where its weight is 0.
+
+    Args:
+      section: config.model.cic.
+      fields: the dataset's categorical fields.
+
+    Raises:
+      UserError: a setting is unknown or missing, `over` is none of `OVER`, or the dataset has not
+        one of the `id_fields`.
+    """
+    settings = sections.call(CicSettings, section, "config.model.cic")
+    registry.check_choice("config.model.cic.over", settings.over, OVER)
+    names = [field.name for field in fields.item]
+    for name in settings.id_fields:
+        if name not in names:
+            hint = sections.nearest(name, names)
+            raise UserError(f"config.model.cic.id_fields: no item field '{name}'; {hint}")
+    chosen = tuple(names.index(name) for name in settings.id_fields)
+    heads = ContentIdHeads(settings.width)
+    return ContentIdContrast(settings, heads, chosen) if settings.weight else None
+
+
+def candidate_counts(batch: Batch) -> jax.Array:
+    """[S] f32: how many examples have the item of a row as their candidate, by their weights.
+
+    Rows of the same item, which shards have named apart, have the same count.
+    """
+    item = batch["item_id"]
+    own = jnp.zeros(len(item), jnp.float32).at[batch["item_position"]].add(batch["weight"])
+    order = jnp.argsort(item)
+    ascending = item[order]
+    is_new = jnp.concatenate([jnp.zeros(1, bool), ascending[1:] != ascending[:-1]])
+    number = jnp.cumsum(is_new)
+    total = jax.ops.segment_sum(own[order], number, len(item), indices_are_sorted=True)
+    return jnp.zeros_like(own).at[order].set(total[number], unique_indices=True)
