@@ -3,6 +3,8 @@
 import importlib
 import importlib.util
 import sys
+from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from em3_jax import cli
@@ -61,13 +63,22 @@ def call(name: str, arguments: list[str] | None = None) -> None:
     cli.run(lambda: _module(name, module).main())
 
 
-def _module(name: str, module: str):
-    if name == "reproduce" and importlib.util.find_spec("reproduce") is None:
+def _module(name: str, module: str) -> ModuleType:
+    if name == "reproduce":
+        _find_reproduce()
+    return importlib.import_module(module)
+
+
+def _find_reproduce() -> None:
+    """Makes `reproduce`, which lies beside the package, importable from wherever it is called."""
+    checkout = Path(__file__).parents[1]
+    if (checkout / "reproduce" / "command.py").is_file() and str(checkout) not in sys.path:
+        sys.path.append(str(checkout))
+    if importlib.util.find_spec("reproduce") is None:
         raise UserError(
             "reproduce: trains by the recipes of a checkout, which are not here; call it in a checkout, as "
             "python -m reproduce"
         )
-    return importlib.import_module(module)
 
 
 def manual() -> str:

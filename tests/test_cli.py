@@ -1,5 +1,6 @@
 """How commands end, as a shell sees it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,14 @@ def test_reproduce_of_an_installed_package_says_where_to_call_it(tmp_path):
     )
     assert found.returncode == 2 and found.stderr.count("\n") == 1
     assert found.stderr.startswith("error: ") and "call it in a checkout" in found.stderr
+
+
+def test_reproduce_is_found_beside_the_package_from_anywhere(tmp_path):
+    program = "import sys; sys.argv[1:] = ['reproduce', '--help']; from em3_jax.__main__ import main; main()"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    (tmp_path / "site").mkdir()
+    for name in ("em3_jax", "reproduce"):
+        (tmp_path / "site" / name).symlink_to(Path(__file__).parent.parent / name)
+    command = [sys.executable, "-P", "-c", program]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert found.returncode == 0 and found.stdout.startswith("usage: em3 reproduce"), found.stderr
