@@ -57,6 +57,12 @@ def _say_nothing(*_: object) -> None:
     """In place of a hook that reports an error."""
 
 
+def refuse_module(module: str, command: str, door: str) -> None:
+    """Ends `python -m <module>` where it would come too late to advise the allocator: numpy and jax are there already."""
+    show_error(UserError(f"{module}: call it as `{command}` or `python {door}`"))
+    sys.exit(2)
+
+
 def show_error(error: UserError) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 

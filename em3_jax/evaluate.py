@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from em3_jax import cli
 from em3_jax.core import paths, strict_json, trees
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import SPLITS
@@ -69,3 +70,7 @@ def main() -> None:
     result = evaluate(args.workdir, args.split, args.step, args.data)
     print(f"{args.workdir}: step {result['step']:,} ({result['chosen_by']}), split {args.split}")
     print(ranking_evaluation.table(result["slices"]))
+
+
+if __name__ == "__main__":
+    cli.refuse_module("em3_jax.evaluate", "em3 eval", "eval.py")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 
-from em3_jax import metrics
+from em3_jax import cli, metrics
 from em3_jax.config import ranges, recipes, sections
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
@@ -274,3 +274,7 @@ def _what_is_left(directory: Path) -> str:
     steps = sorted(int(path.name) for path in directory.glob("checkpoints/latest/*") if path.name.isdigit())
     kept = f"the checkpoint of step {steps[-1]:,} in {directory} is kept" if steps else "there is no checkpoint yet"
     return f"{kept}; run the same commands again, on as many processes as there are, to go on"
+
+
+if __name__ == "__main__":
+    cli.refuse_module("em3_jax.train", "em3 train", "train.py")

@@ -63,3 +63,10 @@ def test_reproduce_is_found_beside_the_package_from_anywhere(tmp_path):
     command = [sys.executable, "-P", "-c", program]
     found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert found.returncode == 0 and found.stdout.startswith("usage: em3 reproduce"), found.stderr
+
+
+@pytest.mark.parametrize(("module", "command"), [("train", "em3 train"), ("evaluate", "em3 eval")])
+def test_a_module_that_is_no_command_names_the_command(module, command):
+    called = [sys.executable, "-m", f"em3_jax.{module}", "--workdir=x"]
+    found = subprocess.run(called, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert found.returncode == 2 and found.stderr.startswith(f"error: em3_jax.{module}: call it as `{command}`")
