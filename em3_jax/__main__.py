@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from em3_jax import cli
+from em3_jax import __version__, cli
 from em3_jax.config.sections import nearest
 from em3_jax.core import allocator
 from em3_jax.core.errors import UserError
@@ -107,10 +107,7 @@ def main() -> None:
 def _without_command(name: str) -> None:
     if name not in ("-h", "--help", "--version"):
         raise UserError(f"em3 {name}: no such command; {nearest(name, COMMANDS)}")
-    if name == "--version":
-        print(importlib.import_module("em3_jax").__version__)
-    else:
-        print(manual())
+    print(__version__ if name == "--version" else manual())
 
 
 if __name__ == "__main__":

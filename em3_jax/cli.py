@@ -63,6 +63,16 @@ def refuse_module(module: str, command: str, door: str) -> None:
     sys.exit(2)
 
 
+def spelled(command: str) -> str:
+    """How the user calls a command, to be named in what is printed: as `python eval.py` in a checkout's way, else as `em3 eval`.
+
+    Args:
+      command: "train" or "eval".
+    """
+    by_file = Path(sys.argv[0]).name in ("train.py", "eval.py")
+    return f"python {command}.py" if by_file else f"em3 {command}"
+
+
 def show_error(error: UserError) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 

@@ -130,7 +130,7 @@ def _train(config, settings: TrainSettings, directory: Path) -> dict:
     if stopped_by.startswith("SIG"):
         print(f"{stopped_by}: saved step {step:,} of {total:,} in {directory}; run the same command again to go on")
     else:
-        command = f"python eval.py --workdir={directory} --split=test"
+        command = f"{cli.spelled('eval')} --workdir={directory} --split=test"
         if parts.evaluate is None:
             command = f"em3 vectors --workdir={directory} --name=<feature set>"
         print(f"{stopped_by} at step {step:,}; best {parts.eval.metric} on validation {notes['best_value']:.4f} at step "
@@ -255,10 +255,12 @@ def main() -> int:
     try:
         args, others = parser.parse_known_args()
     except argparse.ArgumentError as error:
-        raise UserError(f"{error.argument_name}: {error.message}; see python train.py --help") from None
+        raise UserError(f"{error.argument_name}: {error.message}; see {cli.spelled('train')} --help") from None
     changes = recipes.options(others)
     if not args.config or args.workdir is None:
-        raise UserError("--config=configs/<name>.py and --workdir=<folder> are both needed; see python train.py --help")
+        raise UserError(
+            f"--config=configs/<name>.py and --workdir=<folder> are both needed; see {cli.spelled('train')} --help"
+        )
     config = recipes.read(args.config, changes)
 
     def run() -> int:

@@ -66,7 +66,8 @@ def test_from_planted_data_to_scores(call, wheel):
     assert Path(where.strip()).is_relative_to(wheel)
     em3 = ("-m", "em3_jax")
     call(*em3, "prepare", "synthetic", "--interactions", "1500", "--users", "60", "--items", "40", "--out", "data")
-    call(*em3, "train", "--config=em3_synthetic", "--config.data.root=data", "--workdir=run", *SMALL)
+    said = call(*em3, "train", "--config=em3_synthetic", "--config.data.root=data", "--workdir=run", *SMALL)
+    assert "next: em3 eval --workdir=run" in said, "there is no eval.py here"
     assert "auc" in call(*em3, "eval", "--workdir=run")
     assert "version 0000001" in call(*em3, "export", "--workdir", "run", "--out", "store", "--platforms", "cpu")
     assert call("-c", SCORE, "store").strip() == "3"

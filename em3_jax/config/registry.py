@@ -1,6 +1,6 @@
 """The parts that a config chooses by name, or takes from a user's own file: fusion, backbone, attention score, loss.
 
-The library's own parts come through the same door, `config.part`, and have no other privilege.
+The library's own parts come through the same door, `sections.part`, and have no other privilege.
 """
 
 from collections.abc import Callable, Mapping

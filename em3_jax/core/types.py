@@ -38,7 +38,7 @@ class State:
       step: [] i32, number of steps done. With the seed it fixes all randomness and the next batch.
       params: dense Linen parameters.
       opt_state: optax state of `params`.
-      tables: ID embedding tables and their row-wise optimizer slots (see `tables.py`).
+      tables: ID embedding tables and their row-wise optimizer slots (see `tables.id_table`).
       memory: the memory bank; empty for models without one.
     """
 

@@ -52,11 +52,10 @@ READERS: dict[str, Callable[..., Dataset]] = {reader.__name__: reader for reader
 
 def main(argv: list[str] | None = None) -> None:
     arguments = vars(_parser().parse_args(argv))
-    before = signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # an exception, so the unfinished folder is removed
+    # SIGTERM is an exception, so that the unfinished folder is removed.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        cli.run(lambda: _run(READERS[arguments.pop("reader")], arguments))
+        _run(READERS[arguments.pop("reader")], arguments)
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -69,7 +69,7 @@ def of_runs(name: str, folders: Sequence[Path], split: str) -> Model:
     for folder in folders:
         path = folder / f"eval_{split}.json"
         if not path.exists():
-            raise UserError(f"{path}: file missing; run `python eval.py --workdir={folder} --split={split}` first")
+            raise UserError(f"{path}: file missing; run `em3 eval --workdir={folder} --split={split}` first")
         runs.append((_read(path), _read_users(folder / f"eval_{split}_users.npz"), folder))
     runs.sort(key=lambda run: run[0]["config"]["seed"])
     for (first, _, one), (second, _, other) in itertools.pairwise(runs):

@@ -1,6 +1,7 @@
 """Honest evaluation of a ranking model on a split: AUC, GAUC, logloss, calibration, overall and by slice."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -33,7 +34,7 @@ def predict(source: EvaluationSource, predict_batch: Callable, place: Callable |
 
 
 def slices(
-    dataset: Dataset, rows: np.ndarray, features: list[FeatureSet], popular_share: float
+    dataset: Dataset, rows: np.ndarray, features: Sequence[FeatureSet], popular_share: float
 ) -> dict[str, np.ndarray]:
     """Slice name -> [n] bool over interaction rows `rows` [n].
 
@@ -58,30 +59,61 @@ def slices(
     return result
 
 
-def evaluate(
-    dataset: Dataset,
-    rows: np.ndarray,
-    logits: np.ndarray,
-    features: list[FeatureSet],
-    popular_share: float,
-    label_name: str = CLICK,
-) -> dict[str, dict[str, float]]:
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Rows of a split with the logits that a model gives them.
+
+    Attributes:
+      dataset: whose rows they are.
+      rows: [n] interaction rows.
+      logits: [n] f32.
+      features: sets of content features; the items without one are a slice.
+      popular_share: see `slices`.
+      label_name: which of the dataset's labels.
+    """
+
+    dataset: Dataset
+    rows: np.ndarray
+    logits: np.ndarray
+    features: Sequence[FeatureSet]
+    popular_share: float
+    label_name: str = CLICK
+
+    @property
+    def label(self) -> np.ndarray:
+        """[n] 0/1."""
+        return self.dataset.label(self.label_name)[self.rows]
+
+    @property
+    def group(self) -> np.ndarray:
+        """[n] what GAUC is by: the dataset's groups, or else the users."""
+        return self.dataset.group[self.rows]
+
+    @property
+    def probability(self) -> np.ndarray:
+        """[n] f64 of a click."""
+        return 1.0 / (1.0 + np.exp(-self.logits.astype(np.float64)))
+
+    def column(self, name: str) -> np.ndarray | None:
+        """[n] of a column of the interactions; None where the dataset has it not."""
+        columns = self.dataset.interactions
+        return columns[name][self.rows] if name in columns else None
+
+    def slices(self) -> dict[str, np.ndarray]:
+        """Name -> [n] bool, see `slices`."""
+        return slices(self.dataset, self.rows, self.features, self.popular_share)
+
+
+def evaluate(scored: Scored) -> dict[str, dict[str, float]]:
     """Slice -> metric -> value. Undefined metrics are NaN; every slice has its n.
 
     GAUC is by `Dataset.group`, the users where the dataset has no groups; `gauc_users` counts them.
-
-    Args:
-      rows: [n] interaction rows of the split.
-      logits: [n] f32.
-      label_name: which of the dataset's labels.
     """
-    columns = dataset.interactions
-    label, group = dataset.label(label_name)[rows], dataset.group[rows]
-    probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
-    query = columns[f"context_{QUERY}"][rows] if f"context_{QUERY}" in columns else None
-    planted = columns["probability"][rows] if "probability" in columns and label_name == CLICK else None
-    result = {}
-    for name, keep in slices(dataset, rows, features, popular_share).items():
+    logits, label, group, probability = scored.logits, scored.label, scored.group, scored.probability
+    query = scored.column(f"context_{QUERY}")
+    planted = scored.column("probability") if scored.label_name == CLICK else None
+    result: dict[str, dict[str, float]] = {}
+    for name, keep in scored.slices().items():
         gauc = metrics.gauc(label[keep], logits[keep], group[keep])
         result[name] = {
             "n": int(keep.sum()),
@@ -107,33 +139,22 @@ def evaluate(
     return result
 
 
-def errors(
-    dataset: Dataset,
-    rows: np.ndarray,
-    logits: np.ndarray,
-    features: list[FeatureSet],
-    popular_share: float,
-    label_name: str = CLICK,
-) -> influence.ByUser:
-    """How each user moves the metrics of `evaluate`, whose arguments it takes."""
-    columns = dataset.interactions
-    label, user = dataset.label(label_name)[rows], columns["user"][rows]
-    group = dataset.group[rows]
-    query = columns[f"context_{QUERY}"][rows] if f"context_{QUERY}" in columns else None
+def errors(scored: Scored) -> influence.ByUser:
+    """How each user moves the metrics of `evaluate`."""
+    logits, label, group, probability = scored.logits, scored.label, scored.group, scored.probability
+    user, query = scored.dataset.interactions["user"][scored.rows], scored.column(f"context_{QUERY}")
     result = influence.ByUser.of(user)
-    for name, keep in slices(dataset, rows, features, popular_share).items():
-        labels, scores, users = label[keep], logits[keep], user[keep]
-        probability = 1.0 / (1.0 + np.exp(-scores.astype(np.float64)))
+    for name, keep in scored.slices().items():
         moved = {
-            "auc": influence.auc_influence(labels, scores),
-            "gauc": influence.gauc_influence(labels, scores, group[keep]),
-            "logloss": influence.logloss_influence(labels, scores),
-            "calibration": influence.calibration_influence(labels, probability),
+            "auc": influence.auc_influence(label[keep], logits[keep]),
+            "gauc": influence.gauc_influence(label[keep], logits[keep], group[keep]),
+            "logloss": influence.logloss_influence(label[keep], logits[keep]),
+            "calibration": influence.calibration_influence(label[keep], probability[keep]),
         }
         if query is not None:
-            moved["qauc"] = influence.gauc_influence(labels, scores, query[keep])
+            moved["qauc"] = influence.gauc_influence(label[keep], logits[keep], query[keep])
         for metric, values in moved.items():
-            result.add(name, metric, values, users)
+            result.add(name, metric, values, user[keep])
     return result
 
 

@@ -363,7 +363,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.add_options(parser, extract)
     cli.add_options(parser.add_argument_group("ready arrays"), from_array, besides=extract)
     arguments = vars(parser.parse_args(argv))
-    cli.run(lambda: _run(arguments))
+    _run(arguments)
 
 
 def _run(arguments: dict) -> None:

@@ -163,13 +163,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.argument_default = argparse.SUPPRESS  # what is not given takes the function's own default
     cli.add_options(parser, raw)
     arguments = vars(parser.parse_args(argv))
-
-    def run() -> None:
-        cli.check_arguments(raw, arguments, "em3 raw --help")
-        manifest = raw(**cli.with_local_paths(raw, arguments))
-        name = arguments.get("name", "image" if "image_size" in arguments else "text")
-        print(open_dataset(arguments["data"]).features(name).describe())
-        if unusable := manifest["counts"].get("unusable"):
-            print(f"warning: {unusable:,} files are no pictures that can be read, and masked")
-
-    cli.run(run)
+    cli.check_arguments(raw, arguments, "em3 raw --help")
+    manifest = raw(**cli.with_local_paths(raw, arguments))
+    name = arguments.get("name", "image" if "image_size" in arguments else "text")
+    print(open_dataset(arguments["data"]).features(name).describe())
+    if unusable := manifest["counts"].get("unusable"):
+        print(f"warning: {unusable:,} files are no pictures that can be read, and masked")

@@ -16,12 +16,12 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.types import Shards, State
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.tasks import Task
-from em3_jax.tasks import work as wiring
 from em3_jax.tasks.lemur.setup import lemur
 from em3_jax.tasks.pretraining.setup import pretraining
 from em3_jax.tasks.ranking.setup import ranking
 from em3_jax.tasks.retrieval.setup import SECTIONS as RETRIEVAL_SECTIONS
 from em3_jax.tasks.retrieval.setup import retrieval
+from em3_jax.tasks.work import SECTIONS
 from em3_jax.training import optim, processes, step
 
 ON_STREAMS = ("ranking", "lemur")
@@ -50,7 +50,7 @@ class Experiment(NamedTuple):
       headline: the metrics to show.
       frozen: parameter name -> whether the config freezes it.
       eval: config.eval.
-      builder, buckets, shards: see `wiring.Work`.
+      builder, buckets, shards: see `work.Work`.
     """
 
     dataset: Dataset
@@ -84,7 +84,7 @@ class Experiment(NamedTuple):
 
 def check_sections(config: Mapping[str, Any]) -> None:
     """Refuses sections that the config's task does not have, and asks for those that are not there."""
-    known = RETRIEVAL_SECTIONS if config.get("task") == "retrieval" else wiring.SECTIONS
+    known = RETRIEVAL_SECTIONS if config.get("task") == "retrieval" else SECTIONS
     of_stream = ("stream",) if "stream" in config and config.get("task") in ON_STREAMS else ()
     sections.check_sections(config, (*known, *of_stream))
 
@@ -186,7 +186,7 @@ def of_run(record: Mapping[str, Any], data_root: str | Path | None = None) -> Ex
     """The experiment of a run that is there, to score with: on one device where its mesh does not fit this machine.
 
     Args:
-      record: of the run, see `workdir.read`.
+      record: of the run, see `rundir.read`.
       data_root: the dataset folder, if it is not where it was in training.
 
     Raises:

@@ -49,7 +49,7 @@ def begin(
 ) -> bool:
     """Makes `directory` this run's, or makes sure that it is; returns whether its dataset has grown.
 
-    If it has, the record of the run still has to follow (`workdir.claim` with `grown`), once the state has.
+    If it has, the record of the run still has to follow (`rundir.claim` with `grown`), once the state has.
 
     Args:
       config: the resolved config.
@@ -269,17 +269,9 @@ def remember(directory: str | Path, dataset: Dataset) -> None:
 
 def recall(directory: str | Path, data_hash: str) -> pa.Table:
     """The vocabulary that a run keeps of the dataset with that hash."""
-    path = _path(directory, data_hash)
-    if not path.is_file():
-        raise UserError(
-            f"{path}: file missing, so nothing says which id a table row belongs to; run once more with the dataset of hash "
-            f"{data_hash[:12]}, which writes it"
-        )
-    try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error)[:100]}); delete it and run once more with the "
-                        f"dataset of hash {data_hash[:12]}") from None  # fmt: skip
+    path, tells = _path(directory, data_hash), "which id a table row belongs to"
+    errors = (pa.ArrowException, OSError)
+    return rundir.read_kept(path, data_hash, pq.read_table, errors, form="Parquet", tells=tells)
 
 
 def _blocks(table: pa.Table) -> dict[str, tuple[int, int]]:

@@ -124,5 +124,5 @@ def main() -> None:
     result = merge(args.workdir, args.out)
     print(
         f"{args.out}: step {result['step']:,} of {args.workdir}, {result['adapters']} adapters folded in; evaluate with: "
-        f"python eval.py --workdir={args.out} --split=test"
+        f"em3 eval --workdir={args.out} --split=test"
     )

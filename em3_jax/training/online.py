@@ -231,7 +231,9 @@ class _Stream:
             source = EvaluationSource(builder, rows, size, buckets, parts.shards)
             logits = ranking_evaluation.predict(source, lambda batch: parts.predict(state, batch), parts.place)
         share = self.settings.eval.popular_share
-        report = ranking_evaluation.evaluate(known, rows, logits, parts.feature_sets, share, self.label)
+        report = ranking_evaluation.evaluate(
+            ranking_evaluation.Scored(known, rows, logits, parts.feature_sets, share, self.label)
+        )
         return {name: report[name] for name in SLICES}
 
     def _train(self, state: State, window: stream.Window, interrupts) -> tuple[State, dict[str, float], str]:

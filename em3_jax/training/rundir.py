@@ -6,14 +6,15 @@ import json
 import os
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from em3_jax.config import sections
 from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 
+Kept = TypeVar("Kept")
 PACKAGES = ("em3_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 MAY_CHANGE = (
     "config.train.",
@@ -118,6 +119,37 @@ def read(workdir: str | Path) -> dict[str, Any]:
     if "cic" in (model := record["config"].get("model", {})):
         model["cic"] = LATER_OF_CIC | model["cic"]
     return record
+
+
+def read_kept(
+    path: Path,
+    data_hash: str,
+    read: Callable[[Path], Kept],
+    errors: tuple[type[Exception], ...],
+    *,
+    form: str,
+    tells: str,
+) -> Kept:
+    """What a run keeps in its folder of the dataset with that hash, for the time when it has grown.
+
+    Args:
+      path: of the file.
+      read: path -> its content.
+      errors: what `read` raises of a file that is damaged.
+      form: what the file is, "Parquet".
+      tells: what nothing says without it.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    again = f"run once more with the dataset of hash {data_hash[:12]}"
+    if not path.is_file():
+        raise UserError(f"{path}: file missing, so nothing says {tells}; {again}, which writes it")
+    try:
+        return read(path)
+    except errors as error:
+        said = str(error)[:100]
+        raise UserError(f"{path}: not a readable {form} file ({said}); delete it and {again}") from None
 
 
 def first_data(workdir: str | Path) -> str | None:

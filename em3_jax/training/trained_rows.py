@@ -8,6 +8,7 @@ A dataset numbers its rows anew each time it is prepared, so rows are known by w
 A row that occurs several times counts as often as it occurs; of equal ones the earliest are the old.
 """
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from em3_jax.core import publish, rng
 from em3_jax.core.errors import UserError
 from em3_jax.data import times
 from em3_jax.data.format import SPLITS, Dataset
+from em3_jax.training import rundir
 
 
 class NewRows(NamedTuple):
@@ -63,19 +65,10 @@ def remember(directory: str | Path, dataset: Dataset, label: str) -> None:
 
 def recall(directory: str | Path, data_hash: str) -> np.ndarray:
     """[n] u64 the training rows of the dataset with that hash."""
-    path = _path(directory, data_hash)
-    if not path.is_file():
-        raise UserError(
-            f"{path}: file missing, so nothing says which rows the run was trained on; run once more with the dataset of "
-            f"hash {data_hash[:12]}, which writes it"
-        )
-    try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(
-            f"{path}: not a readable .npy file ({str(error)[:100]}); delete it and run once more with the dataset of hash "
-            f"{data_hash[:12]}"
-        ) from None
+    read = functools.partial(np.load, allow_pickle=False)
+    path, tells = _path(directory, data_hash), "which rows the run was trained on"
+    errors = (ValueError, OSError, EOFError)
+    return rundir.read_kept(path, data_hash, read, errors, form=".npy", tells=tells)
 
 
 def new_rows(dataset: Dataset, label: str, seen: np.ndarray) -> NewRows:

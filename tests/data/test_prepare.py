@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from em3_jax import cli
 from em3_jax.data import prepare
 from em3_jax.data.format import open_dataset
 from tests.conftest import ROOT
@@ -20,13 +21,13 @@ SMALL = ["--interactions", "600", "--users", "30", "--items", "40"]
 def run(*arguments) -> int:
     """The exit code of the command."""
     with pytest.raises(SystemExit) as end:
-        prepare.main([str(argument) for argument in arguments])
+        cli.run(lambda: prepare.main([str(argument) for argument in arguments]))
     return end.value.code
 
 
 def command(*arguments, before: str = "") -> subprocess.Popen:
     """The command in a process of its own; `before` is code that runs first."""
-    code = f"import sys\n{before}\nfrom em3_jax.data import prepare\nprepare.main(sys.argv[1:])"
+    code = f"import sys\n{before}\nfrom em3_jax.__main__ import call\ncall('prepare', sys.argv[1:])"
     process = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(process, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

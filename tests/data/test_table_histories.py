@@ -12,7 +12,7 @@ from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.negatives import draw_negatives
 from em3_jax.data.readers.table import table
-from em3_jax.evaluation.ranking import evaluate
+from em3_jax.evaluation.ranking import Scored, evaluate
 from em3_jax.metrics import gauc
 from tests.conftest import user_error
 
@@ -224,10 +224,10 @@ def test_a_group_is_what_is_ranked_and_the_model_does_not_read_it(tmp_path):
     grouped = table(tmp_path / "out", interactions=tmp_path / "log.csv", columns={"group": "session"})
     assert (plain.group == plain.interactions["user"]).all()
     rows, logits = np.arange(ROWS), np.random.default_rng(0).normal(size=ROWS).astype(np.float32)
-    found = evaluate(grouped, rows, logits, [], 0.1)["all"]
+    found = evaluate(Scored(grouped, rows, logits, [], 0.1))["all"]
     expected = gauc(np.array(log["label"]), logits, np.array([int(name[1:]) for name in log["session"]]))
     assert found["gauc"] == expected.value and found["gauc_users"] == expected.groups_used
-    assert found["gauc"] != evaluate(plain, rows, logits, [], 0.1)["all"]["gauc"]
+    assert found["gauc"] != evaluate(Scored(plain, rows, logits, [], 0.1))["all"]["gauc"]
     options = {"history_length": 3, "unknown_alpha": 0.0, "unknown_floor": {}, "encode": "candidates"}
     batches = [BatchBuilder(one, **options)(rows, buckets=Buckets(64, 64)) for one in (plain, grouped)]
     differing = [name for name in batches[0] if not np.array_equal(*(batch[name] for batch in batches))]

@@ -1,4 +1,4 @@
-"""evaluators: slices and metrics by plain loops; a report does not depend on how the rows were cut into batches."""
+"""evaluation.ranking: slices and metrics by plain loops; a report does not depend on how the rows were cut into batches."""
 
 import dataclasses
 import math
@@ -37,7 +37,7 @@ def logits(planted, rows):
 
 @pytest.fixture(scope="module")
 def report(planted, rows, logits, features):
-    return ranking_evaluation.evaluate(planted, rows, logits, features, POPULAR)
+    return ranking_evaluation.evaluate(ranking_evaluation.Scored(planted, rows, logits, features, POPULAR))
 
 
 # Slices.
@@ -145,9 +145,9 @@ def test_the_planted_probability_beats_what_is_blurred(report):
 
 def test_an_undefined_metric_is_nan_and_its_slice_keeps_its_n(planted, rows, features):
     positive = rows[planted.interactions["label"][rows] == 1]
-    found = ranking_evaluation.evaluate(planted, positive, np.zeros(len(positive), np.float32), features, POPULAR)[
-        "all"
-    ]
+    found = ranking_evaluation.evaluate(
+        ranking_evaluation.Scored(planted, positive, np.zeros(len(positive), np.float32), features, POPULAR)
+    )["all"]
     assert found["n"] == len(positive) and found["gauc_users"] == 0 and found["gauc_users_left_out"] > 0
     assert all(math.isnan(found[name]) for name in ("auc", "gauc", "bayes_auc", "bayes_gauc"))
     assert found["logloss"] == pytest.approx(math.log(2)) and found["calibration"] == pytest.approx(0.5)
@@ -155,7 +155,9 @@ def test_an_undefined_metric_is_nan_and_its_slice_keeps_its_n(planted, rows, fea
 
 def test_an_empty_slice_is_nan_with_n_zero(planted, features):
     rows = np.asarray(planted.split_rows("train"))[:100]  # training has neither cold items nor new users
-    found = ranking_evaluation.evaluate(planted, rows, np.zeros(100, np.float32), features, POPULAR)
+    found = ranking_evaluation.evaluate(
+        ranking_evaluation.Scored(planted, rows, np.zeros(100, np.float32), features, POPULAR)
+    )
     for name in ("cold items", "new users"):
         assert found[name]["n"] == 0
         assert all(math.isnan(found[name][m]) for m in ("click_rate", "auc", "gauc", "logloss", "calibration"))
@@ -184,7 +186,9 @@ def test_a_report_does_not_depend_on_the_evaluation_batch_size(planted, rows, fe
     for batch_size in (64, 100, 1024):
         source = evaluation_source(parts.source.builder, "test", batch_size)
         scores.append(ranking_evaluation.predict(source, lambda batch: parts.predict(state, batch)))
-        reports.append(ranking_evaluation.evaluate(planted, rows, scores[-1], features, POPULAR))
+        reports.append(
+            ranking_evaluation.evaluate(ranking_evaluation.Scored(planted, rows, scores[-1], features, POPULAR))
+        )
         assert scores[-1].shape == rows.shape
     for other, score in zip(reports[1:], scores[1:], strict=True):
         np.testing.assert_allclose(score, scores[0], rtol=1e-5, atol=1e-5)
@@ -200,8 +204,8 @@ def test_errors_are_those_of_the_metrics_of_the_report(planted, grouped):
     data = dataclasses.replace(planted, interactions=planted.interactions | sessions)
     rows = np.asarray(data.split_rows("test"))
     logits = np.random.default_rng(0).normal(size=len(rows)).astype(np.float32)
-    by_user = ranking_evaluation.errors(data, rows, logits, [], POPULAR)
-    whole = ranking_evaluation.evaluate(data, rows, logits, [], POPULAR)["all"]
+    by_user = ranking_evaluation.errors(ranking_evaluation.Scored(data, rows, logits, [], POPULAR))
+    whole = ranking_evaluation.evaluate(ranking_evaluation.Scored(data, rows, logits, [], POPULAR))["all"]
     users = data.interactions["user"][rows]
     np.testing.assert_array_equal(by_user.users, np.unique(users))
     for metric in ("auc", "gauc", "logloss", "calibration"):
@@ -209,6 +213,8 @@ def test_errors_are_those_of_the_metrics_of_the_report(planted, grouped):
         without = []
         for user in by_user.users:
             kept = users != user
-            rest = ranking_evaluation.evaluate(data, rows[kept], logits[kept], [], POPULAR)["all"]
+            rest = ranking_evaluation.evaluate(ranking_evaluation.Scored(data, rows[kept], logits[kept], [], POPULAR))[
+                "all"
+            ]
             without.append(whole[metric] - rest[metric])
         assert np.corrcoef(without, moved)[0, 1] > 0.99, metric

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from em3_jax.__main__ import call
 from em3_jax.data.format import open_dataset
 from em3_jax.data.images import load_processor
 from em3_jax.data.texts import Tokenized, load_tokenizer
@@ -137,6 +138,7 @@ def test_equal_texts_are_encoded_once(data, encoders, monkeypatch):
 # The kill comes from within, so that it hits the moment that is meant.
 KILLED = """
 import os, signal, sys
+from em3_jax import cli
 from em3_jax.data import features
 from em3_jax.features import extract
 features.COMMIT_SECONDS = 0.0
@@ -150,7 +152,7 @@ def killing(*arguments, **settings):
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(*arguments, **settings)
 setattr(owner, name, killing)
-extract.main(sys.argv[3:])
+cli.run(lambda: extract.main(sys.argv[3:]))
 """
 
 
@@ -327,7 +329,7 @@ def test_the_command(data, encoders, capsys):
         (["--modality", "text", "--array", "x.npy", "--encoder", encoders["text"]], 2),
     ):
         with pytest.raises(SystemExit) as ended:
-            extract.main(["--data", str(data), *map(str, arguments)])
+            call("extract", ["--data", str(data), *map(str, arguments)])
         assert ended.value.code == code
     said = capsys.readouterr().out
     assert f"{raw_items.ITEMS - 1} of {raw_items.ITEMS} items" in said

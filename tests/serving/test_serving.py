@@ -98,7 +98,7 @@ def movies(tmp_path_factory) -> Served:
     return serve(dataset, folder, data__features=("poster",))
 
 
-def test_rows(served: Served) -> list[dict]:
+def rows_of_test(served: Served) -> list[dict]:
     """Of each row of the test split: the original user, history, ratings and candidate."""
     dataset, stars = served.dataset, {(user, item): rating for user, item, rating, _ in ratings()}
     columns, requests = dataset.interactions, []
@@ -114,7 +114,7 @@ def test_rows(served: Served) -> list[dict]:
     return requests
 
 
-test_rows.__test__ = False
+rows_of_test.__test__ = False
 NUMBERS = {  # as JSON and its neighbours write numbers
     "floats": float,
     "ints where they are whole": lambda value: int(value) if value == int(value) else value,
@@ -139,11 +139,11 @@ def probability(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("form", NUMBERS)
 def test_scores_are_those_of_eval_in_whatever_form_numbers_come(movies, form):
     model = Model(store.open_current(movies.store))
-    answers = [model.score(**written(request, NUMBERS[form])) for request in test_rows(movies)]
+    answers = [model.score(**written(request, NUMBERS[form])) for request in rows_of_test(movies)]
     found = np.array([answer.probability[0] for answer in answers])
     np.testing.assert_allclose(found, probability(movies.logits), rtol=0, atol=1e-6)
     assert all(not answer.unknown for answer in answers)
-    blank = [model.score(**request | {"history_fields": {}}) for request in test_rows(movies)]
+    blank = [model.score(**request | {"history_fields": {}}) for request in rows_of_test(movies)]
     differences = abs(found - np.array([one.probability[0] for one in blank]))
     assert max(differences) > 1e-3  # ratings do matter
 
@@ -156,7 +156,7 @@ def test_the_block_of_the_readme_runs_and_scores_as_eval(movies, monkeypatch):
     with contextlib.redirect_stdout(io.StringIO()):
         exec(block, names)
     assert names["known"].tolist() == [True, True, False] and len(names["vectors"]) == 3
-    candidates = [request["candidates"][0] for request in test_rows(movies)]
+    candidates = [request["candidates"][0] for request in rows_of_test(movies)]
     rows = [candidates.index(item, len(candidates) - 2) for item in README_CANDIDATES]
     expected = probability(movies.logits[rows])
     np.testing.assert_allclose(names["scores"].probability, expected, rtol=0, atol=1e-6)
@@ -164,7 +164,7 @@ def test_the_block_of_the_readme_runs_and_scores_as_eval(movies, monkeypatch):
 
 
 def test_over_http_the_same_whatever_the_types_of_json(movies):
-    requests = test_rows(movies)[-4:]
+    requests = rows_of_test(movies)[-4:]
     expected = probability(movies.logits[-4:])
     with serving(movies.store) as (port, _):
         client = Client(port)
@@ -288,7 +288,7 @@ def replaced(version: Version, **changes) -> Version:
 def test_a_store_of_before_is_served_right(movies):
     """Values as they were read (5.0), ids as texts, one program for any number of candidates."""
     version = store.open_current(movies.store)
-    new, requests = Model(version), test_rows(movies)
+    new, requests = Model(version), rows_of_test(movies)
     old = store.open_current(movies.store)
     record = rundir.read(movies.run)
     parts = experiment.of_run(record)

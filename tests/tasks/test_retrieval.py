@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from configs import retrieval as configs
+from em3_jax import cli, train
 from em3_jax import evaluate as evaluation
-from em3_jax import train
 from em3_jax.core.errors import UserError
 from em3_jax.data import prepare
 from em3_jax.data.format import Dataset, open_dataset
@@ -243,7 +243,7 @@ def test_a_folder_with_an_empty_validation_split_is_refused_by_prepare(tmp_path,
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "baby.inter").write_text("userID\titemID\tx_label\n0\t0\t0\n0\t1\t2\n")
     with pytest.raises(SystemExit) as code:
-        prepare.main(["mmrec", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+        cli.run(lambda: prepare.main(["mmrec", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")]))
     assert code.value.code == 2
     assert capsys.readouterr().err.strip().endswith("no row has x_label 1 (valid); all three parts are needed")
 

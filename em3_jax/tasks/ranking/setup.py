@@ -122,7 +122,7 @@ def work_on_clicks(
       content: what it reads of the items' content.
       encoders: the raw encoders, whose weights are among the parameters.
       encode, queries: see `BatchBuilder`.
-      make_memory: see `wiring.Work`.
+      make_memory: see `work.Work`.
     """
     data, table, eval_settings = settings(config, mesh)
     make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries)  # noqa: E731
@@ -144,9 +144,9 @@ def work_on_clicks(
             logits = ranking_evaluation.predict(source, lambda batch: predict(state, batch), place)
             share, rows = eval_settings.popular_share, np.asarray(source.rows)
             # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
-            scored = (dataset, rows, logits, content.sets, share, data.label)
-            by_user = ranking_evaluation.errors(*scored) if errors else None
-            return work.Report(ranking_evaluation.evaluate(*scored), {"logits": logits}, by_user)
+            scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label)
+            by_user = ranking_evaluation.errors(scored) if errors else None
+            return work.Report(ranking_evaluation.evaluate(scored), {"logits": logits}, by_user)
 
         return report
 

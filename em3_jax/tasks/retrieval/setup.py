@@ -41,7 +41,7 @@ class DataSettings(NamedTuple):
 
 
 class ModelSettings(NamedTuple):
-    """config.model: name of the model, its settings, and those of the item graphs that it reads, see `parts.retrieval`."""
+    """config.model: name of the model, its settings, and those of the item graphs that it reads, see `registry.retrieval`."""
 
     retrieval: str
     retrieval_settings: Mapping[str, Any]
