@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test lint format docs bench clean
 
 install: $(VENV)/installed
 
@@ -41,6 +41,9 @@ lint: $(VENV)/installed-test
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/installed
+	$(BIN)/python -c "from em3_jax.config import manual; print(manual.page(), end='')" > docs/settings.md
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.ranking

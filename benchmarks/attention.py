@@ -116,7 +116,7 @@ def evaluate(folders: list[Path], split: str) -> list[dict]:
     reports = []
     for folder in folders:
         checkpoints = Checkpoints(folder)
-        reports.append(parts.evaluate(checkpoints.restore(parts.shapes)[0], split)[0])
+        reports.append(parts.evaluate(checkpoints.restore(parts.program.shapes)[0], split)[0])
         checkpoints.close()
     return reports
 
@@ -136,13 +136,13 @@ def inside(directory: Path) -> list[str]:
     """What the attention sees of one training batch: with fresh parameters and at the best step."""
     record = rundir.read(directory)
     model, parts = record["config"]["model"], experiment.of_run(record)
-    batch, checkpoints = parts.source[0], Checkpoints(directory)
-    best = checkpoints.restore(parts.shapes)[0]
+    batch, checkpoints = parts.work.source[0], Checkpoints(directory)
+    best = checkpoints.restore(parts.program.shapes)[0]
     checkpoints.close()
     module = score_part(model["content_score"])(model["content_hidden"])
     mask, lines = batch["history_mask"], []
-    for when, state in {"at first": parts.init(), "best": best}.items():
-        content = np.asarray(parts.embed(state, parts.place(batch)), np.float32)
+    for when, state in {"at first": parts.program.init(), "best": best}.items():
+        content = np.asarray(parts.program.embed(state, parts.program.place(batch)), np.float32)
         valid = content[batch["item_mask"]]
         own = np.square(valid - valid.mean(axis=0)).sum() / np.square(valid).sum()
         params = next(iter(state.params["model"]["content_attention"].values()))

@@ -32,17 +32,17 @@ class Steps:
     """
 
     def __init__(self, config, rows: int = 0):
-        self.parts = experiment.build(config.to_dict(), lambda rows, size: BATCHES)
-        self.state, self.step = self.parts.init(), 0
+        self.parts = experiment.build(config.to_dict())
+        self.state, self.step = self.parts.program.init(), 0
         if rows:
             width = self.state.memory["vector"].shape[1]
             self.state = self.state.replace(memory=memory_bank.init(rows, width))
-        self.batches = [self.parts.place(self.parts.source[k]) for k in range(BATCHES)]
+        self.batches = [self.parts.program.place(self.parts.work.source[k]) for k in range(BATCHES)]
 
     def __call__(self):
         batch = self.batches[self.step % BATCHES]
         self.step += 1
-        self.state, scalars = self.parts.train_step(self.state, self.parts.constants, batch)
+        self.state, scalars = self.parts.program.train_step(self.state, self.parts.work.constants, batch)
         return scalars
 
 

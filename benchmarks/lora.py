@@ -66,8 +66,8 @@ def config_of(root: Path, case: Case, batch_size: int):
 
 def trainable(parts: experiment.Experiment) -> dict[str, int]:
     """Parameters that train: of the "fusion" module, and of all dense "layers"; ID tables are not counted."""
-    leaves = trees.named_leaves(jax.eval_shape(parts.init).params)
-    sizes = {name: leaf.size for name, leaf in leaves.items() if not parts.frozen[name]}
+    leaves = trees.named_leaves(jax.eval_shape(parts.program.init).params)
+    sizes = {name: leaf.size for name, leaf in leaves.items() if not parts.program.frozen[name]}
     fusion = sum(size for name, size in sizes.items() if name.startswith("model/fusion/"))
     return {"fusion": fusion, "layers": sum(sizes.values())}
 
@@ -75,7 +75,7 @@ def trainable(parts: experiment.Experiment) -> dict[str, int]:
 def measure(root: Path, case: Case, form: str, batch_size: int, limit: float) -> dict:
     """What is known of a case without timing it; on an accelerator it takes two steps, for the peak, if `limit` GB allow."""
     trainer = Trainer(config_of(root, case, batch_size), distinct_items=form == "distinct items")
-    memory = trainer.compiled.func.memory_analysis()
+    memory = trainer.compiled.program.memory_analysis()
     result = {
         "temporaries": memory.temp_size_in_bytes,
         "arguments": memory.argument_size_in_bytes,
@@ -155,7 +155,7 @@ def budgets(root: Path) -> None:
         for training in ("full", "output"):
             config = config_of(root, Case(20, training), 64)
             config.model.fusion = fusion
-            counts.append(trainable(experiment.build(config.to_dict(), lambda rows, size: 1))["fusion"])
+            counts.append(trainable(experiment.build(config.to_dict()))["fusion"])
         print(f"{fusion:<37}" + "".join(f"{count:>10,}" for count in counts))
 
 

@@ -293,10 +293,10 @@ class PeerStep:
 
 def peer_of(trainer: Trainer, config: Mapping[str, Any], **options) -> PeerStep:
     """The step that starts where `trainer` stands, on its batch; options as of `PeerStep`."""
-    state, features, batch = jax.device_get((trainer.state, trainer.parts.constants, trainer.batch))
+    state, features, batch = jax.device_get((trainer.state, trainer.parts.work.constants, trainer.batch))
     table = state.tables["embedding"]
-    peer = Peer(config, trainer.parts.dataset.fields, trees.named_leaves(state.params), features)
-    return PeerStep(peer, table, tensors(batch, trainer.parts.dataset.fields.num_rows), config, **options)
+    peer = Peer(config, trainer.parts.work.dataset.fields, trees.named_leaves(state.params), features)
+    return PeerStep(peer, table, tensors(batch, trainer.parts.work.dataset.fields.num_rows), config, **options)
 
 
 def load(form: str, root: Path) -> Callable[[], Any]:

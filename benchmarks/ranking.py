@@ -5,7 +5,6 @@ names some 6,000. `din` needs the shared MovieLens folder (--movielens). Results
 """
 
 import argparse
-import functools
 import json
 import resource
 import tempfile
@@ -40,29 +39,28 @@ class Trainer:
     """A state and the batches to step on, for timing single steps."""
 
     def __init__(self, config, distinct_items: bool = True, table_rows: int | None = None):
-        self.parts = experiment.build(config.to_dict(), lambda rows, size: 1000)
-        source = self.parts.source
+        self.parts = experiment.build(config.to_dict())
+        source = self.parts.work.source
         builder = BatchBuilder(
-            self.parts.dataset,
+            self.parts.work.dataset,
             history_length=config.data.history_length,
             unknown_alpha=config.data.unknown_alpha,
             unknown_floor=dict(config.data.unknown_floor),
             distinct_items=distinct_items,
         )
         self.batch = builder(np.asarray(source.rows)[: config.data.batch_size], buckets=source.buckets)
-        self.state = self.parts.init()
+        self.state = self.parts.program.init()
         if table_rows:
             self._grow(table_rows, config)
-        self.batch = jax.device_put(self.batch, sharding.batch_shardings(self.parts.mesh, self.batch))
+        self.batch = jax.device_put(self.batch, sharding.batch_shardings(self.parts.program.mesh, self.batch))
         start = time.perf_counter()
-        step = self.parts.train_step
-        lowered = step.func.lower(*step.args, self.state, self.parts.constants, self.batch)
-        self.compiled = functools.partial(lowered.compile(), *step.args)
+        step = self.parts.program.train_step
+        self.compiled = step.compile(self.state, self.parts.work.constants, self.batch)
         self.compile_seconds = time.perf_counter() - start
 
     def _grow(self, rows: int, config) -> None:
         """A table of `rows` rows, the batch's rows spread over it."""
-        old = self.parts.dataset.fields.num_rows
+        old = self.parts.work.dataset.fields.num_rows
         row_id = self.batch["row_id"].astype(np.int64)
         self.batch["row_id"] = np.where(row_id < old, row_id * (rows // old), rows + row_id - old).astype(np.int32)
         optimizer = id_table.row_optimizer(config.tables.optimizer, config.tables.learning_rate)
@@ -70,7 +68,7 @@ class Trainer:
         self.state = self.state.replace(tables=grown)
 
     def __call__(self):
-        self.state, aux = self.compiled(self.state, self.parts.constants, self.batch)
+        self.state, aux = self.compiled(self.state, self.parts.work.constants, self.batch)
         return aux
 
 
@@ -80,7 +78,7 @@ def step(root: Path, repeats: int) -> None:
     variants = {"distinct items": Trainer(config), "all slots": Trainer(config, distinct_items=False)}
     seconds = interleaved(variants, repeats)
     for name, trainer in variants.items():
-        memory = trainer.compiled.func.memory_analysis()
+        memory = trainer.compiled.program.memory_analysis()
         print(
             f"step, {name:<16} {milliseconds(seconds[name]):<30} items {int(trainer.batch['item_mask'].sum()):>6,} in "
             f"{len(trainer.batch['item_id']):>6,}   compile {trainer.compile_seconds:.1f} s   "
@@ -106,8 +104,8 @@ def table(root: Path, repeats: int) -> None:
 
 def input_(root: Path, repeats: int) -> None:
     """Examples/s of the input pipeline alone."""
-    parts = experiment.build(planted_config(root).to_dict(), lambda rows, size: 100_000)
-    source = parts.source
+    parts = experiment.build(planted_config(root).to_dict())
+    source = parts.work.source
     source[0]
     seconds = interleaved({"batch": lambda: source[np.random.randint(1000)]}, 20 * repeats)["batch"]
     size = source.batch_size

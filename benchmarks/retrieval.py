@@ -10,18 +10,19 @@ import functools
 import resource
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import sparse
-from ml_collections import ConfigDict
 
 from benchmarks.timing import interleaved, milliseconds
 from configs import retrieval as configs
-from em3_jax.config import registry
+from em3_jax.config import parse, registry
+from em3_jax.config.schema import Retrieval
 from em3_jax.core.sparse import Adjacency, Entries, group_width, grouped, transposed
 from em3_jax.data.item_graph import item_graph
 from em3_jax.models.retrieval import Graphs, ItemGraph
@@ -129,17 +130,19 @@ def _gradient(form: Callable) -> Callable:
     return jax.jit(gradient)
 
 
-def config_of(name: str) -> ConfigDict:
-    return configs.get_config(name.partition(",")[0])
+def config_of(name: str) -> Retrieval:
+    config = parse.parse(configs.get_config(name.partition(",")[0]))
+    assert isinstance(config, Retrieval)
+    return config
 
 
 def step_of(name: str, size: Size, graphs: Graphs, features: dict[str, jax.Array]) -> Callable:
     """() -> loss: an Adam step of the model, compiled."""
-    settings = config_of(name).model.retrieval_settings.to_dict()
-    if "modality_weights" in settings:
-        settings["modality_weights"] = {}  # equal ones
+    settings: Any = config_of(name).model.retrieval_settings
+    if hasattr(settings, "modality_weights"):
+        settings = replace(settings, modality_weights={})  # equal ones
     if name == TWO_QUERIES:
-        settings["fusion_settings"]["queries"] = 2
+        settings = replace(settings, fusion_settings=replace(settings.fusion_settings, queries=2))
     model = registry.retrieval(name.partition(",")[0], settings, size.users, size.items)
     random = np.random.default_rng(2)
     batch = [jnp.asarray(random.integers(0, count, BATCH), "i4") for count in (size.users, size.items, size.items)]

@@ -39,11 +39,11 @@ def make_run(folder: Path, items: int) -> Path:
     config = base.ranking()
     config.data.root, config.data.features = str(folder / "data"), ("image", "text")
     config = config.to_dict()
-    parts = experiment.build(config, lambda rows, size: 1)
-    run, data_hash = folder / "run", parts.dataset.meta["data_hash"]
+    parts = experiment.build(config)
+    run, data_hash = folder / "run", parts.work.dataset.meta["data_hash"]
     rundir.claim(run, config, data_hash, parts.feature_hashes)
     checkpoints = Checkpoints(run, data_hash)
-    checkpoints.save("best", parts.init(), {})
+    checkpoints.save("best", parts.program.init(), {})
     checkpoints.wait()
     return run
 

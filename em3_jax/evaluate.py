@@ -31,11 +31,12 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     directory = Path(directory)
     run = Run.open(directory, data_root)
     record, parts = run.record, run.experiment
-    if parts.evaluate is None:
+    if parts.work.evaluate is None:
         raise UserError(f"{directory}: trained on content alone, there are no clicks to score; use `em3 vectors`")
     run.check_data()
     state = run.state(step)
     report, arrays, by_user = parts.evaluate(state, split)
+    assert by_user is not None  # as it is asked for
     for name, metric in by_user.moved:
         error = by_user.error(name, metric, report[name][metric]).error
         report[name][f"{metric}_se"] = error
@@ -43,7 +44,7 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     result = {
         "split": split,
         "step": int(state.step),
-        "chosen_by": "--step" if step else f"best {parts.eval.metric} on validation",
+        "chosen_by": "--step" if step else f"best {parts.config.eval.metric} on validation",
         "config": record["config"],
         "data_hash": record["data_hash"],
         "commit": record["commit"],

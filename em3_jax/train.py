@@ -11,13 +11,17 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from em3_jax import cli, metrics
-from em3_jax.config import ranges, recipes, sections
+from em3_jax.config import parse, recipes
+from em3_jax.config.schema import Config, Retrieval
+from em3_jax.config.schema.course import Train
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
@@ -31,59 +35,31 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 STEPS_AHEAD = 2  # of what an accelerator has finished; on CPUs none: each would already hold its temporaries
 
 
-class TrainSettings(NamedTuple):
-    """config.train.
-
-    Attributes:
-      epochs: passes over the training rows.
-      log_every: steps between log lines, 0 = at evaluations alone; nothing is fetched from the device in between.
-      steps_per_dispatch: steps that the device does at one call; a log line, an evaluation or the end cuts a group short.
-      eval_every: steps between evaluations on validation, each followed by a checkpoint; 0 = an epoch.
-      init_from: workdir of a run whose best parameters and tables this one starts with; "" = fresh ones.
-      patience: evaluations without a better one before the run stops; 0 never stops early.
-      deterministic: bit-identical results on GPUs too, at some cost.
-      compilation_cache: folder where compiled programs are kept for the next run; "" = JAX's own setting.
-      grow: a resumed run may go on with a dataset that has further users, items, field values and rows: it trains `epochs`
-        passes over the training rows that are new, and no others, see `growth`.
-    """
-
-    epochs: float
-    log_every: int
-    eval_every: int
-    init_from: str
-    patience: int
-    deterministic: bool
-    steps_per_dispatch: int = 1
-    grow: bool = False
-    compilation_cache: str = ""
-
-
-def train(config, directory: str | Path) -> dict:
+def train(config: Mapping[str, Any] | ConfigDict | Config, directory: str | Path) -> dict:
     """Trains to the end, or until validation stops improving; returns {"best_step", "best_value", "step", "stopped_by"}.
 
     A stream (section `stream`) has no best step: {"windows", "step", "stopped_by"}, see `online.run`.
 
     Args:
-      config: nested dict with the sections of its task.
+      config: of a recipe, see `parse.parse`.
       directory: the run's folder.
     """
     directory = paths.local(directory)
-    experiment.check_sections(config)
-    config = ranges.checked(config)
-    settings = sections.call(TrainSettings, config["train"], "config.train")
+    config = parse.parse(config)
     processes.check_agree("config", _shared(config))
     with processes.held_by_first(Lock(directory, hint="wait for it, or choose another --workdir")):
-        return online.run(config, directory) if "stream" in config else _train(config, settings, directory)
+        if not isinstance(config, Retrieval) and config.stream is not None:
+            return online.run(config, config.stream, directory)
+        return _train(config, directory)
 
 
-def prepare_process(config) -> None:
+def prepare_process(settings: Train) -> None:
     """Makes of this process what config.train asks of it as a whole; a command calls it before it trains.
 
     Args:
-      config: as of `train`. `deterministic` becomes a flag of XLA, read when the first device is made;
+      settings: config.train. `deterministic` becomes a flag of XLA, read when the first device is made;
         `compilation_cache` a setting of JAX. Of several processes the first alone speaks.
     """
-    settings = sections.call(TrainSettings, config["train"], "config.train")
     flags = os.environ.get("XLA_FLAGS", "")
     if settings.deterministic and DETERMINISTIC not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}"
@@ -93,37 +69,36 @@ def prepare_process(config) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
-def _train(config, settings: TrainSettings, directory: Path) -> dict:
+def _train(config: Config, directory: Path) -> dict:
     """`train`, in a folder that no other run writes."""
-    parts = experiment.build(config, lambda rows, size: math.ceil(settings.epochs * rows / size))
-    data_hash = parts.dataset.meta["data_hash"]
+    settings, parts = config.train, experiment.build(config)
+    data_hash = parts.work.dataset.meta["data_hash"]
     processes.check_agree("data", {"hash": data_hash, "features": parts.feature_hashes})
-    growing = growth.begin(directory, config, parts, settings.grow, write=processes.is_first())
+    growing = growth.begin(directory, parts, settings.grow, write=processes.is_first())
     processes.barrier("begun")
 
     # Where the state comes from: 1. the newest readable checkpoint of this workdir, 2. another run's best, 3. nothing.
     checkpoints = Checkpoints(directory, data_hash)
-    state = parts.init()
+    state = parts.program.init()
     notes = {"best_step": 0, "best_value": None, "stale": 0}
     if restored := growth.restore_latest(checkpoints, directory, parts, state, notes):
         state, notes = restored
     elif settings.init_from:
         state = warm_start(state, settings.init_from, data_hash)
-    parts = growth.on_new_rows(checkpoints, directory, parts, config, int(state.step), notes)
+    parts = growth.on_new_rows(checkpoints, directory, parts, int(state.step), notes)
     if growing:  # only now: a run that could not be restored keeps the dataset it has
         rundir.claim(directory, config, data_hash, parts.feature_hashes, grown=True, write=processes.is_first())
-    start, total = int(state.step), len(parts.source)
-    print(logs.parameter_table(state, parts.frozen))
-    print(
-        f"{parts.dataset.root}: {len(parts.source.rows):,} training rows, {total:,} steps of {parts.source.batch_size}"
-    )
-    for features in parts.feature_sets:
+    start, total = int(state.step), parts.work.source.steps(settings.epochs)
+    print(logs.parameter_table(state, parts.program.frozen))
+    rows, batch_size = len(parts.work.source.rows), parts.work.source.batch_size
+    print(f"{parts.work.dataset.root}: {rows:,} training rows, {total:,} steps of {batch_size}")
+    for features in parts.work.feature_sets:
         print(f"features {features.describe()}")
     fresh = f"starting from the best of {settings.init_from}" if settings.init_from else "starting"
     print(f"resuming after step {start:,}" if start else fresh, flush=True)
 
     with processes.Interrupts() as interrupts:
-        loop = _Loop(parts, settings, checkpoints, directory, start)
+        loop = _Loop(parts, checkpoints, directory, start)
         state, notes, stopped_by = loop.run(state, notes, interrupts)
     checkpoints.close()
     step = int(state.step)
@@ -131,31 +106,27 @@ def _train(config, settings: TrainSettings, directory: Path) -> dict:
         print(f"{stopped_by}: saved step {step:,} of {total:,} in {directory}; run the same command again to go on")
     else:
         command = f"{cli.spelled('eval')} --workdir={directory} --split=test"
-        if parts.evaluate is None:
+        if parts.work.evaluate is None:
             command = f"em3 vectors --workdir={directory} --name=<feature set>"
-        print(f"{stopped_by} at step {step:,}; best {parts.eval.metric} on validation {notes['best_value']:.4f} at step "
+        print(f"{stopped_by} at step {step:,}; best {parts.config.eval.metric} on validation {notes['best_value']:.4f} at step "
               f"{notes['best_step']:,}; next: {command}")  # fmt: skip
     return {"best_step": notes["best_step"], "best_value": notes["best_value"], "step": step, "stopped_by": stopped_by}
 
 
-def _shared(config) -> dict:
+def _shared(config: Config) -> dict:
     """What of a config all processes have to have alike."""
-    own = {"mesh": ("process_id",), "data": ("root",)}
-    return {
-        name: {key: value for key, value in section.items() if key not in own.get(name, ())}
-        if isinstance(section, Mapping)
-        else section
-        for name, section in config.items()
-    }
+    data: Any = replace(config.data, root="")
+    return parse.plain(replace(config, data=data, mesh=replace(config.mesh, process_id=0)))
 
 
 class _Loop:
     """The training loop. Its order is a contract: step; log window; evaluation on the new parameters; checkpoint."""
 
-    def __init__(self, parts, settings: TrainSettings, checkpoints: Checkpoints, directory: Path, start: int):
+    def __init__(self, parts: experiment.Experiment, checkpoints: Checkpoints, directory: Path, start: int):
+        settings, source = parts.config.train, parts.work.source
         self.parts, self.settings, self.checkpoints = parts, settings, checkpoints
-        self.total = len(parts.source)
-        self.eval_every = settings.eval_every or math.ceil(len(parts.source.rows) / parts.source.batch_size)
+        self.total = source.steps(settings.epochs)
+        self.eval_every = settings.eval_every or math.ceil(len(source.rows) / source.batch_size)
         self.log_every = settings.log_every or self.eval_every
         self.writer = logs.MetricWriter(directory, start) if processes.is_first() else logs.NoWriter()
         self.progress = Progress(self.total, start, quiet=not processes.is_first())
@@ -169,7 +140,7 @@ class _Loop:
         patience = self.settings.patience
         size = self.settings.steps_per_dispatch
         groups = step_groups(step, self.total, size, (self.log_every, self.eval_every))
-        stream = batches(GroupedSource(self.parts.source, groups, size), place=self._place)
+        stream = batches(GroupedSource(self.parts.work.source, groups, size), place=self._place)
         ahead = 0 if jax.default_backend() == "cpu" else STEPS_AHEAD
         stopped_by = "patience" if patience and notes["stale"] >= patience else "end"
         while step < self.total and stopped_by == "end":
@@ -180,8 +151,8 @@ class _Loop:
             for batch in group if isinstance(group, list) else [group]:
                 if len(self.window) > ahead:
                     jax.block_until_ready(self.window[-1 - ahead])
-                run = self.parts.train_step if isinstance(group, list) else self.parts.train_steps
-                state, aux = run(state, self.parts.constants, batch)
+                run = self.parts.program.train_step if isinstance(group, list) else self.parts.program.train_steps
+                state, aux = run(state, self.parts.work.constants, batch)
                 self.window.append(aux)
                 step += 1 if isinstance(group, list) else size
             self.progress.advance(step - before)
@@ -208,8 +179,8 @@ class _Loop:
     def _place(self, group):
         """A group of batches, on the devices."""
         if isinstance(group, list):
-            return [self.parts.place(batch) for batch in group]
-        return self.parts.place(group, stacked=True)
+            return [self.parts.program.place(batch) for batch in group]
+        return self.parts.program.place(group, stacked=True)
 
     def _close_window(self, step: int, state) -> None:
         """Fetches the window's scalars, refuses non-finite ones, writes their means."""
@@ -220,7 +191,7 @@ class _Loop:
             raise
         seconds, steps = time.perf_counter() - self.since, step - self.window_start
         speed = {
-            "time/examples_per_second": steps * self.parts.source.batch_size / seconds,
+            "time/examples_per_second": steps * self.parts.work.source.batch_size / seconds,
             "time/input_wait_share": self.waited / seconds,
         }
         self.writer.write(step, means | speed)
@@ -238,10 +209,10 @@ class _Loop:
         report = self.parts.validate(state)
         seconds = {"time/evaluation_seconds": time.perf_counter() - began}
         self.writer.write(step, {f"valid/{name}": value for name, value in report.items()} | seconds)
-        value = report[self.parts.eval.metric]
-        sign, best = metrics.METRIC_SIGNS[self.parts.eval.metric], notes["best_value"]
+        value = report[self.parts.config.eval.metric]
+        sign, best = metrics.METRIC_SIGNS[self.parts.config.eval.metric], notes["best_value"]
         better = best is None or math.isnan(best) or sign * value > sign * best  # NaN: where one class alone was there
-        shown = "  ".join(f"{name} {report[name]:.4f}" for name in self.parts.headline)
+        shown = "  ".join(f"{name} {report[name]:.4f}" for name in self.parts.work.headline)
         self.progress.say(f"step {step:>7,}  valid {shown}{self.attention}{'  best' if better else ''}")
         if better:
             return notes | {"best_step": step, "best_value": value, "stale": 0}
@@ -264,11 +235,12 @@ def main() -> int:
     config = recipes.read(args.config, changes)
 
     def run() -> int:
-        prepare_process(config)
+        prepare_process(config.train)
         stopped_by = train(config, args.workdir)["stopped_by"]
         return 128 + signal.Signals[stopped_by] if stopped_by.startswith("SIG") else 0
 
-    return processes.supervised(processes.settings(config["mesh"]), run, lambda: _what_is_left(args.workdir))
+    processes.check(config.mesh)
+    return processes.supervised(config.mesh, run, lambda: _what_is_left(args.workdir))
 
 
 def _what_is_left(directory: Path) -> str:

@@ -2,7 +2,6 @@
 
 import concurrent.futures as futures
 import contextlib
-import copy
 import functools
 import json
 import multiprocessing
@@ -10,7 +9,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,8 @@ from ml_collections import ConfigDict
 
 from em3_jax import evaluate as evaluation
 from em3_jax import train
-from em3_jax.config import ranges, recipes, sections
+from em3_jax.config import parse, recipes, sections
+from em3_jax.config.schema import Config
 from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.export import vectors
@@ -42,7 +42,7 @@ class Job(NamedTuple):
 
     name: str
     root: str
-    config: dict
+    config: Config
     needs: tuple[str, ...]
     vectors_of: str
     evaluate: bool
@@ -65,8 +65,8 @@ class Job(NamedTuple):
         return all((self.directory / name).exists() for name in wanted)
 
 
-def _comparable(config: Mapping[str, Any]) -> dict:
-    plain = json.loads(json.dumps(config))
+def _comparable(config: Config) -> dict:
+    plain = parse.plain(config)
     plain["data"].pop("root")
     plain["train"].pop("init_from")
     return plain
@@ -80,9 +80,9 @@ def settings(config: str, variant: str, changes: Mapping[str, Any]) -> ConfigDic
     return result
 
 
-def resolved(config: str, variant: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as plain values, each in its range."""
-    return ranges.checked(settings(config, variant, changes).to_dict())
+def resolved(config: str, variant: str, changes: Mapping[str, Any]) -> Config:
+    """The same, checked."""
+    return parse.parse(settings(config, variant, changes))
 
 
 def make_jobs(
@@ -116,7 +116,7 @@ def make_jobs(
             made = resolved(config, run.variant, {**wanted, **run.changes, **own})
             needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
             vectors_of = f"{run.vectors_of}-{seed}" if run.vectors_of else ""
-            evaluate = made["task"] in ("ranking", "lemur")
+            evaluate = made.task in ("ranking", "lemur")
             name = f"{run.name}-{seed}"
             job = Job(name, str(root), made, needs, vectors_of, evaluate, cost and not seed)
             jobs[job.name] = job
@@ -163,12 +163,12 @@ def execute(job: Job) -> str:
         contextlib.redirect_stderr(log),
     ):
         if job.vectors_of:
-            name = job.config["data"]["features"][0]
-            if not (Path(job.config["data"]["root"]) / "features" / name).exists():
-                vectors.export_vectors(Path(job.root) / job.vectors_of, name, job.config["data"]["root"])
+            name = job.config.data.features[0]
+            if not (Path(job.config.data.root) / "features" / name).exists():
+                vectors.export_vectors(Path(job.root) / job.vectors_of, name, job.config.data.root)
         began = time.perf_counter()
-        train.prepare_process(job.config)
-        result = train.train(copy.deepcopy(job.config), job.directory)
+        train.prepare_process(job.config.train)
+        result = train.train(job.config, job.directory)
         if result["stopped_by"].startswith("SIG"):
             return result["stopped_by"]
         if job.evaluate:
@@ -185,10 +185,10 @@ def execute(job: Job) -> str:
 
 def _cost(job: Job) -> dict[str, float]:
     """{"gigaflops", "temporary_megabytes", "milliseconds"} of a training step: compiled, and as the run's log has it."""
-    cost = experiment.step_cost(experiment.build(job.config, lambda rows, size: 1))
+    cost = experiment.step_cost(experiment.build(job.config))
     lines = [json.loads(line) for line in (job.directory / "metrics.jsonl").read_text("utf-8").splitlines()]
     speed = [line["time/examples_per_second"] for line in lines if "time/examples_per_second" in line]
-    return cost | {"milliseconds": 1e3 * job.config["data"]["batch_size"] / statistics.median(speed)}
+    return cost | {"milliseconds": 1e3 * job.config.data.batch_size / statistics.median(speed)}
 
 
 def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
@@ -214,8 +214,7 @@ def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
     with futures.ProcessPoolExecutor(parallel, context, initializer=worker.begin, initargs=initargs) as pool:
         try:
             while waiting or running:
-                ready = [job for job in waiting.values() if set(job.needs) <= done]
-                for job in ready[: parallel - len(running)]:
+                for job in ready(waiting.values(), set(jobs) - done)[: parallel - len(running)]:
                     running[pool.submit(execute, waiting.pop(job.name))] = job
                 for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
                     job = running.pop(future)
@@ -232,6 +231,11 @@ def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def ready(waiting: Iterable[Job], to_do: Container[str]) -> list[Job]:
+    """The jobs that need none of those that are still to do; what else they need was run before."""
+    return [job for job in waiting if not any(name in to_do for name in job.needs)]
 
 
 def _interrupt(*_) -> None:
@@ -252,9 +256,7 @@ def _check(job: Job, future: futures.Future) -> None:
 
 def _result(job: Job) -> str:
     finished = json.loads((job.directory / "finished.json").read_text("utf-8"))
-    return (
-        f"{job.config['eval']['metric']} on validation {finished['best_value']:.4f}, {_duration(finished['seconds'])}"
-    )
+    return f"{job.config.eval.metric} on validation {finished['best_value']:.4f}, {_duration(finished['seconds'])}"
 
 
 def _duration(seconds: float) -> str:

@@ -114,4 +114,4 @@ def _valid(job: Job) -> float:
 
 
 def _sign(job: Job) -> int:
-    return METRIC_SIGNS[job.config["eval"]["metric"]]
+    return METRIC_SIGNS[job.config.eval.metric]

@@ -45,8 +45,8 @@ def on_mesh(
     config = config | {"mesh": config["mesh"] | {"data": data, "model": model}}
     if changes:
         config["data"] = config["data"] | changes[0]
-    parts = experiment.build(config, lambda rows, size: 2)
-    fresh, random = parts.init(), np.random.default_rng(0)
+    parts = experiment.build(config)
+    fresh, random = parts.program.init(), np.random.default_rng(0)
 
     def value(leaf: jax.Array) -> jax.Array:
         # Of the size that training has: large parameters would make rounding visible, most of all in a softmax, whose scores they
@@ -55,31 +55,31 @@ def on_mesh(
         return jax.device_put(drawn, leaf.sharding)
 
     state = jax.tree.map(value, fresh).replace(step=fresh.step)
-    stream = iter(batches(parts.source, place=parts.place))
+    stream = iter(batches(parts.work.source, place=parts.program.place))
     first, second = next(stream), next(stream)
-    assert len(first[key].sharding.device_set) == parts.mesh.size
+    assert len(first[key].sharding.device_set) == parts.program.mesh.size
     result = {"by_rows": [n for n, leaf in trees.named_leaves(state).items() if not leaf.sharding.is_fully_replicated]}
     result["constants_by_rows"] = sum(
-        not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(parts.constants)
+        not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(parts.work.constants)
     )
-    step = parts.train_step
-    program = step.func.lower(*step.args, state, parts.constants, first).compile()
+    step = parts.program.train_step
+    program = step.compile(state, parts.work.constants, first).program
     result["flops"] = program.cost_analysis()["flops"]  # of one device
     if last:
-        shapes = [(growing(state, times), growing(parts.constants, times)) for times in (64, 4096)]
-        programs = [step.func.lower(*step.args, *arguments, first).compile() for arguments in shapes]
+        shapes = [(growing(state, times), growing(parts.work.constants, times)) for times in (64, 4096)]
+        programs = [step.compile(*arguments, first).program for arguments in shapes]
         result["largest_collective"] = [
             max((one.elements for one in collectives(program.as_text())), default=0) for program in programs
         ]
-    state, aux = parts.train_step(state, parts.constants, first)
-    assert all(len(leaf.sharding.device_set) == parts.mesh.size for leaf in jax.tree.leaves(state))
+    state, aux = parts.program.train_step(state, parts.work.constants, first)
+    assert all(len(leaf.sharding.device_set) == parts.program.mesh.size for leaf in jax.tree.leaves(state))
     result["first"] = report(state, aux, states[0])
     checkpoints = Checkpoints(after)
     checkpoints.save("latest", state, {})
     checkpoints.close()
     if before:
         state, _ = Checkpoints(before).restore_latest(fresh)
-    result["second"] = report(*parts.train_step(state, parts.constants, second), states[1])
+    result["second"] = report(*parts.program.train_step(state, parts.work.constants, second), states[1])
     return result
 
 

@@ -21,7 +21,7 @@ from em3_jax import evaluate as evaluation
 from em3_jax import train
 from em3_jax.analysis import command as analyze
 from em3_jax.analysis import spaces
-from em3_jax.config import ranges
+from em3_jax.config import parse, schema
 from em3_jax.core.errors import UserError
 from em3_jax.export import command as export
 from em3_jax.export import vectors
@@ -78,8 +78,8 @@ def records(directory) -> list[dict]:
 
 
 def final_state(planted, directory) -> dict[str, np.ndarray]:
-    parts = experiment.build(small_config(planted).to_dict(), lambda rows, size: STEPS)
-    state, _ = checkpoint.Checkpoints(directory).restore(jax.eval_shape(parts.init), STEPS)
+    parts = experiment.build(small_config(planted).to_dict())
+    state, _ = checkpoint.Checkpoints(directory).restore(jax.eval_shape(parts.program.init), STEPS)
     return {name: np.asarray(leaf) for name, leaf in checkpoint._flat(state).items()}
 
 
@@ -174,12 +174,16 @@ def test_resuming_a_finished_run_changes_nothing(planted, copy_of_finished):
 
 
 def test_a_run_of_a_version_with_fewer_settings_goes_on(planted, copy_of_finished):
+    """A setting that a run.json lacks has the schema's default, and all that have it can be left out."""
     record = json.loads((copy_of_finished / "run.json").read_text())
-    for section, settings in rundir.LATER.items():
-        for name in settings:
-            del record["config"][section][name]
-    for name in rundir.LATER_OF_CIC:
-        del record["config"]["model"]["cic"][name]
+    defaults = json.loads(json.dumps(parse.plain(schema.Ranking())))
+
+    def without(given: dict, known: dict) -> dict:
+        nested = {k: without(v, known[k]) if isinstance(v, dict) else v for k, v in given.items()}
+        return {k: v for k, v in nested.items() if v != known[k] and v != {}}
+
+    record["config"] = without(record["config"], defaults)
+    assert "mesh" not in record["config"] and "precision" not in record["config"]["model"]
     (copy_of_finished / "run.json").write_text(json.dumps(record))
     assert train.train(small(planted), copy_of_finished)["step"] == STEPS
 
@@ -198,7 +202,7 @@ def _state_files(directory: Path, step: int) -> list[Path]:
 
 
 def test_a_truncated_newest_checkpoint_falls_back_to_the_one_before(planted, finished, copy_of_finished, tmp_path):
-    template = jax.eval_shape(experiment.build(small_config(planted).to_dict(), lambda rows, size: STEPS).init)
+    template = jax.eval_shape(experiment.build(small_config(planted).to_dict()).program.init)
     expected = final_state(planted, finished)
     fell_back = []
     for path in _state_files(copy_of_finished, STEPS):
@@ -363,7 +367,7 @@ def test_data_on_the_command_line_is_the_dataset_of_the_run(command, planted, fi
     built = []
 
     def build(config, *_):  # what comes after the dataset is opened is tested elsewhere
-        built.append(ranges.checked(config)["data"]["root"])
+        built.append(parse.checked(config)["data"]["root"])
         raise UserError("enough")
 
     monkeypatch.setattr(experiment, "build", build)
@@ -373,9 +377,9 @@ def test_data_on_the_command_line_is_the_dataset_of_the_run(command, planted, fi
 def test_a_checkpoint_of_another_model_is_refused(planted, finished):
     config = small_config(planted)
     config.model.backbone_settings.hidden = (17,)
-    parts = experiment.build(config.to_dict(), lambda rows, size: STEPS)
+    parts = experiment.build(config.to_dict())
     with pytest.raises(UserError, match=r"checkpoint of another model: .*dnn.*float32\[16.*float32\[17"):
-        checkpoint.Checkpoints(finished).restore(jax.eval_shape(parts.init))
+        checkpoint.Checkpoints(finished).restore(jax.eval_shape(parts.program.init))
 
 
 @pytest.mark.parametrize(

@@ -56,49 +56,48 @@ class Step:
         config.model.precision = point.precision
         config.mesh.data, config.mesh.model = mesh
         config.data.update(data)
-        self.parts = experiment.build(config.to_dict(), lambda rows, size: 1_000_000)
-        self.batch = self.parts.place(self.parts.source[0])
+        self.parts = experiment.build(config.to_dict())
+        self.batch = self.parts.program.place(self.parts.work.source[0])
         self._tables = functools.partial(
             id_table.init, rows=point.rows, width=config.tables.width, scale=0.01,
             optimizer=id_table.row_optimizer(config.tables.optimizer, config.tables.learning_rate),
         )  # fmt: skip
-        length = -(-point.rows // (1024 * self.parts.mesh.size)) * 1024 * self.parts.mesh.size
+        length = -(-point.rows // (1024 * self.parts.program.mesh.size)) * 1024 * self.parts.program.mesh.size
         self._tables = functools.partial(self._tables, length=length)
         shapes = jax.eval_shape(lambda: self._tables(jax.random.key(0)))
-        self.shapes = self.parts.shapes.replace(
+        self.shapes = self.parts.program.shapes.replace(
             tables=jax.tree.map(
                 lambda shape, old: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=old.sharding),
                 shapes,
-                self.parts.shapes.tables,
+                self.parts.program.shapes.tables,
             )
         )
-        step = self.parts.train_step
-        self.compiled = step.func.lower(*step.args, self.shapes, self.parts.constants, self.batch).compile()
-        self._arguments = step.args
+        step = self.parts.program.train_step
+        self.compiled = step.compile(self.shapes, self.parts.work.constants, self.batch)
 
     def state(self):
         where = jax.tree.map(lambda shape: shape.sharding, self.shapes.tables)
         made = jax.jit(self._tables, out_shardings=where)(jax.random.key(0))
-        return self.parts.init().replace(tables=made)
+        return self.parts.program.init().replace(tables=made)
 
     def counts(self) -> dict[str, float]:
         """What the program says of itself, of one device: FLOPs, bytes, what is exchanged."""
-        cost, memory = self.compiled.cost_analysis(), self.compiled.memory_analysis()
+        cost, memory = self.compiled.program.cost_analysis(), self.compiled.program.memory_analysis()
         return {
             "flops": cost["flops"],
             "bytes_accessed": cost["bytes accessed"],
             "argument_bytes": memory.argument_size_in_bytes,
             "temporary_bytes": memory.temp_size_in_bytes,
-            "exchanged_bytes": bytes_by_kind(self.compiled.as_text()),
+            "exchanged_bytes": bytes_by_kind(self.compiled.program.as_text()),
             "distinct_items": len(self.batch["item_id"]),
             "distinct_rows": len(self.batch["row_id"]),
         }
 
     def timings(self, seconds: float) -> dict[str, float]:
         """Steps on the real pipeline for so long: their median time, examples/s, the share of it spent waiting for input."""
-        state, size = self.state(), self.parts.source.batch_size
-        run = functools.partial(self.compiled, *self._arguments)
-        stream = batches(self.parts.source, place=self.parts.place)
+        state, size = self.state(), self.parts.work.source.batch_size
+        run = self.compiled
+        stream = batches(self.parts.work.source, place=self.parts.program.place)
         spent, waited = [], []
         while len(spent) < 4 or (sum(spent) < seconds and len(spent) < 200):
             began = time.perf_counter()
@@ -110,7 +109,7 @@ class Step:
             ):
                 waited.pop()  # of another bucket size, for which nothing is compiled
                 continue
-            state, aux = run(state, self.parts.constants, batch)
+            state, aux = run(state, self.parts.work.constants, batch)
             jax.block_until_ready(aux)
             spent.append(time.perf_counter() - began)
         spent, waited = np.array(spent[1:]), np.array(waited[1:])

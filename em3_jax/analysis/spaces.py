@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from em3_jax.config.schema import Retrieval
 from em3_jax.config.sections import nearest
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
@@ -100,20 +101,21 @@ def read(
             f"{run.data_hash[:12]}); give a run on the dataset of --workdir"
         )
     parts = _opened(run)
-    if parts.embed is None and not parts.shapes.memory:
+    if parts.program.embed is None and not parts.program.shapes.memory:
         raise UserError(
             f"{directory}: it has no content embeddings, as no run on IDs alone has; give one with content as --workdir"
         )
     state = _restored(run)
-    dataset, ids = parts.dataset, embeddings.id_embeddings(parts, state)
+    dataset, ids = parts.work.dataset, embeddings.id_embeddings(parts, state)
     content, has_content = embeddings.content_embeddings(parts, state)
     base_parts = _opened(base)
     base_state = _restored(base)
     base_ids = embeddings.id_embeddings(base_parts, base_state)
 
     sets = _frozen_sets(parts, frozen)
-    shown, clicks = _counted(dataset, run.config["data"]["label"])
-    model, trained = MODELS.get(run.config["task"], "model"), shown > 0
+    assert not isinstance(run.config, Retrieval)  # which embeds nothing
+    shown, clicks = _counted(dataset, run.config.data.label)
+    model, trained = MODELS.get(run.config.task, "model"), shown > 0
     frozen_vectors, frozen_present = frozen_content(sets)
     spaces = [
         Space(BASELINE_IDS, "Baseline IDs",
@@ -144,9 +146,9 @@ def read(
 def _opened(run: Run) -> Experiment:
     parts = run.experiment
     run.check_data()
-    if not parts.shapes.tables:
+    if not parts.program.shapes.tables:
         raise UserError(
-            f"{run.folder}: it has no table of ID embeddings (task {run.config['task']}); give a run that ranks clicks"
+            f"{run.folder}: it has no table of ID embeddings (task {run.config.task}); give a run that ranks clicks"
         )
     return parts
 
@@ -162,7 +164,7 @@ def _in_words(directory: str | Path, state: State) -> str:
 
 
 def _frozen_sets(parts: Experiment, names: tuple[str, ...]) -> list[FeatureSet]:
-    dataset = parts.dataset
+    dataset = parts.work.dataset
     if names:
         sets = placement.load_features(dataset, names)
         for features in sets:
@@ -171,7 +173,7 @@ def _frozen_sets(parts: Experiment, names: tuple[str, ...]) -> list[FeatureSet]:
                     f"--frozen {features.name}: is raw content; name a feature set that an encoder has made"
                 )
         return sets
-    used = [features for features in parts.feature_sets if not features.is_raw]
+    used = [features for features in parts.work.feature_sets if not features.is_raw]
     if used:
         return used
     made = _made_by_encoders(dataset)
@@ -192,8 +194,8 @@ def _made_by_encoders(dataset: Dataset) -> list[str]:
 
 def _independent(parts: Experiment, frozen: list[FeatureSet], names: tuple[str, ...]) -> Space | None:
     """Content as the model does not read it; None where there is no such view and none was asked for."""
-    dataset = parts.dataset
-    read = {features.name.partition("[")[0] for features in (*parts.feature_sets, *frozen)}
+    dataset = parts.work.dataset
+    read = {features.name.partition("[")[0] for features in (*parts.work.feature_sets, *frozen)}
     for name in names:
         if name.partition("[")[0] in read:
             raise UserError(f"--independent {name}: the run reads it, or --frozen names it; name another, or {WORDS}")

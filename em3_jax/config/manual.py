@@ -1,6 +1,6 @@
 """What `python train.py --help` says: every setting with its default, what it may be and its comment, variants and recipes.
 
-The comments are those of the config files, where a setting's default stands: one line, at the end of the key's.
+The comments are those of the schema, where a setting's default stands. `page` makes docs/settings.md of the same.
 """
 
 import ast
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from em3_jax.config import ranges, recipes
+from em3_jax.config import parse, recipes
 from em3_jax.core.errors import UserError
 
 _COLUMN = 58  # where comments begin
@@ -31,7 +31,6 @@ def text(usage: str, flag: str) -> str:
     """
     path, argument = recipes.split(flag or "em3_synthetic")
     config = recipes.load(path, argument).to_dict()
-    recipe = recipes.find(path).resolve()
     lines = [usage.strip(), ""]
     known = recipes.variants(path)
     if flag and known:
@@ -41,16 +40,16 @@ def text(usage: str, flag: str) -> str:
     lines += [_entry(f"  {name}", about) for name, about in _recipes()] + [""]
     lines += [f"Settings of {flag or 'a ranking recipe'}, with defaults; --config.<key>=<value> changes one:"]
     section = None
-    said = comments(recipe)
-    for name, value in ranges.settings(config):
+    said = comments(parse.ROOTS[config["task"]])
+    for name, value in parse.settings(config):
         if (found := name.partition(".")[0] if "." in name else "") != section:
             section = found
             lines.append("")
-        kind = ranges.kind_of(name)
+        kind = parse.kind_of(name)
         about = [said.get(name) or said.get(_free_section(name), ""), f"[{kind.words}]" if kind else ""]
         lines.append(_entry(f"  --config.{name}={_written(value)}", " ".join(filter(None, about))))
     lines += ["", "Settings for any name, of a field of the dataset, a feature set, ...:", ""]
-    free = {name: ranges.RANGES[f"{name}.*"].words for name in free_names(config)}
+    free = {name: parse.RANGES[f"{name}.*"].words for name in free_names(config)}
     lines += [_entry(f"  --config.{name}.<name>=", f"{said.get(name, '')} [{words}]") for name, words in free.items()]
     return "\n".join(lines)
 
@@ -85,27 +84,38 @@ def _recipes() -> Iterator[tuple[str, str]]:
             yield f"configs/{path.name}", about.split("\n")[0]
 
 
-def comments(recipe: Path) -> dict[str, str]:
-    """Full name -> comment of the settings whose default stands in a config file: `recipe`, what it imports, and base.py."""
+def comments(made: type, where: str = "") -> dict[str, str]:
+    """Full name -> comment of the settings of a section, and of the sections in it."""
     found: dict[str, str] = {}
-    for path in (recipes.folder() / "base.py", *_imported(recipe), recipe):
-        source = path.read_text("utf-8")
-        said = _line_comments(source)
-        for name, line in _keys(ast.parse(source)):
-            if line in said:
-                found[name] = said[line]
+    own = _comments_of(made)
+    for name, field in parse.fields(made).items():
+        full = f"{where}.{name}" if where else name
+        found[full] = own.get(name, "")
+        if field.section is not None:
+            found |= comments(field.section, full)
+        for one in field.chosen.known.values() if field.chosen else ():
+            found |= comments(one, full)
     return found
 
 
-def _imported(recipe: Path) -> Iterator[Path]:
-    """The config files that a recipe builds on, the deepest first."""
-    for node in ast.walk(ast.parse(recipe.read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "configs":
-            for alias in node.names:
-                path = recipes.folder() / f"{alias.name}.py"
-                if path.is_file() and alias.name != "base":
-                    yield from _imported(path)
-                    yield path
+@functools.cache
+def _comments_of(made: type) -> dict[str, str]:
+    """Name -> comment of the entries of a section, as its class has them in its file."""
+    source = _source(made)
+    said = _line_comments(source)
+    body = next(node for node in ast.parse(source).body if getattr(node, "name", "") == made.__name__)
+    assert isinstance(body, ast.ClassDef)
+    return {
+        node.target.id: said.get(node.lineno, "")
+        for node in body.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def _source(made: type) -> str:
+    file = inspect.getsourcefile(made)
+    assert file is not None  # a class of this package
+    return Path(file).read_text("utf-8")
 
 
 def _line_comments(source: str) -> dict[int, str]:
@@ -127,37 +137,6 @@ def _line_comments(source: str) -> dict[int, str]:
                 found[line] = " ".join(alone)
             code, alone = True, []
     return found
-
-
-def _keys(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """(full name of a setting, line) for the dictionaries that a config file writes out."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Return) and node.value is not None:
-            literal = _literal(node.value)
-            # A function that returns no ConfigDict gives the settings of one retrieval model.
-            prefix = "" if isinstance(node.value, ast.Call) else "model.retrieval_settings"
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
-            literal, prefix = _literal(node.value), ast.unparse(node.targets[0]).partition(".")[2]
-        else:
-            continue
-        if literal is not None:
-            yield from _of(literal, prefix)
-
-
-def _literal(value: ast.AST) -> ast.Dict | None:
-    if isinstance(value, ast.Call) and value.args:
-        value = value.args[0]
-    return value if isinstance(value, ast.Dict) else None
-
-
-def _of(literal: ast.Dict, prefix: str) -> Iterator[tuple[str, int]]:
-    for key, value in zip(literal.keys, literal.values, strict=True):
-        if not isinstance(key, ast.Constant):
-            continue
-        name = f"{prefix}.{key.value!s}".lstrip(".")
-        if isinstance(value, ast.Dict) and value.keys:
-            yield from _of(value, name)
-        yield name, value.lineno if isinstance(value, ast.Dict) else key.lineno
 
 
 def main() -> None:
@@ -182,14 +161,13 @@ def asked_for(arguments: list[str]) -> str:
 
 def free_names(config: Mapping[str, Any]) -> list[str]:
     """The sections of a config that take a setting for any name."""
-    names = {name.removesuffix(".*") for name in ranges.RANGES if name.endswith(".*")}
-    return sorted(name for name in names if _has(config, name))
+    return [name for name in parse.ANY_NAME if _has(config, name)]
 
 
 def _free_section(name: str) -> str:
     """The section of a setting, where that takes any name: its comment is that of all of them."""
     section = name.rpartition(".")[0]
-    return section if ranges.takes_names(section) else ""
+    return section if section in parse.ANY_NAME else ""
 
 
 def _has(config: Mapping[str, Any], name: str) -> bool:
@@ -198,3 +176,56 @@ def _has(config: Mapping[str, Any], name: str) -> bool:
             return False
         config = config[key]
     return True
+
+
+def page() -> str:
+    """docs/settings.md: every setting of every task with its default, what it may be and its comment."""
+    lines = [_PAGE.strip(), ""]
+    shown: set[tuple[str, ...]] = set()
+    for made in dict.fromkeys(parse.ROOTS.values()):
+        tasks = [name for name, one in parse.ROOTS.items() if one is made]
+        lines += [f"## Task {' and '.join(tasks)}", ""]
+        rows = [row for row in _rows(made, made(), "") if row not in shown]
+        if shown:
+            lines += ["Settings that are not listed are as above.", ""]
+        shown.update(rows)
+        lines += ["| setting | default | what it may be | |", "|---|---|---|---|"]
+        lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows] + [""]
+    return "\n".join(lines)
+
+
+_PAGE = """
+# Settings
+
+Made by `make docs` from `em3_jax/config/schema`, where each setting stands once. `--config.<setting>=<value>` changes one on the
+command line, `config.<setting> = <value>` in a config file; lists are written with commas between. Recipes in `configs/` change
+some defaults: `em3 train --help --config=<file>` shows those of a recipe. A setting in `<>` takes any name there, that of a
+field of the dataset, say; one without a default is used only where it is given.
+"""
+
+
+def _rows(made: type, default: Any, where: str) -> Iterator[tuple[str, ...]]:
+    """(setting, default, range, comment) of the settings of a section."""
+    said = _comments_of(made)
+    for name, field in parse.fields(made).items():
+        full = f"{where}.{name}" if where else name
+        value = getattr(default, name)
+        if field.chosen is not None:
+            for choice, one in field.chosen.known.items():
+                rows = _rows(one, one(), full)
+                yield from ((row[0], row[1], row[2], f"{field.chosen.setting}={choice}: {row[3]}") for row in rows)
+        elif field.section is not None:
+            yield from _rows(field.section, field.section() if value is None else value, full)
+        else:
+            assert field.kind is not None
+            shown = "" if value is None else f"`{_written(value)}`" if not field.free else _pairs(value)
+            yield (
+                f"`{full}.<>`" if field.free else f"`{full}`",
+                shown.replace("``", "empty"),
+                field.kind.words,
+                said[name],
+            )
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}={_written(value)}`" for name, value in values.items()) or "none"

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from em3_jax.config import ranges
+from em3_jax.config import parse, schema
 from em3_jax.config.kinds import Flag, Kind, Number, Several, Text, Whole
 from em3_jax.config.sections import nearest
 from em3_jax.core import paths
@@ -167,7 +167,7 @@ def lookup(config: ConfigDict, name: str) -> Any:
         where += f".{key}"
         if not isinstance(section, ConfigDict):
             raise UserError(f"{where}: is a setting, not a section; set {where}=<value>")
-    if last not in section and ranges.takes_names(".".join(path)):
+    if last not in section and ".".join(path) in parse.ANY_NAME:
         return None
     value = _entry(section, last, where)
     if isinstance(value, ConfigDict):
@@ -190,7 +190,7 @@ def parsed(name: str, text: str | None, current: Any) -> Any:
       text: None = the name alone, which turns a flag on.
       current: the value that it replaces: it tells what a setting is that the table of ranges does not have.
     """
-    kind = ranges.kind_of(name) or _kind_like(current)
+    kind = parse.kind_of(name) or _kind_like(current)
     if text is None:
         if not isinstance(kind, Flag):
             raise UserError(f"config.{name}: has no value; give {kind.words}, {OPTION}{name}=<value>")
@@ -198,7 +198,7 @@ def parsed(name: str, text: str | None, current: Any) -> Any:
     try:
         return kind.parse(text)
     except ValueError:
-        raise UserError(ranges.refusal(name, text, kind).replace(f"'{text}'", text, 1)) from None
+        raise UserError(parse.refusal(name, text, kind).replace(f"'{text}'", text, 1)) from None
 
 
 def _kind_like(value: Any) -> Kind:
@@ -223,8 +223,7 @@ def change(config: ConfigDict, name: str, value: Any) -> None:
         section[last] = value
 
 
-def read(flag: str, changes: Mapping[str, str | None]) -> dict[str, Any]:
-    """The resolved config of --config=<flag> with the settings of the command line, in range, as plain values."""
+def read(flag: str, changes: Mapping[str, str | None]) -> schema.Config:
+    """The config of --config=<flag> with the settings of the command line."""
     path, argument = split(flag)
-    config = with_options(load(path, argument, changes.get("data.root") or ""), changes)
-    return ranges.checked(config.to_dict())
+    return parse.parse(with_options(load(path, argument, changes.get("data.root") or ""), changes))

@@ -10,7 +10,9 @@ import flax.linen as nn
 from flax.core import FrozenDict
 
 from em3_jax import losses
-from em3_jax.config import sections
+from em3_jax.config import parse, sections
+from em3_jax.config.schema import ranking
+from em3_jax.config.schema import retrieval as of_retrieval
 from em3_jax.core.errors import UserError
 from em3_jax.models import fusion as fusion_
 from em3_jax.models.attention import CosineScore, DotScore, MeanScore, MLPScore
@@ -19,7 +21,7 @@ from em3_jax.models.backbones.crossing import DCNv2, DeepFM, WideDeep
 from em3_jax.models.backbones.din import DIN
 from em3_jax.models.fusion.flows import Mean, OneFlow, TwoFlow
 from em3_jax.models.fusion.fq_former import FusionQFormer, MaskedFusionQFormer
-from em3_jax.models.lora import STOP_GRADIENTS, LoRA
+from em3_jax.models.lora import LoRA
 from em3_jax.models.retrieval.bm3 import BM3
 from em3_jax.models.retrieval.collaborative import BPR, LightGCN
 from em3_jax.models.retrieval.em3 import EM3
@@ -52,42 +54,50 @@ RETRIEVALS = {
 LOSSES = {"binary_cross_entropy": losses.binary_cross_entropy}
 
 
-def fusion(name: str, settings: Mapping[str, Any], section: str = "config.model") -> nn.Module:
+def fusion(name: str, settings: ranking.FusionSettings, section: str = "config.model") -> nn.Module:
     """The fusion module: `fusion` of the config's section, built with its `fusion_settings`."""
     made = sections.part(f"{section}.fusion", name, FUSIONS)
-    where = f"{section}.fusion_settings"
-    lora = sections.call(LoRA, settings["lora"], f"{where}.lora") if "lora" in settings else LoRA()
-    check_choice(f"{where}.lora.stop_gradient", lora.stop_gradient, STOP_GRADIENTS)
-    chosen = sections.call(fusion_.FusionSettings, dict(settings) | {"lora": lora}, where)
-    if chosen.width % chosen.heads:
-        raise UserError(f"{where}: {chosen.heads} heads do not divide the width {chosen.width}; change one")
-    return made(chosen)
+    if settings.width % settings.heads:
+        raise UserError(
+            f"{section}.fusion_settings: {settings.heads} heads do not divide the width {settings.width}; change one"
+        )
+    given = parse.entries(settings)
+    lora, chunk = LoRA(**parse.entries(settings.lora)), settings.layer_chunk or 0
+    return made(fusion_.FusionSettings(**given | {"lora": lora, "layer_chunk": chunk}))
 
 
-def backbone(name: str, settings: Mapping[str, Any]) -> nn.Module:
+def backbone(name: str, settings: ranking.BackboneSettings) -> nn.Module:
     """The backbone: config.model.backbone, built with config.model.backbone_settings."""
     made = sections.part("config.model.backbone", name, BACKBONES)
-    where = "config.model.backbone_settings"
-    settings = dict(settings)
-    if "attention_score" in settings:
-        settings["attention_score"] = sections.part(f"{where}.attention_score", settings["attention_score"], SCORES)
-    return made(sections.call(BackboneSettings, settings, where))
+    where = "config.model.backbone_settings.attention_score"
+    attention_score = sections.part(where, settings.attention_score, SCORES)
+    return made(BackboneSettings(**parse.entries(settings) | {"attention_score": attention_score}))
 
 
-def retrieval(name: str, settings: Mapping[str, Any], num_users: int, num_items: int) -> nn.Module:
+def retrieval(name: str, settings: Any, num_users: int, num_items: int) -> nn.Module:
     """The retrieval model: config.model.retrieval, built with config.model.retrieval_settings.
 
     Settings `fusion` and `fusion_settings` become the fusion module; its width is the model's.
+
+    Args:
+      settings: a section of `schema.retrieval`; of a model of the user's own what the config says, a mapping.
     """
     made = sections.part("config.model.retrieval", name, RETRIEVALS)
     where = "config.model.retrieval_settings"
-    settings = {key: FrozenDict(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
-    if {"fusion", "fusion_settings", "width"} <= set(settings):
-        given = settings.pop("fusion_settings")
-        if "width" in given:
-            raise UserError(f"{where}.fusion_settings.width: is that of the model; set {where}.width")
-        settings["fusion"] = fusion(settings["fusion"], dict(given) | {"width": settings["width"]}, where)
-    return sections.call(made, settings, where, num_users=num_users, num_items=num_items)
+    given = dict(settings) if isinstance(settings, Mapping) else parse.entries(settings)
+    if {"fusion", "fusion_settings", "width"} <= set(given):
+        given["fusion"] = fusion(given["fusion"], _of_width(given.pop("fusion_settings"), given["width"], where), where)
+    given = {key: FrozenDict(value) if isinstance(value, Mapping) else value for key, value in given.items()}
+    return sections.call(made, given, where, num_users=num_users, num_items=num_items)
+
+
+def _of_width(settings: Any, width: int, where: str) -> ranking.FusionSettings:
+    """What a fusion module of that width is built from; it has no width of its own."""
+    if isinstance(settings, Mapping):
+        where = f"{where}.fusion_settings".removeprefix("config.")
+        settings = parse.section(of_retrieval.ItemFusion, settings, where)
+    given = parse.entries(settings)
+    return ranking.FusionSettings(**given | {"width": width, "lora": settings.lora or ranking.Lora()})
 
 
 def score(name: str) -> Callable:
@@ -98,9 +108,3 @@ def score(name: str) -> Callable:
 def loss(name: str) -> Callable:
     """The ranking loss, (logits [B], labels [B], weights= [B]) -> [], config.model.loss."""
     return sections.part("config.model.loss", name, LOSSES)
-
-
-def check_choice(where: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuses a value that is none of `known`."""
-    if value not in known:
-        raise UserError(f"{where} '{value}' is unknown; {sections.nearest(value, known)}")

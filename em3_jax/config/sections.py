@@ -99,29 +99,6 @@ def _import(where: str, source: str) -> Any:
         raise UserError(f"{where}={source}:...: {type(error).__name__}: {error}; mend the file") from None
 
 
-def check_sections(config: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuses top-level keys that are not in `known`, and known ones that are absent."""
-    known = tuple(known)
-    for key in config:
-        if key not in known:
-            raise UserError(f"config.{key}: unknown key; {nearest(key, known)}")
-    for key in known:
-        if key not in config:
-            raise UserError(f"config.{key}: missing; set it in the config file")
-
-
-def split_lists(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with lists of names as the command line gives them, --config.data.features=image,text, taken apart."""
-    result = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            value = split_lists(value)
-        elif isinstance(value, tuple) and all(isinstance(entry, str) for entry in value):
-            value = tuple(name.strip() for entry in value for name in entry.split(",") if name.strip())
-        result[key] = value
-    return result
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "config") -> list[str]:
     """["config.model.dropout: 0.1 -> 0.2", ...] between two nested mappings."""
     lines = []

@@ -17,12 +17,12 @@ from em3_jax.core import rng
 from em3_jax.core.types import Batch
 from em3_jax.data.batches import gather_content
 from em3_jax.data.format import FeatureSet
-from em3_jax.data.pipeline import rows_of_step
+from em3_jax.data.pipeline import rows_of_step, steps_of_epochs
 
 
 @dataclasses.dataclass(frozen=True)
 class CatalogueSource:
-    """Batch number `step` of a training run over items, for Grain; epoch after epoch, each a permutation of its own.
+    """Batch number `step` of a training run over items, without end; epoch after epoch, each a permutation of its own.
 
     A batch across the border of two epochs may name an item twice; its mask counts it once.
 
@@ -30,18 +30,17 @@ class CatalogueSource:
       rows: [n] items.
       batch_size: B.
       seed: of the order.
-      num_steps: length of the run.
       host_features: feature sets to gather into the batch; empty when they lie on the device.
     """
 
     rows: np.ndarray
     batch_size: int
     seed: int
-    num_steps: int
     host_features: tuple[FeatureSet, ...]
 
-    def __len__(self) -> int:
-        return self.num_steps
+    def steps(self, epochs: float) -> int:
+        """The step that so many epochs end before."""
+        return steps_of_epochs(epochs, len(self.rows), self.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
         items = rows_of_step(self.rows, self.batch_size, self.seed, "shuffled", step)

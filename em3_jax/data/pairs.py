@@ -23,7 +23,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.sparse import Adjacency, Entries
 from em3_jax.core.types import Batch
 from em3_jax.data.format import Dataset
-from em3_jax.data.pipeline import rows_of_step
+from em3_jax.data.pipeline import rows_of_step, steps_of_epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _normalised(pairs: Pairs, kept: np.ndarray) -> Entries:
 
 
 class PairSource:
-    """Batch number `step` of a training run over pairs, for Grain: a function of (seed, step).
+    """Batch number `step` of a training run over pairs, without end: a function of (seed, step).
 
     Epoch after epoch the pairs come in an order of their own, batches running across the border. Edges are dropped anew every
     `steps_per_epoch` steps.
@@ -155,23 +155,23 @@ class PairSource:
       pairs: the training pairs.
       batch_size: B.
       seed: of the order, the negatives and the dropped edges.
-      num_steps: length of the run.
       edge_dropout: share of the pairs that the graph of an epoch does without; 0 = batches carry no graph.
     """
 
-    def __init__(self, pairs: Pairs, *, batch_size: int, seed: int, num_steps: int, edge_dropout: float):
+    def __init__(self, pairs: Pairs, *, batch_size: int, seed: int, edge_dropout: float):
         if not 0.0 <= edge_dropout < 1.0:
             raise UserError(f"config.data.edge_dropout={edge_dropout}: must be at least 0 and below 1")
         self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
         self.rows = range(len(pairs.user))
         self.steps_per_epoch = math.ceil(len(self.rows) / batch_size)
-        self._num_steps, self._edge_dropout = num_steps, edge_dropout
+        self._edge_dropout = edge_dropout
         self._sampler = NegativeSampler(pairs)
         self._graphs: dict[int, Adjacency] = {}
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return self._num_steps
+    def steps(self, epochs: float) -> int:
+        """The step that so many epochs end before."""
+        return steps_of_epochs(epochs, len(self.rows), self.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
         rows = rows_of_step(self.rows, self.batch_size, self.seed, "shuffled", step)

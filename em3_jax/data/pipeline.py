@@ -5,7 +5,7 @@ A batch is a function of (seed, step), so the position in the data is the step n
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Protocol
 
 import grain
@@ -22,7 +22,7 @@ from em3_jax.data.shards import build
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSource:
-    """Batch number `step` of a training run, for Grain.
+    """Batch number `step` of a training run, without end; the loop decides how many there are.
 
     Attributes:
       builder: makes batches.
@@ -31,7 +31,6 @@ class TrainingSource:
       seed: of the order and of the random replacement of ids.
       order: "shuffled": epoch after epoch, each a permutation of its own, batches running across the border;
         "chronological": the same without permutation.
-      num_steps: length of the run.
       buckets: padded sizes, of each shard.
       shards: what of each batch is built here.
     """
@@ -41,12 +40,12 @@ class TrainingSource:
     batch_size: int
     seed: int
     order: str
-    num_steps: int
     buckets: Buckets
     shards: Shards
 
-    def __len__(self) -> int:
-        return self.num_steps
+    def steps(self, epochs: float) -> int:
+        """The step that so many epochs end before."""
+        return steps_of_epochs(epochs, len(self.rows), self.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
         return build(
@@ -68,7 +67,6 @@ class GrownSource:
     Attributes:
       rows: [n] i64 interaction rows, in time order.
       first_step: the step of the first batch.
-      num_steps: the step that the run ends before.
       builder, batch_size, seed, order, buckets, shards: as of `TrainingSource`.
     """
 
@@ -78,12 +76,13 @@ class GrownSource:
     seed: int
     order: str
     first_step: int
-    num_steps: int
     buckets: Buckets
     shards: Shards
 
-    def __len__(self) -> int:
-        return self.num_steps
+    def steps(self, epochs: float) -> int:
+        """The step that so many passes end before."""
+        passes = epochs * steps_of_pass(len(self.rows), self.batch_size)
+        return self.first_step + math.ceil(passes - 1e-9)
 
     def __getitem__(self, step: int) -> Batch:
         rows, weight = self.rows_of_step(step)
@@ -101,6 +100,11 @@ class GrownSource:
         if self.order == "shuffled":
             index = rng.permute(index, count, rng.numpy_key(self.seed, "grown", self.first_step, number))
         return self.rows[index], weight
+
+
+def steps_of_epochs(epochs: float, rows: int, batch_size: int) -> int:
+    """The steps of so many epochs, whose batches run across the border of two."""
+    return math.ceil(epochs * rows / batch_size)
 
 
 def steps_of_pass(rows: int, batch_size: int) -> int:
@@ -207,7 +211,6 @@ def training_source(
     batch_size: int,
     seed: int,
     order: str,
-    num_steps: int,
     shards: Shards = WHOLE,
     unit: int = 64,
 ) -> TrainingSource:
@@ -218,7 +221,7 @@ def training_source(
     """
     samples = [rows_of_step(rows, batch_size, 0, order, step) for step in range(8)]
     buckets = bucket_sizes(builder, samples, shards, unit)
-    return TrainingSource(builder, rows, batch_size, seed, order, num_steps, buckets, shards)
+    return TrainingSource(builder, rows, batch_size, seed, order, buckets, shards)
 
 
 def evaluation_source(
@@ -266,11 +269,22 @@ def bucket_sizes(
 
 
 class Source(Protocol):
-    """Batches by their number; reading one twice gives the same."""
-
-    def __len__(self) -> int: ...
+    """Batches by their number; reading one twice gives the same. One without a length has no end."""
 
     def __getitem__(self, index: int, /) -> Batch: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Endless:
+    """A source without end, for Grain, which asks for a length."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return 1 << 48
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.source[index]
 
 
 def batches(
@@ -283,7 +297,8 @@ def batches(
       threads: threads that build batches; 0 builds in the caller's.
       ahead: batches in flight.
     """
-    dataset = grain.MapDataset.source(source)[start:]
+    sized: Any = source if isinstance(source, Sized) else _Endless(source)
+    dataset = grain.MapDataset.source(sized)[start:]
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if place is not None:
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset.map(place), prefetch_buffer_size=2)

@@ -89,9 +89,9 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
     directory = Path(directory)
     run = Run.open(directory, settings.data_root)
     record, parts = run.record, run.experiment
-    if not parts.task.can_be_served:
+    if not parts.work.task.can_be_served:
         raise UserError(
-            f"{directory}: cannot be served: its task, {record['config']['task']}, scores no "
+            f"{directory}: cannot be served: its task, {run.config.task}, scores no "
             "clicks, or it reads the words of a query; "
             "`em3 vectors` writes its embeddings"
         )
@@ -103,7 +103,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
         reusable = previous if previous and _may_reuse(previous, model_hash, settings.dtype) else None
         plan = {
             "model": model_hash,
-            "data": parts.dataset.meta["data_hash"],
+            "data": parts.work.dataset.meta["data_hash"],
             "features": parts.feature_hashes,
             "settings": [settings.dtype, settings.batch_size],
             "reuses": reusable and reusable.name,
@@ -118,18 +118,18 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
         manifest = {
             "checkpoint": {"workdir": directory.name, "step": int(state.step), "model_hash": model_hash},
             "commit": record["commit"],
-            "data_hash": parts.dataset.meta["data_hash"],
-            "features": {features.name: _facts(features) for features in parts.feature_sets},
+            "data_hash": parts.work.dataset.meta["data_hash"],
+            "features": {features.name: _facts(features) for features in parts.work.feature_sets},
             "counts": {
-                "users": parts.dataset.num_users,
-                "items": parts.dataset.num_items,
+                "users": parts.work.dataset.num_users,
+                "items": parts.work.dataset.num_items,
                 "items_with_content": int(np.load(folder / "has_content.npy", mmap_mode="r")[:-1].sum()),
             },
             "dtype": settings.dtype,
             "serving": facts,
         }
         version = store.publish(out, manifest, settings.keep)
-    reused = parts.dataset.num_items - encoded.count if encoded.widths else 0
+    reused = parts.work.dataset.num_items - encoded.count if encoded.widths else 0
     return Exported(version, encoded.count, reused, seconds)
 
 
@@ -149,11 +149,11 @@ def _check_data(run: Run, previous: store.Version | None) -> None:
     run.check_data(grown=previous is not None)
     if previous is None:
         return
-    for features in run.experiment.feature_sets:
+    for features in run.experiment.work.feature_sets:
         facts, before = _facts(features), previous.manifest["features"].get(features.name)
         if features.manifest["hash"] != run.record["features"].get(features.name) and facts != before:
             raise UserError(
-                f"{run.experiment.dataset.root}: the features '{features.name}' were made otherwise than those of version "
+                f"{run.experiment.work.dataset.root}: the features '{features.name}' were made otherwise than those of version "
                 f"{previous.name}; make them with the same encoder, or train again"
             )
 

@@ -65,7 +65,7 @@ def encode_items(
       batch_size: items encoded at once.
       reusable: an earlier version of the same model, from which items with the same content are taken.
     """
-    items, sets = parts.dataset.num_items, parts.feature_sets
+    items, sets = parts.work.dataset.num_items, parts.work.feature_sets
     lookup, nothing = _lookup(parts, state), _nothing_known(parts, batch_size)
     widths = {name: one.shape[1] for name, one in jax.eval_shape(lookup, nothing).items()}
     vectors = {
@@ -79,7 +79,7 @@ def encode_items(
         todo = np.arange(items) if reusable is None else _take_over(reusable, parts, vectors, digest)
         count = len(todo)
         if count:
-            source = CataloguePass(todo, batch_size, () if parts.constants else tuple(sets))
+            source = CataloguePass(todo, batch_size, () if parts.work.constants else tuple(sets))
             _encode(folder, lookup, source, sets, vectors, digest)
     if reusable is None:
         for name, one in lookup(nothing).items():
@@ -101,8 +101,8 @@ def _lookup(parts: Experiment, state: State) -> Callable[[Batch], dict[str, jax.
     fused with something else, differs in the last bit. From tables they are taken by a program of their own, so that the other,
     which takes long to compile, is the same for items without content.
     """
-    task = OnGivenTokens(parts.task) if parts.constants else parts.task
-    program = step.make_apply(task, task.lookup, parts.mesh)
+    task = OnGivenTokens(parts.work.task) if parts.work.constants else parts.work.task
+    program = step.make_apply(task, task.lookup, parts.program.mesh)
 
     @jax.jit
     def content(tables: Features, batch: Batch) -> Batch:
@@ -110,9 +110,9 @@ def _lookup(parts: Experiment, state: State) -> Callable[[Batch], dict[str, jax.
         return batch | {"tokens": inputs.tokens, "tokens_mask": inputs.tokens_mask}
 
     def lookup(batch: Batch) -> dict[str, jax.Array]:
-        batch = parts.place(batch)
-        if parts.constants and "tokens" not in batch:
-            batch = content(parts.constants, batch)
+        batch = parts.program.place(batch)
+        if parts.work.constants and "tokens" not in batch:
+            batch = content(parts.work.constants, batch)
         return program(state.params, state.tables, state.memory, {}, batch)
 
     return lookup
@@ -172,8 +172,8 @@ def _flush(arrays: Iterable[np.ndarray]) -> None:
 
 def _nothing_known(parts: Experiment, size: int) -> Batch:
     """A batch of items without any content, of the same shapes as those of other items: one program encodes both."""
-    shapes = {features.name: features.tokens.shape[1:] for features in parts.feature_sets}
-    tokens = {f.name: np.zeros((size, *shapes[f.name]), f.tokens.dtype) for f in parts.feature_sets}
+    shapes = {features.name: features.tokens.shape[1:] for features in parts.work.feature_sets}
+    tokens = {f.name: np.zeros((size, *shapes[f.name]), f.tokens.dtype) for f in parts.work.feature_sets}
     masks = {name: np.zeros((size, shape[0]), bool) for name, shape in shapes.items()}
     batch = {"item_id": np.zeros(size, np.int32), "item_mask": np.zeros(size, bool)}
     return batch | ({"tokens": tokens, "tokens_mask": masks} if tokens else {})
@@ -183,10 +183,10 @@ def _take_over(reusable: store.Version, parts: Experiment, vectors: dict, digest
     """Copies the vectors of items whose content is as it was, and of unknown ones; returns the others [n]."""
     facts = reusable.manifest["serving"]
     index = IdIndex(reusable["item_words"], reusable["item_slots"], facts["item_ids"] == "text")
-    row = index.find(original_ids(parts.dataset.item_table))
+    row = index.find(original_ids(parts.work.dataset.item_table))
     for start in range(0, len(row), 4096):
         some = np.arange(start, min(start + 4096, len(row)))
-        now = digests(parts.feature_sets, some)
+        now = digests(parts.work.feature_sets, some)
         before = reusable["content_digest"][row[some]]
         row[some[(now != before).any(axis=1)]] = -1
         kept = some[row[some] >= 0]

@@ -40,8 +40,8 @@ def write_model(
       carried: the dataset has grown since training: ids of which nothing has been learnt stand for `unknown`.
       platforms: for which to compile.
     """
-    assert parts.builder is not None  # what can be served has clicks
-    dataset, builder = parts.dataset, parts.builder(parts.dataset)
+    assert parts.work.builder is not None  # what can be served has clicks
+    dataset, builder = parts.work.dataset, parts.work.builder(parts.work.dataset)
     fields, table = dataset.fields, np.asarray(state.tables["embedding"])
     arrays = {"table": table, "user_rows": builder.user_rows, "item_rows": builder.item_rows}
     arrays |= {
@@ -78,7 +78,7 @@ def write_model(
     made = []
     for size in programs.SIZES:
         request = scorer.request_shapes(fields, length, widths, size)
-        program = scorer.compile_ahead(parts.task, state.params, of_table, request, platforms)
+        program = scorer.compile_ahead(parts.work.task, state.params, of_table, request, platforms)
         (folder / programs.file_name(size)).write_bytes(program.serialize())
         made.append(program)
     return facts | {

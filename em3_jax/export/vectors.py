@@ -28,13 +28,13 @@ def export_vectors(
     run = Run.open(directory, data_root)
     parts = run.experiment
     run.check_data()
-    if parts.embed is None and not parts.shapes.memory:
+    if parts.program.embed is None and not parts.program.shapes.memory:
         raise UserError(
             f"{directory}: it has no content embeddings, as no run on IDs alone or on retrieval has; choose another --workdir"
         )
     state = run.state()
     vectors, has_content = embeddings.content_embeddings(parts, state)
-    root = parts.dataset.root
+    root = parts.work.dataset.root
     manifest = {
         "kind": "run",
         "encoder": f"{run.folder.name}, step {int(state.step):,}",
@@ -42,7 +42,7 @@ def export_vectors(
         "inputs": parts.feature_hashes,
     }
     write_features(
-        root, name, vectors[:, None], has_content[:, None], manifest, parts.dataset.meta["item_hash"], overwrite
+        root, name, vectors[:, None], has_content[:, None], manifest, parts.work.dataset.meta["item_hash"], overwrite
     )
     return root / "features" / name
 

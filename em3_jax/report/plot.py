@@ -6,6 +6,7 @@ values of all runs at a step. Streams are drawn by `em3 curves`.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import statistics
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from em3_jax import cli
+from em3_jax.config import parse
 from em3_jax.config.sections import differences, nearest
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
@@ -89,7 +91,7 @@ def load(folder: Path, name: str) -> Logged:
     if not values:
         raise UserError(f"{path}: no step is logged yet; the first line comes after config.train.log_every steps")
     run = Run.open(folder) if (folder / "run.json").is_file() else Run(folder, {"config": {}, "data_hash": ""})
-    config = run.config
+    config = _filled(run.record["config"])
     metric = config.get("eval", {}).get("metric", "")
     if f"valid/{metric}" not in values:
         known = (key.removeprefix("valid/") for key in FIRST["validation"] if key in values)
@@ -99,6 +101,13 @@ def load(folder: Path, name: str) -> Logged:
     # Of equal ones the first, as in training.
     best = max(scores, key=lambda step: scores[step]) if scores else None
     return Logged(name, folder, values, config, run.data_hash, metric, best)
+
+
+def _filled(config: dict) -> dict:
+    """The config of a run.json with what it has not yet, of an older version; as it is where this version cannot read it."""
+    with contextlib.suppress(UserError):
+        return parse.checked(config) if config else config
+    return config
 
 
 def read(path: Path) -> dict[str, dict[int, float]]:

@@ -5,44 +5,19 @@ their embeddings.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from em3_jax import losses
-from em3_jax.config import registry, sections
+from em3_jax.config import sections
+from em3_jax.config.schema.ranking import Cic
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
 from em3_jax.core.types import Batch
 from em3_jax.models.cic import ContentIdHeads
 from em3_jax.tasks import Inputs, Intermediates, Loss, Params
-
-OVER = ("items", "samples")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CicSettings:
-    """config.model.cic.
-
-    Attributes:
-      weight: alpha; 0 leaves CIC out.
-      temperature: tau.
-      negatives: H; 0 = all other items of the batch.
-      width: of the common space of content and IDs.
-      id_fields: item fields whose embeddings make id_i.
-      over: what the mean is over. "items": the distinct items of the batch, those of histories
-        among them. "samples": the B examples, each with its candidate, as eq. 12 and 13 have it;
-        items of histories alone are negatives only.
-    """
-
-    weight: float
-    temperature: float
-    negatives: int
-    width: int
-    id_fields: tuple[str, ...]
-    over: str = "items"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,12 +28,14 @@ class ContentIdContrast:
     nothing of their own to align.
 
     Attributes:
-      settings: of the config.
+      settings: config.model.cic. Its mean is over "items", the distinct items of the batch, those
+        of histories among them, or over "samples", the B examples, each with its candidate, as
+        eq. 12 and 13 have it; items of histories alone are negatives only.
       heads: the projections to the common space.
       chosen: places of the ID fields among the item fields.
     """
 
-    settings: CicSettings
+    settings: Cic
     heads: ContentIdHeads
     chosen: tuple[int, ...]
 
@@ -100,19 +77,16 @@ class ContentIdContrast:
         return out["content"], jnp.concatenate(ids, axis=1)
 
 
-def content_id_contrast(section: Mapping[str, Any], fields: Fields) -> ContentIdContrast | None:
+def content_id_contrast(settings: Cic, fields: Fields) -> ContentIdContrast | None:
     """The contrast that config.model.cic describes; None where its weight is 0.
 
     Args:
-      section: config.model.cic.
+      settings: config.model.cic.
       fields: the dataset's categorical fields.
 
     Raises:
-      UserError: a setting is unknown or missing, `over` is none of `OVER`, or the dataset has not
-        one of the `id_fields`.
+      UserError: the dataset has not one of the `id_fields`.
     """
-    settings = sections.call(CicSettings, section, "config.model.cic")
-    registry.check_choice("config.model.cic.over", settings.over, OVER)
     names = [field.name for field in fields.item]
     for name in settings.id_fields:
         if name not in names:

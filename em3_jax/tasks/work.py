@@ -1,28 +1,19 @@
-"""From the sections of a config to the work of a run: a module a task. `experiment` makes the rest, which is alike for all."""
+"""The work of a run, made from its config by a module a task. `training.experiment` adds the program, which is alike for all."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from em3_jax.config import sections
-from em3_jax.core.types import WHOLE, Shards
+from em3_jax.core.types import WHOLE, Batch, Shards, State
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.evaluation.influence import ByUser
 from em3_jax.tables import id_table
 from em3_jax.tasks import Task
 
-SECTIONS = ("seed", "task", "data", "model", "tables", "optim", "train", "eval", "mesh", "pretraining")
-
-
-class TableSettings(NamedTuple):
-    """config.tables: `width` of the embeddings, `init_scale`, row `optimizer` with `learning_rate`, weight of `l2`."""
-
-    width: int
-    init_scale: float
-    optimizer: str
-    learning_rate: float
-    l2: float
+Predict = Callable[[State, Batch], Any]
+"""(state, batch) -> what the task predicts: logits [B], or the embeddings of all users and items."""
 
 
 class Report(NamedTuple):
@@ -39,23 +30,30 @@ class Report(NamedTuple):
     by_user: ByUser | None
 
 
-class Work(NamedTuple):
+class Evaluate(Protocol):
+    """How a task scores a split; `errors` asks for `Report.by_user`."""
+
+    def __call__(self, predict: Predict, state: State, split: str, errors: bool = True) -> Report: ...
+
+
+@dataclass(frozen=True)
+class Work:
     """What differs between the tasks: what is optimized, on which batches, and how it is measured.
 
     Attributes:
       task: what is optimized.
       dataset: the opened dataset.
       feature_sets: the content features in use.
-      constants: what lies on the device for the whole run, for `task.inputs`.
+      constants: what lies on the device for the whole run, for `task.inputs`: feature tables, graphs.
       encoders: feature set -> its encoder, whose weights are among the parameters.
-      source: the training batches.
+      source: the training batches, without end: batch number `step` is a function of the seed and that number. It has
+        `rows`, `batch_size` and `steps`, epochs -> the step that so many end before.
       evaluation: split -> source of its batches; None where none are scored.
       headline: the metrics to show, one of which chooses the best step.
-      eval: config.eval; has the field `metric`.
-      make_tables: key -> the ID tables.
+      validate: predict, state -> {metric: value} on validation.
+      make_tables: key -> the ID tables; {} without.
       row_optimizer, table_l2: of these; None and 0 without.
-      validate: predict (state, batch) -> function of the state: {metric: value} on validation.
-      evaluate: predict -> (state, split) -> `Report`; None without a split to score.
+      evaluate: None without a split to score.
       shards: what of each batch the sources build here.
       make_memory: () -> the memory bank; {} without.
       builder: dataset -> its batch builder, for the same data with other counts; None where there are no clicks.
@@ -70,18 +68,12 @@ class Work(NamedTuple):
     source: Any
     evaluation: Callable | None
     headline: tuple[str, ...]
-    eval: Any
-    make_tables: Callable
-    row_optimizer: id_table.RowOptimizer | None
-    table_l2: float
-    validate: Callable
-    evaluate: Callable | None
+    validate: Callable[[Predict, State], dict[str, float]]
+    make_tables: Callable = lambda key: {}
+    row_optimizer: id_table.RowOptimizer | None = None
+    table_l2: float = 0.0
+    evaluate: Evaluate | None = None
     shards: Shards = WHOLE
     make_memory: Callable = dict
     builder: Callable | None = None
     buckets: Callable | None = None
-
-
-def table_settings(section: dict) -> TableSettings:
-    """config.tables."""
-    return sections.call(TableSettings, section, "config.tables")

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from em3_jax.config.schema import Retrieval
 from em3_jax.core.fields import FIRST_KNOWN
 from em3_jax.core.progress import Progress
 from em3_jax.core.types import State
@@ -13,17 +14,18 @@ from em3_jax.training.experiment import Experiment
 
 def content_embeddings(parts: Experiment, state: State) -> tuple[np.ndarray, np.ndarray]:
     """([I, D] f32 content embeddings, [I] bool whether the item has content); of a run with a memory bank, the bank as it is."""
-    items = parts.dataset.num_items
+    items = parts.work.dataset.num_items
     if state.memory:
         return np.asarray(state.memory["vector"])[:items], np.asarray(state.memory["written"])[
             :items
         ] > memory_bank.NEVER
-    host_features = () if parts.constants else tuple(parts.feature_sets)
-    source = CataloguePass(np.arange(items), parts.eval.batch_size, host_features)
+    assert not isinstance(parts.config, Retrieval)  # which embeds nothing
+    host_features = () if parts.work.constants else tuple(parts.work.feature_sets)
+    source = CataloguePass(np.arange(items), parts.config.eval.batch_size, host_features)
     progress, vectors = Progress(len(source), unit="batch"), []
-    assert parts.embed is not None  # whoever calls this has asked whether there are any
+    assert parts.program.embed is not None  # whoever calls this has asked whether there are any
     for k in range(len(source)):
-        vectors.append(np.asarray(parts.embed(state, source[k])))
+        vectors.append(np.asarray(parts.program.embed(state, source[k])))
         progress.advance()
     progress.close()
     return np.concatenate(vectors)[:items], has_content(parts)
@@ -31,12 +33,12 @@ def content_embeddings(parts: Experiment, state: State) -> tuple[np.ndarray, np.
 
 def has_content(parts: Experiment) -> np.ndarray:
     """[I] bool: whether an item has a token of any feature set in use."""
-    have = np.stack([features.mask.any(axis=1) for features in parts.feature_sets])
+    have = np.stack([features.mask.any(axis=1) for features in parts.work.feature_sets])
     return np.asarray(have.any(axis=0))
 
 
 def id_embeddings(parts: Experiment, state: State) -> np.ndarray:
     """[I, W] f32: the row of each item's own id in the embedding table; as it began, where training never showed the id."""
-    fields, items = parts.dataset.fields, parts.dataset.num_items
+    fields, items = parts.work.dataset.fields, parts.work.dataset.num_items
     first = fields.offsets()["item"][fields.item[0].name] + FIRST_KNOWN - 1
     return np.asarray(jax.lax.slice_in_dim(state.tables["embedding"], first, first + items))

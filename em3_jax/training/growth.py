@@ -16,7 +16,6 @@ function of itself, the dataset and the seed alone: killed before its next check
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from em3_jax.config.schema import Retrieval
 from em3_jax.core import publish, sharding
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
@@ -44,22 +44,19 @@ TEXT = pa.large_string()
 HINT = "; every id that the run knows is in it: --config.train.grow=True goes on with it"
 
 
-def begin(
-    directory: str | Path, config: Mapping[str, Any], parts: Experiment, permitted: bool, *, write: bool = True
-) -> bool:
+def begin(directory: str | Path, parts: Experiment, permitted: bool, *, write: bool = True) -> bool:
     """Makes `directory` this run's, or makes sure that it is; returns whether its dataset has grown.
 
     If it has, the record of the run still has to follow (`rundir.claim` with `grown`), once the state has.
 
     Args:
-      config: the resolved config.
       permitted: config.train.grow.
       write: False only makes sure.
 
     Raises:
       UserError: the run belongs to another config, or to a dataset that did not grow into this one.
     """
-    directory, data_hash = Path(directory), parts.dataset.meta["data_hash"]
+    config, directory, data_hash = parts.config, Path(directory), parts.work.dataset.meta["data_hash"]
     record = rundir.read(directory) if (directory / "run.json").exists() else {"data_hash": data_hash}
     growing = record["data_hash"] != data_hash
     if growing:
@@ -67,28 +64,32 @@ def begin(
         rundir.check_same(directory, config, data_hash, parts.feature_hashes, grown=True)
     else:
         rundir.claim(directory, config, data_hash, parts.feature_hashes, write=write)
-    if parts.shapes.tables and write:
-        remember(directory, parts.dataset)
-        if "stream" not in config:  # whose rows are trained by their place
-            trained_rows.remember(directory, parts.dataset, config["data"]["label"])
+    if parts.program.shapes.tables and write:
+        remember(directory, parts.work.dataset)
+        if not _on_stream(parts):  # whose rows are trained by their place
+            trained_rows.remember(directory, parts.work.dataset, parts.work.source.builder.label)
     return growing
+
+
+def _on_stream(parts: Experiment) -> bool:
+    return not isinstance(parts.config, Retrieval) and parts.config.stream is not None
 
 
 def _check_grown(directory: Path, record: Mapping[str, Any], parts: Experiment, permitted: bool) -> None:
     problem = ""
     try:
-        if not parts.shapes.tables:
+        if not parts.program.shapes.tables:
             raise UserError("this task keeps no ID tables that could grow")
-        row_map(recall(directory, record["data_hash"]), vocabulary(parts.dataset))
+        row_map(recall(directory, record["data_hash"]), vocabulary(parts.work.dataset))
     except UserError as error:
         problem = str(error)
     if not permitted:
         hint = "" if problem else HINT
-        rundir.check_data(directory, record, parts.dataset.meta["data_hash"], parts.feature_hashes, hint=hint)
+        rundir.check_data(directory, record, parts.work.dataset.meta["data_hash"], parts.feature_hashes, hint=hint)
     if problem:
         raise UserError(
-            f"{directory}: cannot go on with the dataset {parts.dataset.root}: {problem}; restore the dataset or choose another "
-            "--workdir"
+            f"{directory}: cannot go on with the dataset {parts.work.dataset.root}: {problem}; restore the dataset or "
+            "choose another --workdir"
         )
 
 
@@ -118,24 +119,18 @@ def restore_latest(
     old, saved_notes = restored
     data_hash = saved_notes["data_hash"]
     notes = saved_notes if keep_notes else notes | {"grown": {"from": data_hash, "after": int(old.step)}}
-    was, now = recall(directory, data_hash), vocabulary(parts.dataset)
+    was, now = recall(directory, data_hash), vocabulary(parts.work.dataset)
     carried = _carry_over(old, state, was, now)
     print(f"the dataset has grown: {_describe(was, now)}")
     return carried, notes
 
 
 def on_new_rows(
-    checkpoints: Checkpoints,
-    directory: str | Path,
-    parts: Experiment,
-    config: Mapping[str, Any],
-    step: int,
-    notes: Mapping[str, Any],
+    checkpoints: Checkpoints, directory: str | Path, parts: Experiment, step: int, notes: Mapping[str, Any]
 ) -> Experiment:
     """`parts` with the batches that are left to a run after `step`: of a grown dataset, those of its new rows.
 
     Args:
-      config: the resolved config.
       notes: of the state, see `restore_latest`; `grown` says the dataset before, and the step that it went to.
 
     Raises:
@@ -144,9 +139,10 @@ def on_new_rows(
     grown = notes.get("grown")
     if grown is None:
         return parts
-    data, source = config["data"], parts.source
-    new = trained_rows.new_rows(parts.dataset, data["label"], trained_rows.recall(directory, grown["from"]))
-    rows = np.asarray(at_most(parts.dataset, new.rows, data["most_rows_per_user"]))
+    assert not isinstance(parts.config, Retrieval)  # only a task of clicks has tables that grow
+    data, source = parts.config.data, parts.work.source
+    new = trained_rows.new_rows(parts.work.dataset, data.label, trained_rows.recall(directory, grown["from"]))
+    rows = np.asarray(at_most(parts.work.dataset, new.rows, data.most_rows_per_user))
     steps = steps_of_pass(len(rows), source.batch_size)
     source = GrownSource(
         builder=source.builder,
@@ -155,7 +151,6 @@ def on_new_rows(
         seed=source.seed,
         order=source.order,
         first_step=grown["after"],
-        num_steps=grown["after"] + math.ceil(config["train"]["epochs"] * steps - 1e-9),
         buckets=source.buckets,
         shards=source.shards,
     )
@@ -166,8 +161,9 @@ def on_new_rows(
             f"{len(rows):,} rows are new; {new.kept:,} that were there for training before are not trained again{gone}"
         )
         checkpoints.forget_best(after=step)
-    assert parts.buckets is not None  # only a task of clicks has tables that grow
-    return parts._replace(source=dataclasses.replace(source, buckets=parts.buckets(samples)))
+    assert parts.work.buckets is not None
+    source = dataclasses.replace(source, buckets=parts.work.buckets(samples))
+    return dataclasses.replace(parts, work=dataclasses.replace(parts.work, source=source))
 
 
 def restore(
@@ -179,20 +175,20 @@ def restore(
     Raises:
       UserError: see `Checkpoints.restore`; the dataset is another, which did not grow from the run's.
     """
-    if checkpoints.data_hash == parts.dataset.meta["data_hash"]:
-        return checkpoints.restore(parts.shapes, step)[0], False
+    if checkpoints.data_hash == parts.work.dataset.meta["data_hash"]:
+        return checkpoints.restore(parts.program.shapes, step)[0], False
     assert checkpoints.data_hash is not None  # that of the run's record
-    was, now = recall(directory, checkpoints.data_hash), vocabulary(parts.dataset)
+    was, now = recall(directory, checkpoints.data_hash), vocabulary(parts.work.dataset)
     row_map(was, now)
-    old, _ = checkpoints.restore(_template(was, parts.shapes, parts), step)
-    return _carry_over(old, parts.init(), was, now), True
+    old, _ = checkpoints.restore(_template(was, parts.program.shapes, parts), step)
+    return _carry_over(old, parts.program.init(), was, now), True
 
 
 def _template(was: pa.Table, state: State, parts: Experiment) -> State:
     """`state` with tables and memory as long as with the dataset of that vocabulary."""
 
     def shorter(rows: int):
-        length = sharding.padded(rows, parts.mesh)
+        length = sharding.padded(rows, parts.program.mesh)
         return lambda x: jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype, sharding=x.sharding)
 
     return dataclasses.replace(

@@ -7,13 +7,15 @@ The new folder holds a run of the same model without adapters, which scores the 
 import argparse
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
 import jax
 
-from em3_jax.config import sections
+from em3_jax.config import parse
+from em3_jax.config.schema import Config, Ranking
 from em3_jax.core import paths, publish, strict_json, trees
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
@@ -52,10 +54,10 @@ def _merge(run: Run, out: Path) -> dict[str, Any]:
         raise UserError(
             f"{run.folder}: has no adapters (lora.rank 0), so there is nothing to merge; choose another --workdir"
         )
-    state, settings = _without_adapters(saved, run.config)
+    state, config = _without_adapters(saved, run.config)
     step = int(state.step)
     merged_from = {"workdir": str(run.folder.absolute()), "step": step}
-    record = run.record | {"config": settings, "merged_from": merged_from}
+    record = run.record | {"config": parse.plain(config), "merged_from": merged_from}
     temporary = publish.building_place(out)
     try:
         for left in publish.leftovers(out):
@@ -82,7 +84,7 @@ def _read(run: Run) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         run.checkpoints.close()
 
 
-def _without_adapters(saved: dict[str, jax.Array], settings: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+def _without_adapters(saved: dict[str, jax.Array], config: Config) -> tuple[State, Config]:
     """(state, config) of the model without adapters.
 
     Patterns of `optim.multipliers` that matched adapters alone go; what else was frozen stays frozen. `train.init_from` is
@@ -92,15 +94,18 @@ def _without_adapters(saved: dict[str, jax.Array], settings: dict[str, Any]) -> 
     with jax.default_matmul_precision("highest"):  # GPUs and TPUs would round the product to fewer bits
         params = lora.merge(tree["params"])
     names = list(trees.named_leaves(params))
-    kept = [pair for pair in settings["optim"]["multipliers"] if any(re.search(pair[0], name) for name in names)]
-    fusion = settings["model"]["fusion_settings"]
-    settings = settings | {
-        "model": settings["model"] | {"fusion_settings": fusion | {"lora": fusion["lora"] | {"rank": 0}}},
-        "optim": settings["optim"] | {"multipliers": kept},
-        "train": settings["train"] | {"init_from": ""},
-    }
-    optimizer = sections.call(optim.dense_optimizer, settings["optim"], "config.optim", params=params)
-    return State(tree["step"], params, optimizer.init(params), tree.get("tables", {}), tree.get("memory", {})), settings
+    kept = tuple(pair for pair in config.optim.multipliers if any(re.search(pair[0], name) for name in names))
+    assert isinstance(config, Ranking)  # the task whose fusion has adapters
+    fusion = replace(config.model.fusion_settings, lora=replace(config.model.fusion_settings.lora, rank=0))
+    optimizer = replace(config.optim, multipliers=kept)
+    config = replace(
+        config,
+        model=replace(config.model, fusion_settings=fusion),
+        optim=optimizer,
+        train=replace(config.train, init_from=""),
+    )
+    made = optim.dense_optimizer(params, **parse.entries(optimizer))
+    return State(tree["step"], params, made.init(params), tree.get("tables", {}), tree.get("memory", {})), config
 
 
 def _write(folder: Path, state: State, notes: dict[str, Any], record: dict[str, Any]) -> None:

@@ -11,14 +11,14 @@ any moment, a run goes on from the last one to the same curve. With config.strea
 import gc
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from em3_jax.config import sections
+from em3_jax.config.schema import OnClicks
+from em3_jax.config.schema.course import Stream as StreamSettings
 from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.progress import Progress
@@ -27,7 +27,6 @@ from em3_jax.data import follow, stream, times
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.pipeline import EvaluationSource, batches, evaluation_buckets
 from em3_jax.evaluation import ranking as ranking_evaluation
-from em3_jax.tasks.ranking.setup import Settings, settings
 from em3_jax.training import experiment, growth, logs, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.curve import CURVE, read_curve
@@ -44,28 +43,9 @@ ONE_WAY = {
     "eval.metric": ("auc", "it has no best step that a metric would choose"),
 }
 """Settings that a stream has no choice of: its value, and why."""
-ONLY_FOLLOWING = {"poll_seconds": 5.0, "idle_seconds": 0.0}
+ONLY_FOLLOWING = ("poll_seconds", "idle_seconds")
 HEADLINE = ("auc", "gauc", "logloss")
 SLICES = ("all", "cold items", "warm items", "new users")
-
-
-class StreamSettings(NamedTuple):
-    """config.stream.
-
-    Attributes:
-      window: "1 days", "6 hours", "5000 examples": what is scored before it is trained on.
-      follow: a file of options for `prepare table` (TOML or JSON), whose interactions are appended to while the run goes on; the
-        dataset in data.root is made of it again whenever it has grown. "" = the dataset as it is.
-      poll_seconds: between two looks at the file.
-      idle_seconds: without growth after which a run that follows ends; 0 = never.
-      most_windows: after which the run ends; 0 = all.
-    """
-
-    window: str
-    follow: str
-    poll_seconds: float
-    idle_seconds: float
-    most_windows: int
 
 
 class Position(NamedTuple):
@@ -82,18 +62,20 @@ class Position(NamedTuple):
     time: int | None = None
 
 
-def run(config: Mapping[str, Any], directory: Path) -> dict:
+def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
     """Scores and trains window after window; returns {"windows", "step", "stopped_by"}.
+
+    Args:
+      own: config.stream.
 
     Raises:
       UserError: whatever the user can mend.
     """
-    own = sections.call(StreamSettings, config["stream"], "config.stream")
-    if config["mesh"]["processes"] > 1:
+    if config.mesh.processes > 1:
         raise UserError("config.mesh.processes: a stream is trained by one process, on any number of devices; give 1")
-    _check_settings(config)
+    _check_settings(config, own)
     with processes.Interrupts() as interrupts:
-        followed = follow.Follower(own.follow, config["data"]["root"], own.poll_seconds, own.idle_seconds)
+        followed = follow.Follower(own.follow, config.data.root, own.poll_seconds, own.idle_seconds)
         while True:
             followed.prepare()
             result = _Stream(config, directory, own, followed.grows).run(interrupts)
@@ -113,18 +95,18 @@ def _forget_programs() -> None:
     gc.collect()
 
 
-def _check_settings(config: Mapping[str, Any]) -> None:
+def _check_settings(config: OnClicks, own: StreamSettings) -> None:
     """Refuses a setting that would have no effect."""
     for name, (value, why) in ONE_WAY.items():
         section, key = name.split(".")
-        if config[section][key] != value:
+        given = getattr(getattr(config, section), key)
+        if given != value:
+            raise UserError(f"config.{name}={given}: has no effect on a stream, {why}; give {value} or leave it out")
+    for key in ONLY_FOLLOWING:
+        given = getattr(own, key)
+        if given != getattr(StreamSettings(), key) and not own.follow:
             raise UserError(
-                f"config.{name}={config[section][key]}: has no effect on a stream, {why}; give {value} or leave it out"
-            )
-    for key, value in ONLY_FOLLOWING.items():
-        if config["stream"][key] != value and not config["stream"]["follow"]:
-            raise UserError(
-                f"config.stream.{key}={config['stream'][key]}: has no effect where no log is followed; leave it out, or set "
+                f"config.stream.{key}={given}: has no effect where no log is followed; leave it out, or set "
                 "config.stream.follow"
             )
 
@@ -132,53 +114,52 @@ def _check_settings(config: Mapping[str, Any]) -> None:
 class _Stream:
     """One pass over the windows that a dataset has now."""
 
-    def __init__(self, config: Mapping[str, Any], directory: Path, own: StreamSettings, grows: bool):
+    def __init__(self, config: OnClicks, directory: Path, own: StreamSettings, grows: bool):
         self.config, self.directory = config, directory
-        self.parts = experiment.build(config, lambda rows, size: 1 << 31)
-        self.settings: Settings = settings(config, self.parts.mesh)
-        dataset = self.parts.dataset
+        self.parts = experiment.build(config)
+        dataset = self.parts.work.dataset
         self.windows = [w for w in stream.windows(dataset, own.window) if w.complete or not grows]
         self.windows = self.windows[: own.most_windows or None]
-        self.label = self.settings.data.label
+        self.label = self.config.data.label
         self.buckets, self.eval_buckets = (
-            self._buckets(size) for size in (self.settings.data.batch_size, self.settings.eval.batch_size)
+            self._buckets(size) for size in (self.config.data.batch_size, self.config.eval.batch_size)
         )
 
     def _buckets(self, size: int) -> Buckets:
         """Bucket sizes for batches of that size, measured at eight places of the log."""
-        assert self.parts.buckets is not None  # a stream has clicks
-        rows = len(self.parts.dataset.interactions["time"])
+        assert self.parts.work.buckets is not None  # a stream has clicks
+        rows = len(self.parts.work.dataset.interactions["time"])
         starts = np.linspace(0, max(rows - size, 0), 8).astype(np.int64)
-        return self.parts.buckets([np.minimum(start + np.arange(size), rows - 1) for start in starts])
+        return self.parts.work.buckets([np.minimum(start + np.arange(size), rows - 1) for start in starts])
 
     def run(self, interrupts: processes.Interrupts) -> dict:
         parts, directory = self.parts, self.directory
-        data_hash = parts.dataset.meta["data_hash"]
-        growing = growth.begin(directory, self.config, parts, permitted=True)
+        data_hash = parts.work.dataset.meta["data_hash"]
+        growing = growth.begin(directory, parts, permitted=True)
         self.checkpoints = Checkpoints(directory, data_hash)
-        state, position = parts.init(), Position()
+        state, position = parts.program.init(), Position()
         notes: dict[str, Any] = {"best_step": 0, "best_value": None, "stale": 0}
         notes |= {"position": position._asdict()}
         if restored := growth.restore_latest(self.checkpoints, directory, parts, state, notes, keep_notes=True):
             state, notes = restored
             position = Position(**notes["position"])
-            _check_same_past(parts.dataset, position)
-        elif init_from := self.config["train"]["init_from"]:
+            _check_same_past(parts.work.dataset, position)
+        elif init_from := self.config.train.init_from:
             state = warm_start(state, init_from, data_hash)
         if growing:
             rundir.claim(directory, self.config, data_hash, parts.feature_hashes, grown=True)
         curve = _Curve(directory / CURVE, position.window)
         if not position.window:
-            print(logs.parameter_table(state, parts.frozen))
+            print(logs.parameter_table(state, parts.program.frozen))
         total = sum(len(window) for window in self.windows)
-        if "time_unit" not in parts.dataset.meta:
-            unit = times.unit_of(parts.dataset)
+        if "time_unit" not in parts.work.dataset.meta:
+            unit = times.unit_of(parts.work.dataset)
             print(
-                f"{parts.dataset.root}: does not say the unit of its times, made before datasets did; taken for {unit}"
+                f"{parts.work.dataset.root}: does not say the unit of its times, made before datasets did; taken for {unit}"
             )
         windows = _count(len(self.windows))
         done = f"{position.window:,} done"
-        print(f"{parts.dataset.root}: {total:,} rows in {windows}; {done}", flush=True)
+        print(f"{parts.work.dataset.root}: {total:,} rows in {windows}; {done}", flush=True)
         self.progress, stopped_by = Progress(total, position.row, unit="row"), "end"
         for number in range(position.window, len(self.windows)):
             window = self.windows[number]
@@ -189,7 +170,9 @@ class _Stream:
             if stopped_by != "end":
                 break
             curve.write(record | {"step": int(state.step)} | means)
-            position = Position(number + 1, window.end, int(parts.dataset.interactions["time"][max(window.end - 1, 0)]))
+            position = Position(
+                number + 1, window.end, int(parts.work.dataset.interactions["time"][max(window.end - 1, 0)])
+            )
             self.checkpoints.save("latest", state, notes | {"position": position._asdict()})
             self.progress.advance(len(window))
             shown = "  ".join(f"{name} {record['all'][name]:.4f}" for name in HEADLINE)
@@ -205,7 +188,7 @@ class _Stream:
         """Times of the first and the last row, in seconds where they are counted."""
         if not len(window):
             return {}
-        unit, time_ = times.unit_of(self.parts.dataset), self.parts.dataset.interactions["time"]
+        unit, time_ = times.unit_of(self.parts.work.dataset), self.parts.work.dataset.interactions["time"]
         return {
             "from": times.seconds(int(time_[window.first]), unit),
             "to": times.seconds(int(time_[window.end - 1]), unit),
@@ -213,47 +196,49 @@ class _Stream:
 
     def _builder(self, row: int) -> BatchBuilder:
         """Of batches that know what the run's training on the rows before number `row` shows."""
-        length = self.settings.data.history_length
-        assert self.parts.builder is not None  # a stream has clicks
-        return self.parts.builder(stream.as_of(self.parts.dataset, row, self.label, length))
+        length = self.config.data.history_length
+        assert self.parts.work.builder is not None  # a stream has clicks
+        return self.parts.work.builder(stream.as_of(self.parts.work.dataset, row, self.label, length))
 
     def _score(self, state: State, window: stream.Window) -> dict[str, dict[str, float]]:
         """Slice -> metric -> value, by what is known before the window."""
-        parts, known = self.parts, stream.as_of(self.parts.dataset, window.first)
+        parts, known = self.parts, stream.as_of(self.parts.work.dataset, window.first)
         rows = stream.rows_of(known, window, self.label)
         logits = np.zeros(0, np.float32)
         if len(rows):
             builder = self._builder(window.first)
-            size, buckets = self.settings.eval.batch_size, self.eval_buckets
-            if parts.shards.total > 1:  # whose blocks cannot grow when a batch needs more
-                of_window = evaluation_buckets(builder, rows, size, parts.shards, buckets.unit)
+            size, buckets = self.config.eval.batch_size, self.eval_buckets
+            if parts.work.shards.total > 1:  # whose blocks cannot grow when a batch needs more
+                of_window = evaluation_buckets(builder, rows, size, parts.work.shards, buckets.unit)
                 self.eval_buckets = buckets = buckets.holding(of_window)
-            source = EvaluationSource(builder, rows, size, buckets, parts.shards)
-            logits = ranking_evaluation.predict(source, lambda batch: parts.predict(state, batch), parts.place)
-        share = self.settings.eval.popular_share
+            source = EvaluationSource(builder, rows, size, buckets, parts.work.shards)
+            logits = ranking_evaluation.predict(
+                source, lambda batch: parts.program.predict(state, batch), parts.program.place
+            )
+        share = self.config.eval.popular_share
         report = ranking_evaluation.evaluate(
-            ranking_evaluation.Scored(known, rows, logits, parts.feature_sets, share, self.label)
+            ranking_evaluation.Scored(known, rows, logits, parts.work.feature_sets, share, self.label)
         )
         return {name: report[name] for name in SLICES}
 
     def _train(self, state: State, window: stream.Window, interrupts) -> tuple[State, dict[str, float], str]:
         """(state after one pass over the window, means of what its steps reported, "end" or the signal that cut it short)."""
         parts, began = self.parts, time.perf_counter()
-        rows = stream.rows_of(parts.dataset, window, self.label)
+        rows = stream.rows_of(parts.work.dataset, window, self.label)
         if not len(rows):
             return state, {}, "end"
         source = stream.WindowSource(
             builder=self._builder(window.end),
             rows=rows,
-            batch_size=self.settings.data.batch_size,
-            seed=self.config["seed"],
+            batch_size=self.config.data.batch_size,
+            seed=self.config.seed,
             first_step=int(state.step),
             buckets=self.buckets,
-            shards=parts.shards,
+            shards=parts.work.shards,
         )
-        first, every, reported = int(state.step) + 1, self.config["train"]["log_every"], []
-        for batch in batches(source, place=parts.place):
-            state, scalars = parts.train_step(state, parts.constants, batch)
+        first, every, reported = int(state.step) + 1, self.config.train.log_every, []
+        for batch in batches(source, place=parts.program.place):
+            state, scalars = parts.program.train_step(state, parts.work.constants, batch)
             reported.append(scalars)
             if every and len(reported) % every == 0:
                 self.progress.show(loss=f"{float(scalars['loss']):.4f}")

@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from em3_jax import cli
 from em3_jax.config import sections
+from em3_jax.config.schema.course import Mesh
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 
@@ -40,66 +41,41 @@ _SIGNS_OF_LOSS = (
 )
 
 
-class Settings(NamedTuple):
-    """What config.mesh says of processes.
-
-    Attributes:
-      coordinator: host:port of process 0; "auto" where JAX finds the processes itself (TPU pods, Slurm, Open MPI).
-      processes, process_id: how many there are, and which this is.
-      connect_seconds: until a process gives up looking for the others.
-      heartbeat_seconds: of silence after which a process counts as lost.
-    """
-
-    coordinator: str
-    processes: int
-    process_id: int
-    connect_seconds: int
-    heartbeat_seconds: int
-
-    @property
-    def several(self) -> bool:
-        return bool(self.coordinator)
-
-    @property
-    def name(self) -> str:
-        return "this process" if self.coordinator == AUTO else f"process {self.process_id} of {self.processes}"
-
-
-def settings(mesh: Mapping[str, Any]) -> Settings:
-    """Those of config.mesh, checked."""
-    given = Settings(*(mesh.get(name, default) for name, default in _DEFAULTS.items()))
-    if given.coordinator == AUTO:
-        return given
-    if not given.coordinator:
-        if given.processes != 1:
+def check(mesh: Mesh) -> None:
+    """Refuses a config.mesh whose processes could not meet."""
+    if mesh.coordinator == AUTO:
+        return
+    if not mesh.coordinator:
+        if mesh.processes != 1:
             raise UserError(
-                f"config.mesh.processes={given.processes} but config.mesh.coordinator is empty; give host:port of process 0"
+                f"config.mesh.processes={mesh.processes} but config.mesh.coordinator is empty; give host:port of process 0"
             )
-        return given
-    host, colon, port = given.coordinator.rpartition(":")
+        return
+    host, colon, port = mesh.coordinator.rpartition(":")
     if not (host and colon and port.isdigit()):
-        raise UserError(f"config.mesh.coordinator='{given.coordinator}' is not host:port; give e.g. 10.0.0.1:1234")
-    if not 0 <= given.process_id < given.processes:
+        raise UserError(f"config.mesh.coordinator='{mesh.coordinator}' is not host:port; give e.g. 10.0.0.1:1234")
+    if not 0 <= mesh.process_id < mesh.processes:
         raise UserError(
-            f"config.mesh.process_id={given.process_id} is not below config.mesh.processes={given.processes}; count from 0"
+            f"config.mesh.process_id={mesh.process_id} is not below config.mesh.processes={mesh.processes}; count from 0"
         )
-    return given
 
 
-_DEFAULTS = {"coordinator": "", "processes": 1, "process_id": 0, "connect_seconds": 300, "heartbeat_seconds": 60}
+def _called(mesh: Mesh) -> str:
+    return "this process" if mesh.coordinator == AUTO else f"process {mesh.process_id} of {mesh.processes}"
 
 
-def supervised(own: Settings, run: Callable[[], int], after_loss: Callable[[], str]) -> int:
+def supervised(own: Mesh, run: Callable[[], int], after_loss: Callable[[], str]) -> int:
     """The exit code of `run`, in a process of its own where there are several.
 
     Args:
+      own: config.mesh.
       run: trains; what it raises because another process is gone is told apart from what is wrong here.
       after_loss: what is left to go on from, in words.
 
     Raises:
       UserError: the others were not found, or one was lost.
     """
-    if not own.several:
+    if not own.coordinator:
         return run()
     if _SUPERVISED in os.environ:
         return _among_others(own, run)
@@ -122,13 +98,13 @@ def supervised(own: Settings, run: Callable[[], int], after_loss: Callable[[], s
         return code if code >= 0 else 128 - code
     if not connected:
         raise UserError(
-            f"{own.name}: not all processes met at config.mesh.coordinator={own.coordinator} within {own.connect_seconds} s; "
+            f"{_called(own)}: not all processes met at config.mesh.coordinator={own.coordinator} within {own.connect_seconds} s; "
             "start all of them, and check the address and that its port is open"
         )
-    raise UserError(f"{own.name}: another process was lost; {after_loss()}")
+    raise UserError(f"{_called(own)}: another process was lost; {after_loss()}")
 
 
-def _among_others(own: Settings, run: Callable[[], int]) -> int:
+def _among_others(own: Mesh, run: Callable[[], int]) -> int:
     """`run`, in the process that a supervisor has started."""
     from_supervisor, to_supervisor = map(int, os.environ[_SUPERVISED].split(","))
 
@@ -153,7 +129,7 @@ def _among_others(own: Settings, run: Callable[[], int]) -> int:
         _leave(1)
 
 
-def _connect(own: Settings) -> None:
+def _connect(own: Mesh) -> None:
     """Meets the other processes; before the first use of a device."""
     where: tuple[str | None, int | None, int | None] = (None, None, None)  # JAX finds out itself
     if own.coordinator != AUTO:

@@ -5,6 +5,8 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from em3_jax.config import parse
+from em3_jax.config.schema import Config
 from em3_jax.training import rundir
 
 if TYPE_CHECKING:
@@ -36,10 +38,10 @@ class Run:
         """
         return cls(Path(folder), rundir.read(folder), data_root)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The resolved config, plain values."""
-        return self.record["config"]
+    @functools.cached_property
+    def config(self) -> Config:
+        """Its config; what an older run has not, is the schema's default."""
+        return parse.parse(self.record["config"])
 
     @property
     def data_hash(self) -> str:
@@ -55,12 +57,12 @@ class Run:
         """
         from em3_jax.training import experiment  # whoever only reads the record does not wait for JAX
 
-        return experiment.of_run(self.record, self.data_root)
+        return experiment.of_run(self.config, self.data_root)
 
     def check_data(self, grown: bool = False) -> None:
         """Refuses a dataset, feature sets or own files other than those of the run; arguments as of `rundir.check_data`."""
         parts = self.experiment
-        rundir.check_data(self.folder, self.record, parts.dataset.meta["data_hash"], parts.feature_hashes, grown)
+        rundir.check_data(self.folder, self.record, parts.work.dataset.meta["data_hash"], parts.feature_hashes, grown)
 
     @functools.cached_property
     def checkpoints(self) -> "Checkpoints":
@@ -78,5 +80,5 @@ class Run:
         Raises:
           UserError: there is no such checkpoint, or it belongs to another dataset or model.
         """
-        state, _ = self.checkpoints.restore(self.experiment.shapes, step)
+        state, _ = self.checkpoints.restore(self.experiment.program.shapes, step)
         return state

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from em3_jax.config import sections
+from em3_jax.config import parse, sections
+from em3_jax.config.schema import Config
 from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 
@@ -32,20 +33,11 @@ MAY_CHANGE = (
     "config.stream.most_windows:",
 )
 """A resumed run may train longer, log otherwise, lie elsewhere, or use other devices; all else would be another run."""
-LATER = {
-    "data": {"distinct": "auto"},
-    "model": {"precision": "f32"},
-    "train": {"steps_per_dispatch": 1, "compilation_cache": "", "grow": False},
-    "mesh": {"coordinator": "", "processes": 1, "process_id": 0, "connect_seconds": 300, "heartbeat_seconds": 60},
-}
-"""Settings that runs of earlier versions do not have, and what they did; those of data and model, other than of retrieval."""
-LATER_OF_CIC = {"over": "items"}
-"""The same of config.model.cic."""
 
 
 def claim(
     workdir: str | Path,
-    config: Mapping[str, Any],
+    config: Config,
     data_hash: str,
     features: Mapping[str, str],
     *,
@@ -55,7 +47,6 @@ def claim(
     """Makes `workdir` this run's, or makes sure that it is; returns whether it was before.
 
     Args:
-      config: the resolved config, plain values.
       data_hash: of the dataset.
       features: name -> hash of the feature sets in use.
       grown: the data are those the run goes on with, whatever they were.
@@ -63,7 +54,6 @@ def claim(
     """
     workdir = Path(workdir)
     path = workdir / "run.json"
-    config = json.loads(json.dumps(config))  # tuples and lists are the same thing from here on
     resumed = path.exists()
     grown_from = []
     if resumed:
@@ -77,12 +67,13 @@ def claim(
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir}: cannot make this folder ({error.strerror}); choose another --workdir") from None
+    settings = parse.plain(config)
     record = {
-        "config": config,
+        "config": settings,
         "data_hash": data_hash,
         "grown_from": grown_from,
         "features": dict(features),
-        "own_files": sections.own_files(config),
+        "own_files": sections.own_files(settings),
         "commit": commit(),
         "packages": _versions(),
         "cores": cores(),
@@ -110,14 +101,11 @@ def read(workdir: str | Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error}); train again in a new --workdir") from None
-    for name, settings in LATER.items():
-        of_clicks = record["config"].get("task") in ("ranking", "pretraining")
-        if name in record["config"] and (of_clicks or name not in ("data", "model")):
-            record["config"][name] = settings | record["config"][name]
-    if "stream" in record["config"]:  # which earlier versions let be called shuffled
-        record["config"]["data"]["order"] = "chronological"
-    if "cic" in (model := record["config"].get("model", {})):
-        model["cic"] = LATER_OF_CIC | model["cic"]
+    config = record["config"]
+    if "stream" in config:  # which earlier versions let be called shuffled
+        config["data"]["order"] = "chronological"
+    if "encoder" in config.get("model", {}):
+        config["model"]["encoder"] = {"means": False} | config["model"]["encoder"]
     return record
 
 
@@ -194,13 +182,13 @@ def check_data(
 
 
 def check_same(
-    workdir: str | Path, config: Mapping[str, Any], data_hash: str, features: Mapping[str, str], grown: bool = False
+    workdir: str | Path, config: Config, data_hash: str, features: Mapping[str, str], grown: bool = False
 ) -> None:
     """Refuses to go on with the run in `workdir` where it is another; arguments as of `claim`."""
     old = read(workdir)
     check_data(workdir, old, data_hash, features, grown)
-    config = json.loads(json.dumps(config))
-    changed = [line for line in sections.differences(old["config"], config) if not line.startswith(MAY_CHANGE)]
+    lines = sections.differences(parse.checked(old["config"]), parse.plain(config))
+    changed = [line for line in lines if not line.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(f"{workdir}: belongs to another config ({'; '.join(changed[:3])}); choose another --workdir")
 

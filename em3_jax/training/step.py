@@ -1,6 +1,6 @@
 """The training and the prediction step: each one jitted function over the mesh."""
 
-import functools
+import dataclasses
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
@@ -59,10 +59,41 @@ def make_init(task: Task, make_tables: Callable, make_memory: Callable) -> Calla
     return init
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """(state, constants, batch) -> (state, named scalars), jitted; the state is donated.
+
+    Attributes:
+      jitted: the same with the root key of all randomness as its first argument.
+      root: that key.
+    """
+
+    jitted: jax.stages.Wrapped
+    root: jax.Array
+
+    def __call__(self, state: State, constants: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        return self.jitted(self.root, state, constants, batch)
+
+    def compile(self, state: State, constants: Any, batch: Batch, **options: Any) -> "CompiledStep":
+        """The step compiled for arguments like these, which may be shapes alone, with options of the compiler."""
+        return CompiledStep(self.jitted.lower(self.root, state, constants, batch).compile(options), self.root)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A `TrainStep` for arguments of one shape; `program` tells its cost, its memory and its text."""
+
+    program: jax.stages.Compiled
+    root: jax.Array
+
+    def __call__(self, state: State, constants: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        return self.program(self.root, state, constants, batch)
+
+
 def make_train_step(
     task: Task,
     optimizer: optax.GradientTransformation,
-    row_optimizer: id_table.RowOptimizer,
+    row_optimizer: id_table.RowOptimizer | None,
     *,
     seed: int,
     table_l2: float,
@@ -70,8 +101,8 @@ def make_train_step(
     shardings: State,
     shards: int = 1,
     several: bool = False,
-) -> functools.partial:
-    """(state, constants, batch) -> (state, named scalars), jitted; the state is donated.
+) -> TrainStep:
+    """The training step of a task.
 
     Look up the distinct rows, differentiate the loss with respect to (params, rows), update both: no gradient as long as a
     table exists, and none of the parameters named in `frozen`.
@@ -98,6 +129,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients[0], state.opt_state, state.params)
         norms, new_tables = {"gradient_norm": optax.tree.norm(gradients[0])}, state.tables
         if merged:
+            assert row_optimizer is not None  # as a task with tables has it
             new_tables = id_table.update(state.tables, merged.row_id, gradients[1], state.step, row_optimizer, table_l2)
             norms["row_gradient_norm"] = optax.tree.norm(gradients[1])
         bank = state.memory
@@ -112,7 +144,7 @@ def make_train_step(
 
     compiled = jax.jit(steps if several else step, donate_argnums=1, out_shardings=(shardings, None))
     # The seed is an argument of the program, not a constant in it: runs of several seeds share what the cache has compiled.
-    return functools.partial(compiled, jax.random.key(seed))
+    return TrainStep(compiled, jax.random.key(seed))
 
 
 def make_apply(task: Task, function: Callable, mesh: Mesh, shards: int = 1) -> Callable:

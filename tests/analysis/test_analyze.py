@@ -34,10 +34,10 @@ SMALL = Look(most_items=12)
 
 def save(directory: Path, config: dict, ids: np.ndarray | None = None, bank: dict | None = None) -> Path:
     """A run whose best checkpoint is its fresh state, but for the items' ID rows [I, W] and the memory bank."""
-    parts = experiment.build(config, lambda rows, size: 1)
-    state, data_hash = parts.init(), parts.dataset.meta["data_hash"]
+    parts = experiment.build(config)
+    state, data_hash = parts.program.init(), parts.work.dataset.meta["data_hash"]
     if ids is not None:
-        first = parts.dataset.fields.offsets()["item"]["item"] + FIRST_KNOWN - 1
+        first = parts.work.dataset.fields.offsets()["item"]["item"] + FIRST_KNOWN - 1
         table = state.tables["embedding"].at[first : first + len(ids)].set(ids)
         state = state.replace(tables=state.tables | {"embedding": table})
     if bank is not None:
@@ -263,7 +263,7 @@ def test_a_run_with_a_memory_bank(planted, runs, tmp_path):
     config.data.root, config.data.features, config.data.history_length = str(planted.root), ("image", "text"), 8
     config.model.encoder.update({"width": 8, "layers": 1, "heads": 2, "mlp_width": 8, "output": 6})
     config.data.batch_size, config.model.backbone_settings.hidden = 64, (8,)
-    shapes = experiment.build(config.to_dict(), lambda rows, size: 1).shapes.memory
+    shapes = experiment.build(config.to_dict()).program.shapes.memory
     vectors = np.random.default_rng(0).standard_normal(shapes["vector"].shape)
     written = np.where(np.arange(len(vectors)) % 5, 3, -1)
     run = save(tmp_path / "lemur", config.to_dict(), bank={"vector": vectors, "written": written})
@@ -366,7 +366,7 @@ def test_raw_content_needs_features_to_measure_in(planted, analysed, runs, monke
     parts = experiment.of_run(rundir.read(runs[0]))
     raw = [
         features.__class__(features.name, features.tokens, features.mask, {"raw": {}})
-        for features in parts.feature_sets
+        for features in parts.work.feature_sets
     ]
     found = spaces._frozen_sets(parts._replace(feature_sets=raw), ())
     assert [features.name for features in found] == ["image", "text"]  # what an encoder has made of the same items

@@ -8,7 +8,7 @@ import pyarrow.csv
 import pytest
 
 from em3_jax import train
-from em3_jax.config import ranges, recipes
+from em3_jax.config import recipes
 from em3_jax.data.readers.table import table
 from tests.conftest import ROOT, user_error
 
@@ -41,12 +41,11 @@ def mine(tmp_path_factory):
 
 def test_the_config_is_made_for_the_dataset(mine):
     config = recipes.read(PATH, {"data.root": str(mine)})
-    assert config["data"]["root"] == str(mine) and config["data"]["features"] == ("v",)
-    assert config["model"]["cic"]["id_fields"] == ("item", "brand") and config["model"]["content"] == "end_to_end"
-    assert config["data"]["batch_size"] == 64 and config["train"]["eval_every"] == 720 // 64 // 2
+    assert config.data.root == str(mine) and config.data.features == ("v",)
+    assert config.model.cic.id_fields == ("item", "brand") and config.model.content == "end_to_end"
+    assert config.data.batch_size == 64 and config.train.eval_every == 720 // 64 // 2
     ids = recipes.read(f"{PATH}:id_only", {"data.root": str(mine)})
-    assert ids["model"]["content"] == "none"
-    assert ranges.checked(ids) == ids
+    assert ids.model.content == "none"
 
 
 def test_it_trains(mine, tmp_path):
@@ -59,7 +58,7 @@ def test_without_content_the_model_runs_on_ids_alone(mine, tmp_path):
     (copy / "features").mkdir(parents=True)
     meta = json.loads((mine / "dataset.json").read_text())
     (copy / "dataset.json").write_text(json.dumps(meta))
-    assert recipes.read(PATH, {"data.root": str(copy)})["model"]["content"] == "none"
+    assert recipes.read(PATH, {"data.root": str(copy)}).model.content == "none"
     (copy / "dataset.json").write_text(json.dumps(meta | {"only_clicks": True}))
     assert "holds clicks alone; train configs/retrieval.py on it" in user_error(
         recipes.read, PATH, {"data.root": str(copy)}

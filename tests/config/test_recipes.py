@@ -7,7 +7,7 @@ import time
 import pytest
 from ml_collections import ConfigDict
 
-from em3_jax.config import manual, ranges, recipes
+from em3_jax.config import manual, parse, recipes
 from tests.conftest import ROOT, user_error
 
 SYNTHETIC = "configs/em3_synthetic.py"
@@ -18,7 +18,7 @@ def run(*arguments: str, cwd=ROOT) -> subprocess.CompletedProcess:
 
 
 def changed(**changes) -> dict:
-    return recipes.read(SYNTHETIC, {name.replace("__", "."): text for name, text in changes.items()})
+    return parse.plain(recipes.read(SYNTHETIC, {name.replace("__", "."): text for name, text in changes.items()}))
 
 
 def test_settings_are_read_by_their_kind():
@@ -125,7 +125,7 @@ def test_help_lists_all_settings_with_default_comment_and_range_before_jax_is_im
     began = time.perf_counter()
     found = run("train.py", "--help")
     assert found.returncode == 0 and found.stderr == "" and time.perf_counter() - began < 60
-    for name, value in ranges.settings(recipes.load(SYNTHETIC, "").to_dict()):
+    for name, value in parse.settings(recipes.load(SYNTHETIC, "").to_dict()):
         assert f"--config.{name}={manual._written(value)}" in found.stdout
     for name in ("em3_movielens", "lemur", "online", "retrieval"):
         assert f"configs/{name}.py" in found.stdout
@@ -142,12 +142,11 @@ def test_help_of_a_recipe_has_its_variants_and_its_own_settings():
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: --config=configs/nothing.py: no such file")
 
 
-def test_every_default_has_a_comment():
-    for recipe in ("em3_synthetic.py", "lemur.py", "online.py"):
-        said = manual.comments(ROOT / "configs" / recipe)
-        config = recipes.load(str(ROOT / "configs" / recipe), "").to_dict()
-        lacking = [n for n, _ in ranges.settings(config) if not (said.get(n) or said.get(manual._free_section(n)))]
-        assert lacking == [], f"configs/{recipe}: say at the end of its line what it is"
+def test_every_setting_has_a_comment():
+    for made in parse.ROOTS.values():
+        said = manual.comments(made)
+        lacking = [name for name in parse.RANGES if said.get(name.removesuffix(".*"), "in no section") == ""]
+        assert lacking == [], "say at the end of its line in the schema what it is"
 
 
 @pytest.mark.parametrize("command", [["eval.py", "--help"], ["-m", "em3_jax.prepare", "--help"]])
@@ -167,3 +166,10 @@ def test_reproduce_away_from_the_checkout_is_one_line(tmp_path):
     )
     assert found.returncode == 2 and len(found.stderr.splitlines()) == 1
     assert "call it in a checkout" in found.stderr
+
+
+def test_the_page_of_all_settings_is_that_of_the_schema():
+    page = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    assert page == manual.page(), "make docs"
+    for name in parse.RANGES:
+        assert f"`{name.replace('*', '<>')}`" in page

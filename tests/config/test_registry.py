@@ -84,8 +84,8 @@ def my_config(planted):
 
 def test_a_run_with_own_parts_learns_and_is_evaluated(planted, in_folder):
     settings = my_config(planted)
-    built = experiment.build(settings.to_dict(), lambda rows, size: 1)
-    names = {name.split("/")[1] for name in built.frozen if name.startswith("model/")}
+    built = experiment.build(settings.to_dict())
+    names = {name.split("/")[1] for name in built.program.frozen if name.startswith("model/")}
     assert names == {"fusion", "backbone"}  # MyScore has no parameters
     train.train(settings.to_dict(), in_folder / "run")
     report = evaluation.evaluate(in_folder / "run", "test")["slices"]["all"]
@@ -100,10 +100,12 @@ def test_a_run_with_own_parts_learns_and_is_evaluated(planted, in_folder):
 
 
 def test_the_own_loss_is_the_one_that_is_minimised(planted, in_folder):
-    built = experiment.build(my_config(planted).to_dict(), lambda rows, size: 1)
-    state, batch = built.init(), built.source[0]
-    probability = 1 / (1 + np.exp(-np.asarray(built.predict(state, batch), np.float64)))  # no dropout in this config
-    _, aux = built.train_step(state, built.constants, batch)
+    built = experiment.build(my_config(planted).to_dict())
+    state, batch = built.program.init(), built.work.source[0]
+    probability = 1 / (
+        1 + np.exp(-np.asarray(built.program.predict(state, batch), np.float64))
+    )  # no dropout in this config
+    _, aux = built.program.train_step(state, built.work.constants, batch)
     assert float(aux["ranking_loss"]) == pytest.approx(np.mean((probability - batch["label"]) ** 2), rel=1e-4)
 
 
@@ -122,7 +124,7 @@ def test_the_own_loss_is_the_one_that_is_minimised(planted, in_folder):
 def test_mistakes_in_own_parts_are_one_line(planted, in_folder, name, message):
     settings = small_config(planted)
     settings.model.fusion = name
-    assert message in user_error(lambda: experiment.build(settings.to_dict(), lambda rows, size: 1))
+    assert message in user_error(lambda: experiment.build(settings.to_dict()))
 
 
 def test_the_example_of_the_readme_trains(planted, in_folder):

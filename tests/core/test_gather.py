@@ -89,10 +89,10 @@ def scatters(program) -> list:
 
 def step_of(config) -> list:
     """The scatters of a training step."""
-    parts = experiment.build(config.to_dict(), lambda rows, size: 1)
-    step = parts.train_step
-    inputs = parts.shapes, parts.constants, parts.source[0]
-    return scatters(jax.make_jaxpr(step.func)(*step.args, *inputs))
+    parts = experiment.build(config.to_dict())
+    step = parts.program.train_step
+    inputs = parts.program.shapes, parts.work.constants, parts.work.source[0]
+    return scatters(jax.make_jaxpr(step)(*inputs))
 
 
 RANKING = {

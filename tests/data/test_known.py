@@ -108,7 +108,7 @@ def test_where_the_last_events_show_as_much_nothing_is_counted(dataset, planted,
 def test_a_run_and_its_exports_know_what_its_rows_show(planted):
     """The dataset of a run's work, from which the exporter makes its tables, has the counts of the run."""
     config = leaks.ranking_config(planted, most_rows_per_user=3)
-    work = ranking(config, leaks.mesh(config), lambda rows, size: 1)
+    work = ranking(config, leaks.mesh(config))
     expected = counts_of(planted, training_rows(planted, "click", 3), leaks.T)
     for name, counts in expected.items():
         np.testing.assert_array_equal(work.dataset.counts[name], counts, err_msg=name)

@@ -9,6 +9,7 @@ import pytest
 
 from configs import base
 from configs import retrieval as retrieval_configs
+from em3_jax.config import parse
 from em3_jax.data import batches, checks
 from em3_jax.data.format import Dataset
 from em3_jax.tasks.lemur import setup as lemur_wiring
@@ -33,7 +34,6 @@ WORLDS = {
     "synthetic": leaks.World(None),  # needs the planted data
 }
 RETRIEVAL = leaks.World(leaks.write_mmrec(), has_times=False)
-STEPS = lambda rows, size: leaks.STEPS  # noqa: E731
 
 
 def both(world: leaks.World, root: Path, cut: str, planted: Dataset | None = None) -> list[Dataset]:
@@ -47,7 +47,7 @@ def both(world: leaks.World, root: Path, cut: str, planted: Dataset | None = Non
 def work_on(dataset: Dataset, task: str = "ranking", **data) -> Work:
     config = leaks.ranking_config(dataset, task, **data)
     wire = lemur_wiring.lemur if task == "lemur" else ranking_wiring.ranking
-    return wire(config, leaks.mesh(config), STEPS)
+    return wire(parse.parse(config), leaks.mesh(config))
 
 
 def seen_of(world: leaks.World, dataset: Dataset, cut: str, task: str = "ranking", **data) -> dict:
@@ -71,14 +71,17 @@ def test_no_logit_of_a_row_knows_what_is_behind_the_cut(task, tmp_path):
     world = WORLDS["table at random"]
     datasets = both(world, tmp_path, "test")
     configs = [leaks.ranking_config(one, task) for one in datasets]
-    built = [experiment.build(config, STEPS) for config in configs]
-    state, predict = built[0].init(), built[0].predict  # one compiled program: both are given the same shapes
+    built = [experiment.build(config) for config in configs]
+    state, predict = (
+        built[0].program.init(),
+        built[0].program.predict,
+    )  # one compiled program: both are given the same shapes
     for split in ("train", "valid"):
         rows = np.asarray(datasets[0].split_rows(split))[:32]
         logits = []
         for parts in built:
-            batch = parts.evaluation("valid").builder(rows, buckets=batches.Buckets(192, 192))
-            logits.append(np.asarray(predict(state, parts.place(batch | {"label": 0 * batch["label"]}))))
+            batch = parts.work.evaluation("valid").builder(rows, buckets=batches.Buckets(192, 192))
+            logits.append(np.asarray(predict(state, parts.program.place(batch | {"label": 0 * batch["label"]}))))
         assert logits[0].std() > 0 and logits[0].tobytes() == logits[1].tobytes()
 
 
@@ -89,7 +92,7 @@ def retrieval_given(dataset: Dataset) -> dict[str, np.ndarray]:
     config["model"]["retrieval_settings"] |= {"width": 8}
     config["model"]["item_graph"] |= {"neighbours": 3}
     config["mesh"] |= {"data": 1}
-    work = retrieval_wiring.retrieval(config, leaks.mesh(config), STEPS)
+    work = retrieval_wiring.retrieval(parse.parse(config), leaks.mesh(config))
     leaves = {"constants": jax.device_get(work.constants)}
     leaves |= {f"train {step}": work.source[step] for step in range(leaks.STEPS)}
     found = jax.tree_util.tree_leaves_with_path(leaves)
@@ -107,7 +110,7 @@ def test_pretraining_is_given_no_interaction(tmp_path):
     given = []
     for dataset in both(RETRIEVAL, tmp_path, "valid"):
         config["data"] |= {"root": str(dataset.root), "features": ("image",), "placement": "host", "batch_size": 8}
-        source = pretraining_wiring.pretraining(config, leaks.mesh(config), STEPS).source
+        source = pretraining_wiring.pretraining(parse.parse(config), leaks.mesh(config)).source
         found = jax.tree_util.tree_leaves_with_path([source[step] for step in range(leaks.STEPS)])
         given.append({jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found})
     assert given[0] and not leaks.differing(*given)

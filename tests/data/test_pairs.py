@@ -1,5 +1,6 @@
 """Training pairs: drawn negatives, pruned graphs, and batches that are a function of (seed, step)."""
 
+import itertools
 import threading
 
 import numpy as np
@@ -25,7 +26,7 @@ def make_pairs(seed: int = 0, share: float = 0.2) -> Pairs:
 
 
 def source(pairs: Pairs, **settings) -> PairSource:
-    return PairSource(pairs, **({"batch_size": 32, "seed": 0, "num_steps": 100, "edge_dropout": 0.0} | settings))
+    return PairSource(pairs, **({"batch_size": 32, "seed": 0, "edge_dropout": 0.0} | settings))
 
 
 def dense(pairs: Pairs, kept: np.ndarray) -> np.ndarray:
@@ -134,7 +135,7 @@ def test_pairs_are_kept_as_often_as_draws_without_replacement_keep_them():
 def test_an_epoch_visits_each_pair_once():
     pairs = make_pairs()
     steps = len(pairs.user)  # batches of 32: 32 whole epochs
-    made = [source(pairs, num_steps=steps)[step] for step in range(steps)]
+    made = [source(pairs)[step] for step in range(steps)]
     user, positive = (np.concatenate([batch[name] for batch in made]) for name in ("user", "positive"))
     for epoch in np.split(user * ITEMS + positive, 32):
         np.testing.assert_array_equal(np.sort(epoch), np.sort(pairs.user * ITEMS + pairs.item))
@@ -192,9 +193,9 @@ def test_a_batch_carries_the_dropped_graph_in_one_shape():
 
 def test_threads_make_the_same_batches():
     pairs = make_pairs()
-    made = source(pairs, edge_dropout=0.5, num_steps=60)
+    made = source(pairs, edge_dropout=0.5)
     expected = [source(pairs, edge_dropout=0.5)[step] for step in range(60)]
-    for step, batch in enumerate(batches(made, threads=4)):
+    for step, batch in enumerate(itertools.islice(batches(made, threads=4), 60)):
         assert_same(batch, expected[step])
     results = {}
     workers = [threading.Thread(target=lambda k=k: results.update({k: made[k % 5 * 13]})) for k in range(20)]

@@ -327,6 +327,6 @@ def test_tiktok(shared_data, tmp_path):
     builder = BatchBuilder(dataset, history_length=50, unknown_alpha=0.25, unknown_floor={}, host_features=sets)
     rows = training_rows(dataset, "click", 40)
     assert np.bincount(dataset.interactions["user"][rows]).max() == 40
-    batch = training_source(builder, rows, batch_size=256, seed=0, order="shuffled", num_steps=1)[0]
+    batch = training_source(builder, rows, batch_size=256, seed=0, order="shuffled")[0]
     assert batch["history_position"].shape == (256, 50)
     assert batch["tokens"]["image"].shape == (len(batch["item_id"]), 1, 128)

@@ -73,7 +73,7 @@ def test_fixed_sizes_keep_all_candidates_and_leave_out_the_rarest(builder, items
 
 
 def test_all_processes_measure_the_same_sizes(builder):
-    options = {"batch_size": 32, "seed": 0, "order": "shuffled", "num_steps": 4}
+    options = {"batch_size": 32, "seed": 0, "order": "shuffled"}
     sources = [
         training_source(builder, range(200), shards=Shards(first, 1, 2), unit=64, **options) for first in range(2)
     ]

@@ -178,14 +178,14 @@ def test_a_report_does_not_depend_on_the_evaluation_batch_size(planted, rows, fe
     settings = base.ranking()
     settings.data.root, settings.data.features = str(planted.root), ("image", "text")
     settings.data.history_length, settings.data.batch_size = 10, 64
-    parts = experiment.build(settings.to_dict(), lambda rows, size: 1)
+    parts = experiment.build(settings.to_dict())
     random = np.random.default_rng(0)
-    shapes = jax.eval_shape(parts.init)  # filled here: compiling the initialisers takes longer than all else
+    shapes = jax.eval_shape(parts.program.init)  # filled here: compiling the initialisers takes longer than all else
     state = jax.tree.map(lambda leaf: random.normal(0, 0.15, leaf.shape).astype(leaf.dtype), shapes)
     reports, scores = [], []
     for batch_size in (64, 100, 1024):
-        source = evaluation_source(parts.source.builder, "test", batch_size)
-        scores.append(ranking_evaluation.predict(source, lambda batch: parts.predict(state, batch)))
+        source = evaluation_source(parts.work.source.builder, "test", batch_size)
+        scores.append(ranking_evaluation.predict(source, lambda batch: parts.program.predict(state, batch)))
         reports.append(
             ranking_evaluation.evaluate(ranking_evaluation.Scored(planted, rows, scores[-1], features, POPULAR))
         )

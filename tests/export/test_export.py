@@ -83,17 +83,17 @@ def expected_logits(directory: Path, requests: list[dict]) -> np.ndarray:
     """What `eval.py`'s prediction gives for the candidates of all requests, one after the other, as rows of a dataset."""
     record = rundir.read(directory)
     parts = experiment.of_run(record)
-    dataset = parts.dataset
+    dataset = parts.work.dataset
     rows = np.concatenate([np.full(len(request["candidates"]), request["row"]) for request in requests])
     columns = {name: np.asarray(column)[rows] for name, column in dataset.interactions.items()}
     columns["item"] = np.concatenate([request["candidates"] for request in requests]).astype(np.int32)
-    builder = parts.builder(dataclasses.replace(dataset, interactions=columns))
-    state, _ = Checkpoints(directory, record["data_hash"]).restore(parts.shapes)
+    builder = parts.work.builder(dataclasses.replace(dataset, interactions=columns))
+    state, _ = Checkpoints(directory, record["data_hash"]).restore(parts.program.shapes)
     size, logits = 512, []
     for start in range(0, len(rows), size):
         some = np.minimum(start + np.arange(size), len(rows) - 1)
         batch = builder(some, buckets=Buckets(dataset.num_items, builder.num_rows, encode=dataset.num_items))
-        logits.append(np.asarray(parts.predict(state, parts.place(batch))))
+        logits.append(np.asarray(parts.program.predict(state, parts.program.place(batch))))
     return np.concatenate(logits)[: len(rows)]
 
 
@@ -134,10 +134,10 @@ def test_looked_up_embeddings_are_those_of_the_model_and_unknown_ids_are_flagged
     export.export(runs("em3"), tmp_path, PLAIN._replace(dtype="float16"))
     model = Model(store.open_current(tmp_path))
     parts = experiment.of_run(rundir.read(runs("em3")))
-    state, _ = Checkpoints(runs("em3")).restore(parts.shapes)
-    items = parts.dataset.num_items
-    embedded = np.asarray(parts.embed(state, CataloguePass(np.arange(items), items, ())[0]))
-    ids = parts.dataset.item_table.column("id").to_numpy()
+    state, _ = Checkpoints(runs("em3")).restore(parts.program.shapes)
+    items = parts.work.dataset.num_items
+    embedded = np.asarray(parts.program.embed(state, CataloguePass(np.arange(items), items, ())[0]))
+    ids = parts.work.dataset.item_table.column("id").to_numpy()
     order = np.random.default_rng(0).permutation(items)
     vectors, known = model.lookup(np.append(ids[order], ids.max() + 5))
     assert vectors.dtype == np.float16 and known.tolist() == [True] * items + [False]

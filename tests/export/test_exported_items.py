@@ -32,10 +32,10 @@ def fresh(planted, tmp_path_factory):
     def make(placement: str, **overrides):
         config = small_config(planted, data__features=("image", "text"), data__placement=placement, **overrides)
         config = config.to_dict()
-        parts, run = experiment.build(config, lambda rows, size: 1), tmp_path_factory.mktemp("runs") / placement
-        rundir.claim(run, config, parts.dataset.meta["data_hash"], parts.feature_hashes)
-        checkpoints = Checkpoints(run, parts.dataset.meta["data_hash"])
-        checkpoints.save("best", parts.init(), {})
+        parts, run = experiment.build(config), tmp_path_factory.mktemp("runs") / placement
+        rundir.claim(run, config, parts.work.dataset.meta["data_hash"], parts.feature_hashes)
+        checkpoints = Checkpoints(run, parts.work.dataset.meta["data_hash"])
+        checkpoints.save("best", parts.program.init(), {})
         checkpoints.wait()
         checkpoints.close()
         return run
@@ -49,11 +49,11 @@ def test_vectors_are_those_that_the_run_computes_to_the_bit(fresh, tmp_path, pla
     export.export(run, tmp_path, PLAIN._replace(batch_size=SIZE))
     version = store.open_current(tmp_path)
     parts = experiment.of_run(rundir.read(run))
-    assert bool(parts.constants) == (placement == "device")
-    state, _ = Checkpoints(run).restore(parts.shapes)
-    items = parts.dataset.num_items
-    source = CataloguePass(np.arange(items), SIZE, () if parts.constants else tuple(parts.feature_sets))
-    expected = np.concatenate([np.asarray(parts.embed(state, source[k])) for k in range(len(source))])[:items]
+    assert bool(parts.work.constants) == (placement == "device")
+    state, _ = Checkpoints(run).restore(parts.program.shapes)
+    items = parts.work.dataset.num_items
+    source = CataloguePass(np.arange(items), SIZE, () if parts.work.constants else tuple(parts.work.feature_sets))
+    expected = np.concatenate([np.asarray(parts.program.embed(state, source[k])) for k in range(len(source))])[:items]
     np.testing.assert_array_equal(version["looked_up.content"][:-1], expected)
 
 
@@ -66,8 +66,8 @@ from em3_jax.training import embeddings, experiment, rundir
 from em3_jax.training.checkpoint import Checkpoints
 export.export(sys.argv[1], sys.argv[2], export.Settings(batch_size=int(sys.argv[3]), platforms=("cpu",)))
 parts = experiment.of_run(rundir.read(sys.argv[1]))
-assert parts.mesh.size == 4 and parts.shards.total == 4
-vectors, _ = embeddings.content_embeddings(parts, Checkpoints(sys.argv[1]).restore(parts.shapes)[0])
+assert parts.program.mesh.size == 4 and parts.work.shards.total == 4
+vectors, _ = embeddings.content_embeddings(parts, Checkpoints(sys.argv[1]).restore(parts.program.shapes)[0])
 np.testing.assert_allclose(store.open_current(sys.argv[2])["looked_up.content"][:-1], vectors, rtol=0, atol=1e-6)
 """
 

@@ -42,11 +42,11 @@ def test_slots_that_are_not_there_are_one_line(planted, names, message):
 def test_a_run_on_one_slot_sees_that_slot_alone(planted, where):
     config = small_config(planted, data__placement=where)
     config.data.features = ("image[0]",)
-    parts = experiment.build(config.to_dict(), lambda rows, size: 1)
-    batch = parts.source[0]
-    shape = batch["tokens"]["image"].shape if where == "host" else parts.constants["image"][0].shape
+    parts = experiment.build(config.to_dict())
+    batch = parts.work.source[0]
+    shape = batch["tokens"]["image"].shape if where == "host" else parts.work.constants["image"][0].shape
     assert shape[1:] == (1, planted.features("image").tokens.shape[2])
-    assert np.isfinite(parts.predict(parts.init(), batch)).all()
+    assert np.isfinite(parts.program.predict(parts.program.init(), batch)).all()
 
 
 def test_tables_are_standardised_in_blocks_that_do_not_show(monkeypatch):

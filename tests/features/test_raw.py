@@ -108,13 +108,13 @@ def make_config(root: Path, folders: dict[str, str] | None = None, **changes) ->
 
 
 def build(config: dict) -> experiment.Experiment:
-    return experiment.build(config, lambda rows, size: 10)
+    return experiment.build(config)
 
 
 def run(parts: experiment.Experiment, state, steps: int):
     """(state, scalars of the last step)."""
     for k in range(steps):
-        state, aux = parts.train_step(state, parts.constants, parts.place(parts.source[k]))
+        state, aux = parts.program.train_step(state, parts.work.constants, parts.program.place(parts.work.source[k]))
     return state, aux
 
 
@@ -225,12 +225,12 @@ def test_raw_and_extracted_features_mix_and_the_host_gathers_both(world, tmp_pat
     shutil.copytree(world.encoded / "features" / "text", data / "features" / "text")
     config = make_config(data, {"image": world.folders["image"], "text": ""}, data__placement="host")
     parts = build(config)
-    batch = parts.evaluation("valid")[0]
+    batch = parts.work.evaluation("valid")[0]
     logits = encoded_parts.predict(fresh, encoded_parts.evaluation("valid")[0])
     state = fresh.replace(params=fresh.params | {"encoders": {"image": fresh.params["encoders"]["image"]}})
-    assert trees.named_leaves(state).keys() == trees.named_leaves(jax.eval_shape(parts.init)).keys()
+    assert trees.named_leaves(state).keys() == trees.named_leaves(jax.eval_shape(parts.program.init)).keys()
     assert batch["tokens"]["image"].dtype == np.uint8
-    np.testing.assert_allclose(parts.predict(state, batch), logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(parts.program.predict(state, batch), logits, rtol=1e-5, atol=1e-6)
 
 
 def bits(tree) -> dict[str, np.ndarray]:
@@ -275,8 +275,10 @@ def test_lifted_encoders_train(world):
     assert not differing(before, bits(lifted.init().params["encoders"]))  # donating a state leaves the loaded weights
 
     def flops(parts) -> float:
-        step = parts.train_step
-        lowered = step.func.lower(*step.args, jax.eval_shape(parts.init), parts.constants, parts.source[0])
+        step = parts.program.train_step
+        lowered = step.jitted.lower(
+            step.root, jax.eval_shape(parts.program.init), parts.work.constants, parts.work.source[0]
+        )
         return lowered.cost_analysis()["flops"]
 
     assert flops(frozen) < 0.7 * flops(lifted)  # what is frozen is not differentiated

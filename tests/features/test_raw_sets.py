@@ -173,8 +173,8 @@ def test_a_run_fills_its_bank_and_the_bank_is_the_feature_store(shop, tmp_path):
     train.train(config.to_dict(), tmp_path / "run")
     folder = vectors.export_vectors(tmp_path / "run", "bank")
     features = open_dataset(shop / "data").features("bank")
-    parts = experiment.build(config.to_dict(), lambda rows, size: 1)
-    state, _ = checkpoint.Checkpoints(tmp_path / "run").restore(parts.init())
+    parts = experiment.build(config.to_dict())
+    state, _ = checkpoint.Checkpoints(tmp_path / "run").restore(parts.program.init())
     written = np.asarray(state.memory["written"])[:24] > memory_bank.NEVER
     assert written.all() and features.mask[:, 0].all() and json.loads((folder / "manifest.json").read_text())
     np.testing.assert_array_equal(features.tokens[:, 0], np.asarray(state.memory["vector"])[:24])
@@ -193,7 +193,7 @@ def test_mistakes_in_the_layout(shop, key, value, message):
     config = small(shop).to_dict()
     config["model"]["layout"][key] = value
     with pytest.raises(UserError, match=message):
-        experiment.build(config, lambda rows, size: 1)
+        experiment.build(config)
 
 
 def test_queries_have_an_encoder_of_their_own_and_group_the_rows(shop, tmp_path):
@@ -211,16 +211,16 @@ def test_queries_have_an_encoder_of_their_own_and_group_the_rows(shop, tmp_path)
     raw.raw(tmp_path / "data", text={"title": "3"}, name="words")
     config = small(shop)
     config.data.root, config.data.features = str(tmp_path / "data"), ("words",)
-    parts = experiment.build(config.to_dict(), lambda rows, size: 3)
-    batch = parts.source[0]
+    parts = experiment.build(config.to_dict())
+    batch = parts.work.source[0]
     words = dataset.meta["vocabularies"]["context"]["query"]
     numbers = {word: hashed_words([word], 1, 8192)[0, 0] for word in WORDS}
     for group, tokens in zip(batch["group"], batch["query_tokens"], strict=True):
         expected = [numbers[word] for word in words[group - FIRST_KNOWN].split()]
         assert tokens.tolist() == expected + [0] * (10 - len(expected))
-    state = parts.init()
+    state = parts.program.init()
     before = jax.tree.map(np.asarray, state.params["query_encoder"])
-    state, _ = parts.train_step(state, parts.constants, parts.place(batch))
+    state, _ = parts.program.train_step(state, parts.work.constants, parts.program.place(batch))
     assert any(
         (a != b).any() for a, b in zip(*map(jax.tree.leaves, (before, state.params["query_encoder"])), strict=True)
     )
@@ -243,13 +243,13 @@ def test_a_converted_checkpoint_reads_a_set_first_and_its_top_layer_alone_trains
     config.model.backbone_settings.hidden = (8,)
     layers = sorted(name for name in load_encoder(bert)[1] if name.startswith("layer"))
     config.optim.multipliers = ((f"^encoders/text/(?!{layers[-1]}/)", 0.0),)
-    parts = experiment.build(config.to_dict(), lambda rows, size: 3)
-    state = parts.init()
+    parts = experiment.build(config.to_dict())
+    state = parts.program.init()
     before = jax.tree.map(np.array, state.params["encoders"]["text"])
     for name, leaf in trees.named_leaves(load_encoder(bert)[1]).items():
         np.testing.assert_array_equal(trees.named_leaves(before)[name], leaf, err_msg=name)
     for k in range(3):
-        state, _ = parts.train_step(state, parts.constants, parts.place(parts.source[k]))
+        state, _ = parts.program.train_step(state, parts.work.constants, parts.program.place(parts.work.source[k]))
     after = trees.named_leaves(state.params["encoders"]["text"])
     moved = {
         name for name, leaf in trees.named_leaves(before).items() if np.asarray(after[name]).tobytes() != leaf.tobytes()

@@ -9,7 +9,9 @@ import pytest
 
 from configs import base
 from em3_jax import tasks
+from em3_jax.config import parse
 from em3_jax.config.registry import BACKBONES
+from em3_jax.config.schema.ranking import RankingSettings
 from em3_jax.core import sharding
 from em3_jax.core.fields import Field, Fields
 from em3_jax.data.batches import BatchBuilder, Buckets
@@ -24,20 +26,20 @@ KEY = jax.random.key(0)
 CIC = base.ranking().model.cic.to_dict() | {"width": 8, "id_fields": ("item", "category")}
 
 
-def model_settings(content: str, **changes) -> dict:
+def model_settings(content: str, **changes) -> RankingSettings:
     settings = base.ranking().model.to_dict()
     settings["content"] = content
     settings["backbone_settings"] |= {"hidden": (16,), "attention_hidden": 8}
     settings["fusion_settings"] |= {"width": 8, "ffn_width": 16}
     settings["cic"] |= {"negatives": 4, "width": 8, "id_fields": ("item", "category")}
-    return settings | changes
+    return parse.section(RankingSettings, settings | changes, "model")
 
 
 class Setting:
     """A model with random parameters, a batch of the planted data, and compiled functions of (params, inputs)."""
 
     def __init__(self, planted, content: str, **changes):
-        self.task = ranking(planted.fields, **model_settings(content, **changes))
+        self.task = ranking(planted.fields, model_settings(content, **changes))
         builder = BatchBuilder(planted, history_length=T, unknown_alpha=0.0, unknown_floor={})
         batch = builder(self.choose_rows(planted), buckets=Buckets(128, 256))
         batch["history_mask"][0] = False  # a user without a history
@@ -215,19 +217,19 @@ def test_the_item_part_alone_does_not_read_the_content_of_histories(setting):
     ("changes", "message"),
     [
         ({"content_parts": ()}, "config.model.content_parts is empty"),
-        ({"content_parts": ("items",)}, "config.model.content_parts 'items' is unknown; did you mean 'item'?"),
-        ({"backbone": "deepfn"}, "config.model.backbone 'deepfn' is unknown; did you mean 'deepfm'?"),
-        ({"loss": "bce"}, "config.model.loss 'bce' is unknown"),
+        ({"content_parts": ("items",)}, "each item, user or similarity; did you mean 'item'?"),
+        ({"backbone": "deepfn"}, "config.model.backbone='deepfn': give din, deepfm, "),
+        ({"loss": "bce"}, "config.model.loss='bce': give binary_cross_entropy or"),
     ],
 )
 def test_unknown_parts_are_one_line(planted, changes, message):
-    assert message in user_error(lambda: ranking(planted.fields, **model_settings("end_to_end", **changes)))
+    assert message in user_error(lambda: ranking(planted.fields, model_settings("end_to_end", **changes)))
 
 
 def test_the_loss_is_the_ranking_loss_plus_alpha_times_cic(setting):
     s = setting("end_to_end")
     loss, aux = s.loss_and_gradients(s.inputs)[0]
-    alpha = model_settings("end_to_end")["cic"]["weight"]
+    alpha = model_settings("end_to_end").cic.weight
     assert float(loss) == pytest.approx(float(aux["ranking_loss"] + alpha * aux["cic_loss"]), rel=1e-6)
     label, logit = s.inputs.batch["label"], s.logits(s.inputs).astype(np.float64)
     cross_entropy = np.mean(np.log1p(np.exp(-np.where(label == 1, logit, -logit))))

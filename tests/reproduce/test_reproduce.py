@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -201,8 +202,8 @@ def test_the_runs_of_a_table_fit_a_config_that_slows_content_down(planted, tmp_p
     config = str(ROOT / "configs" / "em3_movielens.py")
     jobs = runs.make_jobs(needed, config=config, changes=changes, data=planted.root, seeds=1, root=tmp_path)
     for job in jobs.values():
-        plain = job.config | {"data": job.config["data"] | {"root": str(planted.root), "features": ("image", "text")}}
-        assert experiment.build(plain, lambda rows, size: 1).headline
+        data = replace(job.config.data, root=str(planted.root), features=("image", "text"))
+        assert experiment.build(replace(job.config, data=data)).work.headline
 
 
 def test_gains_are_counted_as_the_paper_counts_them():
@@ -220,9 +221,9 @@ def test_a_change_for_all_runs_leaves_alone_what_a_variant_sets(planted, tmp_pat
     changes = {"train.epochs": 3.0, "eval.batch_size": 64, "optim.multipliers": (("^cic/", 0.5),), "tables.width": 4}
     jobs = runs.make_jobs(needed, config=CONFIG, changes=changes, data=planted.root, seeds=1, root=tmp_path)
     plain, pretraining, lora = (jobs[f"{name}-0"].config for name in ("em3", "pretraining", "length_50_lora"))
-    assert (plain["train"]["epochs"], plain["eval"]["batch_size"], plain["tables"]["width"]) == (3.0, 64, 4)
-    assert (pretraining["train"]["epochs"], pretraining["eval"]["batch_size"]) == (200.0, 256)
-    assert ("^model/fusion/", 0.0) in lora["optim"]["multipliers"] and lora["train"]["epochs"] == 3.0
+    assert (plain.train.epochs, plain.eval.batch_size, plain.tables.width) == (3.0, 64, 4)
+    assert (pretraining.train.epochs, pretraining.eval.batch_size) == (200.0, 256)
+    assert ("^model/fusion/", 0.0) in lora.optim.multipliers and lora.train.epochs == 3.0
 
 
 def test_baseline_and_model_try_as_many_settings_and_validation_chooses(planted, tmp_path):

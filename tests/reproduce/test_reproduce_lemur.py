@@ -6,7 +6,7 @@ import pytest
 
 from em3_jax.core.errors import UserError
 from em3_jax.training import experiment
-from reproduce import command, lemur, report, runs
+from reproduce import command, lemur, report, runs, search
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(40)]
@@ -54,12 +54,11 @@ def test_every_row_has_a_run_that_builds(planted, tmp_path):
     assert {row.run for row in table.groups[0].rows} <= set(table.runs)
     jobs = runs.make_jobs(table.runs, config=CONFIG, changes=CHANGES, data=planted.root, seeds=1, root=tmp_path)
     assert jobs["two_stage-0"].needs == ("contrast_only-0",)
-    assert (
-        jobs["two_stage-0"].config["model"]["encoder"]["heads"] == 2
-        and "encoder" not in jobs["id_only-0"].config["model"]
+    assert jobs["two_stage-0"].config.model.encoder.heads == 2 and not hasattr(
+        jobs["id_only-0"].config.model, "encoder"
     )
     for job in jobs.values():
-        assert experiment.build(job.config, lambda rows, size: 1).headline
+        assert experiment.build(job.config).work.headline
 
 
 @pytest.mark.parametrize("file", ["lemur.py", "lemur_movielens.py"])
@@ -79,6 +78,18 @@ def test_some_rows_bring_the_runs_they_need():
     assert set(lemur.table(("two_stage",)).runs) == {"id_only", "contrast_only", "two_stage"}
     with pytest.raises(UserError, match="--models lemurr: no such row; did you mean 'lemur'"):
         lemur.table(("lemurr",))
+
+
+def test_a_run_waits_for_those_it_needs_that_are_still_to_do(planted, tmp_path):
+    """The points of a search start from runs that were done before it; they do not wait for them again."""
+    made = {"config": CONFIG, "changes": CHANGES, "data": planted.root, "root": tmp_path}
+    table = lemur.table(("two_stage",))
+    jobs = runs.make_jobs(table.runs, seeds=1, **made)
+    assert {job.name for job in runs.ready(jobs.values(), jobs)} == {"id_only-0", "contrast_only-0"}
+    assert runs.ready(jobs.values(), set(jobs) - {"contrast_only-0"}) == list(jobs.values())
+    points = [job for of_run in search.jobs(table.runs, count=2, **made).values() for _, job in of_run]
+    assert any(job.needs for job in points)
+    assert runs.ready(points, {job.name for job in points}) == points
 
 
 def test_it_is_its_own_command(monkeypatch):

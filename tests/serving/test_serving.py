@@ -292,13 +292,13 @@ def test_a_store_of_before_is_served_right(movies):
     old = store.open_current(movies.store)
     record = rundir.read(movies.run)
     parts = experiment.of_run(record)
-    state, _ = Checkpoints(movies.run, record["data_hash"]).restore(parts.shapes)
+    state, _ = Checkpoints(movies.run, record["data_hash"]).restore(parts.program.shapes)
     facts = version.manifest["serving"]
-    number, fields = jax_export.symbolic_shape("b")[0], parts.dataset.fields
+    number, fields = jax_export.symbolic_shape("b")[0], parts.work.dataset.fields
     length, widths = facts["history_length"], facts["looked_up"]
     shapes = scorer.request_shapes(fields, length, widths, number)
     of_table = jax.ShapeDtypeStruct(version["table"].shape, jnp.float32)
-    program = scorer.compile_ahead(parts.task, state.params, of_table, shapes, ("cpu",))
+    program = scorer.compile_ahead(parts.work.task, state.params, of_table, shapes, ("cpu",))
     old._bytes = {"scorer.bin": program.serialize(), "params.npz": version.read_bytes("params.npz")}
     floats = [float(value) for value in facts["vocabularies"]["event"]["rating"]]
     replaced(old, programs=None, item_ids="text", vocabularies={"event": {"rating": floats}})

@@ -11,6 +11,8 @@ import pytest
 
 from configs import lemur as lemur_config
 from em3_jax import metrics
+from em3_jax.config import parse
+from em3_jax.config.schema.lemur import LemurSettings
 from em3_jax.core import rng, trees
 from em3_jax.core.errors import UserError
 from em3_jax.data import shards
@@ -28,15 +30,12 @@ B, T = 13, 17
 LAYOUTS = {name: VectorLayout() for name in TOKENS}
 
 
-def settings(**changes) -> dict:
+def settings(**changes) -> LemurSettings:
     model = lemur_config.get_config().model.to_dict()
-    for name in ("layout", "encoders"):
-        model.pop(name)
-    model["query"] = {"layers": 1, "length": 4, "vocabulary": 0}
     model["encoder"] |= {"width": 8, "layers": 1, "heads": 2, "mlp_width": 8, "output": 6}
     model["backbone_settings"] |= {"hidden": (8,), "attention_hidden": 4}
     model |= {"short_history": 5, "decoder_hidden": 8}
-    return model | changes
+    return parse.section(LemurSettings, model | changes, "model")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ class Prepared:
 
     def __init__(self, tiny, batches, **changes):
         self.make, self.constants = batches
-        task = lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(**changes))
+        task = lemur(tiny.dataset.fields, LAYOUTS, {}, settings(**changes), has_queries=False)
         compiled = {name: jax.jit(getattr(task, name)) for name in ("init", "loss", "predict")}
         self.task = types.SimpleNamespace(inputs=task.inputs, **compiled)
         self.items = tiny.dataset.num_items
@@ -186,7 +185,7 @@ def full(tiny, batches):
 
 def sampled(full, tiny, p: float, q: float):
     """The task of `full` with p and q."""
-    return lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(forward_percent=p, backward_percent=q))
+    return lemur(tiny.dataset.fields, LAYOUTS, {}, settings(forward_percent=p, backward_percent=q), has_queries=False)
 
 
 def test_what_is_not_sampled_is_read_from_the_bank(full, tiny):
@@ -261,9 +260,9 @@ def test_what_the_encoder_costs_follows_p_and_q(full, tiny):
     inputs = full.inputs(batch, full.bank_of_all())
 
     def flops(layers: int, percent: float) -> float:
-        encoder = settings()["encoder"] | {"layers": layers}
+        encoder = parse.plain(settings().encoder) | {"layers": layers}
         shares = {"forward_percent": percent, "backward_percent": percent}
-        task = lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(encoder=encoder, **shares))
+        task = lemur(tiny.dataset.fields, LAYOUTS, {}, settings(encoder=encoder, **shares), has_queries=False)
         params = jax.eval_shape(task.init, jax.random.key(0), inputs)
         loss = lambda params, inputs: task.loss(params, inputs, jax.random.key(0), jnp.int32(0))[0]  # noqa: E731
         return jax.jit(jax.grad(loss)).lower(params, inputs).cost_analysis()["flops"]
@@ -279,8 +278,8 @@ def test_the_cost_of_the_encoder_does_not_depend_on_the_history(tiny):
     constants = {name: (jnp.asarray(f.tokens, jnp.float32), jnp.asarray(f.mask)) for name, f in features.items()}
 
     def flops(length: int, layers: int) -> float:
-        encoder = settings()["encoder"] | {"layers": layers}
-        task = lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(encoder=encoder))
+        encoder = parse.plain(settings().encoder) | {"layers": layers}
+        task = lemur(tiny.dataset.fields, LAYOUTS, {}, settings(encoder=encoder), has_queries=False)
         builder = BatchBuilder(
             tiny.dataset, history_length=length, unknown_alpha=0.0, unknown_floor={}, encode="candidates"
         )
@@ -364,17 +363,20 @@ def test_the_decoder_is_its_formula_and_similarities_are_sorted():
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"encode": "some"}, "config.model.encode 'some' is unknown"),
+        ({"encode": "some"}, "config.model.encode='some': give candidates or all"),
         ({"history_modules": ("longer",)}, "did you mean 'long'"),
         ({"forward_percent": 20.0}, "backward_percent=100.0; give 0 <= backward_percent"),
         ({"ranking_weight": 0.0, "sqdc": {"weight": 0.0, "scale": 1.0, "mask_group": True}}, "both 0; give one"),
-        ({"encoder": {"width": 8, "layers": 0, "heads": 2, "mlp_width": 8, "output": 6}}, "layers=0; give 1 or more"),
+        (
+            {"encoder": {"width": 8, "layers": 0, "heads": 2, "mlp_width": 8, "output": 6}},
+            "config.model.encoder.layers=0: give a whole number of 1 or more",
+        ),
         ({"encoder": {"width": 10, "layers": 1, "heads": 4, "mlp_width": 8, "output": 6}}, "4 heads do not divide"),
     ],
 )
 def test_mistakes_in_the_settings(tiny, changes, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        lemur(tiny.dataset.fields, LAYOUTS, {}, **settings(**changes))
+        lemur(tiny.dataset.fields, LAYOUTS, {}, settings(**changes), has_queries=False)
 
 
 def test_reported_numbers(tiny, batches):

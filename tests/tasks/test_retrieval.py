@@ -78,9 +78,9 @@ def test_it_learns_and_evaluates_once_an_epoch(pairs, finished):
 
 
 def final_state(pairs, directory) -> dict[str, np.ndarray]:
-    parts = experiment.build(small_config(pairs), lambda rows, size: 1)
+    parts = experiment.build(small_config(pairs))
     step = checkpoint.Checkpoints(directory).steps("latest")[-1]
-    state, _ = checkpoint.Checkpoints(directory).restore(jax.eval_shape(parts.init), step)
+    state, _ = checkpoint.Checkpoints(directory).restore(jax.eval_shape(parts.program.init), step)
     return {name: np.asarray(leaf) for name, leaf in checkpoint._flat(state).items()}
 
 
@@ -133,9 +133,9 @@ def test_evaluation_prints_the_validation_numbers_of_training_exactly(finished, 
 
 @pytest.mark.parametrize("split,code", [("valid", 1), ("test", 2)])
 def test_the_report_is_that_of_a_plain_loop(pairs, finished, reports, split, code):
-    parts = experiment.build(small_config(pairs), lambda rows, size: 1)
-    state, _ = checkpoint.Checkpoints(finished).restore(jax.eval_shape(parts.init))
-    users, items = (np.asarray(x) for x in parts.predict(state, {}))
+    parts = experiment.build(small_config(pairs))
+    state, _ = checkpoint.Checkpoints(finished).restore(jax.eval_shape(parts.program.init))
+    users, items = (np.asarray(x) for x in parts.program.predict(state, {}))
     columns = {name: np.asarray(pairs.interactions[name]) for name in ("user", "item", "split")}
     train_items = {
         user: set(columns["item"][(columns["user"] == user) & (columns["split"] == 0)]) for user in range(USERS)
@@ -183,8 +183,8 @@ def test_the_page_names_slices_and_who_is_left_out(reports):
 def test_the_report_does_not_depend_on_the_blocks(pairs, finished, reports):
     for user_block, item_block in ((1, 1), (10_000, 1024)):
         config = small_config(pairs, eval__user_block=user_block, eval__item_block=item_block)
-        parts = experiment.build(config, lambda rows, size: 1)
-        state, _ = checkpoint.Checkpoints(finished).restore(jax.eval_shape(parts.init))
+        parts = experiment.build(config)
+        state, _ = checkpoint.Checkpoints(finished).restore(jax.eval_shape(parts.program.init))
         slices, arrays, by_user = parts.evaluate(state, "test")
         for name, values in slices.items():
             np.testing.assert_equal(values, {metric: reports["test"]["slices"][name][metric] for metric in values})
@@ -221,7 +221,7 @@ def test_each_model_trains_by_its_config(pairs, tmp_path, model):
 
 
 def build(config: dict):
-    return experiment.build(config, lambda rows, size: 1)
+    return experiment.build(config)
 
 
 def test_a_dataset_with_negatives_is_refused(tmp_path):
@@ -273,16 +273,16 @@ def test_a_mistake_is_one_line(pairs, mistake):
 
 
 def test_the_config_names_an_unknown_model():
-    with pytest.raises(ValueError, match="no model 'freedm'; there are: bpr"):
+    with pytest.raises(ValueError, match="no model 'freedm'; there are: em3, "):
         configs.get_config("freedm")
 
 
 def test_a_star_stands_for_all_feature_sets(pairs):
     parts = build(small_config(pairs, "vbpr", data__features=("*",)))
-    assert [features.name for features in parts.feature_sets] == ["image", "text"]
-    assert set(parts.constants.features) == {"image", "text"}
+    assert [features.name for features in parts.work.feature_sets] == ["image", "text"]
+    assert set(parts.work.constants.features) == {"image", "text"}
     np.testing.assert_array_equal(
-        parts.constants.features["text"], open_dataset(pairs.root).features("text").tokens[:, 0]
+        parts.work.constants.features["text"], open_dataset(pairs.root).features("text").tokens[:, 0]
     )
 
 
@@ -309,6 +309,6 @@ def test_a_zero_vector_is_a_missing_modality(pairs, monkeypatch):
         return found
 
     monkeypatch.setattr(wiring_retrieval, "item_vectors", lacking)
-    present = build(small_config(pairs, "em3")).constants.graphs.present
+    present = build(small_config(pairs, "em3")).work.constants.graphs.present
     assert present.keys() == {"image", "text"} and np.asarray(present["text"]).all()
     assert np.flatnonzero(~np.asarray(present["image"])).tolist() == [7]

@@ -79,8 +79,8 @@ def went_on(data, trained, tmp_path_factory) -> Path:
 
 
 def state_of(dataset, directory: Path, step: int) -> dict[str, np.ndarray]:
-    parts = experiment.build(settings(dataset), lambda rows, size: MORE)
-    state, _ = checkpoint.Checkpoints(directory, dataset.meta["data_hash"]).restore(parts.shapes, step)
+    parts = experiment.build(settings(dataset))
+    state, _ = checkpoint.Checkpoints(directory, dataset.meta["data_hash"]).restore(parts.program.shapes, step)
     return {name: np.asarray(leaf) for name, leaf in trees.named_leaves(state).items()}
 
 
@@ -99,11 +99,11 @@ def meanings(dataset) -> list[tuple[str, str | None]]:
 
 def restored_tables(dataset, directory: Path) -> tuple[object, dict, dict, dict]:
     """(state, notes, tables, fresh tables) as training takes them up."""
-    parts = experiment.build(settings(dataset), lambda rows, size: MORE)
-    fresh = jax.tree.map(np.asarray, parts.init().tables)
+    parts = experiment.build(settings(dataset))
+    fresh = jax.tree.map(np.asarray, parts.program.init().tables)
     growth.remember(directory, dataset)
     checkpoints = checkpoint.Checkpoints(directory, dataset.meta["data_hash"])
-    state, notes = growth.restore_latest(checkpoints, directory, parts, parts.init(), {"best_step": 0})
+    state, notes = growth.restore_latest(checkpoints, directory, parts, parts.program.init(), {"best_step": 0})
     return state, notes, {k: np.asarray(v) for k, v in trees.named_leaves(state.tables).items()}, fresh
 
 
@@ -313,10 +313,10 @@ from em3_jax.training.checkpoint import Checkpoints
 from benchmarks.scale.collectives import collectives
 config = json.loads(sys.argv[1])
 growth.ROWS_AT_ONCE = 64
-parts = experiment.build(config, lambda rows, size: 20)
-growth.remember(sys.argv[2], parts.dataset)
-checkpoints = Checkpoints(sys.argv[2], parts.dataset.meta["data_hash"])
-state, _ = growth.restore_latest(checkpoints, sys.argv[2], parts, parts.init(), {})
+parts = experiment.build(config)
+growth.remember(sys.argv[2], parts.work.dataset)
+checkpoints = Checkpoints(sys.argv[2], parts.work.dataset.meta["data_hash"])
+state, _ = growth.restore_latest(checkpoints, sys.argv[2], parts, parts.program.init(), {})
 for name, leaf in trees.named_leaves(state.tables).items():
     assert not leaf.sharding.is_fully_replicated, name
     np.save(f"{sys.argv[2]}/{name.replace('/', '.')}.npy", np.asarray(leaf))

@@ -31,10 +31,10 @@ def first(planted, tmp_path_factory):
 
 def start(config):
     """(parts, the state that training begins with)."""
-    parts = experiment.build(config.to_dict(), lambda rows, size: 20)
-    state = parts.init()
+    parts = experiment.build(config.to_dict())
+    state = parts.program.init()
     if config.train.init_from:
-        state = warm_start(state, config.train.init_from, parts.dataset.meta["data_hash"])
+        state = warm_start(state, config.train.init_from, parts.work.dataset.meta["data_hash"])
     return parts, state
 
 
@@ -44,7 +44,7 @@ def test_the_scores_of_the_first_phase_are_those_of_the_second_before_its_first_
     logits = []
     for config in (plain, phase_two(planted, first)):
         parts, state = start(config)
-        logits.append(np.asarray(parts.predict(state, parts.evaluation("valid")[0])))
+        logits.append(np.asarray(parts.program.predict(state, parts.work.evaluation("valid")[0])))
     np.testing.assert_array_equal(*logits)
 
 
@@ -52,21 +52,21 @@ def test_the_scores_of_the_first_phase_are_those_of_the_second_before_its_first_
 def test_steps_move_the_adapters_and_not_one_frozen_bit(planted, first, stop_gradient):
     parts, state = start(phase_two(planted, first, stop_gradient=stop_gradient))
     before = {name: np.asarray(leaf) for name, leaf in trees.named_leaves(state.params).items()}
-    stream = batches(parts.source)
+    stream = batches(parts.work.source)
     for _ in range(8):  # by eq. 9 a layer learns only once the adapters above it have left zero
-        state, _ = parts.train_step(state, parts.constants, next(stream))
+        state, _ = parts.program.train_step(state, parts.work.constants, next(stream))
     after = {name: np.asarray(leaf) for name, leaf in trees.named_leaves(state.params).items()}
     same = {name for name in before if np.array_equal(before[name], after[name])}
     fusion = {name for name in before if name.startswith("model/fusion/")}
     adapters = {name for name in fusion if name.endswith(("lora_a", "lora_b"))}
     assert len(adapters) == 2 * sum(name.endswith("/kernel") for name in fusion) > 0
-    assert fusion & same == fusion - adapters == {name for name, frozen in parts.frozen.items() if frozen}
+    assert fusion & same == fusion - adapters == {name for name, frozen in parts.program.frozen.items() if frozen}
 
     # Folded back, the adapters are gone and the scores are the same.
-    batch = parts.evaluation("valid")[0]
-    adapted = np.asarray(parts.predict(state, batch))
+    batch = parts.work.evaluation("valid")[0]
+    adapted = np.asarray(parts.program.predict(state, batch))
     plain, _ = start(small_config(planted, data__history_length=16))
-    merged = plain.predict(state.replace(params=jax.tree.map(np.asarray, merge(state.params))), batch)
+    merged = plain.program.predict(state.replace(params=jax.tree.map(np.asarray, merge(state.params))), batch)
     np.testing.assert_allclose(merged, adapted, rtol=0, atol=1e-6)
 
 

@@ -62,13 +62,13 @@ def test_the_adapters_did_matter(planted, second, merged):
     trained = [leaf for name, leaf in saved.items() if name.startswith("params/") and name.endswith("/lora_b")]
     assert trained and all(np.abs(leaf).max() > 1e-3 for leaf in trained)
     # Without them the scores would be others: the kernels alone, in the merged run's model.
-    parts = experiment.build(rundir.read(merged)["config"], lambda rows, size: 1)
-    state, _ = Checkpoints(merged).restore(jax.eval_shape(parts.init))
+    parts = experiment.build(rundir.read(merged)["config"])
+    state, _ = Checkpoints(merged).restore(jax.eval_shape(parts.program.init))
     with_kernels = jax.tree_util.tree_map_with_path(
         lambda path, leaf: saved["params/" + "/".join(key.key for key in path)], state.params
     )
-    batch = parts.evaluation("test")[0]
-    difference = parts.predict(state, batch) - parts.predict(state.replace(params=with_kernels), batch)
+    batch = parts.work.evaluation("test")[0]
+    difference = parts.program.predict(state, batch) - parts.program.predict(state.replace(params=with_kernels), batch)
     assert np.abs(difference).max() > 1e-3
 
 
@@ -88,13 +88,13 @@ def test_what_the_merged_run_is(planted, second, merged):
 def test_others_start_from_it_and_training_in_it_would_go_on(planted, merged):
     config = small_config(planted, data__history_length=16)
     config.train.init_from = str(merged)
-    parts = experiment.build(config.to_dict(), lambda rows, size: 1)
-    state = warm_start(parts.init(), merged, parts.dataset.meta["data_hash"])
+    parts = experiment.build(config.to_dict())
+    state = warm_start(parts.program.init(), merged, parts.work.dataset.meta["data_hash"])
     saved = leaves(merged)
     kernel = state.params["model"]["fusion"]["join"]["kernel"]
     np.testing.assert_array_equal(kernel, saved["params/model/fusion/join/kernel"])
-    parts = experiment.build(rundir.read(merged)["config"], lambda rows, size: 1)
-    state, notes = Checkpoints(merged).restore_latest(parts.init())
+    parts = experiment.build(rundir.read(merged)["config"])
+    state, notes = Checkpoints(merged).restore_latest(parts.program.init())
     assert int(state.step) == notes["best_step"] == int(saved["step"]) and 0 < notes["best_value"] < 1
 
 

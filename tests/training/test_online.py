@@ -159,8 +159,8 @@ def test_draws_the_curve(finished, tmp_path, capsys):
 
 
 def leaves(planted, directory):
-    parts = experiment.build(config(planted.root).to_dict(), lambda rows, size: 1)
-    state, notes = checkpoint.Checkpoints(directory).restore_latest(parts.init())
+    parts = experiment.build(config(planted.root).to_dict())
+    state, notes = checkpoint.Checkpoints(directory).restore_latest(parts.program.init())
     return checkpoint._flat(state), notes
 
 
@@ -244,7 +244,12 @@ def test_what_a_growth_replaces_is_let_go(tmp_path, monkeypatch):
         assert not any(one() for refs in made for one in refs), "still there when the next is made"
         before(self, *args)
         parts = self.parts
-        made.append([weakref.ref(one) for one in (self, parts.dataset, parts.source.builder, parts.train_step.func)])
+        made.append(
+            [
+                weakref.ref(one)
+                for one in (self, parts.work.dataset, parts.work.source.builder, parts.program.train_step.jitted)
+            ]
+        )
 
     def wait(self, interrupts):
         programs.append(len(jax.devices()[0].client.live_executables()))
@@ -354,12 +359,12 @@ def test_a_stream_goes_on_with_more_items_and_the_bank_moves_with_them(tmp_path)
     made = {name: config(data[name].root, **changes).to_dict() for name in data}
     made["first"]["stream"]["most_windows"] = 3
     train.train(made["first"], tmp_path / "run")
-    parts = {name: experiment.build(made[name], lambda rows, size: 1000) for name in data}
-    before = checkpoint.Checkpoints(tmp_path / "run").restore_latest(parts["first"].init())[0].memory
+    parts = {name: experiment.build(made[name]) for name in data}
+    before = checkpoint.Checkpoints(tmp_path / "run").restore_latest(parts["first"].program.init())[0].memory
     growth.remember(tmp_path / "run", data["later"])
     checkpoints = checkpoint.Checkpoints(tmp_path / "run", data["later"].meta["data_hash"])
     state, notes = growth.restore_latest(
-        checkpoints, tmp_path / "run", parts["later"], parts["later"].init(), {}, keep_notes=True
+        checkpoints, tmp_path / "run", parts["later"], parts["later"].program.init(), {}, keep_notes=True
     )
     assert notes["position"]["row"] == 600
     ids = {name: data[name].item_table.column("id").to_pylist() for name in data}

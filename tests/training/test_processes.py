@@ -11,6 +11,7 @@ import time
 import pytest
 
 from em3_jax import train
+from em3_jax.config.schema.course import Mesh
 from em3_jax.core.lock import Lock
 from em3_jax.training import processes
 from tests.conftest import ROOT, user_error
@@ -173,4 +174,4 @@ def test_a_coordinator_that_does_not_answer_is_given_up(config, start, tmp_path)
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(mesh, words):
-    assert words in user_error(lambda: processes.settings(mesh))
+    assert words in user_error(lambda: processes.check(Mesh(**mesh)))

@@ -127,9 +127,9 @@ config, found = json.loads(sys.argv[1]), []
 for data, model, distinct in json.loads(sys.argv[2]):
     config["mesh"] |= {"data": data, "model": model}
     config["data"]["distinct"] = distinct
-    parts, random = experiment.build(config, lambda rows, size: 1), np.random.default_rng(0)
+    parts, random = experiment.build(config), np.random.default_rng(0)
     draw = lambda leaf: random.normal(0.0, 0.07, leaf.shape).astype(leaf.dtype)
-    state = jax.tree.map(lambda leaf: jax.device_put(draw(leaf), leaf.sharding), parts.init())
+    state = jax.tree.map(lambda leaf: jax.device_put(draw(leaf), leaf.sharding), parts.program.init())
     found.append(parts.evaluate(state, sys.argv[3])[1]["logits"])
 print(json.dumps([[float(np.abs(logits - found[0]).max()), float(np.ptp(logits))] for logits in found]))
 """
@@ -155,7 +155,7 @@ def test_scores_do_not_depend_on_the_number_of_devices(planted):
 def test_patterns_that_cannot_be_meant_are_refused(planted, by_rows, words):
     config = ranking_config(planted.root)
     config["mesh"]["by_rows"] = by_rows
-    message = user_error(lambda: experiment.build(config, lambda rows, size: 1))
+    message = user_error(lambda: experiment.build(config))
     assert "config.mesh.by_rows" in message and words in message
 
 

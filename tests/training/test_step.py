@@ -11,6 +11,8 @@ import pytest
 
 from configs import base
 from em3_jax import tasks
+from em3_jax.config import parse
+from em3_jax.config.schema.ranking import RankingSettings
 from em3_jax.core import rng, sharding, trees
 from em3_jax.core.types import State
 from em3_jax.data.batches import BatchBuilder, Buckets
@@ -45,7 +47,7 @@ def make_task(fields) -> Task:
     settings["backbone_settings"] |= {"hidden": (16,), "attention_hidden": 6, "dropout": 0.0}
     settings["fusion_settings"] |= {"width": 16, "heads": 2, "ffn_width": 32, "dropout": 0.0}
     settings["cic"] |= {"negatives": 0, "width": 10, "id_fields": ("item", "tags")}
-    return ranking(fields, **settings)
+    return ranking(fields, parse.section(RankingSettings, settings, "model"))
 
 
 def make_batch(tiny, **settings):
@@ -103,12 +105,16 @@ def compile_step(tiny, distinct_items: bool) -> Compiled:
     options = {"frozen": (), "shardings": layout.shardings(jax.eval_shape(fresh))}
     train_step = step.make_train_step(task, optimizer, row_optimizer, seed=SEED, table_l2=0.0, **options)
     # LLVM's optimizer takes half of the time to compile and changes no shape.
-    lowered = train_step.func.lower(*train_step.args, fresh(), features, batch)
-    compiled = lowered.compile({"xla_backend_optimization_level": 0})
-    run = lambda: compiled(*train_step.args, fresh(), features, batch)  # noqa: E731
+    compiled = train_step.compile(fresh(), features, batch, xla_backend_optimization_level=0)
+    run = lambda: compiled(fresh(), features, batch)  # noqa: E731
     state, aux = run()
     return Compiled(
-        run, compiled.as_text(), compiled.memory_analysis(), trees.num_bytes((state.params, state.tables)), state, aux
+        run,
+        compiled.program.as_text(),
+        compiled.program.memory_analysis(),
+        trees.num_bytes((state.params, state.tables)),
+        state,
+        aux,
     )
 
 

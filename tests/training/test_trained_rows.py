@@ -147,7 +147,8 @@ def test_the_most_rows_of_a_user_are_of_the_new_ones(stages, trained, tmp_path):
 
 def test_passes_name_each_row_once_in_steps_of_one_size(stages):
     rows = np.arange(100, 171)
-    source = pipeline.GrownSource(None, rows, BATCH, 0, "shuffled", 40, 46, None, None)
+    source = pipeline.GrownSource(None, rows, BATCH, 0, "shuffled", 40, None, None)
+    assert source.steps(2.0) == 46
     for number in range(2):
         steps = [source.rows_of_step(40 + 3 * number + k) for k in range(3)]
         assert [int(weight.sum()) for _, weight in steps] == [23, 24, 24]

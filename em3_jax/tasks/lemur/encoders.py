@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from em3_jax.config.schema.lemur import Query
 from em3_jax.core.types import Batch
 from em3_jax.models.encoders.fields import EncoderSettings, FieldEncoder, TextLayout
 from em3_jax.tables import memory_bank
 from em3_jax.tasks import Inputs, Params
-from em3_jax.tasks.lemur.settings import QuerySettings
 from em3_jax.tasks.raw import RawEncoders, encoded, zero_params
 
 Layouts = Mapping[str, Any]
@@ -126,9 +126,9 @@ class QueryEncoder:
         return result
 
 
-def query_encoder(settings: QuerySettings, sizes: EncoderSettings) -> QueryEncoder | None:
+def query_encoder(settings: Query | None, sizes: EncoderSettings) -> QueryEncoder | None:
     """An encoder like that of the items but for its depth; None where there are no queries."""
-    if not settings.vocabulary:
+    if settings is None:
         return None
     layout = TextLayout((("query", settings.length),), (settings.length,), settings.vocabulary)
     module = FieldEncoder(sizes._replace(layers=settings.layers), (("query", layout),))

@@ -1,13 +1,14 @@
 """LEMUR: the encoder inside the ranker, histories from a memory bank: config -> `Work`."""
 
 import functools
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from em3_jax.config import sections
+from em3_jax.config.schema import Lemur
+from em3_jax.config.schema.lemur import Layout, Query
 from em3_jax.core import sharding
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN
@@ -19,73 +20,52 @@ from em3_jax.models.encoders.fields import ImageLayout, TextLayout, VectorLayout
 from em3_jax.tables import memory_bank
 from em3_jax.tasks import work
 from em3_jax.tasks.lemur.task import lemur as lemur_task
-from em3_jax.tasks.ranking.setup import open_clicks, settings, work_on_clicks
+from em3_jax.tasks.ranking.setup import check_batches, open_clicks, work_on_clicks
 
 
-def lemur(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int], int]) -> work.Work:
-    """The work of config.task = "lemur"; arguments as of `experiment.build`."""
-    data = settings(config, mesh).data
-    dataset, model = open_clicks(data), dict(config["model"])
-    if "layout" not in model or "encoders" not in model:
-        raise UserError("config.model: has not the settings of task lemur; start from configs/lemur.py")
-    layout, folders = model.pop("layout"), {name: folder for name, folder in model.pop("encoders").items() if folder}
+def lemur(config: Lemur, mesh: Mesh) -> work.Work:
+    """The work of config.task = "lemur"."""
+    check_batches(config, mesh)
+    data, model = config.data, config.model
+    dataset = open_clicks(data)
+    folders = {name: folder for name, folder in model.encoders.items() if folder}
     content = placement.load_content(dataset, data.features, data.placement, mesh)
     scratch = [features for features in content.sets if features.name not in folders]
     converted = [features for features in content.sets if features.name in folders]
     raw = encoding.raw_encoders(folders, converted)
-    layouts = sections.call(_layouts, layout, "config.model.layout", sets=scratch) | {
-        name: VectorLayout() for name in raw
-    }
+    layouts = _layouts(scratch, model.layout) | {name: VectorLayout() for name in raw}
     layouts = {features.name: layouts[features.name] for features in content.sets}
-    queries = sections.call(_queries, model["query"], "config.model.query", dataset=dataset)
-    query_words = model["query"]["vocabulary"] if queries else 0
-    model["query"] = {"layers": model["query"]["layers"], "length": model["query"]["length"], "vocabulary": query_words}
-    task = lemur_task(dataset.fields, layouts, raw, **model)
-    rows, width = sharding.padded(dataset.num_items, mesh), model["encoder"]["output"]
+    queries = _queries(dataset, model.query)
+    task = lemur_task(dataset.fields, layouts, raw, model, has_queries=queries is not None)
+    rows, width = sharding.padded(dataset.num_items, mesh), model.encoder.output
     return work_on_clicks(
         config,
         mesh,
-        num_steps,
         dataset,
         task,
         content,
         raw,
-        encode=model["encode"],
+        encode=model.encode,
         queries=queries,
         make_memory=functools.partial(memory_bank.init, rows, width),
     )
 
 
-def _queries(
-    dataset: Dataset, *, field: str, length: int, vocabulary: int, layers: int
-) -> tuple[str, np.ndarray] | None:
-    """(name of the context field, [field size, length] words of its values); None where the dataset has no such field.
-
-    Args:
-      field: context field whose values are the queries' texts.
-      length: words that are read of each.
-      vocabulary: numbers that words are hashed to.
-      layers: of the query encoder.
-    """
+def _queries(dataset: Dataset, settings: Query) -> tuple[str, np.ndarray] | None:
+    """(name of the context field, [field size, length] words of its values); None where the dataset has no such field."""
+    field = settings.field
     found = next((spec for spec in dataset.fields.context if spec.name == field), None)
     if found is None:
         return None
-    for name, value in (("length", length), ("vocabulary", vocabulary - 1), ("layers", layers)):
-        if value < 1:
-            raise UserError(f"config.model.query.{name}: too small; give at least {2 if name == 'vocabulary' else 1}")
     words = [canonical(value) or "" for value in dataset.meta["vocabularies"]["context"][field]]
-    table = np.zeros((found.size, length), np.int32)
-    table[FIRST_KNOWN : FIRST_KNOWN + len(words)] = hashed_words(words, length, vocabulary)
+    table = np.zeros((found.size, settings.length), np.int32)
+    table[FIRST_KNOWN : FIRST_KNOWN + len(words)] = hashed_words(words, settings.length, settings.vocabulary)
     return field, table
 
 
-def _layouts(sets: list[FeatureSet], *, patch: int, lengths: Mapping[str, int]) -> dict[str, Any]:
-    """Feature set -> layout of those that the encoder reads as they are.
-
-    Args:
-      patch: side of the picture patches.
-      lengths: text field -> how many of its tokens are read; the others all.
-    """
+def _layouts(sets: list[FeatureSet], settings: Layout) -> dict[str, Any]:
+    """Feature set -> layout of those that the encoder reads as they are."""
+    patch, lengths = settings.patch, settings.lengths
     result: dict[str, Any] = {}
     fields: dict[str, int] = {}
     for features in sets:
@@ -99,7 +79,7 @@ def _layouts(sets: list[FeatureSet], *, patch: int, lengths: Mapping[str, int]) 
             fields |= own
         elif "shape" in raw:
             height, width, _ = raw["shape"]
-            if patch < 1 or height % patch or width % patch:
+            if height % patch or width % patch:
                 raise UserError(
                     f"config.model.layout.patch={patch} does not divide the pictures of '{features.name}', {height} x {width}"
                 )

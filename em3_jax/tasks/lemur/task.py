@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax import losses
-from em3_jax.config import registry, sections
+from em3_jax.config import registry
+from em3_jax.config.schema.lemur import LemurSettings, Sqdc
 from em3_jax.core import gather, rng
 from em3_jax.core.fields import Fields
 from em3_jax.core.types import Batch
@@ -26,14 +27,7 @@ from em3_jax.tasks.cic import ContentIdContrast, content_id_contrast
 from em3_jax.tasks.clicks import LossOfClicks, check_logit, ranking_loss
 from em3_jax.tasks.lemur import encoders
 from em3_jax.tasks.lemur.encoders import Layouts
-from em3_jax.tasks.lemur.settings import (
-    ModelSettings,
-    QuerySettings,
-    SqdcSettings,
-    check_choices,
-    encoder_settings,
-    sqdc_settings,
-)
+from em3_jax.tasks.lemur.settings import check, encoder_settings
 from em3_jax.tasks.raw import RawEncoders
 
 
@@ -51,12 +45,12 @@ class LemurTask(Task):
       contrast: CIC of the items encoded in the step; None where its weight is 0.
     """
 
-    settings: ModelSettings
+    settings: LemurSettings
     encoder: encoders.ItemEncoder
     query_encoder: encoders.QueryEncoder | None
     ranker: Lemur
     loss_of_clicks: LossOfClicks
-    sqdc: SqdcSettings
+    sqdc: Sqdc
     contrast: ContentIdContrast | None
 
     @property
@@ -200,38 +194,37 @@ class LemurTask(Task):
         return self.sqdc.weight * value, {"sqdc_loss": value} | aux
 
 
-def lemur(fields: Fields, layouts: Layouts, raw: RawEncoders, /, **model: Any) -> LemurTask:
+def lemur(
+    fields: Fields, layouts: Layouts, raw: RawEncoders, settings: LemurSettings, *, has_queries: bool
+) -> LemurTask:
     """The task of a config.
 
     Args:
       fields: the dataset's categorical fields.
       layouts: of the feature sets.
       raw: converted encoders, whose weights are among the parameters.
-      model: config.model, see `ModelSettings`.
+      settings: config.model.
+      has_queries: whether the dataset has a field of queries.
 
     Raises:
-      UserError: a setting is unknown, missing or out of range, or contradicts another.
+      UserError: a setting contradicts another, or the dataset.
     """
-    settings = sections.call(ModelSettings, model, "config.model")
-    check_choices(settings)
+    check(settings)
     sizes = encoder_settings(settings.encoder)
-    sqdc = sqdc_settings(settings)
-    contrast = content_id_contrast(settings.cic, fields)
     module = FieldEncoder(sizes, tuple(layouts.items()))
     shares = (settings.forward_percent, settings.backward_percent)
-    query = sections.call(QuerySettings, settings.query, "config.model.query")
     return LemurTask(
         settings=settings,
         encoder=encoders.ItemEncoder(module, raw, *shares),
-        query_encoder=encoders.query_encoder(query, sizes),
+        query_encoder=encoders.query_encoder(settings.query if has_queries else None, sizes),
         ranker=_ranker(settings, fields),
         loss_of_clicks=registry.loss(settings.loss),
-        sqdc=sqdc,
-        contrast=contrast,
+        sqdc=settings.sqdc,
+        contrast=content_id_contrast(settings.cic, fields),
     )
 
 
-def _ranker(settings: ModelSettings, fields: Fields) -> Lemur:
+def _ranker(settings: LemurSettings, fields: Fields) -> Lemur:
     return Lemur(
         fields=fields,
         backbone=registry.backbone(settings.backbone, settings.backbone_settings),

@@ -8,7 +8,6 @@ al. 2021). Letters: S items of a batch, D width of an embedding.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,13 +16,13 @@ import jax.numpy as jnp
 
 from em3_jax import losses
 from em3_jax.config import registry
+from em3_jax.config.schema.ranking import FusionSettings
 from em3_jax.core import rng
 from em3_jax.core.errors import UserError
 from em3_jax.models.fusion.chunks import as_type
 from em3_jax.tasks import Inputs, Loss, Params, Task
 
 METRICS = ("contrast_loss", "contrast_accuracy")
-Settings = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,12 +112,11 @@ class PretrainingTask(Task):
         return value, aux["cic_accuracy"], valid.sum()
 
 
-def pretraining(fusion: str, fusion_settings: Settings, temperature: float) -> PretrainingTask:
+def pretraining(fusion: str, settings: FusionSettings, temperature: float) -> PretrainingTask:
     """The task of a config.
 
     Args:
-      fusion, fusion_settings: see `registry.fusion`.
+      fusion, settings: see `registry.fusion`.
       temperature: of the contrast.
     """
-    module = registry.fusion(fusion, fusion_settings)
-    return PretrainingTask(module, temperature, bool(dict(fusion_settings).get("dropout")))
+    return PretrainingTask(registry.fusion(fusion, settings), temperature, bool(settings.dropout))

@@ -3,13 +3,15 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from em3_jax.config import registry, sections
+from em3_jax.config import sections
+from em3_jax.config.schema import OnClicks, Ranking
+from em3_jax.config.schema.ranking import Data
 from em3_jax.core import sharding
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import WHOLE, Shards, State
@@ -25,86 +27,35 @@ from em3_jax.tasks.ranking.task import ranking as ranking_task
 from em3_jax.tasks.raw import WithEncoders
 
 
-class DataSettings(NamedTuple):
-    """config.data.
-
-    Attributes:
-      root: dataset folder.
-      label: which of the dataset's labels: "click" or a further one, e.g. "conversion".
-      features: feature sets that make the content tokens, whole or some slots of them: "image", "image[0]", "image[:4]".
-      placement: of the features: "device", "host" (gathered by the input pipeline), or "auto": device if they fit.
-      history_length: T.
-      batch_size: B, of all devices together.
-      order: "shuffled" or "chronological".
-      most_rows_per_user: training rows of a user, see `pipeline.training_rows`; 0 = all.
-      unknown_alpha, unknown_floor: random replacement of ids by `unknown` in training, see `BatchBuilder`.
-      distinct: items and table rows are found and computed once per "batch", or per "shard", one for each index of the mesh's
-        data axis, of which a process reads its own alone; "auto": per batch with one process, per shard with several.
-    """
-
-    root: str
-    label: str
-    features: tuple[str, ...]
-    placement: str
-    history_length: int
-    batch_size: int
-    order: str
-    most_rows_per_user: int
-    unknown_alpha: float
-    unknown_floor: Mapping[str, float]
-    distinct: str = "auto"
-
-
-class EvalSettings(NamedTuple):
-    """config.eval: `batch_size`, `metric` that chooses the best step on validation, `popular_share` of the items."""
-
-    batch_size: int
-    metric: str
-    popular_share: float
-
-
 def shards_of(distinct: str, mesh: Mesh) -> Shards:
     """What of each batch this process builds, by config.data.distinct."""
-    registry.check_choice("config.data.distinct", distinct, ("auto", "batch", "shard"))
     several = jax.process_count() > 1
     return sharding.data_shards(mesh) if distinct == "shard" or (distinct == "auto" and several) else WHOLE
 
 
-class Settings(NamedTuple):
-    """The sections that ranking and pretraining read alike."""
-
-    data: DataSettings
-    tables: work.TableSettings
-    eval: EvalSettings
+def check_batches(config: OnClicks, mesh: Mesh) -> None:
+    """Refuses batches that do not divide over the mesh."""
+    sharding.check_divides(mesh, "data.batch_size", config.data.batch_size)
+    sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size)
 
 
-def settings(config: Mapping[str, Any], mesh: Mesh) -> Settings:
-    """config.data, config.tables and config.eval, checked."""
-    data = sections.call(DataSettings, config["data"], "config.data")
-    table = work.table_settings(config["tables"])
-    evaluation = sections.call(EvalSettings, config["eval"], "config.eval")
-    sharding.check_divides(mesh, "data.batch_size", data.batch_size)
-    sharding.check_divides(mesh, "eval.batch_size", evaluation.batch_size)
-    return Settings(data, table, evaluation)
-
-
-def ranking(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int], int]) -> work.Work:
-    """The work of config.task = "ranking"; arguments as of `experiment.build`."""
-    data = settings(config, mesh).data
+def ranking(config: Ranking, mesh: Mesh) -> work.Work:
+    """The work of config.task = "ranking"."""
+    check_batches(config, mesh)
+    data = config.data
     dataset = open_clicks(data)
-    task = ranking_task(dataset.fields, **config["model"])
+    task = ranking_task(dataset.fields, config.model)
     content = placement.Content([], (), {})
     if task.uses_content:
         content = placement.load_content(dataset, data.features, data.placement, mesh)
     encoders = encoding.raw_encoders(task.encoders, content.sets)
     task_with_encoders = WithEncoders(task, encoders) if encoders else task
-    return work_on_clicks(config, mesh, num_steps, dataset, task_with_encoders, content, encoders)
+    return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders)
 
 
 def work_on_clicks(
-    config: Mapping[str, Any],
+    config: OnClicks,
     mesh: Mesh,
-    num_steps: Callable[[int, int], int],
     dataset: Dataset,
     task: Task,
     content: placement.Content,
@@ -117,14 +68,13 @@ def work_on_clicks(
     """The work of a task on clicks.
 
     Args:
-      config, mesh, num_steps: as of `experiment.build`.
       task: what is optimized.
       content: what it reads of the items' content.
       encoders: the raw encoders, whose weights are among the parameters.
       encode, queries: see `BatchBuilder`.
       make_memory: see `work.Work`.
     """
-    data, table, eval_settings = settings(config, mesh)
+    data, table = config.data, config.tables
     make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries)  # noqa: E731
     rows = training_rows(dataset, data.label, data.most_rows_per_user)
     key = f"{data.label}-{data.most_rows_per_user}"
@@ -133,22 +83,17 @@ def work_on_clicks(
     row_optimizer = id_table.row_optimizer(table.optimizer, table.learning_rate)
     num_rows, length = dataset.fields.num_rows, sharding.padded(dataset.fields.num_rows, mesh)
     shards, unit = shards_of(data.distinct, mesh), math.lcm(64, mesh.size)
-    evaluation = functools.cache(
-        lambda split: evaluation_source(builder, split, eval_settings.batch_size, shards, unit)
-    )
+    evaluation = functools.cache(lambda split: evaluation_source(builder, split, config.eval.batch_size, shards, unit))
     place = functools.partial(sharding.place, mesh, shards)
 
-    def evaluate(predict: Callable) -> Callable:
-        def report(state: State, split: str, errors: bool = True) -> work.Report:
-            source = evaluation(split)
-            logits = ranking_evaluation.predict(source, lambda batch: predict(state, batch), place)
-            share, rows = eval_settings.popular_share, np.asarray(source.rows)
-            # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
-            scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label)
-            by_user = ranking_evaluation.errors(scored) if errors else None
-            return work.Report(ranking_evaluation.evaluate(scored), {"logits": logits}, by_user)
-
-        return report
+    def evaluate(predict: work.Predict, state: State, split: str, errors: bool = True) -> work.Report:
+        source = evaluation(split)
+        logits = ranking_evaluation.predict(source, lambda batch: predict(state, batch), place)
+        share, rows = config.eval.popular_share, np.asarray(source.rows)
+        # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
+        scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label)
+        by_user = ranking_evaluation.errors(scored) if errors else None
+        return work.Report(ranking_evaluation.evaluate(scored), {"logits": logits}, by_user)
 
     return work.Work(
         task=task,
@@ -157,22 +102,14 @@ def work_on_clicks(
         constants=content.tables,
         encoders=dict(encoders),
         source=training_source(
-            builder,
-            rows,
-            batch_size=data.batch_size,
-            seed=config["seed"],
-            order=data.order,
-            num_steps=num_steps(len(rows), data.batch_size),
-            shards=shards,
-            unit=unit,
+            builder, rows, batch_size=data.batch_size, seed=config.seed, order=data.order, shards=shards, unit=unit
         ),
         evaluation=evaluation,
         headline=ranking_evaluation.headline(dataset),
-        eval=eval_settings,
         make_tables=lambda key: id_table.init(key, num_rows, table.width, table.init_scale, row_optimizer, length),
         row_optimizer=row_optimizer,
         table_l2=table.l2,
-        validate=lambda predict: lambda state: evaluate(predict)(state, "valid", False).slices["all"],
+        validate=lambda predict, state: evaluate(predict, state, "valid", False).slices["all"],
         evaluate=evaluate,
         shards=shards,
         make_memory=make_memory,
@@ -181,7 +118,7 @@ def work_on_clicks(
     )
 
 
-def open_clicks(data: DataSettings) -> Dataset:
+def open_clicks(data: Data) -> Dataset:
     """The dataset of config.data; refuses one of clicks alone."""
     dataset = open_dataset(data.root)
     if dataset.meta.get("only_clicks"):
@@ -192,7 +129,7 @@ def open_clicks(data: DataSettings) -> Dataset:
 
 
 def _builder(
-    dataset: Dataset, data: DataSettings, host_features: tuple[FeatureSet, ...], encode: str, queries: Any
+    dataset: Dataset, data: Data, host_features: tuple[FeatureSet, ...], encode: str, queries: Any
 ) -> BatchBuilder:
     known = [field.name for _, fields in dataset.fields.groups() for field in fields]
     for name in data.unknown_floor:

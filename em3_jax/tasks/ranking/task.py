@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax.config import registry, sections
+from em3_jax.config import registry
+from em3_jax.config.schema.ranking import RankingSettings
 from em3_jax.core import rng
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
@@ -23,46 +24,10 @@ from em3_jax.tasks import CONTENT, Inputs, Intermediates, Loss, Params, Task
 from em3_jax.tasks.cic import ContentIdContrast, content_id_contrast
 from em3_jax.tasks.clicks import LossOfClicks, check_logit, ranking_loss
 
-SOURCES = ("none", "pre_extracted", "end_to_end", "raw")
 PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 Applied = tuple[jax.Array, Intermediates]
 """(logit [B], named intermediates) of the model."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """config.model.
-
-    Attributes:
-      content: "none" (IDs alone), "pre_extracted" (the feature sets' vectors as they are),
-        "end_to_end" (the fusion module trains with the ranker), or "raw" (encoders are part of the
-        model; `raw.WithEncoders` puts them before it).
-      content_parts, content_score, content_hidden, content_events: see `RankingModel`.
-      encoders: feature set -> folder of its encoder, for "raw"; "" = not used.
-      fusion, fusion_settings: see `registry.fusion`.
-      fusion_chunk: see `RankingModel`.
-      backbone, backbone_settings: see `registry.backbone`.
-      cic: see `CicSettings`; weight 0 leaves CIC out.
-      loss: see `registry.loss`.
-      precision: "f32", or "bf16": activations alone. Parameters, table rows, logits and losses stay
-        f32, and so do the sums of gradients by row, see `gather`.
-    """
-
-    content: str
-    content_parts: tuple[str, ...]
-    content_score: str
-    content_hidden: int
-    content_events: bool = False
-    encoders: Mapping[str, str]
-    fusion: str
-    fusion_settings: Mapping[str, Any]
-    fusion_chunk: int
-    backbone: str
-    backbone_settings: Mapping[str, Any]
-    cic: Mapping[str, Any]
-    loss: str
-    precision: str = "f32"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,18 +122,18 @@ class RankingTask(Task):
         return jax.tree.map(lambda leaf: leaf.astype(self.dtype), tree)
 
 
-def ranking(fields: Fields, /, **model: Any) -> RankingTask:
+def ranking(fields: Fields, settings: RankingSettings) -> RankingTask:
     """The task of a config.
 
     Args:
       fields: the dataset's categorical fields.
-      model: config.model, see `ModelSettings`.
+      settings: config.model. Of `content`, "none" is IDs alone, "pre_extracted" the feature sets'
+        vectors as they are, "end_to_end" a fusion module that trains with the ranker, and "raw"
+        has encoders in the model, which `raw.WithEncoders` puts before it.
 
     Raises:
-      UserError: a setting is unknown, missing or out of range, or contradicts another.
+      UserError: a setting contradicts another, or the dataset.
     """
-    settings = sections.call(ModelSettings, model, "config.model")
-    registry.check_choice("config.model.precision", settings.precision, tuple(PRECISIONS))
     encoders = _check_content(settings)
     fusion = _fusion(settings)
     contrast = content_id_contrast(settings.cic, fields)
@@ -191,22 +156,19 @@ def ranking(fields: Fields, /, **model: Any) -> RankingTask:
     )
 
 
-def _fusion(settings: ModelSettings) -> nn.Module | None:
+def _fusion(settings: RankingSettings) -> nn.Module | None:
     """The fusion module; None for IDs alone. Its settings are checked whatever the content."""
     made = registry.fusion(settings.fusion, settings.fusion_settings)
     return {"none": None, "pre_extracted": Frozen()}.get(settings.content, made)
 
 
-def _check_content(settings: ModelSettings) -> dict[str, str]:
+def _check_content(settings: RankingSettings) -> dict[str, str]:
     """The encoders in use; refuses settings that contradict each other."""
     content = settings.content
-    registry.check_choice("config.model.content", content, SOURCES)
     if not settings.content_parts:
         known = ", ".join(CONTENT_PARTS)
         hint = f"name some of {known}, or set config.model.content=none"
         raise UserError(f"config.model.content_parts is empty; {hint}")
-    for part in settings.content_parts:
-        registry.check_choice("config.model.content_parts", part, CONTENT_PARTS)
     given = settings.encoders.items()
     encoders = {name: folder for name, folder in given if folder and content != "none"}
     if content == "raw" and not encoders:

@@ -1,17 +1,21 @@
 """Users and items as vectors, all items ranked for each user: config -> `Work`."""
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from em3_jax.config import registry, sections
+from em3_jax.config import parse, registry
+from em3_jax.config.schema import Retrieval
+from em3_jax.config.schema.retrieval import ItemGraph as ItemGraphSettings
 from em3_jax.core import sharding, sparse
 from em3_jax.core.errors import UserError
+from em3_jax.core.types import State
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.data.item_graph import cached_item_graph, item_graph
 from em3_jax.data.pairs import Pairs, PairSource, full_graph, training_pairs
@@ -21,55 +25,10 @@ from em3_jax.models.retrieval import Graphs, ItemGraph
 from em3_jax.tasks import work
 from em3_jax.tasks.retrieval.task import Catalogue, RetrievalTask
 
-SECTIONS = ("seed", "task", "data", "model", "optim", "train", "eval", "mesh")
 
-
-class DataSettings(NamedTuple):
-    """config.data.
-
-    Attributes:
-      root: dataset folder.
-      features: feature sets, one vector an item each; () for models of interactions alone.
-      batch_size: B, pairs of all devices together.
-      edge_dropout: share of the training pairs that the user-item graph of an epoch does without, see `data.pairs`.
-    """
-
-    root: str
-    features: tuple[str, ...]
-    batch_size: int
-    edge_dropout: float
-
-
-class ModelSettings(NamedTuple):
-    """config.model: name of the model, its settings, and those of the item graphs that it reads, see `registry.retrieval`."""
-
-    retrieval: str
-    retrieval_settings: Mapping[str, Any]
-    item_graph: Mapping[str, Any]
-
-
-class ItemGraphSettings(NamedTuple):
-    """config.model.item_graph: see `data.item_graph`; 0 neighbours = no graphs."""
-
-    neighbours: int
-    include_self: bool
-    weights: str
-    normalisation: str
-
-
-class EvalSettings(NamedTuple):
-    """config.eval: `metric` that chooses the best step on validation; the others see `FullRanking`."""
-
-    metric: str
-    user_block: int
-    item_block: int
-    activity: tuple[int, ...]
-
-
-def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, int], int]) -> work.Work:
-    """The work of config.task = "retrieval"; arguments as of `experiment.build`."""
-    data = sections.call(DataSettings, config["data"], "config.data")
-    settings = sections.call(EvalSettings, config["eval"], "config.eval")
+def retrieval(config: Retrieval, mesh: Mesh) -> work.Work:
+    """The work of config.task = "retrieval"."""
+    data, settings = config.data, config.eval
     sharding.check_divides(mesh, "data.batch_size", data.batch_size)
     dataset = open_dataset(data.root)
     if not dataset.meta.get("only_clicks"):
@@ -80,7 +39,7 @@ def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, i
     pairs = training_pairs(dataset)
     sets = _feature_sets(dataset, data.features)
     features = {one.name: item_vectors(one) for one in sets}
-    split = functools.cache(
+    ranked = functools.cache(
         lambda name: FullRanking(
             dataset,
             pairs,
@@ -88,23 +47,19 @@ def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, i
             sets,
             user_block=settings.user_block,
             item_block=settings.item_block,
-            activity=tuple(settings.activity),
+            activity=settings.activity,
         )
     )
-    split("valid")  # an empty one is an error now and not after the first epoch
-    chosen = sections.call(ModelSettings, config["model"], "config.model")
-    own = _with_weights(chosen.retrieval_settings, list(features))
-    model = registry.retrieval(chosen.retrieval, own, pairs.num_users, pairs.num_items)
-    item_graphs = _item_graphs(dataset, features, chosen.item_graph)
+    ranked("valid")  # an empty one is an error now and not after the first epoch
+    own = _with_weights(config.model.retrieval_settings, list(features))
+    model = registry.retrieval(config.model.retrieval, own, pairs.num_users, pairs.num_items)
+    item_graphs = _item_graphs(dataset, features, config.model.item_graph)
     present: dict[str, Any] = {name: vectors.any(axis=1) for name, vectors in features.items()}
     graphs = Graphs(_user_item_graph(pairs), item_graphs, present)
 
-    def evaluate(predict: Callable) -> Callable:
-        def report(state, name: str) -> work.Report:
-            slices, lists, by_user = split(name)(*predict(state, {}))
-            return work.Report(slices, {"items": lists}, by_user)
-
-        return report
+    def evaluate(predict: work.Predict, state: State, split: str, errors: bool = True) -> work.Report:
+        slices, lists, by_user = ranked(split)(*predict(state, {}))
+        return work.Report(slices, {"items": lists}, by_user)
 
     return work.Work(
         task=RetrievalTask(model),
@@ -112,20 +67,10 @@ def retrieval(config: Mapping[str, Any], mesh: Mesh, num_steps: Callable[[int, i
         feature_sets=sets,
         constants=jax.device_put(Catalogue(dict[str, Any](features), graphs), sharding.replicated(mesh)),
         encoders={},
-        source=PairSource(
-            pairs,
-            batch_size=data.batch_size,
-            seed=config["seed"],
-            num_steps=num_steps(len(pairs.user), data.batch_size),
-            edge_dropout=data.edge_dropout,
-        ),
+        source=PairSource(pairs, batch_size=data.batch_size, seed=config.seed, edge_dropout=data.edge_dropout),
         evaluation=None,
         headline=HEADLINE,
-        eval=settings,
-        make_tables=lambda key: {},
-        row_optimizer=None,
-        table_l2=0.0,
-        validate=lambda predict: lambda state: split("valid").overall(*predict(state, {})),
+        validate=lambda predict, state: ranked("valid").overall(*predict(state, {})),
         evaluate=evaluate,
     )
 
@@ -137,13 +82,16 @@ def _feature_sets(dataset: Dataset, names: tuple[str, ...]) -> list[FeatureSet]:
     return placement.load_features(dataset, names) if names else []
 
 
-def _with_weights(settings: Mapping[str, Any], modalities: list[str]) -> dict[str, Any]:
+def _with_weights(settings: Any, modalities: list[str]) -> Any:
     """The model's settings with the weights of the modalities at hand alone, scaled to sum 1."""
-    settings = dict(settings)
-    weights = {name: value for name, value in settings.get("modality_weights", {}).items() if name in modalities}
-    if total := sum(weights.values()):
-        settings["modality_weights"] = {name: value / total for name, value in weights.items()}
-    return settings
+    own = isinstance(settings, Mapping)  # of a model of the user's own
+    given = settings.get("modality_weights", {}) if own else getattr(settings, "modality_weights", {})
+    weights = {name: value for name, value in given.items() if name in modalities}
+    total = sum(weights.values())
+    if not total:
+        return settings
+    scaled = {"modality_weights": {name: value / total for name, value in weights.items()}}
+    return dict(settings) | scaled if own else dataclasses.replace(settings, **scaled)
 
 
 def _user_item_graph(pairs: Pairs) -> sparse.Adjacency:
@@ -151,9 +99,10 @@ def _user_item_graph(pairs: Pairs) -> sparse.Adjacency:
     return sparse.grouped(entries, nodes, width=sparse.group_width(len(entries.receiver), nodes))
 
 
-def _item_graphs(dataset: Dataset, features: dict[str, np.ndarray], section: Mapping[str, Any]) -> dict[str, ItemGraph]:
+def _item_graphs(
+    dataset: Dataset, features: dict[str, np.ndarray], settings: ItemGraphSettings
+) -> dict[str, ItemGraph]:
     """{modality: its item graph}, kept beside the features; {} where config.model.item_graph.neighbours is 0."""
-    settings = sections.call(ItemGraphSettings, section, "config.model.item_graph")
     if not settings.neighbours:
         return {}
     folder = dataset.root / "features"
@@ -162,7 +111,7 @@ def _item_graphs(dataset: Dataset, features: dict[str, np.ndarray], section: Map
         make = functools.partial(cached_item_graph, folder / ".item_graphs")
     graphs = {}
     for name, vectors in features.items():
-        entries = make(vectors, **settings._asdict())
+        entries = make(vectors, **parse.entries(settings))
         matrices = [
             sparse.grouped(one, dataset.num_items, width=settings.neighbours)
             for one in (entries, sparse.transposed(entries))

@@ -1,16 +1,14 @@
-"""ranges and kinds: every setting of every recipe has a range, and what is outside is one line that names it."""
+"""schema, parse and kinds: every setting of every recipe has a range, and what is outside is one line that names it."""
 
 import copy
 import math
 
 import pytest
 
-from em3_jax.config import kinds, manual, ranges, recipes, registry
+from em3_jax.config import kinds, manual, parse, recipes, registry
 from em3_jax.core.errors import UserError
 from em3_jax.models.lemur import HISTORY_MODULES
-from em3_jax.models.lora import STOP_GRADIENTS
 from em3_jax.models.ranking import CONTENT_PARTS
-from em3_jax.tasks.ranking.task import SOURCES
 from tests.conftest import ROOT, user_error
 
 RECIPES = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "base.py")
@@ -26,7 +24,11 @@ def configs():
 
 
 CONFIGS = dict(configs())
-ALL = {name: value for config in CONFIGS.values() for name, value in ranges.settings(config)}
+GIVEN = (copy.deepcopy(CONFIGS["em3_synthetic.py:"]), copy.deepcopy(CONFIGS["retrieval.py:em3"]))
+"""Configs with the settings that no recipe has."""
+GIVEN[0]["model"]["fusion_settings"]["layer_chunk"] = 0
+GIVEN[1]["model"]["retrieval_settings"]["fusion_settings"]["lora"] = {"rank": 0, "stop_gradient": "output"}
+ALL = {name: value for config in CONFIGS.values() for name, value in parse.settings(config)}
 
 
 def wrong(kind: kinds.Kind) -> list:
@@ -55,6 +57,20 @@ def wrong(kind: kinds.Kind) -> list:
     raise AssertionError(f"no wrong values for {kind}")
 
 
+def of_setting(name: str) -> dict:
+    """A config that has the setting."""
+    name = name.removesuffix(".*")
+    return next(config for config in (*CONFIGS.values(), *GIVEN) if has(config, name))
+
+
+def has(config: dict, name: str) -> bool:
+    for key in name.split("."):
+        if not isinstance(config, dict) or key not in config:
+            return False
+        config = config[key]
+    return True
+
+
 def changed(config: dict, name: str, value) -> dict:
     result = section = copy.deepcopy(config)
     *path, last = name.split(".")
@@ -66,18 +82,21 @@ def changed(config: dict, name: str, value) -> dict:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_setting_of_every_recipe_has_a_range_and_is_in_it(name):
-    assert [key for key, _ in ranges.settings(CONFIGS[name]) if ranges.kind_of(key) is None] == []
-    assert ranges.checked(CONFIGS[name]) == CONFIGS[name]
+    assert [key for key, _ in parse.settings(CONFIGS[name]) if parse.kind_of(key) is None] == []
+    assert parse.checked(CONFIGS[name]) == CONFIGS[name]
 
 
-@pytest.mark.parametrize("name", sorted(ranges.RANGES))
+@pytest.mark.parametrize("name", sorted(parse.RANGES))
 def test_what_is_out_of_range_is_one_line_that_names_key_value_and_range(name):
-    kind, concrete = ranges.RANGES[name], name.replace("*", "some_name")
-    config = CONFIGS["em3_synthetic.py:"]
+    kind, concrete = parse.RANGES[name], name.replace("*", "some_name")
+    config = of_setting(name)
     assert wrong(kind)
     for value in wrong(kind):
-        message = user_error(ranges.checked, changed(config, concrete, value))
-        assert message.startswith(f"config.{concrete}={ranges.shown(value)}: give ") and kind.words in message
+        if value is None and name == "model.fusion_settings.layer_chunk":  # which is the same as not to give it
+            assert parse.parse(changed(config, name, None)).model.fusion_settings.layer_chunk is None
+            continue
+        message = user_error(parse.checked, changed(config, concrete, value))
+        assert message.startswith(f"config.{concrete}={parse.shown(value)}: give ") and kind.words in message
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             _same_from_the_command_line(config, concrete, value, kind)
 
@@ -90,7 +109,7 @@ def _same_from_the_command_line(config: dict, name: str, value, kind: kinds.Kind
         assert f"config.{name}={value}: give {kind.words}" in str(error)
         return
     if not kind.holds(parsed):
-        assert f"give {kind.words}" in user_error(ranges.checked, changed(config, name, parsed))
+        assert f"give {kind.words}" in user_error(parse.checked, changed(config, name, parsed))
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
@@ -103,16 +122,16 @@ def test_choices_are_those_of_the_parts():
     for name, known in {
         "model.fusion": registry.FUSIONS, "model.backbone": registry.BACKBONES, "model.content_score": registry.SCORES,
         "model.backbone_settings.attention_score": registry.SCORES, "model.retrieval": registry.RETRIEVALS,
-        "model.loss": registry.LOSSES, "model.content": SOURCES, "model.fusion_settings.lora.stop_gradient": STOP_GRADIENTS,
+        "model.loss": registry.LOSSES,
     }.items():  # fmt: skip
-        assert set(ranges.RANGES[name].names) == set(known), name
+        assert set(parse.RANGES[name].names) == set(known), name
     for name, known in {"content_parts": CONTENT_PARTS, "history_modules": HISTORY_MODULES}.items():
-        assert set(ranges.RANGES[f"model.{name}"].of.names) == set(known)
+        assert set(parse.RANGES[f"model.{name}"].of.names) == set(known)
 
 
 def test_a_section_is_no_setting_and_a_setting_no_section():
     config = CONFIGS["em3_synthetic.py:"]
-    assert "config.train=3: is a section; set its keys" in user_error(ranges.checked, config | {"train": 3})
+    assert "config.train=3: is a section; set its keys" in user_error(parse.checked, config | {"train": 3})
     config = recipes.load(str(ROOT / "configs" / "em3_synthetic.py"), "")
     assert "config.model.cic: is a section; set its keys: config.model.cic.id_fields, " in user_error(
         recipes.with_options, config, {"model.cic": "3"}
@@ -123,12 +142,12 @@ def test_a_section_is_no_setting_and_a_setting_no_section():
 def test_homes_are_expanded_wherever_a_setting_is_a_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     base = CONFIGS["lemur.py:"] | {"stream": CONFIGS["online.py:"]["stream"]}
-    names = [name for name, kind in ranges.RANGES.items() if isinstance(kind, kinds.Folder)]
+    names = [name for name, kind in parse.RANGES.items() if isinstance(kind, kinds.Folder)]
     assert {"data.root", "train.init_from", "train.compilation_cache", "model.encoders.*", "stream.follow"} == set(
         names
     )
     for name in (name.replace("*", "text") for name in names):
-        found = dict(ranges.settings(ranges.checked(changed(base, name, "~/x"))))
+        found = dict(parse.settings(parse.checked(changed(base, name, "~/x"))))
         assert found[name] == "/home/somebody/x"
-        message = user_error(ranges.checked, changed(base, name, "gs://bucket/x"))
+        message = user_error(parse.checked, changed(base, name, "gs://bucket/x"))
         assert message.startswith(f"config.{name}: gs://bucket/x: ") and "mount the bucket" in message

@@ -1,0 +1,229 @@
+"""Between what people write and what the program reads: settings as mappings, texts and files on one side, `schema` on the other.
+
+The command line, a config file and the config that a run has saved come through `parse`, so that whatever is unknown or out of
+range is named before anything is made. Choices that other settings or the dataset decide are checked where those are known.
+"""
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+from ml_collections import ConfigDict
+
+from em3_jax.config import schema
+from em3_jax.config.kinds import Choice, Kind, Several, is_section
+from em3_jax.config.schema.retrieval import ChosenBy
+from em3_jax.config.sections import nearest
+from em3_jax.core.errors import UserError
+
+Section = TypeVar("Section")
+ROOTS: dict[str, type] = {
+    "ranking": schema.Ranking,
+    "pretraining": schema.Ranking,
+    "lemur": schema.Lemur,
+    "retrieval": schema.Retrieval,
+}
+"""Task -> what its config is."""
+ON_STREAMS = ("ranking", "lemur")
+
+
+class Field(NamedTuple):
+    """What the schema says of one entry of a section.
+
+    Attributes:
+      section: its class, where the entry is a section.
+      chosen: what names its class, where another setting does.
+      kind: of the setting; None for a section.
+      free: it holds settings for any name, each of that kind.
+    """
+
+    section: type | None = None
+    chosen: ChosenBy | None = None
+    kind: Kind | None = None
+    free: bool = False
+
+
+@functools.cache
+def fields(section: Any) -> dict[str, Field]:
+    """Name -> what the schema says of it, for the entries of a section."""
+    hints = typing.get_type_hints(section, include_extras=True)
+    return {field.name: _field(hints[field.name]) for field in dataclasses.fields(section)}
+
+
+def _field(hint: Any) -> Field:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
+    if typing.get_origin(hint) is Annotated:
+        found = typing.get_args(hint)[1]
+        return Field(chosen=found) if isinstance(found, ChosenBy) else Field(kind=found)
+    if typing.get_origin(hint) is not None:  # a mapping of names
+        return _field(typing.get_args(hint)[1])._replace(free=True)
+    return Field(section=hint)
+
+
+def parse(config: Mapping[str, Any] | ConfigDict | schema.Config) -> schema.Config:
+    """The config of a run, checked; keys that are not there take the schema's default. One that is parsed is that already.
+
+    Raises:
+      UserError: a key is unknown, or a value is out of its range; names key, value and range.
+    """
+    if dataclasses.is_dataclass(config):
+        return config  # type: ignore[return-value]
+    given = config.to_dict() if isinstance(config, ConfigDict) else config
+    assert isinstance(given, Mapping)
+    task = _checked("task", given.get("task", "ranking"), RANGES["task"])
+    if given.get("stream") is not None and task not in ON_STREAMS:
+        raise UserError(f"config.stream: task {task} is not trained on a stream; leave it out")
+    result: schema.Config = section(ROOTS[task], given, "")
+    return result
+
+
+def section(made: type[Section], given: Mapping[str, Any], where: str, default: Section | None = None) -> Section:
+    """One section of the schema with the settings that are given.
+
+    Args:
+      made: its class.
+      where: its full name, "model.cic"; "" for the config as a whole.
+      default: what the settings are that are not given; None = those of the class.
+
+    Raises:
+      UserError: as of `parse`.
+    """
+    known = fields(typing.cast(Any, made))
+    default = made() if default is None else default
+    values: dict[str, Any] = {}
+    prefix = f"{where}." if where else ""
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"config.{prefix}{key}: unknown key; {nearest(key, known)}")
+        values[key] = _value(known[key], value, f"{prefix}{key}", getattr(default, key), given)
+    return dataclasses.replace(default, **values)  # type: ignore[type-var]
+
+
+def _value(field: Field, value: Any, name: str, default: Any, beside: Mapping[str, Any]) -> Any:
+    if value is None and default is None:
+        return None
+    if field.chosen is not None:
+        chosen = field.chosen.known.get(beside.get(field.chosen.setting, ""))
+        if chosen is None:  # a part of the user's own, which checks its settings itself
+            return value
+        return _section_of(chosen, value, name, None)
+    if field.section is not None:
+        return _section_of(field.section, value, name, default)
+    assert field.kind is not None  # a field is one of the three
+    if not field.free:
+        return _checked(name, value, field.kind)
+    if not is_section(value):
+        raise _no_section(name, value)
+    return {key: _checked(f"{name}.{key}", one, field.kind) for key, one in value.items()}
+
+
+def _section_of(made: type, value: Any, name: str, default: Any) -> Any:
+    if not is_section(value):
+        raise _no_section(name, value)
+    return section(made, value, name, default)
+
+
+def _no_section(name: str, value: Any) -> UserError:
+    return UserError(f"config.{name}={shown(value)}: is a section; set its keys, config.{name}.<key>")
+
+
+def _checked(name: str, value: Any, kind: Kind) -> Any:
+    """A setting as the program uses it: paths with their home expanded, lists as tuples, all else as it is."""
+    if not kind.holds(value):
+        raise UserError(refusal(name, value, kind))
+    try:
+        return _tuples(kind.resolved(value))
+    except UserError as error:
+        raise UserError(f"config.{name}: {error}") from None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, tuple | list) else value
+
+
+def entries(section: Any) -> dict[str, Any]:
+    """Name -> value of the entries of a section, as they are."""
+    return {one.name: getattr(section, one.name) for one in dataclasses.fields(section)}
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config or one of its sections as a nested dictionary, without what is None."""
+    return {name: _plain(value) for name, value in entries(config).items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return plain(value)
+    return {key: _plain(one) for key, one in value.items()} if is_section(value) else value
+
+
+def checked(config: Mapping[str, Any] | ConfigDict | schema.Config) -> dict[str, Any]:
+    """What `parse` gives, as a nested dictionary: all settings, in range, paths with their home expanded."""
+    return plain(parse(config))
+
+
+def editable(config: schema.Config) -> ConfigDict:
+    """A config for a recipe to change: it refuses names that the schema has not, but where any name may stand."""
+    result = ConfigDict(plain(config)).lock()
+    for name in ANY_NAME:
+        inside = result
+        for key in name.split("."):
+            inside = inside.get(key) if isinstance(inside, ConfigDict) else None
+        if isinstance(inside, ConfigDict):
+            inside.unlock()
+    return result
+
+
+def _leaves(made: type, where: str = "") -> Iterator[tuple[str, Kind]]:
+    for name, field in fields(made).items():
+        full = f"{where}.{name}" if where else name
+        if field.chosen is not None:
+            for one in field.chosen.known.values():
+                yield from _leaves(one, full)
+        elif field.section is not None:
+            yield from _leaves(field.section, full)
+        else:
+            assert field.kind is not None
+            yield (f"{full}.*" if field.free else full), field.kind
+
+
+RANGES: dict[str, Kind] = dict(entry for made in dict.fromkeys(ROOTS.values()) for entry in _leaves(made))
+"""Full name -> what the setting may be; a name that ends in * stands for all names there, those of a dataset's fields, say."""
+ANY_NAME = sorted(name.removesuffix(".*") for name in RANGES if name.endswith(".*"))
+"""The sections that take a setting for any name."""
+
+
+def kind_of(name: str) -> Kind | None:
+    """What the setting with that full name may be; None for one that the schema does not have."""
+    inside, _, _ = name.rpartition(".")
+    return RANGES.get(name) or RANGES.get(f"{inside}.*")
+
+
+def settings(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """(full name, value) of every setting of a config as a dictionary."""
+    for key, value in config.items():
+        name = f"{where}.{key}" if where else str(key)
+        if is_section(value):
+            yield from settings(value, name)
+        else:
+            yield name, value
+
+
+def refusal(name: str, value: Any, kind: Kind) -> str:
+    """What to tell of a value that a setting cannot have."""
+    near, wrong, choice = "", value, kind
+    if isinstance(kind, Several) and isinstance(value, tuple | list):
+        choice, wrong = kind.of, next((one for one in value if not kind.of.holds(one)), None)
+    if isinstance(choice, Choice) and isinstance(wrong, str):
+        hint = nearest(wrong, choice.names)
+        near = f"; {hint}" if hint.startswith("did") else ""
+    return f"config.{name}={shown(value)}: give {kind.words}{near}"
+
+
+def shown(value: Any) -> str:
+    """A value in a message."""
+    return f"'{value}'" if isinstance(value, str) else str(value)

@@ -1,0 +1,94 @@
+"""What all runs have: how they are updated, how long they train, on which devices."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from em3_jax.config.kinds import Choice, Folder, Number, Text, Whole
+from em3_jax.config.schema.types import Above, Count, Multipliers, Name, Patterns, Share, Size, Switch, Weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """The ID tables."""
+
+    width: Size = 16  # of a row
+    init_scale: Weight = 0.05  # standard deviation of a fresh row
+    # of the rows a batch touches
+    optimizer: Annotated[str, Choice(("rowwise_adagrad", "lazy_adam"))] = "rowwise_adagrad"
+    learning_rate: Weight = 0.02  # of the rows
+    l2: Weight = 0.0  # on the rows a batch touches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """How all parameters but the tables are updated: Adam."""
+
+    learning_rate: Weight = 1e-3  # of all parameters but the tables
+    warmup_steps: Count = 0  # linear
+    decay_steps: Count = 0  # cosine to zero; 0 = constant
+    weight_decay: Weight = 0.0  # decoupled, on matrices
+    clip_norm: Weight = 10.0  # most that the gradient's norm may be; 0 = no bound
+    multipliers: Multipliers = ()  # (regex on a parameter's name, learning-rate factor); first match wins, 0 freezes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """The course of a run."""
+
+    epochs: Above = 10.0  # passes over the training rows
+    log_every: Annotated[int, Whole(0, empty="0: at evaluations alone")] = 50  # steps between two log lines
+    steps_per_dispatch: Size = 1  # more where a step is short beside the time to start it
+    # steps between two evaluations on validation, each followed by a checkpoint
+    eval_every: Annotated[int, Whole(0, empty="0: once an epoch")] = 200
+    # workdir of a run to start from, its best parameters and tables
+    init_from: Annotated[str, Folder(empty="empty: a fresh start")] = ""
+    patience: Annotated[int, Whole(0, empty="0: never stop early")] = 3  # evaluations without a better one
+    deterministic: Switch = False  # on GPUs, at some cost; CPUs are, by their number of cores
+    # folder of compiled programs, for the next run to start faster
+    compilation_cache: Annotated[str, Folder(empty="empty: JAX's own setting")] = ""
+    grow: Switch = False  # go on with a dataset that has grown: `epochs` passes over its new rows alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """How rankings are measured."""
+
+    batch_size: Size = 1024  # of all devices together
+    metric: Name = "auc"  # chooses the best step on validation
+    popular_share: Share = 0.1  # of the items, by training showings: the slice of popular ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """The devices, and the processes that share them."""
+
+    data: Annotated[int, Whole(0, empty="0: all devices")] = 0  # devices that examples are cut over
+    model: Size = 1  # devices beside, over which tables and features are cut as well
+    by_rows: Patterns = ()  # regexes of what of the state is cut by rows over all devices
+    # of several processes: host:port of number 0, or auto where JAX finds them itself (TPU pods, Slurm, Open MPI)
+    coordinator: Annotated[str, Text(empty="empty: one process")] = ""
+    processes: Size = 1  # how many there are
+    process_id: Count = 0  # which of them this is
+    connect_seconds: Size = 300  # until a process gives up looking for the others
+    heartbeat_seconds: Size = 60  # of silence after which one counts as lost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """Settings of task pretraining alone."""
+
+    temperature: Above = 0.1  # of the contrast of two views
+    # share of the items, for validation
+    hold_out: Annotated[float, Number(most=1.0, above=True, below=True)] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """The log as a stream: each window is scored, then trained on, once."""
+
+    window: Name = "1 days"  # what is scored before it is trained on: "1 days", "6 hours", "5000 examples"
+    # a mapping for `em3 prepare table`, whose interactions are a file that grows
+    follow: Annotated[str, Folder(empty="empty: the dataset as it is")] = ""
+    poll_seconds: Above = 5.0  # between two looks at it
+    idle_seconds: Annotated[float, Number(empty="0: never")] = 0.0  # without growth after which the run ends
+    most_windows: Annotated[int, Whole(0, empty="0: all")] = 0  # after which the run ends

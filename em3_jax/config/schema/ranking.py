@@ -1,0 +1,117 @@
+"""The rows of a ranking run, and its model.
+
+Sizes are those of the EM3 paper where it gives them (section 4.1): 2 queries, 1 layer, 4 heads, CIC weight and temperature 0.1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from em3_jax.config.kinds import Choice, Folder, Several
+from em3_jax.config.schema.types import (
+    Above,
+    Backbone,
+    Count,
+    Dropout,
+    Fusion,
+    Loss,
+    Name,
+    Names,
+    Score,
+    Share,
+    Size,
+    Sizes,
+    Switch,
+    Weight,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The rows that are read, and in which batches."""
+
+    root: Annotated[str, Folder()] = ""  # a folder made by `em3 prepare`
+    label: Name = "click"  # or a further label of the dataset
+    features: Names = ()  # feature sets that make the content tokens; "image[0]" takes one token slot
+    # where the features lie; auto: on the device if they fit
+    placement: Annotated[str, Choice(("auto", "device", "host"))] = "auto"
+    history_length: Size = 50  # T, past events of a user that an example reads
+    batch_size: Size = 1024  # B, examples of all devices together
+    # items computed once per batch, or per shard of it; auto = shard with several processes
+    distinct: Annotated[str, Choice(("auto", "batch", "shard"))] = "auto"
+    order: Annotated[str, Choice(("shuffled", "chronological"))] = "shuffled"  # of the training rows
+    most_rows_per_user: Count = 0  # training rows of a user, drawn once; 0 = all
+    unknown_alpha: Weight = 0.25  # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
+    # field -> least such probability
+    unknown_floor: Mapping[str, Share] = field(default_factory=lambda: {"user": 0.0})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Adapters beside the layers of the fusion module (EM3, section 3.3.2)."""
+
+    rank: Count = 0  # of the adapters on every FC layer (eq. 9); 0 = none
+    # where an adapter stops the gradient: the paper's way; weights: classical
+    stop_gradient: Annotated[str, Choice(("output", "weights"))] = "output"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionSettings:
+    """What all fusion modules are built from; each uses what it knows."""
+
+    width: Size = 64  # D, of the content embedding
+    queries: Size = 2  # Q, learnt queries of the FQ-Former
+    layers: Size = 1  # of the transformer
+    heads: Size = 4  # of its attention; they divide the width
+    ffn_width: Size = 128  # hidden width of its FFN
+    dropout: Dropout = 0.0  # on tokens and residual branches
+    lora: Lora = Lora()
+    layer_chunk: Count | None = None  # most items at once in a layer, as in retrieval; 0 = all, kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSettings:
+    """What all ranking models are built from; each uses what it knows."""
+
+    hidden: Sizes = (64, 32)  # widths of the DNN
+    dropout: Dropout = 0.0  # in the DNN
+    attention_score: Score = "mlp"  # of DIN's target attention on IDs
+    attention_hidden: Size = 32  # its hidden width
+    cross_layers: Size = 2  # of DCN v2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cic:
+    """Content-ID-Contrastive learning (EM3, eq. 11 to 13)."""
+
+    weight: Weight = 0.1  # alpha; 0 leaves CIC out
+    temperature: Above = 0.1  # of the contrast of content and IDs
+    negatives: Count = 64  # H; 0 = all other items of the batch
+    width: Size = 64  # of the space that both are projected to
+    id_fields: Names = ("item",)  # item fields whose embeddings stand for the ID
+    # the mean is over distinct items, or over samples' candidates
+    over: Annotated[str, Choice(("items", "samples"))] = "items"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingSettings:
+    """The model of tasks ranking and pretraining, and its losses."""
+
+    # none: IDs alone; pre_extracted: vectors as they are; raw: with encoders
+    content: Annotated[str, Choice(("none", "pre_extracted", "end_to_end", "raw"))] = "end_to_end"
+    # c_A, u_A (table 6); similarity: cosines with the history
+    content_parts: Annotated[tuple[str, ...], Several(Choice(("item", "user", "similarity")))] = ("item", "user")
+    content_score: Score = "dot"  # of the target attention on content
+    content_hidden: Size = 32  # hidden width of that score, if it is an mlp
+    content_events: Switch = False  # whether that attention reads the history's event fields, a rating say
+    # raw feature set -> folder of its encoder
+    encoders: Mapping[str, Annotated[str, Folder(empty="empty: not used")]] = field(default_factory=dict)
+    backbone: Backbone = "din"  # the ranking model that content plugs into
+    backbone_settings: BackboneSettings = BackboneSettings()
+    fusion: Fusion = "fq_former"  # how an item's tokens become one vector (table 3)
+    fusion_settings: FusionSettings = FusionSettings()
+    fusion_chunk: Count = 0  # most items at once in training, computed again in the backward pass; 0 = all, kept
+    cic: Cic = Cic()
+    loss: Loss = "binary_cross_entropy"  # of the logits
+    # of activations; parameters, table rows, logits, losses and sums of gradients stay f32
+    precision: Annotated[str, Choice(("f32", "bf16"))] = "f32"

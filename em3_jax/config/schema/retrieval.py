@@ -1,0 +1,201 @@
+"""The pairs of a retrieval run, its models and how it is measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from em3_jax.config.kinds import Choice, Folder
+from em3_jax.config.schema.ranking import Lora
+from em3_jax.config.schema.types import Above, Count, Dropout, Fusion, Name, Names, Share, Size, Sizes, Switch, Weight
+
+Weights = Mapping[str, Weight]
+
+
+def _of_modalities() -> Weights:
+    """As MMRec's configs have them, as far as they tell."""
+    return {"image": 0.1, "text": 0.9, "audio": 0.9}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """The interactions that retrieval reads, and in which batches."""
+
+    root: Annotated[str, Folder()] = "data/baby"  # a folder made by `em3 prepare mmrec`, without --as-clicks
+    features: Names = ("*",)  # feature sets, e.g. image,text; * = all that the dataset has; () = none
+    batch_size: Size = 2048  # B, pairs of all devices together
+    edge_dropout: Dropout = 0.0  # share of the training pairs that an epoch's user-item graph does without
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemGraph:
+    """The graphs of nearest items, one a feature set."""
+
+    neighbours: Count = 0  # k; 0 = no item graphs
+    include_self: Switch = True  # whether an item is its own nearest neighbour
+    weights: Annotated[str, Choice(("binary", "cosine"))] = "binary"  # of the edges
+    normalisation: Annotated[str, Choice(("rows", "both"))] = "rows"  # or both sides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bpr:
+    """BPR: interactions alone, matrix factorisation."""
+
+    width: Size = 64  # of a user's and an item's vector
+    l2: Weight = 0.1  # of squared norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightGcn:
+    """LightGCN: interactions alone, over the user-item graph."""
+
+    width: Size = 64  # of a user's and an item's vector
+    layers: Count = 2  # of the user-item graph
+    l2: Weight = 1e-4  # of squared norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vbpr:
+    """VBPR: BPR with a part that reads content."""
+
+    width: Size = 64  # of a user's and an item's vector
+    content_width: Size = 64  # of the part that reads content
+    l2: Weight = 0.1  # of squared norms
+    l2_content: Weight = 0.1  # the same of what reads content
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlmRec:
+    """SLMRec: self-supervision over modalities."""
+
+    width: Size = 64  # of a user's and an item's vector
+    layers: Count = 3  # of the user-item graph
+    temperature: Above = 0.2  # of the main contrast
+    ssl_temperature: Above = 0.5  # of the contrast over modalities
+    ssl_weight: Weight = 0.01  # of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lattice:
+    """LATTICE: item graphs that are learnt."""
+
+    width: Size = 64  # of a user's and an item's vector
+    layers: Count = 2  # of the user-item graph
+    item_layers: Count = 1  # of the item graph
+    neighbours: Size = 10  # that a learnt graph keeps of an item
+    frozen_share: Share = 0.9  # of the given graph in the learnt one
+    l2: Weight = 1e-5  # of squared norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bm3:
+    """BM3: views of dropout, no negatives."""
+
+    width: Size = 64  # of a user's and an item's vector
+    layers: Count = 1  # of the user-item graph
+    dropout: Dropout = 0.5  # that makes the views
+    content_weight: Weight = 2.0  # of the losses that read content
+    l2: Weight = 1e-3  # of squared norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freedom:
+    """FREEDOM: frozen item graphs, a denoised user-item graph."""
+
+    width: Size = 64  # of a user's and an item's vector
+    layers: Count = 2  # of the user-item graph
+    item_layers: Count = 1  # of the item graph
+    # modality -> its share of the item graph; of those the data have, scaled to sum 1
+    modality_weights: Weights = field(default_factory=_of_modalities)
+    content_weight: Weight = 1e-3  # of the two modality losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemFusion:
+    """The fusion module of EM3 in retrieval; its width is the model's."""
+
+    queries: Size = 1  # Q, learnt queries of the FQ-Former
+    layers: Size = 1  # of the transformer
+    heads: Size = 4  # of its attention; they divide the width
+    ffn_width: Size = 128  # hidden width of its FFN
+    dropout: Dropout = 0.5  # on tokens and residual branches
+    layer_chunk: Count = 8192  # most items at once in a layer, computed again in the backward pass; 0 = all, kept
+    lora: Lora | None = None  # adapters on its layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Em3:
+    """EM3 as the paper has it: its fusion and CIC inside FREEDOM."""
+
+    width: Size = 64  # of a user's and an item's vector
+    layers: Count = 2  # of the user-item graph
+    item_layers: Count = 1  # of the item graph
+    # modality -> its share of the item graph; of those the data have, scaled to sum 1
+    modality_weights: Weights = field(default_factory=_of_modalities)
+    fusion: Fusion = "fq_former"  # how an item's tokens become one vector
+    fusion_settings: ItemFusion = ItemFusion()
+    cic_weight: Weight = 1e-3  # alpha
+    cic_temperature: Above = 0.5  # of the contrast of content and IDs
+    cic_negatives: Count = 16  # H, of the batch's distinct items; 0 = all of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Em3AsReleased:
+    """EM3 as its public code computes it."""
+
+    width: Size = 64  # of a user's and an item's vector
+    layers: Count = 2  # of the user-item graph
+    # modality -> its share of the item graph; of those the data have, scaled to sum 1
+    modality_weights: Weights = field(default_factory=_of_modalities)
+    queries: Size = 1  # Q, learnt queries
+    dropout: Dropout = 0.5  # on tokens and residual branches
+    cic_weight: Weight = 1e-3  # alpha
+    cic_temperature: Above = 0.5  # of the contrast of content and IDs
+
+
+MODELS: dict[str, type] = {
+    "em3": Em3,
+    "em3_as_released": Em3AsReleased,
+    "freedom": Freedom,
+    "bm3": Bm3,
+    "lattice": Lattice,
+    "slmrec": SlmRec,
+    "vbpr": Vbpr,
+    "lightgcn": LightGcn,
+    "bpr": Bpr,
+}
+"""Name of a model -> its settings, which its Linen module takes by name."""
+
+
+@dataclass(frozen=True)
+class ChosenBy:
+    """Marks a section whose class another setting names; a part of the user's own takes any keys.
+
+    Attributes:
+      setting: of the same section.
+      known: its value -> the class.
+    """
+
+    setting: str
+    known: Mapping[str, type]
+
+    def __hash__(self) -> int:  # of a type's metadata
+        return hash(self.setting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSettings:
+    """The model of task retrieval."""
+
+    retrieval: Annotated[str, Choice(tuple(MODELS), own=True)] = "em3"  # which one
+    retrieval_settings: Annotated[Any, ChosenBy("retrieval", MODELS)] = Em3()
+    item_graph: ItemGraph = ItemGraph()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRetrieval:
+    """How retrieval is measured: all items are ranked for each user."""
+
+    metric: Name = "recall@20"  # chooses the best step on validation
+    user_block: Size = 512  # users at once; results do not depend on it
+    item_block: Size = 8192  # items at once; results do not depend on it
+    activity: Sizes = (1, 5, 10, 20)  # slices of users, from so many training pairs on

@@ -1,0 +1,24 @@
+"""The kinds of settings that many sections have."""
+
+from typing import Annotated
+
+from em3_jax.config.kinds import Choice, Flag, Multiplier, Number, Pattern, Several, Text, Whole
+
+Size = Annotated[int, Whole(1)]
+Count = Annotated[int, Whole(0)]
+Above = Annotated[float, Number(above=True)]
+Weight = Annotated[float, Number()]
+Share = Annotated[float, Number(most=1.0)]
+Dropout = Annotated[float, Number(most=1.0, below=True)]
+Switch = Annotated[bool, Flag()]
+Name = Annotated[str, Text()]
+Names = Annotated[tuple[str, ...], Several(Text())]
+Sizes = Annotated[tuple[int, ...], Several(Whole(1))]
+Patterns = Annotated[tuple[str, ...], Several(Pattern())]
+Multipliers = Annotated[tuple[tuple[str, float], ...], Several(Multiplier())]
+
+FUSIONS = ("fq_former", "masked_fq_former", "one_flow", "two_flow", "mean")
+Fusion = Annotated[str, Choice(FUSIONS, own=True)]
+Score = Annotated[str, Choice(("dot", "mlp", "cosine", "mean"), own=True)]
+Backbone = Annotated[str, Choice(("din", "deepfm", "dcnv2", "wide_deep"), own=True)]
+Loss = Annotated[str, Choice(("binary_cross_entropy",), own=True)]

@@ -1,0 +1,100 @@
+"""What runs on the devices: the compiled functions of a run and the state that they go over, made from a config and its work."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from em3_jax.config import parse
+from em3_jax.config.schema import Config
+from em3_jax.core import sharding
+from em3_jax.core.types import Batch, State
+from em3_jax.tasks.work import Predict, Work
+from em3_jax.training import optim, step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The functions of a run.
+
+    Attributes:
+      mesh: devices.
+      place: batch of the source -> the same on the devices, see `sharding.place`.
+      init: () -> fresh State.
+      shapes: of the state, with where its leaves lie; to restore one into.
+      train_step, train_steps: of one batch and of several, stacked; see `step.TrainStep`.
+      predict: (state, batch) -> what the task predicts, on all devices.
+      embed: (state, batch) -> [S, D] content embeddings of the batch's items; None without.
+      frozen: parameter name -> whether the config freezes it.
+    """
+
+    mesh: Mesh
+    place: Callable
+    init: Callable[[], State]
+    shapes: State
+    train_step: step.TrainStep
+    train_steps: step.TrainStep
+    predict: Predict
+    embed: Predict | None
+    frozen: dict[str, bool]
+
+
+def make_layout(config: Config) -> sharding.Layout:
+    """The devices of config.mesh, and what of the state is cut over them."""
+    return sharding.make_layout(config.mesh.data, config.mesh.model, config.mesh.by_rows)
+
+
+def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program:
+    """The program of a config; nothing is compiled before it is called."""
+    mesh = layout.mesh
+    fresh = step.make_init(work.task, work.make_tables, work.make_memory)
+    root, place = jax.random.key(config.seed), functools.partial(sharding.place, mesh, work.shards)
+    example = functools.cache(lambda: place(work.source[0]))
+    params = jax.eval_shape(fresh, root, work.constants, example())[0]
+    optimizer = optim.dense_optimizer(params, **parse.entries(config.optim))
+    frozen = optim.frozen(params, config.optim.multipliers)
+
+    def make(root: jax.Array, constants: Any, batch: Batch) -> State:
+        params, table, bank = fresh(root, constants, batch)
+        return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), table, bank)
+
+    shapes = jax.eval_shape(make, root, work.constants, example())
+    shardings = layout.shardings(shapes)
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+    def init() -> State:
+        state = jax.jit(make, out_shardings=shardings)(root, work.constants, example())
+        loaded = {name: encoder.params for name, encoder in work.encoders.items()}
+        loaded = {"encoders": loaded} if loaded else {}
+        return dataclasses.replace(state, params=state.params | jax.device_put(loaded, sharding.replicated(mesh)))
+
+    def applied(function: Callable) -> Predict:
+        apply = step.make_apply(work.task, function, mesh, work.shards.total)
+        return lambda state, batch: apply(state.params, state.tables, state.memory, work.constants, batch)
+
+    train_step = functools.partial(
+        step.make_train_step,
+        work.task,
+        optimizer,
+        work.row_optimizer,
+        seed=config.seed,
+        table_l2=work.table_l2,
+        frozen={name for name, is_frozen in frozen.items() if is_frozen},
+        shardings=shardings,
+        shards=work.shards.total,
+    )
+    return Program(
+        mesh=mesh,
+        place=place,
+        init=init,
+        shapes=shapes,
+        train_step=train_step(several=False),
+        train_steps=train_step(several=True),
+        predict=applied(work.task.predict),
+        embed=applied(work.task.embed) if work.task.embeds else None,
+        frozen=frozen,
+    )
