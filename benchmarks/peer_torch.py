@@ -30,6 +30,7 @@ from benchmarks.ranking import Trainer, planted_config
 from benchmarks.timing import interleaved, milliseconds
 from configs import base
 from em3_jax.core import trees
+from em3_jax.core.batch import BY_ITEM
 from em3_jax.core.fields import Field, Fields, columns
 from em3_jax.core.types import Batch
 from em3_jax.data.readers.synthetic import synthetic
@@ -71,12 +72,12 @@ def tensors(batch: Batch, table_rows: int) -> dict[str, torch.Tensor]:
     """The batch as tensors, indices as i64, without padding: eager code needs no static shapes.
 
     Args:
-      batch: see `data/batches.py`.
+      batch: see `core/batch.py`.
       table_rows: V; `row_id` from there on is padding.
     """
     batch = {name: np.array(array) for name, array in batch.items()}
     items = 1 + max(batch["item_position"].max(), batch["history_position"].max())
-    for name in ("item_id", "item_mask", "item_row", "item_is_known"):
+    for name in BY_ITEM & set(batch):
         batch[name] = batch[name][:items]
     batch["row_id"] = batch["row_id"][batch["row_id"] < table_rows]
     out = {name: torch.from_numpy(array) for name, array in batch.items()}

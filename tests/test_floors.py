@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from em3_jax import cli
+from em3_jax.core import batch
+from em3_jax.data.readers import table
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "em3_jax"
@@ -279,3 +281,67 @@ def test_the_one_unpickler_hands_out_an_allow_list_only():
 def test_unpickling_is_recognised(source):
     assert unpickling(source)
     assert not unpickling("np.load(f, allow_pickle=False)")
+
+
+SCHEMA = f"{PACKAGE}.core.batch"
+BATCH_KEYS = {*batch.KEYS, *batch.REQUEST}
+
+
+def listed(node: ast.AST) -> set:
+    """The words that a literal collection or a string lists, and the names of a class's fields."""
+    match node:
+        case ast.Tuple(elts=parts) | ast.List(elts=parts) | ast.Set(elts=parts):
+            return {part.value for part in parts if isinstance(part, ast.Constant)}
+        case ast.Dict(keys=parts):
+            return {part.value for part in parts if isinstance(part, ast.Constant)}
+        case ast.Call(func=ast.Name(id="dict"), keywords=words):
+            return {word.arg for word in words}
+        case ast.ClassDef(body=body):
+            return {ast.unparse(one.target) for one in body if isinstance(one, ast.AnnAssign)}
+        case ast.Constant(value=str(text)):
+            # Of plain words, such as label, only those in quotes, and in the first cell of a table.
+            cells = " ".join(re.findall(r"^ *\|([^|]*)", text, re.MULTILINE))
+            found = re.findall(r"\w+_\w+|(?<=[\"'`])\w+(?=[\"'`])", text)
+            return {*found, *re.findall(r"\w+", cells)}
+    return set()
+
+
+def key_lists(source: str) -> list[str]:
+    """What in the source lists three or more keys of a batch.
+
+    Lists of words that are roles of a dataset's columns too, such as user and label, do not count.
+    """
+    lists = [(node, listed(node) & BATCH_KEYS) for node in ast.walk(ast.parse(source))]
+    found = [(node, keys) for node, keys in lists if len(keys) >= 3 and keys - {*table.ROLES}]
+    return [f"line {node.lineno}: {', '.join(sorted(keys))}" for node, keys in found]
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {SCHEMA}))
+def test_the_keys_of_a_batch_are_listed_in_the_schema_alone(module):
+    found = key_lists(MODULES[module].read_text("utf-8"))
+    assert not found, f"{module}: {found}; derive it from {SCHEMA}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "KEYS = ('item_id', 'item_mask', 'item_row')",
+        "KEYS = {'user': 1, 'positive': 2, 'negative': 3}",
+        "def f(x):\n  return {'label': x.a, 'weight': x.b, **x.c, 'row_id': x.d}",
+        "batch = dict(item_id=1, item_mask=2, label=3)",
+        "Key = Literal['item_id', 'item_mask', 'label']",
+        "class Clicks(TypedDict):\n  label: int\n  weight: int\n  group: int",
+        "KEYS = 'item_id item_mask item_row'.split()",
+        '"""Makes batches.\n\n| key | of |\n|---|---|\n| label, weight | B |\n| group | B |\n"""',
+        'def f():\n  """request: "candidate" [b, W], "user_row" [C], "history_mask" [T]."""',
+    ],
+)
+def test_a_list_of_keys_is_recognised(source):
+    assert len(key_lists(source)) == 1
+
+
+def test_reading_keys_is_no_list_of_them():
+    assert not key_lists("batch['item_id'], batch['label'], batch['row_id'], ('label', 'row_id')")
+    assert not key_lists("COLUMNS = ('user', 'item', 'label', 'group')  # of a dataset")
+    assert not key_lists("def f():\n  'The label and the weight of a group, and its user.'")
+    assert key_lists(MODULES[SCHEMA].read_text("utf-8"))

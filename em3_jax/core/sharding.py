@@ -10,21 +10,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from em3_jax.core import trees
+from em3_jax.core.batch import BY_EXAMPLE, BY_ITEM
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import WHOLE, Batch, Shards
 
-BY_EXAMPLE = ("label", "weight", "item_position", "history_position", "history_mask", "history_row", "user_row",
-              "context_row", "user", "positive", "negative", "group", "query_tokens")  # fmt: skip
-BY_ITEM = (
-    "item_id",
-    "item_mask",
-    "item_row",
-    "item_is_known",
-    "tokens",
-    "tokens_mask",
-    "encode_position",
-    "encode_mask",
-)
 AXES = ("data", "model")
 BY_ROWS = PartitionSpec(AXES)  # the first axis over all devices
 

@@ -9,7 +9,7 @@ import jax
 from em3_jax.core.errors import UserError as UserError  # a service needs it alone, without what is here
 
 Batch = dict[str, Any]
-"""One batch: name -> array, static shapes (numpy on the host, jax on the device). `data/batches.py` lists the keys."""
+"""One batch: name -> array of a static shape, of numpy or of jax. `core.batch` lists the names."""
 
 
 @dataclasses.dataclass(frozen=True)

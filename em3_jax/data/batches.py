@@ -1,22 +1,6 @@
 """From interaction rows to a batch: the distinct items, the distinct table rows, and positions into both.
 
-Letters: B batch, T history, S distinct items (a bucket size), R distinct table rows (a bucket size), C columns of a field group.
-
-| key | shape, dtype | meaning |
-|---|---|---|
-| label, weight | [B] f32 | 0/1; weight 0 = row that only fills the batch |
-| item_position | [B] i32 | the candidate's row in the distinct-item block |
-| history_position, history_mask | [B, T] i32, bool | the last T strictly earlier events, newest last |
-| history_row | [B, T, C] i32 | fields of the history events, positions into row_id |
-| user_row, context_row | [B, C] i32 | fields of the user, of the impression, positions into row_id |
-| item_id, item_mask | [S] i32, bool | distinct items; the mask counts an item once in losses per item |
-| item_row | [S, C] i32 | fields of the distinct items, positions into row_id |
-| item_is_known | [S] bool | the item's own id is in use (neither never seen nor replaced by `unknown`) |
-| row_id | [R] i32 | distinct table rows, sorted; row_id[0] = 0 is the padding row, surplus rows lie beyond the table |
-| tokens, tokens_mask | {name: [S, N, D]}, {name: [S, N] bool} | content tokens, only with features gathered on the host |
-| encode_position, encode_mask | [C] i32, bool | items to encode, rows of the item block, where `encode` asks; tokens are theirs |
-| group | [B] i32 | the dataset's group, query or user: rows of one are no negatives of each other; where `encode` asks |
-| query_tokens | [B, L] i32 | words of the query, 0 = none; only with `queries` |
+The keys of a batch, and letters: see `core.batch.CLICKS`; here C are columns of a field group.
 """
 
 import threading
@@ -244,12 +228,9 @@ class BatchBuilder:
             item_mask = np.zeros(size, bool)
             item_mask[first] = True
         position = position.reshape(slots.shape)
-        return {
-            "item_position": position[:, 0],
-            "history_position": position[:, 1:],
-            "item_id": _pad(distinct.astype(np.int32), size, fill=distinct[0]),
-            "item_mask": _pad(item_mask, size, fill=False),
-        }
+        item_id = _pad(distinct.astype(np.int32), size, fill=distinct[0])
+        block = {"item_id": item_id, "item_mask": _pad(item_mask, size, fill=False)}
+        return block | {"item_position": position[:, 0], "history_position": position[:, 1:]}
 
     def _table_rows(self, rows, user, item_id, history, key, buckets: Buckets) -> Batch:
         fields, (event_index, mask) = self.dataset.fields, history
@@ -258,9 +239,9 @@ class BatchBuilder:
             for f, lookup in zip(fields.context, self.context_lookup, strict=True)
         ]
         blocks = {
-            "item_row": np.take(self.item_rows, item_id, axis=0),
-            "user_row": np.take(self.user_rows, user, axis=0),
-            "context_row": np.stack(context, axis=1) if context else np.zeros((len(rows), 0), np.int64),
+            "item": np.take(self.item_rows, item_id, axis=0),
+            "user": np.take(self.user_rows, user, axis=0),
+            "context": np.stack(context, axis=1) if context else np.zeros((len(rows), 0), np.int64),
         }
         flat = np.concatenate([self._always_present, *(block.ravel() for block in blocks.values())])
         distinct, position = self._distinct_row(flat)
@@ -274,8 +255,8 @@ class BatchBuilder:
             replaced[np.argsort(-rarity, kind="stable")[: len(distinct) - buckets.rows]] = True
             distinct, position = self._replace(distinct, position, replaced)
         start, result = len(self._always_present), {}
-        for name, block in blocks.items():
-            result[name] = position[start : start + block.size].reshape(block.shape)
+        for group, block in blocks.items():
+            result[f"{group}_row"] = position[start : start + block.size].reshape(block.shape)
             start += block.size
         size = buckets.fit(buckets.rows, len(distinct))
         result["row_id"] = np.concatenate(

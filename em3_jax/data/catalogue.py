@@ -1,11 +1,6 @@
 """Batches of items, not of interactions: for training on content alone, and for computing something of every item.
 
-Letters: B items of a batch, N tokens, E width.
-
-| key | shape, dtype | meaning |
-|---|---|---|
-| item_id, item_mask | [B] i32, bool | items; False only fills the batch |
-| tokens, tokens_mask | {name: [B, N, E]}, {name: [B, N]} | content tokens, only with features gathered on the host |
+Letters: B items of a batch. The keys of a batch: see `core.batch.CATALOGUE`.
 """
 
 import dataclasses

@@ -1,14 +1,7 @@
 """Interactions without negatives, for retrieval: training pairs, drawn negatives, and the graph of users and items.
 
-Letters: B batch, n training pairs, U users, I items, N = U + I, G and W groups of the entries of a graph. Graphs are symmetric
-matrices over N nodes, users first, each pair in both directions.
-
-| key | shape, dtype | meaning |
-|---|---|---|
-| user, positive, negative | [B] i32 | a training pair, and an item that this user has in no training pair |
-| edge_sender, edge_weight | [N, W] i32, f32 | the graph of this epoch, only where edges are dropped, see `sparse.Adjacency` |
-| edge_more_receiver | [G] i32 | |
-| edge_more_sender, edge_more_weight | [G, W] i32, f32 | |
+Letters: B batch, n training pairs, U users, I items, N = U + I. Graphs are symmetric matrices over
+N nodes, users first, each pair in both directions. The keys of a batch: see `core.batch.PAIRS`.
 """
 
 import dataclasses
@@ -175,9 +168,9 @@ class PairSource:
 
     def __getitem__(self, step: int) -> Batch:
         rows = rows_of_step(self.rows, self.batch_size, self.seed, "shuffled", step)
-        user = self.pairs.user[rows]
-        negative = self._sampler(user, rng.numpy_key(self.seed, "negatives", step))
-        batch = {"user": user, "positive": self.pairs.item[rows], "negative": negative}
+        batch = {"user": self.pairs.user[rows], "positive": self.pairs.item[rows]}
+        key = rng.numpy_key(self.seed, "negatives", step)
+        batch["negative"] = self._sampler(batch["user"], key)
         batch = {name: value.astype(np.int32) for name, value in batch.items()}
         if not self._edge_dropout:
             return batch

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from em3_jax.core.batch import KEYS
 from em3_jax.core.types import Batch, Shards
 from em3_jax.data.batches import BatchBuilder, Buckets
-
-_INTO_ITEMS = ("item_position", "history_position", "encode_position")
-_INTO_ROWS = ("item_row", "user_row", "context_row", "history_row")
 
 
 def build(
@@ -44,11 +42,11 @@ def side_by_side(batches: Sequence[Batch], first: int) -> Batch:
             result[name] = {key: np.concatenate([batch[name][key] for batch in batches]) for key in value}
             continue
         parts = [batch[name] for batch in batches]
-        if name in _INTO_ITEMS:
-            parts = [part + (first + k) * len(batches[0]["item_id"]) for k, part in enumerate(parts)]
-        if name in _INTO_ROWS:  # position 0 means padding, and is a padding row of the first shard too
-            parts = [
-                np.where(part == 0, 0, part + (first + k) * len(batches[0]["row_id"])) for k, part in enumerate(parts)
-            ]
+        if block := KEYS[name].into:
+            size = len(batches[0][block])
+            moved = [part + (first + k) * size for k, part in enumerate(parts)]
+            if block == "row_id":  # 0 means padding, and is a padding row of the first shard too
+                moved = [np.where(old == 0, 0, new) for old, new in zip(parts, moved, strict=True)]
+            parts = moved
         result[name] = np.concatenate(parts).astype(value.dtype)
     return result

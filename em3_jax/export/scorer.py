@@ -3,7 +3,7 @@
 Compiled ahead of time into files that need none of the training code (`jax.export`), one for each
 number of candidates.
 
-Letters: b candidates of a request, T history, C columns of a field group, V table rows, W widths.
+Letters: b candidates of a request, T history, V table rows, W widths.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import export
 
 from em3_jax.core import trees
+from em3_jax.core.batch import REQUEST, Key
 from em3_jax.core.fields import Fields
 from em3_jax.tasks import Inputs, Task
 
@@ -26,8 +27,7 @@ def scorer(task: Task, unflatten: Any) -> Any:
     Its arguments:
       params: {leaf name: array}.
       table: [V, W] f32, the ID embedding table.
-      request: "candidate_row" [b, C], "history_row" [T, C], "event_row" [T, C], "context_row" [b, C], "user_row" [C] i32 rows of
-        the table; "history_mask" [T] bool; "candidate", "history" {name: [b, W], [T, W]} f32, what was looked up.
+      request: see `core.batch.REQUEST`.
 
     Args:
       task: see `Task.score`.
@@ -42,17 +42,14 @@ def scorer(task: Task, unflatten: Any) -> Any:
 
         both = jax.tree.map(lambda one, other: jnp.concatenate([one, other]), request["candidate"], request["history"])
         candidate = jnp.arange(number, dtype=jnp.int32)
-        batch = {
-            "label": jnp.zeros(number),
-            "item_id": jnp.arange(number + length),
-            "item_row": jnp.concatenate([request["candidate_row"], request["history_row"]]),
-            "item_position": candidate,
-            "history_position": for_all(number + jnp.arange(length, dtype=jnp.int32)),
-            "history_mask": for_all(request["history_mask"]),
-            "history_row": for_all(request["event_row"]),
-            "user_row": for_all(request["user_row"]),
-            "context_row": request["context_row"],
-        }
+        batch = {"label": jnp.zeros(number), "item_id": jnp.arange(number + length)}
+        batch["item_row"] = jnp.concatenate([request["candidate_row"], request["history_row"]])
+        history = for_all(number + jnp.arange(length, dtype=jnp.int32))
+        batch |= {"item_position": candidate, "history_position": history}
+        for name, key in REQUEST.items():
+            if key.becomes:
+                of_each = key.axes[0] == "B"
+                batch[key.becomes] = request[name] if of_each else for_all(request[name])
         return task.score(unflatten(params), Inputs(table, both, {}, batch)).astype(jnp.float32)
 
     return score
@@ -66,23 +63,17 @@ def request_shapes(fields: Fields, length: int, looked_up: Mapping[str, int], nu
       length: T.
       looked_up: name -> width of what is looked up of an item.
     """
-    of_item, of_event, of_context, of_user = (
-        sum(field.length for field in group) for group in (fields.item, fields.event, fields.context, fields.user)
-    )
-    rows = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
-    vectors = lambda many: {  # noqa: E731
-        name: jax.ShapeDtypeStruct((many, width), jnp.float32) for name, width in looked_up.items()
-    }
-    return {
-        "candidate_row": rows(number, of_item),
-        "history_row": rows(length, of_item),
-        "event_row": rows(length, of_event),
-        "context_row": rows(number, of_context),
-        "user_row": rows(of_user),
-        "history_mask": jax.ShapeDtypeStruct((length,), jnp.bool_),
-        "candidate": vectors(number),
-        "history": vectors(length),
-    }
+    sizes = {group: sum(field.length for field in of) for group, of in fields.groups()}
+    sizes |= {"B": number, "T": length}
+
+    def shape(key: Key, **more: int) -> jax.ShapeDtypeStruct:
+        of = sizes | more
+        return jax.ShapeDtypeStruct(tuple(of[axis] for axis in key.axes), key.dtype)
+
+    def shapes(key: Key) -> Any:
+        return {name: shape(key, D=width) for name, width in looked_up.items()}
+
+    return {name: shapes(key) if key.named else shape(key) for name, key in REQUEST.items()}
 
 
 def compile_ahead(

@@ -112,7 +112,7 @@ class Lemur(nn.Module):
           rows: [R, W] the batch's distinct rows of the embedding table.
           items: representations of the batch's distinct items.
           query: [B, D] representation of the query; None without queries.
-          batch: see `data/batches.py`.
+          batch: see `core/batch.py`.
         """
         embedded = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F, W]
         others = other_embeddings(rows, batch, self.fields)

@@ -92,7 +92,7 @@ class RankingModel(nn.Module):
         Args:
           rows: [R, W] the batch's distinct rows of the embedding table.
           tokens, tokens_mask: {modality: [S, N, E]}, {modality: [S, N]} of the distinct items; unused without fusion.
-          batch: see `data/batches.py`.
+          batch: see `core/batch.py`.
           embedding: [S, D] content embeddings where they are known already; then "similarity" alone reads the tokens.
         """
         items = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F, W]

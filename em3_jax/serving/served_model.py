@@ -239,7 +239,10 @@ class Model:
             raise UserError(f"{self.version.folder}: its model uses IDs alone, there are no content embeddings")
 
     def _request(self, user: int, history: np.ndarray, events: dict, candidate: np.ndarray, context: dict) -> dict:
-        """What the compiled program takes; rows [*] i64 of the store, -1 = unknown."""
+        """What the compiled program takes, see `core.batch.REQUEST`.
+
+        Rows are [*] i64 of the store, -1 = unknown.
+        """
         length, number = self.history_length, len(history)
         slots = np.full(length, -1)
         slots[length - number :] = history  # newest last, as in training
@@ -257,16 +260,11 @@ class Model:
         def looked_up(row: np.ndarray) -> dict[str, np.ndarray]:
             return {name: np.asarray(take(array, row), np.float32) for name, array in self._looked_up.items()}
 
-        return {
-            "candidate_row": take(self._item_rows, candidate),
-            "history_row": take(self._item_rows, slots),
-            "event_row": event_row,
-            "context_row": context_row,
-            "user_row": self._user_rows[user],
-            "history_mask": slots >= 0,
-            "candidate": looked_up(candidate),
-            "history": looked_up(slots),
-        }
+        request: dict[str, Any] = {"event_row": event_row, "context_row": context_row}
+        request |= {"user_row": self._user_rows[user], "history_mask": slots >= 0}
+        for name, row in (("candidate", candidate), ("history", slots)):
+            request |= {name: looked_up(row), f"{name}_row": take(self._item_rows, row)}
+        return request
 
     def _names(self, group: str) -> list[str]:
         return [name for name, *_ in self._fields[group]]

@@ -12,7 +12,7 @@ from em3_jax import tasks
 from em3_jax.config import parse
 from em3_jax.config.registry import BACKBONES
 from em3_jax.config.schema.ranking import RankingSettings
-from em3_jax.core import sharding
+from em3_jax.core.batch import BY_EXAMPLE
 from em3_jax.core.fields import Field, Fields
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.models.ranking import field_embeddings
@@ -111,7 +111,7 @@ def test_valid_history_positions_do_matter(setting, content):
 def test_permuting_the_examples_permutes_the_logits(setting, content):
     s = setting(content)
     order = np.random.default_rng(2).permutation(B)
-    permuted = {k: v[order] if k in sharding.BY_EXAMPLE else v for k, v in s.inputs.batch.items()}
+    permuted = {k: v[order] if k in BY_EXAMPLE else v for k, v in s.inputs.batch.items()}
     np.testing.assert_allclose(s.logits(s.changed(**permuted)), s.logits(s.inputs)[order], rtol=1e-5, atol=1e-5)
 
 

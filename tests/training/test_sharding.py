@@ -13,6 +13,7 @@ from configs import base, lemur, retrieval
 from em3_jax import evaluate as evaluation
 from em3_jax import train
 from em3_jax.core import sharding
+from em3_jax.core.batch import BY_EXAMPLE
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.training import experiment
 from tests.conftest import ROOT, user_error
@@ -166,6 +167,6 @@ def test_all_batch_keys_by_example_are_split_and_no_others(tiny):
     builder = BatchBuilder(tiny.dataset, **settings, encode="candidates", queries=queries)
     batch = builder(np.arange(29), buckets=Buckets(64, 128))
     by_example = {name for name, value in batch.items() if len(value) == 29}
-    assert by_example | {"user", "positive", "negative"} == set(sharding.BY_EXAMPLE)  # data/pairs.py has the others
+    assert by_example | {"user", "positive", "negative"} == BY_EXAMPLE  # the others are of pairs
     shardings = sharding.batch_shardings(sharding.make_mesh(1, 1), batch)
     assert {name for name, s in shardings.items() if s.spec == PartitionSpec("data")} == by_example
