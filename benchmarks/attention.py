@@ -25,6 +25,7 @@ import numpy as np
 from configs import base, em3_synthetic
 from em3_jax import cli, metrics, train
 from em3_jax.config.registry import score as score_part
+from em3_jax.config.schema import Ranking
 from em3_jax.core.errors import UserError
 from em3_jax.data.features import write_features
 from em3_jax.data.format import Dataset, open_dataset
@@ -32,8 +33,8 @@ from em3_jax.data.readers.planted_interest import SHARPNESS
 from em3_jax.data.readers.planted_world import make_world
 from em3_jax.data.readers.synthetic import synthetic
 from em3_jax.models.fusion.fq_former import FusionQFormer
-from em3_jax.training import experiment, rundir
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.run import Run
 
 WORLD = {"interactions": 30_000, "users": 900, "items": 1_000, "choices": 20.0, "image_tokens": 2, "text_tokens": 1}
 WIDTH = 32  # of content: a run takes half a minute of a core
@@ -112,7 +113,7 @@ def run(config, directory: Path) -> None:
 
 def evaluate(folders: list[Path], split: str) -> list[dict]:
     """Slice -> metric -> value of the best step of each run; they differ by seed alone, so one program scores them all."""
-    parts = experiment.of_run(rundir.read(folders[0]))
+    parts = Run.open(folders[0]).experiment
     reports = []
     for folder in folders:
         checkpoints = Checkpoints(folder)
@@ -134,12 +135,14 @@ def describe(directory: Path) -> str:
 
 def inside(directory: Path) -> list[str]:
     """What the attention sees of one training batch: with fresh parameters and at the best step."""
-    record = rundir.read(directory)
-    model, parts = record["config"]["model"], experiment.of_run(record)
+    run = Run.open(directory)
+    parts = run.experiment
+    assert isinstance(run.config, Ranking)
+    model = run.config.model
     batch, checkpoints = parts.work.source[0], Checkpoints(directory)
     best = checkpoints.restore(parts.program.shapes)[0]
     checkpoints.close()
-    module = score_part(model["content_score"])(model["content_hidden"])
+    module = score_part(model.content_score)(model.content_hidden)
     mask, lines = batch["history_mask"], []
     for when, state in {"at first": parts.program.init(), "best": best}.items():
         content = np.asarray(parts.program.embed(state, parts.program.place(batch)), np.float32)

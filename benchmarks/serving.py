@@ -41,7 +41,7 @@ def make_run(folder: Path, items: int) -> Path:
     config = config.to_dict()
     parts = experiment.build(config)
     run, data_hash = folder / "run", parts.work.dataset.meta["data_hash"]
-    rundir.claim(run, config, data_hash, parts.feature_hashes)
+    rundir.claim(run, parts.config, data_hash, parts.feature_hashes)
     checkpoints = Checkpoints(run, data_hash)
     checkpoints.save("best", parts.program.init(), {})
     checkpoints.wait()

@@ -133,6 +133,38 @@ def test_what_only_reads_files_does_not_wait_for_jax(module):
     assert done.stdout.strip() == "set()"
 
 
+def mappings_of_settings(source: str) -> list[int]:
+    """Lines that ask a mapping called `config` or `settings` for a key: settings are read as attributes."""
+    names, found = ("config", "settings"), []
+    for node in ast.walk(ast.parse(source)):
+        of = None
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            of = node.value
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            of = node.func.value
+        if isinstance(of, ast.Name | ast.Attribute) and getattr(of, "id", getattr(of, "attr", "")) in names:
+            found.append(node.lineno)
+    return found
+
+
+READS_JSON = ("training.rundir", "report.plot")  # a run.json, of any version
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        m
+        for m in MODULES
+        if unit(m) in ("models", "tables", "tasks", "training", "export", "analysis", "report", "train", "evaluate")
+    ],
+)
+def test_below_the_door_settings_are_attributes(module):
+    if module.removeprefix(f"{PACKAGE}.") not in READS_JSON:
+        assert not mappings_of_settings(MODULES[module].read_text("utf-8")), "read them from em3_jax.config.schema"
+    for wrong in ('config["seed"]', 'self.config["train"]', 'settings.get("width", 3)', 'run.config.get("task")'):
+        assert mappings_of_settings(wrong) == [1]
+
+
 def declared() -> dict[str, set[str]]:
     """Extra, "" for what always comes -> distributions that pyproject.toml names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

@@ -26,6 +26,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.export import command as export
 from em3_jax.export import vectors
 from em3_jax.training import checkpoint, experiment, rundir
+from em3_jax.training.run import Run
 from tests.conftest import ROOT, user_error
 
 pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(80)]
@@ -350,7 +351,7 @@ def test_a_dataset_that_was_moved_is_asked_for_with_data(planted, finished, tmp_
         message = user_error(command)
         assert message.startswith(f"{tmp_path / 'gone'}: no such folder") and "--data" in message
     for root in (planted.root, str(planted.root)):  # the commands have a path
-        assert experiment.of_run(record, root).dataset.root == planted.root
+        assert Run.open(run, root).experiment.work.dataset.root == planted.root
 
 
 @pytest.mark.parametrize("command", ["eval", "vectors", "export", "analyze"])

@@ -94,6 +94,8 @@ def retrieval(name: str, settings: Any, num_users: int, num_items: int) -> nn.Mo
 def _of_width(settings: Any, width: int, where: str) -> ranking.FusionSettings:
     """What a fusion module of that width is built from; it has no width of its own."""
     if isinstance(settings, Mapping):
+        if "width" in settings:
+            raise UserError(f"{where}.fusion_settings.width: is that of the model; set {where}.width")
         where = f"{where}.fusion_settings".removeprefix("config.")
         settings = parse.section(of_retrieval.ItemFusion, settings, where)
     given = parse.entries(settings)

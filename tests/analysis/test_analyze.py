@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,11 +19,13 @@ from em3_jax.analysis import command as analyze
 from em3_jax.analysis import maps, similarity, spaces
 from em3_jax.analysis.page import Look
 from em3_jax.analysis.similarity import Choice
+from em3_jax.config import parse
 from em3_jax.core import strict_json
 from em3_jax.core.fields import FIRST_KNOWN
 from em3_jax.data.readers.synthetic import synthetic
 from em3_jax.training import experiment, rundir
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.run import Run
 from tests.conftest import ROOT, user_error
 from tests.test_train import small_config
 
@@ -42,7 +45,7 @@ def save(directory: Path, config: dict, ids: np.ndarray | None = None, bank: dic
         state = state.replace(tables=state.tables | {"embedding": table})
     if bank is not None:
         state = state.replace(memory=state.memory | {k: jnp.asarray(v, state.memory[k].dtype) for k, v in bank.items()})
-    rundir.claim(directory, config, data_hash, parts.feature_hashes)
+    rundir.claim(directory, parse.parse(config), data_hash, parts.feature_hashes)
     checkpoints = Checkpoints(directory, data_hash)
     checkpoints.save("best", state, {})
     checkpoints.close()
@@ -332,7 +335,7 @@ def test_runs_that_cannot_be_analysed(planted, runs, tmp_path, monkeypatch):
     assert "cannot be written (File exists); choose another folder" in taken
     other = synthetic(tmp_path / "other", interactions=300, users=20, items=20, seed=9)
     elsewhere = tmp_path / "elsewhere"
-    rundir.claim(elsewhere, small_config(other).to_dict(), other.meta["data_hash"], {})
+    rundir.claim(elsewhere, parse.parse(small_config(other)), other.meta["data_hash"], {})
     assert "belongs to another dataset" in error_of(monkeypatch, tmp_path, em3, elsewhere)
     assert not (tmp_path / "out").exists()
 
@@ -363,11 +366,11 @@ def test_the_command(runs, tmp_path):
 
 
 def test_raw_content_needs_features_to_measure_in(planted, analysed, runs, monkeypatch):
-    parts = experiment.of_run(rundir.read(runs[0]))
+    parts = Run.open(runs[0]).experiment
     raw = [
         features.__class__(features.name, features.tokens, features.mask, {"raw": {}})
         for features in parts.work.feature_sets
     ]
-    found = spaces._frozen_sets(parts._replace(feature_sets=raw), ())
+    found = spaces._frozen_sets(replace(parts, work=replace(parts.work, feature_sets=raw)), ())
     assert [features.name for features in found] == ["image", "text"]  # what an encoder has made of the same items
     assert [features.name for features in spaces._frozen_sets(parts, ("text[0]",))] == ["text"]

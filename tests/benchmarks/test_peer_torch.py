@@ -9,6 +9,8 @@ from benchmarks.peer_torch import Peer, arranged, peer_of, tensors
 from benchmarks.ranking import Trainer, planted_config
 from configs import base
 from em3_jax import losses, tasks
+from em3_jax.config import parse
+from em3_jax.config.schema.ranking import RankingSettings
 from em3_jax.core import rng, trees
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.features.tokens import standardise
@@ -63,7 +65,7 @@ def test_loss_and_gradients_are_those_of_jax(tiny):
     table[0] = 0.0
     known = batch["row_id"] < len(table)
     table_rows = np.where(known[:, None], table[np.where(known, batch["row_id"], 0)], 0.0)
-    task = ranking(dataset.fields, **config["model"])
+    task = ranking(dataset.fields, parse.section(RankingSettings, config["model"], "model"))
     params = make_params(task, table_rows, features, batch)
 
     def loss(params, rows):

@@ -43,7 +43,9 @@ def contents(tiny, given: set[str]) -> tuple:
 
 @pytest.mark.parametrize("shards", [WHOLE, Shards(0, 4, 4)], ids=["whole", "shards"])
 @pytest.mark.parametrize("encode", ["none", "candidates", "all"])
-@pytest.mark.parametrize("given", [set(), {"host_features"}, {"queries"}, GIVEN], ids=str)
+@pytest.mark.parametrize(
+    "given", [set(), {"host_features"}, {"queries"}, GIVEN], ids=lambda names: "+".join(sorted(names)) or "neither"
+)
 def test_clicks(tiny, given, encode, shards):
     queries = ("slot", np.ones((5, L), np.int32)) if "queries" in given else None
     options = {"encode": encode, "queries": queries, "host_features": contents(tiny, given)}
@@ -69,7 +71,7 @@ def test_content_comes_of_the_items_to_encode_alone(tiny):
 @pytest.mark.parametrize("given", [set(), {"host_features"}], ids=str)
 def test_catalogue(tiny, given):
     rows, sets = np.arange(30), contents(tiny, given)
-    for source in (CataloguePass(rows, 16, sets), CatalogueSource(rows, 16, 0, 9, sets)):
+    for source in (CataloguePass(rows, 16, sets), CatalogueSource(rows, 16, 0, sets)):
         sizes = sizes_of(source[1], CATALOGUE, given)
         assert sizes == {"S": 16} | ({"C": 16} | WIDTHS if given else {})
 
@@ -77,7 +79,7 @@ def test_catalogue(tiny, given):
 @pytest.mark.parametrize("given", [set(), {"edge_dropout"}], ids=str)
 def test_pairs(tiny, given):
     pairs, share = training_pairs(tiny.dataset), 0.5 if given else 0.0
-    source = PairSource(pairs, batch_size=16, seed=0, num_steps=9, edge_dropout=share)
+    source = PairSource(pairs, batch_size=16, seed=0, edge_dropout=share)
     sizes, nodes = sizes_of(source[1], PAIRS, given), pairs.num_users + pairs.num_items
     assert sizes["B"] == 16 and sizes.get("V") == (nodes if given else None)
 

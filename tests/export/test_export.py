@@ -23,8 +23,8 @@ from em3_jax.export import command as export
 from em3_jax.serving import store
 from em3_jax.serving.programs import SIZES, file_name
 from em3_jax.serving.service import Model, Service
-from em3_jax.training import experiment, rundir
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.run import Run
 from tests.conftest import ROOT, user_error
 from tests.test_train import small_config
 from tests.training.test_growth import data, settings, trained  # noqa: F401
@@ -81,14 +81,14 @@ def runs(tiny, tmp_path_factory):
 
 def expected_logits(directory: Path, requests: list[dict]) -> np.ndarray:
     """What `eval.py`'s prediction gives for the candidates of all requests, one after the other, as rows of a dataset."""
-    record = rundir.read(directory)
-    parts = experiment.of_run(record)
+    run = Run.open(directory)
+    parts = run.experiment
     dataset = parts.work.dataset
     rows = np.concatenate([np.full(len(request["candidates"]), request["row"]) for request in requests])
     columns = {name: np.asarray(column)[rows] for name, column in dataset.interactions.items()}
     columns["item"] = np.concatenate([request["candidates"] for request in requests]).astype(np.int32)
     builder = parts.work.builder(dataclasses.replace(dataset, interactions=columns))
-    state, _ = Checkpoints(directory, record["data_hash"]).restore(parts.program.shapes)
+    state, _ = Checkpoints(directory, run.data_hash).restore(parts.program.shapes)
     size, logits = 512, []
     for start in range(0, len(rows), size):
         some = np.minimum(start + np.arange(size), len(rows) - 1)
@@ -133,7 +133,7 @@ def test_scores_from_looked_up_embeddings_are_those_of_eval(runs, tiny, tmp_path
 def test_looked_up_embeddings_are_those_of_the_model_and_unknown_ids_are_flagged(runs, tiny, tmp_path):
     export.export(runs("em3"), tmp_path, PLAIN._replace(dtype="float16"))
     model = Model(store.open_current(tmp_path))
-    parts = experiment.of_run(rundir.read(runs("em3")))
+    parts = Run.open(runs("em3")).experiment
     state, _ = Checkpoints(runs("em3")).restore(parts.program.shapes)
     items = parts.work.dataset.num_items
     embedded = np.asarray(parts.program.embed(state, CataloguePass(np.arange(items), items, ())[0]))

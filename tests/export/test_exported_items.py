@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from em3_jax.config import parse
 from em3_jax.data.catalogue import CataloguePass
 from em3_jax.data.checks import all_finite
 from em3_jax.data.format import FeatureSet
@@ -18,6 +19,7 @@ from em3_jax.export.items import digests
 from em3_jax.serving import store
 from em3_jax.training import checkpoint, experiment, rundir
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.run import Run
 from tests.conftest import ROOT, user_error
 from tests.test_train import small_config
 
@@ -33,7 +35,7 @@ def fresh(planted, tmp_path_factory):
         config = small_config(planted, data__features=("image", "text"), data__placement=placement, **overrides)
         config = config.to_dict()
         parts, run = experiment.build(config), tmp_path_factory.mktemp("runs") / placement
-        rundir.claim(run, config, parts.work.dataset.meta["data_hash"], parts.feature_hashes)
+        rundir.claim(run, parse.parse(config), parts.work.dataset.meta["data_hash"], parts.feature_hashes)
         checkpoints = Checkpoints(run, parts.work.dataset.meta["data_hash"])
         checkpoints.save("best", parts.program.init(), {})
         checkpoints.wait()
@@ -48,7 +50,7 @@ def test_vectors_are_those_that_the_run_computes_to_the_bit(fresh, tmp_path, pla
     run = fresh(placement)
     export.export(run, tmp_path, PLAIN._replace(batch_size=SIZE))
     version = store.open_current(tmp_path)
-    parts = experiment.of_run(rundir.read(run))
+    parts = Run.open(run).experiment
     assert bool(parts.work.constants) == (placement == "device")
     state, _ = Checkpoints(run).restore(parts.program.shapes)
     items = parts.work.dataset.num_items
@@ -62,10 +64,11 @@ import sys
 import numpy as np
 from em3_jax.export import command as export
 from em3_jax.serving import store
-from em3_jax.training import embeddings, experiment, rundir
+from em3_jax.training import embeddings
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.run import Run
 export.export(sys.argv[1], sys.argv[2], export.Settings(batch_size=int(sys.argv[3]), platforms=("cpu",)))
-parts = experiment.of_run(rundir.read(sys.argv[1]))
+parts = Run.open(sys.argv[1]).experiment
 assert parts.program.mesh.size == 4 and parts.work.shards.total == 4
 vectors, _ = embeddings.content_embeddings(parts, Checkpoints(sys.argv[1]).restore(parts.program.shapes)[0])
 np.testing.assert_allclose(store.open_current(sys.argv[2])["looked_up.content"][:-1], vectors, rtol=0, atol=1e-6)

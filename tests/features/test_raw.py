@@ -13,6 +13,7 @@ import pytest
 from configs import base, em3_movielens
 from em3_jax import evaluate as evaluation
 from em3_jax import tasks, train
+from em3_jax.config import parse
 from em3_jax.core import rng, trees
 from em3_jax.core.types import State
 from em3_jax.data.batches import BatchBuilder, Buckets
@@ -126,7 +127,7 @@ def raw_parts(world) -> experiment.Experiment:
 @pytest.fixture(scope="module")
 def fresh(raw_parts) -> State:
     """The state that `raw_parts` begins with, on the host."""
-    return jax.device_get(raw_parts.init())
+    return jax.device_get(raw_parts.program.init())
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,7 @@ def test_integers_are_features_of_raw_sets_only(world, tmp_path):
 
 
 def test_frozen_encoders_give_the_loss_and_the_scores_of_extracted_features(fresh, raw_parts, encoded_parts):
-    encoded = encoded_parts.init()
+    encoded = encoded_parts.program.init()
     same = {name: fresh.params[name] for name in encoded.params}
     jax.tree.map(np.testing.assert_array_equal, same, encoded.params)
     (raw, raw_aux), (encoded, encoded_aux) = run(raw_parts, fresh, 1), run(encoded_parts, encoded, 1)
@@ -212,10 +213,10 @@ def test_frozen_encoders_give_the_loss_and_the_scores_of_extracted_features(fres
         np.testing.assert_allclose(raw_aux[name], value, rtol=2e-5, err_msg=name)
     # The same parameters for both: Adam makes much of the last bits of a gradient.
     raw = raw.replace(params=raw.params | encoded.params, tables=encoded.tables)
-    batch = raw_parts.evaluation("valid")[0]
-    logits = encoded_parts.predict(encoded, batch)
+    batch = raw_parts.work.evaluation("valid")[0]
+    logits = encoded_parts.program.predict(encoded, batch)
     assert np.std(logits) > 1e-2
-    np.testing.assert_allclose(raw_parts.predict(raw, batch), logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(raw_parts.program.predict(raw, batch), logits, rtol=1e-5, atol=1e-6)
 
 
 def test_raw_and_extracted_features_mix_and_the_host_gathers_both(world, tmp_path, fresh, encoded_parts):
@@ -226,7 +227,7 @@ def test_raw_and_extracted_features_mix_and_the_host_gathers_both(world, tmp_pat
     config = make_config(data, {"image": world.folders["image"], "text": ""}, data__placement="host")
     parts = build(config)
     batch = parts.work.evaluation("valid")[0]
-    logits = encoded_parts.predict(fresh, encoded_parts.evaluation("valid")[0])
+    logits = encoded_parts.program.predict(fresh, encoded_parts.work.evaluation("valid")[0])
     state = fresh.replace(params=fresh.params | {"encoders": {"image": fresh.params["encoders"]["image"]}})
     assert trees.named_leaves(state).keys() == trees.named_leaves(jax.eval_shape(parts.program.init)).keys()
     assert batch["tokens"]["image"].dtype == np.uint8
@@ -243,9 +244,9 @@ def differing(one: dict, other: dict) -> set[str]:
 
 def test_frozen_leaves_keep_their_bits_and_have_no_optimizer_state(world, fresh, raw_parts, encoded_parts):
     before = bits(fresh.params)
-    loaded = encoding.raw_encoders(world.folders, raw_parts.feature_sets)
+    loaded = encoding.raw_encoders(world.folders, raw_parts.work.feature_sets)
     assert not differing(bits({n: encoder.params for n, encoder in loaded.items()}), bits(fresh.params["encoders"]))
-    leaves = jax.tree.leaves(jax.eval_shape(encoded_parts.init).opt_state)
+    leaves = jax.tree.leaves(jax.eval_shape(encoded_parts.program.init).opt_state)
     assert sorted(leaf.shape for leaf in jax.tree.leaves(fresh.opt_state)) == sorted(leaf.shape for leaf in leaves)
     state, _ = run(raw_parts, fresh, 10)
     changed = differing(before, bits(state.params))
@@ -268,11 +269,13 @@ def test_lifted_encoders_train(world):
         build(make_config(world.raw, {"text": world.folders["text"]}, data__features=("text",), **changes))
         for changes in ({}, {"optim__multipliers": (("^encoders/", 0.1),)})
     )
-    before = bits(lifted.init().params["encoders"])
-    state, _ = run(lifted, lifted.init(), 2)
+    before = bits(lifted.program.init().params["encoders"])
+    state, _ = run(lifted, lifted.program.init(), 2)
     unchanged = set(before) - differing(before, bits(state.params["encoders"]))
     assert {name for name in before if "pooler" in name} <= unchanged <= {name for name in before if unused(name)}
-    assert not differing(before, bits(lifted.init().params["encoders"]))  # donating a state leaves the loaded weights
+    assert not differing(
+        before, bits(lifted.program.init().params["encoders"])
+    )  # donating a state leaves the loaded weights
 
     def flops(parts) -> float:
         step = parts.program.train_step
@@ -287,9 +290,9 @@ def test_lifted_encoders_train(world):
 def test_gradients_of_the_encoders_are_those_of_the_loss(world, fresh, raw_parts):
     """Along the gradient itself the loss changes by its square: a central difference; and items without content are there."""
     dataset = open_dataset(world.raw)
-    sets, settings = raw_parts.feature_sets, make_config(world.raw, world.folders)["model"]
+    sets, config = raw_parts.work.feature_sets, parse.parse(make_config(world.raw, world.folders))
     encoders = encoding.raw_encoders(world.folders, sets)
-    task = WithEncoders(ranking(dataset.fields, **settings), encoders)
+    task = WithEncoders(ranking(dataset.fields, config.model), encoders)
     builder = BatchBuilder(dataset, history_length=T, unknown_alpha=0.0, unknown_floor={}, host_features=tuple(sets))
     batch = builder(np.arange(B), buckets=Buckets(64, 64), key=rng.numpy_key(0, "unknown", 0))
     assert {raw_items.NO_IMAGE, raw_items.EMPTY_TITLE} <= set(batch["item_id"])
@@ -347,7 +350,7 @@ def test_ids_alone_need_no_encoder(world):
     config = make_config(world.raw, world.folders, optim__multipliers=())
     config["model"]["content"] = "none"
     config["model"]["encoders"] = {"text": "nowhere"}
-    assert "encoders" not in jax.eval_shape(build(config).init).params
+    assert "encoders" not in jax.eval_shape(build(config).program.init).params
 
 
 # ---- a whole run ------------------------------------------------------------------------------------------------------
@@ -364,7 +367,7 @@ def test_a_run_resumes_to_the_same_bits_and_is_evaluated(world, raw_parts, tmp_p
     run_to(STEPS, tmp_path / "whole", folders)
     run_to(STEPS // 2, tmp_path / "halves", folders)
     assert run_to(STEPS, tmp_path / "halves", world.folders) == STEPS  # encoders may lie elsewhere by now
-    template = jax.eval_shape(raw_parts.init)
+    template = jax.eval_shape(raw_parts.program.init)
     whole, halves = (
         bits(checkpoint.Checkpoints(tmp_path / name).restore(template, STEPS)[0].params) for name in ("whole", "halves")
     )

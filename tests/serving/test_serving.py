@@ -32,8 +32,8 @@ from em3_jax.serving.field_values import FieldValues
 from em3_jax.serving.programs import ProgramError
 from em3_jax.serving.service import Model, Scores, Service
 from em3_jax.serving.store import Version
-from em3_jax.training import experiment, rundir
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.run import Run
 from tests.conftest import ROOT, user_error
 from tests.serving.test_serve import Client, serving
 from tests.test_train import small_config
@@ -290,9 +290,9 @@ def test_a_store_of_before_is_served_right(movies):
     version = store.open_current(movies.store)
     new, requests = Model(version), rows_of_test(movies)
     old = store.open_current(movies.store)
-    record = rundir.read(movies.run)
-    parts = experiment.of_run(record)
-    state, _ = Checkpoints(movies.run, record["data_hash"]).restore(parts.program.shapes)
+    run = Run.open(movies.run)
+    parts = run.experiment
+    state, _ = Checkpoints(movies.run, run.data_hash).restore(parts.program.shapes)
     facts = version.manifest["serving"]
     number, fields = jax_export.symbolic_shape("b")[0], parts.work.dataset.fields
     length, widths = facts["history_length"], facts["looked_up"]

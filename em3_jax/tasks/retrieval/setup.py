@@ -82,16 +82,20 @@ def _feature_sets(dataset: Dataset, names: tuple[str, ...]) -> list[FeatureSet]:
     return placement.load_features(dataset, names) if names else []
 
 
-def _with_weights(settings: Any, modalities: list[str]) -> Any:
-    """The model's settings with the weights of the modalities at hand alone, scaled to sum 1."""
-    own = isinstance(settings, Mapping)  # of a model of the user's own
-    given = settings.get("modality_weights", {}) if own else getattr(settings, "modality_weights", {})
+def _with_weights(of_model: Any, modalities: list[str]) -> Any:
+    """The model's settings with the weights of the modalities at hand alone, scaled to sum 1.
+
+    Args:
+      of_model: a section of the schema; a mapping, of a model of the user's own.
+    """
+    is_own = isinstance(of_model, Mapping)
+    given = (of_model if is_own else parse.entries(of_model)).get("modality_weights", {})
     weights = {name: value for name, value in given.items() if name in modalities}
     total = sum(weights.values())
     if not total:
-        return settings
+        return of_model
     scaled = {"modality_weights": {name: value / total for name, value in weights.items()}}
-    return dict(settings) | scaled if own else dataclasses.replace(settings, **scaled)
+    return {**of_model, **scaled} if is_own else dataclasses.replace(of_model, **scaled)
 
 
 def _user_item_graph(pairs: Pairs) -> sparse.Adjacency:
