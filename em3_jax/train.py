@@ -72,18 +72,20 @@ def prepare_process(settings: Train) -> None:
 def _train(config: Config, directory: Path) -> dict:
     """`train`, in a folder that no other run writes."""
     settings, parts = config.train, experiment.build(config)
-    data_hash = parts.work.dataset.meta["data_hash"]
+    data_hash, is_new = parts.work.dataset.meta["data_hash"], not (directory / "run.json").exists()
     processes.check_agree("data", {"hash": data_hash, "features": parts.feature_hashes})
+    state = parts.program.init()
+    if settings.init_from and is_new:  # before there is a run in the folder, which a mistake would leave
+        state = warm_start(state, settings.init_from, data_hash)
     growing = growth.begin(directory, parts, settings.grow, write=processes.is_first())
     processes.barrier("begun")
 
     # Where the state comes from: 1. the newest readable checkpoint of this workdir, 2. another run's best, 3. nothing.
     checkpoints = Checkpoints(directory, data_hash)
-    state = parts.program.init()
     notes = {"best_step": 0, "best_value": None, "stale": 0}
     if restored := growth.restore_latest(checkpoints, directory, parts, state, notes):
         state, notes = restored
-    elif settings.init_from:
+    elif settings.init_from and not is_new:
         state = warm_start(state, settings.init_from, data_hash)
     parts = growth.on_new_rows(checkpoints, directory, parts, int(state.step), notes)
     if growing:  # only now: a run that could not be restored keeps the dataset it has
@@ -94,6 +96,8 @@ def _train(config: Config, directory: Path) -> dict:
     print(f"{parts.work.dataset.root}: {rows:,} training rows, {total:,} steps of {batch_size}")
     for features in parts.work.feature_sets:
         print(f"features {features.describe()}")
+    if not parts.work.feature_sets:
+        print("features: none, the model reads IDs alone")
     fresh = f"starting from the best of {settings.init_from}" if settings.init_from else "starting"
     print(f"resuming after step {start:,}" if start else fresh, flush=True)
 

@@ -49,8 +49,11 @@ def small_config(planted, **overrides):
     config.train.eval_every = 6
     config.train.patience = 0
     for name, value in overrides.items():
-        section, key = name.split("__")
-        config[section][key] = value
+        *path, key = name.split("__")
+        section = config
+        for part in path:
+            section = section[part]
+        section[key] = value
     return config
 
 
@@ -187,6 +190,15 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(planted, copy_of_finishe
     assert "mesh" not in record["config"] and "precision" not in record["config"]["model"]
     (copy_of_finished / "run.json").write_text(json.dumps(record))
     assert train.train(small(planted), copy_of_finished)["step"] == STEPS
+
+
+def test_a_run_that_cannot_start_from_another_leaves_no_folder(planted, finished, tmp_path):
+    """Else the next try would meet a run of another config."""
+    missing = user_error(train.train, small(planted, train__init_from=str(tmp_path / "none")), tmp_path / "run")
+    assert missing.startswith(f"{tmp_path / 'none'}") and not (tmp_path / "run").exists()
+    changes = {"train__init_from": str(finished), "model__cic__width": 5}
+    other = user_error(train.train, small(planted, **changes), tmp_path / "run")
+    assert "both runs need the same model" in other and not (tmp_path / "run").exists()
 
 
 def test_longer_training_goes_on_from_the_last_step(planted, finished, copy_of_finished):

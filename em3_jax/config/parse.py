@@ -6,6 +6,7 @@ range is named before anything is made. Choices that other settings or the datas
 
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -221,6 +222,8 @@ def refusal(name: str, value: Any, kind: Kind) -> str:
     if isinstance(choice, Choice) and isinstance(wrong, str):
         hint = nearest(wrong, choice.names)
         near = f"; {hint}" if hint.startswith("did") else ""
+    if isinstance(value, float) and not math.isfinite(value):
+        near = "; a finite one"
     return f"config.{name}={shown(value)}: give {kind.words}{near}"
 
 

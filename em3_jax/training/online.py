@@ -134,17 +134,19 @@ class _Stream:
 
     def run(self, interrupts: processes.Interrupts) -> dict:
         parts, directory = self.parts, self.directory
-        data_hash = parts.work.dataset.meta["data_hash"]
+        data_hash, is_new = parts.work.dataset.meta["data_hash"], not (directory / "run.json").exists()
+        state, position, init_from = parts.program.init(), Position(), self.config.train.init_from
+        if init_from and is_new:  # before there is a run in the folder, which a mistake would leave
+            state = warm_start(state, init_from, data_hash)
         growing = growth.begin(directory, parts, permitted=True)
         self.checkpoints = Checkpoints(directory, data_hash)
-        state, position = parts.program.init(), Position()
         notes: dict[str, Any] = {"best_step": 0, "best_value": None, "stale": 0}
         notes |= {"position": position._asdict()}
         if restored := growth.restore_latest(self.checkpoints, directory, parts, state, notes, keep_notes=True):
             state, notes = restored
             position = Position(**notes["position"])
             _check_same_past(parts.work.dataset, position)
-        elif init_from := self.config.train.init_from:
+        elif init_from and not is_new:
             state = warm_start(state, init_from, data_hash)
         if growing:
             rundir.claim(directory, self.config, data_hash, parts.feature_hashes, grown=True)
