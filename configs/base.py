@@ -1,4 +1,4 @@
-"""What recipes share: the defaults that they start from, which stand in `em3_jax/config/schema`, and the variants of all."""
+"""What recipes share: the defaults, which stand in `em3_jax/config/schema`, and variants."""
 
 import functools
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """What `python train.py --help` says: every setting with its default, what it may be and its comment, variants and recipes.
 
-The comments are those of the schema, where a setting's default stands. `page` makes docs/settings.md of the same.
+The comments are those of the schema, where a setting's default stands. `page` makes
+docs/settings.md of the same.
 """
 
 import ast

@@ -1,7 +1,8 @@
-"""Between what people write and what the program reads: settings as mappings, texts and files on one side, `schema` on the other.
+"""Between what people write, settings as mappings, and what the program reads, the `schema`.
 
-The command line, a config file and the config that a run has saved come through `parse`, so that whatever is unknown or out of
-range is named before anything is made. Choices that other settings or the dataset decide are checked where those are known.
+The command line, a config file and the config that a run has saved come through `parse`, so that
+whatever is unknown or out of range is named before anything is made. Choices that other settings or
+the dataset decide are checked where those are known.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from em3_jax.config.sections import nearest
 from em3_jax.core.errors import UserError
 
 Section = TypeVar("Section")
+Settings = Mapping[str, Any]
 ROOTS: dict[str, type] = {
     "ranking": schema.Ranking,
     "pretraining": schema.Ranking,
@@ -66,7 +68,10 @@ def _field(hint: Any) -> Field:
 
 
 def parse(config: Mapping[str, Any] | ConfigDict | schema.Config) -> schema.Config:
-    """The config of a run, checked; keys that are not there take the schema's default. One that is parsed is that already.
+    """The config of a run, checked; keys that are not there take the schema's default.
+
+    Args:
+      config: a recipe's, a saved one, or one that is parsed already.
 
     Raises:
       UserError: a key is unknown, or a value is out of its range; names key, value and range.
@@ -82,7 +87,7 @@ def parse(config: Mapping[str, Any] | ConfigDict | schema.Config) -> schema.Conf
     return result
 
 
-def section(made: type[Section], given: Mapping[str, Any], where: str, default: Section | None = None) -> Section:
+def section(made: type[Section], given: Settings, where: str, default: Any = None) -> Section:
     """One section of the schema with the settings that are given.
 
     Args:
@@ -101,7 +106,7 @@ def section(made: type[Section], given: Mapping[str, Any], where: str, default: 
         if key not in known:
             raise UserError(f"config.{prefix}{key}: unknown key; {nearest(key, known)}")
         values[key] = _value(known[key], value, f"{prefix}{key}", getattr(default, key), given)
-    return dataclasses.replace(default, **values)  # type: ignore[type-var]
+    return dataclasses.replace(default, **values)
 
 
 def _value(field: Field, value: Any, name: str, default: Any, beside: Mapping[str, Any]) -> Any:
@@ -129,11 +134,12 @@ def _section_of(made: type, value: Any, name: str, default: Any) -> Any:
 
 
 def _no_section(name: str, value: Any) -> UserError:
-    return UserError(f"config.{name}={shown(value)}: is a section; set its keys, config.{name}.<key>")
+    hint = f"is a section; set its keys, config.{name}.<key>"
+    return UserError(f"config.{name}={shown(value)}: {hint}")
 
 
 def _checked(name: str, value: Any, kind: Kind) -> Any:
-    """A setting as the program uses it: paths with their home expanded, lists as tuples, all else as it is."""
+    """A setting as the program uses it: paths with their home expanded, lists as tuples."""
     if not kind.holds(value):
         raise UserError(refusal(name, value, kind))
     try:
@@ -163,12 +169,12 @@ def _plain(value: Any) -> Any:
 
 
 def checked(config: Mapping[str, Any] | ConfigDict | schema.Config) -> dict[str, Any]:
-    """What `parse` gives, as a nested dictionary: all settings, in range, paths with their home expanded."""
+    """What `parse` gives, as a nested dictionary."""
     return plain(parse(config))
 
 
 def editable(config: schema.Config) -> ConfigDict:
-    """A config for a recipe to change: it refuses names that the schema has not, but where any name may stand."""
+    """A config for a recipe to change; names that the schema has not are errors there."""
     result = ConfigDict(plain(config)).lock()
     for name in ANY_NAME:
         inside = result
@@ -192,8 +198,9 @@ def _leaves(made: type, where: str = "") -> Iterator[tuple[str, Kind]]:
             yield (f"{full}.*" if field.free else full), field.kind
 
 
-RANGES: dict[str, Kind] = dict(entry for made in dict.fromkeys(ROOTS.values()) for entry in _leaves(made))
-"""Full name -> what the setting may be; a name that ends in * stands for all names there, those of a dataset's fields, say."""
+CONFIGS = tuple(dict.fromkeys(ROOTS.values()))
+RANGES: dict[str, Kind] = {name: kind for made in CONFIGS for name, kind in _leaves(made)}
+"""Full name -> what the setting may be; * stands for any name, that of a dataset's field, say."""
 ANY_NAME = sorted(name.removesuffix(".*") for name in RANGES if name.endswith(".*"))
 """The sections that take a setting for any name."""
 

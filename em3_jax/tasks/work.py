@@ -1,4 +1,7 @@
-"""The work of a run, made from its config by a module a task. `training.experiment` adds the program, which is alike for all."""
+"""The work of a run, made from its config by a module a task.
+
+`training.program` adds what is alike for all of them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from em3_jax.tables import id_table
 from em3_jax.tasks import Task
 
 Predict = Callable[[State, Batch], Any]
-"""(state, batch) -> what the task predicts: logits [B], or the embeddings of all users and items."""
+"""(state, batch) -> logits [B], or the embeddings of all users and items: what the task predicts."""
 
 
 class Report(NamedTuple):
@@ -33,7 +36,7 @@ class Report(NamedTuple):
 class Evaluate(Protocol):
     """How a task scores a split; `errors` asks for `Report.by_user`."""
 
-    def __call__(self, predict: Predict, state: State, split: str, errors: bool = True) -> Report: ...
+    def __call__(self, predict: Predict, state: State, split: str, /, errors: bool = True) -> Report: ...
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,11 @@ class Work:
       task: what is optimized.
       dataset: the opened dataset.
       feature_sets: the content features in use.
-      constants: what lies on the device for the whole run, for `task.inputs`: feature tables, graphs.
+      constants: what lies on the device for the whole run, for `task.inputs`: features, graphs.
       encoders: feature set -> its encoder, whose weights are among the parameters.
-      source: the training batches, without end: batch number `step` is a function of the seed and that number. It has
-        `rows`, `batch_size` and `steps`, epochs -> the step that so many end before.
+      source: the training batches, without end: batch number `step` is a function of the seed and
+        that number. It has `rows`, `batch_size` and `steps`, epochs -> the step that so many end
+        before.
       evaluation: split -> source of its batches; None where none are scored.
       headline: the metrics to show, one of which chooses the best step.
       validate: predict, state -> {metric: value} on validation.
@@ -56,7 +60,8 @@ class Work:
       evaluate: None without a split to score.
       shards: what of each batch the sources build here.
       make_memory: () -> the memory bank; {} without.
-      builder: dataset -> its batch builder, for the same data with other counts; None where there are no clicks.
+      builder: dataset -> its batch builder, for the same data with other counts; None where there
+        are no clicks.
       buckets: [interaction rows of some batches] -> bucket sizes that hold them.
     """
 

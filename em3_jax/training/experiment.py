@@ -1,4 +1,7 @@
-"""A config made into what it stands for: the work of its task, and the program. All commands build the same from the same."""
+"""A config made into what it stands for: the work of its task, and the program.
+
+All commands build the same from the same.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -65,28 +68,33 @@ def build(config: Mapping[str, Any] | ConfigDict | schema.Config) -> Experiment:
     work: Work = TASKS[config.task](config, layout.mesh)  # type: ignore[operator]
     if config.eval.metric not in work.headline:
         known = sections.nearest(config.eval.metric, work.headline)
-        raise UserError(f"config.eval.metric={config.eval.metric}: not a metric of this run; {known}")
+        key = f"config.eval.metric={config.eval.metric}"
+        raise UserError(f"{key}: not a metric of this run; {known}")
     return Experiment(config, work, make_program(config, work, layout))
 
 
 def step_cost(parts: Experiment) -> dict[str, float]:
     """{"gigaflops", "temporary_megabytes"} of the compiled training step, as XLA counts them."""
     work, program = parts.work, parts.program
-    compiled = program.train_step.compile(program.shapes, work.constants, program.place(work.source[0])).program
+    batch = program.place(work.source[0])
+    compiled = program.train_step.compile(program.shapes, work.constants, batch).program
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     assert cost is not None and memory is not None  # CPUs and GPUs count both
-    return {"gigaflops": cost["flops"] / 1e9, "temporary_megabytes": memory.temp_size_in_bytes / 1e6}
+    megabytes = memory.temp_size_in_bytes / 1e6
+    return {"gigaflops": cost["flops"] / 1e9, "temporary_megabytes": megabytes}
 
 
 def of_run(config: schema.Config, data_root: str | Path | None = None) -> Experiment:
-    """The experiment of a run that is there, to score with: on one device where its mesh does not fit this machine.
+    """The experiment of a run that is there, to score with.
+
+    It is on one device where the run's mesh does not fit this machine.
 
     Args:
       config: of the run.
       data_root: the dataset folder, if it is not where it was in training.
 
     Raises:
-      UserError: there is no dataset; the commands that score a run have --data for one that was moved.
+      UserError: there is no dataset; the commands that score a run have --data for a moved one.
     """
     if config.mesh.data * config.mesh.model > len(jax.devices()):
         config = replace(config, mesh=replace(config.mesh, data=1, model=1))
@@ -95,7 +103,7 @@ def of_run(config: schema.Config, data_root: str | Path | None = None) -> Experi
         config = replace(config, data=moved)
     elif not Path(config.data.root).is_dir():
         raise UserError(
-            f"{config.data.root}: no such folder, but the run was trained on the dataset there; if it was moved, say "
-            "where it is with --data"
+            f"{config.data.root}: no such folder, but the run was trained on the dataset there; if it "
+            "was moved, say where it is with --data"
         )
     return build(config)

@@ -1,4 +1,4 @@
-"""What runs on the devices: the compiled functions of a run and the state that they go over, made from a config and its work."""
+"""What runs on the devices: the functions of a run, made from its config and its work."""
 
 import dataclasses
 import functools
@@ -64,17 +64,20 @@ def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program
 
     shapes = jax.eval_shape(make, root, work.constants, example())
     shardings = layout.shardings(shapes)
-    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    shapes = jax.tree.map(placed, shapes, shardings)
 
     def init() -> State:
         state = jax.jit(make, out_shardings=shardings)(root, work.constants, example())
         loaded = {name: encoder.params for name, encoder in work.encoders.items()}
         loaded = {"encoders": loaded} if loaded else {}
-        return dataclasses.replace(state, params=state.params | jax.device_put(loaded, sharding.replicated(mesh)))
+        loaded = jax.device_put(loaded, sharding.replicated(mesh))
+        return dataclasses.replace(state, params=state.params | loaded)
 
     def applied(function: Callable) -> Predict:
         apply = step.make_apply(work.task, function, mesh, work.shards.total)
-        return lambda state, batch: apply(state.params, state.tables, state.memory, work.constants, batch)
+        constants = work.constants
+        return lambda state, batch: apply(state.params, state.tables, state.memory, constants, batch)
 
     train_step = functools.partial(
         step.make_train_step,

@@ -1,9 +1,10 @@
-"""Every setting of a run, once: a frozen dataclass a section, and of each setting its kind, its default and its comment.
+"""Every setting of a run, once: a frozen dataclass a section, a line a setting.
 
-Recipes start from these defaults (`parse.editable`), and `parse.parse` makes of a recipe, or of what a run has
-saved, one of the three configs at the end of this file, which is all that the program reads. What a setting may be
-stands in its type, as a `kinds.Kind`; the comment behind it is what `em3 train --help` and docs/settings.md say.
-A setting that is None is not in a recipe: it can be given there, and is left out otherwise.
+The line has what the setting may be, as a `kinds.Kind` in its type, its default, and a comment
+that `em3 train --help` and docs/settings.md repeat, at its end or above it. Recipes start from
+these defaults (`parse.editable`), and `parse.parse` makes of a recipe, or of what a run has saved,
+one of the configs below, which is all that the program reads. A setting that is None is not in a
+recipe: it can be given there, and is left out otherwise.
 """
 
 from dataclasses import dataclass

@@ -28,7 +28,8 @@ class Optim:
     decay_steps: Count = 0  # cosine to zero; 0 = constant
     weight_decay: Weight = 0.0  # decoupled, on matrices
     clip_norm: Weight = 10.0  # most that the gradient's norm may be; 0 = no bound
-    multipliers: Multipliers = ()  # (regex on a parameter's name, learning-rate factor); first match wins, 0 freezes
+    # (regex on a parameter's name, learning-rate factor); first match wins, 0 freezes
+    multipliers: Multipliers = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +37,20 @@ class Train:
     """The course of a run."""
 
     epochs: Above = 10.0  # passes over the training rows
-    log_every: Annotated[int, Whole(0, empty="0: at evaluations alone")] = 50  # steps between two log lines
+    # steps between two log lines
+    log_every: Annotated[int, Whole(0, empty="0: at evaluations alone")] = 50
     steps_per_dispatch: Size = 1  # more where a step is short beside the time to start it
     # steps between two evaluations on validation, each followed by a checkpoint
     eval_every: Annotated[int, Whole(0, empty="0: once an epoch")] = 200
     # workdir of a run to start from, its best parameters and tables
     init_from: Annotated[str, Folder(empty="empty: a fresh start")] = ""
-    patience: Annotated[int, Whole(0, empty="0: never stop early")] = 3  # evaluations without a better one
+    # evaluations without a better one
+    patience: Annotated[int, Whole(0, empty="0: never stop early")] = 3
     deterministic: Switch = False  # on GPUs, at some cost; CPUs are, by their number of cores
     # folder of compiled programs, for the next run to start faster
     compilation_cache: Annotated[str, Folder(empty="empty: JAX's own setting")] = ""
-    grow: Switch = False  # go on with a dataset that has grown: `epochs` passes over its new rows alone
+    # go on with a dataset that has grown: `epochs` passes over its new rows alone
+    grow: Switch = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,7 @@ class Mesh:
     data: Annotated[int, Whole(0, empty="0: all devices")] = 0  # devices that examples are cut over
     model: Size = 1  # devices beside, over which tables and features are cut as well
     by_rows: Patterns = ()  # regexes of what of the state is cut by rows over all devices
-    # of several processes: host:port of number 0, or auto where JAX finds them itself (TPU pods, Slurm, Open MPI)
+    # of several processes: host:port of number 0; auto where JAX finds them: TPU pods, Slurm, Open MPI
     coordinator: Annotated[str, Text(empty="empty: one process")] = ""
     processes: Size = 1  # how many there are
     process_id: Count = 0  # which of them this is
@@ -86,9 +90,11 @@ class Pretraining:
 class Stream:
     """The log as a stream: each window is scored, then trained on, once."""
 
-    window: Name = "1 days"  # what is scored before it is trained on: "1 days", "6 hours", "5000 examples"
+    # what is scored before it is trained on: "1 days", "6 hours", "5000 examples"
+    window: Name = "1 days"
     # a mapping for `em3 prepare table`, whose interactions are a file that grows
     follow: Annotated[str, Folder(empty="empty: the dataset as it is")] = ""
     poll_seconds: Above = 5.0  # between two looks at it
-    idle_seconds: Annotated[float, Number(empty="0: never")] = 0.0  # without growth after which the run ends
+    # without growth after which the run ends
+    idle_seconds: Annotated[float, Number(empty="0: never")] = 0.0
     most_windows: Annotated[int, Whole(0, empty="0: all")] = 0  # after which the run ends

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from em3_jax.config.kinds import Choice, Folder, Number, Several, Whole
+from em3_jax.config.kinds import Choice, Number, Several, Whole
 from em3_jax.config.schema.ranking import BackboneSettings, Cic
-from em3_jax.config.schema.types import Above, Backbone, Loss, Name, Size, Switch, Weight
+from em3_jax.config.schema.types import Above, Backbone, Folders, Loss, Name, Size, Switch, Weight
+
+Modules = Annotated[tuple[str, ...], Several(Choice(("short", "long", "similarity")))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,8 @@ class FieldEncoder:
     heads: Size = 4  # they divide the width
     mlp_width: Size = 128  # hidden width of the FFN
     output: Size = 64  # of an item's representation
-    means: Switch = True  # the representation reads the mean of each feature set beside the class token
+    # the representation reads the mean of each feature set beside the class token
+    means: Switch = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,8 @@ class Layout:
 class Query:
     """The query of an example, words of a context field."""
 
-    field: Name = "query"  # context field whose values are the queries' texts, if the dataset has it
+    # context field whose values are the queries' texts, if the dataset has it
+    field: Name = "query"
     length: Size = 10  # words read of each
     vocabulary: Annotated[int, Whole(2)] = 8192  # numbers that words are hashed to
     layers: Size = 2  # of the query encoder
@@ -46,7 +50,8 @@ class Sqdc:
 
     weight: Weight = 0.03  # lambda; 0 leaves it out
     scale: Above = 10.0  # T, of the cosines
-    mask_group: Switch = True  # whether rows of one query, or of one user without, are no negatives of each other
+    # whether rows of one query, or of one user without, are no negatives of each other
+    mask_group: Switch = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +61,20 @@ class LemurSettings:
     encoder: FieldEncoder = FieldEncoder()
     layout: Layout = Layout()
     # raw feature set -> folder of a converted encoder that reads it first
-    encoders: Mapping[str, Annotated[str, Folder(empty="empty: not used")]] = field(
-        default_factory=lambda: {"text": "", "image": ""}
-    )
+    encoders: Folders = field(default_factory=lambda: {"text": "", "image": ""})
     # or all: every history item in every step, what the bank saves
     encode: Annotated[str, Choice(("candidates", "all"))] = "candidates"
     # p: share of a batch's distinct candidates that are encoded; the others come from the bank
     forward_percent: Annotated[float, Number(most=100.0, above=True)] = 100.0
-    backward_percent: Annotated[float, Number(most=100.0)] = 100.0  # q <= p: share of them that take a gradient
-    ranking_weight: Weight = 1.0  # of the ranking loss; 0: the encoder alone, on SQDC, whose scores choose the step
+    # q <= p: share of them that take a gradient
+    backward_percent: Annotated[float, Number(most=100.0)] = 100.0
+    # of the ranking loss; 0: the encoder alone, on SQDC, whose scores choose the step
+    ranking_weight: Weight = 1.0
     ranking_gradient: Switch = True  # whether the click's gradient reaches the encoder
     # whether it does through history slots whose items are encoded in this step
     history_gradient: Switch = True
     # what of the history is read, see the README
-    history_modules: Annotated[tuple[str, ...], Several(Choice(("short", "long", "similarity")))] = (
-        "short",
-        "long",
-        "similarity",
-    )
+    history_modules: Modules = ("short", "long", "similarity")
     short_history: Size = 50  # last events for target attention and the backbone
     query: Query = Query()
     query_history: Size = 30  # last events that stand in for the query

@@ -1,6 +1,7 @@
 """The rows of a ranking run, and its model.
 
-Sizes are those of the EM3 paper where it gives them (section 4.1): 2 queries, 1 layer, 4 heads, CIC weight and temperature 0.1.
+Sizes are those of the EM3 paper where it gives them (section 4.1): 2 queries, 1 layer, 4 heads, CIC
+weight and temperature 0.1.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from em3_jax.config.schema.types import (
     Backbone,
     Count,
     Dropout,
+    Folders,
     Fusion,
     Loss,
     Name,
@@ -25,6 +27,8 @@ from em3_jax.config.schema.types import (
     Weight,
 )
 
+Parts = Annotated[tuple[str, ...], Several(Choice(("item", "user", "similarity")))]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -32,16 +36,19 @@ class Data:
 
     root: Annotated[str, Folder()] = ""  # a folder made by `em3 prepare`
     label: Name = "click"  # or a further label of the dataset
-    features: Names = ()  # feature sets that make the content tokens; "image[0]" takes one token slot
+    # feature sets that make the content tokens; "image[0]" takes one token slot
+    features: Names = ()
     # where the features lie; auto: on the device if they fit
     placement: Annotated[str, Choice(("auto", "device", "host"))] = "auto"
     history_length: Size = 50  # T, past events of a user that an example reads
     batch_size: Size = 1024  # B, examples of all devices together
     # items computed once per batch, or per shard of it; auto = shard with several processes
     distinct: Annotated[str, Choice(("auto", "batch", "shard"))] = "auto"
-    order: Annotated[str, Choice(("shuffled", "chronological"))] = "shuffled"  # of the training rows
+    # of the training rows
+    order: Annotated[str, Choice(("shuffled", "chronological"))] = "shuffled"
     most_rows_per_user: Count = 0  # training rows of a user, drawn once; 0 = all
-    unknown_alpha: Weight = 0.25  # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
+    # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
+    unknown_alpha: Weight = 0.25
     # field -> least such probability
     unknown_floor: Mapping[str, Share] = field(default_factory=lambda: {"user": 0.0})
 
@@ -66,7 +73,8 @@ class FusionSettings:
     ffn_width: Size = 128  # hidden width of its FFN
     dropout: Dropout = 0.0  # on tokens and residual branches
     lora: Lora = Lora()
-    layer_chunk: Count | None = None  # most items at once in a layer, as in retrieval; 0 = all, kept
+    # most items at once in a layer, as in retrieval; 0 = all, kept
+    layer_chunk: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,17 +108,19 @@ class RankingSettings:
     # none: IDs alone; pre_extracted: vectors as they are; raw: with encoders
     content: Annotated[str, Choice(("none", "pre_extracted", "end_to_end", "raw"))] = "end_to_end"
     # c_A, u_A (table 6); similarity: cosines with the history
-    content_parts: Annotated[tuple[str, ...], Several(Choice(("item", "user", "similarity")))] = ("item", "user")
+    content_parts: Parts = ("item", "user")
     content_score: Score = "dot"  # of the target attention on content
     content_hidden: Size = 32  # hidden width of that score, if it is an mlp
-    content_events: Switch = False  # whether that attention reads the history's event fields, a rating say
+    # whether that attention reads the history's event fields, a rating say
+    content_events: Switch = False
     # raw feature set -> folder of its encoder
-    encoders: Mapping[str, Annotated[str, Folder(empty="empty: not used")]] = field(default_factory=dict)
+    encoders: Folders = field(default_factory=dict)
     backbone: Backbone = "din"  # the ranking model that content plugs into
     backbone_settings: BackboneSettings = BackboneSettings()
     fusion: Fusion = "fq_former"  # how an item's tokens become one vector (table 3)
     fusion_settings: FusionSettings = FusionSettings()
-    fusion_chunk: Count = 0  # most items at once in training, computed again in the backward pass; 0 = all, kept
+    # most items at once in training, computed again in the backward pass; 0 = all, kept
+    fusion_chunk: Count = 0
     cic: Cic = Cic()
     loss: Loss = "binary_cross_entropy"  # of the logits
     # of activations; parameters, table rows, logits, losses and sums of gradients stay f32

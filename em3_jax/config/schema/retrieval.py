@@ -20,10 +20,13 @@ def _of_modalities() -> Weights:
 class Pairs:
     """The interactions that retrieval reads, and in which batches."""
 
-    root: Annotated[str, Folder()] = "data/baby"  # a folder made by `em3 prepare mmrec`, without --as-clicks
-    features: Names = ("*",)  # feature sets, e.g. image,text; * = all that the dataset has; () = none
+    # a folder made by `em3 prepare mmrec`, without --as-clicks
+    root: Annotated[str, Folder()] = "data/baby"
+    # feature sets, e.g. image,text; * = all that the dataset has; () = none
+    features: Names = ("*",)
     batch_size: Size = 2048  # B, pairs of all devices together
-    edge_dropout: Dropout = 0.0  # share of the training pairs that an epoch's user-item graph does without
+    # share of the training pairs that an epoch's user-item graph does without
+    edge_dropout: Dropout = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +121,8 @@ class ItemFusion:
     heads: Size = 4  # of its attention; they divide the width
     ffn_width: Size = 128  # hidden width of its FFN
     dropout: Dropout = 0.5  # on tokens and residual branches
-    layer_chunk: Count = 8192  # most items at once in a layer, computed again in the backward pass; 0 = all, kept
+    # most items at once in a layer, computed again in the backward pass; 0 = all, kept
+    layer_chunk: Count = 8192
     lora: Lora | None = None  # adapters on its layers
 
 

@@ -1,8 +1,9 @@
 """The kinds of settings that many sections have."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
-from em3_jax.config.kinds import Choice, Flag, Multiplier, Number, Pattern, Several, Text, Whole
+from em3_jax.config.kinds import Choice, Flag, Folder, Multiplier, Number, Pattern, Several, Text, Whole
 
 Size = Annotated[int, Whole(1)]
 Count = Annotated[int, Whole(0)]
@@ -15,6 +16,7 @@ Name = Annotated[str, Text()]
 Names = Annotated[tuple[str, ...], Several(Text())]
 Sizes = Annotated[tuple[int, ...], Several(Whole(1))]
 Patterns = Annotated[tuple[str, ...], Several(Pattern())]
+Folders = Mapping[str, Annotated[str, Folder(empty="empty: not used")]]
 Multipliers = Annotated[tuple[tuple[str, float], ...], Several(Multiplier())]
 
 FUSIONS = ("fq_former", "masked_fq_former", "one_flow", "two_flow", "mean")
