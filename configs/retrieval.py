@@ -15,7 +15,7 @@ from em3_jax.config import parse, schema
 from em3_jax.config.schema.retrieval import MODELS, RetrievalSettings
 
 VARIANTS = {name: (inspect.getdoc(model) or "").rstrip(".") for name, model in MODELS.items()}
-VARIANTS["em3"] += ", the default"
+VARIANTS["em3"] = f"the default: {VARIANTS['em3']}"
 WITHOUT_CONTENT = ("bpr", "lightgcn")
 ON_ITEM_GRAPHS = ("lattice", "freedom", "em3", "em3_as_released")
 PRUNED = ("freedom", "em3", "em3_as_released")

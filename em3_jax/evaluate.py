@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from em3_jax import cli
+from em3_jax.config import parse
 from em3_jax.core import paths, strict_json, trees
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import SPLITS
@@ -45,7 +46,7 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
         "split": split,
         "step": int(state.step),
         "chosen_by": "--step" if step else f"best {parts.config.eval.metric} on validation",
-        "config": record["config"],
+        "config": parse.plain(run.config),
         "data_hash": record["data_hash"],
         "commit": record["commit"],
         "parameters": {

@@ -98,6 +98,8 @@ def _train(config: Config, directory: Path) -> dict:
         print(f"features {features.describe()}")
     if not parts.work.feature_sets:
         print("features: none, the model reads IDs alone")
+    if not start and not settings.init_from:
+        logs.warn_of_frozen(parts.program.frozen)
     fresh = f"starting from the best of {settings.init_from}" if settings.init_from else "starting"
     print(f"resuming after step {start:,}" if start else fresh, flush=True)
 

@@ -23,15 +23,18 @@ from em3_jax.core.errors import UserError
 _COLUMN = 58  # where comments begin
 
 
-def text(usage: str, flag: str) -> str:
+def text(usage: str, flag: str, changes: Mapping[str, str | None] | None = None) -> str:
     """The manual of `train.py`.
 
     Args:
       usage: what to say first.
       flag: what stands behind --config=; "" = the general list.
+      changes: settings of the command line, which the manual shows instead of the defaults.
     """
     path, argument = recipes.split(flag or "em3_synthetic")
-    config = recipes.load(path, argument).to_dict()
+    changes = changes or {}
+    made = recipes.load(path, argument, changes.get("data.root") or "")
+    config = recipes.with_options(made, changes).to_dict()
     lines = [usage.strip(), ""]
     known = recipes.variants(path)
     if flag and known:
@@ -41,7 +44,7 @@ def text(usage: str, flag: str) -> str:
     lines += [_entry(f"  {name}", about) for name, about in _recipes()] + [""]
     lines += [f"Settings of {flag or 'a ranking recipe'}, with defaults; --config.<key>=<value> changes one:"]
     section = None
-    said = comments(parse.ROOTS[config["task"]])
+    said = comments(parse.ROOTS[config["task"]], config)
     for name, value in parse.settings(config):
         if (found := name.partition(".")[0] if "." in name else "") != section:
             section = found
@@ -85,17 +88,24 @@ def _recipes() -> Iterator[tuple[str, str]]:
             yield f"configs/{path.name}", about.split("\n")[0]
 
 
-def comments(made: type, where: str = "") -> dict[str, str]:
-    """Full name -> comment of the settings of a section, and of the sections in it."""
+def comments(made: type, config: Mapping[str, Any], where: str = "") -> dict[str, str]:
+    """Full name -> comment of the settings of a section, and of the sections in it.
+
+    Args:
+      made: the class of the section.
+      config: the section, whose choices say which settings it has.
+      where: its full name.
+    """
     found: dict[str, str] = {}
     own = _comments_of(made)
     for name, field in parse.fields(made).items():
         full = f"{where}.{name}" if where else name
         found[full] = own.get(name, "")
-        if field.section is not None:
-            found |= comments(field.section, full)
-        for one in field.chosen.known.values() if field.chosen else ():
-            found |= comments(one, full)
+        inside = field.section
+        if field.chosen is not None:
+            inside = field.chosen.known.get(config.get(field.chosen.setting, ""))
+        if inside is not None:
+            found |= comments(inside, config.get(name) or {}, full)
     return found
 
 
@@ -145,7 +155,8 @@ def main() -> None:
     spec = importlib.util.find_spec("em3_jax.train")
     assert spec is not None and spec.origin is not None  # a module of this package, a file
     usage = ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8")))
-    print(text(usage or "", asked_for(sys.argv[1:])))
+    given = [one for one in sys.argv[1:] if one.startswith(recipes.OPTION) and "=" in one]
+    print(text(usage or "", asked_for(sys.argv[1:]), recipes.options(given)))
 
 
 def asked_for(arguments: list[str]) -> str:
@@ -182,50 +193,57 @@ def _has(config: Mapping[str, Any], name: str) -> bool:
 def page() -> str:
     """docs/settings.md: every setting of every task with its default, what it may be and its comment."""
     lines = [_PAGE.strip(), ""]
-    shown: set[tuple[str, ...]] = set()
-    for made in dict.fromkeys(parse.ROOTS.values()):
+    shown: dict[type, list[tuple[str, ...]]] = {}
+    for made in parse.CONFIGS:
         tasks = [name for name, one in parse.ROOTS.items() if one is made]
         lines += [f"## Task {' and '.join(tasks)}", ""]
-        rows = [row for row in _rows(made, made(), "") if row not in shown]
-        if shown:
-            lines += ["Settings that are not listed are as above.", ""]
-        shown.update(rows)
-        lines += ["| setting | default | what it may be | |", "|---|---|---|---|"]
-        lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows] + [""]
-    return "\n".join(lines)
+        rows: list[tuple[str, ...]] = []
+        whole, as_above = made(), []
+        for name, field in parse.fields(made).items():
+            if field.section is None:
+                rows += _rows(made, whole, "", only=name)
+                continue
+            value = getattr(whole, name)
+            own = list(_rows(field.section, field.section() if value is None else value, name))
+            rows += [row for row in own if row not in shown.get(field.section, [])]
+            as_above += [f"`{name}`"] if field.section in shown else []
+            shown.setdefault(field.section, own)
+        lines += ["| setting | default | what it may be | what it is |", "|---|---|---|---|"]
+        lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+        rest = f"What is not listed of {', '.join(as_above)} is as above. There are no other sections."
+        lines += ["", rest if as_above else "", ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 _PAGE = """
 # Settings
 
-Made by `make docs` from `em3_jax/config/schema`, where each setting stands once. `--config.<setting>=<value>` changes one on the
-command line, `config.<setting> = <value>` in a config file; lists are written with commas between. Recipes in `configs/` change
-some defaults: `em3 train --help --config=<file>` shows those of a recipe. A setting in `<>` takes any name there, that of a
-field of the dataset, say; one without a default is used only where it is given.
+Made by `make docs` from `em3_jax/config/schema`, where each setting stands once. `--config.<setting>=<value>` changes one
+on the command line, lists with commas between; `config.<setting> = <value>` does in a config file, lists as tuples. A recipe
+has the settings of one task, and changes some defaults: `em3 train --help --config=<file>` shows them. A setting in `<>`
+takes any name there, that of a field of the dataset, say. The section `stream` is that of recipes that train on a stream,
+`configs/online.py` or `base.stream(config, window)`.
 """
 
 
-def _rows(made: type, default: Any, where: str) -> Iterator[tuple[str, ...]]:
-    """(setting, default, range, comment) of the settings of a section."""
+def _rows(made: type, default: Any, where: str, only: str = "") -> Iterator[tuple[str, ...]]:
+    """(setting, default, range, comment) of the settings of a section, or of one of them."""
     said = _comments_of(made)
     for name, field in parse.fields(made).items():
+        if only and name != only:
+            continue
         full = f"{where}.{name}" if where else name
         value = getattr(default, name)
         if field.chosen is not None:
             for choice, one in field.chosen.known.items():
                 rows = _rows(one, one(), full)
-                yield from ((row[0], row[1], row[2], f"{field.chosen.setting}={choice}: {row[3]}") for row in rows)
+                yield from ((row[0], row[1], row[2], f"of `{choice}`: {row[3]}") for row in rows)
         elif field.section is not None:
             yield from _rows(field.section, field.section() if value is None else value, full)
         else:
             assert field.kind is not None
-            shown = "" if value is None else f"`{_written(value)}`" if not field.free else _pairs(value)
-            yield (
-                f"`{full}.<>`" if field.free else f"`{full}`",
-                shown.replace("``", "empty"),
-                field.kind.words,
-                said[name],
-            )
+            shown = _pairs(value) if field.free else f"`{_written(value)}`".replace("``", "empty")
+            yield f"`{full}.<>`" if field.free else f"`{full}`", shown, field.kind.words, said[name]
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
@@ -76,10 +76,10 @@ def parse(config: Mapping[str, Any] | ConfigDict | schema.Config) -> schema.Conf
     Raises:
       UserError: a key is unknown, or a value is out of its range; names key, value and range.
     """
-    if dataclasses.is_dataclass(config):
-        return config  # type: ignore[return-value]
-    given = config.to_dict() if isinstance(config, ConfigDict) else config
-    assert isinstance(given, Mapping)
+    given: Any = plain(config) if dataclasses.is_dataclass(config) else config
+    given = given.to_dict() if isinstance(given, ConfigDict) else given
+    if not isinstance(given, Mapping):
+        raise UserError(f"config={shown(given)}: is no mapping of sections; see docs/settings.md")
     task = _checked("task", given.get("task", "ranking"), RANGES["task"])
     if given.get("stream") is not None and task not in ON_STREAMS:
         raise UserError(f"config.stream: task {task} is not trained on a stream; leave it out")
@@ -103,34 +103,75 @@ def section(made: type[Section], given: Settings, where: str, default: Any = Non
     values: dict[str, Any] = {}
     prefix = f"{where}." if where else ""
     for key, value in given.items():
+        name = f"{prefix}{key}"
         if key not in known:
-            raise UserError(f"config.{prefix}{key}: unknown key; {nearest(key, known)}")
-        values[key] = _value(known[key], value, f"{prefix}{key}", getattr(default, key), given)
+            raise UserError(f"config.{name}: {unknown(name, known)}")
+        if known[key].chosen is None:
+            values[key] = _value(known[key], value, name, getattr(default, key))
+    for key, field in known.items():
+        if field.chosen is not None:  # once what chooses it is known
+            choice = values.get(field.chosen.setting, getattr(default, field.chosen.setting))
+            values[key] = _chosen(field.chosen, choice, given.get(key), f"{prefix}{key}")
     return dataclasses.replace(default, **values)
 
 
-def _value(field: Field, value: Any, name: str, default: Any, beside: Mapping[str, Any]) -> Any:
+def _value(field: Field, value: Any, name: str, default: Any) -> Any:
     if value is None and default is None:
         return None
-    if field.chosen is not None:
-        chosen = field.chosen.known.get(beside.get(field.chosen.setting, ""))
-        if chosen is None:  # a part of the user's own, which checks its settings itself
-            return value
-        return _section_of(chosen, value, name, None)
     if field.section is not None:
-        return _section_of(field.section, value, name, default)
-    assert field.kind is not None  # a field is one of the three
+        return section(field.section, _a_section(name, value), name, default)
+    assert field.kind is not None  # whoever calls this has asked for what is chosen
     if not field.free:
         return _checked(name, value, field.kind)
-    if not is_section(value):
-        raise _no_section(name, value)
-    return {key: _checked(f"{name}.{key}", one, field.kind) for key, one in value.items()}
+    given = _a_section(name, value)
+    return {key: _checked(f"{name}.{key}", one, field.kind) for key, one in given.items()}
 
 
-def _section_of(made: type, value: Any, name: str, default: Any) -> Any:
+def _chosen(by: ChosenBy, choice: str, value: Any, name: str) -> Any:
+    """The settings of a part that another setting chooses; None = all are left out."""
+    if (made := by.known.get(choice)) is None:
+        return {} if value is None else _of_own_part(_a_section(name, value), name)
+    if value is None:
+        return made()
+    for key in _a_section(name, value):  # those of another choice, where the choice alone is changed
+        if key not in fields(made):
+            raise UserError(
+                f"config.{name}.{key}: unknown key of '{choice}'; {nearest(str(key), fields(made))}; "
+                f"a recipe of its own is --config=configs/retrieval.py:{choice}"
+            )
+    return section(made, value, name)
+
+
+def _of_own_part(given: Settings, name: str) -> dict[str, Any]:
+    """Settings of a part of the user's own, which knows itself which it has; the range of those that library parts have."""
+    result: dict[str, Any] = {}
+    for key, value in given.items():
+        full = f"{name}.{key}"
+        if is_section(value):
+            result[key] = _of_own_part(value, full)
+        elif kind := kind_of(full):
+            result[key] = _checked(full, value, kind)
+        elif any(full in places for places in PLACES.values()):
+            raise _no_section(full, value)
+        else:
+            result[key] = _tuples(value)
+    return result
+
+
+def _a_section(name: str, value: Any) -> Settings:
     if not is_section(value):
         raise _no_section(name, value)
-    return section(made, value, name, default)
+    return value
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What to tell of a name that a section has not."""
+    tasks = [task for task, made in ROOTS.items() if name in PLACES[made]]
+    if not tasks:
+        return f"unknown key; {nearest(name.rpartition('.')[2], known)}"
+    return (
+        f"a setting of task {' and '.join(tasks)}, not of this one; start from a recipe of that task, or leave it out"
+    )
 
 
 def _no_section(name: str, value: Any) -> UserError:
@@ -168,14 +209,40 @@ def _plain(value: Any) -> Any:
     return {key: _plain(one) for key, one in value.items()} if is_section(value) else value
 
 
+def filled(given: Settings) -> dict[str, Any]:
+    """A config with the defaults of what it has not, unchecked: for whoever changes it before it is parsed."""
+    made = ROOTS.get(given.get("task", "ranking"))
+    if made is None:
+        raise UserError(refusal("task", given["task"], RANGES["task"]))
+    return _filled(made(), given)
+
+
+def _filled(default: Any, given: Settings) -> dict[str, Any]:
+    result, known = plain(default), fields(typing.cast(Any, type(default)))
+    for name, field in known.items():
+        if field.chosen is not None and given.get(field.chosen.setting, "") in field.chosen.known:
+            result[name] = plain(field.chosen.known[given[field.chosen.setting]]())
+        elif field.chosen is not None and field.chosen.setting in given:  # of the user's own
+            result[name] = {}
+    for key, value in given.items():
+        inside = getattr(default, str(key), None)
+        whole = is_section(value) and dataclasses.is_dataclass(inside) and key in result
+        if whole and known[key].chosen is not None:
+            result[key] = result[key] | dict(value)
+        else:
+            result[key] = _filled(inside, value) if whole else value
+    return result
+
+
 def checked(config: Mapping[str, Any] | ConfigDict | schema.Config) -> dict[str, Any]:
     """What `parse` gives, as a nested dictionary."""
     return plain(parse(config))
 
 
-def editable(config: schema.Config) -> ConfigDict:
+def editable(config: schema.Config | Settings) -> ConfigDict:
     """A config for a recipe to change; names that the schema has not are errors there."""
-    result = ConfigDict(plain(config)).lock()
+    given = config if isinstance(config, Mapping) else plain(config)
+    result = ConfigDict(given, type_safe=False).lock()  # `parse` says it in plain words
     for name in ANY_NAME:
         inside = result
         for key in name.split("."):
@@ -201,6 +268,15 @@ def _leaves(made: type, where: str = "") -> Iterator[tuple[str, Kind]]:
 CONFIGS = tuple(dict.fromkeys(ROOTS.values()))
 RANGES: dict[str, Kind] = {name: kind for made in CONFIGS for name, kind in _leaves(made)}
 """Full name -> what the setting may be; * stands for any name, that of a dataset's field, say."""
+PLACES: dict[type, set[str]] = {
+    made: {
+        ".".join(name.removesuffix(".*").split(".")[: depth + 1])
+        for name, _ in _leaves(made)
+        for depth in range(name.count(".") + 1)
+    }
+    for made in CONFIGS
+}
+"""Config -> full names of its settings and sections."""
 ANY_NAME = sorted(name.removesuffix(".*") for name in RANGES if name.endswith(".*"))
 """The sections that take a setting for any name."""
 
@@ -224,7 +300,9 @@ def settings(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, 
 def refusal(name: str, value: Any, kind: Kind) -> str:
     """What to tell of a value that a setting cannot have."""
     near, wrong, choice = "", value, kind
-    if isinstance(kind, Several) and isinstance(value, tuple | list):
+    if isinstance(kind, Several) and isinstance(value, str):
+        near = "; in a config file a tuple of them"
+    elif isinstance(kind, Several) and isinstance(value, tuple | list):
         choice, wrong = kind.of, next((one for one in value if not kind.of.holds(one)), None)
     if isinstance(choice, Choice) and isinstance(wrong, str):
         hint = nearest(wrong, choice.names)

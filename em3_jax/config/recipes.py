@@ -7,6 +7,7 @@ A config file has `get_config(argument) -> ConfigDict`; the argument is what sta
 import importlib.util
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ OPTION = "--config."
 
 
 def load(path: str, argument: str, root: str = "") -> ConfigDict:
-    """The config of a file.
+    """The config of a file, with the defaults of what it leaves out.
 
     Args:
       argument: what the file makes of it.
@@ -40,9 +41,11 @@ def load(path: str, argument: str, root: str = "") -> ConfigDict:
         raise UserError(f"--config={path}:{argument}: this config file takes no argument; leave it out")
     given = {"root": root} if "root" in takes else {}
     config = _guarded(path, lambda: function(*filter(None, [argument]), **given))
+    if isinstance(config, schema.Config):
+        config = ConfigDict(parse.plain(config))
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={path}: get_config gives no ConfigDict; see configs/em3_synthetic.py for one")
-    return config
+    return parse.editable(parse.filled(config.to_dict()))
 
 
 def split(flag: str) -> tuple[str, str]:
@@ -119,7 +122,20 @@ def _guarded(path: str, function: Callable[[], Any]) -> Any:
             if Path(trace.tb_frame.f_code.co_filename).name == Path(path).name:
                 line = f"line {trace.tb_lineno}: "
             trace = trace.tb_next
-        raise UserError(f"--config={path}: {line}{type(error).__name__}: {_plain(error)}; mend the file") from None
+        raise UserError(f"--config={path}: {line}{_said(error)}; mend the file") from None
+
+
+def _said(error: Exception) -> str:
+    """What to tell of an error inside a config file; a wrong name of a setting is in plain words."""
+    text = _plain(error)
+    missing = re.match(r"""\W*(?:Key )?\W*(\w+)\W*(?:does not exist|Did you mean|$)""", text)
+    if not isinstance(error, AttributeError | KeyError) or missing is None:
+        return f"{type(error).__name__}: {text}"
+    if missing[1] == "stream":
+        return "config.stream: this recipe is no stream; make it one with base.stream(config, window)"
+    near = re.search(r"Did you mean \W*(\w+)", text)
+    hint = f"did you mean '{near[1]}'?" if near else "docs/settings.md lists all"
+    return f"'{missing[1]}': no such setting; {hint}"
 
 
 def _plain(error: Exception) -> str:
@@ -177,8 +193,11 @@ def lookup(config: ConfigDict, name: str) -> Any:
 
 
 def _entry(section: ConfigDict, key: str, where: str) -> Any:
+    if key not in section and f"{where}.{key}" == "config.stream":
+        raise UserError("config.stream: this recipe is no stream; start from configs/online.py")
     if key not in section:
-        raise UserError(f"{where}.{key}: unknown key; {nearest(key, section)}")
+        name = f"{where}.{key}".removeprefix("config.")
+        raise UserError(f"config.{name}: {parse.unknown(name, section)}")
     return section[key]
 
 
@@ -188,7 +207,7 @@ def parsed(name: str, text: str | None, current: Any) -> Any:
     Args:
       name: of the setting.
       text: None = the name alone, which turns a flag on.
-      current: the value that it replaces: it tells what a setting is that the table of ranges does not have.
+      current: the value that it replaces: it tells what a setting is that the schema does not have.
     """
     kind = parse.kind_of(name) or _kind_like(current)
     if text is None:
@@ -226,4 +245,12 @@ def change(config: ConfigDict, name: str, value: Any) -> None:
 def read(flag: str, changes: Mapping[str, str | None]) -> schema.Config:
     """The config of --config=<flag> with the settings of the command line."""
     path, argument = split(flag)
-    return parse.parse(with_options(load(path, argument, changes.get("data.root") or ""), changes))
+    config = load(path, argument, changes.get("data.root") or "")
+    task = config.get("task")
+    with_options(config, changes)
+    if parse.ROOTS.get(config.get("task")) is not parse.ROOTS.get(task):
+        raise UserError(
+            f"config.task={config.task}: this recipe is of task {task}; start from one of task {config.task}: "
+            "configs/lemur.py, configs/retrieval.py or a ranking recipe"
+        )
+    return parse.parse(config)

@@ -62,8 +62,8 @@ def fusion(name: str, settings: ranking.FusionSettings, section: str = "config.m
             f"{section}.fusion_settings: {settings.heads} heads do not divide the width {settings.width}; change one"
         )
     given = parse.entries(settings)
-    lora, chunk = LoRA(**parse.entries(settings.lora)), settings.layer_chunk or 0
-    return made(fusion_.FusionSettings(**given | {"lora": lora, "layer_chunk": chunk}))
+    lora = LoRA(**parse.entries(settings.lora))
+    return made(fusion_.FusionSettings(**given | {"lora": lora}))
 
 
 def backbone(name: str, settings: ranking.BackboneSettings) -> nn.Module:
@@ -98,8 +98,7 @@ def _of_width(settings: Any, width: int, where: str) -> ranking.FusionSettings:
             raise UserError(f"{where}.fusion_settings.width: is that of the model; set {where}.width")
         where = f"{where}.fusion_settings".removeprefix("config.")
         settings = parse.section(of_retrieval.ItemFusion, settings, where)
-    given = parse.entries(settings)
-    return ranking.FusionSettings(**given | {"width": width, "lora": settings.lora or ranking.Lora()})
+    return ranking.FusionSettings(**parse.entries(settings) | {"width": width})
 
 
 def score(name: str) -> Callable:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -115,6 +116,22 @@ def attention_entropies(means: dict[str, float]) -> str:
         for name in names
     )
     return "  entropy" + "".join(shown)[1:] if names else ""
+
+
+def warn_of_frozen(frozen: dict[str, bool]) -> None:
+    """Says which parts stand still at random values: of a run that starts from nothing, frozen ones never learn.
+
+    Args:
+      frozen: parameter name -> whether it is frozen; encoders are loaded, so theirs are not random.
+    """
+    parts = {"/".join(name.split("/")[:2]) for name, is_frozen in frozen.items() if is_frozen}
+    drawn = sorted(part for part in parts if not part.startswith("encoders/"))
+    if drawn:
+        warnings.warn(
+            f"{', '.join(drawn)}: frozen by config.optim.multipliers at fresh, random values; set "
+            "config.train.init_from to the run to take them from",
+            stacklevel=2,
+        )
 
 
 def parameter_table(state: State, frozen: dict[str, bool]) -> str:

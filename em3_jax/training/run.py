@@ -5,7 +5,6 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from em3_jax.config import parse
 from em3_jax.config.schema import Config
 from em3_jax.training import rundir
 
@@ -41,7 +40,7 @@ class Run:
     @functools.cached_property
     def config(self) -> Config:
         """Its config; what an older run has not, is the schema's default."""
-        return parse.parse(self.record["config"])
+        return rundir.config_of(self.folder, self.record)
 
     @property
     def data_hash(self) -> str:

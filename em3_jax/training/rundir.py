@@ -101,12 +101,35 @@ def read(workdir: str | Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error}); train again in a new --workdir") from None
+    if not _is_record(record):
+        raise UserError(f"{path}: is not the record of a run; train again in a new --workdir")
     config = record["config"]
     if "stream" in config:  # which earlier versions let be called shuffled
-        config["data"]["order"] = "chronological"
-    if "encoder" in config.get("model", {}):
-        config["model"]["encoder"] = {"means": False} | config["model"]["encoder"]
+        config.setdefault("data", {})["order"] = "chronological"
+    if isinstance(encoder := config.get("model", {}).get("encoder"), dict):
+        encoder.setdefault("means", False)
     return record
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a record has what all commands read of it; the config's settings are checked by `config_of`."""
+    if not isinstance(record, dict) or not isinstance(record.get("data_hash"), str):
+        return False
+    config = record.get("config")
+    inside = isinstance(config, dict) and all(isinstance(config.get(name, {}), dict) for name in ("data", "model"))
+    return inside and isinstance(record.get("features", {}), dict) and isinstance(record.get("own_files", {}), dict)
+
+
+def config_of(workdir: str | Path, record: Mapping[str, Any]) -> Config:
+    """The config of a run; what an older version has not is the schema's default.
+
+    Args:
+      record: what `read` gives.
+    """
+    try:
+        return parse.parse(record["config"])
+    except UserError as error:
+        raise UserError(f"{Path(workdir) / 'run.json'}: {error}; restore the file, or train again") from None
 
 
 def read_kept(
@@ -162,7 +185,7 @@ def check_data(
       grown: dataset and feature sets may be others.
       hint: what else can be done about another dataset.
     """
-    root = record["config"]["data"]["root"]
+    root = record["config"].get("data", {}).get("root", "")
     if record["data_hash"] != data_hash and not grown:
         raise UserError(
             f"{workdir}: belongs to another dataset: the data in {root} have hash {data_hash[:12]}, the run was made with "
@@ -187,7 +210,7 @@ def check_same(
     """Refuses to go on with the run in `workdir` where it is another; arguments as of `claim`."""
     old = read(workdir)
     check_data(workdir, old, data_hash, features, grown)
-    lines = sections.differences(parse.checked(old["config"]), parse.plain(config))
+    lines = sections.differences(parse.plain(config_of(workdir, old)), parse.plain(config))
     changed = [line for line in lines if not line.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(f"{workdir}: belongs to another config ({'; '.join(changed[:3])}); choose another --workdir")

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from em3_jax.config import kinds, manual, parse, recipes, registry
+from em3_jax.config import kinds, manual, parse, recipes, registry, schema
+from em3_jax.config.schema import retrieval as of_retrieval
 from em3_jax.core.errors import UserError
 from em3_jax.models.lemur import HISTORY_MODULES
 from em3_jax.models.ranking import CONTENT_PARTS
@@ -24,10 +25,6 @@ def configs():
 
 
 CONFIGS = dict(configs())
-GIVEN = (copy.deepcopy(CONFIGS["em3_synthetic.py:"]), copy.deepcopy(CONFIGS["retrieval.py:em3"]))
-"""Configs with the settings that no recipe has."""
-GIVEN[0]["model"]["fusion_settings"]["layer_chunk"] = 0
-GIVEN[1]["model"]["retrieval_settings"]["fusion_settings"]["lora"] = {"rank": 0, "stop_gradient": "output"}
 ALL = {name: value for config in CONFIGS.values() for name, value in parse.settings(config)}
 
 
@@ -60,7 +57,7 @@ def wrong(kind: kinds.Kind) -> list:
 def of_setting(name: str) -> dict:
     """A config that has the setting."""
     name = name.removesuffix(".*")
-    return next(config for config in (*CONFIGS.values(), *GIVEN) if has(config, name))
+    return next(config for config in CONFIGS.values() if has(config, name))
 
 
 def has(config: dict, name: str) -> bool:
@@ -92,9 +89,6 @@ def test_what_is_out_of_range_is_one_line_that_names_key_value_and_range(name):
     config = of_setting(name)
     assert wrong(kind)
     for value in wrong(kind):
-        if value is None and name == "model.fusion_settings.layer_chunk":  # which is the same as not to give it
-            assert parse.parse(changed(config, name, None)).model.fusion_settings.layer_chunk is None
-            continue
         message = user_error(parse.checked, changed(config, concrete, value))
         assert message.startswith(f"config.{concrete}={parse.shown(value)}: give ") and kind.words in message
         if isinstance(value, int | float | str) and not isinstance(value, bool):
@@ -151,3 +145,42 @@ def test_homes_are_expanded_wherever_a_setting_is_a_path(monkeypatch):
         assert found[name] == "/home/somebody/x"
         message = user_error(parse.checked, changed(base, name, "gs://bucket/x"))
         assert message.startswith(f"config.{name}: gs://bucket/x: ") and "mount the bucket" in message
+
+
+# What a config leaves out, and parts of the user's own.
+
+
+def test_settings_of_a_retrieval_model_are_those_of_the_model_that_is_named():
+    found = parse.parse({"task": "retrieval", "model": {"retrieval": "bpr"}})
+    assert found.model.retrieval_settings == of_retrieval.Bpr()
+    found = parse.parse({"task": "retrieval", "model": {"retrieval_settings": {"width": 8}}})
+    assert found.model.retrieval_settings == of_retrieval.Em3(width=8)
+    config = CONFIGS["retrieval.py:em3"]
+    message = user_error(parse.parse, changed(config, "model.retrieval", "bpr"))
+    assert "unknown key of 'bpr'; known: l2, width; a recipe of its own is --config=configs/retrieval.py:bpr" in message
+
+
+def test_settings_of_a_model_of_ones_own_keep_their_range_where_it_is_known():
+    model = {"retrieval": "mine:Model", "retrieval_settings": {"sizes": [3, [4]], "inside": {"a": [1]}, "width": 8}}
+    found = parse.parse({"task": "retrieval", "model": model})
+    assert found.model.retrieval_settings == {"sizes": (3, (4,)), "inside": {"a": (1,)}, "width": 8}
+    assert parse.parse(parse.plain(found)) == found
+    assert parse.parse({"task": "retrieval", "model": {"retrieval": "mine:Model"}}).model.retrieval_settings == {}
+    for wrong, message in (
+        ({"l2": -0.1}, "retrieval_settings.l2=-0.1: give a number of 0 or more"),
+        ({"width": "8"}, "retrieval_settings.width='8': give a whole number"),
+        ({"modality_weights": {"image": -1.0}}, "modality_weights.image=-1.0: give a number"),
+        ({"modality_weights": 3}, "modality_weights=3: is a section"),
+        ({"fusion_settings": 3}, "fusion_settings=3: is a section"),
+        (3, "retrieval_settings=3: is a section"),
+    ):
+        config = {"task": "retrieval", "model": model | {"retrieval_settings": wrong}}
+        assert message in user_error(parse.parse, config)
+
+
+def test_what_no_config_can_be_is_one_line():
+    for wrong in ([1], None, 3, {3: 4}, {"data": {1: 2}}, {"task": ["ranking"]}, {"task": "zzz"}, {"data": None}):
+        assert user_error(parse.parse, wrong).startswith("config")
+    assert "config.seed=-4" in user_error(parse.parse, schema.Ranking(seed=-4))
+    assert "a setting of task lemur, not of this one" in user_error(parse.parse, {"model": {"layout": {}}})
+    assert "task retrieval is not trained on a stream" in user_error(parse.parse, {"task": "retrieval", "stream": {}})

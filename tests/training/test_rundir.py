@@ -5,11 +5,12 @@ import warnings
 
 import pytest
 
-from em3_jax.config import schema
+from em3_jax.config import parse, schema
 from em3_jax.config.schema.lemur import FieldEncoder as EncoderSettings
 from em3_jax.config.schema.ranking import Data
 from em3_jax.training import rundir
 from em3_jax.training.run import Run
+from tests.conftest import user_error
 
 RUN = schema.Ranking(data=Data(root="data/any"))
 
@@ -52,3 +53,36 @@ def test_what_a_run_of_an_earlier_version_lacks_is_as_it_was_then(tmp_path):
     found = Run.open(tmp_path).config
     assert isinstance(found, schema.Lemur) and found.model.encoder == EncoderSettings(width=32, means=False)
     assert found.data.order == "chronological"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": None}, {"config": 3}, {"data_hash": 3}, {"data_hash": None}, {"features": 3}, {"config": {"model": 3}},
+        {"config": {"data": None}}, {"own_files": []},
+    ],
+)  # fmt: skip
+def test_what_is_no_record_of_a_run_is_one_line(tmp_path, change):
+    claim(tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text("utf-8")) | change
+    for wrong in (record, [1], 3, None):
+        (tmp_path / "run.json").write_text(json.dumps(wrong), encoding="utf-8")
+        assert "is not the record of a run; train again" in user_error(Run.open, tmp_path)
+
+
+def test_a_setting_that_is_wrong_in_a_record_is_said_with_its_file(tmp_path):
+    claim(tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text("utf-8"))
+    for section, message in (({"epochs": "eight"}, "train.epochs='eight': give a"), ({"num_steps": 3}, "unknown key")):
+        record["config"]["train"] = section
+        (tmp_path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        for refused in (lambda: Run.open(tmp_path).config, lambda: claim(tmp_path)):
+            found = user_error(refused)
+            assert found.startswith(f"{tmp_path}/run.json: config.train.") and message in found
+
+
+def test_settings_of_a_model_of_ones_own_are_the_same_again(tmp_path):
+    """A tuple is a list in JSON."""
+    model = {"retrieval": "mine:Model", "retrieval_settings": {"sizes": (3, 4), "inside": {"a": (1,)}}}
+    config = parse.parse({"task": "retrieval", "data": {"root": "data/any"}, "model": model})
+    assert not rundir.claim(tmp_path, config, "hash", {}) and rundir.claim(tmp_path, config, "hash", {})

@@ -3,8 +3,7 @@
 The line has what the setting may be, as a `kinds.Kind` in its type, its default, and a comment
 that `em3 train --help` and docs/settings.md repeat, at its end or above it. Recipes start from
 these defaults (`parse.editable`), and `parse.parse` makes of a recipe, or of what a run has saved,
-one of the configs below, which is all that the program reads. A setting that is None is not in a
-recipe: it can be given there, and is left out otherwise.
+one of the configs below, which is all that the program reads.
 """
 
 from dataclasses import dataclass

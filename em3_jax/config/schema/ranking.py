@@ -74,7 +74,8 @@ class FusionSettings:
     dropout: Dropout = 0.0  # on tokens and residual branches
     lora: Lora = Lora()
     # most items at once in a layer, as in retrieval; 0 = all, kept
-    layer_chunk: Count | None = None
+    # most items at once in a layer, computed again in the backward pass; 0 = all, kept
+    layer_chunk: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,12 +123,12 @@ class ItemFusion:
     dropout: Dropout = 0.5  # on tokens and residual branches
     # most items at once in a layer, computed again in the backward pass; 0 = all, kept
     layer_chunk: Count = 8192
-    lora: Lora | None = None  # adapters on its layers
+    lora: Lora = Lora()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Em3:
-    """EM3 as the paper has it: its fusion and CIC inside FREEDOM."""
+    """EM3 as the paper has it, its fusion and CIC inside FREEDOM."""
 
     width: Size = 64  # of a user's and an item's vector
     layers: Count = 2  # of the user-item graph

@@ -22,7 +22,7 @@ from em3_jax.data.readers.encode import (
     image_paths,
     many_numbers,
 )
-from em3_jax.data.readers.files import not_single, read_verbatim, require_distinct
+from em3_jax.data.readers.files import column_names, nearest, not_single, read_verbatim, require_distinct
 from em3_jax.data.readers.parquet import as_text
 from em3_jax.data.readers.source import Source
 
@@ -82,6 +82,11 @@ def read_part(
     """
     parsed = {name.removesuffix(":multi"): name.endswith(":multi") for name in fields}
     names = [key, *parsed, *text, *([image.removesuffix(":multi")] if image else [])]
+    if key not in (have := column_names(source)):
+        raise UserError(
+            f"{source}: no column '{key}' for the {kind}s' ids; {nearest(key, have)}; name it with "
+            f"--columns {kind}_key=<column>"
+        )
     read = read_verbatim(source, names, as_text=set(names))
     if read.num_rows == 0:
         raise UserError(f"{source}: there are no rows; give one for each {kind}")
