@@ -182,5 +182,5 @@ def test_what_no_config_can_be_is_one_line():
     for wrong in ([1], None, 3, {3: 4}, {"data": {1: 2}}, {"task": ["ranking"]}, {"task": "zzz"}, {"data": None}):
         assert user_error(parse.parse, wrong).startswith("config")
     assert "config.seed=-4" in user_error(parse.parse, schema.Ranking(seed=-4))
-    assert "a setting of task lemur, not of this one" in user_error(parse.parse, {"model": {"layout": {}}})
+    assert "layout: unknown key, one of task lemur; start" in user_error(parse.parse, {"model": {"layout": {}}})
     assert "task retrieval is not trained on a stream" in user_error(parse.parse, {"task": "retrieval", "stream": {}})

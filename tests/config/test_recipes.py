@@ -186,7 +186,7 @@ def test_a_mistake_in_ones_own_recipe_is_in_plain_words(tmp_path, line, message)
     text = f"from configs import base\ndef get_config():\n    c = base.ranking()\n    c.{line}\n    return c\n"
     (tmp_path / "own.py").write_text(text)
     found = user_error(recipes.read, str(tmp_path / "own.py"), {"data.root": "x"})
-    assert (message in found or "not of this one; start from a recipe of that task" in found) and "locked" not in found
+    assert (message in found or "start from a recipe of that task" in found) and "locked" not in found
     assert len(found) < 250
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from em3_jax.config import parse
 from em3_jax.data import known
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.checks import counts_of
@@ -108,7 +109,7 @@ def test_where_the_last_events_show_as_much_nothing_is_counted(dataset, planted,
 def test_a_run_and_its_exports_know_what_its_rows_show(planted):
     """The dataset of a run's work, from which the exporter makes its tables, has the counts of the run."""
     config = leaks.ranking_config(planted, most_rows_per_user=3)
-    work = ranking(config, leaks.mesh(config))
+    work = ranking(parse.parse(config), leaks.mesh(config))
     expected = counts_of(planted, training_rows(planted, "click", 3), leaks.T)
     for name, counts in expected.items():
         np.testing.assert_array_equal(work.dataset.counts[name], counts, err_msg=name)
