@@ -169,9 +169,8 @@ def unknown(name: str, known: Iterable[str]) -> str:
     tasks = [task for task, made in ROOTS.items() if name in PLACES[made]]
     if not tasks:
         return f"unknown key; {nearest(name.rpartition('.')[2], known)}"
-    return (
-        f"a setting of task {' and '.join(tasks)}, not of this one; start from a recipe of that task, or leave it out"
-    )
+    shown = " and ".join(filter(None, (", ".join(tasks[:-1]), tasks[-1])))
+    return f"unknown key, one of task {shown}; start from a recipe of that task, or leave it out"
 
 
 def _no_section(name: str, value: Any) -> UserError:
