@@ -111,16 +111,17 @@ def comments(made: type, config: Mapping[str, Any], where: str = "") -> dict[str
 
 @functools.cache
 def _comments_of(made: type) -> dict[str, str]:
-    """Name -> comment of the entries of a section, as its class has them in its file."""
-    source = _source(made)
-    said = _line_comments(source)
-    body = next(node for node in ast.parse(source).body if getattr(node, "name", "") == made.__name__)
-    assert isinstance(body, ast.ClassDef)
-    return {
-        node.target.id: said.get(node.lineno, "")
-        for node in body.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+    """Name -> comment of the entries of a section, as its class, or one it builds on, has them."""
+    found: dict[str, str] = {}
+    for one in reversed(made.__mro__[:-1]):  # but object
+        source = _source(one)
+        said = _line_comments(source)
+        body = next(n for n in ast.parse(source).body if getattr(n, "name", "") == one.__name__)
+        assert isinstance(body, ast.ClassDef)
+        for node in body.body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                found[node.target.id] = said.get(node.lineno, "")
+    return found
 
 
 def _source(made: type) -> str:
@@ -199,7 +200,8 @@ def page() -> str:
         lines += [f"## Task {' and '.join(tasks)}", ""]
         rows: list[tuple[str, ...]] = []
         whole, as_above = made(), []
-        for name, field in parse.fields(made).items():
+        in_order = sorted(parse.fields(made).items(), key=lambda one: (one[1].section is not None, one[0]))
+        for name, field in in_order:
             if field.section is None:
                 rows += _rows(made, whole, "", only=name)
                 continue

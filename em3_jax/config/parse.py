@@ -218,18 +218,14 @@ def filled(given: Settings) -> dict[str, Any]:
 
 def _filled(default: Any, given: Settings) -> dict[str, Any]:
     result, known = plain(default), fields(typing.cast(Any, type(default)))
-    for name, field in known.items():
-        if field.chosen is not None and given.get(field.chosen.setting, "") in field.chosen.known:
-            result[name] = plain(field.chosen.known[given[field.chosen.setting]]())
-        elif field.chosen is not None and field.chosen.setting in given:  # of the user's own
-            result[name] = {}
     for key, value in given.items():
-        inside = getattr(default, str(key), None)
-        whole = is_section(value) and dataclasses.is_dataclass(inside) and key in result
-        if whole and known[key].chosen is not None:
-            result[key] = result[key] | dict(value)
-        else:
-            result[key] = _filled(inside, value) if whole else value
+        is_known = key in known and is_section(value) and dataclasses.is_dataclass(getattr(default, key))
+        result[key] = _filled(getattr(default, key), value) if is_known else value
+    for key, field in known.items():
+        if (by := field.chosen) is not None:
+            choice, own = given.get(by.setting, getattr(default, by.setting)), given.get(key, {})
+            whole = plain(by.known[choice]()) if choice in by.known else {}
+            result[key] = whole | dict(own) if is_section(own) else own
     return result
 
 

@@ -21,51 +21,54 @@ Task = Annotated[str, Choice(TASKS)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking:
+class _Run:
+    """What a run of any task has."""
+
+    seed: Seed = 0  # of all that is drawn
+    task: Task = "ranking"  # what is optimized; lemur and retrieval have recipes of their own
+    optim: Optim = Optim()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnClicks(_Run):
+    """What a run that ranks clicks has."""
+
+    data: Data = Data()
+    tables: Tables = Tables()
+    eval: Eval = Eval()
+    pretraining: Pretraining = Pretraining()
+    stream: Stream | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking(_OnClicks):
     """A run of task ranking or pretraining."""
 
-    seed: Seed = 0  # of all that is drawn
-    task: Task = "ranking"  # or pretraining; lemur and retrieval have recipes of their own
-    data: Data = Data()
     model: RankingSettings = RankingSettings()
-    tables: Tables = Tables()
-    optim: Optim = Optim()
-    train: Train = Train()
-    eval: Eval = Eval()
     mesh: Mesh = Mesh(by_rows=("tables/.*",))
-    pretraining: Pretraining = Pretraining()
-    stream: Stream | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lemur:
+class Lemur(_OnClicks):
     """A run of task lemur."""
 
-    seed: Seed = 0  # of all that is drawn
     task: Task = "lemur"  # what is optimized
-    data: Data = Data()
     model: LemurSettings = LemurSettings()
-    tables: Tables = Tables()
-    optim: Optim = Optim()
-    train: Train = Train()
-    eval: Eval = Eval()
     mesh: Mesh = Mesh(by_rows=("tables/.*", "memory/.*"))
-    pretraining: Pretraining = Pretraining()
-    stream: Stream | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrieval:
+class Retrieval(_Run):
     """A run of task retrieval."""
 
-    seed: Seed = 0  # of all that is drawn
     task: Task = "retrieval"  # what is optimized
     data: Pairs = Pairs()
     model: RetrievalSettings = RetrievalSettings()
     optim: Optim = Optim(clip_norm=0.0)
     train: Train = Train(epochs=1000.0, log_every=1000, eval_every=0, patience=21)
     eval: EvalRetrieval = EvalRetrieval()
-    mesh: Mesh = Mesh()
 
 
 OnClicks = Ranking | Lemur

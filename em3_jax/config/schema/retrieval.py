@@ -40,37 +40,48 @@ class ItemGraph:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bpr:
-    """BPR: interactions alone, matrix factorisation."""
+class _Model:
+    """What all models have."""
 
     width: Size = 64  # of a user's and an item's vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnModalities(_Model):
+    """What models with a graph of all modalities have."""
+
+    # modality -> its share of the item graph; of those the data have, scaled to sum 1
+    modality_weights: Weights = field(default_factory=_of_modalities)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bpr(_Model):
+    """BPR: interactions alone, matrix factorisation."""
+
     l2: Weight = 0.1  # of squared norms
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightGcn:
+class LightGcn(_Model):
     """LightGCN: interactions alone, over the user-item graph."""
 
-    width: Size = 64  # of a user's and an item's vector
     layers: Count = 2  # of the user-item graph
     l2: Weight = 1e-4  # of squared norms
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vbpr:
+class Vbpr(_Model):
     """VBPR: BPR with a part that reads content."""
 
-    width: Size = 64  # of a user's and an item's vector
     content_width: Size = 64  # of the part that reads content
     l2: Weight = 0.1  # of squared norms
     l2_content: Weight = 0.1  # the same of what reads content
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlmRec:
+class SlmRec(_Model):
     """SLMRec: self-supervision over modalities."""
 
-    width: Size = 64  # of a user's and an item's vector
     layers: Count = 3  # of the user-item graph
     temperature: Above = 0.2  # of the main contrast
     ssl_temperature: Above = 0.5  # of the contrast over modalities
@@ -78,10 +89,9 @@ class SlmRec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lattice:
+class Lattice(_Model):
     """LATTICE: item graphs that are learnt."""
 
-    width: Size = 64  # of a user's and an item's vector
     layers: Count = 2  # of the user-item graph
     item_layers: Count = 1  # of the item graph
     neighbours: Size = 10  # that a learnt graph keeps of an item
@@ -90,10 +100,9 @@ class Lattice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bm3:
+class Bm3(_Model):
     """BM3: views of dropout, no negatives."""
 
-    width: Size = 64  # of a user's and an item's vector
     layers: Count = 1  # of the user-item graph
     dropout: Dropout = 0.5  # that makes the views
     content_weight: Weight = 2.0  # of the losses that read content
@@ -101,14 +110,11 @@ class Bm3:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Freedom:
+class Freedom(_OnModalities):
     """FREEDOM: frozen item graphs, a denoised user-item graph."""
 
-    width: Size = 64  # of a user's and an item's vector
     layers: Count = 2  # of the user-item graph
     item_layers: Count = 1  # of the item graph
-    # modality -> its share of the item graph; of those the data have, scaled to sum 1
-    modality_weights: Weights = field(default_factory=_of_modalities)
     content_weight: Weight = 1e-3  # of the two modality losses
 
 
@@ -127,14 +133,11 @@ class ItemFusion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Em3:
+class Em3(_OnModalities):
     """EM3 as the paper has it, its fusion and CIC inside FREEDOM."""
 
-    width: Size = 64  # of a user's and an item's vector
     layers: Count = 2  # of the user-item graph
     item_layers: Count = 1  # of the item graph
-    # modality -> its share of the item graph; of those the data have, scaled to sum 1
-    modality_weights: Weights = field(default_factory=_of_modalities)
     fusion: Fusion = "fq_former"  # how an item's tokens become one vector
     fusion_settings: ItemFusion = ItemFusion()
     cic_weight: Weight = 1e-3  # alpha
@@ -143,13 +146,10 @@ class Em3:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Em3AsReleased:
+class Em3AsReleased(_OnModalities):
     """EM3 as its public code computes it."""
 
-    width: Size = 64  # of a user's and an item's vector
     layers: Count = 2  # of the user-item graph
-    # modality -> its share of the item graph; of those the data have, scaled to sum 1
-    modality_weights: Weights = field(default_factory=_of_modalities)
     queries: Size = 1  # Q, learnt queries
     dropout: Dropout = 0.5  # on tokens and residual branches
     cic_weight: Weight = 1e-3  # alpha
