@@ -12,11 +12,11 @@ from em3_jax.core import rng
 from em3_jax.core.types import Batch
 from em3_jax.data.batches import gather_content
 from em3_jax.data.format import FeatureSet
-from em3_jax.data.pipeline import rows_of_step, steps_of_epochs
+from em3_jax.data.pipeline import InEpochs, rows_of_step
 
 
 @dataclasses.dataclass(frozen=True)
-class CatalogueSource:
+class CatalogueSource(InEpochs):
     """Batch number `step` of a training run over items, without end; epoch after epoch, each a permutation of its own.
 
     A batch across the border of two epochs may name an item twice; its mask counts it once.
@@ -32,10 +32,6 @@ class CatalogueSource:
     batch_size: int
     seed: int
     host_features: tuple[FeatureSet, ...]
-
-    def steps(self, epochs: float) -> int:
-        """The step that so many epochs end before."""
-        return steps_of_epochs(epochs, len(self.rows), self.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
         items = rows_of_step(self.rows, self.batch_size, self.seed, "shuffled", step)

@@ -16,7 +16,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.sparse import Adjacency, Entries
 from em3_jax.core.types import Batch
 from em3_jax.data.format import Dataset
-from em3_jax.data.pipeline import rows_of_step, steps_of_epochs
+from em3_jax.data.pipeline import InEpochs, rows_of_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _normalised(pairs: Pairs, kept: np.ndarray) -> Entries:
     )
 
 
-class PairSource:
+class PairSource(InEpochs):
     """Batch number `step` of a training run over pairs, without end: a function of (seed, step).
 
     Epoch after epoch the pairs come in an order of their own, batches running across the border. Edges are dropped anew every
@@ -161,10 +161,6 @@ class PairSource:
         self._sampler = NegativeSampler(pairs)
         self._graphs: dict[int, Adjacency] = {}
         self._lock = threading.Lock()
-
-    def steps(self, epochs: float) -> int:
-        """The step that so many epochs end before."""
-        return steps_of_epochs(epochs, len(self.rows), self.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
         rows = rows_of_step(self.rows, self.batch_size, self.seed, "shuffled", step)

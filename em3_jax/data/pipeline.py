@@ -20,8 +20,24 @@ from em3_jax.data.format import Dataset
 from em3_jax.data.shards import build
 
 
+class InEpochs:
+    """A source without end that goes through its rows epoch after epoch, batches across borders.
+
+    Attributes:
+      rows: what an epoch visits.
+      batch_size: B.
+    """
+
+    rows: Any
+    batch_size: int
+
+    def steps(self, epochs: float) -> int:
+        """The step that so many epochs end before."""
+        return math.ceil(epochs * len(self.rows) / self.batch_size)
+
+
 @dataclasses.dataclass(frozen=True)
-class TrainingSource:
+class TrainingSource(InEpochs):
     """Batch number `step` of a training run, without end; the loop decides how many there are.
 
     Attributes:
@@ -42,10 +58,6 @@ class TrainingSource:
     order: str
     buckets: Buckets
     shards: Shards
-
-    def steps(self, epochs: float) -> int:
-        """The step that so many epochs end before."""
-        return steps_of_epochs(epochs, len(self.rows), self.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
         return build(
@@ -100,11 +112,6 @@ class GrownSource:
         if self.order == "shuffled":
             index = rng.permute(index, count, rng.numpy_key(self.seed, "grown", self.first_step, number))
         return self.rows[index], weight
-
-
-def steps_of_epochs(epochs: float, rows: int, batch_size: int) -> int:
-    """The steps of so many epochs, whose batches run across the border of two."""
-    return math.ceil(epochs * rows / batch_size)
 
 
 def steps_of_pass(rows: int, batch_size: int) -> int:
