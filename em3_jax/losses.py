@@ -205,11 +205,11 @@ def in_batch_negatives(mask: jax.Array, negatives: int, key: jax.Array) -> tuple
     items = mask.shape[0]
     if not 1 <= negatives < items - 1:
         raise ValueError(f"cannot draw {negatives} negatives and a spare from {items} items")
-    _, drawn = jax.lax.top_k(jnp.where(mask, jax.random.uniform(key, (items,)), -1.0), negatives + 1)
+    chance, drawn = jax.lax.top_k(jnp.where(mask, jax.random.uniform(key, (items,)), -1.0), negatives + 1)
     itself = drawn == jnp.arange(items)[:, None]  # [S, H + 1]
     last = jnp.arange(negatives + 1) == negatives
     used = jnp.where(itself.any(axis=1, keepdims=True), ~itself, ~last)
-    return drawn, used & mask[drawn]
+    return drawn, used & (chance >= 0)
 
 
 def _contrast(logits: jax.Array, positive: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,13 +16,14 @@ import numpy as np
 from benchmarks.scale.collectives import collectives
 from em3_jax.core import trees
 from em3_jax.data.pipeline import batches
+from em3_jax.tables import packing
 from em3_jax.training import experiment
 from em3_jax.training.checkpoint import Checkpoints
 
 
 def report(state, aux, states: list) -> dict[str, float]:
     """The scalars of a step, and how far each leaf of the state is at most from that of the first in `states`, which it joins."""
-    states.append(jax.device_get(state))
+    states.append(jax.device_get(packing.unpacked(state)))
     apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max(initial=0.0)), states[0], states[-1])
     return {name: float(value) for name, value in aux.items()} | trees.named_leaves(apart)
 
@@ -30,12 +31,14 @@ def report(state, aux, states: list) -> dict[str, float]:
 def growing(tree, times: int):
     """Shapes of a tree whose arrays cut by rows are longer."""
 
-    def one(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    def one(leaf) -> jax.ShapeDtypeStruct | packing.Rows:
+        if packing.is_table(leaf):
+            return packing.shapes(times * leaf.length, leaf)
         longer = not leaf.sharding.is_fully_replicated
         shape = (times * len(leaf), *leaf.shape[1:]) if longer else leaf.shape
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(one, tree, is_leaf=packing.is_table)
 
 
 def on_mesh(
@@ -54,11 +57,12 @@ def on_mesh(
         drawn = np.abs(random.normal(0.0, 0.05, leaf.shape)).astype(leaf.dtype)
         return jax.device_put(drawn, leaf.sharding)
 
-    state = jax.tree.map(value, fresh).replace(step=fresh.step)
+    state = packing.packed_as(fresh, jax.tree.map(value, packing.unpacked(fresh)).replace(step=fresh.step))
     stream = iter(batches(parts.work.source, place=parts.program.place))
     first, second = next(stream), next(stream)
     assert len(first[key].sharding.device_set) == parts.program.mesh.size
-    result = {"by_rows": [n for n, leaf in trees.named_leaves(state).items() if not leaf.sharding.is_fully_replicated]}
+    leaves = trees.named_leaves(packing.unpacked(state))
+    result = {"by_rows": [name for name, leaf in leaves.items() if not leaf.sharding.is_fully_replicated]}
     result["constants_by_rows"] = sum(
         not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(parts.work.constants)
     )

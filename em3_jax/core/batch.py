@@ -2,9 +2,10 @@
 
 Letters of shapes: B examples (of a request, its candidates), T history, S distinct items (of a pass
 over the catalogue, its items), C of them whose content comes along (those to encode, or all S),
-N tokens of an item, E their width, R distinct table rows, L words of a query; V nodes of a graph,
-W entries of a group, G further groups, see `sparse.Adjacency`; D width of what is looked up. A
-field group's name stands for the columns of its fields. Of clicks, S, C and R are bucket sizes.
+N tokens of an item, E their width, R distinct table rows, O and P the items and rows that devices
+own, L words of a query; V nodes of a graph, W entries of a group, G further groups, see
+`sparse.Adjacency`; D width of what is looked up. A field group's name stands for the columns of its
+fields. Of clicks, S, C, R, O and P are bucket sizes.
 """
 
 from typing import NamedTuple
@@ -41,6 +42,9 @@ class Key(NamedTuple):
         return self.shape.split()
 
 
+NONE = 1 << 30
+"""In blocks, ids from here on stand for nothing: they fill a block, see `core.exchange`."""
+
 Keys = dict[str, Key]
 
 CATALOGUE: Keys = {
@@ -68,6 +72,9 @@ CLICKS: Keys = CATALOGUE | {
     "item_is_known": Key(BOOL, "S", "the item's own id is in use"),
     # row_id[0] = 0 is the padding row, surplus rows lie beyond the table.
     "row_id": Key(I32, "R", "distinct table rows, sorted"),
+    # In blocks, for several devices: how much there is to own, see `core.exchange`; all zeros.
+    "item_room": Key(BOOL, "O", "of the items that a device owns", given="in_blocks"),
+    "row_room": Key(BOOL, "P", "of the table rows that a device owns", given="in_blocks"),
     "encode_position": Key(I32, "C", "the items to encode", given="encode", into="item_id"),
     "encode_mask": Key(BOOL, "C", "False only fills", given="encode"),
     # The dataset's group, the query, or the user: rows of one are no negatives of each other.

@@ -1,46 +1,148 @@
-"""Gathers whose gradients are summed in f32, whatever the activations are.
+"""Gathers, and the sums by index that are their gradients, as each kind of device does them best.
 
-A row that many examples name gets the sum of all their gradients. XLA sums in the type of what
-was gathered, and a bf16 sum stops growing at 256 times its addend: a row that 4,096 examples share
-would get a sixteenth of what it should.
+The gradient of a gather adds up, for each row, what all positions that name it say. Its sum is f32,
+whatever the activations are: a bf16 sum stops growing at 256 times its addend. And how it adds:
+
+    CPU   a scatter, one addend after the other.
+    GPU   atomic additions of a scatter queue where many positions name one row. Sorted by target,
+          addends are summed a block at a time, as products with ones and zeros.
+    TPU   reads a tile of 8 rows for each row that it gathers, and scatters one row after the other.
+          Of up to `PRODUCT` rows the gather is a product with ones and zeros, forward and back,
+          which is built in registers: of 51,200 rows of 6,720, 64 wide, a v5e moves 11 MB for it,
+          281 MB for a gather. Of more rows it gathers, and adds as a GPU does.
+
+All of them give the same numbers but for the order of a sum. docs/operations.md has the counts.
+
+Letters: S rows, M positions, D width.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+PRODUCT = 16384  # rows that TPUs gather from by a product
+FEW = 128  # rows of which GPUs sum by a product: event fields, say, which all positions name
+_BLOCK = 128  # addends summed in one product: the width of a matrix unit
+
 
 def rows(array: jax.Array, index: jax.Array) -> jax.Array:
     """[*, ...] the rows `index` [*] i32 of `array` [S, ...], in its dtype.
 
-    The gradient is summed in f32 and rounded once. Of arrays of 32 bits or more it is `jnp.take`,
-    bit for bit.
+    The gradient is summed in f32 and rounded once. On CPUs, of arrays of 32 bits or more, it is that
+    of `jnp.take`, bit for bit.
     """
-    if array.dtype.itemsize >= 4:
+    return _rows(array, index, array.shape[0])  # its length is open in an exported program
+
+
+def sums(values: jax.Array, index: jax.Array, length: int) -> jax.Array:
+    """[length, ...] f32: row s is the sum of the rows k of `values` with index[k] = s.
+
+    Args:
+      values: [*, ...] float.
+      index: [*] i32 in [0, length).
+    """
+    size = length if isinstance(length, int) else PRODUCT + 1
+    way = lambda most: functools.partial(_product_sums if size <= most else _block_sums, length=length)  # noqa: E731
+    scattered = functools.partial(_scattered, length=length)
+    if index.size == 0:
+        return jnp.zeros((length, *values.shape[index.ndim :]), jnp.promote_types(values.dtype, jnp.float32))
+    return jax.lax.platform_dependent(values, index, cpu=scattered, tpu=way(PRODUCT), default=way(FEW))
+
+
+def _exact(array: jax.Array) -> Sequence[jax.Array]:
+    """bf16 arrays that add up to `array`: what a matrix unit multiplies by one without loss."""
+    if array.dtype == jnp.bfloat16:
+        return (array,)
+    parts, rest = [], array.astype(jnp.float32)
+    for _ in range(3):  # 8 of the 24 bits in each
+        # Not `astype`, whose rounding XLA may leave out where the result is widened again.
+        parts.append(jax.lax.reduce_precision(rest, 8, 7))
+        rest = rest - parts[-1]
+    return [part.astype(jnp.bfloat16) for part in parts]
+
+
+def _with_ones(form: str, index: jax.Array, length: int, array: jax.Array) -> jax.Array:
+    """f32 product of `array` with ones and zeros [M, length], which position names which row."""
+    ones = (index.reshape(-1, 1) == jnp.arange(length)).astype(jnp.bfloat16)
+    products = [jnp.einsum(form, ones, part, preferred_element_type=jnp.float32) for part in _exact(array)]
+    return functools.reduce(jnp.add, products)
+
+
+def _product_rows(array: jax.Array, index: jax.Array) -> jax.Array:
+    if array.dtype not in (jnp.bfloat16, jnp.float32):
         return _take(array, index)
-    return _rounded_once(array, index, array.shape[0])  # open in an exported program
+    found = _with_ones("ms,sd->md", index, len(array), array.reshape(len(array), -1))
+    return found.astype(array.dtype).reshape(*index.shape, *array.shape[1:])
+
+
+def _product_sums(values: jax.Array, index: jax.Array, length: int) -> jax.Array:
+    total = _with_ones("ms,md->sd", index, length, values.reshape(index.size, -1))
+    return total.reshape(length, *values.shape[index.ndim :])
 
 
 def _take(array: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take(array, index, axis=0)
 
 
+def _scattered(values: jax.Array, index: jax.Array, length: int) -> jax.Array:
+    """`sums`, as the transpose of a gather."""
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    shape = jax.ShapeDtypeStruct((length, *values.shape[index.ndim :]), values.dtype)
+    (total,) = jax.linear_transpose(lambda array: _take(array, index), shape)(values)
+    return total
+
+
+def _block_sums(values: jax.Array, index: jax.Array, length: int) -> jax.Array:
+    """`sums` of values sorted by target, a block of addends at a time.
+
+    A product with the ones and zeros of who belongs to whom gives the sums of a block's targets, in
+    their order. A target that goes on in the next blocks is the first in each of them; so what is
+    left are the first sums of these blocks, 1/128 of the addends, which another such product adds.
+    A marker of each target is sorted in before its addends: zero itself, it tells where they begin.
+    """
+    flat = values.reshape(index.size, -1).astype(jnp.promote_types(values.dtype, jnp.float32))
+    marks = 2 * jnp.arange(length, dtype=jnp.int32)
+    key = jnp.concatenate([marks, 2 * index.ravel().astype(jnp.int32) + 1])
+    key, row = jax.lax.sort((key, jnp.arange(-length, index.size, dtype=jnp.int32)), num_keys=1)
+    blocks = -(-len(key) // _BLOCK)
+    surplus = blocks * _BLOCK - len(key)
+    key, row = jnp.pad(key, (0, surplus), constant_values=2 * length), jnp.pad(row, (0, surplus), constant_values=-1)
+    addend = jnp.where((row >= 0)[:, None], _take(flat, jnp.maximum(row, 0)), 0.0)
+    target = (key // 2).reshape(blocks, _BLOCK)
+    is_new = jnp.pad(target[:, 1:] != target[:, :-1], ((0, 0), (1, 0)))
+    place = jnp.cumsum(is_new, axis=1, dtype=jnp.int32)  # of its target among the block's
+    belongs = (place[:, None, :] == jnp.arange(_BLOCK)[:, None]).astype(flat.dtype)
+    addend = addend.reshape(blocks, _BLOCK, -1)
+    partial = jnp.einsum("bpk,bkd->bpd", belongs, addend, precision=jax.lax.Precision.HIGHEST)  # [blocks, places, D]
+    first = jnp.arange(blocks * _BLOCK, dtype=jnp.int32) // _BLOCK * _BLOCK + place.ravel()
+    # The markers, in order, are those of all targets; of each the row of `partial` with its sum.
+    is_mark = (key % 2 == 0) & (key < 2 * length)
+    _, first = jax.lax.sort((jnp.where(is_mark, key, 2 * length), first), num_keys=1)
+    total = _take(partial.reshape(blocks * _BLOCK, -1), first[:length])
+    goes_on = jnp.pad(target[1:, 0] == target[:-1, -1], (1, 0))
+    rest = jnp.where(goes_on, target[:, 0], length)
+    more = (jnp.arange(length)[:, None] == rest).astype(flat.dtype)
+    total += jnp.einsum("sb,bd->sd", more, partial[:, 0], precision=jax.lax.Precision.HIGHEST)
+    return total.reshape(length, *values.shape[index.ndim :])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _rounded_once(array: jax.Array, index: jax.Array, length: Any) -> jax.Array:
+def _rows(array: jax.Array, index: jax.Array, length: Any) -> jax.Array:
+    if isinstance(length, int) and length <= PRODUCT:
+        return jax.lax.platform_dependent(array, index, tpu=_product_rows, default=_take)
     return _take(array, index)
 
 
-def _forward(array, index, length):
-    return _take(array, index), index
+def _rows_forward(array, index, length):
+    return _rows(array, index, length), index
 
 
-def _backward(length, index, gradient):
-    wide = jax.ShapeDtypeStruct((length, *gradient.shape[index.ndim :]), jnp.float32)
-    transpose = jax.linear_transpose(lambda array: _take(array, index), wide)
-    (total,) = transpose(gradient.astype(jnp.float32))
+def _rows_backward(length, index, gradient):
+    total = sums(gradient, index, length)
     return total.astype(gradient.dtype), None
 
 
-_rounded_once.defvjp(_forward, _backward)
+_rows.defvjp(_rows_forward, _rows_backward)

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,14 +56,14 @@ class Layout(NamedTuple):
         return trees.map_named(one, state)
 
 
-def make_layout(data: int, model: int, by_rows: tuple[str, ...]) -> Layout:
+def make_layout(data: int, model: int, by_rows: tuple[str, ...], devices: Sequence[jax.Device] | None = None) -> Layout:
     """The layout of config.mesh; see `make_mesh` and `Layout`."""
     for pattern in by_rows:
         try:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"config.mesh.by_rows: '{pattern}' is no regular expression ({error})") from error
-    return Layout(make_mesh(data, model), tuple(by_rows))
+    return Layout(make_mesh(data, model, devices), tuple(by_rows))
 
 
 def padded(rows: int, mesh: Mesh) -> int:
@@ -71,14 +72,19 @@ def padded(rows: int, mesh: Mesh) -> int:
     return math.ceil(rows / unit) * unit
 
 
-def make_mesh(data: int, model: int) -> Mesh:
-    """A mesh of data x model devices; data = 0 takes all devices that `model` leaves."""
-    devices = jax.devices()
+def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of data x model devices; data = 0 takes all devices that `model` leaves.
+
+    Args:
+      devices: those there are; None = the machine's own. Of devices that are only described, see
+        `is_described`.
+    """
+    of, devices = ("this machine has" if devices is None else "there are"), devices or jax.devices()
     data = data or len(devices) // max(model, 1)
     if data * model > len(devices) or data < 1 or model < 1:
         raise UserError(
-            f"config.mesh: {data} x {model} does not fit, this machine has {len(devices)} devices; give two positive sizes "
-            "whose product fits"
+            f"config.mesh: {data} x {model} does not fit, {of} {len(devices)} devices; give two positive "
+            "sizes whose product fits"
         )
     return jax.make_mesh((data, model), AXES, (AxisType.Auto,) * 2, devices=devices[: data * model])
 
@@ -87,8 +93,44 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def is_described(mesh: Mesh) -> bool:
+    """Whether its devices are descriptions, which programs are compiled for and no array lies on."""
+    return mesh.devices.flat[0] not in jax.devices()
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """Options for XLA of the programs of these devices.
+
+    A TPU's compiler brings into its fast memory what fits there, a table of some millions of rows as
+    well, of which a step reads a few thousand, and writes it back whole.
+    """
+    if mesh.devices.flat[0].platform != "tpu":
+        return {}
+    return {"xla_msa_max_outstanding_evictions": "0", "xla_msa_max_cross_program_prefetches": "0"}
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """`jax.device_put`; where the devices are only described, the shapes of the arrays alone.
+
+    Args:
+      tree: arrays of numpy or jax.
+      shardings: one for all, or a tree of them.
+    """
+    one = jax.tree.leaves(shardings)[0]
+    if not is_described(one.mesh):
+        return jax.device_put(tree, shardings)
+    shape = lambda sharding, array: jax.ShapeDtypeStruct(  # noqa: E731
+        array.shape, jax.dtypes.canonicalize_dtype(array.dtype), sharding=sharding
+    )
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(functools.partial(shape, shardings), tree)
+    return jax.tree.map(shape, shardings, tree)
+
+
 def data_shards(mesh: Mesh) -> Shards:
     """One shard for each index of the data axis, of which a process builds those that its own devices hold."""
+    if is_described(mesh):
+        return Shards(0, mesh.shape["data"], mesh.shape["data"])
     mine = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices).any(axis=1)
     held = np.flatnonzero(mine)
     if not len(held) or held[-1] - held[0] + 1 != len(held):
@@ -102,11 +144,14 @@ def data_shards(mesh: Mesh) -> Shards:
 def batch_shardings(mesh: Mesh, batch: Batch, shards: Shards = WHOLE) -> dict[str, Any]:
     """Key -> sharding of a batch: examples over the data axis, the block of distinct items over all devices.
 
-    Distinct table rows are on every device; in several shards each has its own.
+    Distinct table rows are on every device; in several shards each has its own. In blocks, all is
+    over all devices.
     """
 
     def one(name: str, array: np.ndarray) -> NamedSharding:
         rows = len(array) * shards.total // shards.count
+        if shards.in_blocks:
+            return NamedSharding(mesh, BY_ROWS)
         if name in BY_ITEM and rows % mesh.size == 0:
             return NamedSharding(mesh, BY_ROWS)
         if name in BY_EXAMPLE or shards.total > 1:
@@ -128,7 +173,7 @@ def place(mesh: Mesh, shards: Shards, batch: Batch, *, stacked: bool = False) ->
     if stacked:
         shardings = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(None, *s.spec)), shardings)
     if jax.process_count() == 1:
-        return jax.device_put(batch, shardings)
+        return put(batch, shardings)
     axis = int(stacked)
 
     def one(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -146,11 +191,17 @@ def place(mesh: Mesh, shards: Shards, batch: Batch, *, stacked: bool = False) ->
     return jax.tree.map(one, batch, shardings)
 
 
-def check_divides(mesh: Mesh, name: str, batch_size: int) -> None:
-    """Refuses a batch size that the data axis does not divide."""
-    parts = mesh.shape["data"]
+def device_blocks(mesh: Mesh) -> Shards:
+    """A shard for each device, in blocks; see `core.exchange`."""
+    return Shards(0, mesh.size, mesh.size, in_blocks=True)
+
+
+def check_divides(mesh: Mesh, name: str, batch_size: int, parts: int = 0) -> None:
+    """Refuses a batch size that the data axis does not divide, or `parts`."""
+    axis = "" if parts else " (mesh axis 'data')"
+    parts = parts or mesh.shape["data"]
     if batch_size < 1 or batch_size % parts:
         raise UserError(
-            f"config.{name}={batch_size} does not divide over {parts} devices (mesh axis 'data'); "
+            f"config.{name}={batch_size} does not divide over {parts} devices{axis}; "
             f"use {batch_size // parts * parts or parts} or another multiple of {parts}"
         )

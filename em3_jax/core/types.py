@@ -14,11 +14,16 @@ Batch = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """The part of every batch that a process builds: `count` of its `total` shards, which follow each other, from `first` on."""
+    """The part of every batch that a process builds: `count` of its `total` shards, which follow each other, from `first` on.
+
+    Attributes:
+      in_blocks: each shard is the examples of a device, its blocks sorted by owner: see `core.exchange`.
+    """
 
     first: int = 0
     count: int = 1
     total: int = 1
+    in_blocks: bool = False
 
     def slices(self, size: int) -> list[slice]:
         """Where the process's shards lie in an array of all `size` examples."""

@@ -164,10 +164,10 @@ class BatchBuilder:
           key: replaces ids by unknown at random (training); None keeps all known ids (evaluation).
           weight: [B] f32, default ones.
         """
-        batch, with_content = self._named(rows, buckets, key, weight)
+        batch, with_content = self.named(rows, buckets, key, weight)
         return batch | gather_content(self.host_features, with_content)
 
-    def _named(
+    def named(
         self, rows: np.ndarray, buckets: Buckets, key: np.uint64 | None = None, weight: np.ndarray | None = None
     ) -> tuple[Batch, np.ndarray]:
         """(the batch without content, the items whose content it wants)."""
@@ -292,7 +292,7 @@ class BatchBuilder:
         """
         items = rows = encode = size = 0
         for sample in samples:
-            batch, _ = self._named(sample, Buckets(64, 64))
+            batch, _ = self.named(sample, Buckets(64, 64))
             encode = max(encode, len(np.unique(batch["item_position"])))
             items = max(items, int(batch["item_mask"].sum()))
             rows = max(rows, int((batch["row_id"] < self.num_rows).sum()))
@@ -303,7 +303,8 @@ class BatchBuilder:
             items, rows = max(items, size), max(rows, len(self._always_present))
         items = min(items, self.dataset.num_items)
         encode = min(size if fixed else int(encode * margin) + 1, items)
-        return Buckets(round_up(items, unit), round_up(rows, unit), round_up(encode, unit), unit, fixed)
+        items, rows, encode = (round_up(size, unit) for size in (items, rows, encode))
+        return Buckets(items, rows, encode, unit=unit, fixed=fixed)
 
 
 def _warn_of_no_room(what: str, room: int) -> None:

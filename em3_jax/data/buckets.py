@@ -10,6 +10,7 @@ class Buckets:
     Attributes:
       items, rows: the usual sizes of the two blocks; a batch that needs more takes the next, a quarter larger.
       encode: the same of the items to encode.
+      own_items, own_rows: in blocks, how many of the two a device may own, see `core.exchange`.
       unit: of which all sizes are multiples, so that the blocks divide over the devices.
       fixed: a batch that needs more does without, and warns: the items rarest in it leave its histories, and the ids rarest in
         training become `unknown`. For shards that processes build apart, whose sizes have to agree.
@@ -18,6 +19,8 @@ class Buckets:
     items: int
     rows: int
     encode: int = 64
+    own_items: int = 0
+    own_rows: int = 0
     unit: int = 64
     fixed: bool = False
 
@@ -35,6 +38,8 @@ class Buckets:
             items=self.fit(self.items, other.items),
             rows=self.fit(self.rows, other.rows),
             encode=self.fit(self.encode, other.encode),
+            own_items=self.fit(self.own_items, other.own_items),
+            own_rows=self.fit(self.own_rows, other.own_rows),
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from em3_jax.core import rng
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import WHOLE, Batch, Shards
+from em3_jax.data import blocks
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.format import Dataset
 from em3_jax.data.shards import build
@@ -250,12 +251,13 @@ def evaluation_buckets(
     many devices there are.
     """
     last = len(rows) - 1
-    if shards.total == 1:
+    if shards.total == 1 or shards.in_blocks:
         starts = np.linspace(0, max(len(rows) - batch_size, 0), num=4).astype(np.int64)
     else:
         starts = np.arange(0, len(rows), batch_size)
     samples = (_take(rows, np.minimum(start + np.arange(batch_size), last)) for start in starts)
-    return bucket_sizes(builder, samples, shards, unit, every=shards.total > 1)
+    every = shards.total > 1 and not shards.in_blocks
+    return bucket_sizes(builder, samples, shards, unit, every=every)
 
 
 def bucket_sizes(
@@ -270,6 +272,8 @@ def bucket_sizes(
     """
     if shards.total == 1:
         return builder.measure_buckets(samples, unit, every=every)
+    if shards.in_blocks:
+        return blocks.measure(builder, list(samples), shards, unit, every)
     all_shards = Shards(0, shards.total, shards.total)
     pieces = (rows[piece] for rows in samples for piece in all_shards.slices(len(rows)))
     return builder.measure_buckets(pieces, unit, fixed=True, every=every)

@@ -10,6 +10,7 @@ import numpy as np
 
 from em3_jax.core.batch import KEYS
 from em3_jax.core.types import Batch, Shards
+from em3_jax.data import blocks
 from em3_jax.data.batches import BatchBuilder, Buckets
 
 
@@ -23,6 +24,8 @@ def build(
     weight: np.ndarray | None = None,
 ) -> Batch:
     """The process's shards of the batch of interaction rows `rows` [B] i64, side by side; see `BatchBuilder`."""
+    if shards.in_blocks:
+        return blocks.build(builder, shards, rows, buckets=buckets, key=key, weight=weight)
     return side_by_side(
         [
             builder(rows[own], buckets=buckets, key=key, weight=None if weight is None else weight[own])

@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from em3_jax import tasks
+from em3_jax.core import exchange
 from em3_jax.core.errors import UserError
 from em3_jax.core.progress import Progress
 from em3_jax.core.types import Batch, State
@@ -102,11 +103,13 @@ def _lookup(parts: Experiment, state: State) -> Callable[[Batch], dict[str, jax.
     which takes long to compile, is the same for items without content.
     """
     task = OnGivenTokens(parts.work.task) if parts.work.constants else parts.work.task
-    program = step.make_apply(task, task.lookup, parts.program.mesh)
+    mesh, shards = parts.program.mesh, parts.work.shards
+    program = step.make_apply(task, task.lookup, mesh, shards)
 
     @jax.jit
     def content(tables: Features, batch: Batch) -> Batch:
-        inputs = tasks.gathered(None, tables, batch)
+        with exchange.blocks_on(mesh if shards.in_blocks else None):
+            inputs = tasks.gathered(None, tables, batch)
         return batch | {"tokens": inputs.tokens, "tokens_mask": inputs.tokens_mask}
 
     def lookup(batch: Batch) -> dict[str, jax.Array]:

@@ -95,15 +95,22 @@ def on_device(placement: str, feature_sets: list[FeatureSet], mesh: Mesh) -> boo
     return sum(features.tokens.nbytes for features in feature_sets) <= memory / 2
 
 
-def to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> Features:
-    """The feature tables, standardised, cut by rows over all devices; items that they lack, to divide evenly, are masked."""
+def to_device(feature_sets: list[FeatureSet], mesh: Mesh, dealt: bool = False) -> Features:
+    """The feature tables, standardised, over all devices; items that they lack, to divide evenly, are masked.
+
+    Args:
+      dealt: item i lies on device i % n, as `core.exchange` wants it; else each has a run of items.
+    """
 
     def place(array: np.ndarray) -> jax.Array:
         per_device = -(-len(array) // mesh.size)
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # JAX asks for parts alone
-            rows = np.asarray(array[index[0]])
+            run = index[0]
+            if dealt:
+                run = slice((run.start or 0) // per_device, None, mesh.size)
+            rows = np.asarray(array[run])
             return (
                 rows
                 if len(rows) == per_device
@@ -111,6 +118,8 @@ def to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> Features:
             )
 
         shape = (per_device * mesh.size, *array.shape[1:])
+        if sharding.is_described(mesh):
+            return sharding.put(jax.ShapeDtypeStruct(shape, array.dtype), NamedSharding(mesh, sharding.BY_ROWS))
         return jax.make_array_from_callback(shape, NamedSharding(mesh, sharding.BY_ROWS), part)
 
     in_place = jax.jit(
@@ -120,7 +129,8 @@ def to_device(feature_sets: list[FeatureSet], mesh: Mesh) -> Features:
     tables = {}
     for features in feature_sets:
         tokens, mask = place(features.tokens), place(features.mask)
-        tables[features.name] = (tokens if is_raw(tokens) else in_place(tokens, mask), mask)
+        is_ready = is_raw(tokens) or sharding.is_described(mesh)
+        tables[features.name] = (tokens if is_ready else in_place(tokens, mask), mask)
     return tables
 
 
@@ -151,8 +161,12 @@ class Content(NamedTuple):
     tables: Features
 
 
-def load_content(dataset: Dataset, features: tuple[str, ...], place: str, mesh: Mesh) -> Content:
-    """The features that config.data names, on the device or on the host as config.data.placement says."""
+def load_content(dataset: Dataset, features: tuple[str, ...], place: str, mesh: Mesh, dealt: bool = False) -> Content:
+    """The features that config.data names, on the device or on the host as config.data.placement says.
+
+    Args:
+      dealt: see `to_device`.
+    """
     sets = load_features(dataset, features)
     for one in sets:
         width = one.tokens.shape[-1]
@@ -164,5 +178,5 @@ def load_content(dataset: Dataset, features: tuple[str, ...], place: str, mesh: 
                 f"{NARROWEST} numbers or more, or the number as a field (prepare table --item-fields)"
             )
     if on_device(place, sets, mesh):
-        return Content(sets, (), to_device(sets, mesh))
+        return Content(sets, (), to_device(sets, mesh, dealt))
     return Content(sets, tuple(sets), {})

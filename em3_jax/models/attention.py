@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax.core import gather
+from em3_jax.core import exchange
 
 
 def masked_softmax(score: jax.Array, mask: jax.Array) -> jax.Array:
@@ -124,11 +124,11 @@ def gather_slots(
       events: [R, D] table rows with the embeddings of event fields.
       event_position: [B, T, C] i32 positions in `events`.
     """
-    slots = gather.rows(items, history)
+    slots = exchange.rows(items, history)
     if events is not None:
         assert event_position is not None  # the fields of events come with their rows
         for k in range(event_position.shape[-1]):
-            slots = slots + gather.rows(events, event_position[..., k])
+            slots = slots + exchange.rows(events, event_position[..., k])
     return slots
 
 
@@ -174,13 +174,13 @@ class TargetAttention(nn.Module):
         is_plain = not self.events_weigh or events is None
         # Slots first: the order of the program decides how XLA fuses it, and so its last bits.
         slots = gather_slots(items, history, *(events, event_position) if is_plain else ())
-        target, score = gather.rows(items, candidate), self.score(self.hidden)
+        target, score = exchange.rows(items, candidate), self.score(self.hidden)
         if is_plain:
             weight = masked_softmax(score(target, slots), mask)
             return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight
         assert events is not None and event_position is not None  # without events it is plain
         width, fields = events.shape[-1], range(event_position.shape[-1])
-        event = jnp.asarray(sum(gather.rows(events, event_position[..., k]) for k in fields))
+        event = jnp.asarray(sum(exchange.rows(events, event_position[..., k]) for k in fields))
         event = nn.LayerNorm(use_bias=False, use_scale=False, name="event_norm")(event)  # [B, T, W]
         of_event = jnp.einsum("bw,btw->bt", nn.Dense(width, name="event_query")(target), event)
         weight = masked_softmax(score(target, slots) + of_event, mask)

@@ -10,13 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax.core import gather
+from em3_jax.core import exchange
 from em3_jax.core.fields import Fields
 from em3_jax.core.types import Batch
 from em3_jax.models.attention import DotScore, entropies, masked_softmax
 from em3_jax.models.backbones import Features
 from em3_jax.models.mlp import MLP
-from em3_jax.models.ranking import field_embeddings, other_embeddings
+from em3_jax.models.ranking import event_embeddings, field_embeddings, other_embeddings
 
 HISTORY_MODULES = ("short", "long", "similarity")
 
@@ -119,10 +119,10 @@ class Lemur(nn.Module):
         candidate, history = batch["item_position"], batch["history_position"]
         valid = batch["history_mask"]
         mask = valid & jnp.take(items.history_present, history)
-        document = gather.rows(items.candidate, candidate)
+        document = exchange.rows(items.candidate, candidate)
         document = jnp.where(items.present[candidate, None], document, 0.0)
         # [B, T, D]; what is masked has weight 0 wherever it is read.
-        slots = gather.rows(items.history, history)
+        slots = exchange.rows(items.history, history)
         if query is None:
             recent = min(self.query_history, slots.shape[1])
             valid_recent = mask[:, -recent:]
@@ -135,24 +135,21 @@ class Lemur(nn.Module):
         content = [document, query, query * document]
         scalars: dict[str, jax.Array] = {}
         if "short" in self.modules:
-            last = slots[:, -self.short :]
-            weight = masked_softmax(DotScore(name="content_attention")(document, last), mask[:, -self.short :])
-            interest = jnp.einsum("bt,btd->bd", weight.astype(last.dtype), last)
+            latest = slots[:, -self.short :]
+            weight = masked_softmax(DotScore(name="content_attention")(document, latest), mask[:, -self.short :])
+            interest = jnp.einsum("bt,btd->bd", weight.astype(latest.dtype), latest)
             scalars |= entropies("content_attention", weight, mask[:, -self.short :])
             content += [interest, interest * document]
         if "long" in self.modules:
-            known = gather.rows(embedded.reshape(embedded.shape[0], -1), candidate)
+            known = exchange.rows(embedded.reshape(embedded.shape[0], -1), candidate)
             first = jnp.concatenate([known, others.reshape(known.shape[0], -1), document, query], axis=-1)
             content.append(Decoder(self.decoder_layers, self.decoder_hidden, name="decoder")(first, slots, mask))
         if "similarity" in self.modules:
-            length = gather.rows(_length(items.history), history)
+            length = exchange.rows(_length(items.history), history)
             content.append(similarities(document, slots, mask, length))
-        events: tuple[jax.Array | None, jax.Array | None] = (None, None)
-        if self.fields.event:
-            events = (rows, batch["history_row"][:, -self.short :])
-        features = Features(
-            embedded, candidate, history[:, -self.short :], valid[:, -self.short :], *events, others, tuple(content)
-        )
+        last = slice(-self.short, None)
+        events = event_embeddings(rows, batch | {"history_row": batch["history_row"][:, last]}, self.fields)
+        features = Features(embedded, candidate, history[:, last], valid[:, last], *events, others, tuple(content))
         logit, of_backbone = self.backbone(features, train=train)
         share = lambda mask, valid: mask.sum() / jnp.maximum(valid.sum(), 1)  # noqa: E731
         scalars |= {

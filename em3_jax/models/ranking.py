@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax.core import gather
+from em3_jax.core import exchange, gather
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Field, Fields, columns
 from em3_jax.core.types import Batch
@@ -17,6 +17,9 @@ from em3_jax.models.attention import TargetAttention, entropies
 from em3_jax.models.backbones import Features
 from em3_jax.models.fusion.chunks import as_type, in_chunks
 from em3_jax.models.similarity import history_similarity, item_vectors
+
+Events = tuple[jax.Array | None, jax.Array | None]
+"""([E, W] rows of event fields, [B, T, C] i32 positions among them); None where there are none."""
 
 CONTENT_PARTS = ("item", "user", "similarity")
 
@@ -28,7 +31,7 @@ def field_embeddings(rows: jax.Array, position: jax.Array, fields: Sequence[Fiel
       rows: [R, W] the distinct table rows; row 0 is padding.
       position: [*, C] i32 positions in `rows`, the fields side by side.
     """
-    values = gather.rows(rows, position)  # [*, C, W]
+    values = exchange.rows(rows, position)  # [*, C, W]
     parts = []
     for field, column in zip(fields, columns(tuple(fields)).values(), strict=True):
         value = values[..., column, :]
@@ -51,6 +54,33 @@ def other_embeddings(rows: jax.Array, batch: Batch, fields: Fields) -> jax.Array
         if blocks
         else jnp.zeros((batch["label"].shape[0], 0, rows.shape[-1]), rows.dtype)
     )
+
+
+def event_embeddings(rows: jax.Array, batch: Batch, fields: Fields) -> Events:
+    """The table rows of the history's event fields and the position of each event among them.
+
+    Of small vocabularies, the few rows by themselves: all B x T events name one of these, and so
+    `exchange.rows` gathers and sums them as a product. A batch has all of them, at the table's end.
+
+    Args:
+      rows: [R, W] the distinct table rows.
+      batch: see `core/batch.py`; a request names rows of the table and has no "row_id".
+      fields: the dataset's.
+    """
+    if not fields.event:
+        return None, None
+    position = batch["history_row"]
+    count = sum(field.size - 1 for field in fields.event)
+    if count >= gather.FEW or "row_id" not in batch:
+        return rows, position
+    event = fields.num_rows - count + jnp.arange(count)
+
+    def few(rows: jax.Array, row_id: jax.Array, position: jax.Array) -> Events:
+        place = jnp.argmax(row_id == event[:, None], axis=1)  # [E] in the block
+        among = sum(jnp.where(position == place[k], k + 1, 0) for k in range(count))
+        return gather.rows(rows, jnp.pad(place, (1, 0))), jnp.asarray(among)  # the padding row first
+
+    return exchange.in_block(few)(rows, batch["row_id"], position)
 
 
 class RankingModel(nn.Module):
@@ -91,15 +121,14 @@ class RankingModel(nn.Module):
 
         Args:
           rows: [R, W] the batch's distinct rows of the embedding table.
-          tokens, tokens_mask: {modality: [S, N, E]}, {modality: [S, N]} of the distinct items; unused without fusion.
+          tokens, tokens_mask: {modality: [S, N, E]}, {modality: [S, N]} of the distinct items, on several devices of those that
+            each owns, see `core.exchange`; unused without fusion.
           batch: see `core/batch.py`.
           embedding: [S, D] content embeddings where they are known already; then "similarity" alone reads the tokens.
         """
         items = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F, W]
         others = other_embeddings(rows, batch, self.fields)
-        events: tuple[jax.Array | None, jax.Array | None] = (None, None)
-        if self.fields.event:
-            events = (rows, batch["history_row"])
+        events = event_embeddings(rows, batch, self.fields)
         content: tuple[jax.Array, ...] = ()
         out: dict[str, jax.Array] = {}
 
@@ -110,7 +139,7 @@ class RankingModel(nn.Module):
         if self.fusion is not None:
             if embedding is None:
                 embedding = in_chunks(self.fusion, self.fusion_chunk, fused, (tokens, tokens_mask))
-            content, out = self._content(embedding, tokens, tokens_mask, batch, rows)
+            content, out = self._content(embedding, tokens, tokens_mask, batch, events)
         features = Features(
             items, batch["item_position"], batch["history_position"], batch["history_mask"], *events, others, content
         )
@@ -118,32 +147,36 @@ class RankingModel(nn.Module):
         return logit, {"item_fields": items} | out | scalars
 
     def _content(
-        self, embedding: jax.Array, tokens, tokens_mask, batch: Batch, rows: jax.Array
+        self, embedding: jax.Array, tokens, tokens_mask, batch: Batch, events: Events
     ) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
         """(content features, each [B, D]; named intermediates)."""
-        items = batch["item_id"].shape[0]
+        items = len(next(iter(tokens.values()), batch["item_id"]))
         if embedding.ndim != 2 or embedding.shape[0] != items:
             raise UserError(f"the fusion module gives shape {embedding.shape}, not [S, D] with S = {items}; mend it")
         candidate, history, mask = batch["item_position"], batch["history_position"], batch["history_mask"]
-        out, parts = {"content": embedding}, []
+        units = {}
+        if "similarity" in self.content_parts:
+            units = {name: item_vectors(tokens[name], tokens_mask[name]) for name in sorted(tokens)}
+        some = [found.any(axis=1) for found in tokens_mask.values()]
+        has_content = jnp.stack(some).any(axis=0) if some else jnp.ones(items, bool)
+        flag = has_content[:, None].astype(embedding.dtype)
+        (embedding, flag, *vectors), counts = exchange.to_examples(batch, embedding, flag, *units.values())
+        out, parts = {"content": embedding, "item_counts": counts & (flag[:, 0] > 0)}, []
         if "item" in self.content_parts:
-            parts.append(gather.rows(embedding, candidate))
+            parts.append(exchange.rows(embedding, candidate))
         if "user" in self.content_parts:
-            read = self.content_events and self.fields.event
-            events = (rows, batch["history_row"]) if read else (None, None)
             attention = TargetAttention(
                 self.content_score, self.content_hidden, events_weigh=True, name="content_attention"
             )
-            interest, weight = attention(embedding, candidate, history, mask, *events)
+            interest, weight = attention(embedding, candidate, history, mask, *(events if self.content_events else ()))
             out |= entropies("content_attention", weight, mask)
             parts.append(interest)
         if len(parts) == 2:
             parts.append(parts[0] * parts[1])
         if "similarity" in self.content_parts:
-            for name in sorted(tokens):
-                unit = item_vectors(tokens[name], tokens_mask[name])
+            for unit in vectors:
                 similar = history_similarity(unit, candidate, history, mask)
-                parts.append(similar.astype(rows.dtype))
+                parts.append(similar.astype(embedding.dtype))
         return tuple(parts), out
 
     def embed(

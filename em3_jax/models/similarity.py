@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from em3_jax.core import exchange
+
 
 def unit(x: jax.Array) -> jax.Array:
     """Rows of `x` [*, D] at length 1; zero rows stay zero, with gradient 0."""
@@ -37,7 +39,7 @@ def history_similarity(unit: jax.Array, candidate: jax.Array, history: jax.Array
       candidate: [B] i32 position of the candidate among them.
       history, mask: [B, T] i32 positions of the history; bool.
     """
-    cosine = jnp.einsum("be,bte->bt", jnp.take(unit, candidate, axis=0), jnp.take(unit, history, axis=0))
+    cosine = jnp.einsum("be,bte->bt", exchange.rows(unit, candidate), exchange.rows(unit, history))
     mean = jnp.sum(cosine, axis=1, where=mask) / jnp.maximum(mask.sum(axis=1), 1)
     largest = jnp.max(cosine, axis=1, where=mask, initial=-1.0)
     return jnp.stack([mean, jnp.where(mask.any(axis=1), largest, 0.0)], axis=1)

@@ -3,8 +3,9 @@
 A step names its distinct rows once, sorted; row 0 is padding and stays zero; surplus entries of `row_id` lie beyond the
 table's own rows, read as zeros and are not written. Updates are in place when the caller donates the state.
 
-A table may be cut by rows over the devices of a mesh. Each then looks up and updates its own among the R rows, and only these
-travel. That holds because nothing is differentiated through the lookup: the gradient of a `take` is as long as the table.
+A table may be cut by rows over the devices of a mesh, and lie in another form there, see `tables.packing`. Each device then looks
+up and updates its own among the R rows, and only these travel. That holds because nothing is differentiated through the lookup:
+the gradient of a `take` is as long as the table.
 
 Letters: V table rows, W width, R distinct rows of a batch.
 """
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax.core.errors import UserError
+from em3_jax.tables import packing
 
 Tables = dict[str, Any]
 """{"embedding": [V, W] f32, "slots": {name: [V, ...] f32}}"""
@@ -34,28 +36,32 @@ class RowOptimizer(NamedTuple):
 
 
 def init(
-    key: jax.Array, rows: int, width: int, scale: float, optimizer: RowOptimizer, length: int | None = None
+    key: jax.Array,
+    count: int,
+    width: int,
+    scale: float,
+    optimizer: RowOptimizer,
+    length: int | None = None,
+    form: packing.Form = packing.PLAIN,
 ) -> Tables:
     """A table of normal embeddings (standard deviation `scale`), its padding row zero, with the optimizer's slots.
 
     Args:
-      rows: of which row 0 is the padding row.
-      length: V, at least `rows`; what is beyond them is zero and stays so. Default: `rows`.
+      count: of rows, of which row 0 is the padding row.
+      length: V, at least `count`; what is beyond them is zero and stays so. Default: `count`.
+      form: in which the table lies.
     """
-    length = length or rows
+    length = length or count
     row = jnp.arange(length)[:, None]
     embedding = scale * jax.random.normal(key, (length, width), jnp.float32)
-    embedding = jnp.where((row > 0) & (row < rows), embedding, 0.0)
-    return {"embedding": embedding, "slots": optimizer.init(embedding)}
-
-
-def _take(array: jax.Array, row_id: jax.Array) -> jax.Array:
-    return jnp.take(array, row_id, axis=0, mode="fill", fill_value=0, unique_indices=True, indices_are_sorted=True)
+    embedding = jnp.where((row > 0) & (row < count), embedding, 0.0)
+    tables = {"embedding": embedding, "slots": optimizer.init(embedding)}
+    return jax.tree.map(lambda array: packing.laid_out(array, form), tables)
 
 
 def lookup(tables: Tables, row_id: jax.Array) -> jax.Array:
     """[R, W] the rows `row_id` [R] i32 (sorted, distinct); zeros beyond the table."""
-    return _take(tables["embedding"], row_id)
+    return packing.take(tables["embedding"], row_id, is_sorted=True)
 
 
 def distinct(row_id: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
@@ -76,25 +82,32 @@ def distinct(row_id: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
 
 
 def update(
-    tables: Tables, row_id: jax.Array, gradient: jax.Array, step: jax.Array, optimizer: RowOptimizer, l2: float = 0.0
+    tables: Tables,
+    row_id: jax.Array,
+    gradient: jax.Array,
+    step: jax.Array,
+    optimizer: RowOptimizer,
+    l2: float = 0.0,
+    padding: jax.Array | int = 0,
 ) -> Tables:
     """The tables after one optimizer step on the rows `row_id`; no other row changes.
 
     Args:
-      row_id: [R] i32, sorted, distinct; row_id[0] is the padding row, which stays as it is.
+      row_id: [R] i32, sorted, distinct.
       gradient: [R, W] of the loss with respect to the rows.
       step: [] i32, steps done before this one.
       l2: weight of an L2 penalty 0.5 l2 |row|^2 on the touched rows.
+      padding: [] the padding row, which stays as it is; -1 where it is on another device.
     """
-    old = {name: _take(slot, row_id) for name, slot in tables["slots"].items()}
+    old = {name: packing.take(slot, row_id, is_sorted=True) for name, slot in tables["slots"].items()}
     if l2:
         gradient = gradient + l2 * lookup(tables, row_id)
     delta, new = optimizer.update(old, gradient, step)
 
-    def add(array: jax.Array, change: jax.Array) -> jax.Array:
-        # Row 0 comes first in row_id. Adding is in place on donated buffers; setting would copy on CPU.
-        change = change.at[0].set(0.0)
-        return array.at[row_id].add(change, mode="drop", unique_indices=True, indices_are_sorted=True)
+    def add(table: packing.Table, change: jax.Array) -> packing.Table:
+        # Adding is in place on donated buffers; setting would copy on CPU.
+        kept = (row_id == padding).reshape(-1, *[1] * (change.ndim - 1))
+        return packing.add(table, row_id, jnp.where(kept, 0.0, change))
 
     slots = {name: add(slot, new[name] - old[name]) for name, slot in tables["slots"].items()}
     return {"embedding": add(tables["embedding"], delta), "slots": slots}

@@ -2,7 +2,7 @@
 
 A step reads the rows of its distinct items, encodes some of them anew and writes these back: histories cost a lookup, whatever
 their length. Reading and writing touch the named rows alone, in place where the caller donates the state, like ID tables; a bank
-is cut by rows over the devices of a mesh in the same way.
+is cut by rows over the devices of a mesh, and lies there, in the same way.
 
 Letters: V rows of the bank, D width, S distinct items of a step, C of them that may be encoded, P that are.
 """
@@ -14,10 +14,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-Bank = dict[str, jax.Array]
+from em3_jax.tables import packing
+
+Bank = dict[str, packing.Table]
 """{"vector": [V, D] f32, "written": [V] i32 step of the last write, -1 = never, "uses": [V] i32 steps as a candidate}"""
 
 NEVER = -1
+BEYOND = 1 << 30  # of no bank a row
 
 
 class Stored(NamedTuple):
@@ -55,20 +58,20 @@ class Writes(NamedTuple):
     encoded: jax.Array
 
 
-def init(length: int, width: int) -> Bank:
-    """An empty bank of `length` rows."""
-    return {
+def init(length: int, width: int, form: packing.Form = packing.PLAIN) -> Bank:
+    """An empty bank of `length` rows, which lie in `form`."""
+    bank = {
         "vector": jnp.zeros((length, width), jnp.float32),
         "written": jnp.full(length, NEVER, jnp.int32),
         "uses": jnp.zeros(length, jnp.int32),
     }
+    return {name: packing.laid_out(array, form) for name, array in bank.items()}
 
 
 def read(bank: Bank, item_id: jax.Array) -> Stored:
     """The rows `item_id` [S] i32; of an id beyond the bank, one that was never written."""
-    take = lambda array: jnp.take(array, item_id, axis=0, mode="clip")  # noqa: E731
-    written = jnp.where(item_id < len(bank["written"]), take(bank["written"]), NEVER)
-    return Stored(take(bank["vector"]), written, take(bank["uses"]))
+    written = jnp.where(item_id < len(bank["written"]), packing.take(bank["written"], item_id), NEVER)
+    return Stored(packing.take(bank["vector"], item_id), written, packing.take(bank["uses"], item_id))
 
 
 def write(bank: Bank, item_id: jax.Array, stored: Stored, writes: Writes, step: jax.Array) -> Bank:
@@ -80,19 +83,25 @@ def write(bank: Bank, item_id: jax.Array, stored: Stored, writes: Writes, step: 
       writes: of the step; an item may occur in it several times with equal vectors, as in the blocks of several shards.
       step: [] i32.
     """
-    length = len(bank["vector"])
     ids = item_id[writes.position]
-    encoded = jnp.where(writes.encoded & writes.mask, ids, length)  # beyond the bank: dropped
+    encoded = jnp.where(writes.encoded & writes.mask, ids, BEYOND)  # dropped
     # The new rows are computed from the old ones, if only by a factor of zero. So the read has to come first, and XLA writes in
     # place; otherwise it copies the bank in each step.
     vector = writes.vector.astype(jnp.float32) + 0.0 * stored.vector[writes.position]
     when = step + 0 * stored.written[writes.position]
     uses = stored.uses[writes.position] + 1
     return {
-        "vector": bank["vector"].at[encoded].set(vector, mode="drop"),
-        "written": bank["written"].at[encoded].set(when, mode="drop"),
-        "uses": bank["uses"].at[jnp.where(writes.mask, ids, length)].set(uses, mode="drop"),
+        "vector": _put(bank["vector"], encoded, vector),
+        "written": _put(bank["written"], encoded, when),
+        "uses": _put(bank["uses"], jnp.where(writes.mask, ids, BEYOND), uses),
     }
+
+
+def _put(table: packing.Table, row: jax.Array, value: jax.Array) -> packing.Table:
+    if isinstance(table, packing.Rows):
+        order = jnp.argsort(row)
+        row, value = row[order], value[order]
+    return packing.put(table, row, value)
 
 
 def first_places(item_id: jax.Array, mask: jax.Array) -> jax.Array:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from em3_jax.core import exchange
 from em3_jax.core.types import Batch
 from em3_jax.features.tokens import standardise
 
@@ -60,9 +60,8 @@ def gathered(rows: jax.Array | None, features: Mapping[str, TokenTable], batch: 
         masks = batch["tokens_mask"]
         tokens = {name: standardise(found, masks[name]) for name, found in batch["tokens"].items()}
         return Inputs(rows, tokens, masks, batch)
-    item = batch["item_id"]
-    tokens = {name: jnp.take(table, item, axis=0) for name, (table, _) in features.items()}
-    masks = {name: jnp.take(mask, item, axis=0) for name, (_, mask) in features.items()}
+    tokens = {name: exchange.from_table(table, batch) for name, (table, _) in features.items()}
+    masks = {name: exchange.from_table(mask, batch) for name, (_, mask) in features.items()}
     return Inputs(rows, tokens, masks, batch)
 
 
@@ -78,6 +77,15 @@ class Task(abc.ABC):
     @property
     def uses_content(self) -> bool:
         """Whether the tokens of items are read at all."""
+        return False
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the task reads batches in blocks on several devices, see `core.exchange`.
+
+        Its models gather by `exchange.rows` alone, and hand out what they make of items by
+        `exchange.to_examples`.
+        """
         return False
 
     @property

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from em3_jax import losses
 from em3_jax.config import sections
 from em3_jax.config.schema.ranking import Cic
+from em3_jax.core import exchange
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
 from em3_jax.core.types import Batch
@@ -48,15 +49,14 @@ class ContentIdContrast:
 
         Args:
           params: of the heads.
-          inputs: of the task; an item has content if a token of it is there.
-          out: "content" [S, D] and "item_fields" [S, fields, W] of the items.
+          inputs: of the task.
+          out: "content" [S, D], "item_fields" [S, fields, W] and "item_counts" [S] bool of the
+            items: whether an item has content, and this is the place that counts it.
           key: of the negatives drawn.
         """
         projected: Any = self.heads.apply({"params": params}, *self._arguments(out))
         content, ids = projected
-        masks = inputs.tokens_mask.values()
-        has_content = jnp.stack([mask.any(axis=1) for mask in masks]).any(axis=0)
-        mask = inputs.batch["item_mask"] & inputs.batch["item_is_known"] & has_content
+        mask = out["item_counts"] & inputs.batch["item_is_known"]
         by_samples = self.settings.over == "samples"
         value, aux = losses.content_id_contrastive(
             content,
@@ -103,10 +103,13 @@ def candidate_counts(batch: Batch) -> jax.Array:
     Rows of the same item, which shards have named apart, have the same count.
     """
     item = batch["item_id"]
-    own = jnp.zeros(len(item), jnp.float32).at[batch["item_position"]].add(batch["weight"])
+    own = exchange.sums(batch["weight"], batch["item_position"], len(item))
+    if "item_route" in batch:
+        return exchange.total(batch, own)
     order = jnp.argsort(item)
     ascending = item[order]
     is_new = jnp.concatenate([jnp.zeros(1, bool), ascending[1:] != ascending[:-1]])
     number = jnp.cumsum(is_new)
     total = jax.ops.segment_sum(own[order], number, len(item), indices_are_sorted=True)
-    return jnp.zeros_like(own).at[order].set(total[number], unique_indices=True)
+    _, total = jax.lax.sort((order, total[number]), num_keys=1)
+    return total

@@ -2,9 +2,10 @@
 
     <workdir>/checkpoints/latest/<step>    <workdir>/checkpoints/best/<step>
 
-A checkpoint is the training state, leaf by leaf under its name, and a small JSON with what the loop remembers and which data
-the rows of its tables belong to. Orbax writes beside the final place and renames, so a run killed while saving leaves the
-older checkpoints untouched.
+A checkpoint is the training state, leaf by leaf under its name, and a small JSON with what the
+loop remembers and which data the rows of its tables belong to. Tables are saved as no device in
+particular has them, see `tables.packing`. Orbax writes beside the final place and renames, so a run
+killed while saving leaves the older checkpoints untouched.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ import orbax.checkpoint as ocp
 from em3_jax.core import trees
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
-from em3_jax.tables import id_table
+from em3_jax.tables import id_table, packing
 from em3_jax.training import rundir
 
 StateT = TypeVar("StateT", State, dict[str, jax.Array])  # or its leaves by name
@@ -81,7 +82,9 @@ class Checkpoints:
             self._saving = step
             self._check_space(state)
             notes = notes | ({"data_hash": self.data_hash} if self.data_hash else {})
-            args = ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)), notes=ocp.args.JsonSave(notes))
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(_flat(packing.unpacked(state))), notes=ocp.args.JsonSave(notes)
+            )
             if not manager.save(step, args=args, force=True):
                 raise OSError(f"Orbax refused step {step}")
         except (OSError, ValueError, RuntimeError) as error:
@@ -194,7 +197,8 @@ class Checkpoints:
         notes = self._notes(kind, step, other_data=of_other_data is not None)
         if notes.get("data_hash") != self.data_hash and of_other_data is not None:
             template = of_other_data(notes["data_hash"])
-        wanted = _flat(jax.tree.map(_abstract, template))
+        unpacked = jax.tree.map(_abstract, packing.unpacked(template))
+        wanted = _flat(unpacked)
         manager = self._managers[kind]
         saved = manager.item_metadata(step)["state"]
         if saved is None:
@@ -208,7 +212,8 @@ class Checkpoints:
         if len(here) < len(wanted):
             state = _counted(state, wanted[_COUNT].sharding)
         leaves = [state[name] for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(template), leaves), notes
+        plainly = jax.tree.unflatten(jax.tree.structure(unpacked), leaves)
+        return packing.packed_as(template, plainly), notes
 
     def _check_same_model(self, kind: str, step: int, wanted: dict, saved) -> None:
         """Orbax would cast dtypes and cut shapes in silence."""

@@ -8,7 +8,7 @@ from em3_jax.core.fields import FIRST_KNOWN
 from em3_jax.core.progress import Progress
 from em3_jax.core.types import State
 from em3_jax.data.catalogue import CataloguePass
-from em3_jax.tables import memory_bank
+from em3_jax.tables import memory_bank, packing
 from em3_jax.training.experiment import Experiment
 
 
@@ -41,4 +41,5 @@ def id_embeddings(parts: Experiment, state: State) -> np.ndarray:
     """[I, W] f32: the row of each item's own id in the embedding table; as it began, where training never showed the id."""
     fields, items = parts.work.dataset.fields, parts.work.dataset.num_items
     first = fields.offsets()["item"][fields.item[0].name] + FIRST_KNOWN - 1
-    return np.asarray(jax.lax.slice_in_dim(state.tables["embedding"], first, first + items))
+    embedding = packing.plain(state.tables["embedding"])
+    return np.asarray(jax.lax.slice_in_dim(embedding, first, first + items))

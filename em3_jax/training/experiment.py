@@ -3,7 +3,7 @@
 All commands build the same from the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,20 @@ class Experiment:
         return self.work.evaluate(self.program.predict, state, split, errors)
 
 
-def build(config: Mapping[str, Any] | ConfigDict | schema.Config) -> Experiment:
+def build(
+    config: Mapping[str, Any] | ConfigDict | schema.Config, devices: Sequence[jax.Device] | None = None
+) -> Experiment:
     """The experiment of a config.
+
+    Args:
+      devices: to choose from; None = the machine's own. On devices that are only described its
+        steps can be compiled, not run.
 
     Raises:
       UserError: whatever of it the user can mend, see `parse.parse` and the setup of its task.
     """
     config = parse.parse(config)
-    layout = make_layout(config)
+    layout = make_layout(config, devices)
     work: Work = TASKS[config.task](config, layout.mesh)  # type: ignore[operator]
     if config.eval.metric not in work.headline:
         known = sections.nearest(config.eval.metric, work.headline)

@@ -35,6 +35,7 @@ from em3_jax.core.values import canonical
 from em3_jax.data.canonical import forms_of
 from em3_jax.data.format import Dataset
 from em3_jax.data.pipeline import GrownSource, at_most, steps_of_pass
+from em3_jax.tables import packing
 from em3_jax.training import rundir, trained_rows
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.experiment import Experiment
@@ -189,12 +190,13 @@ def _template(was: pa.Table, state: State, parts: Experiment) -> State:
 
     def shorter(rows: int):
         length = sharding.padded(rows, parts.program.mesh)
-        return lambda x: jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype, sharding=x.sharding)
+        plainly = lambda x: jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype, sharding=x.sharding)  # noqa: E731
+        return lambda x: packing.shapes(length, x) if packing.is_table(x) else plainly(x)
 
     return dataclasses.replace(
         state,
-        tables=jax.tree.map(shorter(was.num_rows), state.tables),
-        memory=jax.tree.map(shorter(_items(was)[1]), state.memory),
+        tables=jax.tree.map(shorter(was.num_rows), state.tables, is_leaf=packing.is_table),
+        memory=jax.tree.map(shorter(_items(was)[1]), state.memory, is_leaf=packing.is_table),
     )
 
 
@@ -202,9 +204,10 @@ def _carry_over(old: State, fresh: State, was: pa.Table, now: pa.Table) -> State
     """`old` with tables and memory as long as those of `fresh`, which are used up."""
     place, (first, items) = row_map(was, now), _items(was)
     of_items = place[first : first + items] - _items(now)[0]
+    template, fresh, old = fresh, packing.unpacked(fresh), packing.unpacked(old)
     tables = jax.tree.map(lambda fresh, saved: carry(fresh, saved, place), fresh.tables, old.tables)
     bank = jax.tree.map(lambda fresh, saved: carry(fresh, saved, of_items), fresh.memory, old.memory)
-    return dataclasses.replace(old, tables=tables, memory=bank)
+    return packing.packed_as(template, dataclasses.replace(old, tables=tables, memory=bank))
 
 
 def carry(fresh: jax.Array, saved: jax.Array, place: np.ndarray) -> jax.Array:

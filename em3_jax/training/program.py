@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,15 +43,16 @@ class Program:
     frozen: dict[str, bool]
 
 
-def make_layout(config: Config) -> sharding.Layout:
-    """The devices of config.mesh, and what of the state is cut over them."""
-    return sharding.make_layout(config.mesh.data, config.mesh.model, config.mesh.by_rows)
+def make_layout(config: Config, devices: Sequence[jax.Device] | None = None) -> sharding.Layout:
+    """The devices of config.mesh, and what of the state is cut over them; see `sharding.make_mesh`."""
+    mesh = config.mesh
+    return sharding.make_layout(mesh.data, mesh.model, mesh.by_rows, devices)
 
 
 def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program:
     """The program of a config; nothing is compiled before it is called."""
     mesh = layout.mesh
-    fresh = step.make_init(work.task, work.make_tables, work.make_memory)
+    fresh = step.make_init(work.task, work.make_tables, work.make_memory, work.shards, mesh)
     root, place = jax.random.key(config.seed), functools.partial(sharding.place, mesh, work.shards)
     example = functools.cache(lambda: place(work.source[0]))
     params = jax.eval_shape(fresh, root, work.constants, example())[0]
@@ -75,7 +76,7 @@ def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program
         return dataclasses.replace(state, params=state.params | loaded)
 
     def applied(function: Callable) -> Predict:
-        apply = step.make_apply(work.task, function, mesh, work.shards.total)
+        apply = step.make_apply(work.task, function, mesh, work.shards)
         constants = work.constants
         return lambda state, batch: apply(state.params, state.tables, state.memory, constants, batch)
 
@@ -88,7 +89,7 @@ def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program
         table_l2=work.table_l2,
         frozen={name for name, is_frozen in frozen.items() if is_frozen},
         shardings=shardings,
-        shards=work.shards.total,
+        shards=work.shards,
     )
     return Program(
         mesh=mesh,

@@ -9,32 +9,63 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from em3_jax.core import rng, sharding, trees
-from em3_jax.core.types import Batch, State
-from em3_jax.tables import id_table, memory_bank
+from em3_jax.core import exchange, gather, precision, rng, sharding, trees
+from em3_jax.core.types import WHOLE, Batch, Shards, State
+from em3_jax.tables import id_table, memory_bank, packing
 from em3_jax.tasks import Task
 
 
-class _Rows(NamedTuple):
-    """The table rows of a batch: `row_id` sorted and distinct, and `position` in it of each row that the batch names."""
+class _Named(NamedTuple):
+    """The table rows that a batch names.
+
+    Attributes:
+      row_id: those to look up and to update: sorted and distinct, or in blocks those of each device.
+      mesh: of the blocks; None where there are none.
+      of_batch: what is looked up -> the rows that the batch has positions of.
+    """
 
     row_id: jax.Array
-    position: jax.Array | None
+    mesh: Mesh | None
+    of_batch: Callable[[jax.Array], jax.Array]
 
-    def of_batch(self, rows: jax.Array) -> jax.Array:
-        return rows if self.position is None else jnp.take(rows, self.position, axis=0)
+    def lookup(self, table: id_table.Tables) -> jax.Array:
+        """The rows `row_id`."""
+        if self.mesh is None:
+            return id_table.lookup(table, self.row_id)
+        return exchange.on_each(self.mesh, id_table.lookup)(table, self.row_id)
+
+    def update(self, table: id_table.Tables, gradient: jax.Array, step: jax.Array, **options: Any) -> id_table.Tables:
+        """The table after one optimizer step on these rows, see `id_table.update`."""
+        if self.mesh is None:
+            return id_table.update(table, self.row_id, gradient, step, **options)
+
+        def one(table: id_table.Tables, row_id: jax.Array, gradient: jax.Array, step: jax.Array) -> id_table.Tables:
+            padding = jnp.where(jax.lax.axis_index(sharding.AXES) == 0, 0, -1)  # is on the first device
+            return id_table.update(table, row_id, gradient, step, **options, padding=padding)
+
+        return exchange.on_each(self.mesh, one, shared=1)(table, self.row_id, gradient, step)
 
 
-def _merged(table: id_table.Tables, batch: Batch, shards: int) -> tuple[_Rows | None, Batch]:
-    """The rows of a batch and the batch with each item counted once, where `shards` have named both apart."""
-    if shards == 1 or "row_id" not in batch:  # of a pass over the catalogue, the whole batch names the items
-        return (_Rows(batch["row_id"], None) if "row_id" in batch else None), batch
-    rows = _Rows(*id_table.distinct(batch["row_id"], len(table["embedding"])))
+def _named(task: Task, table: id_table.Tables, batch: Batch, shards: Shards, mesh: Mesh) -> tuple[_Named | None, Batch]:
+    """The table rows of a batch, and the batch with each item counted once, where `shards` have named both apart."""
+    as_it_is = lambda rows: rows  # noqa: E731
+    if "row_id" not in batch:  # a pass over the catalogue, or a task without ids
+        return None, batch
+    if shards.in_blocks:
+        asked = {"row": batch["row_id"]} | ({"item": batch["item_id"]} if task.uses_content else {})
+        rooms = {kind: len(batch[f"{kind}_room"]) // mesh.size for kind in asked}
+        found = exchange.routes(mesh, asked, rooms)
+        with_route = batch | ({"item_route": found["item"]} if task.uses_content else {})
+        return _Named(found["row"].owned, mesh, lambda rows: exchange.hand_out(mesh, found["row"], rows)[0]), with_route
+    if shards.total == 1:
+        return _Named(batch["row_id"], None, as_it_is), batch
+    row_id, position = id_table.distinct(batch["row_id"], len(table["embedding"]))
     mask, item = batch["item_mask"], batch["item_id"]
     number = jnp.arange(len(item))
     order = jnp.lexsort((number, ~mask, item))  # of an item's places, one that counts comes first
     repeats = jnp.concatenate([jnp.zeros(1, bool), item[order][1:] == item[order][:-1]])
-    return rows, batch | {"item_mask": mask & ~jnp.zeros_like(mask).at[order].set(repeats)}
+    batch = batch | {"item_mask": mask & ~jnp.zeros_like(mask).at[order].set(repeats)}
+    return _Named(row_id, None, lambda rows: gather.rows(rows, position)), batch
 
 
 def _with_stored(bank: memory_bank.Bank, batch: Batch) -> Batch:
@@ -42,19 +73,22 @@ def _with_stored(bank: memory_bank.Bank, batch: Batch) -> Batch:
     return batch | {"stored": memory_bank.read(bank, batch["item_id"])} if bank else batch
 
 
-def make_init(task: Task, make_tables: Callable, make_memory: Callable) -> Callable:
+def make_init(task: Task, make_tables: Callable, make_memory: Callable, shards: Shards, mesh: Mesh) -> Callable:
     """(root key, constants, batch) -> a fresh (params, tables, memory).
 
     Args:
       make_tables: key -> the ID tables, {} for a task without IDs.
       make_memory: () -> the memory bank, {} for a task without.
+      shards, mesh: see `make_train_step`.
     """
 
     def init(root: jax.Array, constants: Any, batch: Batch):
         table, bank = make_tables(rng.stream(root, "tables", 0)), make_memory()
-        rows = id_table.lookup(table, batch["row_id"]) if "row_id" in batch else None
-        inputs = task.inputs(rows, constants, _with_stored(bank, batch))
-        return task.init(rng.stream(root, "params", 0), inputs), table, bank
+        with exchange.blocks_on(mesh if shards.in_blocks else None):
+            named, batch = _named(task, table, batch, shards, mesh)
+            rows = named and named.of_batch(named.lookup(table))
+            inputs = task.inputs(rows, constants, _with_stored(bank, batch))
+            return task.init(rng.stream(root, "params", 0), inputs), table, bank
 
     return init
 
@@ -99,7 +133,7 @@ def make_train_step(
     table_l2: float,
     frozen: Container[str],
     shardings: State,
-    shards: int = 1,
+    shards: Shards = WHOLE,
     several: bool = False,
 ) -> TrainStep:
     """The training step of a task.
@@ -109,28 +143,36 @@ def make_train_step(
 
     Args:
       shardings: where the leaves of the state lie, see `sharding.Layout`.
-      shards: which have named the batch's items and rows apart.
+      shards: which have named the batch's items and rows apart, or in blocks.
       several: the batch is several ones, stacked along a first axis, and so are the scalars: one dispatch for as many steps.
     """
 
     def hold(params):
         return trees.map_named(lambda name, leaf: jax.lax.stop_gradient(leaf) if name in frozen else leaf, params)
 
+    mesh = jax.tree.leaves(shardings)[0].mesh
+    blocks = mesh if shards.in_blocks else None
+
     def step(root: jax.Array, state: State, constants: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        merged, batch = _merged(state.tables, batch, shards)
-        rows = merged and id_table.lookup(state.tables, merged.row_id)
+        with exchange.blocks_on(blocks):
+            return one(root, state, constants, batch)
+
+    def one(root: jax.Array, state: State, constants: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        named, batch = _named(task, state.tables, batch, shards, mesh)
+        rows = named and named.lookup(state.tables)
         batch = _with_stored(state.memory, batch)
 
         def loss(params, rows):
-            rows = merged and merged.of_batch(rows)
+            rows = named and named.of_batch(rows)
             return task.loss(hold(params), task.inputs(rows, constants, batch), root, state.step)
 
-        (value, aux), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state.params, rows)
+        differentiated = precision.sums_in_f32(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        (value, aux), gradients = differentiated(state.params, rows)
         updates, opt_state = optimizer.update(gradients[0], state.opt_state, state.params)
         norms, new_tables = {"gradient_norm": optax.tree.norm(gradients[0])}, state.tables
-        if merged:
+        if named:
             assert row_optimizer is not None  # as a task with tables has it
-            new_tables = id_table.update(state.tables, merged.row_id, gradients[1], state.step, row_optimizer, table_l2)
+            new_tables = named.update(state.tables, gradients[1], state.step, optimizer=row_optimizer, l2=table_l2)
             norms["row_gradient_norm"] = optax.tree.norm(gradients[1])
         bank = state.memory
         if writes := aux.pop("writes", None):
@@ -142,18 +184,25 @@ def make_train_step(
     def steps(root: jax.Array, state: State, constants: Any, batches: Batch) -> tuple[State, dict[str, jax.Array]]:
         return jax.lax.scan(lambda state, batch: step(root, state, constants, batch), state, batches)
 
-    compiled = jax.jit(steps if several else step, donate_argnums=1, out_shardings=(shardings, None))
+    compiled = jax.jit(
+        steps if several else step,
+        donate_argnums=1,
+        out_shardings=(packing.prefix(shardings), None),
+        compiler_options=sharding.compiler_options(mesh),
+    )
     # The seed is an argument of the program, not a constant in it: runs of several seeds share what the cache has compiled.
     return TrainStep(compiled, jax.random.key(seed))
 
 
-def make_apply(task: Task, function: Callable, mesh: Mesh, shards: int = 1) -> Callable:
+def make_apply(task: Task, function: Callable, mesh: Mesh, shards: Shards = WHOLE) -> Callable:
     """Jitted (params, tables, memory, constants, batch) -> function(params, inputs), on all devices: `predict` or `embed`."""
 
     def apply(params, table: id_table.Tables, bank: memory_bank.Bank, constants: Any, batch: Batch):
-        merged, batch = _merged(table, batch, shards)
-        batch = _with_stored(bank, batch)
-        rows = merged and merged.of_batch(id_table.lookup(table, merged.row_id))
-        return function(params, task.inputs(rows, constants, batch))
+        with exchange.blocks_on(mesh if shards.in_blocks else None):
+            named, batch = _named(task, table, batch, shards, mesh)
+            batch = _with_stored(bank, batch)
+            rows = named and named.of_batch(named.lookup(table))
+            return function(params, task.inputs(rows, constants, batch))
 
-    return jax.jit(apply, out_shardings=sharding.replicated(mesh))
+    options = sharding.compiler_options(mesh)
+    return jax.jit(apply, out_shardings=sharding.replicated(mesh), compiler_options=options)

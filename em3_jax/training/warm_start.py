@@ -8,6 +8,7 @@ import jax
 from em3_jax.core import trees
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
+from em3_jax.tables import packing
 from em3_jax.training.run import Run
 
 ADAPTERS = ("/lora_a", "/lora_b")
@@ -45,5 +46,6 @@ def warm_start(state: State, workdir_: str | Path, data_hash: str) -> State:
             )
         return jax.device_put(found, leaf.sharding)
 
-    taken = trees.map_named(take, {"params": state.params, "tables": state.tables})
+    fresh = {"params": state.params, "tables": state.tables}
+    taken = packing.packed_as(fresh, trees.map_named(take, packing.unpacked(fresh)))
     return dataclasses.replace(state, **taken)

@@ -9,6 +9,7 @@ from configs import base, lemur, retrieval
 from em3_jax.core import gather
 from em3_jax.models.encoders.bert import Bert
 from em3_jax.models.encoders.swin import Swin
+from em3_jax.plan.program import read
 from em3_jax.training import experiment
 from tests.planted_pairs import planted_pairs
 
@@ -53,15 +54,51 @@ def test_gradients_of_frequent_rows_are_those_of_f32(kind, examples):
     np.testing.assert_allclose(exact, expected, rtol=1e-4)
 
 
-def test_rows_are_those_of_take_and_f32_programs_are_unchanged():
+def test_rows_are_those_of_take():
     array = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
     index = np.array([[3, 0], [6, 3]])
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         one = array.astype(dtype)
         np.testing.assert_array_equal(gather.rows(one, index), one[index])
-    assert str(jax.make_jaxpr(gather.rows)(array, index)) == str(
-        jax.make_jaxpr(lambda array, index: jnp.take(array, index, axis=0))(array, index)
-    )
+
+
+def test_on_cpus_f32_programs_are_those_of_take():
+    array = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
+    index = np.array([[3, 0], [6, 3]])
+
+    def program(take) -> list[str]:
+        loss = lambda array, index: jnp.sum(jnp.square(take(array, index)))  # noqa: E731
+        text = jax.jit(jax.value_and_grad(loss)).lower(array, index).compile().as_text()
+        return [(one.opcode, one.results) for one in read(text)]
+
+    assert program(gather.rows) == program(lambda array, index: jnp.take(array, index, axis=0))
+
+
+@pytest.mark.parametrize("count,rows", [(1, 1), (1, 300), (128, 500), (129, 40), (700, 7), (5000, 300)])
+def test_all_ways_to_sum_by_index_give_the_same(count, rows):
+    """Each is what some platform does; all are plain JAX, so that CPUs can run them."""
+    random = np.random.default_rng(count)
+    index = zipf(rows, count)
+    values = random.standard_normal((count, 2, 3)).astype(np.float32)
+    expected = np.zeros((rows, 2, 3))
+    np.add.at(expected, index, values.astype(np.float64))
+    for way in (gather._scattered, gather._block_sums, gather._product_sums):
+        found = jax.jit(way, static_argnums=2)(values, index, rows)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max(), err_msg=way.__name__)
+    as_bf16 = jnp.asarray(values, jnp.bfloat16)
+    exact = np.zeros((rows, 2, 3))
+    np.add.at(exact, index, np.asarray(as_bf16, np.float64))
+    for way in (gather._block_sums, gather._product_sums):
+        np.testing.assert_allclose(way(as_bf16, index, rows), exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
+
+
+def test_a_product_gathers_the_rows_bit_for_bit():
+    array = np.random.default_rng(0).standard_normal((300, 5)).astype(np.float32) * np.logspace(-20, 20, 5, dtype="f4")
+    index = zipf(300, 200).reshape(20, 10)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        found = jax.jit(gather._product_rows)(jnp.asarray(array, dtype), index)
+        np.testing.assert_array_equal(found, jnp.asarray(array, dtype)[index])
 
 
 # What the training steps of all tasks do.

@@ -77,7 +77,7 @@ np.testing.assert_allclose(store.open_current(sys.argv[2])["looked_up.content"][
 
 def test_devices_share_the_work(fresh, tmp_path):
     """Four devices, for which the rows and items of a training batch are named apart: the vectors are those of one device."""
-    run, one, four = fresh("device", data__distinct="shard", mesh__data=0), tmp_path / "one", tmp_path / "four"
+    run, one, four = fresh("device", mesh__data=0), tmp_path / "one", tmp_path / "four"
     export.export(run, one, PLAIN._replace(batch_size=SIZE))
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", FOUR, str(run), str(four), str(SIZE)]

@@ -63,15 +63,18 @@ def ranking_config(root) -> dict:
 
 
 def test_steps_on_any_mesh_and_from_the_checkpoint_of_another_equal_those_on_one_device(planted):
-    """Whether items are found once per batch or once per shard, and CIC's negatives are those of all devices."""
+    """Wherever the content lies, and CIC's negatives are those of all devices."""
     config = ranking_config(planted.root)
     config["model"]["cic"]["negatives"] = 0  # drawn ones depend on the order of the items
-    results = on_meshes(config, "label", [*MESHES, (8, 1, {"distinct": "shard"}), (4, 2, {"distinct": "shard"})])
+    results = on_meshes(config, "label", [*MESHES, (2, 1), (4, 1, {"placement": "host"})])
     check_equal(results)
     tables = ["tables/embedding", "tables/slots/accumulator"]
     assert [result["by_rows"] for result in results] == [[], *[tables] * 6]
-    assert [result["constants_by_rows"] for result in results] == [0, *[4] * 6]  # tokens and mask of two feature sets
-    assert results[1]["flops"] < results[0]["flops"] / 4, "each device encodes more than its part of the items"
+    assert [result["constants_by_rows"] for result in results] == [
+        0,
+        *[4] * 5,
+        0,
+    ]  # tokens and mask of two feature sets
     now, longer = results[-1]["largest_collective"]
     assert 0 < now == longer, "what the devices exchange grows with the tables"
 
@@ -122,15 +125,17 @@ LOGITS = """
 import json, sys
 import jax, numpy as np
 from em3_jax.training import experiment
-from em3_jax.data import batches
-batches.round_up = lambda size, unit: -(-size // 8) * 8  # to 64, small data would always have room
+from em3_jax.data import batches, blocks
+from em3_jax.tables import packing
+batches.round_up = blocks.round_up = lambda size, unit: -(-size // 8) * 8  # to 64, small data would always have room
 config, found = json.loads(sys.argv[1]), []
-for data, model, distinct in json.loads(sys.argv[2]):
+for data, model in json.loads(sys.argv[2]):
     config["mesh"] |= {"data": data, "model": model}
-    config["data"]["distinct"] = distinct
     parts, random = experiment.build(config), np.random.default_rng(0)
     draw = lambda leaf: random.normal(0.0, 0.07, leaf.shape).astype(leaf.dtype)
-    state = jax.tree.map(lambda leaf: jax.device_put(draw(leaf), leaf.sharding), parts.program.init())
+    fresh = parts.program.init()
+    drawn = jax.tree.map(lambda leaf: jax.device_put(draw(leaf), leaf.sharding), packing.unpacked(fresh))
+    state = packing.packed_as(fresh, drawn)
     found.append(parts.evaluate(state, sys.argv[3])[1]["logits"])
 print(json.dumps([[float(np.abs(logits - found[0]).max()), float(np.ptp(logits))] for logits in found]))
 """
@@ -140,7 +145,7 @@ def test_scores_do_not_depend_on_the_number_of_devices(planted):
     """Some shard names more items or rows than a sample of batches would make room for."""
     config = ranking_config(planted.root)
     config["data"]["history_length"], config["eval"]["batch_size"] = 20, 32
-    meshes = [(1, 1, "batch"), (2, 1, "shard"), (4, 1, "shard"), (8, 1, "shard")]
+    meshes = [(1, 1), (2, 1), (4, 1), (8, 1)]
     for apart, spread in on_eight_devices("-c", LOGITS, json.dumps(config), json.dumps(meshes), "train"):
         assert apart <= 1e-6 and spread > 0.005
 

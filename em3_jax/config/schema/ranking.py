@@ -42,8 +42,6 @@ class Data:
     placement: Annotated[str, Choice(("auto", "device", "host"))] = "auto"
     history_length: Size = 50  # T, past events of a user that an example reads
     batch_size: Size = 1024  # B, examples of all devices together
-    # items computed once per batch, or per shard of it; auto = shard with several processes
-    distinct: Annotated[str, Choice(("auto", "batch", "shard"))] = "auto"
     # of the training rows
     order: Annotated[str, Choice(("shuffled", "chronological"))] = "shuffled"
     most_rows_per_user: Count = 0  # training rows of a user, drawn once; 0 = all

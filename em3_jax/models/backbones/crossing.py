@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax.core import gather
+from em3_jax.core import exchange
 from em3_jax.models.attention import gather_slots
 from em3_jax.models.backbones import BackboneSettings, Features
 from em3_jax.models.mlp import MLP
@@ -23,7 +23,7 @@ class Fields(nn.Module):
         slots = gather_slots(items, f.history, f.events, f.event_position)
         count = jnp.maximum(f.mask.sum(axis=1, keepdims=True), 1)
         history = jnp.einsum("bt,btw->bw", f.mask.astype(slots.dtype), slots) / count
-        target = gather.rows(f.items, f.candidate)
+        target = exchange.rows(f.items, f.candidate)
         fields = jnp.concatenate([target, history[:, None], f.others], axis=1)
         return fields, jnp.concatenate([fields.reshape(fields.shape[0], -1), *f.content], axis=-1)
 

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax.core import gather
+from em3_jax.core import exchange
 from em3_jax.models.attention import TargetAttention, entropies
 from em3_jax.models.backbones import BackboneSettings, Features
 from em3_jax.models.mlp import MLP
@@ -22,8 +22,8 @@ class DIN(nn.Module):
         items = nn.Dense(f.items.shape[-1], name="item")(flat)  # [S, W]
         attention = TargetAttention(s.attention_score, s.attention_hidden, name="attention")
         interest, weight = attention(items, f.candidate, f.history, f.mask, f.events, f.event_position)
-        target = gather.rows(items, f.candidate)
-        parts = [gather.rows(flat, f.candidate), interest, interest * target]
+        target = exchange.rows(items, f.candidate)
+        parts = [exchange.rows(flat, f.candidate), interest, interest * target]
         parts += [f.others.reshape(f.candidate.shape[0], -1), *f.content]
         logit = MLP(s.hidden, 1, s.dropout, name="dnn")(jnp.concatenate(parts, axis=-1), train=train)
         return logit[:, 0], entropies("id_attention", weight, f.mask)

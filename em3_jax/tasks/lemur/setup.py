@@ -17,7 +17,7 @@ from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.data.texts import hashed_words
 from em3_jax.features import encoding, placement
 from em3_jax.models.encoders.fields import ImageLayout, TextLayout, VectorLayout
-from em3_jax.tables import memory_bank
+from em3_jax.tables import memory_bank, packing
 from em3_jax.tasks import work
 from em3_jax.tasks.lemur.task import lemur as lemur_task
 from em3_jax.tasks.ranking.setup import check_batches, open_clicks, work_on_clicks
@@ -47,7 +47,7 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
         raw,
         encode=model.encode,
         queries=queries,
-        make_memory=functools.partial(memory_bank.init, rows, width),
+        make_memory=functools.partial(memory_bank.init, rows, width, packing.form_on(mesh)),
     )
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from em3_jax import losses
 from em3_jax.config import registry
 from em3_jax.config.schema.lemur import LemurSettings, Sqdc
-from em3_jax.core import gather, rng
+from em3_jax.core import exchange, rng
 from em3_jax.core.fields import Fields
 from em3_jax.core.types import Batch
 from em3_jax.models.encoders.fields import FieldEncoder
@@ -99,9 +99,10 @@ class LemurTask(Task):
             total, aux = total + value, aux | of_sqdc
         once = _once(writes, batch)
         if self.contrast is not None:
-            some = _counting(inputs, writes.position, once)
-            out, drawn = {**out, "content": items.candidate}, rng.stream(key, "negatives", step)
-            value, of_contrast = self.contrast.loss(params["cic"], some, out, drawn)
+            counted = jnp.zeros_like(batch["item_mask"]).at[writes.position].max(once)
+            out = {**out, "content": items.candidate, "item_counts": counted}
+            drawn = rng.stream(key, "negatives", step)
+            value, of_contrast = self.contrast.loss(params["cic"], inputs, out, drawn)
             total, aux = total + value, aux | of_contrast
         writes = jax.lax.stop_gradient(writes)
         return total, aux | _staleness(writes, once, batch, step) | {"writes": writes}
@@ -181,7 +182,7 @@ class LemurTask(Task):
         """
         candidate = batch["item_position"]
         takes_part = (batch["weight"] > 0) & present[candidate]
-        document = gather.rows(self._represented(writes, batch).candidate, candidate)
+        document = exchange.rows(self._represented(writes, batch).candidate, candidate)
         value, aux = losses.query_document_contrastive(
             out["query"],
             document,
@@ -240,19 +241,6 @@ def _once(writes: Writes, batch: Batch) -> jax.Array:
     """[C] bool, the encoded rows, an item that several shards name at one of them."""
     first = first_places(batch["item_id"][writes.position], writes.encoded)
     return writes.encoded & (first == jnp.arange(len(first)))
-
-
-def _counting(inputs: Inputs, position: jax.Array, once: jax.Array) -> Inputs:
-    """The inputs with those items alone that `once` [C] bool counts, all of them with content.
-
-    Args:
-      inputs: of the task.
-      position: [C] i32 rows among the S items.
-      once: see `_once`.
-    """
-    counted = jnp.zeros_like(inputs.batch["item_mask"]).at[position].max(once)
-    batch = inputs.batch | {"item_mask": counted}
-    return inputs._replace(batch=batch, tokens_mask={"": counted[:, None]})
 
 
 def _staleness(writes: Writes, once: jax.Array, batch: Batch, step: jax.Array) -> Logged:

@@ -21,33 +21,35 @@ from em3_jax.data.known import as_trained
 from em3_jax.data.pipeline import bucket_sizes, evaluation_source, training_rows, training_source
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.features import encoding, placement
-from em3_jax.tables import id_table
+from em3_jax.tables import id_table, packing
 from em3_jax.tasks import Task, work
 from em3_jax.tasks.ranking.task import ranking as ranking_task
 from em3_jax.tasks.raw import WithEncoders
 
 
-def shards_of(distinct: str, mesh: Mesh) -> Shards:
-    """What of each batch this process builds, by config.data.distinct."""
-    several = jax.process_count() > 1
-    return sharding.data_shards(mesh) if distinct == "shard" or (distinct == "auto" and several) else WHOLE
+def shards_of(task: Task, mesh: Mesh) -> Shards:
+    """What of each batch this process builds: all of it in blocks, or whole; of several processes, its own."""
+    if jax.process_count() > 1:
+        return sharding.data_shards(mesh)
+    return sharding.device_blocks(mesh) if task.in_blocks and mesh.size > 1 else WHOLE
 
 
-def check_batches(config: OnClicks, mesh: Mesh) -> None:
-    """Refuses batches that do not divide over the mesh."""
-    sharding.check_divides(mesh, "data.batch_size", config.data.batch_size)
-    sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size)
+def check_batches(config: OnClicks, mesh: Mesh, parts: int = 0) -> None:
+    """Refuses batches that do not divide over the mesh, see `sharding.check_divides`."""
+    sharding.check_divides(mesh, "data.batch_size", config.data.batch_size, parts)
+    sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size, parts)
 
 
 def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     """The work of config.task = "ranking"."""
-    check_batches(config, mesh)
     data = config.data
     dataset = open_clicks(data)
     task = ranking_task(dataset.fields, config.model)
+    shards = shards_of(task, mesh)
+    check_batches(config, mesh, shards.total if shards.in_blocks else 0)
     content = placement.Content([], (), {})
     if task.uses_content:
-        content = placement.load_content(dataset, data.features, data.placement, mesh)
+        content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks)
     encoders = encoding.raw_encoders(task.encoders, content.sets)
     task_with_encoders = WithEncoders(task, encoders) if encoders else task
     return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders)
@@ -82,7 +84,8 @@ def work_on_clicks(
     builder = make_builder(known)
     row_optimizer = id_table.row_optimizer(table.optimizer, table.learning_rate)
     num_rows, length = dataset.fields.num_rows, sharding.padded(dataset.fields.num_rows, mesh)
-    shards, unit = shards_of(data.distinct, mesh), math.lcm(64, mesh.size)
+    shards, unit = shards_of(task, mesh), math.lcm(64, mesh.size)
+    form = packing.form_on(mesh, dealt=shards.in_blocks)
     evaluation = functools.cache(lambda split: evaluation_source(builder, split, config.eval.batch_size, shards, unit))
     place = functools.partial(sharding.place, mesh, shards)
 
@@ -106,7 +109,9 @@ def work_on_clicks(
         ),
         evaluation=evaluation,
         headline=ranking_evaluation.headline(dataset),
-        make_tables=lambda key: id_table.init(key, num_rows, table.width, table.init_scale, row_optimizer, length),
+        make_tables=lambda key: id_table.init(
+            key, num_rows, table.width, table.init_scale, row_optimizer, length, form
+        ),
         row_optimizer=row_optimizer,
         table_l2=table.l2,
         validate=lambda predict, state: evaluate(predict, state, "valid", False).slices["all"],

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -65,7 +64,7 @@ def retrieval(config: Retrieval, mesh: Mesh) -> work.Work:
         task=RetrievalTask(model),
         dataset=dataset,
         feature_sets=sets,
-        constants=jax.device_put(Catalogue(dict[str, Any](features), graphs), sharding.replicated(mesh)),
+        constants=sharding.put(Catalogue(dict[str, Any](features), graphs), sharding.replicated(mesh)),
         encoders={},
         source=PairSource(pairs, batch_size=data.batch_size, seed=config.seed, edge_dropout=data.edge_dropout),
         evaluation=None,

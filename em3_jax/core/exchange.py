@@ -1,0 +1,192 @@
+"""What examples on one device need of what another one holds: asked for by id, and handed out by all-to-all.
+
+Each device has its own examples, and a block of the items that these name and of their table rows.
+Item or row i belongs to device i % n: there its content is encoded, its row looked up and updated,
+once, however many examples on however many devices name it. So a step
+
+    asks      the ids of its block go to the devices they belong to, which find the distinct ones
+    hands out what these make of them goes to the blocks that named them, in the same places
+
+and gradients come back the same way. Nothing that travels grows with a table, with the catalogue,
+or with the batch of other devices. Blocks have a fixed size, which the host chooses: see `data.shards`.
+
+Letters: n devices, A entries of a block for one owner, so that a block has n A; O most distinct ids
+of an owner; D width.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from em3_jax.core import gather
+from em3_jax.core.batch import NONE
+from em3_jax.core.sharding import AXES, BY_ROWS
+from em3_jax.core.types import Batch
+
+_mesh: ContextVar[Mesh | None] = ContextVar("mesh of blocks", default=None)
+
+
+class Route(NamedTuple):
+    """Where what a block names is found, and where it goes.
+
+    Attributes:
+      owned: [n O] i32 rows of a device's part of a table, ascending, distinct; surplus ones lie beyond.
+      slot: [n n A] i32 which of them an entry asks for that a device was sent.
+      is_first: [n n A] bool, whether it is the first to ask: of the entries of all blocks that name
+        an id, one.
+    """
+
+    owned: jax.Array
+    slot: jax.Array
+    is_first: jax.Array
+
+
+@contextlib.contextmanager
+def blocks_on(mesh: Mesh | None) -> Iterator[None]:
+    """While a program is traced: positions count through the block of an example's own device.
+
+    Args:
+      mesh: the devices; None = there is one block, of all examples.
+    """
+    token = _mesh.set(mesh)
+    try:
+        yield
+    finally:
+        _mesh.reset(token)
+
+
+def in_block(function: Callable) -> Callable:
+    """`function` of arrays of a batch, on each device's own block and examples where there are several."""
+    mesh = _mesh.get()
+    return function if mesh is None else on_each(mesh, function)
+
+
+def rows(array: jax.Array, index: jax.Array) -> jax.Array:
+    """`gather.rows` of each device's block by the positions of its own examples."""
+    return in_block(gather.rows)(array, index)
+
+
+def on_each(mesh: Mesh, function: Callable, *, shared: int = 0) -> Callable:
+    """`function` on each device's part of its arguments, of which the last `shared` are the same everywhere."""
+
+    def call(*arguments: Any) -> Any:
+        split = len(arguments) - shared
+        specs = (BY_ROWS,) * split + (PartitionSpec(),) * shared
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=BY_ROWS, check_vma=False)
+        return mapped(*arguments)
+
+    return call
+
+
+def routes(mesh: Mesh, asked: Mapping[str, jax.Array], room: Mapping[str, int]) -> dict[str, Route]:
+    """Where the ids of all blocks are found; one exchange for all kinds.
+
+    Args:
+      asked: kind -> [n n A] i32 the ids of each device's block, those of one owner after the other.
+      room: kind -> O.
+    """
+
+    def one(asked: Mapping[str, jax.Array]) -> dict[str, Route]:
+        sent = {kind: ids.reshape(mesh.size, -1) for kind, ids in asked.items()}
+        got = _swap(jnp.concatenate(list(sent.values()), axis=1)) // mesh.size
+        found, start = {}, 0
+        for kind, ids in sent.items():
+            found[kind] = _distinct(got[:, start : start + ids.shape[1]].ravel(), room[kind])
+            start += ids.shape[1]
+        return found
+
+    return on_each(mesh, one)(dict(asked))
+
+
+def _swap(blocks: jax.Array) -> jax.Array:
+    """[n, ...]: entry k from device k, which this device has sent its entry for."""
+    return jax.lax.all_to_all(blocks, AXES, 0, 0, tiled=True)
+
+
+def _distinct(row: jax.Array, room: int) -> Route:
+    """The route of the rows [n A] that a device was asked for. By sorting: scatters would queue."""
+    number = jnp.arange(len(row), dtype=jnp.int32)
+    ascending, order = jax.lax.sort((row, number), num_keys=1)
+    is_new = jnp.pad(ascending[1:] != ascending[:-1], (1, 0), constant_values=True)
+    place = jnp.cumsum(is_new, dtype=jnp.int32) - 1
+    owned = jnp.sort(jnp.where(is_new, ascending, NONE + number))[:room]
+    surplus = room - len(owned)
+    owned = jnp.pad(owned, (0, max(surplus, 0)), constant_values=jnp.iinfo(jnp.int32).max)
+    _, slot, is_first = jax.lax.sort((order, place, is_new), num_keys=1)
+    return Route(owned, slot, is_first)
+
+
+def hand_out(mesh: Mesh, route: Route, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """([n n A, D] the values of what each entry of each block names, [n n A] whether it is the first to name it).
+
+    The gradient is the sum over all entries that name a value, in f32.
+
+    Args:
+      values: [n O, D] of `route.owned`.
+    """
+
+    def one(values: jax.Array, route: Route) -> tuple[jax.Array, jax.Array]:
+        sent = gather.rows(values, route.slot)
+        flag = route.is_first[:, None].astype(values.dtype)  # not an exchange of its own
+        got = _swap(jnp.concatenate([sent, flag], axis=1).reshape(mesh.size, -1, values.shape[1] + 1))
+        got = got.reshape(-1, values.shape[1] + 1)
+        return got[:, :-1], got[:, -1] > 0
+
+    return on_each(mesh, one)(values, route)
+
+
+def to_examples(batch: Batch, *values: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """(values [S, D] in the places that a batch's items have, [S] bool whether a place counts its item).
+
+    Args:
+      batch: in blocks, "item_route" says how; else the items are all there, each in one place.
+      values: [*, D] of the items whose content is here, float.
+    """
+    if "item_route" not in batch:  # nor has a request an "item_mask"
+        return values, batch.get("item_mask", jnp.ones(len(values[0]), bool))
+    mesh = _mesh.get()
+    assert mesh is not None  # whoever finds a route has traced on its blocks
+    joined = jnp.concatenate(values, axis=1)  # in the widest of their types
+    joined, is_first = hand_out(mesh, batch["item_route"], joined)
+    parts, start = [], 0
+    for value in values:
+        parts.append(joined[:, start : start + value.shape[1]].astype(value.dtype))
+        start += value.shape[1]
+    return tuple(parts), batch["item_mask"] & is_first
+
+
+def sums(values: jax.Array, index: jax.Array, length: int) -> jax.Array:
+    """[length, ...] f32 `gather.sums` of each device's examples into its own block."""
+    mesh = _mesh.get()
+    if mesh is None:
+        return gather.sums(values, index, length)
+    return on_each(mesh, functools.partial(gather.sums, length=length // mesh.size))(values, index)
+
+
+def total(batch: Batch, values: jax.Array) -> jax.Array:
+    """[S] f32 the sum of `values` [S] over all places that an item has in the blocks, at each of them."""
+    mesh, route = _mesh.get(), batch["item_route"]
+    assert mesh is not None
+    out = lambda owned: hand_out(mesh, route, owned)[0]  # noqa: E731
+    # What comes back of a sum over all places is the gradient of what went out to them.
+    _, back = jax.vjp(out, jnp.zeros((len(route.owned), 1), jnp.float32))
+    (owned,) = back(values.astype(jnp.float32)[:, None])
+    return out(owned)[:, 0]
+
+
+def from_table(table: jax.Array, batch: Batch) -> jax.Array:
+    """Rows of a table [I, ...] of all items: of those that a device owns, in blocks, else of "item_id"."""
+    mesh, item = _mesh.get(), batch["item_id"]
+    if mesh is None:
+        return jnp.take(table, item, axis=0)
+    if "item_route" in batch:
+        take = functools.partial(jnp.take, axis=0, mode="fill", fill_value=0)
+        return on_each(mesh, take)(table, batch["item_route"].owned)
+    part = len(table) // mesh.size  # of a pass over the catalogue, which names items of any device
+    return jnp.take(table, item % mesh.size * part + item // mesh.size, axis=0)

@@ -1,0 +1,134 @@
+"""Sums in f32, whatever is summed: of a traced function, the same with other accumulators.
+
+With activations in bf16, JAX sums in bf16 too: gradients of biases and scales are sums over all
+examples, which stop growing at 256 times their addend where a device adds in the type it is given;
+and what several devices each have a part of is added up in the type of the parts. No layer says in
+which type its gradient is summed. So the sums of a whole program are changed, parts of the user's
+own included, once it is traced and differentiated: their result is rounded once, and not at all
+where it is one of the program, the gradient of a parameter.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax._src import source_info_util
+from jax.extend import core
+
+MANY = 32  # addends from which on a sum is one: of fewer, rounding is but rounding
+_NARROW = (jnp.bfloat16, jnp.float16)
+_WIDE = jnp.dtype("float32")
+_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
+_CALLS |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+_PRODUCTS = ("dot_general", "conv_general_dilated")
+_PASSING = ("convert_element_type", "transpose", "reshape", "squeeze", "add_any", "copy", "mul")
+
+
+def sums_in_f32(function: Callable) -> Callable:
+    """`function` with its sums in f32; without bf16 in it, as it is.
+
+    Args:
+      function: differentiated already: what is left of custom rules are the functions alone.
+    """
+
+    def call(*arguments: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        if not _has_narrow(closed.jaxpr):
+            return function(*arguments)
+        results = _evaluate(closed, jax.tree.leaves(arguments), [True] * len(closed.jaxpr.outvars))
+        typed = list(map(_as, results, closed.jaxpr.outvars))
+        return jax.tree.unflatten(jax.tree.structure(shapes), typed)
+
+    return call
+
+
+def _is_narrow(variable: Any) -> bool:
+    return getattr(variable.aval, "dtype", None) in _NARROW
+
+
+def _as(value: Any, variable: Any) -> Any:
+    """A value in the type that the program has for it; that of a result may be wider."""
+    return jnp.asarray(value, variable.aval.dtype) if _is_narrow(variable) else value
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
+
+
+def _has_narrow(jaxpr: core.Jaxpr) -> bool:
+    for equation in jaxpr.eqns:
+        inner = filter(_is_jaxpr, jax.tree.leaves(equation.params, is_leaf=_is_jaxpr))
+        if any(map(_is_narrow, equation.outvars)) or any(_has_narrow(getattr(one, "jaxpr", one)) for one in inner):
+            return True
+    return False
+
+
+def _results(jaxpr: core.Jaxpr, wanted: Sequence[bool]) -> set[Any]:
+    """The variables that become wanted outputs without more ado."""
+    is_variable = lambda atom: not isinstance(atom, core.Literal)  # noqa: E731
+    found = {atom for atom, is_wanted in zip(jaxpr.outvars, wanted, strict=True) if is_wanted and is_variable(atom)}
+    for equation in reversed(jaxpr.eqns):
+        if equation.primitive.name in _PASSING and equation.outvars[0] in found:
+            found |= set(filter(is_variable, equation.invars))
+    return found
+
+
+def _evaluate(closed: core.ClosedJaxpr, arguments: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+    """What a jaxpr gives, its sums in f32; so are products that are `wanted` outputs."""
+    jaxpr = closed.jaxpr
+    results = _results(jaxpr, wanted)
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    values |= dict(zip(jaxpr.invars, arguments, strict=True))
+    read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]  # noqa: E731
+    for equation in jaxpr.eqns:
+        stack = source_info_util.current_name_stack() + equation.source_info.name_stack
+        with source_info_util.user_context(equation.source_info.traceback, name_stack=stack), equation.ctx.manager:
+            inputs = [read(atom) for atom in equation.invars]
+            wanted = [variable in results for variable in equation.outvars]
+            if not (wanted[0] and equation.primitive.name in _PASSING):
+                inputs = list(map(_as, inputs, equation.invars))
+            found = _bind(equation, inputs, wanted)
+        values |= dict(zip(equation.outvars, found, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _bind(equation: core.JaxprEqn, inputs: list[Any], wanted: Sequence[bool]) -> Sequence[Any]:
+    """What an equation gives."""
+    name, params = equation.primitive.name, equation.params
+    if name in _CALLS:
+        return _evaluate(params[_CALLS[name]], inputs, wanted)
+    if _is_narrow(equation.outvars[0]):
+        result: Any = equation.outvars[0].aval
+        wide = None
+        is_sum = max(one.size for one in map(jnp.asarray, inputs)) >= MANY * result.size
+        if name == "reduce_sum" and (is_sum or wanted[0]):
+            of_sum = {"out_dtype": _WIDE} if params.get("out_dtype") is not None else {}
+            wide = equation.primitive.bind(inputs[0].astype(_WIDE), **params | of_sum)
+        if name in _PRODUCTS and (is_sum or wanted[0]):
+            wide = equation.primitive.bind(*inputs, **params | {"preferred_element_type": _WIDE})
+        if name == "convert_element_type" and jnp.result_type(inputs[0]) == _WIDE:
+            wide = inputs[0] if wanted[0] else None
+        if wide is not None and wanted[0]:
+            return [wide]
+        if wide is not None:  # rounded by an operation of its own, or XLA rounds the addends instead
+            info = jnp.finfo(result.dtype)
+            return [jax.lax.reduce_precision(wide, info.nexp, info.nmant).astype(result.dtype)]
+    if name in _PASSING and wanted[0] and any(jnp.result_type(one) == _WIDE for one in inputs):
+        inputs = [jnp.asarray(one, _WIDE) for one in inputs]
+    if name in ("scan", "while", "cond"):
+        change = lambda value: _rewritten(value) if isinstance(value, core.ClosedJaxpr) else value  # noqa: E731
+        params = {key: jax.tree.map(change, value, is_leaf=_is_jaxpr) for key, value in params.items()}
+    if name in ("checkpoint", "remat2", "remat"):
+        params = params | {"jaxpr": _rewritten(core.ClosedJaxpr(params["jaxpr"], ())).jaxpr}
+    results = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(params))
+    return results if equation.primitive.multiple_results else [results]
+
+
+def _rewritten(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
+    """The same with its sums in f32."""
+    if not _has_narrow(closed.jaxpr):
+        return closed
+    shapes = [jax.ShapeDtypeStruct(one.aval.shape, one.aval.dtype) for one in closed.jaxpr.invars]
+    none = [False] * len(closed.jaxpr.outvars)
+    return jax.make_jaxpr(lambda *arguments: _evaluate(closed, arguments, none))(*shapes)

@@ -1,0 +1,134 @@
+"""A batch for several devices: each has its own examples, and a block of what they name, sorted by owner.
+
+Item or table row i belongs to device i % n. A block has n parts of one size, part k for what belongs
+to device k, so that it can be asked for as it lies: see `core.exchange`. Positions count through the
+block of the example's own device, and a table row's position 0 is padding, as everywhere.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from em3_jax.core.batch import NONE
+from em3_jax.core.types import Batch, Shards
+from em3_jax.data.batches import BatchBuilder, gather_content
+from em3_jax.data.buckets import Buckets, round_up
+
+_EXACT = Buckets(1, 1, 1, unit=1)
+_ROWS = ("user_row", "context_row", "history_row", "item_row")
+
+
+def build(
+    builder: BatchBuilder,
+    shards: Shards,
+    rows: np.ndarray,
+    *,
+    buckets: Buckets,
+    key: np.uint64 | None = None,
+    weight: np.ndarray | None = None,
+) -> Batch:
+    """The batch of interaction rows `rows` [B] i64, a shard for each device; see `BatchBuilder`.
+
+    With features on the host, the tokens are those of the items that each device owns, ascending.
+    """
+    parts = _parts(builder, shards, rows, key, weight)
+    items, table_rows = _names(parts, "item_id", "item_mask"), _names(parts, "row_id")
+    room_of_items = _room(items, shards.total, buckets.items, buckets.own_items, buckets)
+    room_of_rows = _room(table_rows, shards.total, buckets.rows, buckets.own_rows, buckets)
+    blocks = [
+        _block(part, item, row, shards.total, room_of_items[0], room_of_rows[0])
+        for part, item, row in zip(parts, items, table_rows, strict=True)
+    ]
+    batch = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    rooms = {"item_room": room_of_items[1], "row_room": room_of_rows[1]}
+    batch |= {name: np.zeros(shards.total * size, np.bool_) for name, size in rooms.items()}
+    if builder.host_features:
+        batch |= _content(builder, items, shards.total, room_of_items[1])
+    return batch
+
+
+def measure(builder: BatchBuilder, samples: Sequence[np.ndarray], shards: Shards, unit: int, every: bool) -> Buckets:
+    """Sizes that hold some batches, with a margin of 5 %, or `every` batch that there is.
+
+    Args:
+      samples: of each batch its interaction rows [B] i64.
+      unit: of which the sizes are multiples; itself a multiple of the devices.
+    """
+    needs = [0, 0, 0, 0]
+    for sample in samples:
+        parts = _parts(builder, shards, sample, None, None)
+        items, rows = _names(parts, "item_id", "item_mask"), _names(parts, "row_id")
+        found = (*_need(items, shards.total), *_need(rows, shards.total))
+        needs = [max(pair) for pair in zip(needs, found, strict=True)]
+    margin = 1.0 if every else 1.05
+    entries, own_items, row_entries, own_rows = (round_up(int(need * margin) + 1, unit) for need in needs)
+    return Buckets(entries, row_entries, own_items=own_items, own_rows=own_rows, unit=unit)
+
+
+def _parts(builder: BatchBuilder, shards: Shards, rows: np.ndarray, key, weight) -> list[Batch]:
+    """The shards' batches without content, their blocks no longer than needed."""
+    return [
+        builder.named(rows[own], _EXACT, key, None if weight is None else weight[own])[0]
+        for own in shards.slices(len(rows))
+    ]
+
+
+def _names(parts: Sequence[Batch], block: str, mask: str | None = None) -> list[np.ndarray]:
+    """What each shard names, distinct and ascending."""
+    return [part[block] if mask is None else part[block][part[mask]] for part in parts]
+
+
+def _need(named: Sequence[np.ndarray], owners: int) -> tuple[int, int]:
+    """(entries of a block, so that each part holds what a shard names of an owner; ids that an owner has)."""
+    most = max(int(np.bincount(ids % owners, minlength=owners).max()) for ids in named)
+    distinct = np.unique(np.concatenate(named))
+    # One more: what fills the blocks counts as an id.
+    return owners * most, int(np.bincount(distinct % owners, minlength=owners).max()) + 1
+
+
+def _room(named: Sequence[np.ndarray], owners: int, usual: int, usual_owned: int, buckets: Buckets) -> tuple[int, int]:
+    """(entries of a block, ids that an owner has): the usual sizes, or the next that hold what is named."""
+    entries, owned = _need(named, owners)
+    return buckets.fit(usual, entries), buckets.fit(usual_owned, owned)
+
+
+def _block(part: Batch, items: np.ndarray, rows: np.ndarray, owners: int, entries: int, row_entries: int) -> Batch:
+    """A shard's batch with its blocks sorted by owner."""
+    item_place, item_id = _by_owner(items, owners, entries)
+    row_place, row_id = _by_owner(rows, owners, row_entries)
+    result = dict(part)
+    for name in _ROWS:
+        result[name] = row_place[part[name]].astype(np.int32)
+    for name in ("item_position", "history_position"):
+        result[name] = item_place[part[name]].astype(np.int32)
+    count = len(items)
+    for name, fill in (("item_mask", False), ("item_is_known", False), ("item_row", 0)):
+        spread = np.full((entries, *part[name].shape[1:]), fill, result[name].dtype)
+        spread[item_place] = result[name][:count]
+        result[name] = spread
+    return result | {"item_id": item_id, "row_id": row_id}
+
+
+def _by_owner(ids: np.ndarray, owners: int, entries: int) -> tuple[np.ndarray, np.ndarray]:
+    """([len(ids)] the place of each id in the block, [entries] i32 the block); what fills it stands for nothing."""
+    owner, size = ids % owners, entries // owners
+    order = np.argsort(owner, kind="stable")
+    count = np.bincount(owner, minlength=owners)
+    place = np.empty(len(ids), np.int64)
+    place[order] = np.arange(len(ids)) - np.repeat(np.cumsum(count) - count, count) + owner[order] * size
+    block = np.repeat(NONE // owners * owners + np.arange(owners), size).astype(np.int32)
+    block[place] = ids
+    return place, block
+
+
+def _content(builder: BatchBuilder, items: Sequence[np.ndarray], owners: int, room: int) -> Batch:
+    """Tokens of what each device owns, in the order of `exchange.Route.owned`; of no item, none."""
+    distinct = np.unique(np.concatenate(items))
+    owned = np.full((owners, room), -1, np.int64)
+    for owner in range(owners):
+        mine = distinct[distinct % owners == owner]
+        owned[owner, : len(mine)] = mine
+    flat = owned.ravel()
+    batch = gather_content(builder.host_features, np.maximum(flat, 0))
+    batch["tokens_mask"] = {name: mask & (flat >= 0)[:, None] for name, mask in batch["tokens_mask"].items()}
+    return batch
