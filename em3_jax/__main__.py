@@ -43,6 +43,7 @@ COMMANDS = {
     "analyze": Command("em3_jax.analysis.command", "what embeddings have learnt, by the neighbours that items have"),
     "export": Command("em3_jax.export.command", "writes a run into a store that services read"),
     "serve": Command("em3_jax.serving.http", "serves a store over HTTP"),
+    "plan": Command("em3_jax.plan.command", "what a training step costs on TPUs and GPUs that are not here"),
     "reproduce": Command("reproduce.command", "the tables of the papers, in a checkout"),
 }
 

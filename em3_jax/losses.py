@@ -15,6 +15,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from em3_jax.core import exchange
+
 
 def binary_cross_entropy(
     logits: jax.Array,
@@ -205,7 +207,8 @@ def in_batch_negatives(mask: jax.Array, negatives: int, key: jax.Array) -> tuple
     items = mask.shape[0]
     if not 1 <= negatives < items - 1:
         raise ValueError(f"cannot draw {negatives} negatives and a spare from {items} items")
-    chance, drawn = jax.lax.top_k(jnp.where(mask, jax.random.uniform(key, (items,)), -1.0), negatives + 1)
+    chance = jnp.where(mask, jax.random.uniform(key, (items,)), -1.0)
+    chance, drawn = exchange.largest(chance, negatives + 1)
     itself = drawn == jnp.arange(items)[:, None]  # [S, H + 1]
     last = jnp.arange(negatives + 1) == negatives
     used = jnp.where(itself.any(axis=1, keepdims=True), ~itself, ~last)

@@ -78,6 +78,7 @@ def _evaluate(closed: core.ClosedJaxpr, arguments: Sequence[Any], wanted: Sequen
     """What a jaxpr gives, its sums in f32; so are products that are `wanted` outputs."""
     jaxpr = closed.jaxpr
     results = _results(jaxpr, wanted)
+    sums: set[int] = set()  # identities of variables that are one
     values: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
     read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]  # noqa: E731
@@ -86,9 +87,13 @@ def _evaluate(closed: core.ClosedJaxpr, arguments: Sequence[Any], wanted: Sequen
         with source_info_util.user_context(equation.source_info.traceback, name_stack=stack), equation.ctx.manager:
             inputs = [read(atom) for atom in equation.invars]
             wanted = [variable in results for variable in equation.outvars]
-            if not (wanted[0] and equation.primitive.name in _PASSING):
+            if not (any(wanted) and equation.primitive.name in _PASSING):
                 inputs = list(map(_as, inputs, equation.invars))
             found = _bind(equation, inputs, wanted)
+            if equation.primitive.name == "reduce_sum":
+                sums.add(id(equation.outvars[0]))
+            elif equation.primitive.name == "convert_element_type" and not wanted[0] and id(equation.invars[0]) in sums:
+                found = [_rounded(inputs[0], equation.outvars[0].aval.dtype)]
         values |= dict(zip(equation.outvars, found, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -98,7 +103,7 @@ def _bind(equation: core.JaxprEqn, inputs: list[Any], wanted: Sequence[bool]) ->
     name, params = equation.primitive.name, equation.params
     if name in _CALLS:
         return _evaluate(params[_CALLS[name]], inputs, wanted)
-    if _is_narrow(equation.outvars[0]):
+    if equation.outvars and _is_narrow(equation.outvars[0]):
         result: Any = equation.outvars[0].aval
         wide = None
         is_sum = max(one.size for one in map(jnp.asarray, inputs)) >= MANY * result.size
@@ -111,9 +116,8 @@ def _bind(equation: core.JaxprEqn, inputs: list[Any], wanted: Sequence[bool]) ->
             wide = inputs[0] if wanted[0] else None
         if wide is not None and wanted[0]:
             return [wide]
-        if wide is not None:  # rounded by an operation of its own, or XLA rounds the addends instead
-            info = jnp.finfo(result.dtype)
-            return [jax.lax.reduce_precision(wide, info.nexp, info.nmant).astype(result.dtype)]
+        if wide is not None:
+            return [_rounded(wide, result.dtype)]
     if name in _PASSING and wanted[0] and any(jnp.result_type(one) == _WIDE for one in inputs):
         inputs = [jnp.asarray(one, _WIDE) for one in inputs]
     if name in ("scan", "while", "cond"):
@@ -123,6 +127,14 @@ def _bind(equation: core.JaxprEqn, inputs: list[Any], wanted: Sequence[bool]) ->
         params = params | {"jaxpr": _rewritten(core.ClosedJaxpr(params["jaxpr"], ())).jaxpr}
     results = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(params))
     return results if equation.primitive.multiple_results else [results]
+
+
+def _rounded(wide: Any, dtype: Any) -> Any:
+    """A sum in a narrower type, by an operation of its own: or XLA would round the addends instead."""
+    if dtype not in _NARROW:
+        return wide.astype(dtype)
+    info = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(wide, info.nexp, info.nmant).astype(dtype)
 
 
 def _rewritten(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:

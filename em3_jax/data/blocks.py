@@ -32,7 +32,7 @@ def build(
     With features on the host, the tokens are those of the items that each device owns, ascending.
     """
     parts = _parts(builder, shards, rows, key, weight)
-    items, table_rows = _names(parts, "item_id", "item_mask"), _names(parts, "row_id")
+    items, table_rows = _names(builder, parts)
     room_of_items = _room(items, shards.total, buckets.items, buckets.own_items, buckets)
     room_of_rows = _room(table_rows, shards.total, buckets.rows, buckets.own_rows, buckets)
     blocks = [
@@ -57,7 +57,7 @@ def measure(builder: BatchBuilder, samples: Sequence[np.ndarray], shards: Shards
     needs = [0, 0, 0, 0]
     for sample in samples:
         parts = _parts(builder, shards, sample, None, None)
-        items, rows = _names(parts, "item_id", "item_mask"), _names(parts, "row_id")
+        items, rows = _names(builder, parts)
         found = (*_need(items, shards.total), *_need(rows, shards.total))
         needs = [max(pair) for pair in zip(needs, found, strict=True)]
     margin = 1.0 if every else 1.05
@@ -73,9 +73,10 @@ def _parts(builder: BatchBuilder, shards: Shards, rows: np.ndarray, key, weight)
     ]
 
 
-def _names(parts: Sequence[Batch], block: str, mask: str | None = None) -> list[np.ndarray]:
-    """What each shard names, distinct and ascending."""
-    return [part[block] if mask is None else part[block][part[mask]] for part in parts]
+def _names(builder: BatchBuilder, parts: Sequence[Batch]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The items and the table rows that each shard names, distinct and ascending."""
+    items = [part["item_id"][part["item_mask"]] for part in parts]
+    return items, [part["row_id"][part["row_id"] < builder.num_rows] for part in parts]
 
 
 def _need(named: Sequence[np.ndarray], owners: int) -> tuple[int, int]:

@@ -100,7 +100,7 @@ class Operation:
     def channel(self) -> str:
         """What tells a collective from others; parts of one may stand in several computations."""
         found = re.search(r"channel_id=(\d+)", self.rest)
-        return found[1] if found else self.name
+        return f"{self.collective} {found[1]} {self.traced}" if found else self.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,11 +229,12 @@ def _closing(text: str, start: int) -> int:
 
 def _source_of_line(rest: str) -> str:
     found = re.search(r"source_file=\"([^\"]*)\" source_line=(\d+)", rest)
-    return _shown(found[1], found[2]) if found else ""
+    return shown(found[1], found[2]) if found else ""
 
 
-def _shown(path: str, line: str) -> str:
-    return f"{path.replace(_PACKAGE, 'em3_jax', 1)}:{line}"
+def shown(path: str, line: str) -> str:
+    path = path.replace(_PACKAGE, "em3_jax", 1).rpartition("site-packages/")[2]
+    return f"{path}:{line}"
 
 
 def _sources(text: str) -> dict[str, str]:
@@ -266,5 +267,5 @@ def _sources(text: str) -> dict[str, str]:
         own = [place for place in found_frames if place[0].startswith(_PACKAGE)]
         outside = [place for place in found_frames if "site-packages" not in place[0]]
         best = (own or outside or found_frames)[0]
-        result[key] = _shown(*best)
+        result[key] = shown(*best)
     return result

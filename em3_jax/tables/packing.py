@@ -36,20 +36,26 @@ class Form:
       parts: over how many devices rows are dealt out, one after the other.
       lanes: numbers of a line that rows are packed into; 0 = rows as they are.
       unit: of which the number of lines is a multiple, so that they divide over the devices.
+      singles: whether tables of one number a row are packed, too.
     """
 
     parts: int = 1
     lanes: int = 0
     unit: int = 1
+    singles: bool = True
 
     @property
     def is_plain(self) -> bool:
         """Whether tables lie as checkpoints have them."""
         return self.parts == 1 and not self.lanes
 
+    def packs(self, tail: tuple[int, ...]) -> bool:
+        """Whether tables with rows of shape `tail` lie in lines."""
+        return bool(self.lanes) and (self.singles or bool(tail))
+
     def per_line(self, tail: tuple[int, ...]) -> int:
         """Rows of a line, for rows of shape `tail`: a power of two; 1 where a row takes a line or more."""
-        if not self.lanes or not tail:
+        if not self.packs(tail):
             return 1
         return 1 << int(math.log2(max(self.lanes // math.prod(tail), 1)))
 
@@ -63,8 +69,11 @@ def form_on(mesh: Mesh, dealt: bool = False) -> Form:
     Args:
       dealt: row r lies on device r % n, as `core.exchange` wants it.
     """
-    lanes = LANES if mesh.devices.flat[0].platform == "tpu" else 0
-    return Form(mesh.size if dealt else 1, lanes, mesh.size) if lanes or dealt else PLAIN
+    device = mesh.devices.flat[0]
+    lanes = LANES if device.platform == "tpu" else 0
+    # Of an array of single numbers a v5e writes the tiles alone; a v6e goes through all of it.
+    singles = "v5 lite" not in device.device_kind
+    return Form(mesh.size if dealt else 1, lanes, mesh.size, singles) if lanes or dealt else PLAIN
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("lines",), meta_fields=("form", "length", "tail"))
@@ -119,7 +128,7 @@ def laid_out(array: jax.Array, form: Form) -> Table:
     count = lines * per_line
     array = jnp.pad(array, [(0, count * form.parts - length)] + [(0, 0)] * len(tail))
     array = array.reshape(count, form.parts, *tail).swapaxes(0, 1).reshape(count * form.parts, *tail)
-    if form.lanes and tail:
+    if form.packs(tail):
         array = array.reshape(len(array), math.prod(tail))
         array = jnp.pad(array, ((0, 0), (0, _room(form, tail) - array.shape[1])))
         array = array.reshape(lines * form.parts, -1)
@@ -131,7 +140,7 @@ def plain(table: Table) -> jax.Array:
     if not isinstance(table, Rows):
         return table
     form, array, tail = table.form, table.lines, table.tail
-    if form.lanes and tail:
+    if form.packs(tail):
         array = array.reshape(-1, _room(form, tail))[:, : math.prod(tail)].reshape(-1, *tail)
     array = array.reshape(form.parts, -1, *tail).swapaxes(0, 1)
     return array.reshape(-1, *tail)[: table.length]
@@ -201,15 +210,16 @@ def take(table: Table, row: jax.Array, *, fill: Any = 0, is_sorted: bool = False
     """
     array = table.lines if isinstance(table, Rows) else table
     options: dict = {"axis": 0, "mode": "fill", "fill_value": fill, "indices_are_sorted": is_sorted}
-    if not isinstance(table, Rows) or array.ndim == 1 or not table.form.lanes:
+    if not isinstance(table, Rows) or not table.form.packs(table.tail):
         return jnp.take(array, row, unique_indices=is_sorted, **options)
     width, per_line = math.prod(table.tail), table.form.per_line(table.tail)
     # Apart from what follows: fused with it, the gather would be of whole lines once more.
     line = jax.lax.optimization_barrier(jnp.take(array, row // per_line, **options))
     if per_line > 1:
-        line = line.reshape(len(row), per_line, -1)
         mine = (row % per_line)[:, None] == jnp.arange(per_line)
-        line = jnp.where(mine[:, :, None], line, 0).sum(axis=1)
+        if width > 1:
+            line, mine = line.reshape(len(row), per_line, -1), mine[:, :, None]
+        line = jnp.where(mine, line, 0).sum(axis=1).reshape(len(row), -1)
     return line[:, :width].reshape(len(row), *table.tail)
 
 
@@ -221,7 +231,7 @@ def add(table: Table, row: jax.Array, change: jax.Array) -> Table:
     options: dict = {"mode": "drop", "unique_indices": True}
     if not isinstance(table, Rows):
         return table.at[row].add(change, indices_are_sorted=True, **options)
-    if table.lines.ndim == 1 or not table.form.lanes:
+    if not table.form.packs(table.tail):
         lines = table.lines.at[row].add(change, indices_are_sorted=True, **options)
         return dataclasses.replace(table, lines=lines)
     line, change = _in_lines(table, row, change, merge=jnp.add)
@@ -235,7 +245,7 @@ def put(table: Table, row: jax.Array, value: jax.Array) -> Table:
     """
     if not isinstance(table, Rows):
         return table.at[row].set(value, mode="drop")
-    if table.lines.ndim == 1 or not table.form.lanes:
+    if not table.form.packs(table.tail):
         return dataclasses.replace(table, lines=table.lines.at[row].set(value, mode="drop"))
     written = jnp.ones(value.shape, bool)
     line, (value, written) = _in_lines(table, row, (value, written), merge=_later)

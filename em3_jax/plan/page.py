@@ -1,0 +1,66 @@
+"""A plan as text."""
+
+from em3_jax.plan.report import Plan
+
+_WIDTH = 100
+
+
+def text(plan: Plan) -> str:
+    """One page."""
+    lines = [f"{plan.target}: {plan.devices:,} device{'s' if plan.devices > 1 else ''}; {_versions(plan)}"]
+    sizes = "; ".join(f"{value:,} {name}" for name, value in {"examples a step": plan.examples, **plan.sizes}.items())
+    lines += [sizes, "", *_memory(plan), "", *_cost(plan), "", *_exchange(plan), *_items(plan)]
+    if plan.changes:
+        lines += ["", "what would change it"] + [f"  {change}" for change in plan.changes]
+    lines += ["", "assumed"] + [f"  {line}" for line in plan.assumptions]
+    return "\n".join(lines)
+
+
+def size(count: float) -> str:
+    """1.2 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def _versions(plan: Plan) -> str:
+    return ", ".join(f"{name} {version}" for name, version in plan.versions.items())
+
+
+def _memory(plan: Plan) -> list[str]:
+    verdict = {True: "fits", False: "DOES NOT FIT", None: "room not known"}[plan.fits]
+    of = "" if plan.room is None else f" of {size(plan.room)}, {plan.memory['all'] / plan.room:.1%}"
+    parts = [f"{name} {size(plan.memory[name])}" for name in ("state", "features", "batch", "temporaries")]
+    return [f"memory       {verdict}: {size(plan.memory['all'])} a device{of}", f"             {', '.join(parts)}"]
+
+
+def _cost(plan: Plan) -> list[str]:
+    lines = [
+        f"a step       {plan.flops / 1e9:,.1f} GFLOP, {size(plan.bytes_accessed)} moved a device, counted by {plan.counted_by}"
+    ]
+    if plan.step_seconds is None:
+        return [*lines, "             time not known: nor are this target's peak rates"]
+    parts = [f"{name} {value * 1e3:,.2f} ms" for name, value in plan.seconds.items() if value is not None]
+    speed = plan.examples / plan.step_seconds
+    return [
+        *lines,
+        f"             at best {plan.step_seconds * 1e3:,.2f} ms, {speed:,.0f} examples/s; bound by {plan.bound_by}",
+        f"             {', '.join(parts)}",
+    ]
+
+
+def _exchange(plan: Plan) -> list[str]:
+    if not plan.collectives:
+        return ["exchange     none", ""]
+    lines = [f"{number:>4} {kind:<20}{size(total):>12}" for kind, number, total in plan.collectives]
+    return ["exchange     in a step, bytes that a device holds afterwards", *(f"        {line}" for line in lines), ""]
+
+
+def _items(plan: Plan) -> list[str]:
+    lines = ["largest      bytes moved by line of the source, counted from the program's text"]
+    for item in plan.items:
+        traced = item.traced.rsplit("/", 1)[-1]
+        lines.append(f"        {size(item.bytes):>10}  {item.source}  ({traced})"[:_WIDTH])
+    return lines

@@ -1,0 +1,79 @@
+"""data.blocks: blocks sorted by owner name what the whole batch names, and hold whatever comes."""
+
+import numpy as np
+import pytest
+
+from em3_jax.core.batch import NONE
+from em3_jax.core.types import WHOLE, Shards
+from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.data.pipeline import bucket_sizes
+from em3_jax.data.shards import build
+
+ROWS = np.arange(40)
+KEY = np.uint64(7)
+SMALL = Buckets(8, 8, own_items=8, own_rows=8, unit=8)
+
+
+@pytest.fixture(scope="module")
+def builder(tiny):
+    features = (tiny.dataset.features("image"),)
+    options = {"history_length": 5, "unknown_alpha": 3.0, "unknown_floor": {}}
+    return BatchBuilder(tiny.dataset, **options, host_features=features)
+
+
+def named(batch, total: int) -> dict[str, np.ndarray]:
+    """What each example refers to: items, and table rows (0 = padding); positions count through its own block."""
+    blocks = {name: batch[name].reshape(total, -1) for name in ("item_id", "row_id")}
+
+    def of(block: str, name: str, array: np.ndarray) -> np.ndarray:
+        parts = array.reshape(total, len(array) // total, *array.shape[1:])
+        found = np.stack([ids[part] for ids, part in zip(blocks[block], parts, strict=True)])
+        return np.where(parts == 0, 0, found).reshape(array.shape) if block == "row_id" else found.reshape(array.shape)
+
+    result = {name: of("row_id", name, batch[name]) for name in ("user_row", "context_row", "history_row")}
+    item_rows = of("row_id", "item_row", batch["item_row"]).reshape(total, -1, batch["item_row"].shape[1])
+    for name in ("item_position", "history_position"):
+        result[name] = of("item_id", name, batch[name])
+        parts = batch[name].reshape(total, -1)
+        rows = np.stack([rows[part] for rows, part in zip(item_rows, parts, strict=True)])
+        result[f"rows of {name}"] = rows.reshape(*batch[name].shape, -1)
+    return result | {name: batch[name] for name in ("label", "weight", "history_mask")}
+
+
+@pytest.mark.parametrize("total", [2, 4, 8])
+def test_blocks_name_what_the_whole_batch_names(builder, total):
+    whole = build(builder, WHOLE, ROWS, buckets=Buckets(64, 128), key=KEY)
+    batch = build(builder, Shards(0, total, total, in_blocks=True), ROWS, buckets=SMALL, key=KEY)
+    for name, value in named(whole, 1).items():
+        np.testing.assert_array_equal(named(batch, total)[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("total", [2, 8])
+def test_blocks_are_sorted_by_owner_and_tokens_are_those_of_what_is_owned(builder, total):
+    batch = build(builder, Shards(0, total, total, in_blocks=True), ROWS, buckets=SMALL, key=KEY)
+    for name in ("item_id", "row_id"):
+        parts = batch[name].reshape(total, total, -1)  # of each device, for each owner
+        assert (parts % total == np.arange(total)[:, None]).all()
+        known = parts[parts < NONE]
+        whole = build(builder, WHOLE, ROWS, buckets=Buckets(64, 128), key=KEY)
+        assert set(known) == set(whole[name][whole[name] < builder.num_rows])
+    image = builder.host_features[0]
+    tokens, mask = batch["tokens"]["image"], batch["tokens_mask"]["image"]
+    for owner, part in enumerate(np.split(np.arange(len(tokens)), total)):
+        ids = batch["item_id"][batch["item_mask"]]
+        owned = np.unique(ids[ids % total == owner])
+        np.testing.assert_array_equal(tokens[part[: len(owned)]], image.tokens[owned])
+        np.testing.assert_array_equal(mask[part[: len(owned)]], image.mask[owned])
+        assert not mask[part[len(owned) :]].any()
+
+
+def test_what_is_more_than_usual_takes_the_next_size_and_nothing_is_left_out(builder, recwarn):
+    shards = Shards(0, 4, 4, in_blocks=True)
+    usual = bucket_sizes(builder, [ROWS], shards, 4)
+    tight = Buckets(4, 4, own_items=4, own_rows=4, unit=4)
+    for buckets in (usual, tight):
+        batch = build(builder, shards, ROWS, buckets=buckets, key=KEY)
+        for name, size in (("item_id", buckets.items), ("item_room", buckets.own_items)):
+            assert len(batch[name]) >= 4 * size and len(batch[name]) % 4 == 0
+    assert len(build(builder, shards, ROWS, buckets=usual)["item_id"]) == 4 * usual.items
+    assert not recwarn.list
