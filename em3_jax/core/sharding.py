@@ -102,11 +102,16 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
     """Options for XLA of the programs of these devices.
 
     A TPU's compiler brings into its fast memory what fits there, a table of some millions of rows as
-    well, of which a step reads a few thousand, and writes it back whole.
+    well, of which a step reads a few thousand, and writes it back whole. And it makes sums in bf16 of
+    those in f32 whose result is rounded, or goes into a product.
     """
     if mesh.devices.flat[0].platform != "tpu":
         return {}
-    return {"xla_msa_max_outstanding_evictions": "0", "xla_msa_max_cross_program_prefetches": "0"}
+    return {
+        "xla_msa_max_outstanding_evictions": "0",
+        "xla_msa_max_cross_program_prefetches": "0",
+        "xla_jf_bf16_propagation": "false",
+    }
 
 
 def put(tree: Any, shardings: Any) -> Any:

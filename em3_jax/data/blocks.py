@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from em3_jax.core.batch import NONE
+from em3_jax.core.batch import CLICKS, NONE
 from em3_jax.core.types import Batch, Shards
 from em3_jax.data.batches import BatchBuilder, gather_content
 from em3_jax.data.buckets import Buckets, round_up
 
 _EXACT = Buckets(1, 1, 1, unit=1)
-_ROWS = ("user_row", "context_row", "history_row", "item_row")
+_ROWS = [name for name, key in CLICKS.items() if key.into == "row_id"]
 
 
 def build(

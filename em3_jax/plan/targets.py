@@ -4,6 +4,7 @@ All that leans on names which JAX may change is in this file.
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -236,9 +237,7 @@ def _start_cuda(jax: Any) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.devices()
     if "cuda" not in xla_bridge._topology_factories:
-        from jax_plugins import xla_cuda12
-
-        xla_cuda12.initialize()
+        importlib.import_module(_MODULES["gpu"][1]).initialize()
     jax.config.update("jax_platforms", "cpu,cuda")
 
 
