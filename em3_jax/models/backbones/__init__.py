@@ -31,11 +31,14 @@ class BackboneSettings(NamedTuple):
 class Features(NamedTuple):
     """What a backbone sees of a batch.
 
+    On several devices positions count through the block of an example's own device, so rows are
+    taken by `core.exchange.rows(items, candidate)` alone, which elsewhere is `jnp.take`.
+
     Attributes:
       items: [S, F_i, W] field embeddings of the distinct items.
       candidate: [B] i32 position of the candidate in `items`.
       history, mask: [B, T] i32 positions of the history in `items`; bool.
-      events, event_position: [R, W] table rows and [B, T, C] i32 positions of the events' own fields; None without any.
+      events, event_position: [E, W] table rows and [B, T, C] i32 positions of the events' own fields; None without any.
       others: [B, F_o, W] embeddings of the user and context fields.
       content: [B, D] arrays, the content features that are in use (EM3's c_A and u_A); empty without content.
     """
