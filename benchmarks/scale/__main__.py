@@ -101,7 +101,6 @@ def main() -> None:
     parser.add_argument("--devices", type=lambda text: tuple(map(int, text.split(","))), default=DEVICES)
     parser.add_argument("--batch", type=int, default=64, help="examples a device, of --growth")
     parser.add_argument("--placement", default="device", choices=("device", "host"), help="of features, of --growth")
-    parser.add_argument("--distinct", default="batch", choices=("batch", "shard"), help="items, of --growth")
     args = parser.parse_args()
     if args.growth:  # before the first device is made
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=64"
@@ -111,7 +110,7 @@ def main() -> None:
         root = Path(folder) / "planted"
         synthetic(root, interactions=500_000, users=2_000, items=7_500, token_width=768)
         if args.growth:
-            growth(root, args.batch, args.devices, placement=args.placement, distinct=args.distinct)
+            growth(root, args.batch, args.devices, placement=args.placement)
             return
         sizes = itertools.product(
             *((QUICK[k : k + 1] for k in range(3)) if args.quick else (BATCH, HISTORY, WIDTH)), ROWS

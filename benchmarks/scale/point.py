@@ -12,7 +12,8 @@ import numpy as np
 from benchmarks.ranking import planted_config
 from benchmarks.scale.collectives import bytes_by_kind
 from em3_jax.data.pipeline import batches
-from em3_jax.tables import id_table
+from em3_jax.plan.sizes import longer
+from em3_jax.tables import id_table, packing
 from em3_jax.training import experiment
 
 BY_SHAPE = 100_000_000  # tables from here on are compiled for, and not made
@@ -59,26 +60,21 @@ class Step:
         self.parts = experiment.build(config.to_dict())
         self.batch = self.parts.program.place(self.parts.work.source[0])
         self._tables = functools.partial(
-            id_table.init, rows=point.rows, width=config.tables.width, scale=0.01,
+            id_table.init, count=point.rows, width=config.tables.width, scale=0.01,
             optimizer=id_table.row_optimizer(config.tables.optimizer, config.tables.learning_rate),
         )  # fmt: skip
         length = -(-point.rows // (1024 * self.parts.program.mesh.size)) * 1024 * self.parts.program.mesh.size
         self._tables = functools.partial(self._tables, length=length)
-        shapes = jax.eval_shape(lambda: self._tables(jax.random.key(0)))
-        self.shapes = self.parts.program.shapes.replace(
-            tables=jax.tree.map(
-                lambda shape, old: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=old.sharding),
-                shapes,
-                self.parts.program.shapes.tables,
-            )
-        )
+        old = self.parts.program.shapes
+        self.shapes = old.replace(tables=longer(old.tables, length))
         step = self.parts.program.train_step
         self.compiled = step.compile(self.shapes, self.parts.work.constants, self.batch)
 
     def state(self):
-        where = jax.tree.map(lambda shape: shape.sharding, self.shapes.tables)
+        plainly = packing.unpacked(self.shapes.tables)
+        where = jax.tree.map(lambda shape: shape.sharding, plainly)
         made = jax.jit(self._tables, out_shardings=where)(jax.random.key(0))
-        return self.parts.program.init().replace(tables=made)
+        return self.parts.program.init().replace(tables=packing.packed_as(self.shapes.tables, made))
 
     def counts(self) -> dict[str, float]:
         """What the program says of itself, of one device: FLOPs, bytes, what is exchanged."""

@@ -67,6 +67,10 @@ def _field(hint: Any) -> Field:
     return Field(section=hint)
 
 
+RETIRED = (("data", "distinct"),)
+"""(section, key) of settings that configs of earlier versions may have."""
+
+
 def parse(config: Mapping[str, Any] | ConfigDict | schema.Config) -> schema.Config:
     """The config of a run, checked; keys that are not there take the schema's default.
 
@@ -80,10 +84,20 @@ def parse(config: Mapping[str, Any] | ConfigDict | schema.Config) -> schema.Conf
     given = given.to_dict() if isinstance(given, ConfigDict) else given
     if not isinstance(given, Mapping):
         raise UserError(f"config={shown(given)}: is no mapping of sections; see docs/settings.md")
+    given = _without_retired(given)
     task = _checked("task", given.get("task", "ranking"), RANGES["task"])
     if given.get("stream") is not None and task not in ON_STREAMS:
         raise UserError(f"config.stream: task {task} is not trained on a stream; leave it out")
     result: schema.Config = section(ROOTS[task], given, "")
+    return result
+
+
+def _without_retired(given: Settings) -> Settings:
+    """A config without the settings of earlier versions that make no difference any more."""
+    result = dict(given)
+    for name, key in RETIRED:
+        if isinstance(result.get(name), Mapping) and key in result[name]:
+            result[name] = {one: value for one, value in result[name].items() if one != key}
     return result
 
 

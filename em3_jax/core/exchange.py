@@ -149,7 +149,7 @@ def to_examples(batch: Batch, *values: jax.Array) -> tuple[tuple[jax.Array, ...]
       values: [*, D] of the items whose content is here, float.
     """
     if "item_route" not in batch:  # nor has a request an "item_mask"
-        return values, batch.get("item_mask", jnp.ones(len(values[0]), bool))
+        return values, batch.get("item_mask", jnp.ones(values[0].shape[0], bool))
     mesh = _mesh.get()
     assert mesh is not None  # whoever finds a route has traced on its blocks
     joined = jnp.concatenate(values, axis=1)  # in the widest of their types

@@ -150,7 +150,7 @@ class RankingModel(nn.Module):
         self, embedding: jax.Array, tokens, tokens_mask, batch: Batch, events: Events
     ) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
         """(content features, each [B, D]; named intermediates)."""
-        items = len(next(iter(tokens.values()), batch["item_id"]))
+        items = next(iter(tokens.values()), batch["item_id"]).shape[0]  # is open in an exported program
         if embedding.ndim != 2 or embedding.shape[0] != items:
             raise UserError(f"the fusion module gives shape {embedding.shape}, not [S, D] with S = {items}; mend it")
         candidate, history, mask = batch["item_position"], batch["history_position"], batch["history_mask"]

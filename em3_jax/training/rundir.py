@@ -1,7 +1,6 @@
 """A run's folder: which config, dataset and program it belongs to."""
 
 import contextlib
-import copy
 import importlib.metadata
 import json
 import os
@@ -18,9 +17,6 @@ from em3_jax.core.errors import UserError
 
 Kept = TypeVar("Kept")
 PACKAGES = ("em3_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-RETIRED = (("data", "distinct"),)
-"""Settings that a run of an earlier version may have, and that no longer make a difference."""
-
 MAY_CHANGE = (
     "config.train.",
     "config.mesh.",
@@ -130,12 +126,8 @@ def config_of(workdir: str | Path, record: Mapping[str, Any]) -> Config:
     Args:
       record: what `read` gives.
     """
-    config = copy.deepcopy(record["config"])
-    for section, name in RETIRED:
-        if isinstance(config.get(section), dict):
-            config[section].pop(name, None)
     try:
-        return parse.parse(config)
+        return parse.parse(record["config"])
     except UserError as error:
         raise UserError(f"{Path(workdir) / 'run.json'}: {error}; restore the file, or train again") from None
 

@@ -308,6 +308,7 @@ CARRIED = """
 import json, sys
 import jax, numpy as np
 from em3_jax.core import trees
+from em3_jax.tables import packing
 from em3_jax.training import experiment, growth
 from em3_jax.training.checkpoint import Checkpoints
 from benchmarks.scale.collectives import collectives
@@ -317,10 +318,11 @@ parts = experiment.build(config)
 growth.remember(sys.argv[2], parts.work.dataset)
 checkpoints = Checkpoints(sys.argv[2], parts.work.dataset.meta["data_hash"])
 state, _ = growth.restore_latest(checkpoints, sys.argv[2], parts, parts.program.init(), {})
-for name, leaf in trees.named_leaves(state.tables).items():
+tables = packing.unpacked(state.tables)
+for name, leaf in trees.named_leaves(tables).items():
     assert not leaf.sharding.is_fully_replicated, name
     np.save(f"{sys.argv[2]}/{name.replace('/', '.')}.npy", np.asarray(leaf))
-fresh, row = state.tables["embedding"], jax.ShapeDtypeStruct((64,), np.int32)
+fresh, row = tables["embedding"], jax.ShapeDtypeStruct((64,), np.int32)
 moving = jax.jit(growth._move, out_shardings=fresh.sharding).lower(fresh, fresh, row, row).compile()
 print(json.dumps(max(one.elements for one in collectives(moving.as_text()))))
 """
