@@ -51,7 +51,7 @@ def counts(target: targets.Target) -> dict[str, float]:
         return round(counted / 1e6, 2)
 
     optimizer, row, found = id_table.rowwise_adagrad(0.1), shape(ROWS, dtype=jnp.int32), {}
-    form = packing.Form(lanes=packing.LANES) if target.platform == "tpu" else packing.PLAIN
+    form = packing.form_on(mesh)
     update = functools.partial(id_table.update, optimizer=optimizer)
 
     def step(tables, row, gradient):
