@@ -86,13 +86,13 @@ def _evaluate(closed: core.ClosedJaxpr, arguments: Sequence[Any], wanted: Sequen
         stack = source_info_util.current_name_stack() + equation.source_info.name_stack
         with source_info_util.user_context(equation.source_info.traceback, name_stack=stack), equation.ctx.manager:
             inputs = [read(atom) for atom in equation.invars]
-            wanted = [variable in results for variable in equation.outvars]
-            if not (any(wanted) and equation.primitive.name in _PASSING):
+            become = [variable in results for variable in equation.outvars]
+            if not (any(become) and equation.primitive.name in _PASSING):
                 inputs = list(map(_as, inputs, equation.invars))
-            found = _bind(equation, inputs, wanted)
+            found = _bind(equation, inputs, become)
             if equation.primitive.name == "reduce_sum":
                 sums.add(id(equation.outvars[0]))
-            elif equation.primitive.name == "convert_element_type" and not wanted[0] and id(equation.invars[0]) in sums:
+            elif equation.primitive.name == "convert_element_type" and not become[0] and id(equation.invars[0]) in sums:
                 found = [_rounded(inputs[0], equation.outvars[0].aval.dtype)]
         values |= dict(zip(equation.outvars, found, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
@@ -106,7 +106,7 @@ def _bind(equation: core.JaxprEqn, inputs: list[Any], wanted: Sequence[bool]) ->
     if equation.outvars and _is_narrow(equation.outvars[0]):
         result: Any = equation.outvars[0].aval
         wide = None
-        is_sum = max(one.size for one in map(jnp.asarray, inputs)) >= MANY * result.size
+        is_sum = max((jnp.size(one) for one in inputs), default=0) >= MANY * result.size
         if name == "reduce_sum" and (is_sum or wanted[0]):
             of_sum = {"out_dtype": _WIDE} if params.get("out_dtype") is not None else {}
             wide = equation.primitive.bind(inputs[0].astype(_WIDE), **params | of_sum)

@@ -134,8 +134,6 @@ def put(tree: Any, shardings: Any) -> Any:
 
 def data_shards(mesh: Mesh) -> Shards:
     """One shard for each index of the data axis, of which a process builds those that its own devices hold."""
-    if is_described(mesh):
-        return Shards(0, mesh.shape["data"], mesh.shape["data"])
     mine = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices).any(axis=1)
     held = np.flatnonzero(mine)
     if not len(held) or held[-1] - held[0] + 1 != len(held):

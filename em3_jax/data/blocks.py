@@ -18,33 +18,34 @@ _EXACT = Buckets(1, 1, 1, unit=1)
 _ROWS = [name for name, key in CLICKS.items() if key.into == "row_id"]
 
 
-def build(
-    builder: BatchBuilder,
-    shards: Shards,
-    rows: np.ndarray,
-    *,
-    buckets: Buckets,
-    key: np.uint64 | None = None,
-    weight: np.ndarray | None = None,
+def part(
+    builder: BatchBuilder, rows: np.ndarray, weight: np.ndarray | None = None, key: np.uint64 | None = None
 ) -> Batch:
-    """The batch of interaction rows `rows` [B] i64, a shard for each device; see `BatchBuilder`.
+    """A device's shard of a batch without content, its blocks no longer than needed; see `BatchBuilder`."""
+    return builder.named(rows, _EXACT, key, weight)[0]
+
+
+def joined(builder: BatchBuilder, parts: Sequence[Batch], buckets: Buckets) -> Batch:
+    """The batch of the shards of all devices.
 
     With features on the host, the tokens are those of the items that each device owns, ascending.
+
+    Args:
+      parts: see `part`.
+      buckets: usual sizes; a batch that needs more takes the next.
     """
-    parts = _parts(builder, shards, rows, key, weight)
+    owners = len(parts)
     items, table_rows = _names(builder, parts)
-    room_of_items = _room(items, shards.total, buckets.items, buckets.own_items, buckets)
-    room_of_rows = _room(table_rows, shards.total, buckets.rows, buckets.own_rows, buckets)
+    entries, own_items = _room(items, owners, buckets.items, buckets.own_items, buckets)
+    row_entries, own_rows = _room(table_rows, owners, buckets.rows, buckets.own_rows, buckets)
     blocks = [
-        _block(part, item, row, shards.total, room_of_items[0], room_of_rows[0])
+        _block(part, item, row, owners, entries, row_entries)
         for part, item, row in zip(parts, items, table_rows, strict=True)
     ]
     batch = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    rooms = {"item_room": room_of_items[1], "row_room": room_of_rows[1]}
-    batch |= {name: np.zeros(shards.total * size, np.bool_) for name, size in rooms.items()}
-    if builder.host_features:
-        batch |= _content(builder, items, shards.total, room_of_items[1])
-    return batch
+    for name, size in (("item_room", own_items), ("row_room", own_rows)):
+        batch[name] = np.zeros(owners * size, np.bool_)
+    return batch | (_content(builder, items, owners, own_items) if builder.host_features else {})
 
 
 def measure(builder: BatchBuilder, samples: Sequence[np.ndarray], shards: Shards, unit: int, every: bool) -> Buckets:
@@ -56,21 +57,13 @@ def measure(builder: BatchBuilder, samples: Sequence[np.ndarray], shards: Shards
     """
     needs = [0, 0, 0, 0]
     for sample in samples:
-        parts = _parts(builder, shards, sample, None, None)
+        parts = [part(builder, sample[own]) for own in shards.slices(len(sample))]
         items, rows = _names(builder, parts)
         found = (*_need(items, shards.total), *_need(rows, shards.total))
         needs = [max(pair) for pair in zip(needs, found, strict=True)]
     margin = 1.0 if every else 1.05
     entries, own_items, row_entries, own_rows = (round_up(int(need * margin) + 1, unit) for need in needs)
     return Buckets(entries, row_entries, own_items=own_items, own_rows=own_rows, unit=unit)
-
-
-def _parts(builder: BatchBuilder, shards: Shards, rows: np.ndarray, key, weight) -> list[Batch]:
-    """The shards' batches without content, their blocks no longer than needed."""
-    return [
-        builder.named(rows[own], _EXACT, key, None if weight is None else weight[own])[0]
-        for own in shards.slices(len(rows))
-    ]
 
 
 def _names(builder: BatchBuilder, parts: Sequence[Batch]) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -24,15 +24,10 @@ def build(
     weight: np.ndarray | None = None,
 ) -> Batch:
     """The process's shards of the batch of interaction rows `rows` [B] i64, side by side; see `BatchBuilder`."""
+    parts = [(rows[own], None if weight is None else weight[own]) for own in shards.slices(len(rows))]
     if shards.in_blocks:
-        return blocks.build(builder, shards, rows, buckets=buckets, key=key, weight=weight)
-    return side_by_side(
-        [
-            builder(rows[own], buckets=buckets, key=key, weight=None if weight is None else weight[own])
-            for own in shards.slices(len(rows))
-        ],
-        shards.first,
-    )
+        return blocks.joined(builder, [blocks.part(builder, *one, key) for one in parts], buckets)
+    return side_by_side([builder(own, buckets=buckets, key=key, weight=weight) for own, weight in parts], shards.first)
 
 
 def side_by_side(batches: Sequence[Batch], first: int) -> Batch:

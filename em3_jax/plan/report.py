@@ -1,9 +1,11 @@
 """What a plan says of a step: whether it fits, what it is bound by, what would change that."""
 
 import dataclasses
+import math
 from typing import Any
 
-from em3_jax.core import trees
+import jax
+
 from em3_jax.plan import cost, program
 from em3_jax.plan.sizes import Arguments
 from em3_jax.plan.targets import Target
@@ -117,12 +119,9 @@ def make(
         "memory": moved / chip.bandwidth if chip.bandwidth else None,
         "exchange": exchanged / chip.link if chip.link else None,
     }
-    count = 1
-    for size in target.shape:
-        count *= size
     return Plan(
         target=target.text,
-        devices=count,
+        devices=target.count,
         versions=versions,
         examples=examples,
         sizes=_sizes(arguments),
@@ -154,18 +153,8 @@ def _assumed(target: Target, precision: str, kinds: dict) -> list[str]:
 
 def _per_device(tree: Any) -> int:
     """Bytes of a tree on one device."""
-    total = 0
-    for leaf in _leaves(tree):
-        shape = leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape
-        size = leaf.dtype.itemsize
-        for length in shape:
-            size *= length
-        total += size
-    return total
-
-
-def _leaves(tree: Any) -> list[Any]:
-    return list(trees.named_leaves(tree).values())
+    part = lambda leaf: leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape  # noqa: E731
+    return sum(leaf.dtype.itemsize * math.prod(part(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def _memory(analysis: Any, arguments: Arguments) -> dict[str, int]:

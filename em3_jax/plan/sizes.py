@@ -55,7 +55,7 @@ def resized(
     """
     state, constants, batch = at_hand(parts)
     mesh = parts.program.mesh
-    for name, size in (("rows", rows), ("items", items)):
+    for name, size in (("rows", rows), ("items", items), ("distinct", distinct)):
         if size is not None and sharding.padded(size, mesh) > MOST_ROWS:
             raise UserError(f"--{name}={size}: ids are 32 bits wide; give at most {MOST_ROWS - 2048:,}")
     if rows is not None:

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -42,6 +43,11 @@ class Target(NamedTuple):
     shape: tuple[int, ...]
 
     @property
+    def count(self) -> int:
+        """How many devices."""
+        return math.prod(self.shape)
+
+    @property
     def chip(self) -> chips.Chip:
         return chips.CHIPS[self.kind]
 
@@ -70,9 +76,7 @@ def parse(text: str) -> Target:
     axes = (3 if three else 2) if is_tpu else 1
     if len(shape) != axes:
         raise UserError(f"--target={text}: {kind} has {axes} {'axes' if axes > 1 else 'axis'}; write e.g. {example}")
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     if count > MOST_DEVICES:
         raise UserError(f"--target={text}: {count:,} devices; plans go up to {MOST_DEVICES:,}")
     if is_tpu and count > 1 and (shape[0] % 2 or shape[1] % 2):

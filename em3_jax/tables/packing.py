@@ -23,7 +23,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
+
+from em3_jax.core.sharding import BY_ROWS, Layout
 
 LANES = 128  # numbers of a line on TPUs
 
@@ -156,6 +158,20 @@ def prefix(shardings: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.lines if is_table(leaf) else leaf, shardings, is_leaf=is_table)
 
 
+def shardings(layout: Layout, shapes: Any) -> Any:
+    """Where the leaves of a state lie, by their names in checkpoints; tables that are dealt out are cut in any case."""
+    flat = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes, is_leaf=is_table)
+    everywhere = layout.shardings(flat)
+
+    def one(leaf: Any, where: NamedSharding) -> Any:
+        if not is_table(leaf):
+            return where
+        cut = NamedSharding(layout.mesh, BY_ROWS)
+        return dataclasses.replace(leaf, lines=cut if leaf.form.parts > 1 else where)
+
+    return jax.tree.map(one, shapes, everywhere, is_leaf=is_table)
+
+
 def unpacked(state: Any) -> Any:
     """A state, or shapes of one, with its tables as checkpoints have them, cut by rows over the same devices."""
     return jax.tree.map(_unpacked, state, is_leaf=is_table)
@@ -164,7 +180,7 @@ def unpacked(state: Any) -> Any:
 def _unpacked(leaf: Any) -> Any:
     if not is_table(leaf):
         return leaf
-    where = NamedSharding(leaf.lines.sharding.mesh, PartitionSpec(leaf.lines.sharding.mesh.axis_names))
+    where = NamedSharding(leaf.lines.sharding.mesh, BY_ROWS)
     if isinstance(leaf.lines, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
     return jax.jit(plain, out_shardings=where)(leaf)
@@ -195,21 +211,14 @@ def _room(form: Form, tail: tuple[int, ...]) -> int:
     return form.lanes // per_line if per_line > 1 else -(-math.prod(tail) // form.lanes) * form.lanes
 
 
-def local(table: Table) -> int:
-    """Rows that there are on a device, of a part: ids from there on stand for none."""
-    if not isinstance(table, Rows):
-        return len(table)
-    return len(table.lines) * table.form.per_line(table.tail)
-
-
-def take(table: Table, row: jax.Array, *, fill: Any = 0, is_sorted: bool = False) -> jax.Array:
-    """[R, ...] the rows `row` [R] i32 of a device's part; `fill` beyond it.
+def take(table: Table, row: jax.Array, *, is_sorted: bool = False) -> jax.Array:
+    """[R, ...] the rows `row` [R] i32 of a device's part; zeros beyond it.
 
     Args:
       is_sorted: `row` ascends, and none occurs twice.
     """
     array = table.lines if isinstance(table, Rows) else table
-    options: dict = {"axis": 0, "mode": "fill", "fill_value": fill, "indices_are_sorted": is_sorted}
+    options: dict = {"axis": 0, "mode": "fill", "fill_value": 0, "indices_are_sorted": is_sorted}
     if not isinstance(table, Rows) or not table.form.packs(table.tail):
         return jnp.take(array, row, unique_indices=is_sorted, **options)
     width, per_line = math.prod(table.tail), table.form.per_line(table.tail)

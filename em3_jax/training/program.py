@@ -13,6 +13,7 @@ from em3_jax.config import parse
 from em3_jax.config.schema import Config
 from em3_jax.core import sharding
 from em3_jax.core.types import Batch, State
+from em3_jax.tables import packing
 from em3_jax.tasks.work import Predict, Work
 from em3_jax.training import optim, step
 
@@ -64,7 +65,7 @@ def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program
         return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), table, bank)
 
     shapes = jax.eval_shape(make, root, work.constants, example())
-    shardings = layout.shardings(shapes)
+    shardings = packing.shardings(layout, shapes)
     placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     shapes = jax.tree.map(placed, shapes, shardings)
 

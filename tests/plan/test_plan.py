@@ -71,6 +71,7 @@ def test_targets_that_there_are_not(target, words):
     [
         (("--target=cpu:3",), "config.data.batch_size=64 does not divide over 3 devices"),
         (("--target=cpu", "--rows=3000000000"), "--rows=3000000000: ids are 32 bits wide"),
+        (("--target=cpu", "--distinct=3000000000"), "--distinct=3000000000: ids are 32 bits wide"),
         (("--target=cpu", "--rows=0"), "--rows=0: give a positive number"),
         (("--target=cpu", "--itms=3"), "--itms=3: no option of em3 plan"),
         (("--target=cpu", "--tokens=image"), "--tokens=image: write name=NxE"),

@@ -64,10 +64,9 @@ def test_a_step_that_keeps_the_contract_has_no_breach():
     assert contract.breaches(*both(step, i32(R), f32(R, W)), donated=1) == []
 
 
-def only(found, rule: str, needle: str) -> None:
-    """Some breach is of the rule and names the line; none is of another."""
-    assert found and {breach.rule for breach in found} == {rule}, found
-    assert any(here(needle) in str(breach) for breach in found), found
+def says(found, rule: str, needle: str) -> bool:
+    """Whether some breach names the line, and all are of the rule."""
+    return {breach.rule for breach in found} == {rule} and any(here(needle) in str(breach) for breach in found)
 
 
 def test_a_scatter_in_bf16():
@@ -109,14 +108,14 @@ def test_a_gradient_as_long_as_the_table():
 
         return table - 0.1 * jax.grad(loss)(table)
 
-    only(contract.breaches(*both(long_gradient, i32(R), f32(R, W))), "grows with the table", "# long gradient")
+    assert says(contract.breaches(*both(long_gradient, i32(R), f32(R, W))), "grows with the table", "# long gradient")
 
 
 def test_a_copy_of_the_whole_table():
     def copying(table, row, gradient):
         return step(jnp.roll(table, 1, axis=0), row, gradient)  # whole copy
 
-    only(contract.breaches(*both(copying, i32(R), f32(R, W))), "grows with the table", "# whole copy")
+    assert says(contract.breaches(*both(copying, i32(R), f32(R, W))), "grows with the table", "# whole copy")
 
 
 def test_a_scatter_that_queues_for_one_row():
@@ -145,7 +144,7 @@ def test_a_call_of_the_host():
         return step(table, row, gradient)
 
     found = contract.breaches(*both(calling, i32(R), f32(R, W)))
-    only(found, "host transfer", "# host")
+    assert says(found, "host transfer", "# host")
 
 
 def test_a_number_in_f64():

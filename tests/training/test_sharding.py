@@ -121,6 +121,26 @@ def test_a_run_on_eight_devices_is_scored_and_resumed_on_one(planted, tmp_path):
     assert result["step"] == 40 and result["stopped_by"] == "end"
 
 
+CUT = """
+import json, sys
+import jax
+from em3_jax.tables import packing
+from em3_jax.training import experiment
+config, found = json.loads(sys.argv[1]), []
+for by_rows in ([], ["tables/embedding"], ["tables/.*"]):
+    config["mesh"] |= {"data": 8, "model": 1, "by_rows": by_rows}
+    tables = experiment.build(config).program.shapes.tables
+    found.append([leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(tables)])
+print(json.dumps(found))
+"""
+
+
+def test_tables_are_cut_over_the_devices_whatever_by_rows_names(planted):
+    """Each device owns its rows alone; patterns are of names that checkpoints have."""
+    found = on_eight_devices("-c", CUT, json.dumps(ranking_config(planted.root)))
+    assert found == [[False, False]] * 3
+
+
 LOGITS = """
 import json, sys
 import jax, numpy as np
