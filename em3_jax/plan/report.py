@@ -121,7 +121,7 @@ def make(
     }
     return Plan(
         target=target.text,
-        devices=target.count,
+        devices=target.size,
         versions=versions,
         examples=examples,
         sizes=_sizes(arguments),
@@ -153,7 +153,10 @@ def _assumed(target: Target, precision: str, kinds: dict) -> list[str]:
 
 def _per_device(tree: Any) -> int:
     """Bytes of a tree on one device."""
-    part = lambda leaf: leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape  # noqa: E731
+
+    def part(leaf: Any) -> tuple[int, ...]:
+        return leaf.sharding.shard_shape(leaf.shape) if getattr(leaf, "sharding", None) else leaf.shape
+
     return sum(leaf.dtype.itemsize * math.prod(part(leaf)) for leaf in jax.tree.leaves(tree))
 
 

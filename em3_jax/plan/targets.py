@@ -43,7 +43,7 @@ class Target(NamedTuple):
     shape: tuple[int, ...]
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """How many devices."""
         return math.prod(self.shape)
 
