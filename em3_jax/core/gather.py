@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 PRODUCT = 16384  # rows that TPUs gather from by a product
 FEW = 128  # rows of which GPUs sum by a product: event fields, say, which all positions name
-_BLOCK = 128  # addends summed in one product: the width of a matrix unit
+_BLOCK = 32  # addends summed in one product; of more, its ones and zeros are what is moved
 
 
 def rows(array: jax.Array, index: jax.Array) -> jax.Array:
@@ -96,37 +96,45 @@ def _scattered(values: jax.Array, index: jax.Array, length: int) -> jax.Array:
 
 
 def _block_sums(values: jax.Array, index: jax.Array, length: int) -> jax.Array:
-    """`sums` of values sorted by target, a block of addends at a time.
+    """`sums` of values sorted by target; see `_run_sums`.
 
-    A product with the ones and zeros of who belongs to whom gives the sums of a block's targets, in
-    their order. A target that goes on in the next blocks is the first in each of them; so what is
-    left are the first sums of these blocks, 1/128 of the addends, which another such product adds.
     A marker of each target is sorted in before its addends: zero itself, it tells where they begin.
     """
     flat = values.reshape(index.size, -1).astype(jnp.promote_types(values.dtype, jnp.float32))
     marks = 2 * jnp.arange(length, dtype=jnp.int32)
     key = jnp.concatenate([marks, 2 * index.ravel().astype(jnp.int32) + 1])
     key, row = jax.lax.sort((key, jnp.arange(-length, index.size, dtype=jnp.int32)), num_keys=1)
-    blocks = -(-len(key) // _BLOCK)
-    surplus = blocks * _BLOCK - len(key)
-    key, row = jnp.pad(key, (0, surplus), constant_values=2 * length), jnp.pad(row, (0, surplus), constant_values=-1)
     addend = jnp.where((row >= 0)[:, None], _take(flat, jnp.maximum(row, 0)), 0.0)
-    target = (key // 2).reshape(blocks, _BLOCK)
-    is_new = jnp.pad(target[:, 1:] != target[:, :-1], ((0, 0), (1, 0)))
-    place = jnp.cumsum(is_new, axis=1, dtype=jnp.int32)  # of its target among the block's
-    belongs = (place[:, None, :] == jnp.arange(_BLOCK)[:, None]).astype(flat.dtype)
-    addend = addend.reshape(blocks, _BLOCK, -1)
-    partial = jnp.einsum("bpk,bkd->bpd", belongs, addend, precision=jax.lax.Precision.HIGHEST)  # [blocks, places, D]
-    first = jnp.arange(blocks * _BLOCK, dtype=jnp.int32) // _BLOCK * _BLOCK + place.ravel()
-    # The markers, in order, are those of all targets; of each the row of `partial` with its sum.
-    is_mark = (key % 2 == 0) & (key < 2 * length)
-    _, first = jax.lax.sort((jnp.where(is_mark, key, 2 * length), first), num_keys=1)
-    total = _take(partial.reshape(blocks * _BLOCK, -1), first[:length])
-    goes_on = jnp.pad(target[1:, 0] == target[:-1, -1], (1, 0))
-    rest = jnp.where(goes_on, target[:, 0], length)
-    more = (jnp.arange(length)[:, None] == rest).astype(flat.dtype)
-    total += jnp.einsum("sb,bd->sd", more, partial[:, 0], precision=jax.lax.Precision.HIGHEST)
+    # The markers by themselves are those of all targets, in order.
+    number = jnp.arange(len(key), dtype=jnp.int32)
+    _, start = jax.lax.sort((jnp.where(key % 2 == 0, key, 2 * length), number), num_keys=1)
+    total = _run_sums(addend, key // 2, start[:length])
     return total.reshape(length, *values.shape[index.ndim :])
+
+
+def _run_sums(values: jax.Array, target: jax.Array, start: jax.Array) -> jax.Array:
+    """[*, D] f32 sums of the runs of equal `target` [N] i32 ascending, of `values` [N, D], which begin at `start` [*].
+
+    In blocks: a product with the ones and zeros of who belongs to whom gives the sums of a block's
+    targets, in their order. A run that goes on in the next blocks is the first in each of them; so
+    what is left are runs of these blocks' first sums, a problem of the same kind, a block smaller.
+    """
+    blocks = -(-len(target) // _BLOCK)
+    surplus = blocks * _BLOCK - len(target)
+    of_block = jnp.pad(target, (0, surplus), mode="edge").reshape(blocks, _BLOCK)
+    is_new = jnp.pad(of_block[:, 1:] != of_block[:, :-1], ((0, 0), (1, 0)))
+    place = jnp.cumsum(is_new, axis=1, dtype=jnp.int32)  # of its target among the block's
+    belongs = (place[:, None, :] == jnp.arange(_BLOCK)[:, None]).astype(values.dtype)
+    addend = jnp.pad(values, ((0, surplus), (0, 0))).reshape(blocks, _BLOCK, -1)
+    partial = jnp.einsum("bpk,bkd->bpd", belongs, addend, precision=jax.lax.Precision.HIGHEST)  # [blocks, places, D]
+    total = _take(partial.reshape(blocks * _BLOCK, -1), start // _BLOCK * _BLOCK + place.ravel()[start])
+    if blocks == 1:
+        return total
+    first, after = of_block[:, 0], jnp.minimum(start // _BLOCK + 1, blocks - 1)
+    goes_on = jnp.pad(first[1:] == of_block[:-1, -1], (1, 0))
+    more = _run_sums(jnp.where(goes_on[:, None], partial[:, 0], 0.0), first, after)
+    follows = (after > start // _BLOCK) & (first[after] == target[start])
+    return total + jnp.where(follows[:, None], more, 0.0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

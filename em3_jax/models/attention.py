@@ -12,9 +12,6 @@ import jax.numpy as jnp
 
 from em3_jax.core import exchange
 
-EXACT = jax.lax.Precision.HIGHEST
-"""Of products that TPUs make one example at a time: else, of f32 too, they are sums in bf16."""
-
 
 def masked_softmax(score: jax.Array, mask: jax.Array) -> jax.Array:
     """[B, T] f32 weights over the valid positions (eq. 8); all zero where there is none."""
@@ -56,7 +53,7 @@ class DotScore(nn.Module):
         # <W_q c, W_k h> = <W_k^T W_q c, h>: the key's projection moves to the candidate, so the slots need none.
         query = nn.Dense(width, use_bias=False, name="query")(target)
         query = nn.Dense(width, use_bias=False, name="key")(query)
-        return jnp.einsum("bd,btd->bt", query, slots, precision=EXACT) / jnp.sqrt(width)
+        return jnp.einsum("bd,btd->bt", query, slots) / jnp.sqrt(width)
 
 
 class MLPScore(nn.Module):
@@ -79,7 +76,7 @@ class MLPScore(nn.Module):
         # h (W_h - W_d + diag(c) W_p) + c (W_c + W_d) + b. So c - h and c * h are never formed over the slots.
         matrix = of_history - of_difference + target[:, :, None] * of_product  # [B, D, K]
         offset = target @ (of_target + of_difference) + bias  # [B, K]
-        hidden = nn.relu(jnp.einsum("btd,bdk->btk", slots, matrix, precision=EXACT) + offset[:, None])
+        hidden = nn.relu(jnp.einsum("btd,bdk->btk", slots, matrix) + offset[:, None])
         return jnp.einsum("btk,k->bt", hidden, out[:, 0])
 
 

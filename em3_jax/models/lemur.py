@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from em3_jax.core import exchange
 from em3_jax.core.fields import Fields
 from em3_jax.core.types import Batch
-from em3_jax.models.attention import EXACT, DotScore, entropies, masked_softmax
+from em3_jax.models.attention import DotScore, entropies, masked_softmax
 from em3_jax.models.backbones import Features
 from em3_jax.models.mlp import MLP
 from em3_jax.models.ranking import event_embeddings, field_embeddings, other_embeddings
@@ -55,8 +55,8 @@ class Decoder(nn.Module):
         width = slots.shape[-1]
         query, some = nn.Dense(width, name="first")(first), mask.any(axis=1, keepdims=True)
         for k in range(self.layers):
-            weight = masked_softmax(jnp.einsum("bd,btd->bt", query, slots, precision=EXACT) / jnp.sqrt(width), mask)
-            read = jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots, precision=EXACT)
+            weight = masked_softmax(jnp.einsum("bd,btd->bt", query, slots) / jnp.sqrt(width), mask)
+            read = jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots)
             query = MLP((self.hidden,), width, name=f"ffn{k}")(read, train=False)
         return jnp.where(some, query, 0.0)
 

@@ -95,9 +95,13 @@ def plan(
             )
             config = sizes.on_stand_in(config, where)
         parts = experiment.build(config, devices)
-        arguments = sizes.resized(parts, args.rows, args.items, args.distinct)
-        if args.distinct is None and (args.items is not None or assumptions):
+        distinct = args.distinct
+        if distinct is None and (args.items or 0) > parts.work.dataset.num_items:
+            distinct = min(args.items, sizes.slots(parts) // 2)
+            assumptions.append("of so many items a batch names another in every second slot; --distinct says otherwise")
+        elif distinct is None and assumptions:
             assumptions.append("a batch names as many distinct items as in these data; --distinct says otherwise")
+        arguments = sizes.resized(parts, args.rows, args.items, distinct)
         with targets.quietly():
             compiled = targets.compiled(target, parts.program.train_step, arguments)
     precision = getattr(config.model, "precision", "f32")

@@ -85,23 +85,32 @@ def longer(tree: Any, length: int) -> Any:
     return jax.tree.map(one, tree, is_leaf=packing.is_table)
 
 
+def slots(parts: Experiment) -> int:
+    """How many items the examples of a batch name, each as often as it is named: candidates and histories."""
+    data: Any = parts.config.data
+    return data.batch_size * (1 + data.history_length)
+
+
 def _naming(parts: Experiment, batch: Any, distinct: int) -> Any:
-    """The shapes of a batch that names `distinct` items in all."""
+    """The shapes of a batch that names `distinct` items in all.
+
+    A device of several names as many of them as it has slots for, at most.
+    """
     if "item_position" not in batch:
         raise UserError(
             f"--distinct={distinct}: config.task={parts.config.task} names no items by position; leave it out"
         )
-    host = parts.work.source[0]
+    if distinct > slots(parts):
+        raise UserError(f"--distinct={distinct}: the examples of a batch name {slots(parts):,} items at most")
+    host, devices = parts.work.source[0], parts.program.mesh.size
+    unit, fields = 8 * devices, host["item_row"].shape[1]
     now = len(np.unique(host["item_id"][host["item_mask"]]))
-    unit, fields = parts.program.mesh.size * 8, host["item_row"].shape[1]
-    more = max(distinct / now, 1 / now)
-    size = {letter: round_up(int(len(host[name]) * more) + 1, unit) for letter, name in (("S", "item_id"),)}
-    grown = (size["S"] - len(host["item_id"])) * fields
-    size["R"] = round_up(max(len(host["row_id"]) + grown, unit), unit)
-    for letter, name in (("O", "item_room"), ("P", "row_room")):
-        if name in host:
-            size[letter] = round_up(int(len(host[name]) * more) + 1, unit)
-    size["C"] = size.get("O", size["S"])
+    size = {"S": distinct, "C": distinct}
+    if "item_room" in host:
+        size |= {"S": devices * min(distinct, slots(parts) // devices), "C": distinct, "O": distinct}
+        size["P"] = max(len(host["row_room"]) + (distinct - now) * fields, 1)
+    size["R"] = max(len(host["row_id"]) + (size["S"] - len(host["item_id"])) * fields, 1)
+    size = {letter: round_up(length, unit) for letter, length in size.items()}
     if "encode_position" in host:
         size["C"] = len(host["encode_position"])
 

@@ -93,6 +93,18 @@ def test_all_ways_to_sum_by_index_give_the_same(count, rows):
         np.testing.assert_allclose(way(as_bf16, index, rows), exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())
 
 
+def test_sums_in_blocks_cost_what_there_is_to_add():
+    """Four times the addends and the targets: four times the products and the memory, not sixteen."""
+    costs = []
+    for scale in (1, 4):
+        values, index = jnp.ones((20_000 * scale, 8)), jnp.zeros(20_000 * scale, jnp.int32)
+        way = jax.jit(gather._block_sums, static_argnums=2)
+        compiled = way.lower(values, index, 10_000 * scale).compile()
+        costs.append((compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes))
+    (flops, memory), (more_flops, more_memory) = costs
+    assert more_flops < 5 * flops and more_memory < 5 * memory
+
+
 def test_a_product_gathers_the_rows_bit_for_bit():
     array = np.random.default_rng(0).standard_normal((300, 5)).astype(np.float32) * np.logspace(-20, 20, 5, dtype="f4")
     index = zipf(300, 200).reshape(20, 10)

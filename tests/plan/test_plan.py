@@ -48,6 +48,8 @@ def test_a_plan_for_an_accelerator(target, tmp_path):
     plan = json.loads(path.read_text())
     assert plan["fits"] and 0 < plan["step_seconds"] < 1 and plan["bound_by"] in ("compute", "memory", "exchange")
     assert plan["examples_per_second"] == pytest.approx(64 / plan["step_seconds"])
+    # Of 100,000 items, far more than the stand-in has, another in every second of 64 x (1 + 5) slots.
+    assert plan["sizes"]["distinct items a step"] == 192
     assert len(plan["items"]) == 5 and all(":" in item["source"] for item in plan["items"])
 
 
@@ -72,6 +74,7 @@ def test_targets_that_there_are_not(target, words):
         (("--target=cpu:3",), "config.data.batch_size=64 does not divide over 3 devices"),
         (("--target=cpu", "--rows=3000000000"), "--rows=3000000000: ids are 32 bits wide"),
         (("--target=cpu", "--distinct=3000000000"), "--distinct=3000000000: ids are 32 bits wide"),
+        (("--target=cpu", "--distinct=385"), "the examples of a batch name 384 items at most"),
         (("--target=cpu", "--rows=0"), "--rows=0: give a positive number"),
         (("--target=cpu", "--itms=3"), "--itms=3: no option of em3 plan"),
         (("--target=cpu", "--tokens=image"), "--tokens=image: write name=NxE"),
