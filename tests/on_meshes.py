@@ -13,9 +13,9 @@ import tempfile
 import jax
 import numpy as np
 
-from benchmarks.scale.collectives import collectives
 from em3_jax.core import trees
 from em3_jax.data.pipeline import batches
+from em3_jax.plan.program import read
 from em3_jax.tables import packing
 from em3_jax.training import experiment
 from em3_jax.training.checkpoint import Checkpoints
@@ -73,7 +73,8 @@ def on_mesh(
         shapes = [(growing(state, times), growing(parts.work.constants, times)) for times in (64, 4096)]
         programs = [step.compile(*arguments, first).program for arguments in shapes]
         result["largest_collective"] = [
-            max((one.elements for one in collectives(program.as_text())), default=0) for program in programs
+            max((array.elements for one in read(program.as_text()).collectives() for array in one.results), default=0)
+            for program in programs
         ]
     state, aux = parts.program.train_step(state, parts.work.constants, first)
     assert all(len(leaf.sharding.device_set) == parts.program.mesh.size for leaf in jax.tree.leaves(state))

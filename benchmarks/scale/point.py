@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from benchmarks.ranking import planted_config
-from benchmarks.scale.collectives import bytes_by_kind
 from em3_jax.data.pipeline import batches
+from em3_jax.plan import program
 from em3_jax.plan.sizes import longer
 from em3_jax.tables import id_table, packing
 from em3_jax.training import experiment
@@ -46,10 +46,11 @@ class Step:
       root: the planted dataset.
       point: the point.
       mesh: (data, model) devices.
+      devices: to choose from, perhaps only described; None = the machine's own.
       data: changes of config.data.
     """
 
-    def __init__(self, root: Path, point: Point, mesh: tuple[int, int] = (0, 1), **data: str):
+    def __init__(self, root: Path, point: Point, mesh: tuple[int, int] = (0, 1), devices=None, **data: str):
         config = planted_config(root)
         config.data.batch_size, config.data.history_length = point.batch, point.history
         config.model.fusion_settings.width = config.model.cic.width = point.width
@@ -57,7 +58,7 @@ class Step:
         config.model.precision = point.precision
         config.mesh.data, config.mesh.model = mesh
         config.data.update(data)
-        self.parts = experiment.build(config.to_dict())
+        self.parts = experiment.build(config.to_dict(), devices)
         self.batch = self.parts.program.place(self.parts.work.source[0])
         self._tables = functools.partial(
             id_table.init, count=point.rows, width=config.tables.width, scale=0.01,
@@ -79,12 +80,14 @@ class Step:
     def counts(self) -> dict[str, float]:
         """What the program says of itself, of one device: FLOPs, bytes, what is exchanged."""
         cost, memory = self.compiled.program.cost_analysis(), self.compiled.program.memory_analysis()
+        exchanged = program.exchanges(program.read(self.compiled.program.as_text()))
         return {
             "flops": cost["flops"],
             "bytes_accessed": cost["bytes accessed"],
             "argument_bytes": memory.argument_size_in_bytes,
             "temporary_bytes": memory.temp_size_in_bytes,
-            "exchanged_bytes": bytes_by_kind(self.compiled.program.as_text()),
+            "exchanged_bytes": {kind: size for kind, (_, size) in exchanged.items()},
+            "collectives": sum(number for number, _ in exchanged.values()),
             "distinct_items": len(self.batch["item_id"]),
             "distinct_rows": len(self.batch["row_id"]),
         }

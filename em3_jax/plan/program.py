@@ -173,6 +173,15 @@ def exchanged(one: Operation) -> int:
     return sum(array.bytes for array in arrays)
 
 
+def exchanges(program: Program) -> dict[str, tuple[int, int]]:
+    """Kind of collective -> (how many, bytes that a device holds after them); kinds that do not occur are left out."""
+    found: dict[str, tuple[int, int]] = {}
+    for one in program.collectives():
+        number, total = found.get(one.collective, (0, 0))
+        found[one.collective] = number + 1, total + exchanged(one)
+    return found
+
+
 def read(text: str) -> Program:
     """The program that `jax.stages.Compiled.as_text()` prints."""
     sources = _sources(text)

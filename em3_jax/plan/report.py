@@ -107,11 +107,7 @@ def make(
     by_compiler = counts.get("flops", -1) > 0 and counts.get("bytes accessed", -1) > 0
     flops = counts["flops"] if by_compiler else float(sum(item.flops for item in found))
     moved = counts["bytes accessed"] if by_compiler else float(sum(item.bytes for item in found))
-    kinds: dict[str, list[int]] = {}
-    for one in read.collectives():
-        total = kinds.setdefault(one.collective, [0, 0])
-        total[0] += 1
-        total[1] += program.exchanged(one)
+    kinds = program.exchanges(read)
     exchanged = sum(2 * size if kind == "all-reduce" else size for kind, (_, size) in kinds.items())
     peak = chip.bf16 if precision == "bf16" else chip.f32
     seconds = {

@@ -138,5 +138,26 @@ def test_a_program_is_read_from_its_text():
     assert (collective.collective, program.exchanged(collective)) == ("all-gather", 64)
 
 
+EXCHANGES = """HloModule jit_f, entry_computation_layout={()->f32[8]{0}}
+
+ENTRY %main (x: f32[16,8]) -> f32[8] {
+  %x = f32[16,8]{1,0} parameter(0)
+  %a = f32[16,8]{1,0} all-reduce(%x), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+  %b = (bf16[4,2]{1,0}, s32[3]{0}) all-reduce(%x, %x), channel_id=2
+  %c = (f32[2]{0}, f32[8]{0}) all-gather-start(%x), dimensions={0}
+  %d = f32[8]{0} all-gather-done(%c)
+  %e = pred[] all-reduce(%x)
+  ROOT %f = f32[100]{0} fusion(%a), kind=kLoop, calls=%all-reduce.1
+}
+"""
+
+
+def test_exchanges_are_read_from_the_text():
+    read = program.read(EXCHANGES)
+    sizes = [(one.collective, program.exchanged(one)) for one in read.collectives()]
+    assert sizes == [("all-reduce", 512), ("all-reduce", 16 + 12), ("all-gather", 32), ("all-reduce", 1)]
+    assert program.exchanges(read) == {"all-reduce": (3, 541), "all-gather": (1, 32)}
+
+
 def test_sizes_in_words():
     assert [page.size(count) for count in (5, 1500, 2.5e6, 7e12)] == ["5 B", "1.5 kB", "2.5 MB", "7,000.0 GB"]

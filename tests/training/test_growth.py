@@ -311,7 +311,7 @@ from em3_jax.core import trees
 from em3_jax.tables import packing
 from em3_jax.training import experiment, growth
 from em3_jax.training.checkpoint import Checkpoints
-from benchmarks.scale.collectives import collectives
+from em3_jax.plan.program import read
 config = json.loads(sys.argv[1])
 growth.ROWS_AT_ONCE = 64
 parts = experiment.build(config)
@@ -324,7 +324,8 @@ for name, leaf in trees.named_leaves(tables).items():
     np.save(f"{sys.argv[2]}/{name.replace('/', '.')}.npy", np.asarray(leaf))
 fresh, row = tables["embedding"], jax.ShapeDtypeStruct((64,), np.int32)
 moving = jax.jit(growth._move, out_shardings=fresh.sharding).lower(fresh, fresh, row, row).compile()
-print(json.dumps(max(one.elements for one in collectives(moving.as_text()))))
+arrays = [array for one in read(moving.as_text()).collectives() for array in one.results]
+print(json.dumps(max(array.elements for array in arrays)))
 """
 
 
