@@ -86,7 +86,12 @@ def make_mesh(data: int, model: int, devices: Sequence[jax.Device] | None = None
             f"config.mesh: {data} x {model} does not fit, {of} {len(devices)} devices; give two positive "
             "sizes whose product fits"
         )
-    return jax.make_mesh((data, model), AXES, (AxisType.Auto,) * 2, devices=devices[: data * model])
+    axes, kinds = AXES, (AxisType.Auto,) * 2
+    if len({device.process_index for device in devices}) == 1:
+        return jax.make_mesh((data, model), axes, kinds, devices=devices[: data * model])
+    # JAX follows the wires, and a process's devices may then lie apart; a process builds shards side by side.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))[: data * model]
+    return Mesh(np.array(ordered).reshape(data, model), axes, kinds)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -134,14 +139,24 @@ def put(tree: Any, shardings: Any) -> Any:
 
 def data_shards(mesh: Mesh) -> Shards:
     """One shard for each index of the data axis, of which a process builds those that its own devices hold."""
-    mine = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices).any(axis=1)
-    held = np.flatnonzero(mine)
+    held = np.flatnonzero(_are_mine(mesh).any(axis=1))
+    _check_held(held, mesh)
+    return Shards(int(held[0]), len(held), mesh.shape["data"])
+
+
+def _are_mine(mesh: Mesh) -> np.ndarray:
+    """[data, model] bool, the devices of this process; of devices that are only described, all."""
+    if is_described(mesh):
+        return np.ones(mesh.devices.shape, bool)
+    return np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
+
+
+def _check_held(held: np.ndarray, mesh: Mesh) -> None:
     if not len(held) or held[-1] - held[0] + 1 != len(held):
         raise UserError(
             f"config.mesh: process {jax.process_index()} has no devices side by side on the mesh {dict(mesh.shape)}; use all "
             "devices of all processes"
         )
-    return Shards(int(held[0]), len(held), mesh.shape["data"])
 
 
 def batch_shardings(mesh: Mesh, batch: Batch, shards: Shards = WHOLE) -> dict[str, Any]:
@@ -195,8 +210,15 @@ def place(mesh: Mesh, shards: Shards, batch: Batch, *, stacked: bool = False) ->
 
 
 def device_blocks(mesh: Mesh) -> Shards:
-    """A shard for each device, in blocks; see `core.exchange`."""
-    return Shards(0, mesh.size, mesh.size, in_blocks=True)
+    """A shard for each device, in blocks, of which a process builds those of its own; see `core.exchange`."""
+    held = np.flatnonzero(_are_mine(mesh))
+    _check_held(held, mesh)
+    if mesh.size % len(held):
+        raise UserError(
+            f"config.mesh: process {jax.process_index()} has {len(held)} of {mesh.size} devices; all "
+            "processes need as many, choose sizes that take as many devices of each"
+        )
+    return Shards(int(held[0]), len(held), mesh.size, in_blocks=True)
 
 
 def check_divides(mesh: Mesh, name: str, batch_size: int, parts: int = 0) -> None:

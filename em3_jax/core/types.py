@@ -7,6 +7,7 @@ import flax.struct
 import jax
 
 from em3_jax.core.errors import UserError as UserError  # a service needs it alone, without what is here
+from em3_jax.core.messages import Messages
 
 Batch = dict[str, Any]
 """One batch: name -> array of a static shape, of numpy or of jax. `core.batch` lists the names."""
@@ -18,12 +19,24 @@ class Shards:
 
     Attributes:
       in_blocks: each shard is the examples of a device, its blocks sorted by owner: see `core.exchange`.
+      messages: of the pass over batches that is read, where other processes build parts of them.
     """
 
     first: int = 0
     count: int = 1
     total: int = 1
     in_blocks: bool = False
+    messages: Messages | None = None
+
+    @property
+    def are_apart(self) -> bool:
+        """Whether other processes build the rest."""
+        return self.count < self.total
+
+    @property
+    def all(self) -> "Shards":
+        """The shards of all processes."""
+        return dataclasses.replace(self, first=0, count=self.total)
 
     def slices(self, size: int) -> list[slice]:
         """Where the process's shards lie in an array of all `size` examples."""

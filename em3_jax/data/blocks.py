@@ -5,10 +5,13 @@ to device k, so that it can be asked for as it lies: see `core.exchange`. Positi
 block of the example's own device, and a table row's position 0 is padding, as everywhere.
 """
 
+import contextlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from em3_jax.core import messages
 from em3_jax.core.batch import CLICKS, NONE
 from em3_jax.core.types import Batch, Shards
 from em3_jax.data.batches import BatchBuilder, gather_content
@@ -25,27 +28,32 @@ def part(
     return builder.named(rows, _EXACT, key, weight)[0]
 
 
-def joined(builder: BatchBuilder, parts: Sequence[Batch], buckets: Buckets) -> Batch:
-    """The batch of the shards of all devices.
+def joined(builder: BatchBuilder, parts: Sequence[Batch], shards: Shards, buckets: Buckets, number: int) -> Batch:
+    """The batch of the shards of this process's devices.
 
     With features on the host, the tokens are those of the items that each device owns, ascending.
 
     Args:
-      parts: see `part`.
-      buckets: usual sizes; a batch that needs more takes the next.
+      parts: of these shards, see `part`.
+      buckets: usual sizes; a batch that needs more, on any device, takes the next.
+      number: of the batch among those of its source.
     """
-    owners = len(parts)
-    items, table_rows = _names(builder, parts)
-    entries, own_items = _room(items, owners, buckets.items, buckets.own_items, buckets)
-    row_entries, own_rows = _room(table_rows, owners, buckets.rows, buckets.own_rows, buckets)
+    named = _names(builder, parts)
+    item, row = _asked(named, shards, number)
+    entries, own_items = (
+        buckets.fit(*pair) for pair in zip((buckets.items, buckets.own_items), item.need, strict=True)
+    )
+    row_entries, own_rows = (
+        buckets.fit(*pair) for pair in zip((buckets.rows, buckets.own_rows), row.need, strict=True)
+    )
     blocks = [
-        _block(part, item, row, owners, entries, row_entries)
-        for part, item, row in zip(parts, items, table_rows, strict=True)
+        _block(part, items, rows, shards.total, entries, row_entries)
+        for part, items, rows in zip(parts, *named, strict=True)
     ]
     batch = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     for name, size in (("item_room", own_items), ("row_room", own_rows)):
-        batch[name] = np.zeros(owners * size, np.bool_)
-    return batch | (_content(builder, items, owners, own_items) if builder.host_features else {})
+        batch[name] = np.zeros(shards.count * size, np.bool_)
+    return batch | (_content(builder, item.owned, shards, own_items) if builder.host_features else {})
 
 
 def measure(builder: BatchBuilder, samples: Sequence[np.ndarray], shards: Shards, unit: int, every: bool) -> Buckets:
@@ -57,10 +65,9 @@ def measure(builder: BatchBuilder, samples: Sequence[np.ndarray], shards: Shards
     """
     needs = [0, 0, 0, 0]
     for sample in samples:
-        parts = [part(builder, sample[own]) for own in shards.slices(len(sample))]
-        items, rows = _names(builder, parts)
-        found = (*_need(items, shards.total), *_need(rows, shards.total))
-        needs = [max(pair) for pair in zip(needs, found, strict=True)]
+        parts = [part(builder, sample[own]) for own in shards.all.slices(len(sample))]
+        items, rows = _asked(_names(builder, parts), shards.all, 0)
+        needs = [max(pair) for pair in zip(needs, (*items.need, *rows.need), strict=True)]
     margin = 1.0 if every else 1.05
     entries, own_items, row_entries, own_rows = (round_up(int(need * margin) + 1, unit) for need in needs)
     return Buckets(entries, row_entries, own_items=own_items, own_rows=own_rows, unit=unit)
@@ -72,18 +79,56 @@ def _names(builder: BatchBuilder, parts: Sequence[Batch]) -> tuple[list[np.ndarr
     return items, [part["row_id"][part["row_id"] < builder.num_rows] for part in parts]
 
 
-def _need(named: Sequence[np.ndarray], owners: int) -> tuple[int, int]:
-    """(entries of a block, so that each part holds what a shard names of an owner; ids that an owner has)."""
-    most = max(int(np.bincount(ids % owners, minlength=owners).max()) for ids in named)
-    distinct = np.unique(np.concatenate(named))
-    # One more: what fills the blocks counts as an id.
-    return owners * most, int(np.bincount(distinct % owners, minlength=owners).max()) + 1
+class _Asked(NamedTuple):
+    """What the examples of a batch ask of the devices: items, or table rows.
+
+    Attributes:
+      owned: [*] i64 what is asked of this process's devices, distinct and ascending.
+      need: (entries of a block, so that each part holds what a shard names of an owner; ids that an
+        owner has), the same in all processes.
+    """
+
+    owned: np.ndarray
+    need: tuple[int, int]
 
 
-def _room(named: Sequence[np.ndarray], owners: int, usual: int, usual_owned: int, buckets: Buckets) -> tuple[int, int]:
-    """(entries of a block, ids that an owner has): the usual sizes, or the next that hold what is named."""
-    entries, owned = _need(named, owners)
-    return buckets.fit(usual, entries), buckets.fit(usual_owned, owned)
+def _asked(named: Sequence[Sequence[np.ndarray]], shards: Shards, number: int) -> list[_Asked]:
+    """What is asked of each kind, the ids of its shards being named; processes tell each other."""
+    owners = shards.total
+    most = [max(_most(ids, owners) for ids in kind) for kind in named]
+    owned = [np.unique(np.concatenate(kind)) for kind in named]
+    if not shards.are_apart:
+        return [_Asked(ids, (owners * one, _most(ids, owners) + 1)) for ids, one in zip(owned, most, strict=True)]
+    with contextlib.ExitStack() as alone:
+        talk = shards.messages or alone.enter_context(messages.opened())
+        processes = owners // shards.count
+        at = [ids % owners // shards.count for ids in owned]
+        own = [[np.array(most), *(ids[of == k] for ids, of in zip(owned, at, strict=True))] for k in range(processes)]
+        got = [_read(text) for text in talk.exchange(number, "asked", [_written(arrays) for arrays in own])]
+        owned = [np.unique(np.concatenate(kind)) for kind in list(zip(*got, strict=True))[1:]]
+        room = np.array([_most(ids, owners) for ids in owned])
+        rooms = talk.exchange(number, "room", [_written([room])] * processes)
+        most = np.max([arrays[0] for arrays in got], axis=0)
+        room = np.max([_read(text)[0] for text in rooms], axis=0)
+    return [_Asked(ids, (owners * int(a), int(b) + 1)) for ids, a, b in zip(owned, most, room, strict=True)]
+
+
+def _most(ids: np.ndarray, owners: int) -> int:
+    """The most of some distinct ids that one owner has."""
+    return int(np.bincount(ids % owners, minlength=owners).max())
+
+
+def _written(arrays: Sequence[np.ndarray]) -> bytes:
+    """Integer arrays as a message."""
+    lengths = [len(arrays), *map(len, arrays)]
+    return np.concatenate([lengths, *arrays]).astype(np.int32).tobytes()
+
+
+def _read(message: bytes) -> list[np.ndarray]:
+    """The arrays [*] i32 of a message."""
+    numbers = np.frombuffer(message, np.int32)
+    ends = 1 + numbers[0] + np.cumsum(numbers[1 : 1 + numbers[0]])
+    return np.split(numbers, ends - numbers[1 : 1 + numbers[0]])[1:]
 
 
 def _block(part: Batch, items: np.ndarray, rows: np.ndarray, owners: int, entries: int, row_entries: int) -> Batch:
@@ -115,13 +160,12 @@ def _by_owner(ids: np.ndarray, owners: int, entries: int) -> tuple[np.ndarray, n
     return place, block
 
 
-def _content(builder: BatchBuilder, items: Sequence[np.ndarray], owners: int, room: int) -> Batch:
-    """Tokens of what each device owns, in the order of `exchange.Route.owned`; of no item, none."""
-    distinct = np.unique(np.concatenate(items))
-    owned = np.full((owners, room), -1, np.int64)
-    for owner in range(owners):
-        mine = distinct[distinct % owners == owner]
-        owned[owner, : len(mine)] = mine
+def _content(builder: BatchBuilder, items: np.ndarray, shards: Shards, room: int) -> Batch:
+    """Tokens of what each device owns of `items`, in the order of `exchange.Route.owned`; of no item, none."""
+    owned = np.full((shards.count, room), -1, np.int64)
+    for k in range(shards.count):
+        mine = items[items % shards.total == shards.first + k]
+        owned[k, : len(mine)] = mine
     flat = owned.ravel()
     batch = gather_content(builder.host_features, np.maximum(flat, 0))
     batch["tokens_mask"] = {name: mask & (flat >= 0)[:, None] for name, mask in batch["tokens_mask"].items()}

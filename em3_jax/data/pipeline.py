@@ -3,6 +3,7 @@
 A batch is a function of (seed, step), so the position in the data is the step number and nothing else has to be saved.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -12,7 +13,7 @@ import grain
 import jax
 import numpy as np
 
-from em3_jax.core import rng
+from em3_jax.core import messages, rng
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import WHOLE, Batch, Shards
 from em3_jax.data import blocks
@@ -67,6 +68,7 @@ class TrainingSource(InEpochs):
             rows_of_step(self.rows, self.batch_size, self.seed, self.order, step),
             buckets=self.buckets,
             key=rng.numpy_key(self.seed, "unknown", step),
+            number=step,
         )
 
 
@@ -100,7 +102,8 @@ class GrownSource:
     def __getitem__(self, step: int) -> Batch:
         rows, weight = self.rows_of_step(step)
         key = rng.numpy_key(self.seed, "unknown", step)
-        return build(self.builder, self.shards, rows, buckets=self.buckets, key=key, weight=weight)
+        options: dict = {"buckets": self.buckets, "key": key, "weight": weight, "number": step}
+        return build(self.builder, self.shards, rows, **options)
 
     def rows_of_step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """([B] i64 interaction rows, [B] f32 weights, 0 of those that fill up) of the steps from `first_step` on."""
@@ -137,7 +140,8 @@ class EvaluationSource:
         position = index * self.batch_size + np.arange(self.batch_size)
         weight = (position < len(self.rows)).astype(np.float32)
         rows = _take(self.rows, np.minimum(position, len(self.rows) - 1))
-        return build(self.builder, self.shards, rows, buckets=self.buckets, weight=weight)
+        options: dict = {"buckets": self.buckets, "weight": weight, "number": index}
+        return build(self.builder, self.shards, rows, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,8 +278,7 @@ def bucket_sizes(
         return builder.measure_buckets(samples, unit, every=every)
     if shards.in_blocks:
         return blocks.measure(builder, list(samples), shards, unit, every)
-    all_shards = Shards(0, shards.total, shards.total)
-    pieces = (rows[piece] for rows in samples for piece in all_shards.slices(len(rows)))
+    pieces = (rows[piece] for rows in samples for piece in shards.all.slices(len(rows)))
     return builder.measure_buckets(pieces, unit, fixed=True, every=every)
 
 
@@ -308,9 +311,29 @@ def batches(
       threads: threads that build batches; 0 builds in the caller's.
       ahead: batches in flight.
     """
-    sized: Any = source if isinstance(source, Sized) else _Endless(source)
-    dataset = grain.MapDataset.source(sized)[start:]
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
-    if place is not None:
-        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset.map(place), prefetch_buffer_size=2)
-    return iter(dataset)
+    with contextlib.ExitStack() as of_pass:
+        source = _in_pass(source, of_pass)
+        sized: Any = source if isinstance(source, Sized) else _Endless(source)
+        dataset = grain.MapDataset.source(sized)[start:]
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        stream = dataset.to_iter_dataset(options)
+        if place is not None:
+            prefetch = grain.experimental.ThreadPrefetchIterDataset
+            stream = prefetch(stream.map(place), prefetch_buffer_size=2)
+        return _closing(iter(stream), of_pass.pop_all())
+
+
+def _in_pass(source: Any, of_pass: contextlib.ExitStack) -> Any:
+    """The source with messages of this pass, where other processes build parts of its batches."""
+    if isinstance(source, GroupedSource):
+        return dataclasses.replace(source, source=_in_pass(source.source, of_pass))
+    shards = getattr(source, "shards", WHOLE)
+    if not shards.are_apart:
+        return source
+    of_this = of_pass.enter_context(messages.opened())
+    return dataclasses.replace(source, shards=dataclasses.replace(shards, messages=of_this))
+
+
+def _closing(stream: Iterator[Batch], of_pass: contextlib.ExitStack) -> Iterator[Batch]:
+    with of_pass:
+        yield from stream

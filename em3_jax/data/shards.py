@@ -22,11 +22,17 @@ def build(
     buckets: Buckets,
     key: np.uint64 | None = None,
     weight: np.ndarray | None = None,
+    number: int = 0,
 ) -> Batch:
-    """The process's shards of the batch of interaction rows `rows` [B] i64, side by side; see `BatchBuilder`."""
+    """The process's shards of the batch of interaction rows `rows` [B] i64, side by side; see `BatchBuilder`.
+
+    Args:
+      number: of the batch among those of its source.
+    """
     parts = [(rows[own], None if weight is None else weight[own]) for own in shards.slices(len(rows))]
     if shards.in_blocks:
-        return blocks.joined(builder, [blocks.part(builder, *one, key) for one in parts], buckets)
+        made = [blocks.part(builder, *one, key) for one in parts]
+        return blocks.joined(builder, made, shards, buckets, number)
     return side_by_side([builder(own, buckets=buckets, key=key, weight=weight) for own, weight in parts], shards.first)
 
 

@@ -142,4 +142,5 @@ class WindowSource:
         weight = (position < len(self.rows)).astype(np.float32)
         rows = self.rows[np.minimum(position, len(self.rows) - 1)]
         key = rng.numpy_key(self.seed, "unknown", self.first_step + index)
-        return build(self.builder, self.shards, rows, buckets=self.buckets, key=key, weight=weight)
+        options: dict = {"buckets": self.buckets, "key": key, "weight": weight, "number": index}
+        return build(self.builder, self.shards, rows, **options)

@@ -1,5 +1,10 @@
 """data.blocks: blocks sorted by owner name what the whole batch names, and hold whatever comes."""
 
+import concurrent.futures
+import dataclasses
+import threading
+
+import jax
 import numpy as np
 import pytest
 
@@ -77,3 +82,44 @@ def test_what_is_more_than_usual_takes_the_next_size_and_nothing_is_left_out(bui
             assert len(batch[name]) >= 4 * size and len(batch[name]) % 4 == 0
     assert len(build(builder, shards, ROWS, buckets=usual)["item_id"]) == 4 * usual.items
     assert not recwarn.list
+
+
+class Said:
+    """Messages between processes that are threads here."""
+
+    def __init__(self, processes: int):
+        self.sent: dict[tuple, list[bytes]] = {}
+        self.barrier = threading.Barrier(processes, timeout=60)
+
+    def of(self, me: int) -> "Said.One":
+        return Said.One(self, me)
+
+    @dataclasses.dataclass(frozen=True)
+    class One:
+        said: "Said"
+        me: int
+
+        def exchange(self, number: int, about: str, own: list[bytes]) -> list[bytes]:
+            assert (number, about, self.me) not in self.said.sent
+            self.said.sent[number, about, self.me] = own
+            self.said.barrier.wait()
+            return [self.said.sent[number, about, k][self.me] for k in range(len(own))]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("size", [4, 64], ids=["more than usual", "usual"])
+def test_processes_build_the_parts_of_the_batch_that_one_builds(builder, processes, size):
+    buckets = Buckets(size, size, own_items=size, own_rows=size, unit=4)
+    whole = Shards(0, 4, 4, in_blocks=True)
+    said, count = Said(processes), 4 // processes
+
+    def part(k: int):
+        own = dataclasses.replace(whole, first=k * count, count=count, messages=said.of(k))
+        return build(builder, own, ROWS, buckets=buckets, key=KEY, number=3)
+
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        parts = list(pool.map(part, range(processes)))
+    together = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    one = build(builder, whole, ROWS, buckets=buckets, key=KEY)
+    jax.tree.map(np.testing.assert_array_equal, together, one)
+    assert {number for number, _, _ in said.sent} == {3}

@@ -33,8 +33,8 @@ def start():
     """Starts `train.py` of a resolved config, as number `number` of two processes; none outlives its test."""
     started = []
 
-    def run(config: dict, workdir, number: int, port: int, *options: str) -> subprocess.Popen:
-        started.append(_process(config, workdir, number, port, *options))
+    def run(config: dict, workdir, number: int, port: int, *options: str, **more) -> subprocess.Popen:
+        started.append(_process(config, workdir, number, port, *options, **more))
         return started[-1]
 
     yield run
@@ -44,7 +44,7 @@ def start():
             process.kill()
 
 
-def _process(config: dict, workdir, number: int, port: int, *options: str) -> subprocess.Popen:
+def _process(config: dict, workdir, number: int, port: int, *options: str, devices: int = 1) -> subprocess.Popen:
     file = workdir.parent / "config.py"
     file.write_text(
         "import json\nfrom ml_collections import ConfigDict\n"
@@ -53,10 +53,11 @@ def _process(config: dict, workdir, number: int, port: int, *options: str) -> su
     mesh = {"coordinator": f"127.0.0.1:{port}", "processes": 2, "process_id": number, "heartbeat_seconds": 10}
     command = [sys.executable, "train.py", f"--config={file}", f"--workdir={workdir}"]
     command += [f"--config.mesh.{name}={value}" for name, value in mesh.items()]
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [*command, *options],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -102,18 +103,22 @@ def longer(config: dict, epochs: float) -> dict:
     return config | {"train": config["train"] | {"epochs": epochs}}
 
 
-def test_two_processes_train_as_one_does_and_each_goes_on_from_the_other(config, start, tmp_path):
+@pytest.mark.parametrize("placement,devices", [("device", 1), ("host", 2)])
+def test_two_processes_train_as_one_does_and_each_goes_on_from_the_other(config, start, tmp_path, placement, devices):
+    """Each builds the blocks of its own devices, and tells the other what they name."""
+    config = config | {"data": config["data"] | {"placement": placement}}
     alone, run = tmp_path / "alone", tmp_path / "run"
     train.train(longer(config, 0.6), alone)
     port = free_port()
-    results = ends(*(start(config, run, number, port) for number in range(2)))
+    results = ends(*(start(config, run, number, port, devices=devices) for number in range(2)))
     assert [code for code, _, _ in results] == [0, 0], results
     assert "end at step 20" in results[0][1] and "step" not in results[1][1], "one speaks for both"
     assert train.train(longer(config, 0.4), run)["step"] == 40
     port = free_port()
-    results = ends(*(start(longer(config, 0.6), run, number, port) for number in range(2)))
+    more = longer(config, 0.6)
+    results = ends(*(start(more, run, number, port, devices=devices) for number in range(2)))
     assert "resuming after step 40" in results[0][1] and "end at step 60" in results[0][1]
-    assert losses(run) == pytest.approx(losses(alone), rel=1e-3) and len(losses(run)) == 12
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-5) and len(losses(run)) == 12
 
 
 @pytest.mark.parametrize("lost", [0, 1])

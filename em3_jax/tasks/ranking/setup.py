@@ -28,10 +28,10 @@ from em3_jax.tasks.raw import WithEncoders
 
 
 def shards_of(task: Task, mesh: Mesh) -> Shards:
-    """What of each batch this process builds: all of it in blocks, or whole; of several processes, its own."""
-    if jax.process_count() > 1:
-        return sharding.data_shards(mesh)
-    return sharding.device_blocks(mesh) if task.in_blocks and mesh.size > 1 else WHOLE
+    """What of each batch this process builds: of blocks and of shards its own devices', or all of it."""
+    if task.in_blocks and mesh.size > 1:
+        return sharding.device_blocks(mesh)
+    return sharding.data_shards(mesh) if jax.process_count() > 1 else WHOLE
 
 
 def check_batches(config: OnClicks, mesh: Mesh, parts: int = 0) -> None:
