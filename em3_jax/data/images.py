@@ -14,7 +14,8 @@ from em3_jax.core.errors import UserError
 from em3_jax.data.content import DIGEST_BYTES, digest
 
 PROCESSOR_FILE = "preprocessor_config.json"
-_PROCESSORS = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil", "ViTFeatureExtractor")
+_PROCESSORS = ("ViT", "DeiT", "Bit", "CLIP", "Siglip", "ConvNext", "MobileNetV2")  # of transformers
+_ENDINGS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 
 # Between Pillow's warning and its error lie images of 90 to 180 megapixels, which are decoded like any other.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -64,24 +65,20 @@ def load_processor(folder: str | Path, image_size: int | None = None, default_si
     Raises:
       UserError: no such file, or one of another kind.
     """
-    from transformers import ViTImageProcessorPil  # a second to import, which only extraction pays
+    import transformers  # a second to import, which only extraction pays
 
     path = Path(folder) / PROCESSOR_FILE
     size: dict[str, Any] = {}  # settings of a processor, as JSON has them
     if image_size is not None:
-        size = {"size": {"height": image_size, "width": image_size}, "do_resize": True}
+        sides = {"height": image_size, "width": image_size}
+        size = {"size": sides, "do_resize": True, "do_center_crop": False}
     try:
         if path.is_file():
-            kind = _kind(path)
-            if kind not in _PROCESSORS:
-                raise UserError(
-                    f"{path}: image processor {kind!r} is not supported; take a checkpoint with {_PROCESSORS[0]}"
-                )
-            processor = ViTImageProcessorPil.from_pretrained(str(folder), **size)
+            processor = getattr(transformers, _class(path)).from_pretrained(str(folder), **size)
         elif default_size is not None:
             size = size or {"size": {"height": default_size, "width": default_size}}
             mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's
-            processor = ViTImageProcessorPil(image_mean=mean, image_std=std, resample=3, **size)
+            processor = transformers.ViTImageProcessorPil(image_mean=mean, image_std=std, resample=3, **size)
         else:
             raise UserError(f"{path}: file missing; copy it from the checkpoint")
         settings = {key: value for key, value in processor.to_dict().items() if key != "image_processor_type"}
@@ -91,11 +88,19 @@ def load_processor(folder: str | Path, image_size: int | None = None, default_si
     return Processor(processor, *arithmetic(settings), settings=json.loads(json.dumps(settings, default=str)))
 
 
-def _kind(path: Path) -> str:
+def _class(path: Path) -> str:
+    """The class of transformers, of those that need Pillow alone, that a processor's file names."""
     config = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):
         raise ValueError("not a JSON object")
-    return config.get("image_processor_type") or config.get("feature_extractor_type") or _PROCESSORS[0]
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or "ViTImageProcessor"
+    name = next((name for name in _PROCESSORS for ending in _ENDINGS if kind == name + ending), None)
+    if name is None:
+        known = ", ".join(f"{name}ImageProcessor" for name in _PROCESSORS)
+        raise UserError(f"{path}: image processor {kind!r} is not supported; take a checkpoint with one of {known}")
+    if config.get("do_flip_channel_order"):
+        raise UserError(f"{path}: do_flip_channel_order is true, images are read as RGB; take another checkpoint")
+    return f"{name}ImageProcessorPil"
 
 
 def _try(processor: Any) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from em3_jax.core.errors import UserError
 from em3_jax.features.families import FAMILIES
-from em3_jax.features.families.family import Config, Encoder, Family
+from em3_jax.features.families.family import Config, Encoder, Family, Renaming
 from em3_jax.features.weights import Tensor, read_json, read_tensors, weight_files
 
 
@@ -124,7 +124,7 @@ def _family(config: Config, where: str | os.PathLike) -> Family:
     return FAMILIES[model_type]
 
 
-def _rename(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+def _rename(name: str, pairs: Iterable[Renaming]) -> str:
     for pattern, replacement in pairs:
         name = re.sub(pattern, replacement, name)
     return name

@@ -1,5 +1,6 @@
 """Makes content features: images or texts through a frozen encoder, or ready arrays.
 
+em3 extract --data data/ml-100k --modality image --encoder efficientnet-lite0
 em3 extract --data data/ml-100k --modality image --encoder path/to/swin-tiny-patch4-window7-224-in22k
 em3 extract --data data/ml-100k --modality text --encoder path/to/chinese-roberta-wwm-ext --fields title,genres
 em3 extract --data data/tiktok --modality audio --array audio_feat.npy
@@ -35,6 +36,7 @@ from em3_jax.data.pipeline import batches
 from em3_jax.data.readers.files import load_array, read_array, read_ids
 from em3_jax.features import encoding, sentences
 from em3_jax.features.extract_inputs import of_images, of_texts
+from em3_jax.features.known import KNOWN, folder_of
 
 IN_FLIGHT = 2  # batches that the device has been given and not yet returned
 PRECISIONS = ("float32", "bfloat16")
@@ -74,7 +76,8 @@ def extract(
     Args:
       data: dataset folder.
       modality: image or text.
-      encoder: folder in the Hugging Face layout (config.json, weights, tokenizer or image processor), or a name on the hub.
+      encoder: folder in the Hugging Face layout (config.json, weights, tokenizer or image processor), a name on the hub,
+        or one of efficientnet-lite0, -lite1, -lite2, dinov2-small, whose weights a package carries.
       name: of the feature set; default the modality.
       fields: texts to encode, each a token of its own: text columns or categorical fields; default all text columns.
       join: put between the fields to make them one text, e.g. ". ".
@@ -161,10 +164,12 @@ def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def encoder_folder(encoder: str | Path) -> tuple[Path, str]:
-    """(folder, name) of an encoder: a local folder, or one fetched from the Hugging Face hub."""
+    """(folder, name) of an encoder: a local folder, one known by name, or one fetched from the Hugging Face hub."""
     path, name = paths.local(encoder), str(encoder)
     if path.is_dir():
         return path, path.resolve().name
+    if name in KNOWN:
+        return folder_of(name), name
     if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise UserError(f"{encoder}: no such folder; give the folder of a checkpoint, with its config.json and weights")
     from huggingface_hub import snapshot_download
@@ -176,7 +181,8 @@ def encoder_folder(encoder: str | Path) -> tuple[Path, str]:
     except Exception as error:  # of the network, the hub and the cache
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise UserError(
-            f"{name}: no such folder, and the hub does not give it ({reason}); give a local folder"
+            f"{name}: no such folder, and the hub does not give it ({reason}); give a local folder, or "
+            f"one of {', '.join(KNOWN)}"
         ) from None
     return folder, name
 

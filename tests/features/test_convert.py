@@ -162,7 +162,7 @@ def test_folder_that_is_no_encoder(tmp_path):
     assert "not JSON" in user_error(convert.load_encoder, tmp_path)
 
 
-@pytest.mark.parametrize("model_type", ["vit", None, ["bert"]])
+@pytest.mark.parametrize("model_type", ["levit", None, ["bert"]])
 def test_unknown_model_type_names_the_known(model_type):
     message = user_error(convert.encoder_from_config, {**CONFIG, "model_type": model_type})
     assert all(name in message for name in ("bert", "roberta", "swin", repr(model_type)))

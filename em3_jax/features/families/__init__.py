@@ -1,6 +1,7 @@
 """The architectures whose checkpoints are read, by the model_type of their config.json."""
 
 from em3_jax.features.families.bert import BERT
+from em3_jax.features.families.cnn import EFFICIENTNET_LITE, MOBILENET_V2, RESNET
 from em3_jax.features.families.family import Family
 from em3_jax.features.families.swin import SWIN
 from em3_jax.features.families.vit import CLIP, DINOV2, SIGLIP, VIT
@@ -16,4 +17,7 @@ FAMILIES: dict[str, Family] = {
     "clip_vision_model": CLIP,
     "siglip": SIGLIP,
     "siglip_vision_model": SIGLIP,
+    "resnet": RESNET,
+    "mobilenet_v2": MOBILENET_V2,
+    "efficientnet_lite": EFFICIENTNET_LITE,
 }

@@ -1,5 +1,6 @@
 """How the checkpoints of an architecture are written."""
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 
 from em3_jax.features.families.checks import SIZE, Config, value
 
+Renaming = tuple[str, str | Callable[[re.Match], str]]
+"""(pattern, replacement), see `re.sub`."""
 Encoder = nn.Module
 """Its call gives an `EncoderOutput`."""
 
@@ -29,18 +32,18 @@ class Family(NamedTuple):
     modality: str
     build: Callable[..., Any]
     example: Callable[[Any, Config], jax.Array]
-    names: tuple[tuple[str, str], ...]
-    aliases: tuple[tuple[str, str], ...]
+    names: tuple[Renaming, ...]
+    aliases: tuple[Renaming, ...]
     ignorable: str
 
 
-LEAVES = ((r"/(kernel|scale|embedding)$", ".weight"), (r"/bias$", ".bias"))
-OLD_NAMES = (
+LEAVES: tuple[Renaming, ...] = ((r"/(kernel|scale|embedding)$", ".weight"), (r"/bias$", ".bias"))
+OLD_NAMES: tuple[Renaming, ...] = (
     (r"^(swin|bert|roberta|vit|dinov2|dinov2_with_registers)\.", ""),
     (r"LayerNorm\.gamma$", "LayerNorm.weight"),
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
 )
-NORMS = ((r"/mean$", ".running_mean"), (r"/var$", ".running_var"))
+NORMS: tuple[Renaming, ...] = ((r"/mean$", ".running_mean"), (r"/var$", ".running_var"))
 
 
 def image_example(module: Any, config: Config) -> jax.Array:

@@ -1,0 +1,152 @@
+"""Convolutional image encoders: what they share, and nets of inverted residuals.
+
+MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) and EfficientNet-Lite (Tan and Le 2019,
+arXiv:1905.11946, without squeeze-and-excitation, and with ReLU6) differ in sizes alone. Letters:
+B batch, Y and X rows and columns, C channels.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from em3_jax.models.encoders import EncoderOutput
+
+Padding = str | int
+"""Zeros on each side; or "same", TensorFlow's: as many as the next multiple of the stride needs, the odd one below."""
+
+
+class Norm(nn.Module):
+    """Batch normalisation with the statistics of the checkpoint, which do not train."""
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape, (ones, zeros) = x.shape[-1:], (nn.initializers.ones, nn.initializers.zeros)
+        scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
+        mean, var = self.param("mean", zeros, shape), self.param("var", ones, shape)
+        factor = scale * jax.lax.rsqrt(jax.lax.stop_gradient(var) + self.epsilon)
+        offset = bias - jax.lax.stop_gradient(mean) * factor
+        return x * factor.astype(self.dtype) + offset.astype(self.dtype)
+
+
+class ConvNorm(nn.Module):
+    """[B, Y, X, C] -> [B, Y', X', features]: convolution without bias, normalisation, activation.
+
+    Attributes:
+      features: channels of the result.
+      size, stride: rows and columns of the window, and of its steps.
+      padding: see `Padding`.
+      depthwise: each channel has a window of its own; `features` is then C.
+      epsilon: of the normalisation.
+      activation: of the result; None leaves it.
+      dtype: of the activations; parameters are float32.
+    """
+
+    features: int
+    size: int
+    stride: int
+    padding: Padding
+    epsilon: float
+    activation: Callable[[jax.Array], jax.Array] | None
+    dtype: Any
+    depthwise: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        rows, columns = (_padding(length, self.size, self.stride, self.padding) for length in x.shape[1:3])
+        x = nn.Conv(
+            self.features, (self.size, self.size), self.stride, padding=(rows, columns), use_bias=False,
+            feature_group_count=self.features if self.depthwise else 1, dtype=self.dtype, name="conv",
+        )(x)  # fmt: skip
+        x = Norm(self.epsilon, self.dtype, name="norm")(x)
+        return x if self.activation is None else self.activation(x)
+
+
+def _padding(length: int, size: int, stride: int, padding: Padding) -> tuple[int, int]:
+    """(before, after) zeros along an axis."""
+    if isinstance(padding, int):
+        return padding, padding
+    total = max((-(-length // stride) - 1) * stride + size - length, 0)
+    return total // 2, total - total // 2
+
+
+def output(x: jax.Array) -> EncoderOutput:
+    """A map [B, Y, X, C] as what encoders give: a token a place, in reading order. `pooler` is `mean`."""
+    tokens = x.reshape(len(x), -1, x.shape[-1])
+    mean = tokens.mean(axis=1, dtype=jnp.float32).astype(x.dtype)
+    mask = jnp.ones(tokens.shape[:2], bool)
+    return EncoderOutput(tokens, mask, cls=None, mean=mean, pooler=mean)
+
+
+class Inverted(NamedTuple):
+    """A block: expanded by a 1 x 1 convolution, a depthwise one, and a 1 x 1 one that has no activation.
+
+    Attributes:
+      expand: channels between / channels before; 1 = the first convolution is not there.
+      size, stride: of the depthwise convolution.
+      features: channels of the result. The input is added where stride is 1 and it has as many.
+    """
+
+    expand: float
+    size: int
+    stride: int
+    features: int
+
+
+class InvertedResiduals(nn.Module):
+    """The last map of a batch of images of any size, a token a place, and its mean.
+
+    Attributes:
+      stem: channels of the first convolution, 3 x 3 with stride 2.
+      blocks: which follow.
+      head: channels of the last convolution, 1 x 1.
+      rounded: channels -> channels, of those between.
+      padding: see `Padding`; an int is that of windows of 3.
+      epsilon: of the normalisations.
+      activation: everywhere.
+      dtype: of the activations; parameters are float32.
+    """
+
+    stem: int
+    blocks: tuple[Inverted, ...]
+    head: int
+    rounded: Callable[[float], int] = int
+    padding: Padding = "same"
+    epsilon: float = 1e-3
+    activation: Callable[[jax.Array], jax.Array] = nn.relu6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> EncoderOutput:
+        """The encoded images, in `dtype`. `mean` is over the last map.
+
+        Args:
+          images: [B, rows, columns, channels] float, normalised as the checkpoint expects.
+        """
+        x = self._conv(images, "stem", self.stem, size=3, stride=2)
+        for i, block in enumerate(self.blocks):
+            before, between = x, self.rounded(x.shape[-1] * block.expand)
+            if block.expand != 1:
+                x = self._conv(x, f"block{i}_expand", between)
+            options: dict[str, Any] = {"size": block.size, "stride": block.stride, "depthwise": True}
+            x = self._conv(x, f"block{i}_depthwise", between, **options)
+            x = self._conv(x, f"block{i}_project", block.features, linear=True)
+            x = x + before if block.stride == 1 and before.shape == x.shape else x
+        return output(self._conv(x, "head", self.head))
+
+    def _conv(
+        self, x: jax.Array, name: str, features: int, size: int = 1, stride: int = 1,
+        depthwise: bool = False, linear: bool = False,
+    ) -> jax.Array:  # fmt: skip
+        padding = size // 2 if isinstance(self.padding, int) else self.padding
+        activation = None if linear else self.activation
+        made = ConvNorm(
+            features, size, stride, padding, self.epsilon, activation, self.dtype, depthwise, name=name
+        )  # fmt: skip
+        result: jax.Array = made(x)
+        return result
