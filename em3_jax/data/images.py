@@ -74,7 +74,10 @@ def load_processor(folder: str | Path, image_size: int | None = None, default_si
         size = {"size": sides, "do_resize": True, "do_center_crop": False}
     try:
         if path.is_file():
-            processor = getattr(transformers, _class(path)).from_pretrained(str(folder), **size)
+            kind = _class(path)
+            if size and kind.startswith("ConvNext"):  # it crops to a square of its own accord
+                size["size"] = {"shortest_edge": image_size}
+            processor = getattr(transformers, kind).from_pretrained(str(folder), **size)
         elif default_size is not None:
             size = size or {"size": {"height": default_size, "width": default_size}}
             mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's

@@ -43,6 +43,23 @@ def test_pixels_are_those_of_transformers(tmp_path, changes):
     np.testing.assert_allclose(got, expected.transpose(1, 2, 0), atol=2e-6)
 
 
+@pytest.mark.parametrize("kind", ["DeiT", "Bit", "CLIP", "Siglip", "ConvNext", "MobileNetV2"])
+@pytest.mark.parametrize("ending", ["ImageProcessor", "FeatureExtractor"])
+def test_pixels_are_those_of_every_processor_that_is_known(tmp_path, kind, ending):
+    import transformers
+
+    original = getattr(transformers, f"{kind}ImageProcessorPil")()
+    original.save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    written = json.loads(path.read_text()) | {"image_processor_type": f"{kind}{ending}"}
+    path.write_text(json.dumps(written))
+    image, processor = noise("RGB", (50, 70)), load_processor(tmp_path)
+    got = (processor(image).astype(np.float64) * processor.scale - processor.mean) / processor.std
+    expected = original(image, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(got, expected.transpose(1, 2, 0), atol=2e-6)
+    assert load_processor(tmp_path, image_size=30).shape() == (30, 30, 3)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (5000, 4000)])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_any_size(tmp_path, processor, size, suffix):
@@ -135,7 +152,8 @@ def test_batches_keep_their_order_and_mask_what_failed(tmp_path, processor):
 def test_processors_that_cannot_be_used(tmp_path):
     assert "file missing" in user_error(load_processor, tmp_path)
     for changes, word in (
-        ({"feature_extractor_type": "CLIPFeatureExtractor"}, "CLIPFeatureExtractor"),
+        ({"feature_extractor_type": "EfficientNetImageProcessor"}, "'EfficientNetImageProcessor' is not supported"),
+        ({"do_flip_channel_order": True}, "images are read as RGB"),
         ({"do_resize": False}, "--image-size"),
         ({"size": {"shortest_edge": 8}}, "preprocessor_config.json"),
     ):
