@@ -29,6 +29,7 @@ from em3_jax.core.progress import Progress
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
 from em3_jax.training import experiment, growth, logs, online, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.curve import NEW_ROWS
 from em3_jax.training.warm_start import warm_start
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -143,6 +144,8 @@ class _Loop:
     def run(self, state, notes, interrupts):
         """(state, notes, why it stopped)."""
         step = int(state.step)
+        if notes.get("grown", {}).get("after") == step:
+            self.writer.write(step, {NEW_ROWS: float(len(self.parts.work.source.rows))})
         patience = self.settings.patience
         size = self.settings.steps_per_dispatch
         groups = step_groups(step, self.total, size, (self.log_every, self.eval_every))
