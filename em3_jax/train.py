@@ -4,7 +4,6 @@ Any setting can be changed from the command line: --config.model.backbone_settin
 workdir, it goes on from the newest checkpoint; a killed and resumed run is bit-identical to one that was never stopped.
 """
 
-import argparse
 import math
 import os
 import signal
@@ -229,13 +228,10 @@ class _Loop:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = cli.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", default="")
     parser.add_argument("--workdir", type=paths.local)
-    try:
-        args, others = parser.parse_known_args()
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error.argument_name}: {error.message}; see {cli.spelled('train')} --help") from None
+    args, others = parser.parse_known_args()
     changes = recipes.options(others)
     if not args.config or args.workdir is None:
         raise UserError(

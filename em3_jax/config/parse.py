@@ -18,8 +18,7 @@ from ml_collections import ConfigDict
 from em3_jax.config import schema
 from em3_jax.config.kinds import Choice, Kind, Several, is_section
 from em3_jax.config.schema.retrieval import ChosenBy
-from em3_jax.config.sections import nearest
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 
 Section = TypeVar("Section")
 Settings = Mapping[str, Any]

@@ -6,7 +6,6 @@ export goes on where it stopped. With --update, items whose content is as it was
 the dataset may have new items since training; with --every 1h it goes on looking for newer checkpoints until it is stopped.
 """
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -261,7 +260,7 @@ def _exportable(directory: str | Path, settings: Settings) -> tuple[str, int | N
 
 def main() -> None:
     defaults = Settings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a training run")
     parser.add_argument("--out", type=paths.local, required=True, help="the store; made if it is not there")
     parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")

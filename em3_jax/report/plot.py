@@ -5,7 +5,6 @@ validation with the best step marked, examples a second, waiting for input, grad
 values of all runs at a step. Streams are drawn by `em3 curves`.
 """
 
-import argparse
 import contextlib
 import json
 import math
@@ -15,9 +14,9 @@ from typing import Any, NamedTuple
 
 from em3_jax import cli
 from em3_jax.config import parse
-from em3_jax.config.sections import differences, nearest
+from em3_jax.config.sections import differences
 from em3_jax.core import paths
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.metrics import METRIC_SIGNS
 from em3_jax.report import page as plot_page
 from em3_jax.report import panels
@@ -326,7 +325,7 @@ def outputs(out: Path | None, first: Path) -> tuple[Path, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", help="name=workdir, or workdir")
     parser.add_argument(
         "--out", type=paths.local, help="PATH for PATH.png and PATH.html (default: plots in the first run's folder)"

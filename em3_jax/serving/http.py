@@ -15,7 +15,6 @@ requests. For trying things out on
 this machine: there is no encryption and no login, so it listens on localhost unless told otherwise.
 """
 
-import argparse
 import asyncio
 import os
 import signal
@@ -34,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
+from em3_jax import cli
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.serving.field_values import LONGEST_ECHO
@@ -251,7 +251,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def main() -> None:
     defaults = Limits()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--store", type=paths.local, required=True, help="a folder made by `em3 export`")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"

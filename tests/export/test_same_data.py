@@ -29,9 +29,7 @@ def a_run(dataset, folder):
     return folder
 
 
-def test_a_run_of_another_dataset_is_refused_in_a_line_unless_it_is_asked_for(
-    data, trained, other, tmp_path, monkeypatch, capsys
-):  # noqa: E501, F811
+def test_a_run_of_another_dataset_is_refused_or_asked_for(data, trained, other, tmp_path, monkeypatch, capsys):  # noqa: F811
     export.export(trained, tmp_path / "s", PLAIN)
     run = a_run(other, tmp_path / "run")
     for update in (False, True):
