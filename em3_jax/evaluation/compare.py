@@ -66,6 +66,8 @@ def of_runs(name: str, folders: Sequence[Path], split: str) -> Model:
     runs = []
     for folder in folders:
         path = folder / f"eval_{split}.json"
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give the --workdir of a run that was evaluated")
         if not path.exists():
             raise UserError(f"{path}: file missing; run `em3 eval --workdir={folder} --split={split}` first")
         runs.append((_read(path), _read_users(folder / f"eval_{split}_users.npz"), folder))
