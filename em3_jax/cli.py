@@ -211,7 +211,7 @@ def from_file(value: Any, annotation: Any) -> Any:
     if bool in kinds:
         return _require(value, isinstance(value, bool), "write true or false")
     if kinds & {int, float}:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
         whole = is_number and (float in kinds or float(value).is_integer())
         _require(value, whole, f"write a {'number' if float in kinds else 'whole number'}")
         return value if float in kinds else int(value)

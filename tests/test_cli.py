@@ -90,7 +90,10 @@ def test_a_module_that_is_no_command_names_the_command(module, command):
         ("extract --modalty", "--modalty: no such option; did you mean '--modality'?"),
         ("merge --workdir=x", "the following arguments are required: --out; see `em3 merge --help`"),
         ("train --workdir", "--workdir: expected one argument; see `em3 train --help`"),
-        ("analyze more", "the following arguments are required: --workdir, --baseline, --out; see `em3 analyze --help`"),
+        (
+            "analyze more",
+            "the following arguments are required: --workdir, --baseline, --out; see `em3 analyze --help`",
+        ),
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_the_nearest(arguments, said, monkeypatch, capsys):
