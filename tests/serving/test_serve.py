@@ -136,7 +136,7 @@ REFUSED = [
         "/score",
         ASKED | {"history_fields": {"mood": [1, 2, 3]}},
         422,
-        "history field 'mood': no such field; known: rating",
+        "history field 'mood': no such field; known: kind, rating",
     ),
     ("/score", ASKED | {"candidates": [1] * 100_000}, 422, "candidates: 100,000 ids, at most 50,000 in one request"),
     ("/score", b" " * 10_000_000, 413, "the body has more than 1,048,576 bytes"),
