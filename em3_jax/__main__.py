@@ -8,9 +8,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 from em3_jax import __version__, cli
-from em3_jax.config.sections import nearest
 from em3_jax.core import allocator
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 
 
 class Command(NamedTuple):

@@ -16,13 +16,49 @@ from pathlib import Path
 from typing import Any
 
 from em3_jax.core import paths
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 
 EXTRAS = dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn", "faiss"), "serve")
 EXTRAS |= dict.fromkeys(("huggingface_hub", "onnx", "safetensors", "tokenizers", "transformers"), "encoders")
 EXTRAS |= dict.fromkeys(("sklearn", "threadpoolctl"), "analysis")
 EXTRAS |= dict.fromkeys(("libtpu", "jax_cuda12_plugin", "jax_cuda12_pjrt", "nvidia_cuda_nvcc_cu12"), "plan")
 """Imported package -> the extra of `pyproject.toml` that brings it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser`, whose refusals are a `UserError`: one line, without the usage, with the nearest name."""
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **({"formatter_class": argparse.RawDescriptionHelpFormatter} | settings))
+
+    # With argparse's three overloads the line would be four definitions.
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """The options; one that there is not is refused with the nearest that there is."""
+        found, others = self.parse_known_args(args, namespace)
+        if others:
+            name = others[0].partition("=")[0]
+            hint = nearest(name, self._names(found)) if name.startswith("-") else ""
+            self.error(f"{others[0]}: no such option" + (f"; {hint}" if hint.startswith("did") else ""))
+        return found
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Refuses with argparse's words."""
+        command = f"python {self.prog}" if self.prog.endswith(".py") else self.prog
+        hint = "" if message.endswith("?") else f"; see `{command} --help`"
+        raise UserError(f"{message.removeprefix('argument ')}{hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """In place of argparse's own, which lists all there is, as Python writes it."""
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"'{value}': {nearest(str(value), map(str, action.choices))}")
+
+    def _names(self, found: argparse.Namespace) -> list[str]:
+        """The options that there are, those of the command that was chosen among them."""
+        names = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                names += action.choices[getattr(found, action.dest)]._option_string_actions
+        return names
 
 
 def run(command: Callable[[], int | None]) -> None:
@@ -175,7 +211,7 @@ def from_file(value: Any, annotation: Any) -> Any:
     if bool in kinds:
         return _require(value, isinstance(value, bool), "write true or false")
     if kinds & {int, float}:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
         whole = is_number and (float in kinds or float(value).is_integer())
         _require(value, whole, f"write a {'number' if float in kinds else 'whole number'}")
         return value if float in kinds else int(value)

@@ -6,7 +6,6 @@ what is behind it: the scores eval_<split>_logits.npy, or each user's list eval_
 how much each user moves each metric, from which `em3 compare` knows how sure a difference is.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +62,7 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a training run")
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--step", type=int, help="checkpoint to score (default: the best on validation)")

@@ -4,7 +4,6 @@ Any setting can be changed from the command line: --config.model.backbone_settin
 workdir, it goes on from the newest checkpoint; a killed and resumed run is bit-identical to one that was never stopped.
 """
 
-import argparse
 import math
 import os
 import signal
@@ -29,6 +28,7 @@ from em3_jax.core.progress import Progress
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
 from em3_jax.training import experiment, growth, logs, online, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.curve import NEW_ROWS
 from em3_jax.training.warm_start import warm_start
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -143,6 +143,8 @@ class _Loop:
     def run(self, state, notes, interrupts):
         """(state, notes, why it stopped)."""
         step = int(state.step)
+        if notes.get("grown", {}).get("after") == step:
+            self.writer.write(step, {NEW_ROWS: float(len(self.parts.work.source.rows))})
         patience = self.settings.patience
         size = self.settings.steps_per_dispatch
         groups = step_groups(step, self.total, size, (self.log_every, self.eval_every))
@@ -226,13 +228,10 @@ class _Loop:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = cli.Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", default="")
     parser.add_argument("--workdir", type=paths.local)
-    try:
-        args, others = parser.parse_known_args()
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error.argument_name}: {error.message}; see {cli.spelled('train')} --help") from None
+    args, others = parser.parse_known_args()
     changes = recipes.options(others)
     if not args.config or args.workdir is None:
         raise UserError(

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from em3_jax import cli
 from em3_jax.config import recipes
-from em3_jax.config.sections import nearest
 from em3_jax.core import paths
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.lock import Lock
 from em3_jax.data.format import open_dataset
 from reproduce import lemur, report, retrieval, runs, search, tables
@@ -116,9 +116,7 @@ def _changes(options: list[str], config: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="em3 reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser(prog="em3 reproduce", description=__doc__)
     parser.add_argument("--table", required=True, help="1 to 7, several as 3,5, or all; or 10; or lemur")
     parser.add_argument("--data", required=True, help="dataset folder; for table 10 also several, with commas between")
     parser.add_argument("--seeds", type=int, default=5, help="how many (default 5)")

@@ -4,8 +4,7 @@ The numbers beside the rows are the paper's QAUC on Douyin Search: 0.64393 for t
 There a group is a query; where a dataset has none, it is a user, and the metric is GAUC.
 """
 
-from em3_jax.config.sections import nearest
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from reproduce.tables import Group, PlannedRun, Row, Table
 
 BASELINE = 0.64393

@@ -17,13 +17,14 @@ USERS, ITEMS, ROWS = (40, 700), (50, 420), (700, 1500)  # so many that the padde
 WIDTH = 8
 
 
-def grown(folder: Path, later: bool, without: str | None = None) -> Dataset:
+def grown(folder: Path, later: bool, without: str | None = None, seed: int = 5) -> Dataset:
     """The dataset in `folder`, the first or the later one.
 
     Args:
       without: an item that is left out, with all its interactions.
+      seed: of the interactions; with another one the same users and items meet otherwise.
     """
-    random = np.random.default_rng(5)
+    random = np.random.default_rng(seed)
     clicks = [_clicks(random, USERS[0], ITEMS[0], 0, ROWS[0], ("phone", "web"))]
     clicks.append(_clicks(random, USERS[1], ITEMS[1], ROWS[0], ROWS[1], ("desktop", "phone", "web")))
     clicks = pa.concat_tables(clicks if later else clicks[:1])

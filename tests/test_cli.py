@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from em3_jax.__main__ import call
+
 PRELUDE = "from em3_jax import cli\nfrom em3_jax.core.errors import UserError\n"
 
 
@@ -70,3 +72,33 @@ def test_a_module_that_is_no_command_names_the_command(module, command):
     called = [sys.executable, "-m", f"em3_jax.{module}", "--workdir=x"]
     found = subprocess.run(called, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert found.returncode == 2 and found.stderr.startswith(f"error: em3_jax.{module}: call it as `{command}`")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("eval --workdir=x --split=tset", "--split: 'tset': did you mean 'test'?"),
+        ("eval --workdir=x --split=7", "--split: '7': known: test, train, valid; see `em3 eval --help`"),
+        ("eval --workdir=x --spilt=test", "--spilt=test: no such option; did you mean '--split'?"),
+        ("eval --workdir=x --step=last", "--step: invalid int value: 'last'; see `em3 eval --help`"),
+        ("eval", "the following arguments are required: --workdir; see `em3 eval --help`"),
+        ("compare x --splt=valid", "--splt=valid: no such option; did you mean '--split'?"),
+        ("export --workdir=x --out=y --dtype=float23", "--dtype: 'float23': did you mean 'float32'?"),
+        ("plot x --against=tiem", "--against: 'tiem': did you mean 'time'?"),
+        ("prepare tabel --out=x", "reader: 'tabel': did you mean 'table'?"),
+        ("prepare table --interactoins=x", "--interactoins=x: no such option; did you mean '--interactions'?"),
+        ("extract --modalty", "--modalty: no such option; did you mean '--modality'?"),
+        ("merge --workdir=x", "the following arguments are required: --out; see `em3 merge --help`"),
+        ("train --workdir", "--workdir: expected one argument; see `em3 train --help`"),
+        (
+            "analyze more",
+            "the following arguments are required: --workdir, --baseline, --out; see `em3 analyze --help`",
+        ),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_the_nearest(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", sys.argv)  # which `call` sets
+    command, *others = arguments.split()
+    with pytest.raises(SystemExit) as left:
+        call(command, others)
+    assert left.value.code == 2 and capsys.readouterr().err == f"error: {said}\n"

@@ -63,7 +63,7 @@ def _write(analysed: spaces.Analysed, out: Path, choice: Choice, look: Look) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     choice, look = Choice(), Look()
     add = parser.add_argument
     add("--workdir", type=paths.local, required=True, help="the folder of a training run with content")

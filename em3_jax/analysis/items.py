@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from em3_jax.analysis.spaces import Analysed
-from em3_jax.config.sections import nearest
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import FIRST_KNOWN, columns
 from em3_jax.data import content
 from em3_jax.data.format import Dataset

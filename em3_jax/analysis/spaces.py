@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from em3_jax.config.schema import Retrieval
-from em3_jax.config.sections import nearest
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.types import State
 from em3_jax.core.values import canonical
 from em3_jax.data.format import Dataset, FeatureSet

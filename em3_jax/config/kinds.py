@@ -9,6 +9,7 @@ from typing import Any
 
 from em3_jax.core import paths
 
+LARGEST_WHOLE = 2**31 - 1
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -41,7 +42,7 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Whole(Kind):
-    """A whole number from `least` to `most`; None = any."""
+    """A whole number from `least` to `most`; None = any that devices count with."""
 
     least: int | None = 0
     most: int | None = None
@@ -55,8 +56,8 @@ class Whole(Kind):
         return (
             isinstance(value, int)
             and not isinstance(value, bool)
-            and (self.least is None or self.least <= value)
-            and (self.most is None or value <= self.most)
+            and (-LARGEST_WHOLE if self.least is None else self.least) <= value
+            and value <= (LARGEST_WHOLE if self.most is None else self.most)
         )
 
     def parse(self, text: str) -> int:
@@ -80,13 +81,16 @@ class Number(Kind):
         return f"a number {least}" + (f", {most}" if math.isfinite(self.most) else "")
 
     def holds(self, value: Any) -> bool:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not is_finite(value):
             return False
         low = value > self.least if self.above else value >= self.least
         return low and (value < self.most if self.below else value <= self.most)
 
     def parse(self, text: str) -> float:
         return float(text)
+
+    def resolved(self, value: float) -> float:
+        return float(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +198,14 @@ class Multiplier(Kind):
 
     def parse(self, text: str) -> Any:
         raise ValueError  # a tuple is written as Python does
+
+
+def is_finite(value: int | float) -> bool:
+    """Whether a number is a finite float; whole numbers may be larger than any."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def is_section(value: Any) -> bool:

@@ -7,7 +7,6 @@ the dataset decide are checked where those are known.
 
 import dataclasses
 import functools
-import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,10 +15,9 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from ml_collections import ConfigDict
 
 from em3_jax.config import schema
-from em3_jax.config.kinds import Choice, Kind, Several, is_section
+from em3_jax.config.kinds import LARGEST_WHOLE, Choice, Kind, Several, Whole, is_finite, is_section
 from em3_jax.config.schema.retrieval import ChosenBy
-from em3_jax.config.sections import nearest
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 
 Section = TypeVar("Section")
 Settings = Mapping[str, Any]
@@ -30,6 +28,7 @@ ROOTS: dict[str, type] = {
     "retrieval": schema.Retrieval,
 }
 """Task -> what its config is."""
+LONGEST_ECHO = 200  # characters of a value that a message repeats
 ON_STREAMS = ("ranking", "lemur")
 
 
@@ -316,11 +315,17 @@ def refusal(name: str, value: Any, kind: Kind) -> str:
     if isinstance(choice, Choice) and isinstance(wrong, str):
         hint = nearest(wrong, choice.names)
         near = f"; {hint}" if hint.startswith("did") else ""
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(wrong, int) and wrong > LARGEST_WHOLE and isinstance(choice, Whole):
+        near = f"; {LARGEST_WHOLE} at most" if choice.most is None else ""
+    elif isinstance(wrong, int | float) and not is_finite(wrong):
         near = "; a finite one"
     return f"config.{name}={shown(value)}: give {kind.words}{near}"
 
 
 def shown(value: Any) -> str:
-    """A value in a message."""
-    return f"'{value}'" if isinstance(value, str) else str(value)
+    """A value in a message, the beginning of one that is long."""
+    try:
+        text = f"'{value}'" if isinstance(value, str) else str(value)
+    except ValueError:  # which Python says of numbers that have more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."

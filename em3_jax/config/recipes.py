@@ -18,9 +18,8 @@ from ml_collections import ConfigDict
 
 from em3_jax.config import parse, schema
 from em3_jax.config.kinds import Flag, Kind, Number, Several, Text, Whole
-from em3_jax.config.sections import nearest
 from em3_jax.core import paths
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 
 OPTION = "--config."
 

@@ -1,23 +1,15 @@
 """Between a config and the functions it speaks to: every key of a section must be a parameter, and every parameter set."""
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from em3_jax.core.errors import UserError
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint: the known name nearest to `name`, or all of them where none is near."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+from em3_jax.core.errors import UserError, nearest
 
 
 def call(function: Callable, section: Mapping[str, Any], where: str, **given) -> Any:

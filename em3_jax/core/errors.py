@@ -1,4 +1,7 @@
-"""The error a user can act on."""
+"""The error a user can act on, and a hint for a name that is wrong."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -6,3 +9,10 @@ class UserError(Exception):
 
     Commands print it without a stack trace and exit with code 2.
     """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint: the known name nearest to `name`, or all of them where none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

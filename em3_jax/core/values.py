@@ -38,7 +38,7 @@ def canonical(value: Any) -> str | None:
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, int | np.integer):
-        return str(int(value))
+        return _whole(int(value))
     if isinstance(value, float | np.floating):
         if math.isnan(value):
             return None
@@ -48,12 +48,19 @@ def canonical(value: Any) -> str | None:
         if value.is_nan():
             return None
         is_whole = value.is_finite() and value == value.to_integral_value()
-        return str(int(value)) if is_whole else f"{value.normalize():f}"
+        return _whole(int(value)) if is_whole else f"{value.normalize():f}"
     if isinstance(value, bytes):
         return _of_bytes(value)
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return str(value) or None
+
+
+def _whole(value: int) -> str:
+    try:
+        return str(value)
+    except ValueError:  # of more than 4,300 digits, which Python writes in no decimal form
+        return f"{value:#x}"
 
 
 def _signed(digits: str) -> str:

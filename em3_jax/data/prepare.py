@@ -73,15 +73,14 @@ def _run(reader: Callable[..., Dataset], arguments: dict) -> None:
     print(report(dataset))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> cli.Parser:
     """Options are the readers' arguments; their help is what the docstrings say."""
-    text = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="em3 prepare", description=__doc__, formatter_class=text)
+    parser = cli.Parser(prog="em3 prepare", description=__doc__)
     commands = parser.add_subparsers(dest="reader", required=True, metavar="reader")
     for name, reader in READERS.items():
         of_module = sys.modules[reader.__module__].__doc__ or ""
         about = of_module if reader is not check else "Checks a dataset again, all of it."
-        command = commands.add_parser(name, help=about.split("\n")[0], description=about, formatter_class=text)
+        command = commands.add_parser(name, help=about.split("\n")[0], description=about)
         command.argument_default = argparse.SUPPRESS  # what is not given takes the reader's own default
         cli.add_options(command, reader, {"out": "the folder to make"})
         if reader is table:

@@ -6,7 +6,6 @@ interval that the test rows leave, in which rows of one user count as one, and p
 the t-test over pairs of runs of one seed; with one run each it is of the test rows. Reads what `eval.py` wrote.
 """
 
-import argparse
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from em3_jax import metrics
-from em3_jax.config.sections import nearest
+from em3_jax import cli, metrics
 from em3_jax.core import paths, strict_json
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.data.format import SPLITS
 from em3_jax.evaluation.influence import ByUser, error_of
 
@@ -68,6 +66,8 @@ def of_runs(name: str, folders: Sequence[Path], split: str) -> Model:
     runs = []
     for folder in folders:
         path = folder / f"eval_{split}.json"
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give the --workdir of a run that was evaluated")
         if not path.exists():
             raise UserError(f"{path}: file missing; run `em3 eval --workdir={folder} --split={split}` first")
         runs.append((_read(path), _read_users(folder / f"eval_{split}_users.npz"), folder))
@@ -220,7 +220,7 @@ def _write(path: Path, rows: dict[str, dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("models", nargs="+", help="name=workdir[,workdir...]; the first is the baseline")
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--metric", default="auc", help="auc, gauc, qauc, logloss, calibration; recall@20, ...")

@@ -6,7 +6,6 @@ export goes on where it stopped. With --update, items whose content is as it was
 the dataset may have new items since training; with --every 1h it goes on looking for newer checkpoints until it is stopped.
 """
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -22,7 +21,7 @@ from em3_jax import cli
 from em3_jax.core import paths, trees
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import FeatureSet
-from em3_jax.export import scorer
+from em3_jax.export import same_data, scorer
 from em3_jax.export.items import encode_items
 from em3_jax.export.model import write_model
 from em3_jax.serving import store
@@ -57,6 +56,7 @@ class Settings(NamedTuple):
       keep: how many versions the store keeps.
       batch_size: items encoded at once.
       platforms: for which the ranking model is compiled.
+      other_data: the store may go over from another dataset to the run's.
     """
 
     data_root: str | Path | None = None
@@ -66,6 +66,7 @@ class Settings(NamedTuple):
     keep: int = 3
     batch_size: int = 2048
     platforms: tuple[str, ...] = scorer.PLATFORMS
+    other_data: bool = False
 
 
 class Exported(NamedTuple):
@@ -96,8 +97,11 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
             "`em3 vectors` writes its embeddings"
         )
     with store.writing(out) as folder:
-        previous = _previous(out) if settings.update else None
+        served = _served(out, settings.update)
+        previous = served if settings.update else None
         _check_data(run, previous)
+        manifest_there = served.manifest if served else None
+        same_data.check(out, manifest_there, record, parts.work.dataset, settings.other_data)
         state, carried = growth.restore(run.checkpoints, directory, parts, _step(run.checkpoints, settings.checkpoint))
         model_hash = _hash(state.params, state.memory)
         reusable = previous if previous and _may_reuse(previous, model_hash, settings.dtype) else None
@@ -119,6 +123,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
             "checkpoint": {"workdir": directory.name, "step": int(state.step), "model_hash": model_hash},
             "commit": record["commit"],
             "data_hash": parts.work.dataset.meta["data_hash"],
+            "rows": same_data.sample(parts.work.dataset),
             "features": {features.name: _facts(features) for features in parts.work.feature_sets},
             "counts": {
                 "users": parts.work.dataset.num_users,
@@ -172,16 +177,17 @@ def _hash(*trees_: Any) -> str:
     return digest.hexdigest()
 
 
-def _previous(out: str | Path) -> store.Version | None:
-    """The version served, if there is one that can be read."""
+def _served(out: str | Path, update: bool) -> store.Version | None:
+    """The version served, if there is one that can be read; says where there is none to update."""
     try:
-        if store.current_name(out) is None:
-            print("there is no earlier version: all items are encoded")
-            return None
-        return store.open_current(out)
+        if store.current_name(out) is not None:
+            return store.open_current(out)
+        said = "there is no earlier version"
     except UserError as error:
-        print(f"{error}; all items are encoded")
-        return None
+        said = str(error)
+    if update:
+        print(f"{said}: all items are encoded")
+    return None
 
 
 def _may_reuse(previous: store.Version, model_hash: str, dtype: str) -> bool:
@@ -254,7 +260,7 @@ def _exportable(directory: str | Path, settings: Settings) -> tuple[str, int | N
 
 def main() -> None:
     defaults = Settings()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a training run")
     parser.add_argument("--out", type=paths.local, required=True, help="the store; made if it is not there")
     parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")
@@ -267,6 +273,9 @@ def main() -> None:
     parser.add_argument(
         "--platforms", type=cli.as_list, default=defaults.platforms, help="to compile for (default cpu,cuda,tpu)"
     )
+    parser.add_argument(
+        "--other-data", action="store_true", help="let the store go over from another dataset to that of this run"
+    )
     args = parser.parse_args()
     every = parse_interval(args.every) if args.every else 0.0
     if args.keep < 1 or args.batch_size < 1:
@@ -276,7 +285,7 @@ def main() -> None:
         raise UserError(f"--platforms: give some of {', '.join(scorer.PLATFORMS)}, rocm")
     settings = Settings(
         args.data, args.checkpoint or ("newest" if every else "best"), args.dtype, args.update, args.keep,
-        args.batch_size, args.platforms,
+        args.batch_size, args.platforms, args.other_data,
     )  # fmt: skip
 
     def show(done: Exported) -> None:

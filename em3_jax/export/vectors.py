@@ -4,9 +4,9 @@ One vector an item, from the run's best checkpoint; of a run with a memory bank,
 as frozen features with --config.model.content=pre_extracted --config.data.features=em3.
 """
 
-import argparse
 from pathlib import Path
 
+from em3_jax import cli
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.data.features import write_features
@@ -48,7 +48,7 @@ def export_vectors(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a training run with content")
     parser.add_argument("--name", required=True, help="of the feature set to write")
     parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")

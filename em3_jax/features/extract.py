@@ -363,8 +363,7 @@ def _in_order(
 
 
 def main(argv: list[str] | None = None) -> None:
-    text = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="em3 extract", description=__doc__, formatter_class=text)
+    parser = cli.Parser(prog="em3 extract", description=__doc__)
     parser.argument_default = argparse.SUPPRESS  # what is not given takes the function's own default
     cli.add_options(parser, extract)
     cli.add_options(parser.add_argument_group("ready arrays"), from_array, besides=extract)

@@ -158,8 +158,7 @@ def _pictures(content: content_.Content, size: int):
 
 
 def main(argv: list[str] | None = None) -> None:
-    text = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="em3 raw", description=__doc__, formatter_class=text)
+    parser = cli.Parser(prog="em3 raw", description=__doc__)
     parser.argument_default = argparse.SUPPRESS  # what is not given takes the function's own default
     cli.add_options(parser, raw)
     arguments = vars(parser.parse_args(argv))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from em3_jax import cli
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.plan import targets
@@ -35,10 +36,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="em3 plan", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.allow_abbrev = False
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="em3 plan", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="config file, as for em3 train")
     parser.add_argument("--target", required=True, help="devices, e.g. v5e:4x4, h100:8 or cpu:8")
     parser.add_argument("--rows", type=int, help="rows of the ID table")

@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from em3_jax.config.sections import nearest
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.plan import chips
 
 COMPILERS = "EM3_COMPILERS"

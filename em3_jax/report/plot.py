@@ -5,7 +5,6 @@ validation with the best step marked, examples a second, waiting for input, grad
 values of all runs at a step. Streams are drawn by `em3 curves`.
 """
 
-import argparse
 import contextlib
 import json
 import math
@@ -15,14 +14,14 @@ from typing import Any, NamedTuple
 
 from em3_jax import cli
 from em3_jax.config import parse
-from em3_jax.config.sections import differences, nearest
+from em3_jax.config.sections import differences
 from em3_jax.core import paths
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.metrics import METRIC_SIGNS
 from em3_jax.report import page as plot_page
 from em3_jax.report import panels
 from em3_jax.report.panels import METRICS, Line, Panel
-from em3_jax.training.curve import CURVE
+from em3_jax.training.curve import CURVE, NEW_ROWS
 from em3_jax.training.run import Run
 
 SPEED, WAIT, EVALUATION = "time/examples_per_second", "time/input_wait_share", "time/evaluation_seconds"
@@ -55,7 +54,8 @@ class Logged(NamedTuple):
       values: name -> step -> value, steps ascending; NaN where it is undefined.
       config, data_hash: of its run.json; {} and "" without one.
       metric: what chooses its best step; "" without a validation.
-      best_step: None before the first validation.
+      best_step: None before the first validation. Where the dataset has grown, of what came after, see `grown_after`.
+      grown_after: the step after which the dataset grew for the last time; None = it never did, or that is not known.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Logged(NamedTuple):
     data_hash: str
     metric: str
     best_step: int | None
+    grown_after: int | None
 
     def last_step(self) -> int:
         return max(max(steps) for steps in self.values.values())
@@ -88,6 +89,7 @@ def load(folder: Path, name: str) -> Logged:
     if not path.is_file():
         raise UserError(f"{path}: file missing; is {folder} the --workdir of a train.py run?")
     values = read(path)
+    grown_after = max(values.pop(NEW_ROWS, {}), default=None)
     if not values:
         raise UserError(f"{path}: no step is logged yet; the first line comes after config.train.log_every steps")
     run = Run.open(folder) if (folder / "run.json").is_file() else Run(folder, {"config": {}, "data_hash": ""})
@@ -98,9 +100,14 @@ def load(folder: Path, name: str) -> Logged:
         metric = next((name for name in known if name in METRIC_SIGNS), "")
     scores = {step: METRIC_SIGNS[metric] * value for step, value in values.get(f"valid/{metric}", {}).items()}
     scores = {step: score for step, score in scores.items() if math.isfinite(score)}
+    if grown_after is not None:  # validation is another set since
+        scores = {step: score for step, score in scores.items() if step > grown_after}
+    elif run.record.get("grown_from"):  # by an earlier version, which logged no growth
+        kept = {path.name for path in (folder / "checkpoints" / "best").glob("*")}
+        scores = {step: score for step, score in scores.items() if str(step) in kept}
     # Of equal ones the first, as in training.
     best = max(scores, key=lambda step: scores[step]) if scores else None
-    return Logged(name, folder, values, config, run.data_hash, metric, best)
+    return Logged(name, folder, values, config, run.data_hash, metric, best, grown_after)
 
 
 def _filled(config: dict) -> dict:
@@ -286,6 +293,12 @@ def notes(runs: list[Logged], smooth: int) -> list[str]:
     """What a reader of the pictures has to know."""
     metrics = sorted({run.metric for run in runs if run.best_step is not None})
     lines = [f"A large dot marks the best step by validation {' and '.join(metrics)}."] if metrics else []
+    lines += [
+        f"{run.name}: the dataset grew after step {run.grown_after:,}, and validation with it: "
+        "the best is sought anew from there."
+        for run in runs
+        if run.grown_after is not None
+    ]
     if smooth > 1:
         lines.append(f"Training values are running means over {smooth} logged ones; validation is as logged.")
     if len({run.data_hash for run in runs if run.data_hash}) > 1:
@@ -312,7 +325,7 @@ def outputs(out: Path | None, first: Path) -> tuple[Path, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", help="name=workdir, or workdir")
     parser.add_argument(
         "--out", type=paths.local, help="PATH for PATH.png and PATH.html (default: plots in the first run's folder)"

@@ -5,9 +5,9 @@ for runs with a memory bank the share of history slots that it fills and the cos
 `em3 plot` draws the other runs.
 """
 
-import argparse
 from pathlib import Path
 
+from em3_jax import cli
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.report import panels
@@ -87,7 +87,7 @@ def _mean(lines: list[dict], slice_name: str, metric: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", help="name=workdir, or workdir")
     parser.add_argument("--out", type=paths.local, help="PNG to write")
     parser.add_argument("--smooth", type=int, default=1, help="windows of a running mean (default 1)")

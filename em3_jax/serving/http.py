@@ -15,7 +15,6 @@ requests. For trying things out on
 this machine: there is no encryption and no login, so it listens on localhost unless told otherwise.
 """
 
-import argparse
 import asyncio
 import os
 import signal
@@ -34,13 +33,27 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
+from em3_jax import cli
 from em3_jax.core import paths
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.serving.field_values import LONGEST_ECHO
 from em3_jax.serving.service import Model, Scores, Service
 
+SAID = {
+    "missing": "missing, it has to be there",
+    "list_type": "give a list",
+    "dict_type": "give an object, name -> value",
+    "bool_type": "give true or false",
+    "too_short": "give at least one",
+    "int_parsing": "give a whole number",
+    "model_type": "the body is no JSON object; give one with candidates, and user, history, ...",
+}
+"""What pydantic finds wrong -> what to say of it, where its own words are not plain."""
 DRAINED = 32  # times the largest body, that are read and thrown away so that the client hears why it is refused
 BODY_SECONDS, SHUTDOWN_SECONDS = 8, 10  # the first the shorter, so that a client that stalls is refused and not cut off
+
+
+QUERY = ("item", "count")  # what GET /similar is asked with
 
 
 class Limits(NamedTuple):
@@ -130,7 +143,7 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"error": _first_problem(error.errors())}, 422)
+        return JSONResponse({"error": _first_problem(error.errors(), ())}, 422)
 
     @app.post("/score")
     async def score(request: Request) -> JSONResponse:
@@ -144,7 +157,10 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
         return JSONResponse({"version": model.name, **_written(scores)})
 
     @app.get("/similar")
-    async def similar(item: str, count: Annotated[int, Field(ge=1, le=1000)] = 10) -> dict[str, Any]:
+    async def similar(request: Request, item: str, count: Annotated[int, Field(ge=1, le=1000)] = 10) -> dict[str, Any]:
+        for name in request.query_params:
+            if name not in QUERY:
+                raise HTTPException(422, _no_such(name, QUERY))
         model = service.model
         if not model.has_content:
             raise HTTPException(404, "the model uses IDs alone: it has no content embeddings to compare")
@@ -227,13 +243,27 @@ def _parse(body: bytes) -> ScoreRequest:
     except ValidationError as error:
         problems = error.errors(include_url=False)
         status = 400 if problems[0]["type"] == "json_invalid" else 422
-        raise HTTPException(status, _first_problem(problems)) from None
+        raise HTTPException(status, _first_problem(problems, tuple(ScoreRequest.model_fields))) from None
 
 
-def _first_problem(problems: Sequence[Mapping[str, Any]]) -> str:
-    """ "candidates.0: Input should be a valid integer"."""
-    where = ".".join(str(part) for part in problems[0]["loc"] if part != "query")
-    return f"{where[:LONGEST_ECHO]}: {problems[0]['msg']}" if where else problems[0]["msg"]
+def _first_problem(problems: Sequence[Mapping[str, Any]], known: Sequence[str]) -> str:
+    """ "history: give a list"; a name that is wrong goes before what is missing for it.
+
+    Args:
+      problems: as pydantic tells them.
+      known: the names that there are.
+    """
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
+    where = ".".join(str(part) for part in problem["loc"] if part != "query")
+    if problem["type"] == "extra_forbidden":
+        return _no_such(where, known)
+    said = SAID.get(problem["type"]) or problem["msg"].replace("Input should be", "has to be")
+    return f"{where[:LONGEST_ECHO]}: {said}" if where else said
+
+
+def _no_such(name: str, known: Sequence[str]) -> str:
+    name = name[:LONGEST_ECHO]
+    return f"{name}: no such field; {nearest(name, known)}"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -251,7 +281,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def main() -> None:
     defaults = Limits()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--store", type=paths.local, required=True, help="a folder made by `em3 export`")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import PADDING, UNKNOWN
 from em3_jax.core.values import canonical
 from em3_jax.serving.field_values import LONGEST_ECHO, FieldValues, Unknown
@@ -294,9 +294,9 @@ class Model:
     def _ids(self, group: str, name: str, values: Sequence, unknown: Unknown) -> np.ndarray:
         """[n] i64 ids of a field's values."""
         if name not in self._values[group]:
-            there = ", ".join(self._names(group)) or "none"
-            what = f"{WORDS[group]} field '{name[:LONGEST_ECHO]}'"
-            raise UserError(f"{what}: no such field; there are: {there}")
+            name, there = name[:LONGEST_ECHO], self._names(group)
+            hint = nearest(name, there) if there else "there are none"
+            raise UserError(f"{WORDS[group]} field '{name}': no such field; {hint}")
         ids, known = self._values[group][name].ids(values)
         unknown.add(f"{PLACES[group]}.{name}", values, known)
         return ids

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax import losses
-from em3_jax.config import sections
 from em3_jax.config.schema.ranking import Cic
 from em3_jax.core import exchange
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import Fields
 from em3_jax.core.types import Batch
 from em3_jax.models.cic import ContentIdHeads
@@ -90,7 +89,7 @@ def content_id_contrast(settings: Cic, fields: Fields) -> ContentIdContrast | No
     names = [field.name for field in fields.item]
     for name in settings.id_fields:
         if name not in names:
-            hint = sections.nearest(name, names)
+            hint = nearest(name, names)
             raise UserError(f"config.model.cic.id_fields: no item field '{name}'; {hint}")
     chosen = tuple(names.index(name) for name in settings.id_fields)
     heads = ContentIdHeads(settings.width)

@@ -1,4 +1,4 @@
-"""The curve of a run on a stream, as it lies in its folder."""
+"""What a run has logged, as it lies in its folder: names that are read elsewhere, and the curve of a stream."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 from em3_jax.core import strict_json
 
 CURVE = "stream.jsonl"
+NEW_ROWS = "data/new_rows"
+"""Logged once a growth of the dataset, at the step before the first of them; the best is sought anew from there."""
 
 
 def read_curve(path: Path) -> list[dict]:

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from em3_jax.config import parse, schema, sections
-from em3_jax.core.errors import UserError
+from em3_jax.config import parse, schema
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.types import State
 from em3_jax.tasks.lemur.setup import lemur
 from em3_jax.tasks.pretraining.setup import pretraining
@@ -73,7 +73,7 @@ def build(
     layout = make_layout(config, devices)
     work: Work = TASKS[config.task](config, layout.mesh)  # type: ignore[operator]
     if config.eval.metric not in work.headline:
-        known = sections.nearest(config.eval.metric, work.headline)
+        known = nearest(config.eval.metric, work.headline)
         key = f"config.eval.metric={config.eval.metric}"
         raise UserError(f"{key}: not a metric of this run; {known}")
     return Experiment(config, work, make_program(config, work, layout))

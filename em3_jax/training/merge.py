@@ -4,7 +4,6 @@ The new folder holds a run of the same model without adapters, which scores the 
 `--config.train.init_from` take it like any other. Reads the best checkpoint of the run and nothing of its dataset.
 """
 
-import argparse
 import re
 import shutil
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 
+from em3_jax import cli
 from em3_jax.config import parse
 from em3_jax.config.schema import Config, Ranking
 from em3_jax.core import paths, publish, strict_json, trees
@@ -122,7 +122,7 @@ def _write(folder: Path, state: State, notes: dict[str, Any], record: dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a run with adapters")
     parser.add_argument("--out", type=paths.local, required=True, help="the folder to make")
     args = parser.parse_args()

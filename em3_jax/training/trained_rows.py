@@ -35,12 +35,20 @@ def fingerprints(dataset: Dataset, rows: np.ndarray | range) -> np.ndarray:
     """[n] u64 of interaction rows: the same in every dataset that is prepared of them, in whatever unit it counts time."""
     rows, unit = np.asarray(rows), times.unit_of(dataset)
     parts = [
-        _of_ids(table.column("id"))[dataset.interactions[kind][rows]]
+        _of_rows(table.column("id"), dataset.interactions[kind][rows])
         for kind, table in (("user", dataset.user_table), ("item", dataset.item_table))
     ]
     if unit != times.ORDER:  # else it is the place in the log, which moves
         parts.append(dataset.interactions["time"][rows] * np.int64(times.NANOSECONDS[unit]))
     return rng.hash_words(rng.numpy_key(0, "rows"), *parts)
+
+
+def _of_rows(ids: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
+    """[n] u64 of the ids of rows [n]; of few rows, no other id is looked at."""
+    if len(rows) >= len(ids):
+        return _of_ids(ids)[rows]
+    named, place = np.unique(rows, return_inverse=True)
+    return _of_ids(ids.take(pa.array(named)))[place]
 
 
 def _of_ids(ids: pa.ChunkedArray) -> np.ndarray:

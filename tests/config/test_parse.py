@@ -13,6 +13,7 @@ from em3_jax.models.ranking import CONTENT_PARTS
 from tests.conftest import ROOT, user_error
 
 RECIPES = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name != "base.py")
+HUGE = 10**400  # no float
 NEVER = (None, float("nan"), float("inf"), {"a": 1}.keys(), b"x")
 
 
@@ -33,11 +34,11 @@ def wrong(kind: kinds.Kind) -> list:
     match kind:
         case kinds.Whole():
             beyond = [] if kind.most is None else [kind.most + 1]
-            return [kind.least - 1, -(10**9), *beyond, 1.5, True, "3", (3,), *NEVER]
+            return [kind.least - 1, -(10**9), *beyond, HUGE, -HUGE, 2**32, 1.5, True, "3", (3,), *NEVER]
         case kinds.Number():
             ends = [kind.least] if kind.above else []
             ends += [kind.most] if kind.below else [kind.most + 1] if math.isfinite(kind.most) else []
-            return [kind.least - 1e-9, -1, *ends, -math.inf, True, "0.5", (1.0,), *NEVER]
+            return [kind.least - 1e-9, -1, *ends, HUGE, -HUGE, -math.inf, True, "0.5", (1.0,), *NEVER]
         case kinds.Flag():
             return [0, 1, "true", "False", 1.0, (True,), *NEVER]
         case kinds.Choice():
@@ -104,6 +105,16 @@ def _same_from_the_command_line(config: dict, name: str, value, kind: kinds.Kind
         return
     if not kind.holds(parsed):
         assert f"give {kind.words}" in user_error(parse.checked, changed(config, name, parsed))
+
+
+def test_a_number_that_no_float_is_is_refused_without_all_its_digits():
+    for name, words in (("train.epochs", "; a finite one"), ("data.batch_size", f"; {2**31 - 1} at most")):
+        for huge in (HUGE, 10**5000):  # Python writes none of more than 4,300 digits
+            message = user_error(parse.checked, changed({}, name, huge))
+            assert message.startswith(f"config.{name}=") and message.endswith(words) and len(message) < 300
+    assert user_error(parse.checked, changed({}, "data.batch_size", 2**31)).endswith("; 2147483647 at most")
+    assert parse.parse(changed({}, "train.log_every", 2**31 - 1)).train.log_every == 2**31 - 1
+    assert type(parse.parse(changed({}, "optim.learning_rate", 10**30)).optim.learning_rate) is float
 
 
 @pytest.mark.parametrize("name", sorted(ALL))

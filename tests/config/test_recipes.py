@@ -1,5 +1,6 @@
 """recipes and manual: config files, what the command line changes in them, and what --help says."""
 
+import re
 import subprocess
 import sys
 import time
@@ -141,6 +142,15 @@ def test_help_of_a_recipe_has_its_variants_and_its_own_settings():
 def test_every_setting_has_a_comment():
     rows = [line for line in manual.page().splitlines() if line.startswith("| `")]
     assert len(rows) > 140 and not [row for row in rows if row.split(" | ")[-1].strip("| ") in ("", "of `em3`:")]
+
+
+def test_a_comment_needs_no_neighbour_to_be_understood():
+    """`--help` is searched for one line: "of the transformer" or "linear" says nothing there."""
+    rows = [line.split(" | ") for line in manual.page().splitlines() if line.startswith("| `")]
+    leaning = {"of", "on", "in", "or", "its", "it", "that", "they", "without", "after", "for", "until", "between"}
+    for row in rows:
+        said = re.sub(r"^of `\w+`: ", "", row[-1].strip("| "))
+        assert said.split()[0] not in leaning and len(said.split()) > 2, (row[0], said)
 
 
 def test_help_says_of_a_retrieval_model_what_its_own_settings_are():

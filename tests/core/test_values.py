@@ -44,6 +44,14 @@ def test_nothing_has_no_form(value):
     assert canonical(value) is None
 
 
+def test_a_number_that_python_does_not_write_has_a_form_too():
+    huge = 10**5000  # more digits than `str` takes
+    assert (
+        canonical(huge) != canonical(huge + 1) and canonical(huge) == canonical(decimal.Decimal("1e5000")) is not None
+    )
+    assert canonical(10**400) == "1" + "0" * 400
+
+
 def test_json_keeps_the_form():
     for value in (5, 5.0, 4.5, True, "x", 10**20):
         assert canonical(json.loads(json.dumps(value))) == canonical(value)

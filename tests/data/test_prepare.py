@@ -137,6 +137,7 @@ def test_a_mapping_in_the_types_of_its_language(tmp_path, capsys):
         ("overwrite = 1", "write true or false"),
         ('max_values = "8"', "write a whole number"),
         ("max_values = 2.5", "write a whole number"),
+        ("max_values = 1" + "0" * 400, "write a whole number"),
         ("max_values = nan", "write a whole number"),
         ("columns = ['user']", "write a table"),
         ('columns = "user"', "write name=value"),

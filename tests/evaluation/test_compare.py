@@ -118,6 +118,9 @@ def test_what_cannot_be_paired_is_refused(runs, tmp_path):
 
 def test_what_is_named_and_where_the_numbers_go(runs, tmp_path, monkeypatch):
     assert _load(runs, "base", (0,)).seeds == compare.load(f"b={runs['base', 0]},", "test").seeds == [0]
+    missing = user_error(compare.load, f"b={tmp_path / 'rns'}", "test")
+    assert missing == f"{tmp_path / 'rns'}: no such folder; give the --workdir of a run that was evaluated"
+    assert "eval_valid.json: file missing; run `em3 eval" in user_error(compare.load, f"{runs['base', 0]}", "valid")
     assert "'b=': names no run" in user_error(compare.load, "b=", "test")
     numbers = tmp_path / "nowhere" / "numbers.json"
     monkeypatch.setattr(

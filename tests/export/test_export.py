@@ -170,7 +170,7 @@ def test_unknown_users_items_and_long_histories(runs, tiny, tmp_path):
         ({"candidates": [None]}, "candidates: an id is missing (None); leave it out"),
         ({"history": [[1], 2]}, "history: an id is a number or a text, not list as '[1]'"),
         ({"user": {"id": 1}}, "user: an id is a number or a text, not dict as '{'id': 1}'"),
-        ({"context": {"weather": 1}}, "context field 'weather': no such field; there are: slot, hour"),
+        ({"context": {"weather": 1}}, "context field 'weather': no such field; known: hour, slot"),
         ({"context": {"slot": [1, 2]}}, "context field 'slot': 2 values for 1 candidates"),
         ({"context": {"slot": 77}}, "context field 'slot': has no vocabulary; give its ids, integers from 0 to 4"),
         ({"history_fields": {"rating": [1]}}, "history field 'rating': 1 values for a history of 2"),

@@ -113,6 +113,20 @@ def test_what_is_drawn_is_what_was_logged(run, tmp_path, monkeypatch, capsys):
     assert "<td>60</td><td>auc 0.8000 at step 40</td><td>50</td><td>25.0%</td>" in text
 
 
+def test_the_best_of_a_run_that_grew_is_of_what_came_after(tmp_path, monkeypatch, capsys):
+    grew = {"step": 40, "data/new_rows": 70.0}
+    lines = [*LINES[:6], grew, grew, *LINES[6:], train_line(70), train_line(80), valid_line(80, 0.65)]
+    command(monkeypatch, f"grown={write(tmp_path / 'grown', lines, config())}", "--out", tmp_path / "p")
+    (line,) = panel(tmp_path / "p.html", "valid/auc")["lines"]
+    assert line["x"] == [20, 40, 60, 80] and line["x"][line["best"]] == 60, "0.8 was of another validation set"
+    printed = capsys.readouterr().out
+    assert "auc 0.7000 at step 60" in printed and "the dataset grew after step 40" in printed
+    assert "data/new_rows" not in [panel["name"] for panel in embedded(tmp_path / "p.html")["panels"]]
+    command(monkeypatch, write(tmp_path / "soon", [*LINES[:6], grew], config()), "--out", tmp_path / "q")
+    (line,) = panel(tmp_path / "q.html", "valid/auc")["lines"]
+    assert line["best"] is None and "none yet" in capsys.readouterr().out
+
+
 def test_an_entropy_stands_beside_that_of_uniform_weights(tmp_path, monkeypatch):
     name = "train/content_attention_entropy"
     lines = [{"step": k, name: 3.0 / k, f"{name}_uniform": 3.5} for k in (1, 2, 3)]

@@ -210,7 +210,7 @@ def test_what_is_not_known_is_counted_by_field_and_refused_if_strict(movies):
         unknown = model.score(**asked | {"history_fields": {"rating": ["junk"] * 3}})
         assert not answer.unknown and (answer.logit == unknown.logit).all()
     assert not strict.score(**asked | {"user": None}).user_known
-    assert "no such field; there are: rating" in user_error(
+    assert "no such field; known: rating" in user_error(
         lambda: model.score(**asked, history_fields={"mood": [1, 2, 3]})
     )
 

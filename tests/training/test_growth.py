@@ -16,7 +16,9 @@ from configs import base, retrieval
 from em3_jax import evaluate as evaluation
 from em3_jax import train
 from em3_jax.core import trees
+from em3_jax.report import plot
 from em3_jax.training import checkpoint, experiment, growth, rundir
+from em3_jax.training.curve import NEW_ROWS
 from tests.conftest import ROOT, user_error
 from tests.grown_tables import grown
 from tests.planted_pairs import planted_pairs
@@ -164,6 +166,23 @@ def test_a_grown_run_goes_on_evaluates_and_resumes_without_the_switch(data, went
     train.train(settings(data["later"], grow=True), run)
     printed = capsys.readouterr().out
     assert "the dataset has grown: user/user 40 -> 700, " in printed and f"resuming after step {STEPS}" in printed
+
+
+def test_the_best_step_of_a_plot_is_that_of_the_checkpoint_kept(data, went_on, tmp_path):
+    grown = plot.load(went_on, "grown")
+    assert grown.grown_after == STEPS and rundir.read(went_on)["grown_from"]
+    assert [grown.best_step] == checkpoint.Checkpoints(went_on).steps("best")
+    assert grown.best_step == evaluation.evaluate(went_on, "valid")["step"]
+    logged = (went_on / "metrics.jsonl").read_text()
+    marks = [json.loads(line) for line in logged.splitlines() if NEW_ROWS in line]
+    assert marks == [{"step": STEPS, NEW_ROWS: len(data["later"].split_rows("train")) - FIRST_ROWS}]
+    # A better value of before is of another validation set. The same of a run whose growth was not logged.
+    better = shutil.copytree(went_on, tmp_path / "better")
+    for kept in (True, False):
+        lines = [json.loads(line) for line in logged.splitlines() if kept or NEW_ROWS not in line]
+        lines = [line | {"valid/auc": 0.99} if line["step"] == 4 and "valid/auc" in line else line for line in lines]
+        (better / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert plot.load(better, "better").best_step == grown.best_step
 
 
 KILLED = """

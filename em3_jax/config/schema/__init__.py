@@ -24,7 +24,7 @@ Task = Annotated[str, Choice(TASKS)]
 class _Run:
     """What a run of any task has."""
 
-    seed: Seed = 0  # of all that is drawn
+    seed: Seed = 0  # seed of all that is drawn
     task: Task = "ranking"  # what is optimized; lemur and retrieval have recipes of their own
     optim: Optim = Optim()
     train: Train = Train()

@@ -11,22 +11,23 @@ from em3_jax.config.schema.types import Above, Count, Multipliers, Name, Pattern
 class Tables:
     """The ID tables."""
 
-    width: Size = 16  # of a row
-    init_scale: Weight = 0.05  # standard deviation of a fresh row
-    # of the rows a batch touches
+    width: Size = 16  # width of a table row, an ID's embedding
+    init_scale: Weight = 0.05  # standard deviation of the values of a fresh table row
+    # optimizer of the table rows that a batch touches
     optimizer: Annotated[str, Choice(("rowwise_adagrad", "lazy_adam"))] = "rowwise_adagrad"
-    learning_rate: Weight = 0.02  # of the rows
-    l2: Weight = 0.0  # on the rows a batch touches
+    learning_rate: Weight = 0.02  # learning rate of the table rows
+    l2: Weight = 0.0  # l2 penalty on the table rows that a batch touches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
     """How all parameters but the tables are updated: Adam."""
 
-    learning_rate: Weight = 1e-3  # of all parameters but the tables
-    warmup_steps: Count = 0  # linear
-    decay_steps: Count = 0  # cosine to zero; 0 = constant
-    weight_decay: Weight = 0.0  # decoupled, on matrices
+    learning_rate: Weight = 1e-3  # learning rate of all parameters but the tables
+    warmup_steps: Count = 0  # steps over which the learning rate rises linearly from zero
+    # steps over which the learning rate falls to zero, as a cosine; 0 = it is constant
+    decay_steps: Count = 0
+    weight_decay: Weight = 0.0  # decoupled weight decay of the matrices
     clip_norm: Weight = 10.0  # most that the gradient's norm may be; 0 = no bound
     # (regex on a parameter's name, learning-rate factor); first match wins, 0 freezes
     multipliers: Multipliers = ()
@@ -39,14 +40,17 @@ class Train:
     epochs: Above = 10.0  # passes over the training rows
     # steps between two log lines
     log_every: Annotated[int, Whole(0, empty="0: at evaluations alone")] = 50
-    steps_per_dispatch: Size = 1  # more where a step is short beside the time to start it
+    # steps that a device is given at once; more than 1 where a step is short beside the time to
+    # start it
+    steps_per_dispatch: Size = 1
     # steps between two evaluations on validation, each followed by a checkpoint
     eval_every: Annotated[int, Whole(0, empty="0: once an epoch")] = 200
     # workdir of a run to start from, its best parameters and tables
     init_from: Annotated[str, Folder(empty="empty: a fresh start")] = ""
-    # evaluations without a better one
+    # evaluations without a better one after which a run stops
     patience: Annotated[int, Whole(0, empty="0: never stop early")] = 3
-    deterministic: Switch = False  # on GPUs, at some cost; CPUs are, by their number of cores
+    # the same bits in every run on GPUs, at some cost; CPUs always are, by their number of cores
+    deterministic: Switch = False
     # folder of compiled programs, for the next run to start faster
     compilation_cache: Annotated[str, Folder(empty="empty: JAX's own setting")] = ""
     # go on with a dataset that has grown: `epochs` passes over its new rows alone
@@ -57,9 +61,10 @@ class Train:
 class Eval:
     """How rankings are measured."""
 
-    batch_size: Size = 1024  # of all devices together
-    metric: Name = "auc"  # chooses the best step on validation
-    popular_share: Share = 0.1  # of the items, by training showings: the slice of popular ones
+    batch_size: Size = 1024  # examples of a batch in evaluation, of all devices together
+    metric: Name = "auc"  # metric that chooses the best step on validation
+    # share of the items, by training showings, that make the slice of popular ones
+    popular_share: Share = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,22 +72,25 @@ class Mesh:
     """The devices, and the processes that share them."""
 
     data: Annotated[int, Whole(0, empty="0: all devices")] = 0  # devices that examples are cut over
-    model: Size = 1  # devices beside, over which tables and features are cut as well
-    by_rows: Patterns = ()  # regexes of what of the state is cut by rows over all devices
-    # of several processes: host:port of number 0; auto where JAX finds them: TPU pods, Slurm, Open MPI
+    # devices beside those of mesh.data, over which tables and features are cut as well
+    model: Size = 1
+    # regular expressions of what of the state is cut by rows over all devices
+    by_rows: Patterns = ()
+    # host:port of process 0, of several processes; auto where JAX finds them: TPU pods, Slurm, Open
+    # MPI
     coordinator: Annotated[str, Text(empty="empty: one process")] = ""
-    processes: Size = 1  # how many there are
-    process_id: Count = 0  # which of them this is
-    connect_seconds: Size = 300  # until a process gives up looking for the others
-    heartbeat_seconds: Size = 60  # of silence after which one counts as lost
+    processes: Size = 1  # processes that train one run together
+    process_id: Count = 0  # number of this process among those of mesh.processes, from 0
+    connect_seconds: Size = 300  # seconds until a process gives up looking for the others
+    heartbeat_seconds: Size = 60  # seconds of silence after which a process counts as lost
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretraining:
     """Settings of task pretraining alone."""
 
-    temperature: Above = 0.1  # of the contrast of two views
-    # share of the items, for validation
+    temperature: Above = 0.1  # temperature of the contrast of two views of an item
+    # share of the items that are held out for validation
     hold_out: Annotated[float, Number(most=1.0, above=True, below=True)] = 0.1
 
 
@@ -90,11 +98,12 @@ class Pretraining:
 class Stream:
     """The log as a stream: each window is scored, then trained on, once."""
 
-    # what is scored before it is trained on: "1 days", "6 hours", "5000 examples"
+    # length of a window, which is scored before it is trained on: "1 days", "6 hours", "5000
+    # examples"
     window: Name = "1 days"
     # a mapping for `em3 prepare table`, whose interactions are a file that grows
     follow: Annotated[str, Folder(empty="empty: the dataset as it is")] = ""
-    poll_seconds: Above = 5.0  # between two looks at it
-    # without growth after which the run ends
+    poll_seconds: Above = 5.0  # seconds between two looks at the file that is followed
+    # seconds without growth of the file that is followed after which the run ends
     idle_seconds: Annotated[float, Number(empty="0: never")] = 0.0
-    most_windows: Annotated[int, Whole(0, empty="0: all")] = 0  # after which the run ends
+    most_windows: Annotated[int, Whole(0, empty="0: all")] = 0  # windows after which the run ends

@@ -15,11 +15,11 @@ Modules = Annotated[tuple[str, ...], Several(Choice(("short", "long", "similarit
 class FieldEncoder:
     """LEMUR's own encoder of words, pictures and vectors."""
 
-    width: Size = 64  # of its layers
-    layers: Size = 2  # of the transformer
-    heads: Size = 4  # they divide the width
-    mlp_width: Size = 128  # hidden width of the FFN
-    output: Size = 64  # of an item's representation
+    width: Size = 64  # width of the encoder's layers
+    layers: Size = 2  # layers of the encoder's transformer
+    heads: Size = 4  # heads of the attention in the encoder; they divide the width
+    mlp_width: Size = 128  # hidden width of the FFN in the encoder
+    output: Size = 64  # width of an item's representation
     # the representation reads the mean of each feature set beside the class token
     means: Switch = True
 
@@ -39,17 +39,17 @@ class Query:
 
     # context field whose values are the queries' texts, if the dataset has it
     field: Name = "query"
-    length: Size = 10  # words read of each
-    vocabulary: Annotated[int, Whole(2)] = 8192  # numbers that words are hashed to
-    layers: Size = 2  # of the query encoder
+    length: Size = 10  # words that are read of each query
+    vocabulary: Annotated[int, Whole(2)] = 8192  # numbers that the words of queries are hashed to
+    layers: Size = 2  # layers of the query encoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sqdc:
     """LEMUR's contrast of query and document."""
 
-    weight: Weight = 0.03  # lambda; 0 leaves it out
-    scale: Above = 10.0  # T, of the cosines
+    weight: Weight = 0.03  # lambda, the weight of SQDC; 0 leaves it out
+    scale: Above = 10.0  # T, the factor of SQDC's cosines
     # whether rows of one query, or of one user without, are no negatives of each other
     mask_group: Switch = True
 
@@ -62,26 +62,29 @@ class LemurSettings:
     layout: Layout = Layout()
     # raw feature set -> folder of a converted encoder that reads it first
     encoders: Folders = field(default_factory=lambda: {"text": "", "image": ""})
-    # or all: every history item in every step, what the bank saves
+    # which items a step encodes: the candidates alone, or all of the history too, what the bank
+    # saves
     encode: Annotated[str, Choice(("candidates", "all"))] = "candidates"
     # p: share of a batch's distinct candidates that are encoded; the others come from the bank
     forward_percent: Annotated[float, Number(most=100.0, above=True)] = 100.0
-    # q <= p: share of them that take a gradient
+    # q <= p: share of a batch's distinct candidates whose encoding takes a gradient
     backward_percent: Annotated[float, Number(most=100.0)] = 100.0
-    # of the ranking loss; 0: the encoder alone, on SQDC, whose scores choose the step
+    # weight of the ranking loss; 0: the encoder alone, on SQDC, whose scores choose the step
     ranking_weight: Weight = 1.0
     ranking_gradient: Switch = True  # whether the click's gradient reaches the encoder
-    # whether it does through history slots whose items are encoded in this step
+    # whether the click's gradient reaches the encoder through history slots whose items this step
+    # encodes
     history_gradient: Switch = True
     # what of the history is read, see the README
     history_modules: Modules = ("short", "long", "similarity")
-    short_history: Size = 50  # last events for target attention and the backbone
+    short_history: Size = 50  # last events of a user that target attention and the backbone read
     query: Query = Query()
-    query_history: Size = 30  # last events that stand in for the query
-    decoder_layers: Size = 2  # of the cross-attention over the long history
-    decoder_hidden: Size = 64  # hidden width of its FFN
+    query_history: Size = 30  # last events that stand in for the query where the dataset has none
+    decoder_layers: Size = 2  # layers of the cross-attention over the long history
+    # hidden width of the FFN of the cross-attention over the long history
+    decoder_hidden: Size = 64
     backbone: Backbone = "din"  # the ranking model that content plugs into
     backbone_settings: BackboneSettings = BackboneSettings()
     sqdc: Sqdc = Sqdc()
     cic: Cic = Cic(weight=0.0)  # of the items encoded in the step
-    loss: Loss = "binary_cross_entropy"  # of the logits
+    loss: Loss = "binary_cross_entropy"  # loss of the logits

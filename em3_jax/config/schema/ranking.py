@@ -35,19 +35,19 @@ class Data:
     """The rows that are read, and in which batches."""
 
     root: Annotated[str, Folder()] = ""  # a folder made by `em3 prepare`
-    label: Name = "click"  # or a further label of the dataset
+    label: Name = "click"  # label that is learnt: click, or a further one of the dataset
     # feature sets that make the content tokens; "image[0]" takes one token slot
     features: Names = ()
     # where the features lie; auto: on the device if they fit
     placement: Annotated[str, Choice(("auto", "device", "host"))] = "auto"
     history_length: Size = 50  # T, past events of a user that an example reads
     batch_size: Size = 1024  # B, examples of all devices together
-    # of the training rows
+    # order of the training rows
     order: Annotated[str, Choice(("shuffled", "chronological"))] = "shuffled"
-    most_rows_per_user: Count = 0  # training rows of a user, drawn once; 0 = all
+    most_rows_per_user: Count = 0  # training rows of a user that are read, drawn once; 0 = all
     # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
     unknown_alpha: Weight = 0.25
-    # field -> least such probability
+    # field -> least probability that an id of it becomes `unknown`
     unknown_floor: Mapping[str, Share] = field(default_factory=lambda: {"user": 0.0})
 
 
@@ -55,7 +55,7 @@ class Data:
 class Lora:
     """Adapters beside the layers of the fusion module (EM3, section 3.3.2)."""
 
-    rank: Count = 0  # of the adapters on every FC layer (eq. 9); 0 = none
+    rank: Count = 0  # rank of the adapters on every FC layer (eq. 9); 0 = there are none
     # where an adapter stops the gradient: the paper's way; weights: classical
     stop_gradient: Annotated[str, Choice(("output", "weights"))] = "output"
 
@@ -66,12 +66,11 @@ class FusionSettings:
 
     width: Size = 64  # D, of the content embedding
     queries: Size = 2  # Q, learnt queries of the FQ-Former
-    layers: Size = 1  # of the transformer
-    heads: Size = 4  # of its attention; they divide the width
-    ffn_width: Size = 128  # hidden width of its FFN
-    dropout: Dropout = 0.0  # on tokens and residual branches
+    layers: Size = 1  # layers of the transformer
+    heads: Size = 4  # heads of the transformer's attention; they divide the width
+    ffn_width: Size = 128  # hidden width of the transformer's FFN
+    dropout: Dropout = 0.0  # dropout of tokens and residual branches
     lora: Lora = Lora()
-    # most items at once in a layer, as in retrieval; 0 = all, kept
     # most items at once in a layer, computed again in the backward pass; 0 = all, kept
     layer_chunk: Count = 0
 
@@ -80,21 +79,21 @@ class FusionSettings:
 class BackboneSettings:
     """What all ranking models are built from; each uses what it knows."""
 
-    hidden: Sizes = (64, 32)  # widths of the DNN
-    dropout: Dropout = 0.0  # in the DNN
-    attention_score: Score = "mlp"  # of DIN's target attention on IDs
-    attention_hidden: Size = 32  # its hidden width
-    cross_layers: Size = 2  # of DCN v2
+    hidden: Sizes = (64, 32)  # widths of the hidden layers of the DNN
+    dropout: Dropout = 0.0  # dropout in the DNN
+    attention_score: Score = "mlp"  # score of DIN's target attention on IDs
+    attention_hidden: Size = 32  # hidden width of the score of DIN's attention, if it is an mlp
+    cross_layers: Size = 2  # cross layers of DCN v2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cic:
     """Content-ID-Contrastive learning (EM3, eq. 11 to 13)."""
 
-    weight: Weight = 0.1  # alpha; 0 leaves CIC out
-    temperature: Above = 0.1  # of the contrast of content and IDs
-    negatives: Count = 64  # H; 0 = all other items of the batch
-    width: Size = 64  # of the space that both are projected to
+    weight: Weight = 0.1  # alpha, the weight of CIC; 0 leaves it out
+    temperature: Above = 0.1  # temperature of the contrast of content and IDs
+    negatives: Count = 64  # H, negatives of an item; 0 = all other items of the batch
+    width: Size = 64  # width of the space that content and IDs are projected to
     id_fields: Names = ("item",)  # item fields whose embeddings stand for the ID
     # the mean is over distinct items, or over samples' candidates
     over: Annotated[str, Choice(("items", "samples"))] = "items"
@@ -104,13 +103,14 @@ class Cic:
 class RankingSettings:
     """The model of tasks ranking and pretraining, and its losses."""
 
-    # none: IDs alone; pre_extracted: vectors as they are; raw: with encoders
+    # how content is read; none: IDs alone; pre_extracted: vectors as they are; raw: with encoders
     content: Annotated[str, Choice(("none", "pre_extracted", "end_to_end", "raw"))] = "end_to_end"
-    # c_A, u_A (table 6); similarity: cosines with the history
+    # content that the backbone reads: c_A, u_A (table 6); similarity: cosines with the history
     content_parts: Parts = ("item", "user")
-    content_score: Score = "dot"  # of the target attention on content
-    content_hidden: Size = 32  # hidden width of that score, if it is an mlp
-    # whether that attention reads the history's event fields, a rating say
+    content_score: Score = "dot"  # score of the target attention on content
+    # hidden width of the score of the attention on content, if it is an mlp
+    content_hidden: Size = 32
+    # whether the target attention on content reads the history's event fields, a rating say
     content_events: Switch = False
     # raw feature set -> folder of its encoder
     encoders: Folders = field(default_factory=dict)
@@ -121,6 +121,7 @@ class RankingSettings:
     # most items at once in training, computed again in the backward pass; 0 = all, kept
     fusion_chunk: Count = 0
     cic: Cic = Cic()
-    loss: Loss = "binary_cross_entropy"  # of the logits
-    # of activations; parameters, table rows, logits, losses and sums of gradients stay f32
+    loss: Loss = "binary_cross_entropy"  # loss of the logits
+    # precision of activations; parameters, table rows, logits, losses and sums of gradients stay
+    # f32
     precision: Annotated[str, Choice(("f32", "bf16"))] = "f32"

@@ -33,17 +33,20 @@ class Pairs:
 class ItemGraph:
     """The graphs of nearest items, one a feature set."""
 
-    neighbours: Count = 0  # k; 0 = no item graphs
+    # k, nearest items that an item is joined to; 0 = there are no item graphs
+    neighbours: Count = 0
     include_self: Switch = True  # whether an item is its own nearest neighbour
-    weights: Annotated[str, Choice(("binary", "cosine"))] = "binary"  # of the edges
-    normalisation: Annotated[str, Choice(("rows", "both"))] = "rows"  # or both sides
+    # weights of the item graphs' edges
+    weights: Annotated[str, Choice(("binary", "cosine"))] = "binary"
+    # how an item graph is normalised: by its rows, or on both sides
+    normalisation: Annotated[str, Choice(("rows", "both"))] = "rows"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
     """What all models have."""
 
-    width: Size = 64  # of a user's and an item's vector
+    width: Size = 64  # width of a user's and an item's vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,64 +61,64 @@ class _OnModalities(_Model):
 class Bpr(_Model):
     """BPR: interactions alone, matrix factorisation."""
 
-    l2: Weight = 0.1  # of squared norms
+    l2: Weight = 0.1  # l2 penalty on squared norms
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightGcn(_Model):
     """LightGCN: interactions alone, over the user-item graph."""
 
-    layers: Count = 2  # of the user-item graph
-    l2: Weight = 1e-4  # of squared norms
+    layers: Count = 2  # layers over the user-item graph
+    l2: Weight = 1e-4  # l2 penalty on squared norms
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vbpr(_Model):
     """VBPR: BPR with a part that reads content."""
 
-    content_width: Size = 64  # of the part that reads content
-    l2: Weight = 0.1  # of squared norms
-    l2_content: Weight = 0.1  # the same of what reads content
+    content_width: Size = 64  # width of the part that reads content
+    l2: Weight = 0.1  # l2 penalty on squared norms
+    l2_content: Weight = 0.1  # l2 penalty on squared norms of what reads content
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlmRec(_Model):
     """SLMRec: self-supervision over modalities."""
 
-    layers: Count = 3  # of the user-item graph
-    temperature: Above = 0.2  # of the main contrast
-    ssl_temperature: Above = 0.5  # of the contrast over modalities
-    ssl_weight: Weight = 0.01  # of it
+    layers: Count = 3  # layers over the user-item graph
+    temperature: Above = 0.2  # temperature of the main contrast
+    ssl_temperature: Above = 0.5  # temperature of the contrast over modalities
+    ssl_weight: Weight = 0.01  # weight of the contrast over modalities
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lattice(_Model):
     """LATTICE: item graphs that are learnt."""
 
-    layers: Count = 2  # of the user-item graph
-    item_layers: Count = 1  # of the item graph
-    neighbours: Size = 10  # that a learnt graph keeps of an item
-    frozen_share: Share = 0.9  # of the given graph in the learnt one
-    l2: Weight = 1e-5  # of squared norms
+    layers: Count = 2  # layers over the user-item graph
+    item_layers: Count = 1  # layers over the item graph
+    neighbours: Size = 10  # nearest items that a learnt graph keeps of an item
+    frozen_share: Share = 0.9  # share of the given graph in the learnt one
+    l2: Weight = 1e-5  # l2 penalty on squared norms
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bm3(_Model):
     """BM3: views of dropout, no negatives."""
 
-    layers: Count = 1  # of the user-item graph
-    dropout: Dropout = 0.5  # that makes the views
-    content_weight: Weight = 2.0  # of the losses that read content
-    l2: Weight = 1e-3  # of squared norms
+    layers: Count = 1  # layers over the user-item graph
+    dropout: Dropout = 0.5  # dropout that makes the views
+    content_weight: Weight = 2.0  # weight of the losses that read content
+    l2: Weight = 1e-3  # l2 penalty on squared norms
 
 
 @dataclass(frozen=True, kw_only=True)
 class Freedom(_OnModalities):
     """FREEDOM: frozen item graphs, a denoised user-item graph."""
 
-    layers: Count = 2  # of the user-item graph
-    item_layers: Count = 1  # of the item graph
-    content_weight: Weight = 1e-3  # of the two modality losses
+    layers: Count = 2  # layers over the user-item graph
+    item_layers: Count = 1  # layers over the item graph
+    content_weight: Weight = 1e-3  # weight of the two modality losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +126,10 @@ class ItemFusion:
     """The fusion module of EM3 in retrieval; its width is the model's."""
 
     queries: Size = 1  # Q, learnt queries of the FQ-Former
-    layers: Size = 1  # of the transformer
-    heads: Size = 4  # of its attention; they divide the width
-    ffn_width: Size = 128  # hidden width of its FFN
-    dropout: Dropout = 0.5  # on tokens and residual branches
+    layers: Size = 1  # layers of the transformer
+    heads: Size = 4  # heads of the transformer's attention; they divide the width
+    ffn_width: Size = 128  # hidden width of the transformer's FFN
+    dropout: Dropout = 0.5  # dropout of tokens and residual branches
     # most items at once in a layer, computed again in the backward pass; 0 = all, kept
     layer_chunk: Count = 8192
     lora: Lora = Lora()
@@ -136,24 +139,25 @@ class ItemFusion:
 class Em3(_OnModalities):
     """EM3 as the paper has it, its fusion and CIC inside FREEDOM."""
 
-    layers: Count = 2  # of the user-item graph
-    item_layers: Count = 1  # of the item graph
+    layers: Count = 2  # layers over the user-item graph
+    item_layers: Count = 1  # layers over the item graph
     fusion: Fusion = "fq_former"  # how an item's tokens become one vector
     fusion_settings: ItemFusion = ItemFusion()
-    cic_weight: Weight = 1e-3  # alpha
-    cic_temperature: Above = 0.5  # of the contrast of content and IDs
-    cic_negatives: Count = 16  # H, of the batch's distinct items; 0 = all of them
+    cic_weight: Weight = 1e-3  # alpha, the weight of CIC
+    cic_temperature: Above = 0.5  # temperature of the contrast of content and IDs
+    # H, negatives of an item among the batch's distinct items; 0 = all of them
+    cic_negatives: Count = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Em3AsReleased(_OnModalities):
     """EM3 as its public code computes it."""
 
-    layers: Count = 2  # of the user-item graph
+    layers: Count = 2  # layers over the user-item graph
     queries: Size = 1  # Q, learnt queries
-    dropout: Dropout = 0.5  # on tokens and residual branches
-    cic_weight: Weight = 1e-3  # alpha
-    cic_temperature: Above = 0.5  # of the contrast of content and IDs
+    dropout: Dropout = 0.5  # dropout of tokens and residual branches
+    cic_weight: Weight = 1e-3  # alpha, the weight of CIC
+    cic_temperature: Above = 0.5  # temperature of the contrast of content and IDs
 
 
 MODELS: dict[str, type] = {
@@ -190,7 +194,8 @@ class ChosenBy:
 class RetrievalSettings:
     """The model of task retrieval."""
 
-    retrieval: Annotated[str, Choice(tuple(MODELS), own=True)] = "em3"  # which one
+    # which retrieval model is trained
+    retrieval: Annotated[str, Choice(tuple(MODELS), own=True)] = "em3"
     retrieval_settings: Annotated[Any, ChosenBy("retrieval", MODELS)] = Em3()
     item_graph: ItemGraph = ItemGraph()
 
@@ -199,7 +204,7 @@ class RetrievalSettings:
 class EvalRetrieval:
     """How retrieval is measured: all items are ranked for each user."""
 
-    metric: Name = "recall@20"  # chooses the best step on validation
-    user_block: Size = 512  # users at once; results do not depend on it
-    item_block: Size = 8192  # items at once; results do not depend on it
-    activity: Sizes = (1, 5, 10, 20)  # slices of users, from so many training pairs on
+    metric: Name = "recall@20"  # metric that chooses the best step on validation
+    user_block: Size = 512  # users that are ranked for at once; results do not depend on it
+    item_block: Size = 8192  # items that are scored at once; results do not depend on it
+    activity: Sizes = (1, 5, 10, 20)  # slices of users: from how many training pairs on each begins

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from em3_jax.config import sections
 from em3_jax.config.schema import Lemur
 from em3_jax.config.schema.lemur import Layout, Query
 from em3_jax.core import sharding
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import FIRST_KNOWN
 from em3_jax.core.values import canonical
 from em3_jax.data.format import Dataset, FeatureSet
@@ -91,5 +90,5 @@ def _layouts(sets: list[FeatureSet], settings: Layout) -> dict[str, Any]:
             )
     for name in lengths:
         if name not in fields:
-            raise UserError(f"config.model.layout.lengths.{name}: no such text field; {sections.nearest(name, fields)}")
+            raise UserError(f"config.model.layout.lengths.{name}: no such text field; {nearest(name, fields)}")
     return result

@@ -9,11 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from em3_jax.config import sections
 from em3_jax.config.schema import OnClicks, Ranking
 from em3_jax.config.schema.ranking import Data
 from em3_jax.core import sharding
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.types import WHOLE, Shards, State
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
@@ -139,7 +138,7 @@ def _builder(
     known = [field.name for _, fields in dataset.fields.groups() for field in fields]
     for name in data.unknown_floor:
         if name not in known:
-            raise UserError(f"config.data.unknown_floor.{name}: no such field; {sections.nearest(name, known)}")
+            raise UserError(f"config.data.unknown_floor.{name}: no such field; {nearest(name, known)}")
     return BatchBuilder(
         dataset,
         history_length=data.history_length,
