@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.data.content import Content, digest
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.images import ImageBatches, arithmetic, file_digest, load_processor
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
-from em3_jax.features import convert, sentences
+from em3_jax.features import convert, known, sentences
 from em3_jax.models.encoders import EncoderOutput
 
 POOLINGS = ("mean", "cls", "pooler", "tokens")
@@ -196,7 +195,7 @@ def raw_encoders(folders: Mapping[str, str], feature_sets: Iterable[FeatureSet])
                 f"config.model.encoders.{name}: config.data.features has no raw set of that name; leave it out, or make one "
                 "with `em3 extract --raw`"
             )
-    return {name: _raw_encoder(name, paths.local(folders[name]), manifest) for name, manifest in raw.items()}
+    return {name: _raw_encoder(name, known.place_of(folders[name]), manifest) for name, manifest in raw.items()}
 
 
 def _raw_encoder(name: str, folder: Path, manifest: dict) -> RawEncoder:
@@ -275,8 +274,8 @@ def _facts(folder: Path, info: convert.EncoderInfo, settings: Settings, preproce
     }
 
 
-def _pool(output: EncoderOutput, settings: Settings, known: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
-    have = [name for name in known if getattr(output, name, True) is not None]
+def _pool(output: EncoderOutput, settings: Settings, choices: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    have = [name for name in choices if getattr(output, name, True) is not None]
     if settings.pooling not in have:
         raise UserError(f"--pooling {settings.pooling}: this encoder has {', '.join(have)}; choose one of them")
     tokens, mask = output.tokens, output.mask

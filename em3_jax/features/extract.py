@@ -25,7 +25,6 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from em3_jax import cli
-from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.progress import Progress
 from em3_jax.core.values import canonical
@@ -36,7 +35,7 @@ from em3_jax.data.pipeline import batches
 from em3_jax.data.readers.files import load_array, read_array, read_ids
 from em3_jax.features import encoding, sentences
 from em3_jax.features.extract_inputs import of_images, of_texts
-from em3_jax.features.known import KNOWN, folder_of
+from em3_jax.features.known import KNOWN, place_of
 
 IN_FLIGHT = 2  # batches that the device has been given and not yet returned
 PRECISIONS = ("float32", "bfloat16")
@@ -165,11 +164,9 @@ def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
 
 def encoder_folder(encoder: str | Path) -> tuple[Path, str]:
     """(folder, name) of an encoder: a local folder, one known by name, or one fetched from the Hugging Face hub."""
-    path, name = paths.local(encoder), str(encoder)
+    path, name = place_of(encoder), str(encoder)
     if path.is_dir():
-        return path, path.resolve().name
-    if name in KNOWN:
-        return folder_of(name), name
+        return path, name if name in KNOWN else path.resolve().name
     if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise UserError(f"{encoder}: no such folder; give the folder of a checkpoint, with its config.json and weights")
     from huggingface_hub import snapshot_download

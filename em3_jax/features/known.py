@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.features.families.cnn import LITE_IMAGE_SIZES
 from em3_jax.features.onnx_weights import read_onnx
@@ -96,6 +97,12 @@ KNOWN: dict[str, Known] = {
         processor=_processor(224, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]),
     ),
 }  # fmt: skip
+
+
+def place_of(encoder: str | Path) -> Path:
+    """Where an encoder is: the folder of one known by name, see `folder_of`; else the local path, be it there or not."""
+    path = paths.local(encoder)
+    return folder_of(str(encoder)) if str(encoder) in KNOWN and not path.is_dir() else path
 
 
 def folder_of(name: str) -> Path:

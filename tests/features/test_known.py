@@ -8,11 +8,15 @@ import jax
 import numpy as np
 import pytest
 
+from configs import base
+from em3_jax.core import trees
 from em3_jax.core.errors import UserError
 from em3_jax.data.images import load_processor, open_image
 from em3_jax.features import convert, known
-from em3_jax.features.extract import encoder_folder
+from em3_jax.features.extract import encoder_folder, extract
 from em3_jax.features.onnx_weights import read_onnx
+from em3_jax.training import experiment
+from tests import raw_items
 from tests.models.encoders.test_cnn import lite
 
 TOLERANCE = 1e-4
@@ -182,3 +186,26 @@ def test_files_that_are_no_onnx_are_refused(tmp_path):
         (tmp_path / "other.onnx").write_bytes(content)
         with pytest.raises(UserError, match="not an ONNX file of plain tensors"):
             read_onnx(tmp_path / "other.onnx")
+
+
+@pytest.mark.filterwarnings("ignore:features .* random weights")
+def test_a_net_that_trains_keeps_the_statistics_of_its_norms(cache, tmp_path):
+    """From pixels to a ranker, the encoder by its name."""
+    folder_of("efficientnet-lite0")
+    raw_items.write_items(tmp_path)
+    dataset = raw_items.prepare(tmp_path, tmp_path / "data")
+    extract(dataset.root, modality="image", encoder="efficientnet-lite0", raw=True, image_size=32)
+    config = base.ranking()
+    config.data.root, config.data.features, config.data.batch_size = str(dataset.root), ("image",), 8
+    config.data.history_length = 2
+    config.model.content, config.model.encoders = "raw", {"image": "efficientnet-lite0"}
+    config.optim.multipliers = (("^encoders/", 0.1),)
+    parts = experiment.build(config.to_dict())
+    state = parts.program.init()
+    before = jax.device_get(trees.named_leaves(state.params["encoders"]))
+    for step in range(2):
+        batch = parts.program.place(parts.work.source[step])
+        state, aux = parts.program.train_step(state, parts.work.constants, batch)
+    after = jax.device_get(trees.named_leaves(state.params["encoders"]))
+    still = {name for name in before if np.array_equal(before[name], after[name])}
+    assert still == {name for name in before if name.endswith(("norm/mean", "norm/var"))} and np.isfinite(aux["loss"])

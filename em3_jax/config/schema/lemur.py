@@ -60,7 +60,7 @@ class LemurSettings:
 
     encoder: FieldEncoder = FieldEncoder()
     layout: Layout = Layout()
-    # raw feature set -> folder of a converted encoder that reads it first
+    # raw feature set -> folder of a converted encoder that reads it first, or name of a known one
     encoders: Folders = field(default_factory=lambda: {"text": "", "image": ""})
     # which items a step encodes: the candidates alone, or all of the history too, what the bank
     # saves

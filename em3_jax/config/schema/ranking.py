@@ -112,7 +112,7 @@ class RankingSettings:
     content_hidden: Size = 32
     # whether the target attention on content reads the history's event fields, a rating say
     content_events: Switch = False
-    # raw feature set -> folder of its encoder
+    # raw feature set -> folder of its encoder, or name of a known one: efficientnet-lite0, ..
     encoders: Folders = field(default_factory=dict)
     backbone: Backbone = "din"  # the ranking model that content plugs into
     backbone_settings: BackboneSettings = BackboneSettings()
