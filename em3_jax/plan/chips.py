@@ -20,6 +20,10 @@ class Chip(NamedTuple):
       bandwidth: bytes/s of that memory.
       link: bytes/s to other devices of a pod or of a machine.
       source: of these numbers.
+      host: bytes/s from the host.
+      shapes: of pods that there are; () = not listed here.
+      cores: devices that JAX sees in a chip.
+      machine: devices that `link` is between; beyond them the network is slower.
       gpu: (cores, FPUs of a core, GHz, compute capability, L2 bytes, shared memory of a core and most
         of a block) of an NVIDIA chip, for its compiler.
     """
@@ -32,25 +36,57 @@ class Chip(NamedTuple):
     link: float | None
     source: str
     gpu: tuple | None = None
+    host: float | None = None
+    shapes: tuple[str, ...] = ()
+    cores: int = 1
+    machine: int | None = None
 
 
 _TPU = "cloud.google.com/tpu/docs, system architecture"
+_PODS = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _HOPPER = (132, 128, 1.98, (9, 0), 52_428_800, 233_472, 232_448)
 _AMPERE = (108, 64, 1.41, (8, 0), 41_943_040, 167_936, 166_912)
 
 CHIPS = {
-    "v5e": Chip("TPU v5e", 16 * GB, 197 * TB, 197 * TB, 819 * GB, 200 * GB, _TPU),
+    "v5e": Chip("TPU v5e", 16 * GB, 197 * TB, 197 * TB, 819 * GB, 200 * GB, _TPU, shapes=_PODS),
     "v5p": Chip("TPU v5p", 95 * GB, 459 * TB, 459 * TB, 2_765 * GB, 600 * GB, _TPU),
-    "v6e": Chip("TPU v6e", 32 * GB, 918 * TB, 918 * TB, 1_640 * GB, 448 * GB, _TPU),
-    "tpu7x": Chip("TPU7x, half a chip", 96 * GB, 1_153 * TB, 1_153 * TB, 3_690 * GB, 600 * GB, _TPU),
+    "v6e": Chip("TPU v6e", 32 * GB, 918 * TB, 918 * TB, 1_640 * GB, 448 * GB, _TPU, shapes=_PODS),
+    "tpu7x": Chip("TPU7x, half a chip", 96 * GB, 1_153 * TB, 1_153 * TB, 3_690 * GB, 600 * GB, _TPU, cores=2),
     "h100": Chip(
-        "NVIDIA H100 SXM", 80 * GB, 989 * TB, 494 * TB, 3_350 * GB, 450 * GB, "NVIDIA H100 data sheet", _HOPPER
+        "NVIDIA H100 SXM",
+        80 * GB,
+        989 * TB,
+        494 * TB,
+        3_350 * GB,
+        450 * GB,
+        "NVIDIA H100 data sheet",
+        _HOPPER,
+        host=64 * GB,
+        machine=8,
     ),
     "h200": Chip(
-        "NVIDIA H200 SXM", 141 * GB, 989 * TB, 494 * TB, 4_800 * GB, 450 * GB, "NVIDIA H200 data sheet", _HOPPER
+        "NVIDIA H200 SXM",
+        141 * GB,
+        989 * TB,
+        494 * TB,
+        4_800 * GB,
+        450 * GB,
+        "NVIDIA H200 data sheet",
+        _HOPPER,
+        host=64 * GB,
+        machine=8,
     ),
     "a100": Chip(
-        "NVIDIA A100 SXM 80GB", 80 * GB, 312 * TB, 156 * TB, 2_039 * GB, 300 * GB, "NVIDIA A100 data sheet", _AMPERE
+        "NVIDIA A100 SXM 80GB",
+        80 * GB,
+        312 * TB,
+        156 * TB,
+        2_039 * GB,
+        300 * GB,
+        "NVIDIA A100 data sheet",
+        _AMPERE,
+        host=32 * GB,
+        machine=8,
     ),
     "cpu": Chip("this machine's CPU", None, None, None, None, None, "not known: measure with benchmarks.scale"),
 }

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.plan import targets
 
+DOES_NOT_FIT = 3
+MOST_EXAMPLES = 1 << 20
+
 
 def main() -> None:
     args, changes = _parser().parse_known_args()
@@ -28,12 +32,22 @@ def main() -> None:
         from em3_jax.plan import page
 
         devices = targets.devices(target)
+    place = _checked(paths.local(args.json)) if args.json else None
     found = plan(target, devices, args, _changes(changes, args.batch))
-    if args.json:
-        paths.local(args.json).write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
     print(page.text(found))
+    if place:
+        place.write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
     if found.fits is False:
-        sys.exit(1)
+        sys.exit(DOES_NOT_FIT)
+
+
+def _checked(path: Path) -> Path:
+    """A file that can be written, before minutes have gone into what is to be written."""
+    if path.is_dir():
+        raise UserError(f"--json={path}: is a folder; give a file in it")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"--json={path}: cannot be written; make its folder, or give another file")
+    return path
 
 
 def _parser() -> cli.Parser:
@@ -49,7 +63,8 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument("--json", type=Path, help="file for all that is known, as JSON")
     parser.epilog = (
-        "Further options --config.<key>=<value> change the config, as for em3 train. Exit code 1: it does not fit."
+        "Further options --config.<key>=<value> change the config, as for em3 train. "
+        f"Exit code {DOES_NOT_FIT}: it does not fit."
     )
     return parser
 
@@ -63,6 +78,8 @@ def _changes(given: list[str], batch: int | None) -> dict[str, str | None]:
             raise UserError(f"{text}: no option of em3 plan; see `em3 plan --help`")
         changes[option.removeprefix("--config.")] = value
     if batch is not None:
+        if changes.get("data.batch_size", str(batch)) != str(batch):
+            raise UserError(f"--batch={batch}: --config.data.batch_size says otherwise; give one of them")
         changes |= {"data.batch_size": str(batch)}
     return changes
 
@@ -82,11 +99,20 @@ def plan(
     for name in ("rows", "items", "batch", "distinct"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name}={value}: give a positive number")
+    if args.items and args.distinct and args.distinct > args.items:
+        raise UserError(f"--distinct={args.distinct}: is more than --items={args.items}; give at most as many")
     config = recipes.read(args.config, changes)
     data: Any = config.data
+    if data.batch_size > MOST_EXAMPLES:
+        raise UserError(f"--batch={data.batch_size}: plans go up to {MOST_EXAMPLES:,} examples a step")
     assumptions = []
     with contextlib.ExitStack() as stack:
-        if not (Path(data.root) / "dataset.json").is_file() and config.task != "retrieval":
+        is_here = (Path(data.root) / "dataset.json").is_file()
+        if args.tokens and is_here:
+            raise UserError(f"--tokens={args.tokens}: {data.root} is here and has its own; leave it out")
+        if not is_here and config.task == "retrieval":
+            raise UserError(f"config.data.root={data.root}: not here, and retrieval is planned on data of its own")
+        if not is_here:
             place = sizes.stand_in(data.features, _tokens(args.tokens), data.batch_size)
             where = stack.enter_context(place)
             assumptions.append(
@@ -94,13 +120,19 @@ def plan(
             )
             config = sizes.on_stand_in(config, where)
         parts = experiment.build(config, devices)
-        distinct = args.distinct
-        if distinct is None and (args.items or 0) > parts.work.dataset.num_items:
-            distinct = min(args.items, sizes.slots(parts) // 2)
+        distinct, rows, here = args.distinct, args.rows, parts.work.dataset.num_items
+        items = args.items or here
+        if distinct is None and items > here:
+            distinct = min(items, sizes.slots(parts) // 2)
             assumptions.append("of so many items a batch names another in every second slot; --distinct says otherwise")
+        elif distinct is None and items < sizes.named(parts):
+            distinct = items
         elif distinct is None and assumptions:
             assumptions.append("a batch names as many distinct items as in these data; --distinct says otherwise")
-        arguments = sizes.resized(parts, args.rows, args.items, distinct)
+        if rows is None and items > here and parts.program.shapes.tables:
+            rows = parts.work.dataset.fields.num_rows + items - here
+            assumptions.append("the ID table has a row more for each item more; --rows says otherwise")
+        arguments = sizes.resized(parts, rows, args.items, distinct)
         with targets.quietly():
             compiled = targets.compiled(target, parts.program.train_step, arguments)
     precision = getattr(config.model, "precision", "f32")
@@ -109,6 +141,7 @@ def plan(
         compiled,
         arguments,
         examples=data.batch_size,
+        items=items,
         precision=precision,
         versions=_versions(target),
         assumptions=assumptions,
@@ -122,6 +155,8 @@ def _tokens(text: str) -> dict[str, tuple[int, int]]:
         count, times, width = shape.partition("x")
         if not (sign and times and count.isdigit() and width.isdigit() and int(count) and int(width)):
             raise UserError(f"--tokens={text}: write name=NxE, separated by commas, e.g. image=4x768,text=1x384")
+        if name.strip() in found:
+            raise UserError(f"--tokens={text}: names {name.strip()} twice; leave one out")
         found[name.strip()] = int(count), int(width)
     return found
 

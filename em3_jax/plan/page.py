@@ -1,5 +1,8 @@
 """A plan as text."""
 
+import textwrap
+
+from em3_jax.plan import chips
 from em3_jax.plan.report import Plan
 
 _WIDTH = 100
@@ -13,7 +16,13 @@ def text(plan: Plan) -> str:
     if plan.changes:
         lines += ["", "what would change it"] + [f"  {change}" for change in plan.changes]
     lines += ["", "assumed"] + [f"  {line}" for line in plan.assumptions]
-    return "\n".join(lines)
+    return "\n".join(part for line in lines for part in _wrapped(line))
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line in as many as the page is wide, those that follow further in."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(line, _WIDTH, subsequent_indent=indent, break_on_hyphens=False) or [""]
 
 
 def size(count: float) -> str:
@@ -33,7 +42,15 @@ def _memory(plan: Plan) -> list[str]:
     verdict = {True: "fits", False: "DOES NOT FIT", None: "room not known"}[plan.fits]
     of = "" if plan.room is None else f" of {size(plan.room)}, {plan.memory['all'] / plan.room:.1%}"
     parts = [f"{name} {size(plan.memory[name])}" for name in ("state", "features", "batch", "temporaries")]
-    return [f"memory       {verdict}: {size(plan.memory['all'])} a device{of}", f"             {', '.join(parts)}"]
+    lines = [f"memory       {verdict}: {size(plan.memory['all'])} a device{of}", f"             {', '.join(parts)}"]
+    is_gpu = plan.target.lower().partition(":")[0] in chips.CHIPS and _chip(plan).gpu is not None
+    if is_gpu and plan.fits and plan.room and plan.memory["all"] > 0.75 * plan.room:
+        lines.append("             of which JAX takes 75 % unless XLA_PYTHON_CLIENT_MEM_FRACTION=.95, say, is set")
+    return lines
+
+
+def _chip(plan: Plan) -> chips.Chip:
+    return chips.CHIPS[plan.target.lower().partition(":")[0]]
 
 
 def _cost(plan: Plan) -> list[str]:
@@ -44,11 +61,10 @@ def _cost(plan: Plan) -> list[str]:
         return [*lines, "             time not known: nor are this target's peak rates"]
     parts = [f"{name} {value * 1e3:,.2f} ms" for name, value in plan.seconds.items() if value is not None]
     speed = plan.examples / plan.step_seconds
-    return [
-        *lines,
-        f"             at best {plan.step_seconds * 1e3:,.2f} ms, {speed:,.0f} examples/s; bound by {plan.bound_by}",
-        f"             {', '.join(parts)}",
-    ]
+    best = f"             at best {plan.step_seconds * 1e3:,.2f} ms, {speed:,.0f} examples/s; bound by {plan.bound_by}"
+    if plan.is_small:
+        best = f"             too small to tell how fast: {plan.kernels:,} kernels, whose starting takes the time"
+    return [*lines, best, f"             {', '.join(parts)}"]
 
 
 def _exchange(plan: Plan) -> list[str]:
@@ -59,8 +75,12 @@ def _exchange(plan: Plan) -> list[str]:
 
 
 def _items(plan: Plan) -> list[str]:
-    lines = ["largest      bytes moved by line of the source, counted from the program's text"]
+    total = plan.bytes_by_text
+    lines = [
+        f"largest      lines of the source, of {size(total)} moved by the program's text, in {plan.kernels:,} kernels"
+    ]
     for item in plan.items:
-        traced = item.traced.rsplit("/", 1)[-1]
-        lines.append(f"        {size(item.bytes):>10}  {item.source}  ({traced})"[:_WIDTH])
+        traced = item.traced.rsplit("/", 1)[-1].strip("()")
+        what = f"  ({traced})" if traced else ""
+        lines.append(f"        {size(item.bytes):>10} {item.bytes / max(total, 1):>5.0%}  {item.source}{what}"[:_WIDTH])
     return lines

@@ -11,6 +11,7 @@ from em3_jax.plan.sizes import Arguments
 from em3_jax.plan.targets import Target
 from em3_jax.tables import packing
 
+SHORTEST = 1e-6  # seconds, of a kernel
 LARGEST = 5  # lines of the source that are shown
 _SHARE = 0.2  # of a device's memory, from which on a part of it is worth moving
 
@@ -28,8 +29,10 @@ class Plan:
       memory: bytes by part: "state", "features", "batch", "temporaries", "all".
       room: bytes of a device.
       flops, bytes_accessed: of a step; `counted_by` says by whom.
+      bytes_by_text: the same bytes as the program's text has them, which those of `items` are a part of.
+      kernels: of a step.
       collectives: (kind, how many, bytes that a device holds after them).
-      seconds: by part, at the chip's peak rates: "compute", "memory", "exchange".
+      seconds: by part, at the chip's peak rates: "compute", "memory", "exchange", "host" (the batch).
       items: the lines of the source that move most.
       assumptions: what the times rest on.
       changes: what would help, in words.
@@ -45,6 +48,8 @@ class Plan:
     flops: float
     bytes_accessed: float
     counted_by: str
+    bytes_by_text: float
+    kernels: int
     collectives: list[tuple[str, int, int]]
     seconds: dict[str, float | None]
     items: list[cost.Item]
@@ -64,10 +69,16 @@ class Plan:
 
     @property
     def step_seconds(self) -> float | None:
-        """A step at best: compute and memory at once, and the exchange beside neither."""
+        """A step at best: compute and memory at once, the exchange beside neither; the next batch comes meanwhile."""
         if self.seconds["compute"] is None or self.seconds["memory"] is None:
             return None
-        return max(self.seconds["compute"], self.seconds["memory"]) + (self.seconds["exchange"] or 0.0)
+        computed = max(self.seconds["compute"], self.seconds["memory"]) + (self.seconds["exchange"] or 0.0)
+        return max(computed, self.seconds["host"] or 0.0)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether kernels would have to be so short that starting them is what takes the time."""
+        return self.step_seconds is not None and self.step_seconds < self.kernels * SHORTEST
 
     def as_json(self) -> dict[str, Any]:
         """All of it, with what follows from it."""
@@ -75,6 +86,7 @@ class Plan:
             "items": [item._asdict() for item in self.items],
             "fits": self.fits,
             "bound_by": self.bound_by,
+            "is_small": self.is_small,
             "step_seconds": self.step_seconds,
             "examples_per_second": None if self.step_seconds is None else self.examples / self.step_seconds,
         }
@@ -86,6 +98,7 @@ def make(
     arguments: Arguments,
     *,
     examples: int,
+    items: int,
     precision: str,
     versions: dict[str, str],
     assumptions: list[str],
@@ -96,6 +109,7 @@ def make(
       compiled: `jax.stages.Compiled` of the step.
       arguments: that it was compiled for.
       examples: B.
+      items: of the catalogue.
       precision: of the activations, "f32" or "bf16".
       versions: see `Plan`.
       assumptions: what the sizes rest on.
@@ -106,7 +120,8 @@ def make(
     counts = compiled.cost_analysis() or {}
     by_compiler = counts.get("flops", -1) > 0 and counts.get("bytes accessed", -1) > 0
     flops = counts["flops"] if by_compiler else float(sum(item.flops for item in found))
-    moved = counts["bytes accessed"] if by_compiler else float(sum(item.bytes for item in found))
+    by_text = float(sum(item.bytes for item in found))
+    moved = counts["bytes accessed"] if by_compiler else by_text
     kinds = program.exchanges(read)
     exchanged = sum(2 * size if kind == "all-reduce" else size for kind, (_, size) in kinds.items())
     peak = chip.bf16 if precision == "bf16" else chip.f32
@@ -114,23 +129,26 @@ def make(
         "compute": flops / peak if peak else None,
         "memory": moved / chip.bandwidth if chip.bandwidth else None,
         "exchange": exchanged / chip.link if chip.link else None,
+        "host": memory["batch"] / chip.host if chip.host else None,
     }
     return Plan(
         target=target.text,
         devices=target.size,
         versions=versions,
         examples=examples,
-        sizes=_sizes(arguments),
+        sizes={"items": items, **_sizes(arguments)},
         memory=memory,
         room=chip.memory,
         flops=flops,
         bytes_accessed=moved,
         counted_by="the compiler" if by_compiler else "em3_jax, from the program's text",
+        bytes_by_text=by_text,
+        kernels=sum(times for _, times in read.kernels()),
         collectives=[(kind, number, size) for kind, (number, size) in sorted(kinds.items())],
         seconds=seconds,
         items=[item for item in found if item.source][:LARGEST],
         assumptions=[*assumptions, *_assumed(target, precision, kinds)],
-        changes=_changes(memory, chip.memory, arguments, precision, seconds),
+        changes=_changes(memory, chip.memory, arguments, precision, seconds, items),
     )
 
 
@@ -144,7 +162,14 @@ def _assumed(target: Target, precision: str, kinds: dict) -> list[str]:
         f"{chip.link / 1e9:,.0f} GB/s of links, a device ({chip.source})"
     )
     how = "products and memory at once at these rates, which no step reaches"
-    return [rates, how + ("; what is exchanged beside neither, an all-reduce moving each byte twice" if kinds else "")]
+    found = [rates, how + ("; what is exchanged beside neither, an all-reduce moving each byte twice" if kinds else "")]
+    if chip.host is None:
+        found.append("how fast the host brings a batch is not known, and not counted")
+    else:
+        found.append(f"{chip.host / 1e9:,.0f} GB/s from the host, for the next batch while a step runs")
+    if chip.machine is not None and target.size > chip.machine:
+        found.append(f"links between machines of {chip.machine} are as fast as within one, which they are not")
+    return found
 
 
 def _per_device(tree: Any) -> int:
@@ -182,12 +207,18 @@ def _sizes(arguments: Arguments) -> dict[str, int]:
 
 
 def _changes(
-    memory: dict[str, int], room: float | None, arguments: Arguments, precision: str, seconds: dict
+    memory: dict[str, int], room: float | None, arguments: Arguments, precision: str, seconds: dict, items: int
 ) -> list[str]:
     changes, gb = [], 1e9
     share = lambda name: memory[name] / room if room else 0.0  # noqa: E731
     if share("features") > _SHARE:
-        changes.append(f"features on the host (config.data.placement=host): -{memory['features'] / gb:,.1f} GB")
+        an_item = sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in jax.tree.leaves(arguments.constants))
+        place = arguments.batch.get("item_room", arguments.batch.get("item_id"))
+        a_step = an_item / max(items, 1) * math.prod(place.sharding.shard_shape(place.shape)) / gb
+        changes.append(
+            f"features on the host (config.data.placement=host): -{memory['features'] / gb:,.1f} GB, and "
+            f"{a_step:,.2f} GB come from the host in each step"
+        )
     tables = _per_device(arguments.state.tables)
     if room and tables / room > _SHARE:
         changes.append(f"twice the devices: -{tables / 2 / gb:,.1f} GB of tables each")

@@ -91,6 +91,12 @@ def slots(parts: Experiment) -> int:
     return data.batch_size * (1 + data.history_length)
 
 
+def named(parts: Experiment) -> int:
+    """How many distinct items the batch at hand names; 0 = it names none by position."""
+    host = parts.work.source[0]
+    return len(np.unique(host["item_id"][host["item_mask"]])) if "item_position" in host else 0
+
+
 def _naming(parts: Experiment, batch: Any, distinct: int) -> Any:
     """The shapes of a batch that names `distinct` items in all.
 
@@ -103,8 +109,9 @@ def _naming(parts: Experiment, batch: Any, distinct: int) -> Any:
     if distinct > slots(parts):
         raise UserError(f"--distinct={distinct}: the examples of a batch name {slots(parts):,} items at most")
     host, devices = parts.work.source[0], parts.program.mesh.size
-    unit, fields = 8 * devices, host["item_row"].shape[1]
-    now = len(np.unique(host["item_id"][host["item_mask"]]))
+    now = named(parts)
+    # An item more may bring a row of each of its fields; one less takes its own away, others may share the rest.
+    unit, fields = 8 * devices, host["item_row"].shape[1] if distinct > now else 1
     size = {"S": distinct, "C": distinct}
     if "item_room" in host:
         size |= {"S": devices * min(distinct, slots(parts) // devices), "C": distinct, "O": distinct}
@@ -127,6 +134,7 @@ def on_stand_in(config: Config, root: Path) -> Config:
     fields = open_dataset(root).fields
     names = [field.name for _, group in fields.groups() for field in group]
     changed.data.root = str(root)
+    changed.data.label = "click"
     floors = dict(changed.data.unknown_floor)
     with changed.unlocked():
         changed.data.unknown_floor = {name: floor for name, floor in floors.items() if name in names}
@@ -147,11 +155,15 @@ def stand_in(features: tuple[str, ...], tokens: Tokens, batch_size: int) -> Iter
       batch_size: B; there are twice as many interactions.
     """
     with tempfile.TemporaryDirectory() as folder:
+        names = {name.partition("[")[0] for name in features if not name.startswith("raw_")}
+        if unknown := sorted({*tokens} - names):
+            known = ", ".join(sorted(names)) or "none"
+            raise UserError(f"--tokens: config.data.features has no '{unknown[0]}' without data; it has {known}")
         root = Path(folder) / "planted"
         raw = any(name.startswith("raw_") for name in features)
         synthetic(root, interactions=max(2 * batch_size, 20_000), users=2_000, items=4_000, raw=raw)
         dataset = open_dataset(root)
-        for name in {name.partition("[")[0] for name in features if not name.startswith("raw_")}:
+        for name in names:
             count, width = tokens.get(name, (1, 768))
             array = np.ones((dataset.num_items, count, width), np.float16)
             manifest = {"encoder": "a stand-in", "counts": {"items_with_content": dataset.num_items}}

@@ -10,8 +10,8 @@ import importlib.util
 import math
 import os
 import re
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,14 @@ COMPILERS = "EM3_COMPILERS"
 """Environment variable: a folder that has the compilers, made by `pip install --target`."""
 
 MOST_DEVICES = 1024
+_ALL_IS_WELL = b"\0all is well\0"
+_KEEPER = f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+said = sys.stdin.buffer.read()
+if not said.endswith({_ALL_IS_WELL!r}):
+    sys.stderr.buffer.write(said)
+"""
 _INSTALL = "pip install 'em3_jax[plan]', best in an environment of its own"
 _PACKAGES = {"tpu": ("libtpu",), "gpu": ("jax-cuda12-plugin", "jax-cuda12-pjrt")}
 _MODULES = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_plugins.xla_cuda12")}
@@ -34,7 +42,7 @@ class Target(NamedTuple):
     Attributes:
       text: as it was asked for, "v5e:4x4".
       kind: key of `chips.CHIPS`.
-      shape: devices along each axis of the interconnect, or their number alone.
+      shape: chips along each axis of the interconnect, or their number alone.
     """
 
     text: str
@@ -43,8 +51,8 @@ class Target(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many devices."""
-        return math.prod(self.shape)
+        """How many devices JAX sees."""
+        return math.prod(self.shape) * self.chip.cores
 
     @property
     def chip(self) -> chips.Chip:
@@ -61,7 +69,7 @@ def parse(text: str) -> Target:
     Raises:
       UserError: there is no such chip, or the shape is none of its kind.
     """
-    kind, colon, shape_text = text.partition(":")
+    kind, colon, shape_text = text.lower().partition(":")
     if kind not in chips.CHIPS:
         raise UserError(f"--target={text}: no such chip; {nearest(kind, chips.CHIPS)}")
     is_tpu = kind not in ("cpu",) and chips.CHIPS[kind].gpu is None
@@ -69,17 +77,20 @@ def parse(text: str) -> Target:
     example = f"{kind}:2x2x1" if three else f"{kind}:2x2" if is_tpu else f"{kind}:8"
     if not colon:
         shape_text = ("1x1x1" if three else "1x1") if is_tpu else "1"
-    if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3})*", shape_text):
+    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", shape_text):
         raise UserError(f"--target={text}: '{shape_text}' is no shape; write e.g. {example}")
     shape = tuple(map(int, shape_text.split("x")))
     axes = (3 if three else 2) if is_tpu else 1
     if len(shape) != axes:
         raise UserError(f"--target={text}: {kind} has {axes} {'axes' if axes > 1 else 'axis'}; write e.g. {example}")
-    count = math.prod(shape)
+    count = math.prod(shape) * chips.CHIPS[kind].cores
     if count > MOST_DEVICES:
         raise UserError(f"--target={text}: {count:,} devices; plans go up to {MOST_DEVICES:,}")
-    if is_tpu and count > 1 and (shape[0] % 2 or shape[1] % 2):
+    if is_tpu and math.prod(shape) > 1 and (shape[0] % 2 or shape[1] % 2):
         raise UserError(f"--target={text}: the chips of a host are 2x2; write e.g. {example}")
+    known = chips.CHIPS[kind].shapes
+    if known and shape_text not in known:
+        raise UserError(f"--target={text}: no pod of {kind} is {shape_text}; there are {', '.join(known)}")
     return Target(text, kind, shape)
 
 
@@ -109,7 +120,10 @@ def prepare(target: Target) -> None:
 
 def find_compilers() -> None:
     """Puts the folder of the compilers, if there is one, at the end of the path."""
-    folder = os.environ.get(COMPILERS) or str(Path(sys.prefix) / "compilers")
+    given = os.environ.get(COMPILERS)
+    if given and not Path(given).is_dir():
+        raise UserError(f"{COMPILERS}={given}: no such folder; make it with pip install --target, or leave it out")
+    folder = given or str(Path(sys.prefix) / "compilers")
     if Path(folder).is_dir() and folder not in sys.path:
         sys.path.append(folder)
 
@@ -118,24 +132,30 @@ def find_compilers() -> None:
 def quietly() -> Iterator[None]:
     """While a compiler works, what it says on stderr past Python is kept back: that there is no driver, no chip, no host.
 
-    Where it fails, all of it is shown.
+    Where it fails, all of it is shown; and where it ends this process from within, too, for another
+    one keeps it.
     """
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as said:
-        shown = os.dup(2)
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        except UserError:
-            raise
-        except BaseException:
-            said.seek(0)
-            os.write(shown, said.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(shown, 2)
-            os.close(shown)
+    shown = os.dup(2)
+    keeper = subprocess.Popen([sys.executable, "-S", "-c", _KEEPER], stdin=subprocess.PIPE, stderr=shown)
+    assert keeper.stdin is not None
+    os.dup2(keeper.stdin.fileno(), 2)
+    keep = _ALL_IS_WELL
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException:
+        keep = b""
+        raise
+    finally:
+        sys.stderr.flush()
+        os.dup2(shown, 2)
+        os.close(shown)
+        with contextlib.suppress(BrokenPipeError):
+            keeper.stdin.write(keep)
+            keeper.stdin.close()
+        keeper.wait()
 
 
 def is_installed(platform: str) -> bool:

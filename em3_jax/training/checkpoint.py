@@ -26,7 +26,7 @@ from em3_jax.core import trees
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
 from em3_jax.tables import id_table, packing
-from em3_jax.training import rundir
+from em3_jax.training import processes, rundir
 
 StateT = TypeVar("StateT", State, dict[str, jax.Array])  # or its leaves by name
 
@@ -95,7 +95,10 @@ class Checkpoints:
         if free < need:
             raise OSError(errno.ENOSPC, f"no disk space: {need / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free")
 
-    def _not_saved(self, kind: str, step: int, error: Exception) -> UserError:
+    def _not_saved(self, kind: str, step: int, error: Exception) -> Exception:
+        """What to raise; that another process is gone is no fault of the place."""
+        if processes.is_loss(error):
+            return error
         kept = self.steps("latest")
         kept_text = f"the checkpoint of step {kept[-1]} is kept" if kept else "no earlier checkpoint exists"
         return UserError(

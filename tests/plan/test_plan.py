@@ -62,6 +62,10 @@ def test_a_plan_for_an_accelerator(target, tmp_path):
         ("v5e:3x3", "the chips of a host are 2x2"),
         ("h100:0", "'0' is no shape"),
         ("cpu:4096", "plans go up to 1,024"),
+        ("h100:99999", "plans go up to 1,024"),
+        ("v5e:32x32", "no pod of v5e is 32x32; there are 1x1, 2x2, "),
+        ("v6e:2x8", "no pod of v6e is 2x8"),
+        ("tpu7x:16x8x8", "2,048 devices"),
     ],
 )
 def test_targets_that_there_are_not(target, words):
@@ -78,6 +82,12 @@ def test_targets_that_there_are_not(target, words):
         (("--target=cpu", "--rows=0"), "--rows=0: give a positive number"),
         (("--target=cpu", "--itms=3"), "--itms=3: no option of em3 plan"),
         (("--target=cpu", "--tokens=image"), "--tokens=image: write name=NxE"),
+        (("--target=cpu", "--tokens=foo=4x8"), "config.data.features has no 'foo' without data; it has image, text"),
+        (("--target=cpu", "--tokens=image=4x8,image=4x9"), "names image twice"),
+        (("--target=cpu", "--items=10", "--distinct=50"), "--distinct=50: is more than --items=10"),
+        (("--target=cpu", "--config.data.batch_size=32"), "--config.data.batch_size says otherwise"),
+        (("--target=cpu", "--json=nowhere/plan.json"), "--json=nowhere/plan.json: cannot be written"),
+        (("--target=cpu", "--json=tests"), "tests: is a folder"),
         (("--target=cpu", "--config.data.batch_sze=3"), "did you mean 'batch_size'"),
         (("--target=cpu", "--config.model.content=raw"), "config.model.encoders: names no encoder"),
     ],
@@ -86,6 +96,40 @@ def test_what_cannot_be_planned_is_one_line(options, words):
     done = em3_plan(*SMALL, *options)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stderr.startswith("error: ") and words in done.stderr, done.stderr
+
+
+def test_a_chip_of_two_devices_counts_both():
+    assert targets.parse("tpu7x:2x2x1").size == 8 and targets.parse("V5E:2X2").size == 4
+
+
+def test_batches_beyond_all_measure_are_refused_before_they_are_made():
+    done = em3_plan(*SMALL[:1], "--target=cpu", "--batch=1000000000")
+    assert done.returncode == 2 and "plans go up to 1,048,576 examples a step" in done.stderr
+
+
+def test_what_a_compiler_says_before_it_ends_the_process_is_shown():
+    done = em3_plan(*SMALL, "--target=cpu", XLA_FLAGS="--xla_no_such_flag=1")
+    assert done.returncode not in (0, 2, 3) and "xla_no_such_flag" in done.stderr
+
+
+@pytest.mark.parametrize("changes", [{"items": 10}, {"items": 1_000_000}, {"distinct": 20}, {"distinct": 300}])
+def test_sizes_that_are_given_agree_with_each_other(changes, planted):
+    import argparse
+
+    from em3_jax.plan import command
+
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "compiled", lambda target, step, arguments: found.update(at=arguments))
+        patch.setattr("em3_jax.plan.report.make", lambda *_, **options: options)
+        given = dict.fromkeys(("rows", "items", "batch", "distinct")) | {"tokens": "", "config": SMALL[0][9:]}
+        options = {"data.root": str(planted.root), "data.batch_size": "64"}
+        made = command.plan(targets.parse("cpu"), None, argparse.Namespace(**given | changes), options)
+    batch, rows = found["at"].batch, len(found["at"].state.tables["embedding"])
+    named = len(batch["item_id"])
+    assert len(batch["row_id"]) >= named, "each item has a row of its own"
+    assert named <= max(changes.get("items", named), changes.get("distinct", named)) + 7  # a multiple of 8
+    assert rows >= made["items"]
 
 
 def test_an_extra_that_is_not_installed_and_a_compiler_of_another_version(monkeypatch):
