@@ -29,3 +29,14 @@ def test_a_lazy_adam_without_counts_is_given_those_it_was_corrected_by(tmp_path)
         np.testing.assert_array_equal(restored.tables["slots"]["variance"], variance)
     np.testing.assert_array_equal(whole["tables/slots/count"], [0, 0, 30, 0])
     checkpoints.close()
+
+
+def test_another_process_that_is_gone_is_not_the_fault_of_the_disk(tmp_path, monkeypatch):
+    """It is raised as it is, for whoever tells the loss of a process from what is wrong here."""
+    checkpoints = Checkpoints(tmp_path)
+    gone = RuntimeError("Gloo AllGather failed: Connection reset by peer")
+    assert "free space" in str(checkpoints._not_saved("latest", 3, gone))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert checkpoints._not_saved("latest", 3, gone) is gone
+    assert "free space" in str(checkpoints._not_saved("latest", 3, OSError("no space left on device")))
+    checkpoints.close()
