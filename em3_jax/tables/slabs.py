@@ -3,12 +3,13 @@
 CPUs and GPUs have them as they are. A TPU lays out an array in tiles of 8 lines of 128 numbers, of
 neighbouring items or of neighbouring numbers, as it has less to fill up. So it reads 8 items for
 each, or transposes the whole table at each lookup, which moves 0.5 GB for 4,096 items of 6 x 768
-numbers in 16 bits, and 2.6 GB for 1 x 768 in 32 bits of 400,000 items. There
+numbers in 16 bits, and 5 GB for 1 x 768 in 32 bits of 800,000 items. There
 
     tokens  are slabs of two lines an item, of bytes four, which are a tile of its own
     masks   are bits of one number an item
 
-and a lookup reads as much whatever I is. docs/operations.md has the counts.
+and a lookup reads as much whatever I is, but for the bits, which a v5e brings whole into its fast
+memory where they fit: 4 bytes an item. docs/operations.md has the counts.
 
 Letters: I items, N tokens of an item, K lines of a slab, H numbers of a line.
 """
