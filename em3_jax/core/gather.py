@@ -44,12 +44,29 @@ def sums(values: jax.Array, index: jax.Array, length: int) -> jax.Array:
       values: [*, ...] float.
       index: [*] i32 in [0, length).
     """
+    return _sums(values, index, length)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _sums(values: jax.Array, index: jax.Array, length: Any) -> jax.Array:
     size = length if isinstance(length, int) else PRODUCT + 1
     way = lambda most: functools.partial(_product_sums if size <= most else _block_sums, length=length)  # noqa: E731
     scattered = functools.partial(_scattered, length=length)
     if index.size == 0:
         return jnp.zeros((length, *values.shape[index.ndim :]), jnp.promote_types(values.dtype, jnp.float32))
     return jax.lax.platform_dependent(values, index, cpu=scattered, tpu=way(PRODUCT), default=way(FEW))
+
+
+def _sums_forward(values, index, length):
+    return _sums(values, index, length), (index, jnp.zeros((0,), values.dtype))
+
+
+def _sums_backward(length, saved, gradient):
+    index, like = saved
+    return _take(gradient, index).astype(like.dtype), None
+
+
+_sums.defvjp(_sums_forward, _sums_backward)
 
 
 def _exact(array: jax.Array) -> Sequence[jax.Array]:

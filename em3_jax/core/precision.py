@@ -5,10 +5,11 @@ examples, which stop growing at 256 times their addend where a device adds in th
 and what several devices each have a part of is added up in the type of the parts. No layer says in
 which type its gradient is summed. So the sums of a whole program are changed, parts of the user's
 own included, once it is traced and differentiated: their result is rounded once, and not at all
-where it is one of the program, the gradient of a parameter.
+where it is one of the program, the gradient of a parameter. What the steps of a scan add up, such as
+the gradient of parameters that all chunks of items share, is carried in f32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ _WIDE = jnp.dtype("float32")
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 _CALLS |= {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 _PRODUCTS = ("dot_general", "conv_general_dilated")
-_PASSING = ("convert_element_type", "transpose", "reshape", "squeeze", "add_any", "copy", "mul")
+_PASSING = ("convert_element_type", "transpose", "reshape", "squeeze", "add_any", "add", "copy", "mul")
 
 
 def sums_in_f32(function: Callable) -> Callable:
@@ -120,11 +121,13 @@ def _bind(equation: core.JaxprEqn, inputs: list[Any], wanted: Sequence[bool]) ->
             return [_rounded(wide, result.dtype)]
     if name in _PASSING and wanted[0] and any(jnp.result_type(one) == _WIDE for one in inputs):
         inputs = [jnp.asarray(one, _WIDE) for one in inputs]
-    if name in ("scan", "while", "cond"):
+    if name == "scan":
+        inputs, params = _scan(inputs, params)
+    if name in ("while", "cond"):
         change = lambda value: _rewritten(value) if isinstance(value, core.ClosedJaxpr) else value  # noqa: E731
         params = {key: jax.tree.map(change, value, is_leaf=_is_jaxpr) for key, value in params.items()}
     if name in ("checkpoint", "remat2", "remat"):
-        params = params | {"jaxpr": _rewritten(core.ClosedJaxpr(params["jaxpr"], ())).jaxpr}
+        params = params | {"jaxpr": _rewritten(core.ClosedJaxpr(params["jaxpr"], ()), wanted).jaxpr}
     results = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(params))
     return results if equation.primitive.multiple_results else [results]
 
@@ -137,10 +140,54 @@ def _rounded(wide: Any, dtype: Any) -> Any:
     return jax.lax.reduce_precision(wide, info.nexp, info.nmant).astype(dtype)
 
 
-def _rewritten(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
-    """The same with its sums in f32."""
+def _scan(inputs: list[Any], params: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """The inputs and parameters of a scan that adds up in f32, within its steps and over them.
+
+    What is added up over the steps is carried: the gradient of all that the steps share, parameters
+    above all.
+    """
+    closed, first = params["jaxpr"], params["num_consts"]
+    wide = [
+        k < params["num_carry"]
+        and _is_narrow(result)
+        and _adds_to(closed.jaxpr, closed.jaxpr.invars[first + k], result)
+        for k, result in enumerate(closed.jaxpr.outvars)
+    ]
+    carried = {first + k for k, is_wide in enumerate(wide) if is_wide}
+    inputs = [jnp.asarray(one, _WIDE) if k in carried else one for k, one in enumerate(inputs)]
+    return inputs, params | {"jaxpr": _rewritten(closed, wide, carried)}
+
+
+def _adds_to(jaxpr: core.Jaxpr, carry: Any, result: Any) -> bool:
+    """Whether a result of a scan's step is what it was given, plus something."""
+    made = {equation.outvars[0]: equation for equation in jaxpr.eqns if equation.primitive.name in ("add", "add_any")}
+    reached = [result]
+    for atom in reached:
+        if not isinstance(atom, core.Literal) and atom in made:
+            reached += made[atom].invars
+    return any(atom is carry for atom in reached[1:])
+
+
+def _rewritten(closed: core.ClosedJaxpr, wanted: Sequence[bool] = (), wide: Container[int] = ()) -> core.ClosedJaxpr:
+    """The same with its sums in f32.
+
+    Args:
+      wanted: which results to leave in f32 where they are a sum; () = none.
+      wide: numbers of the arguments that come in f32, and of which the results that they are added to are wanted.
+    """
     if not _has_narrow(closed.jaxpr):
         return closed
-    shapes = [jax.ShapeDtypeStruct(one.aval.shape, one.aval.dtype) for one in closed.jaxpr.invars]
-    none = [False] * len(closed.jaxpr.outvars)
-    return jax.make_jaxpr(lambda *arguments: _evaluate(closed, arguments, none))(*shapes)
+    shapes = [
+        jax.ShapeDtypeStruct(one.aval.shape, _WIDE if k in wide else one.aval.dtype)
+        for k, one in enumerate(closed.jaxpr.invars)
+    ]
+    kept = wanted or [False] * len(closed.jaxpr.outvars)
+
+    def call(*arguments: Any) -> list[Any]:
+        results = _evaluate(closed, arguments, kept)
+        return [
+            one if is_kept else _as(one, variable)
+            for one, variable, is_kept in zip(results, closed.jaxpr.outvars, kept, strict=True)
+        ]
+
+    return jax.make_jaxpr(call)(*shapes)

@@ -1,12 +1,14 @@
 """The content features of a run: which of a dataset's feature sets, which of their token slots, and where they lie."""
 
 import dataclasses
+import functools
 import os
 import re
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -15,8 +17,10 @@ from em3_jax.core.errors import UserError
 from em3_jax.data.checks import all_finite, first_not_finite
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.features.tokens import is_raw, standardise
+from em3_jax.tables import slabs
+from em3_jax.tables.slabs import Table
 
-Features = dict[str, tuple[jax.Array, jax.Array]]
+Features = dict[str, tuple[Table, Table]]
 """Feature tables on the device: {modality: (standardised or raw tokens [I, N, E], mask [I, N])}."""
 
 NARROWEST = 3  # numbers of a token: of fewer, mean and length, which standardising takes, are all
@@ -92,7 +96,7 @@ def on_device(placement: str, feature_sets: list[FeatureSet], mesh: Mesh) -> boo
     stats = jax.local_devices()[0].memory_stats() or {}
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     memory = stats["bytes_limit"] * mesh.size if "bytes_limit" in stats else host * jax.process_count()
-    return sum(features.tokens.nbytes for features in feature_sets) <= memory / 2
+    return sum(slabs.bytes_on(mesh, features.tokens) for features in feature_sets) <= memory / 2
 
 
 def to_device(feature_sets: list[FeatureSet], mesh: Mesh, dealt: bool = False) -> Features:
@@ -102,8 +106,9 @@ def to_device(feature_sets: list[FeatureSet], mesh: Mesh, dealt: bool = False) -
       dealt: item i lies on device i % n, as `core.exchange` wants it; else each has a run of items.
     """
 
-    def place(array: np.ndarray) -> jax.Array:
-        per_device = -(-len(array) // mesh.size)
+    def place(array: np.ndarray) -> Table:
+        per_device, kind = -(-len(array) // mesh.size), slabs.kind_on(mesh, array)
+        lying = functools.partial(kind.of, xp=np) if kind else np.asarray
 
         def part(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # JAX asks for parts alone
@@ -111,42 +116,46 @@ def to_device(feature_sets: list[FeatureSet], mesh: Mesh, dealt: bool = False) -
             if dealt:
                 run = slice((run.start or 0) // per_device, None, mesh.size)
             rows = np.asarray(array[run])
-            return (
-                rows
-                if len(rows) == per_device
-                else np.pad(rows, [(0, per_device - len(rows))] + [(0, 0)] * (array.ndim - 1))
-            )
+            if len(rows) < per_device:
+                rows = np.pad(rows, [(0, per_device - len(rows))] + [(0, 0)] * (array.ndim - 1))
+            return lying(rows)
 
-        shape = (per_device * mesh.size, *array.shape[1:])
+        one, where = lying(array[:1]), NamedSharding(mesh, sharding.BY_ROWS)
+        shape = (per_device * mesh.size, *one.shape[1:])
+        placed: Any
         if sharding.is_described(mesh):
-            return sharding.put(jax.ShapeDtypeStruct(shape, array.dtype), NamedSharding(mesh, sharding.BY_ROWS))
-        return jax.make_array_from_callback(shape, NamedSharding(mesh, sharding.BY_ROWS), part)
+            placed = sharding.put(jax.ShapeDtypeStruct(shape, one.dtype), where)
+        else:
+            placed = jax.make_array_from_callback(shape, where, part)
+        return kind(placed, array.shape[1:]) if kind else placed
 
+    by_rows = sharding.BY_ROWS
     in_place = jax.jit(
-        jax.shard_map(_standardise, mesh=mesh, in_specs=(sharding.BY_ROWS,) * 2, out_specs=sharding.BY_ROWS),
-        donate_argnums=0,
+        jax.shard_map(_standardise, mesh=mesh, in_specs=(by_rows,) * 2, out_specs=by_rows), donate_argnums=0
     )
-    tables = {}
+    tables: Features = {}
     for features in feature_sets:
         tokens, mask = place(features.tokens), place(features.mask)
-        is_ready = is_raw(tokens) or sharding.is_described(mesh)
+        is_ready = is_raw(features.tokens) or sharding.is_described(mesh)
         tables[features.name] = (tokens if is_ready else in_place(tokens, mask), mask)
     return tables
 
 
-def _standardise(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+def _standardise(tokens: Table, mask: Table) -> Table:
     """`tokens.standardise` in the memory of `tokens`, a block of items at a time: all at once takes several times as much in f32.
 
     All blocks are of one size, for what is computed of another number of items may differ in the last bit; the last overlaps.
     """
-    size = min(_BLOCK, len(tokens))
-    last = len(tokens) - size
+    size = min(_BLOCK, len(slabs.lines(tokens)))
+    last = len(slabs.lines(tokens)) - size
 
-    def block(tokens: jax.Array, start: int | jax.Array) -> jax.Array:
-        return standardise(*(jax.lax.dynamic_slice_in_dim(array, start, size) for array in (tokens, mask)))
+    def block(tokens: Table, start: int | jax.Array) -> jax.Array:
+        some = lambda array: jax.lax.dynamic_slice_in_dim(array, start, size)  # noqa: E731
+        done = standardise(slabs.items(tokens, some), slabs.items(mask, some))
+        return tokens.of(done, jnp) if isinstance(tokens, slabs.Slabs) else done
 
-    def write(tokens: jax.Array, done: jax.Array, start: int | jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(tokens, done, start, axis=0)
+    def write(tokens: Table, done: jax.Array, start: int | jax.Array) -> Table:
+        return jax.tree.map(lambda array: jax.lax.dynamic_update_slice_in_dim(array, done, start, axis=0), tokens)
 
     overlapping = block(tokens, last)
     tokens = jax.lax.fori_loop(0, -(-last // size), lambda k, t: write(t, block(t, k * size), k * size), tokens)

@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def is_raw(tokens: jax.Array) -> bool:
+def is_raw(tokens: jax.Array | np.ndarray) -> bool:
     """Whether these are pixels or token ids, which an encoder has to read first."""
     return jnp.issubdtype(tokens.dtype, jnp.integer)
 

@@ -203,28 +203,35 @@ def contention(function: Callable, *arguments: Any, platform: str) -> list[Scatt
     """The scatters of a function on real arguments, of the way that it goes on a platform.
 
     Args:
-      function: traced, and evaluated on this machine, on one device.
+      function: traced, and what it scatters by computed on this machine, on one device. What it does
+        in loops, and on conditions of the data, is not looked at.
       platform: "cpu", "gpu" or "tpu".
     """
     closed = jax.make_jaxpr(function)(*arguments)
-    found: list[Scatter] = []
-    _watch(closed.jaxpr, closed.consts, jax.tree.leaves(arguments), platform, found)
-    return found
+    found: list[Any] = []
+
+    def indices(inputs: Sequence[Any]) -> list[jax.Array]:
+        _watch(closed.jaxpr, closed.consts, inputs, platform, found)
+        return [index for _, index in found]
+
+    # Compiled, as the step is: what the indices do not depend on is left out, and nothing runs by itself.
+    real = jax.jit(indices)(jax.tree.leaves(arguments))
+    return [_scatter(equation, index) for (equation, _), index in zip(found, real, strict=True)]
 
 
 _CALLS = ("jaxpr", "call_jaxpr")
 
 
-def _watch(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], platform: str, found: list[Scatter]) -> list[Any]:
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(
-        zip(jaxpr.invars, inputs, strict=True)
-    )
+def _watch(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], platform: str, found: list[Any]) -> list[Any]:
+    """What a jaxpr gives; adds (equation, index) of its scatters to `found`."""
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    values |= dict(zip(jaxpr.invars, inputs, strict=True))
     read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]  # noqa: E731
     for equation in jaxpr.eqns:
         given = [read(atom) for atom in equation.invars]
         name, params = equation.primitive.name, equation.params
         inner = next((params[key] for key in _CALLS if key in params), None)
-        if name == "cond" and all(isinstance(branch, core.ClosedJaxpr) for branch in params["branches"]):
+        if name == "cond" and isinstance(given[0], np.integer):  # of `_platform_index`
             branch = params["branches"][int(given[0])]
             results = _watch(branch.jaxpr, branch.consts, given[1:], platform, found)
         elif name == "platform_index":
@@ -234,7 +241,7 @@ def _watch(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], platform: s
             results = _watch(plain, getattr(inner, "consts", ()), given, platform, found)
         else:
             if name.startswith("scatter"):
-                found.append(_scatter(equation, given))
+                found.append((equation, given[1]))
             results = equation.primitive.bind(*given, **equation.primitive.get_bind_params(params))
             results = results if equation.primitive.multiple_results else [results]
         values |= dict(zip(equation.outvars, results, strict=True))
@@ -249,8 +256,8 @@ def _platform_index(platforms: Sequence[Any], platform: str) -> np.ndarray:
     raise ValueError(f"no way for {platform} among {platforms}")
 
 
-def _scatter(equation: Any, given: Sequence[Any]) -> Scatter:
-    target, index = np.asarray(given[0]), np.asarray(given[1])
+def _scatter(equation: Any, given: jax.Array) -> Scatter:
+    target, index = equation.invars[0].aval, np.asarray(given)
     numbers = equation.params["dimension_numbers"]
     axes = numbers.scatter_dims_to_operand_dims
     flat = index.reshape(-1, index.shape[-1])

@@ -5,6 +5,7 @@ N tokens of an item, E their width, W width of an embedding, D of a content embe
 """
 
 import abc
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import jax
 from em3_jax.core import exchange
 from em3_jax.core.types import Batch
 from em3_jax.features.tokens import standardise
+from em3_jax.tables import slabs
 
 CONTENT = "content"  # of what a service looks up: an item's content embedding
 
@@ -28,7 +30,7 @@ Logged = dict[str, Any]
 Loss = tuple[jax.Array, Logged]
 """(loss [] f32, what to log)."""
 
-TokenTable = tuple[jax.Array, jax.Array]
+TokenTable = tuple[slabs.Table, slabs.Table]
 """(tokens [I, N, E], mask [I, N] bool) of all items."""
 
 
@@ -60,8 +62,9 @@ def gathered(rows: jax.Array | None, features: Mapping[str, TokenTable], batch: 
         masks = batch["tokens_mask"]
         tokens = {name: standardise(found, masks[name]) for name, found in batch["tokens"].items()}
         return Inputs(rows, tokens, masks, batch)
-    tokens = {name: exchange.from_table(table, batch) for name, (table, _) in features.items()}
-    masks = {name: exchange.from_table(mask, batch) for name, (_, mask) in features.items()}
+    look_up = functools.partial(exchange.from_table, batch=batch)
+    tokens = {name: slabs.items(table, look_up) for name, (table, _) in features.items()}
+    masks = {name: slabs.items(mask, look_up) for name, (_, mask) in features.items()}
     return Inputs(rows, tokens, masks, batch)
 
 

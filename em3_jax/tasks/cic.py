@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from em3_jax import losses
 from em3_jax.config.schema.ranking import Cic
-from em3_jax.core import exchange
+from em3_jax.core import exchange, gather
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import Fields
 from em3_jax.core.types import Batch
@@ -109,6 +109,6 @@ def candidate_counts(batch: Batch) -> jax.Array:
     ascending = item[order]
     is_new = jnp.concatenate([jnp.zeros(1, bool), ascending[1:] != ascending[:-1]])
     number = jnp.cumsum(is_new)
-    total = jax.ops.segment_sum(own[order], number, len(item), indices_are_sorted=True)
+    total = gather.sums(own[order], number, len(item))
     _, total = jax.lax.sort((order, total[number]), num_keys=1)
     return total

@@ -1,5 +1,6 @@
 """checkpoint: what earlier versions have saved is restored."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax.core import gather
 from em3_jax.core.errors import UserError
 from em3_jax.models.encoders import EncoderOutput
 
@@ -215,5 +216,13 @@ def _dense(width: int, dtype: Dtype, name: str, kernel_init: Callable = _init) -
     return nn.Dense(width, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
-def _embed(rows: int, width: int, name: str) -> nn.Embed:
-    return nn.Embed(rows, width, embedding_init=_init, name=name)
+class Embed(nn.Embed):
+    """`nn.Embed` whose gradient is that of `gather.rows`: texts begin with one word, and end with padding."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """[*, D] the rows `inputs` [*] of the embedding."""
+        return super().__call__(inputs) if self.num_embeddings == 1 else gather.rows(self.embedding, inputs)
+
+
+def _embed(rows: int, width: int, name: str) -> Embed:
+    return Embed(rows, width, embedding_init=_init, name=name)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from em3_jax.models.encoders.bert import Layer
+from em3_jax.models.encoders.bert import Embed, Layer
 
 
 class TextLayout(NamedTuple):
@@ -139,7 +139,7 @@ class FieldEncoder(nn.Module):
     def _text(
         self, name: str, layout: TextLayout, tokens: jax.Array, mask: jax.Array
     ) -> Iterator[tuple[jax.Array, jax.Array]]:
-        words = nn.Embed(layout.vocabulary, self.settings.width, embedding_init=_word_init, name=f"{name}_words")
+        words = Embed(layout.vocabulary, self.settings.width, embedding_init=_word_init, name=f"{name}_words")
         separator = self.param(f"{name}_separator", _place_init, (self.settings.width,))
         start = 0
         for number, ((field, length), keep) in enumerate(zip(layout.fields, layout.keep, strict=True)):

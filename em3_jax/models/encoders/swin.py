@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from em3_jax.core import gather
 from em3_jax.core.errors import UserError
 from em3_jax.models.encoders import EncoderOutput
 
@@ -163,7 +164,7 @@ class WindowAttention(nn.Module):
         query, key, value = split("query") * (width // self.heads) ** -0.5, split("key"), split("value")
         table = self.param("relative_position_bias", _init, ((2 * self.window - 1) ** 2, self.heads))
         index = relative_positions(round(patches**0.5), self.window)  # [N, N]
-        bias = jnp.moveaxis(table[index], -1, 0)  # [H, N, N]
+        bias = jnp.moveaxis(gather.rows(table, jnp.asarray(index)), -1, 0)  # [H, N, N]
         if regions is not None:
             apart = regions[:, :, None] != regions[:, None, :]  # [W, N, N]
             bias = bias + jnp.where(apart, -100.0, 0.0)[:, None]  # [W, H, N, N]

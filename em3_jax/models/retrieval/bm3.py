@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax.core import gather
 from em3_jax.models.dropout import Dropout
 from em3_jax.models.retrieval import Graphs
 from em3_jax.models.retrieval.common import Projections, need_features, squares, xavier
@@ -59,7 +60,7 @@ class BM3(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         need_features(features, "BM3")
         users, items = self.graph(graphs)
-        users, items = users[user], items[positive]
+        users, items = gather.rows(users, user), gather.rows(items, positive)
         target = [jax.lax.stop_gradient(self.drop(x, train=True)) for x in (users, items)]
         reconstruction = -cosine(self.predictor(users), target[1]) - cosine(self.predictor(items), target[0])
         alignment: jax.Array | float = 0.0

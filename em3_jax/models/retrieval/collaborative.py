@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from em3_jax.core import gather
 from em3_jax.models.retrieval import Graphs
 from em3_jax.models.retrieval.common import pairwise_loss, rows_of, squares, xavier
 from em3_jax.models.retrieval.propagation import layer_mean
@@ -36,8 +37,9 @@ class BPR(nn.Module):
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self(features, graphs, train=True)
-        ranking = pairwise_loss(users[user], *rows_of(items, positive, negative))
-        norm = squares(self.user_embedding[user], *rows_of(self.item_embedding, positive, negative))
+        ranking = pairwise_loss(gather.rows(users, user), *rows_of(items, positive, negative))
+        own = gather.rows(self.user_embedding, user)
+        norm = squares(own, *rows_of(self.item_embedding, positive, negative))
         return ranking + self.l2 * norm, {"ranking_loss": ranking, "squared_norm": norm}
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax import losses
+from em3_jax.core import gather
 from em3_jax.core.errors import UserError
 from em3_jax.models.lora import product
 from em3_jax.models.similarity import unit
@@ -26,7 +27,7 @@ def pairwise_loss(user: jax.Array, positive: jax.Array, negative: jax.Array) -> 
 
 def rows_of(items: jax.Array, positive: jax.Array, negative: jax.Array) -> tuple[jax.Array, jax.Array]:
     """([B, D], [B, D]) of items [I, D], by one gather: two would each repeat what is fused into them, and scatter apart."""
-    of_positive, of_negative = jnp.split(items[jnp.concatenate([positive, negative])], 2)
+    of_positive, of_negative = jnp.split(gather.rows(items, jnp.concatenate([positive, negative])), 2)
     return of_positive, of_negative
 
 
@@ -58,7 +59,7 @@ class Projections(nn.Module):
             few = items is not None and len(items) < len(x)
             x = x[items] if few else x
             y = product(unit(x) if self.unit_length else x, kernel) + bias
-            result[name] = y if few or items is None else y[items]
+            result[name] = y if few or items is None else gather.rows(y, items)
         return result
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from em3_jax import losses
+from em3_jax.core import gather
 from em3_jax.models.cic import ContentIdHeads
 from em3_jax.models.retrieval import Graphs
 from em3_jax.models.retrieval.common import modality_weights, need_features, pairwise_loss, rows_of, xavier
@@ -81,13 +82,16 @@ class EM3(nn.Module):
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         content = self.content(features, graphs.present, True)
-        halves = [(users[user], *rows_of(items, positive, negative)) for users, items in self.towers(content, graphs)]
+        halves = [
+            (gather.rows(users, user), *rows_of(items, positive, negative))
+            for users, items in self.towers(content, graphs)
+        ]
         ranking = pairwise_loss(*(jnp.concatenate(both, axis=1) for both in zip(*halves, strict=True)))
         item = jnp.sort(jnp.concatenate([positive, negative]))  # [2 B]
         first = item != jnp.roll(item, 1)
         first = first.at[0].set(True)  # one row of each item counts
         has_content = functools.reduce(jnp.logical_or, graphs.present.values())
-        of_content, of_ids = self.heads(content[item], self.item_embedding[item])
+        of_content, of_ids = self.heads(gather.rows(content, item), gather.rows(self.item_embedding, item))
         cic, aux = losses.content_id_contrastive(
             of_content,
             of_ids,

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from em3_jax.core import gather
 from em3_jax.models.dropout import Dropout
 from em3_jax.models.lora import product
 from em3_jax.models.retrieval import Graphs
@@ -97,7 +98,7 @@ def contrast_over_all(
     drawn = jax.random.randint(key, (len(content), negatives), 0, len(content))  # [I, H]
 
     def one_way(anchor: jax.Array, other: jax.Array) -> jax.Array:
-        candidates = jnp.concatenate([other[:, None], other[drawn]], axis=1)  # [I, 1 + H, D]
+        candidates = jnp.concatenate([other[:, None], gather.rows(other, drawn)], axis=1)  # [I, 1 + H, D]
         score = jnp.einsum("id,ihd->ih", anchor, candidates) / temperature
         return jnp.mean(jax.nn.logsumexp(score, axis=1) - score[:, 0])
 
@@ -151,7 +152,7 @@ class EM3AsReleased(nn.Module):
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self(features, graphs, train=True)
-        ranking = pairwise_loss(users[user], *rows_of(items, positive, negative))
+        ranking = pairwise_loss(gather.rows(users, user), *rows_of(items, positive, negative))
         ids, content = jnp.split(items, 2, axis=1)
         key = self.make_rng("negatives")
         cic = contrast_over_all(self.content_head(content), self.id_head(ids), self.cic_temperature, _NEGATIVES, key)

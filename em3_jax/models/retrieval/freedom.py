@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from em3_jax.core import gather
 from em3_jax.models.retrieval import Graphs
 from em3_jax.models.retrieval.common import Projections, modality_weights, pairwise_loss, rows_of, xavier
 from em3_jax.models.retrieval.propagation import along_items, layer_mean
@@ -51,7 +52,7 @@ class FREEDOM(nn.Module):
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self(features, graphs, train=True)
-        users = users[user]
+        users = gather.rows(users, user)
         ranking = pairwise_loss(users, *rows_of(items, positive, negative))
         if not self.content_weight:
             return ranking, {"ranking_loss": ranking}

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax.core import gather
 from em3_jax.core.sparse import FEWEST_GROUPS, Adjacency
 from em3_jax.models.retrieval import Graphs
 from em3_jax.models.retrieval.common import Projections, need_features, pairwise_loss, rows_of, squares, xavier
@@ -62,7 +63,7 @@ class LATTICE(nn.Module):
         for _ in range(self.item_layers):
             frozen = along_items(graphs.items, weight, h, 1)
             h = self.frozen_share * frozen + (1.0 - self.frozen_share) * sum(
-                weight[name] * product(graph, h) for name, graph in learnt.items()
+                weight[name] * product(graph, h, take=gather.rows) for name, graph in learnt.items()
             )
         users, items = layer_mean(graphs.user_item, self.user_embedding, self.item_embedding, self.layers)
         return users, items + unit(h)
@@ -71,7 +72,7 @@ class LATTICE(nn.Module):
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self(features, graphs, train=True)
-        rows = users[user], *rows_of(items, positive, negative)
+        rows = gather.rows(users, user), *rows_of(items, positive, negative)
         ranking, norm = pairwise_loss(*rows), squares(*rows)
         return ranking + self.l2 * norm, {"ranking_loss": ranking, "squared_norm": norm}
 
@@ -88,10 +89,10 @@ def learnt_graph(x: jax.Array, neighbours: int) -> Adjacency:
     """D^-1/2 S D^-1/2 over the k nearest by cosine, the item itself among them; differentiable in x [I, D]."""
     x = unit(x)
     sender = jax.lax.stop_gradient(nearest(x, neighbours))  # [I, k]
-    weight = nn.relu(jnp.stack([jnp.sum(x * x[sender[:, k]], axis=1) for k in range(neighbours)], axis=1))
+    weight = nn.relu(jnp.stack([jnp.sum(x * gather.rows(x, sender[:, k]), axis=1) for k in range(neighbours)], axis=1))
     degree = weight.sum(axis=1)
     scale = jnp.where(degree > 0, jax.lax.rsqrt(jnp.where(degree > 0, degree, 1.0)), 0.0)
-    weight = weight * scale[:, None] * scale[sender]
+    weight = weight * scale[:, None] * gather.rows(scale, sender)
     padding = jnp.zeros((FEWEST_GROUPS, neighbours), jnp.int32)
     return Adjacency(sender, weight, jnp.full(FEWEST_GROUPS, len(x), jnp.int32), padding, padding.astype(weight.dtype))
 

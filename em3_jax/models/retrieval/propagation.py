@@ -1,29 +1,52 @@
 """Products with sparse matrices, and what graph convolutions make of them."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from em3_jax.core import gather
 from em3_jax.core.sparse import Adjacency
 from em3_jax.models.retrieval import ItemGraph
 
 
-def product(matrix: Adjacency, x: jax.Array) -> jax.Array:
-    """[N, D] A x, differentiable in x [N, D] and in the weights: the sum of each row's first group, and of further ones."""
+def _plainly(x: jax.Array, sender: np.ndarray | jax.Array) -> jax.Array:
+    return x[sender]
+
+
+def product(matrix: Adjacency, x: jax.Array, take: Callable = _plainly) -> jax.Array:
+    """[N, D] A x, differentiable in x [N, D] and in the weights: the sum of each row's first group, and of further ones.
+
+    Args:
+      matrix: A.
+      x: [N, D] f32.
+      take: (x, [*] i32) -> its rows; `gather.rows` where a gradient is asked for.
+    """
     x = jnp.asarray(x)
 
     def sums(sender: np.ndarray | jax.Array, weight: np.ndarray | jax.Array) -> jax.Array:
         # One gather after the other, so that XLA makes a single loop of them and [G, W, D] never exists.
-        terms = (weight[:, k, None] * x[sender[:, k]] for k in range(sender.shape[1]))
+        terms = (weight[:, k, None] * take(x, sender[:, k]) for k in range(sender.shape[1]))
         return jnp.asarray(sum(terms))
 
     rows, more = sums(matrix.sender, matrix.weight), sums(matrix.more_sender, matrix.more_weight)  # [N, D], [G, D]
-    # G is 2 at least: without a scatter, which one of a single row is not to XLA, the sums would be fused into each gather of the
-    # rows and repeated there.
-    return rows.at[matrix.more_receiver].add(more, indices_are_sorted=True, mode="drop")
+    return jax.lax.platform_dependent(rows, more, jnp.asarray(matrix.more_receiver), cpu=_added, default=_summed)
+
+
+def _added(rows: jax.Array, more: jax.Array, receiver: jax.Array) -> jax.Array:
+    """`rows` [N, D] and what the groups `more` [G, D] of theirs add to them.
+
+    G is 2 at least: without a scatter, which one of a single row is not to XLA, the sums would be
+    fused into each gather of the rows and repeated there.
+    """
+    return rows.at[receiver].add(more, indices_are_sorted=True, mode="drop")
+
+
+def _summed(rows: jax.Array, more: jax.Array, receiver: jax.Array) -> jax.Array:
+    """`_added` where additions queue: a popular item has many groups; padding is of row N."""
+    return rows + gather.sums(more, receiver, len(rows) + 1)[:-1]
 
 
 @jax.custom_vjp

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax.core import gather
 from em3_jax.models.retrieval import Graphs
 from em3_jax.models.retrieval.common import Projections, need_features, xavier
 from em3_jax.models.retrieval.propagation import layer_mean
@@ -68,7 +69,7 @@ class SLMRec(nn.Module):
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self.views(features, graphs)
-        users, items = [x[user] for x in users], [x[positive] for x in items]
+        users, items = [gather.rows(x, user) for x in users], [gather.rows(x, positive) for x in items]
         joint = self.user_join(jnp.concatenate(users, axis=1)), self.item_join(jnp.concatenate(items, axis=1))
         ranking = info_nce(*joint, self.temperature)
         alignment = self.alignment(items[0], items[1:])

@@ -4,8 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax.core import gather
 from em3_jax.models.retrieval import Graphs
 from em3_jax.models.retrieval.common import Projections, need_features, pairwise_loss, squares, xavier
+
+
+def _rows(array: jax.Array, index) -> jax.Array:
+    return array[index] if isinstance(index, slice) else gather.rows(array, index)
 
 
 class VBPR(nn.Module):
@@ -42,23 +47,24 @@ class VBPR(nn.Module):
         return self.towers(features, slice(None), slice(None))
 
     def towers(self, features: dict[str, jax.Array], user, item) -> tuple[jax.Array, jax.Array]:
-        """(users, items) of some rows."""
+        """(users, items) of some rows; of all, by `slice(None)`."""
         need_features(features, "VBPR")
         parts = self.content(features, None if isinstance(item, slice) else item)
         content = jnp.asarray(sum(parts.values()))  # [*, D + 1]
-        content = content.at[:, -1].add(self.item_bias[item])
-        users = self.user_embedding[user], self.user_content[user]
+        content = content.at[:, -1].add(_rows(self.item_bias, item))
+        users = _rows(self.user_embedding, user), _rows(self.user_content, user)
         one = jnp.ones((len(users[0]), 1))
-        return jnp.concatenate([*users, one], axis=1), jnp.concatenate([self.item_embedding[item], content], axis=1)
+        items = jnp.concatenate([_rows(self.item_embedding, item), content], axis=1)
+        return jnp.concatenate([*users, one], axis=1), items
 
     def loss(
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         users, items = self.towers(features, user, jnp.concatenate([positive, negative]))
         ranking = pairwise_loss(users, *jnp.split(items, 2))
-        rows = [self.user_embedding[user], self.user_content[user]]
+        rows = [_rows(self.user_embedding, user), _rows(self.user_content, user)]
         for item in (positive, negative):
-            rows += [self.item_embedding[item], self.item_bias[item]]
+            rows += [_rows(self.item_embedding, item), _rows(self.item_bias, item)]
         norm = squares(*rows)
         kernels = jnp.asarray(sum(jnp.sum(x * x) for x in jax.tree.leaves(self.content.variables)))
         loss = ranking + self.l2 * norm + self.l2_content * kernels

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from em3_jax.core import gather
+from em3_jax.models.retrieval import propagation
 from em3_jax.models.retrieval.propagation import along_items, layer_mean, product, propagate
 from tests.models.retrieval import dense
 
@@ -45,6 +47,20 @@ def test_gradients_are_those_of_the_dense_product(symmetric):
     np.testing.assert_allclose(of_x, matrix.T @ target, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("summed", [propagation._added, propagation._summed])
+def test_further_groups_are_added_alike_on_all_platforms(summed):
+    random = np.random.default_rng(0)
+    receiver = np.sort(random.integers(0, 9, 40)).astype(np.int32)  # 9 = padding
+    receiver[-3:] = 9
+    rows, more = random.normal(size=(9, 3)).astype(np.float32), random.normal(size=(40, 3)).astype(np.float32)
+    expected = np.concatenate([rows, np.zeros((1, 3))])
+    np.add.at(expected, receiver, more)
+    np.testing.assert_allclose(jax.jit(summed)(jnp.asarray(rows), more, receiver), expected[:9], rtol=1e-5, atol=1e-5)
+    target = random.normal(size=(9, 3)).astype(np.float32)
+    gradient = jax.grad(lambda more: jnp.sum(target * summed(jnp.asarray(rows), more, receiver)))(more)
+    np.testing.assert_array_equal(gradient, np.concatenate([target, np.zeros((1, 3))])[receiver])
+
+
 def test_a_product_with_trained_weights_has_both_gradients():
     matrix = random_matrix(30, 0.3)
     graph = dense.adjacency(matrix, 4, 2)
@@ -54,7 +70,8 @@ def test_a_product_with_trained_weights_has_both_gradients():
     @jax.jit
     def gradients(weights, x):
         def total(weights, x):
-            return jnp.sum(target * product(graph._replace(weight=weights[0], more_weight=weights[1]), x))
+            trained = graph._replace(weight=weights[0], more_weight=weights[1])
+            return jnp.sum(target * product(trained, x, take=gather.rows))
 
         return jax.grad(total, argnums=(0, 1))(weights, x)
 
