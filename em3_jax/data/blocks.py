@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from em3_jax.core.batch import CLICKS, NONE
+from em3_jax.core.batch import CLICKS, KEYS, NONE
 from em3_jax.core.types import Batch, Shards
 from em3_jax.data.batches import BatchBuilder, gather_content
 from em3_jax.data.buckets import Buckets, round_up
 
 _EXACT = Buckets(1, 1, 1, unit=1)
+_ENCODED = 8  # the unit of items to encode, each of which is work for an encoder
 _ROWS = [name for name, key in CLICKS.items() if key.into == "row_id"]
 
 
@@ -28,7 +29,8 @@ def part(
 def joined(builder: BatchBuilder, parts: Sequence[Batch], buckets: Buckets) -> Batch:
     """The batch of the shards of all devices.
 
-    With features on the host, the tokens are those of the items that each device owns, ascending.
+    With features on the host, the tokens are those of the items that each device owns, ascending,
+    or of those among them that may be encoded, which `encode_position` finds there.
 
     Args:
       parts: see `part`.
@@ -38,6 +40,9 @@ def joined(builder: BatchBuilder, parts: Sequence[Batch], buckets: Buckets) -> B
     items, table_rows = _names(builder, parts)
     entries, own_items = _room(items, owners, buckets.items, buckets.own_items, buckets)
     row_entries, own_rows = _room(table_rows, owners, buckets.rows, buckets.own_rows, buckets)
+    encoded, room = _encoded(builder, parts), own_items
+    if builder.encode == "candidates":
+        room = buckets.fit(buckets.encode, _need(encoded, owners)[1])
     blocks = [
         _block(part, item, row, owners, entries, row_entries)
         for part, item, row in zip(parts, items, table_rows, strict=True)
@@ -45,7 +50,9 @@ def joined(builder: BatchBuilder, parts: Sequence[Batch], buckets: Buckets) -> B
     batch = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     for name, size in (("item_room", own_items), ("row_room", own_rows)):
         batch[name] = np.zeros(owners * size, np.bool_)
-    return batch | (_content(builder, items, owners, own_items) if builder.host_features else {})
+    if builder.encode != "none":
+        batch |= _to_encode(items, encoded, owners, room)
+    return batch | (_content(builder, encoded, owners, room) if builder.host_features else {})
 
 
 def measure(builder: BatchBuilder, samples: Sequence[np.ndarray], shards: Shards, unit: int, every: bool) -> Buckets:
@@ -55,21 +62,31 @@ def measure(builder: BatchBuilder, samples: Sequence[np.ndarray], shards: Shards
       samples: of each batch its interaction rows [B] i64.
       unit: of which the sizes are multiples; itself a multiple of the devices.
     """
-    needs = [0, 0, 0, 0]
+    needs = [0, 0, 0, 0, 0]
     for sample in samples:
         parts = [part(builder, sample[own]) for own in shards.slices(len(sample))]
         items, rows = _names(builder, parts)
-        found = (*_need(items, shards.total), *_need(rows, shards.total))
+        encoded = _need(_encoded(builder, parts), shards.total)[1]
+        found = (*_need(items, shards.total), *_need(rows, shards.total), encoded)
         needs = [max(pair) for pair in zip(needs, found, strict=True)]
     margin = 1.0 if every else 1.05
-    entries, own_items, row_entries, own_rows = (round_up(int(need * margin) + 1, unit) for need in needs)
-    return Buckets(entries, row_entries, own_items=own_items, own_rows=own_rows, unit=unit)
+    *sizes, encode = (int(need * margin) + 1 for need in needs)
+    entries, own_items, row_entries, own_rows = (round_up(size, unit) for size in sizes)
+    encode = min(round_up(encode, _ENCODED), own_items)
+    return Buckets(entries, row_entries, encode, own_items, own_rows, unit)
 
 
 def _names(builder: BatchBuilder, parts: Sequence[Batch]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The items and the table rows that each shard names, distinct and ascending."""
     items = [part["item_id"][part["item_mask"]] for part in parts]
     return items, [part["row_id"][part["row_id"] < builder.num_rows] for part in parts]
+
+
+def _encoded(builder: BatchBuilder, parts: Sequence[Batch]) -> list[np.ndarray]:
+    """The items of each shard whose content is read: those that may be encoded, or all."""
+    if builder.encode != "candidates":
+        return _names(builder, parts)[0]
+    return [part["item_id"][part["encode_position"][part["encode_mask"]]] for part in parts]
 
 
 def _need(named: Sequence[np.ndarray], owners: int) -> tuple[int, int]:
@@ -90,7 +107,7 @@ def _block(part: Batch, items: np.ndarray, rows: np.ndarray, owners: int, entrie
     """A shard's batch with its blocks sorted by owner."""
     item_place, item_id = _by_owner(items, owners, entries)
     row_place, row_id = _by_owner(rows, owners, row_entries)
-    result = dict(part)
+    result = {name: value for name, value in part.items() if KEYS[name].axes[0] != "C"}
     for name in _ROWS:
         result[name] = row_place[part[name]].astype(np.int32)
     for name in ("item_position", "history_position"):
@@ -115,8 +132,19 @@ def _by_owner(ids: np.ndarray, owners: int, entries: int) -> tuple[np.ndarray, n
     return place, block
 
 
+def _to_encode(items: list[np.ndarray], encoded: list[np.ndarray], owners: int, room: int) -> Batch:
+    """Where what may be encoded stands in `exchange.Route.owned` of its owner."""
+    owned, some = (np.unique(np.concatenate(ids)) for ids in (items, encoded))
+    position, mask = np.zeros((owners, room), np.int32), np.zeros((owners, room), bool)
+    for owner in range(owners):
+        mine = some[some % owners == owner]
+        position[owner, : len(mine)] = np.searchsorted(owned[owned % owners == owner], mine)
+        mask[owner, : len(mine)] = True
+    return {"encode_position": position.ravel(), "encode_mask": mask.ravel()}
+
+
 def _content(builder: BatchBuilder, items: Sequence[np.ndarray], owners: int, room: int) -> Batch:
-    """Tokens of what each device owns, in the order of `exchange.Route.owned`; of no item, none."""
+    """Tokens of what each device owns of some items, ascending; of no item, none."""
     distinct = np.unique(np.concatenate(items))
     owned = np.full((owners, room), -1, np.int64)
     for owner in range(owners):

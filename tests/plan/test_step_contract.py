@@ -15,7 +15,7 @@ from em3_jax.plan import contract, program, targets
 from tests.conftest import ROOT
 from tests.planted_pairs import planted_pairs
 
-pytestmark = pytest.mark.seconds(300)
+pytestmark = pytest.mark.seconds(360)
 
 V, R, W, B = 1 << 12, 64, 8, 4096
 HERE = Path(__file__).name
@@ -219,6 +219,12 @@ class TestOnCpus:  # a class each, so that workers share them
 class TestOnTpus:
     def test_steps_keep_the_contract(self, planted, tmp_path):
         check("v5e", ACCELERATED, planted.root, planted_pairs(tmp_path).root)
+
+
+class TestOnSeveralTpus:
+    def test_steps_in_blocks_keep_the_contract(self, planted, tmp_path):
+        """What devices exchange does not grow with tables, too."""
+        check("v5e:2x2", "lemur", planted.root, planted_pairs(tmp_path).root)
 
 
 class TestOnGpus:
