@@ -1,9 +1,11 @@
-"""EM3's step on chips that are not here: python -m benchmarks.accelerators [--before <a checkout of 022dc27>]
+"""Steps on chips that are not here: python -m benchmarks.accelerators [--task lemur] [--before <a checkout>]
 
-Compiles the step, T 50, D 64, 6 tokens x 768 in f16 on the host, bf16, tables 16 wide by shape, for each
-point and prints what the compilers count, of one device. `--before` does the same with the code of
+Compiles EM3's step, T 50, D 64, 6 tokens x 768 in f16 on the host, bf16, tables 16 wide by shape,
+for each point and prints what the compilers count, of one device. `--before` does the same with the code of
 022dc27, which knows no devices that are only described: there it is told that these are the machine's,
-and that arrays on them are their shapes. benchmarks/SCALE.md reads both.
+and that arrays on them are their shapes. Of LEMUR's step, as configs/lemur.py has it but
+for B and a bank of as many rows as the table, the checkout is one of 2d6bea0. benchmarks/SCALE.md
+reads them.
 """
 
 import argparse
@@ -23,11 +25,9 @@ POINTS = (
     ("v5e:1x1", 1024, 10_000_000),
     ("h100", 4096, 10_000_000),
 )
+LEMUR = (("v5e:2x2", 4096, 10_000_000),)
+COMMITS = {"em3": "022dc27", "lemur": "2d6bea0"}
 BEFORE = """
-import sys, types
-for name in [name for name in sys.modules if name.split(".")[0] in ("em3_jax", "benchmarks", "configs")]:
-    del sys.modules[name]
-sys.path.insert(0, checkout)
 import jax
 put = jax.device_put
 def shapes(tree, where=None, **options):
@@ -43,9 +43,29 @@ compiled = Step(root, Point(batch, 50, 64, rows, "bf16"), placement="host").comp
 """
 
 
-def compiled(target: targets.Target, root: Path, batch: int, rows: int, checkout: str):
+def of_lemur(target: targets.Target, root: Path, batch: int, rows: int, devices):
+    """LEMUR's compiled step, features on the host, of the package that is imported next."""
+    from configs import lemur
+    from em3_jax.plan import sizes
+    from em3_jax.training import experiment
+
+    config = lemur.get_config()
+    config.data.root, config.data.placement, config.data.batch_size = str(root), "host", batch
+    parts = experiment.build(config.to_dict(), devices)
+    arguments = sizes.resized(parts, rows=rows, items=rows)
+    return targets.compiled(target, parts.program.train_step, arguments)
+
+
+def compiled(target: targets.Target, task: str, root: Path, batch: int, rows: int, checkout: str):
     """The compiled step of a point."""
     devices = targets.devices(target)
+    if checkout:  # whose modules are the next to be imported
+        for name in list(sys.modules):
+            if name.split(".")[0] in ("em3_jax", "benchmarks", "configs"):
+                del sys.modules[name]
+        sys.path.insert(0, checkout)
+    if task == "lemur":
+        return of_lemur(target, root, batch, rows, devices)
     if checkout:
         names = {"checkout": checkout, "devices": devices, "root": root, "batch": batch, "rows": rows}
         exec(BEFORE, names)
@@ -55,7 +75,7 @@ def compiled(target: targets.Target, root: Path, batch: int, rows: int, checkout
     return Step(root, Point(batch, 50, 64, rows, "bf16"), devices=devices, placement="host").compiled.program
 
 
-def counts(text: str, root: Path, batch: int, rows: int, checkout: str) -> dict:
+def counts(text: str, task: str, root: Path, batch: int, rows: int, checkout: str) -> dict:
     """What the compiler, or else the program's text, says of a point."""
     target = targets.parse(text)
     targets.prepare(target)
@@ -65,7 +85,7 @@ def counts(text: str, root: Path, batch: int, rows: int, checkout: str) -> dict:
         jax.config.update("jax_enable_compilation_cache", False)
         from em3_jax.plan import cost, program
 
-        found = compiled(target, root, batch, rows, checkout)
+        found = compiled(target, task, root, batch, rows, checkout)
         read, memory, own = program.read(found.as_text()), found.memory_analysis(), found.cost_analysis() or {}
         by_text = cost.items(read)
     exchanged = program.exchanges(read)
@@ -82,7 +102,8 @@ def counts(text: str, root: Path, batch: int, rows: int, checkout: str) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", default="", help="folder of a checkout of 022dc27")
+    parser.add_argument("--task", choices=list(COMMITS), default="em3")
+    parser.add_argument("--before", default="", help="folder of a checkout, see above")
     parser.add_argument("--targets", default=",".join(point[0] for point in POINTS), help="of the points")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a process for each
     args = parser.parse_args()
@@ -93,13 +114,16 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "planted"
-        synthetic(root, interactions=500_000, users=2_000, items=7_500, token_width=768)
-        for target, batch, rows in POINTS:
+        if args.task == "lemur":
+            synthetic(root, interactions=200_000, users=2_000, items=7_500, raw=True)
+        else:
+            synthetic(root, interactions=500_000, users=2_000, items=7_500, token_width=768)
+        for target, batch, rows in LEMUR if args.task == "lemur" else POINTS:
             if target not in args.targets.split(","):
                 continue
-            for name, checkout in (("022dc27", args.before), ("now", "")):
+            for name, checkout in ((COMMITS[args.task], args.before), ("now", "")):
                 if name == "now" or checkout:
-                    one = json.dumps([target, str(root), batch, rows, checkout])
+                    one = json.dumps([target, args.task, str(root), batch, rows, checkout])
                     command = [sys.executable, "-m", "benchmarks.accelerators", "--one", one]
                     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                     cells = " | ".join(f"{key} {value:,.4g}" for key, value in json.loads(done.stdout).items())

@@ -10,7 +10,8 @@ The contract of all losses: computed in f32 from logits and cosines; a row that 
 value nor a gradient, whatever it holds (NaN included); if nothing is left, the loss is 0 and its gradients are 0.
 """
 
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -169,23 +170,39 @@ def query_document_contrastive(
       loss: [] f32; 0 if there is no anchor.
       aux: {"sqdc_accuracy": [] f32}, the share of anchors nearer to their document than to each negative; NaN without any.
     """
-    rows = len(query)
     shapes = [x.shape for x in (query, document, anchor, item, mask)]
-    if query.ndim != 2 or shapes != [query.shape] * 2 + [(rows,)] * 3:
+    if query.ndim != 2 or shapes != [query.shape] * 2 + [(len(query),)] * 3:
         raise ValueError(f"want [B, D], [B, D], [B], [B], [B]; got {shapes}")
-    logits = scale * jnp.einsum(
-        "id,jd->ij", _unit(query, mask), _unit(document, mask), precision=jax.lax.Precision.HIGHEST
-    )
-    itself = jnp.eye(rows, dtype=bool)
-    valid = mask & (item[:, None] != item)
-    if group is not None:
-        valid &= group[:, None] != group
-    loss, hit = _contrast(logits, jnp.diagonal(logits), valid | itself)
+    groups = () if group is None else (group,)
+    against_all = exchange.in_block(functools.partial(_against_all, scale))
+    loss, hit = against_all(_unit(query, mask), _unit(document, mask), mask, item, *groups)
     anchor &= mask
     count = anchor.sum()
     accuracy = _divide(jnp.where(anchor, hit, False).sum().astype(jnp.float32), count)
     loss = _divide(jnp.where(anchor, loss, 0.0).sum(), count)
     return loss, {"sqdc_accuracy": jnp.where(count > 0, accuracy, jnp.nan)}
+
+
+def _against_all(
+    scale: Any, query: jax.Array, document: jax.Array, mask: jax.Array, *names: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """([B] losses, [B] bool hits) of a device's own queries against the documents of all devices.
+
+    Args:
+      scale: T, a number.
+      query, document: [B, D] f32, of length 1.
+      mask: [B] bool.
+      names: each [B] i32; rows of one name are no negatives of each other.
+    """
+    (documents, masks, *every), first = exchange.of_all(document, mask, *names)
+    logits = scale * jnp.einsum("id,jd->ij", query, documents, precision=jax.lax.Precision.HIGHEST)
+    number = jnp.arange(len(query))
+    itself = first + number[:, None] == jnp.arange(len(documents))
+    valid = masks
+    for own, of_all in zip(names, every, strict=True):
+        valid = valid & (own[:, None] != of_all)
+    own = jax.lax.dynamic_slice_in_dim(logits, first, len(query), axis=1)
+    return _contrast(logits, jnp.diagonal(own), valid | itself)
 
 
 def in_batch_negatives(mask: jax.Array, negatives: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:

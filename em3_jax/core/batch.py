@@ -75,6 +75,7 @@ CLICKS: Keys = CATALOGUE | {
     # In blocks, for several devices: how much there is to own, see `core.exchange`; all zeros.
     "item_room": Key(BOOL, "O", "of the items that a device owns", given="in_blocks"),
     "row_room": Key(BOOL, "P", "of the table rows that a device owns", given="in_blocks"),
+    # In blocks, positions among the items that a device owns.
     "encode_position": Key(I32, "C", "the items to encode", given="encode", into="item_id"),
     "encode_mask": Key(BOOL, "C", "False only fills", given="encode"),
     # The dataset's group, the query, or the user: rows of one are no negatives of each other.

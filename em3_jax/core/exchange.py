@@ -72,6 +72,11 @@ def rows(array: jax.Array, index: jax.Array) -> jax.Array:
     return in_block(gather.rows)(array, index)
 
 
+def picked(array: jax.Array, index: jax.Array) -> jax.Array:
+    """[*, ...] the same of what no gradient is taken of, such as ids and flags."""
+    return in_block(functools.partial(jnp.take, axis=0))(array, index)
+
+
 def on_each(mesh: Mesh, function: Callable, *, shared: int = 0) -> Callable:
     """`function` on each device's part of its arguments, of which the last `shared` are the same everywhere."""
 
@@ -159,6 +164,47 @@ def to_examples(batch: Batch, *values: jax.Array) -> tuple[tuple[jax.Array, ...]
         parts.append(joined[:, start : start + value.shape[1]].astype(value.dtype))
         start += value.shape[1]
     return tuple(parts), batch["item_mask"] & is_first
+
+
+def own_items(batch: Batch) -> jax.Array:
+    """[S] i32 the items whose content is here: in blocks what each device owns, else "item_id"."""
+    if "item_route" not in batch:
+        return batch["item_id"]
+    mesh = _mesh.get()
+    assert mesh is not None  # see `to_examples`
+
+    def one(owned: jax.Array) -> jax.Array:
+        return owned * mesh.size + jax.lax.axis_index(AXES)
+
+    return on_each(mesh, one)(batch["item_route"].owned)
+
+
+def of_all(*values: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """(`values` [B, *] of all devices' examples, [] i32 where those of this device begin).
+
+    Only within `in_block`: there the values are those of a device's own examples. They travel as
+    one, and gradients come back summed, each to the device of its example.
+
+    Args:
+      values: f32 [B, D], or i32 or bool [B], which have no gradient.
+    """
+    if _mesh.get() is None:
+        return values, jnp.zeros((), jnp.int32)
+
+    def as_floats(one: jax.Array) -> jax.Array:
+        same_bits = jax.lax.bitcast_convert_type(one.astype(jnp.int32), jnp.float32)
+        return same_bits[:, None]
+
+    columns = [one if one.ndim == 2 else as_floats(one) for one in values]
+    every = jax.lax.all_gather(jnp.concatenate(columns, axis=1), AXES, tiled=True)
+    found, start = [], 0
+    for one, column in zip(values, columns, strict=True):
+        part = every[:, start : start + column.shape[1]]
+        start += column.shape[1]
+        if one.ndim == 1:
+            part = jax.lax.bitcast_convert_type(part[:, 0], jnp.int32).astype(one.dtype)
+        found.append(part)
+    return tuple(found), jax.lax.axis_index(AXES) * len(values[0])
 
 
 def sums(values: jax.Array, index: jax.Array, length: int) -> jax.Array:

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from em3_jax.core import messages
-from em3_jax.core.batch import CLICKS, NONE
+from em3_jax.core.batch import CLICKS, KEYS, NONE
 from em3_jax.core.types import Batch, Shards
 from em3_jax.data.batches import BatchBuilder, gather_content
 from em3_jax.data.buckets import Buckets, round_up
 
 _EXACT = Buckets(1, 1, 1, unit=1)
+_ENCODED = 8  # the unit of items to encode, each of which is work for an encoder
 _ROWS = [name for name, key in CLICKS.items() if key.into == "row_id"]
 
 
@@ -31,7 +32,8 @@ def part(
 def joined(builder: BatchBuilder, parts: Sequence[Batch], shards: Shards, buckets: Buckets, number: int) -> Batch:
     """The batch of the shards of this process's devices.
 
-    With features on the host, the tokens are those of the items that each device owns, ascending.
+    With features on the host, the tokens are those of the items that each device owns, ascending,
+    or of those among them that may be encoded, which `encode_position` finds there.
 
     Args:
       parts: of these shards, see `part`.
@@ -39,13 +41,12 @@ def joined(builder: BatchBuilder, parts: Sequence[Batch], shards: Shards, bucket
       number: of the batch among those of its source.
     """
     named = _names(builder, parts)
-    item, row = _asked(named, shards, number)
-    entries, own_items = (
-        buckets.fit(*pair) for pair in zip((buckets.items, buckets.own_items), item.need, strict=True)
-    )
-    row_entries, own_rows = (
-        buckets.fit(*pair) for pair in zip((buckets.rows, buckets.own_rows), row.need, strict=True)
-    )
+    item, row, *some = _asked([*named, *_encoded(builder, parts)], shards, number)
+    entries, row_entries = buckets.fit(buckets.items, item.entries), buckets.fit(buckets.rows, row.entries)
+    own_items, own_rows = buckets.fit(buckets.own_items, item.most), buckets.fit(buckets.own_rows, row.most)
+    encoded, room = item, own_items
+    if some:
+        encoded, room = some[0], buckets.fit(buckets.encode, some[0].most)
     blocks = [
         _block(part, items, rows, shards.total, entries, row_entries)
         for part, items, rows in zip(parts, *named, strict=True)
@@ -53,7 +54,9 @@ def joined(builder: BatchBuilder, parts: Sequence[Batch], shards: Shards, bucket
     batch = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     for name, size in (("item_room", own_items), ("row_room", own_rows)):
         batch[name] = np.zeros(shards.count * size, np.bool_)
-    return batch | (_content(builder, item.owned, shards, own_items) if builder.host_features else {})
+    if builder.encode != "none":
+        batch |= _to_encode(item.owned, encoded.owned, shards, room)
+    return batch | (_content(builder, encoded.owned, shards, room) if builder.host_features else {})
 
 
 def measure(builder: BatchBuilder, samples: Sequence[np.ndarray], shards: Shards, unit: int, every: bool) -> Buckets:
@@ -63,14 +66,18 @@ def measure(builder: BatchBuilder, samples: Sequence[np.ndarray], shards: Shards
       samples: of each batch its interaction rows [B] i64.
       unit: of which the sizes are multiples; itself a multiple of the devices.
     """
-    needs = [0, 0, 0, 0]
+    needs = [0, 0, 0, 0, 0]
     for sample in samples:
         parts = [part(builder, sample[own]) for own in shards.all.slices(len(sample))]
-        items, rows = _asked(_names(builder, parts), shards.all, 0)
-        needs = [max(pair) for pair in zip(needs, (*items.need, *rows.need), strict=True)]
+        item, row, *some = _asked([*_names(builder, parts), *_encoded(builder, parts)], shards.all, 0)
+        encoded = some[0] if some else item
+        found = (item.entries, row.entries, item.most, row.most, encoded.most)
+        needs = [max(pair) for pair in zip(needs, found, strict=True)]
     margin = 1.0 if every else 1.05
-    entries, own_items, row_entries, own_rows = (round_up(int(need * margin) + 1, unit) for need in needs)
-    return Buckets(entries, row_entries, own_items=own_items, own_rows=own_rows, unit=unit)
+    *sizes, encode = (int(need * margin) + 1 for need in needs)
+    entries, row_entries, own_items, own_rows = (round_up(size, unit) for size in sizes)
+    encode = min(round_up(encode, _ENCODED), own_items)
+    return Buckets(entries, row_entries, encode, own_items, own_rows, unit)
 
 
 def _names(builder: BatchBuilder, parts: Sequence[Batch]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -79,17 +86,27 @@ def _names(builder: BatchBuilder, parts: Sequence[Batch]) -> tuple[list[np.ndarr
     return items, [part["row_id"][part["row_id"] < builder.num_rows] for part in parts]
 
 
+def _encoded(builder: BatchBuilder, parts: Sequence[Batch]) -> list[list[np.ndarray]]:
+    """[the items of each shard that may be encoded], or [] where these are all."""
+    if builder.encode != "candidates":
+        return []
+    return [[part["item_id"][part["encode_position"][part["encode_mask"]]] for part in parts]]
+
+
 class _Asked(NamedTuple):
-    """What the examples of a batch ask of the devices: items, or table rows.
+    """What the examples of a batch ask of the devices: items, table rows, or items to encode.
 
     Attributes:
       owned: [*] i64 what is asked of this process's devices, distinct and ascending.
-      need: (entries of a block, so that each part holds what a shard names of an owner; ids that an
-        owner has), the same in all processes.
+      entries: of a block, so that each part holds what a shard names of an owner; the same in all
+        processes.
+      most: ids that an owner has, the same in all processes; one more, for what fills the blocks
+        counts as an id.
     """
 
     owned: np.ndarray
-    need: tuple[int, int]
+    entries: int
+    most: int
 
 
 def _asked(named: Sequence[Sequence[np.ndarray]], shards: Shards, number: int) -> list[_Asked]:
@@ -98,7 +115,7 @@ def _asked(named: Sequence[Sequence[np.ndarray]], shards: Shards, number: int) -
     most = [max(_most(ids, owners) for ids in kind) for kind in named]
     owned = [np.unique(np.concatenate(kind)) for kind in named]
     if not shards.are_apart:
-        return [_Asked(ids, (owners * one, _most(ids, owners) + 1)) for ids, one in zip(owned, most, strict=True)]
+        return [_Asked(ids, owners * one, _most(ids, owners) + 1) for ids, one in zip(owned, most, strict=True)]
     with contextlib.ExitStack() as alone:
         talk = shards.messages or alone.enter_context(messages.opened())
         processes = owners // shards.count
@@ -110,7 +127,7 @@ def _asked(named: Sequence[Sequence[np.ndarray]], shards: Shards, number: int) -
         rooms = talk.exchange(number, "room", [_written([room])] * processes)
         most = np.max([arrays[0] for arrays in got], axis=0)
         room = np.max([_read(text)[0] for text in rooms], axis=0)
-    return [_Asked(ids, (owners * int(a), int(b) + 1)) for ids, a, b in zip(owned, most, room, strict=True)]
+    return [_Asked(ids, owners * int(a), int(b) + 1) for ids, a, b in zip(owned, most, room, strict=True)]
 
 
 def _most(ids: np.ndarray, owners: int) -> int:
@@ -135,7 +152,7 @@ def _block(part: Batch, items: np.ndarray, rows: np.ndarray, owners: int, entrie
     """A shard's batch with its blocks sorted by owner."""
     item_place, item_id = _by_owner(items, owners, entries)
     row_place, row_id = _by_owner(rows, owners, row_entries)
-    result = dict(part)
+    result = {name: value for name, value in part.items() if KEYS[name].axes[0] != "C"}
     for name in _ROWS:
         result[name] = row_place[part[name]].astype(np.int32)
     for name in ("item_position", "history_position"):
@@ -160,11 +177,25 @@ def _by_owner(ids: np.ndarray, owners: int, entries: int) -> tuple[np.ndarray, n
     return place, block
 
 
+def _to_encode(items: np.ndarray, some: np.ndarray, shards: Shards, room: int) -> Batch:
+    """Where what may be encoded, `some` of the `items`, stands in `exchange.Route.owned` of its owner."""
+    position, mask = np.zeros((shards.count, room), np.int32), np.zeros((shards.count, room), bool)
+    for k, (owned, mine) in enumerate(zip(_of_each(items, shards), _of_each(some, shards), strict=True)):
+        position[k, : len(mine)] = np.searchsorted(owned, mine)
+        mask[k, : len(mine)] = True
+    return {"encode_position": position.ravel(), "encode_mask": mask.ravel()}
+
+
+def _of_each(ids: np.ndarray, shards: Shards) -> list[np.ndarray]:
+    """Those of some ids that each of this process's devices owns."""
+    owner = ids % shards.total
+    return [ids[owner == shards.first + k] for k in range(shards.count)]
+
+
 def _content(builder: BatchBuilder, items: np.ndarray, shards: Shards, room: int) -> Batch:
-    """Tokens of what each device owns of `items`, in the order of `exchange.Route.owned`; of no item, none."""
+    """Tokens of what each device owns of some items, ascending; of no item, none."""
     owned = np.full((shards.count, room), -1, np.int64)
-    for k in range(shards.count):
-        mine = items[items % shards.total == shards.first + k]
+    for k, mine in enumerate(_of_each(items, shards)):
         owned[k, : len(mine)] = mine
     flat = owned.ravel()
     batch = gather_content(builder.host_features, np.maximum(flat, 0))

@@ -25,6 +25,7 @@ from em3_jax.export import same_data, scorer
 from em3_jax.export.items import encode_items
 from em3_jax.export.model import write_model
 from em3_jax.serving import store
+from em3_jax.tables import packing
 from em3_jax.training import growth
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.processes import Interrupts
@@ -103,7 +104,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
         manifest_there = served.manifest if served else None
         same_data.check(out, manifest_there, record, parts.work.dataset, settings.other_data)
         state, carried = growth.restore(run.checkpoints, directory, parts, _step(run.checkpoints, settings.checkpoint))
-        model_hash = _hash(state.params, state.memory)
+        model_hash = _hash(state.params, packing.unpacked(state.memory))
         reusable = previous if previous and _may_reuse(previous, model_hash, settings.dtype) else None
         plan = {
             "model": model_hash,

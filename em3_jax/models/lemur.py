@@ -118,9 +118,9 @@ class Lemur(nn.Module):
         others = other_embeddings(rows, batch, self.fields)
         candidate, history = batch["item_position"], batch["history_position"]
         valid = batch["history_mask"]
-        mask = valid & jnp.take(items.history_present, history)
+        mask = valid & exchange.picked(items.history_present, history)
         document = exchange.rows(items.candidate, candidate)
-        document = jnp.where(items.present[candidate, None], document, 0.0)
+        document = jnp.where(exchange.picked(items.present, candidate)[:, None], document, 0.0)
         # [B, T, D]; what is masked has weight 0 wherever it is read.
         slots = exchange.rows(items.history, history)
         if query is None:

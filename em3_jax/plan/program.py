@@ -100,7 +100,11 @@ class Operation:
     def channel(self) -> str:
         """What tells a collective from others; parts of one may stand in several computations."""
         found = re.search(r"channel_id=(\d+)", self.rest)
-        return f"{self.collective} {found[1]} {self.traced}" if found else self.name
+        # Those of a `shard_map` have one channel, and perhaps one name; their frames differ.
+        frame = re.search(r"stack_frame_id=(\d+)", self.rest)
+        if not found:
+            return self.name
+        return f"{self.collective} {found[1]} {self.traced} {frame[1] if frame else ''}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,15 +70,27 @@ def init(length: int, width: int, form: packing.Form = packing.PLAIN) -> Bank:
 
 def read(bank: Bank, item_id: jax.Array) -> Stored:
     """The rows `item_id` [S] i32; of an id beyond the bank, one that was never written."""
-    written = jnp.where(item_id < len(bank["written"]), packing.take(bank["written"], item_id), NEVER)
-    return Stored(packing.take(bank["vector"], item_id), written, packing.take(bank["uses"], item_id))
+    lies = {name: packing.among_all(table, item_id) for name, table in bank.items()}
+    return _read(bank, item_id, lies)
+
+
+def read_part(part: Bank, row: jax.Array) -> Stored:
+    """The rows `row` [S] i32 of one device's part of a bank that is dealt out, see `read`."""
+    return _read(part, row, dict.fromkeys(part, row))
+
+
+def _read(bank: Bank, row: jax.Array, lies: dict[str, jax.Array]) -> Stored:
+    """`lies`: of each table where the rows lie in it."""
+    found = {name: packing.take(table, lies[name]) for name, table in bank.items()}
+    is_there = row < packing.held(bank["written"])
+    return Stored(found["vector"], jnp.where(is_there, found["written"], NEVER), found["uses"])
 
 
 def write(bank: Bank, item_id: jax.Array, stored: Stored, writes: Writes, step: jax.Array) -> Bank:
     """The bank after a step; only rows of `writes` change.
 
     Args:
-      item_id: [S] i32, of the batch.
+      item_id: [S] i32, of the batch; of one device's part of a bank, rows of it.
       stored: what was read of them.
       writes: of the step; an item may occur in it several times with equal vectors, as in the blocks of several shards.
       step: [] i32.
@@ -113,13 +125,13 @@ def first_places(item_id: jax.Array, mask: jax.Array) -> jax.Array:
     """
     number = jnp.arange(len(item_id))
     order = jnp.lexsort((number, item_id, ~mask))
-    item, valid = item_id[order], mask[order]
+    item, valid = jnp.take(item_id, order), jnp.take(mask, order)
     begins = jnp.concatenate([jnp.ones(1, bool), (item[1:] != item[:-1]) | (valid[1:] != valid[:-1])])
     first = order[jax.lax.cummax(jnp.where(begins, number, 0))]
     return jnp.zeros_like(number).at[order].set(first, unique_indices=True)
 
 
-def rank(stored: Stored, position: jax.Array, mask: jax.Array, key: jax.Array) -> jax.Array:
+def rank(stored: Stored, position: jax.Array, mask: jax.Array, drawn: jax.Array) -> jax.Array:
     """[C] i32: the rows that may be encoded, in the order in which they should be: never written ones first, then by chance, the
     rarer an item the more likely, so that frequent ones are refreshed too. Padding comes last.
 
@@ -129,9 +141,9 @@ def rank(stored: Stored, position: jax.Array, mask: jax.Array, key: jax.Array) -
     Args:
       stored: of the S items.
       position, mask: [C], see `Writes`.
-      key: PRNG key.
+      drawn: [C] f32 of the exponential distribution, independent ones.
     """
-    waiting = jax.random.exponential(key, position.shape) * jnp.maximum(stored.uses[position], 1)
+    waiting = drawn * jnp.maximum(stored.uses[position], 1)
     waiting = jnp.where(stored.present[position], waiting, -1.0)
     return jnp.argsort(jnp.where(mask, waiting, jnp.inf))
 

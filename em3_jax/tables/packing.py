@@ -232,6 +232,22 @@ def take(table: Table, row: jax.Array, *, is_sorted: bool = False) -> jax.Array:
     return line[:, :width].reshape(len(row), *table.tail)
 
 
+def held(table: Table) -> int:
+    """Rows that an array holds: of a table, or of one device's part of it."""
+    if not isinstance(table, Rows):
+        return len(table)
+    return min(table.length, len(table.lines) * table.form.per_line(table.tail))
+
+
+def among_all(table: Table, row: jax.Array) -> jax.Array:
+    """[R] i32 where rows [R] i32 of a table lie in it, the parts of all devices being one array."""
+    if not isinstance(table, Rows) or table.form.parts == 1:
+        return row
+    parts = table.form.parts
+    of_part = len(table.lines) // parts * table.form.per_line(table.tail)
+    return row % parts * of_part + row // parts
+
+
 def add(table: Table, row: jax.Array, change: jax.Array) -> Table:
     """The table with `change` [R, ...] added to the rows `row` [R] i32, ascending and distinct.
 

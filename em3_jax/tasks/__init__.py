@@ -83,15 +83,6 @@ class Task(abc.ABC):
         return False
 
     @property
-    def in_blocks(self) -> bool:
-        """Whether the task reads batches in blocks on several devices, see `core.exchange`.
-
-        Its models gather by `exchange.rows` alone, and hand out what they make of items by
-        `exchange.to_examples`.
-        """
-        return False
-
-    @property
     def embeds(self) -> bool:
         """Whether the task has `embed`: one content embedding for each item."""
         return False

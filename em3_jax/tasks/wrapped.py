@@ -24,10 +24,6 @@ class WrappedTask(Task):
         return self.task.uses_content
 
     @property
-    def in_blocks(self) -> bool:
-        return self.task.in_blocks
-
-    @property
     def embeds(self) -> bool:
         return self.task.embeds
 

@@ -68,9 +68,27 @@ def _named(task: Task, table: id_table.Tables, batch: Batch, shards: Shards, mes
     return _Named(row_id, None, lambda rows: gather.rows(rows, position)), batch
 
 
-def _with_stored(bank: memory_bank.Bank, batch: Batch) -> Batch:
-    """The batch with what the memory bank, if there is one, holds of its items."""
-    return batch | {"stored": memory_bank.read(bank, batch["item_id"])} if bank else batch
+def _with_stored(bank: memory_bank.Bank, batch: Batch, mesh: Mesh) -> Batch:
+    """The batch with what the memory bank, if there is one, holds of its items.
+
+    In blocks, of those that a device owns.
+    """
+    if not bank:
+        return batch
+    if "item_route" in batch:
+        read = exchange.on_each(mesh, memory_bank.read_part)
+        return batch | {"stored": read(bank, batch["item_route"].owned)}
+    return batch | {"stored": memory_bank.read(bank, batch["item_id"])}
+
+
+def _written(
+    bank: memory_bank.Bank, batch: Batch, writes: memory_bank.Writes, step: jax.Array, mesh: Mesh
+) -> memory_bank.Bank:
+    """The bank after a step."""
+    if "item_route" not in batch:
+        return memory_bank.write(bank, batch["item_id"], batch["stored"], writes, step)
+    write = exchange.on_each(mesh, memory_bank.write, shared=1)
+    return write(bank, batch["item_route"].owned, batch["stored"], writes, step)
 
 
 def make_init(task: Task, make_tables: Callable, make_memory: Callable, shards: Shards, mesh: Mesh) -> Callable:
@@ -87,7 +105,7 @@ def make_init(task: Task, make_tables: Callable, make_memory: Callable, shards: 
         with exchange.blocks_on(mesh if shards.in_blocks else None):
             named, batch = _named(task, table, batch, shards, mesh)
             rows = named and named.of_batch(named.lookup(table))
-            inputs = task.inputs(rows, constants, _with_stored(bank, batch))
+            inputs = task.inputs(rows, constants, _with_stored(bank, batch, mesh))
             return task.init(rng.stream(root, "params", 0), inputs), table, bank
 
     return init
@@ -160,7 +178,7 @@ def make_train_step(
     def one(root: jax.Array, state: State, constants: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         named, batch = _named(task, state.tables, batch, shards, mesh)
         rows = named and named.lookup(state.tables)
-        batch = _with_stored(state.memory, batch)
+        batch = _with_stored(state.memory, batch, mesh)
 
         def loss(params, rows):
             rows = named and named.of_batch(rows)
@@ -176,7 +194,7 @@ def make_train_step(
             norms["row_gradient_norm"] = optax.tree.norm(gradients[1])
         bank = state.memory
         if writes := aux.pop("writes", None):
-            bank = memory_bank.write(bank, batch["item_id"], batch["stored"], writes, state.step)
+            bank = _written(bank, batch, writes, state.step, mesh)
         params = optax.apply_updates(state.params, updates)
         new_state = State(state.step + 1, params, opt_state, new_tables, bank)
         return new_state, {"loss": value} | aux | norms
@@ -200,7 +218,7 @@ def make_apply(task: Task, function: Callable, mesh: Mesh, shards: Shards = WHOL
     def apply(params, table: id_table.Tables, bank: memory_bank.Bank, constants: Any, batch: Batch):
         with exchange.blocks_on(mesh if shards.in_blocks else None):
             named, batch = _named(task, table, batch, shards, mesh)
-            batch = _with_stored(bank, batch)
+            batch = _with_stored(bank, batch, mesh)
             rows = named and named.of_batch(named.lookup(table))
             return function(params, task.inputs(rows, constants, batch))
 

@@ -72,6 +72,38 @@ def test_blocks_are_sorted_by_owner_and_tokens_are_those_of_what_is_owned(builde
         assert not mask[part[len(owned) :]].any()
 
 
+@pytest.mark.parametrize("encode", ["candidates", "all"])
+def test_what_is_encoded_is_named_by_its_owner(tiny, encode):
+    """`encode_position` counts through what a device owns; the tokens are of just these items."""
+    image, total = tiny.dataset.features("image"), 4
+    options = {"history_length": 5, "unknown_alpha": 3.0, "unknown_floor": {}}
+    builder = BatchBuilder(tiny.dataset, **options, host_features=(image,), encode=encode)
+    shards = Shards(0, total, total, in_blocks=True)
+    batch = build(builder, shards, ROWS, buckets=SMALL, key=KEY)
+    whole = build(builder, WHOLE, ROWS, buckets=Buckets(64, 128), key=KEY)
+    known = whole["item_id"][whole["item_mask"]]
+    wanted = np.unique(whole["item_id"][whole["encode_position"][whole["encode_mask"]]])
+    names = ("encode_position", "encode_mask")
+    position, mask = (batch[name].reshape(total, -1) for name in names)
+    tokens = batch["tokens"]["image"].reshape(total, position.shape[1], *image.tokens.shape[1:])
+    for owner in range(total):
+        owned = known[known % total == owner]
+        encoded = owned[position[owner][mask[owner]]]
+        np.testing.assert_array_equal(encoded, wanted[wanted % total == owner])
+        np.testing.assert_array_equal(tokens[owner][mask[owner]], image.tokens[encoded])
+    assert encode == "all" or len(wanted) < len(known)
+    assert position.max() < len(batch["item_room"]) // total
+
+
+def test_rooms_for_what_is_encoded_hold_the_batches_that_were_measured(tiny):
+    options = {"history_length": 5, "unknown_alpha": 3.0, "unknown_floor": {}}
+    builder = BatchBuilder(tiny.dataset, **options, encode="candidates")
+    shards = Shards(0, 4, 4, in_blocks=True)
+    usual = bucket_sizes(builder, [ROWS], shards, 4)
+    batch = build(builder, shards, ROWS, buckets=usual, key=KEY)
+    assert len(batch["encode_position"]) == 4 * usual.encode <= 4 * usual.own_items
+
+
 def test_what_is_more_than_usual_takes_the_next_size_and_nothing_is_left_out(builder, recwarn):
     shards = Shards(0, 4, 4, in_blocks=True)
     usual = bucket_sizes(builder, [ROWS], shards, 4)

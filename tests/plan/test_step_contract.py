@@ -15,7 +15,7 @@ from em3_jax.plan import contract, program, targets
 from tests import step_contracts
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.seconds(300)
+pytestmark = pytest.mark.seconds(360)
 
 V, R, W, B = 1 << 12, 64, 8, 4096
 HERE = Path(__file__).name
@@ -225,6 +225,12 @@ class TestOnCpus:  # a class each, so that workers share them
 class TestOnTpus:
     def test_steps_keep_the_contract(self, contract_data):
         check("v5e", f"{BACKBONES},lemur,pretraining,em3", contract_data)
+
+
+class TestOnSeveralTpus:
+    def test_steps_in_blocks_keep_the_contract(self, planted, tmp_path):
+        """What devices exchange does not grow with tables, too."""
+        check("v5e:2x2", "lemur", planted.root, planted_pairs(tmp_path).root)
 
 
 class TestOnGpus:

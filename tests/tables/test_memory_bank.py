@@ -1,11 +1,13 @@
 """The memory bank: what is read, what is written, and who is encoded first."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from em3_jax.tables import memory_bank
+from em3_jax.tables import memory_bank, packing
 
 V, D, S = 50, 4, 9
 ITEMS = jnp.asarray([3, 7, 8, 11, 20, 21, 40, 41, 49])
@@ -63,14 +65,19 @@ def test_never_written_items_are_encoded_first_and_rare_ones_more_often():
     stored = memory_bank.Stored(jnp.zeros((S, D)), written, uses)
     position, mask = jnp.asarray([8, 3, 0, 1, 4, 6, 6]), jnp.asarray([True] * 6 + [False])
     keys = jax.random.split(jax.random.key(0), 300)
-    orders = np.asarray(jax.vmap(lambda key: memory_bank.rank(stored, position, mask, key))(keys))
+
+    def order(key):
+        drawn = jax.random.exponential(key, position.shape)
+        return memory_bank.rank(stored, position, mask, drawn)
+
+    orders = np.asarray(jax.vmap(order)(keys))
     assert all(set(order[:2]) == {2, 5} for order in orders)  # the items 0 and 6
     assert (orders[:, -1] == 6).all()  # padding
     third = np.bincount(orders[:, 2], minlength=7) / len(orders)
     # The next is drawn by weights 1/5, 1/100, 1, 1/100 of what is left.
     expected = np.array([0.2, 0.01, 0, 1, 0.01, 0, 0])
     np.testing.assert_allclose(third, expected / expected.sum(), atol=0.07)
-    np.testing.assert_array_equal(orders[0], memory_bank.rank(stored, position, mask, keys[0]))
+    np.testing.assert_array_equal(orders[0], order(keys[0]))
 
 
 def test_ids_beyond_the_bank_are_not_there_and_not_written():
@@ -82,6 +89,31 @@ def test_ids_beyond_the_bank_are_not_there_and_not_written():
         int(row) for name in bank for row in np.flatnonzero((after[name] != bank[name]).reshape(V, -1).any(axis=1))
     }
     assert changed == {3}
+
+
+@pytest.mark.parametrize("lanes", [0, 128])
+def test_a_bank_that_is_dealt_out_is_read_whole_and_in_parts(lanes):
+    """Ids beyond it were never written, be they too large or in what fills up a part."""
+    plain, parts = filled(), 4
+    form = packing.Form(parts, lanes, parts)
+    bank = {name: packing.laid_out(table, form) for name, table in plain.items()}
+    items = jnp.concatenate([ITEMS, jnp.asarray([V + 1, V + 1000])])
+    expected, found = memory_bank.read(plain, items), memory_bank.read(bank, items)
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for device in range(parts):
+        own = {name: _part(table, device, parts) for name, table in bank.items()}
+        mine = ITEMS[ITEMS % parts == device]
+        rows = jnp.concatenate([mine // parts, jnp.asarray([1 << 20])])
+        found = memory_bank.read_part(own, rows)
+        for one, other in zip(memory_bank.read(plain, mine), found, strict=True):
+            np.testing.assert_array_equal(one, other[:-1])
+        assert not found.present[-1]
+
+
+def _part(table: packing.Rows, device: int, parts: int) -> packing.Rows:
+    """What one device holds of a table."""
+    return dataclasses.replace(table, lines=jnp.split(table.lines, parts)[device])
 
 
 def test_rows_of_several_shards_may_name_an_item_twice():

@@ -19,7 +19,7 @@ from em3_jax.training import experiment
 from tests.conftest import ROOT, user_error
 from tests.planted_pairs import planted_pairs
 
-pytestmark = pytest.mark.seconds(220)
+pytestmark = pytest.mark.seconds(400)
 
 MESHES = ((1, 1), (8, 1), (1, 8), (2, 4), (4, 2))
 
@@ -79,18 +79,36 @@ def test_steps_on_any_mesh_and_from_the_checkpoint_of_another_equal_those_on_one
     assert 0 < now == longer, "what the devices exchange grows with the tables"
 
 
+def lemur_config(root) -> dict:
+    settings = lemur.get_config()
+    settings.data.root, settings.data.features = str(root), ("image", "text")
+    settings.data.history_length, settings.data.batch_size = 6, 32
+    settings.model.encoder.update({"width": 16, "layers": 1, "mlp_width": 16, "output": 16})
+    return settings.to_dict()
+
+
 def test_steps_of_lemur_on_any_mesh_equal_those_on_one_device(planted):
-    """The bank is cut by rows like the tables, and written where its rows lie."""
-    config = lemur.get_config()
-    config.data.root, config.data.features = str(planted.root), ("image", "text")
-    config.data.history_length, config.data.batch_size = 6, 32
-    config.model.encoder.update({"width": 16, "layers": 1, "mlp_width": 16, "output": 16})
-    results = on_meshes(config.to_dict(), "label", [(1, 1), (8, 1), (2, 4)])
+    """The bank is dealt out like the tables; SQDC and CIC contrast the examples of all devices."""
+    config = lemur_config(planted.root)
+    config["model"]["cic"] |= {"weight": 0.1, "negatives": 0}
+    results = on_meshes(config, "label", [*MESHES[:4], (2, 1), (4, 1, {"placement": "host"})])
     check_equal(results)
+    logged = {"sqdc_loss", "cic_loss", "staleness_steps", "encoded_items"}
+    assert logged <= results[0]["first"].keys()
     bank = ["memory/uses", "memory/vector", "memory/written"]
-    assert results[1]["by_rows"] == ["tables/embedding", "tables/slots/accumulator", *bank]
+    for result in results[1:]:
+        assert result["by_rows"] == ["tables/embedding", "tables/slots/accumulator", *bank]
+    assert [result["constants_by_rows"] for result in results] == [0, *[4] * 4, 0]
     now, longer = results[-1]["largest_collective"]
     assert 0 < now == longer, "what the devices exchange grows with the bank"
+
+
+def test_steps_of_lemur_that_encode_whole_histories_equal_those_on_one_device(planted):
+    """The encoder sees every item once, wherever the ranking loss's gradient ends."""
+    config = lemur_config(planted.root)
+    config["model"] |= {"encode": "all", "ranking_gradient": False}
+    config["model"]["sqdc"]["mask_group"] = False
+    check_equal(on_meshes(config, "label", [(1, 1), (4, 1, {"placement": "host"})]))
 
 
 def test_steps_of_retrieval_on_any_mesh_equal_those_on_one_device(tmp_path):
@@ -142,8 +160,9 @@ def test_tables_are_cut_over_the_devices_whatever_by_rows_names(planted):
 
 
 LOGITS = """
-import json, sys
+import json, pathlib, sys, tempfile
 import jax, numpy as np
+from em3_jax.export.items import encode_items
 from em3_jax.training import experiment
 from em3_jax.data import batches, blocks
 from em3_jax.tables import packing
@@ -156,18 +175,66 @@ for data, model in json.loads(sys.argv[2]):
     fresh = parts.program.init()
     drawn = jax.tree.map(lambda leaf: jax.device_put(draw(leaf), leaf.sharding), packing.unpacked(fresh))
     state = packing.packed_as(fresh, drawn)
-    found.append(parts.evaluate(state, sys.argv[3])[1]["logits"])
-print(json.dumps([[float(np.abs(logits - found[0]).max()), float(np.ptp(logits))] for logits in found]))
+    logits = parts.evaluate(state, sys.argv[3])[1]["logits"]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        encode_items(folder, parts, state, dtype="float32", batch_size=64, reusable=None)
+        looked_up = [np.load(path) for path in sorted(folder.glob("looked_up.*.npy"))]
+    found.append((logits, np.concatenate(looked_up, axis=1)))
+apart = lambda one, other: float(np.abs(one - other).max())
+print(json.dumps([[*map(apart, one, found[0]), *(float(np.ptp(array)) for array in one)] for one in found]))
 """
 
 
-def test_scores_do_not_depend_on_the_number_of_devices(planted):
-    """Some shard names more items or rows than a sample of batches would make room for."""
-    config = ranking_config(planted.root)
+@pytest.mark.parametrize("config_of", [ranking_config, lemur_config])
+def test_scores_do_not_depend_on_the_number_of_devices(planted, config_of):
+    """Nor does what services look up of items.
+
+    Some shard names more items or rows than a sample of batches would make room for.
+    """
+    config = config_of(planted.root)
     config["data"]["history_length"], config["eval"]["batch_size"] = 20, 32
     meshes = [(1, 1), (2, 1), (4, 1), (8, 1)]
-    for apart, spread in on_eight_devices("-c", LOGITS, json.dumps(config), json.dumps(meshes), "train"):
+    found = on_eight_devices("-c", LOGITS, json.dumps(config), json.dumps(meshes), "train")
+    for apart, apart_of_items, spread, spread_of_items in found:
         assert apart <= 1e-6 and spread > 0.005
+        # Of other numbers of items at once, rounding differs before layer norms.
+        assert apart_of_items <= 1e-5 * spread_of_items
+
+
+SHARES = """
+import json, sys
+import jax, numpy as np
+from em3_jax.tables import memory_bank, packing
+from em3_jax.training import experiment
+config, found = json.loads(sys.argv[1]), []
+parts = experiment.build(config)
+state, devices = parts.program.init(), parts.program.mesh.size
+for k in range(4):
+    batch, before = parts.work.source[k], np.asarray(state.memory["written"])
+    state, aux = parts.program.train_step(state, parts.work.constants, parts.program.place(batch))
+    after = np.asarray(state.memory["written"])
+    first_place = np.repeat(np.arange(devices), 32 // devices) * (len(batch["item_id"]) // devices)
+    ids = batch["item_id"][first_place + batch["item_position"]]
+    for owner in range(devices):
+        mine = np.unique(ids[ids % devices == owner])
+        written = mine[after[mine] == k]
+        waits = set(mine[before[mine] == memory_bank.NEVER])
+        first = waits <= set(written) if len(waits) < len(written) else set(written) <= waits
+        found.append([len(mine), len(written), bool(first)])
+    assert aux["encoded_items"] == sum(one[1] for one in found[-devices:])
+print(json.dumps(found))
+"""
+
+
+def test_each_device_encodes_its_share_of_what_it_owns_and_what_was_never_encoded_first(planted):
+    config = lemur_config(planted.root)
+    config["mesh"] |= {"data": 4, "model": 1}
+    config["model"] |= {"forward_percent": 50.0, "backward_percent": 20.0}
+    found = on_eight_devices("-c", SHARES, json.dumps(config))
+    assert len(found) == 16 and sum(many for many, _, _ in found) > 64
+    for many, encoded, first in found:
+        assert encoded == -(-many // 2) and first
 
 
 @pytest.mark.parametrize(

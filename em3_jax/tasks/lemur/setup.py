@@ -19,16 +19,17 @@ from em3_jax.models.encoders.fields import ImageLayout, TextLayout, VectorLayout
 from em3_jax.tables import memory_bank, packing
 from em3_jax.tasks import work
 from em3_jax.tasks.lemur.task import lemur as lemur_task
-from em3_jax.tasks.ranking.setup import check_batches, open_clicks, work_on_clicks
+from em3_jax.tasks.ranking.setup import check_batches, open_clicks, shards_of, work_on_clicks
 
 
 def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     """The work of config.task = "lemur"."""
-    check_batches(config, mesh)
+    shards = shards_of(mesh)
+    check_batches(config, mesh, shards.total if shards.in_blocks else 0)
     data, model = config.data, config.model
     dataset = open_clicks(data)
     folders = {name: folder for name, folder in model.encoders.items() if folder}
-    content = placement.load_content(dataset, data.features, data.placement, mesh)
+    content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks)
     scratch = [features for features in content.sets if features.name not in folders]
     converted = [features for features in content.sets if features.name in folders]
     raw = encoding.raw_encoders(folders, converted)
@@ -37,6 +38,7 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     queries = _queries(dataset, model.query)
     task = lemur_task(dataset.fields, layouts, raw, model, has_queries=queries is not None)
     rows, width = sharding.padded(dataset.num_items, mesh), model.encoder.output
+    form = packing.form_on(mesh, dealt=shards.in_blocks)
     return work_on_clicks(
         config,
         mesh,
@@ -46,7 +48,7 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
         raw,
         encode=model.encode,
         queries=queries,
-        make_memory=functools.partial(memory_bank.init, rows, width, packing.form_on(mesh)),
+        make_memory=functools.partial(memory_bank.init, rows, width, form),
     )
 
 

@@ -21,12 +21,13 @@ from em3_jax.core.types import Batch
 from em3_jax.models.encoders.fields import FieldEncoder
 from em3_jax.models.lemur import Lemur, Representations
 from em3_jax.models.similarity import cosine
-from em3_jax.tables.memory_bank import Stored, Writes, first_places
+from em3_jax.tables.memory_bank import Stored, Writes
 from em3_jax.tasks import CONTENT, Inputs, Intermediates, Logged, Loss, Params, Task, gathered
 from em3_jax.tasks.cic import ContentIdContrast, content_id_contrast
 from em3_jax.tasks.clicks import LossOfClicks, check_logit, ranking_loss
 from em3_jax.tasks.lemur import encoders
 from em3_jax.tasks.lemur.encoders import Layouts
+from em3_jax.tasks.lemur.seen import Seen, see
 from em3_jax.tasks.lemur.settings import check, encoder_settings
 from em3_jax.tasks.raw import RawEncoders
 
@@ -64,17 +65,22 @@ class LemurTask(Task):
 
     def inputs(self, rows: jax.Array | None, constants: Any, batch: Batch) -> Inputs:
         """Inputs whose tokens are those of the items that may be encoded, [C, N, E]."""
-        items = batch["item_id"]
-        if "encode_position" in batch:  # a pass over the catalogue is about all of its items
-            items = items[batch["encode_position"]]
-        return gathered(rows, constants, batch | {"item_id": items})._replace(batch=batch)
+        if "encode_position" not in batch:  # a pass over the catalogue is about all of its items
+            return gathered(rows, constants, batch)
+        position = batch["encode_position"]
+        if route := batch.get("item_route"):
+            some = {"item_route": route._replace(owned=exchange.picked(route.owned, position))}
+        else:
+            some = {"item_id": batch["item_id"][position]}
+        return gathered(rows, constants, batch | some)._replace(batch=batch)
 
     def init(self, key: jax.Array, inputs: Inputs) -> Params:
         keys = jax.random.split(key, 4)
         params = self.encoder.init(keys[0], inputs)
         if self.query_encoder is not None:
             params |= self.query_encoder.init(keys[3], inputs.batch)
-        items = self._represented(self.encoder.represent_all(params, inputs), inputs.batch)
+        seen = see(self.encoder.represent_all(params, inputs), inputs.batch)
+        items = self._represented(seen)
         arguments = (inputs.rows, items, self._query(params, inputs.batch), inputs.batch)
         (logit, out), variables = self.ranker.init_with_output(keys[1], *arguments, train=False)
         check_logit(logit, inputs.batch)
@@ -88,31 +94,31 @@ class LemurTask(Task):
         batch = inputs.batch
         drawn = rng.stream(key, "encoded items", step)
         writes = self.encoder.represent_some(params, inputs, drawn)
-        seen = writes if self.settings.ranking_gradient else jax.lax.stop_gradient(writes)
+        seen = see(writes, batch, step)
         rngs = {"dropout": rng.stream(key, "dropout", step)}
-        items = self._represented(seen, batch)
+        with_gradient = self.settings.ranking_gradient
+        items = self._represented(seen if with_gradient else jax.lax.stop_gradient(seen))
         logit, out = self._rank(params, inputs, items, train=True, rngs=rngs)
         value, aux = ranking_loss(self.loss_of_clicks, logit, out, batch)
         total = self.settings.ranking_weight * value
         if self.sqdc.weight:
-            value, of_sqdc = self._sqdc(writes, items.present, out, batch)
+            value, of_sqdc = self._sqdc(seen, out, batch)
             total, aux = total + value, aux | of_sqdc
-        once = _once(writes, batch)
         if self.contrast is not None:
-            counted = jnp.zeros_like(batch["item_mask"]).at[writes.position].max(once)
-            out = {**out, "content": items.candidate, "item_counts": counted}
+            out = {**out, "content": items.candidate, "item_counts": seen.counts}
             drawn = rng.stream(key, "negatives", step)
             value, of_contrast = self.contrast.loss(params["cic"], inputs, out, drawn)
             total, aux = total + value, aux | of_contrast
         writes = jax.lax.stop_gradient(writes)
-        return total, aux | _staleness(writes, once, batch, step) | {"writes": writes}
+        return total, aux | _staleness(writes, seen, batch) | {"writes": writes}
 
     def predict(self, params: Params, inputs: Inputs) -> jax.Array:
-        items = self._represented(self.encoder.represent_all(params, inputs), inputs.batch)
-        if self.settings.encode == "candidates":
+        writes = self.encoder.represent_all(params, inputs)
+        seen = see(writes, inputs.batch, stored=self.settings.encode == "candidates")
+        items = self._represented(seen)
+        if seen.stored is not None:
             # What a history reads must not depend on the other candidates of the batch.
-            stored: Stored = inputs.batch["stored"]
-            items = items._replace(history=stored.vector, history_present=stored.present)
+            items = items._replace(history=seen.stored, history_present=seen.age >= 0)
         return self._final_score(params, inputs, items)
 
     def lookup(self, params: Params, inputs: Inputs) -> dict[str, jax.Array]:
@@ -132,15 +138,11 @@ class LemurTask(Task):
         items = Representations(known[CONTENT], known["bank"], present, written)
         return self._final_score(params, inputs, items)
 
-    def _represented(self, writes: Writes, batch: Batch) -> Representations:
+    def _represented(self, seen: Seen) -> Representations:
         """The fresh representations in the place of the stored ones, in histories too."""
-        stored: Stored = batch["stored"]
-        place = jnp.where(writes.encoded, writes.position, len(batch["item_id"]))
-        vector = stored.vector.at[place].set(writes.vector, mode="drop")
-        present = stored.present.at[place].set(True, mode="drop")
         with_gradient = self.settings.history_gradient
-        history = vector if with_gradient else jax.lax.stop_gradient(vector)
-        return Representations(vector, history, present, present)
+        history = seen.vector if with_gradient else jax.lax.stop_gradient(seen.vector)
+        return Representations(seen.vector, history, seen.present, seen.present)
 
     def _query(self, params: Params, batch: Batch) -> jax.Array | None:
         """[B, D] representations of the queries; None without."""
@@ -171,23 +173,22 @@ class LemurTask(Task):
             return logit
         return self.sqdc.scale * cosine(out["query"], out["document"])
 
-    def _sqdc(self, writes: Writes, present: jax.Array, out: Intermediates, batch: Batch) -> Loss:
+    def _sqdc(self, seen: Seen, out: Intermediates, batch: Batch) -> Loss:
         """(lambda L_SQDC [] f32, what to log), whose gradient reaches the encoder in any case.
 
         Args:
-          writes: what was encoded, with its gradient.
-          present: [S] bool, which items have a representation.
+          seen: the representations, with their gradient.
           out: "query" [B, D].
           batch: the batch.
         """
         candidate = batch["item_position"]
-        takes_part = (batch["weight"] > 0) & present[candidate]
-        document = exchange.rows(self._represented(writes, batch).candidate, candidate)
+        takes_part = (batch["weight"] > 0) & exchange.picked(seen.present, candidate)
+        document = exchange.rows(seen.vector, candidate)
         value, aux = losses.query_document_contrastive(
             out["query"],
             document,
             batch["label"] > 0,
-            batch["item_id"][candidate],
+            exchange.picked(batch["item_id"], candidate),
             batch["group"] if self.sqdc.mask_group else None,
             takes_part,
             scale=self.sqdc.scale,
@@ -237,32 +238,26 @@ def _ranker(settings: LemurSettings, fields: Fields) -> Lemur:
     )
 
 
-def _once(writes: Writes, batch: Batch) -> jax.Array:
-    """[C] bool, the encoded rows, an item that several shards name at one of them."""
-    first = first_places(batch["item_id"][writes.position], writes.encoded)
-    return writes.encoded & (first == jnp.arange(len(first)))
-
-
-def _staleness(writes: Writes, once: jax.Array, batch: Batch, step: jax.Array) -> Logged:
+def _staleness(writes: Writes, seen: Seen, batch: Batch) -> Logged:
     """How far what histories read is behind, each [] f32.
 
     "staleness_steps": mean age of what they read, in steps. "staleness_cosine": mean cosine of the
     stored and the fresh representations of what was encoded now, NaN where nothing was stored.
-    "encoded_items": how many items were encoded, each `once`.
+    "encoded_items": how many items were encoded, each once.
     """
     stored: Stored = batch["stored"]
-    slots = batch["history_mask"] & jnp.take(stored.present, batch["history_position"])
-    age = jnp.where(slots, step - jnp.take(stored.written, batch["history_position"]), 0)
-    again = once & stored.present[writes.position]
-    old = stored.vector[writes.position]
+    age = exchange.picked(seen.age, batch["history_position"])
+    slots = batch["history_mask"] & (age >= 0)
+    again = seen.once & exchange.picked(stored.present, writes.position)
+    old = exchange.picked(stored.vector, writes.position)
     norm = jnp.linalg.norm(old, axis=1) * jnp.linalg.norm(writes.vector, axis=1)
     cosines = jnp.sum(old * writes.vector, axis=1) / jnp.maximum(norm, 1e-12)
     count = again.sum()
-    mean_age = age.sum() / jnp.maximum(slots.sum(), 1)
+    mean_age = jnp.where(slots, age, 0).sum() / jnp.maximum(slots.sum(), 1)
     is_known = count > 0
     mean_cosine = jnp.where(again, cosines, 0.0).sum() / jnp.maximum(count, 1)
     return {
         "staleness_steps": mean_age,
         "staleness_cosine": jnp.where(is_known, mean_cosine, jnp.nan),
-        "encoded_items": once.sum().astype(jnp.float32),
+        "encoded_items": seen.once.sum().astype(jnp.float32),
     }

@@ -26,11 +26,9 @@ from em3_jax.tasks.ranking.task import ranking as ranking_task
 from em3_jax.tasks.raw import WithEncoders
 
 
-def shards_of(task: Task, mesh: Mesh) -> Shards:
-    """What of each batch this process builds: of blocks and of shards its own devices', or all of it."""
-    if task.in_blocks and mesh.size > 1:
-        return sharding.device_blocks(mesh)
-    return sharding.data_shards(mesh) if jax.process_count() > 1 else WHOLE
+def shards_of(mesh: Mesh) -> Shards:
+    """What of each batch this process builds: blocks of its own devices, or all of it where there is one."""
+    return sharding.device_blocks(mesh) if mesh.size > 1 else WHOLE
 
 
 def check_batches(config: OnClicks, mesh: Mesh, parts: int = 0) -> None:
@@ -44,7 +42,7 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     data = config.data
     dataset = open_clicks(data)
     task = ranking_task(dataset.fields, config.model)
-    shards = shards_of(task, mesh)
+    shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
     content = placement.Content([], (), {})
     if task.uses_content:
@@ -83,7 +81,7 @@ def work_on_clicks(
     builder = make_builder(known)
     row_optimizer = id_table.row_optimizer(table.optimizer, table.learning_rate)
     num_rows, length = dataset.fields.num_rows, sharding.padded(dataset.fields.num_rows, mesh)
-    shards, unit = shards_of(task, mesh), math.lcm(64, mesh.size)
+    shards, unit = shards_of(mesh), math.lcm(64, mesh.size)
     form = packing.form_on(mesh, dealt=shards.in_blocks)
     evaluation = functools.cache(lambda split: evaluation_source(builder, split, config.eval.batch_size, shards, unit))
     place = functools.partial(sharding.place, mesh, shards)

@@ -53,10 +53,6 @@ class RankingTask(Task):
         return self.model.fusion is not None
 
     @property
-    def in_blocks(self) -> bool:
-        return True
-
-    @property
     def embeds(self) -> bool:
         return self.uses_content
 
