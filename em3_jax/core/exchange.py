@@ -8,7 +8,7 @@ once, however many examples on however many devices name it. So a step
     hands out what these make of them goes to the blocks that named them, in the same places
 
 and gradients come back the same way. Nothing that travels grows with a table, with the catalogue,
-or with the batch of other devices. Blocks have a fixed size, which the host chooses: see `data.shards`.
+or with the batch of other devices. Blocks have a fixed size, which the host chooses: see `data.blocks`.
 
 Letters: n devices, A entries of a block for one owner, so that a block has n A; O most distinct ids
 of an owner; D width.

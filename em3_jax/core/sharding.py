@@ -137,13 +137,6 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(shape, shardings, tree)
 
 
-def data_shards(mesh: Mesh) -> Shards:
-    """One shard for each index of the data axis, of which a process builds those that its own devices hold."""
-    held = np.flatnonzero(_are_mine(mesh).any(axis=1))
-    _check_held(held, mesh)
-    return Shards(int(held[0]), len(held), mesh.shape["data"])
-
-
 def _are_mine(mesh: Mesh) -> np.ndarray:
     """[data, model] bool, the devices of this process; of devices that are only described, all."""
     if is_described(mesh):
@@ -151,28 +144,16 @@ def _are_mine(mesh: Mesh) -> np.ndarray:
     return np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
 
 
-def _check_held(held: np.ndarray, mesh: Mesh) -> None:
-    if not len(held) or held[-1] - held[0] + 1 != len(held):
-        raise UserError(
-            f"config.mesh: process {jax.process_index()} has no devices side by side on the mesh {dict(mesh.shape)}; use all "
-            "devices of all processes"
-        )
-
-
 def batch_shardings(mesh: Mesh, batch: Batch, shards: Shards = WHOLE) -> dict[str, Any]:
     """Key -> sharding of a batch: examples over the data axis, the block of distinct items over all devices.
 
-    Distinct table rows are on every device; in several shards each has its own. In blocks, all is
-    over all devices.
+    Distinct table rows are on every device. In blocks, all is over all devices.
     """
 
     def one(name: str, array: np.ndarray) -> NamedSharding:
-        rows = len(array) * shards.total // shards.count
-        if shards.in_blocks:
+        if shards.in_blocks or (name in BY_ITEM and len(array) % mesh.size == 0):
             return NamedSharding(mesh, BY_ROWS)
-        if name in BY_ITEM and rows % mesh.size == 0:
-            return NamedSharding(mesh, BY_ROWS)
-        if name in BY_EXAMPLE or shards.total > 1:
+        if name in BY_EXAMPLE:
             return NamedSharding(mesh, PartitionSpec("data"))
         return replicated(mesh)
 
@@ -212,13 +193,17 @@ def place(mesh: Mesh, shards: Shards, batch: Batch, *, stacked: bool = False) ->
 def device_blocks(mesh: Mesh) -> Shards:
     """A shard for each device, in blocks, of which a process builds those of its own; see `core.exchange`."""
     held = np.flatnonzero(_are_mine(mesh))
-    _check_held(held, mesh)
+    if not len(held) or held[-1] - held[0] + 1 != len(held):
+        raise UserError(
+            f"config.mesh: process {jax.process_index()} has no devices side by side on the mesh {dict(mesh.shape)}; "
+            "use all devices of all processes"
+        )
     if mesh.size % len(held):
         raise UserError(
             f"config.mesh: process {jax.process_index()} has {len(held)} of {mesh.size} devices; all "
             "processes need as many, choose sizes that take as many devices of each"
         )
-    return Shards(int(held[0]), len(held), mesh.size, in_blocks=True)
+    return Shards(int(held[0]), len(held), mesh.size)
 
 
 def check_divides(mesh: Mesh, name: str, batch_size: int, parts: int = 0) -> None:

@@ -17,16 +17,21 @@ Batch = dict[str, Any]
 class Shards:
     """The part of every batch that a process builds: `count` of its `total` shards, which follow each other, from `first` on.
 
+    A shard is the examples of a device and what these name; see `core.exchange`.
+
     Attributes:
-      in_blocks: each shard is the examples of a device, its blocks sorted by owner: see `core.exchange`.
       messages: of the pass over batches that is read, where other processes build parts of them.
     """
 
     first: int = 0
     count: int = 1
     total: int = 1
-    in_blocks: bool = False
     messages: Messages | None = None
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether there are several: what they name is sorted by owner."""
+        return self.total > 1
 
     @property
     def are_apart(self) -> bool:

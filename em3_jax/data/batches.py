@@ -4,7 +4,6 @@ The keys of a batch, and letters: see `core.batch.CLICKS`; here C are columns of
 """
 
 import threading
-import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -216,10 +215,6 @@ class BatchBuilder:
         slots[:, 0] = item
         slots[:, 1:] = np.where(mask, np.take(self._events["item"], event_index), item[:, None])
         distinct, position = self._distinct_item(slots.ravel())
-        if buckets.fixed and len(distinct) > buckets.items:
-            _warn_of_no_room("items", buckets.items)
-            mask &= _most_used(position.reshape(slots.shape), buckets.items)
-            return self._items(item, event_index, mask, buckets)
         if self.distinct_items:
             size, item_mask = buckets.fit(buckets.items, len(distinct)), np.arange(len(distinct)) >= 0
         else:
@@ -248,12 +243,6 @@ class BatchBuilder:
         if key is not None:
             replaced = rng.uniform_hash(key, distinct) < self._replace_probability[distinct]
             distinct, position = self._replace(distinct, position, replaced)
-        if buckets.fixed and len(distinct) > buckets.rows:
-            _warn_of_no_room("table rows", buckets.rows)
-            rarity = np.where(np.isin(distinct, self._always_present), -1.0, self._replace_probability[distinct])
-            replaced = np.zeros(len(distinct), bool)
-            replaced[np.argsort(-rarity, kind="stable")[: len(distinct) - buckets.rows]] = True
-            distinct, position = self._replace(distinct, position, replaced)
         start, result = len(self._always_present), {}
         for group, block in blocks.items():
             result[f"{group}_row"] = position[start : start + block.size].reshape(block.shape)
@@ -278,54 +267,23 @@ class BatchBuilder:
         moved[replaced] = moved[np.searchsorted(rows, self.unknown[rows[replaced]])]  # unknown rows are always present
         return rows[~replaced], np.take(moved, position)
 
-    def measure_buckets(
-        self, samples: Iterable[np.ndarray], unit: int = 64, fixed: bool = False, every: bool = False
-    ) -> Buckets:
-        """Bucket sizes that hold some batches.
+    def measure_buckets(self, samples: Iterable[np.ndarray], unit: int = 64) -> Buckets:
+        """Bucket sizes that hold some batches, with a margin of 5 %.
 
         Args:
           samples: of each batch its interaction rows [B] i64.
           unit: of which the sizes are multiples.
-          fixed: see `Buckets`.
-          every: there are no other batches, so there is no margin; else it is 5 %, of fixed
-            sizes 10 %.
         """
-        items = rows = encode = size = 0
+        items = rows = encode = 0
         for sample in samples:
             batch, _ = self.named(sample, Buckets(64, 64))
             encode = max(encode, len(np.unique(batch["item_position"])))
             items = max(items, int(batch["item_mask"].sum()))
             rows = max(rows, int((batch["row_id"] < self.num_rows).sum()))
-            size = max(size, len(sample))
-        margin = 1.0 if every else 1.1 if fixed else 1.05
-        items, rows = int(items * margin) + 1, int(rows * margin) + 1
-        if fixed:  # the candidates, and what is always present, have to fit
-            items, rows = max(items, size), max(rows, len(self._always_present))
+        items, rows, encode = (int(size * 1.05) + 1 for size in (items, rows, encode))
         items = min(items, self.dataset.num_items)
-        encode = min(size if fixed else int(encode * margin) + 1, items)
-        items, rows, encode = (round_up(size, unit) for size in (items, rows, encode))
-        return Buckets(items, rows, encode, unit=unit, fixed=fixed)
-
-
-def _warn_of_no_room(what: str, room: int) -> None:
-    warnings.warn(
-        f"a shard of a batch names more than the {room:,} distinct {what} that it has room for, and goes without the rarest; "
-        "config.data.distinct=batch leaves none out",
-        stacklevel=3,
-    )
-
-
-def _most_used(position: np.ndarray, room: int) -> np.ndarray:
-    """[B, T] which history slots stay when the candidates and the most used of the others make `room` distinct items.
-
-    Args:
-      position: [B, 1 + T] of each slot among the distinct items, the candidate first.
-    """
-    uses = np.bincount(position.ravel())
-    uses[position[:, 0]] = position.size
-    stays = np.zeros(len(uses), bool)
-    stays[np.argsort(-uses, kind="stable")[:room]] = True
-    return stays[position[:, 1:]]
+        items, rows, encode = (round_up(size, unit) for size in (items, rows, min(encode, items)))
+        return Buckets(items, rows, encode, unit=unit)
 
 
 def gather_content(feature_sets: tuple[FeatureSet, ...], items: np.ndarray) -> Batch:

@@ -6,7 +6,7 @@ block of the example's own device, and a table row's position 0 is padding, as e
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,29 @@ _ENCODED = 8  # the unit of items to encode, each of which is work for an encode
 _ROWS = [name for name, key in CLICKS.items() if key.into == "row_id"]
 
 
-def part(
+def build(
+    builder: BatchBuilder,
+    shards: Shards,
+    rows: np.ndarray,
+    *,
+    buckets: Buckets,
+    key: np.uint64 | None = None,
+    weight: np.ndarray | None = None,
+    number: int = 0,
+) -> Batch:
+    """The process's shards of the batch of interaction rows `rows` [B] i64; whole where there is one device.
+
+    Args:
+      buckets, key, weight: see `BatchBuilder`.
+      number: of the batch among those of its source.
+    """
+    if not shards.in_blocks:
+        return builder(rows, buckets=buckets, key=key, weight=weight)
+    own = [(rows[part], None if weight is None else weight[part]) for part in shards.slices(len(rows))]
+    return joined(builder, [_part(builder, *one, key) for one in own], shards, buckets, number)
+
+
+def _part(
     builder: BatchBuilder, rows: np.ndarray, weight: np.ndarray | None = None, key: np.uint64 | None = None
 ) -> Batch:
     """A device's shard of a batch without content, its blocks no longer than needed; see `BatchBuilder`."""
@@ -36,7 +58,7 @@ def joined(builder: BatchBuilder, parts: Sequence[Batch], shards: Shards, bucket
     or of those among them that may be encoded, which `encode_position` finds there.
 
     Args:
-      parts: of these shards, see `part`.
+      parts: of these shards, see `_part`.
       buckets: usual sizes; a batch that needs more, on any device, takes the next.
       number: of the batch among those of its source.
     """
@@ -59,8 +81,8 @@ def joined(builder: BatchBuilder, parts: Sequence[Batch], shards: Shards, bucket
     return batch | (_content(builder, encoded.owned, shards, room) if builder.host_features else {})
 
 
-def measure(builder: BatchBuilder, samples: Sequence[np.ndarray], shards: Shards, unit: int, every: bool) -> Buckets:
-    """Sizes that hold some batches, with a margin of 5 %, or `every` batch that there is.
+def measure(builder: BatchBuilder, samples: Iterable[np.ndarray], shards: Shards, unit: int) -> Buckets:
+    """Sizes that hold some batches, with a margin of 5 %: the same in all processes, each of which looks at all shards.
 
     Args:
       samples: of each batch its interaction rows [B] i64.
@@ -68,13 +90,12 @@ def measure(builder: BatchBuilder, samples: Sequence[np.ndarray], shards: Shards
     """
     needs = [0, 0, 0, 0, 0]
     for sample in samples:
-        parts = [part(builder, sample[own]) for own in shards.all.slices(len(sample))]
+        parts = [_part(builder, sample[own]) for own in shards.all.slices(len(sample))]
         item, row, *some = _asked([*_names(builder, parts), *_encoded(builder, parts)], shards.all, 0)
         encoded = some[0] if some else item
         found = (item.entries, row.entries, item.most, row.most, encoded.most)
         needs = [max(pair) for pair in zip(needs, found, strict=True)]
-    margin = 1.0 if every else 1.05
-    *sizes, encode = (int(need * margin) + 1 for need in needs)
+    *sizes, encode = (int(need * 1.05) + 1 for need in needs)
     entries, row_entries, own_items, own_rows = (round_up(size, unit) for size in sizes)
     encode = min(round_up(encode, _ENCODED), own_items)
     return Buckets(entries, row_entries, encode, own_items, own_rows, unit)

@@ -12,8 +12,6 @@ class Buckets:
       encode: the same of the items to encode.
       own_items, own_rows: in blocks, how many of the two a device may own, see `core.exchange`.
       unit: of which all sizes are multiples, so that the blocks divide over the devices.
-      fixed: a batch that needs more does without, and warns: the items rarest in it leave its histories, and the ids rarest in
-        training become `unknown`. For shards that processes build apart, whose sizes have to agree.
     """
 
     items: int
@@ -22,7 +20,6 @@ class Buckets:
     own_items: int = 0
     own_rows: int = 0
     unit: int = 64
-    fixed: bool = False
 
     def fit(self, usual: int, need: int) -> int:
         """The smallest size of the series usual, 1.25 usual, ... that holds `need`."""
@@ -30,17 +27,6 @@ class Buckets:
         while size < need:
             size = round_up(int(size * 1.25) + 1, self.unit)
         return size
-
-    def holding(self, other: "Buckets") -> "Buckets":
-        """These sizes, or the smallest of their series that hold those of `other`."""
-        return dataclasses.replace(
-            self,
-            items=self.fit(self.items, other.items),
-            rows=self.fit(self.rows, other.rows),
-            encode=self.fit(self.encode, other.encode),
-            own_items=self.fit(self.own_items, other.own_items),
-            own_rows=self.fit(self.own_rows, other.own_rows),
-        )
 
 
 def round_up(size: int, unit: int) -> int:

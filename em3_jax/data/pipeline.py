@@ -18,8 +18,8 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.types import WHOLE, Batch, Shards
 from em3_jax.data import blocks
 from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.data.blocks import build
 from em3_jax.data.format import Dataset
-from em3_jax.data.shards import build
 
 
 class InEpochs:
@@ -239,47 +239,24 @@ def training_source(
 def evaluation_source(
     builder: BatchBuilder, split: str, batch_size: int, shards: Shards = WHOLE, unit: int = 64
 ) -> EvaluationSource:
-    """One pass over a split; see `evaluation_buckets`."""
+    """One pass over a split; its bucket sizes are measured on a few batches, and one that needs more takes the next."""
     rows = builder.dataset.split_rows(split, builder.label)
-    buckets = evaluation_buckets(builder, rows, batch_size, shards, unit)
-    return EvaluationSource(builder, rows, batch_size, buckets, shards)
-
-
-def evaluation_buckets(
-    builder: BatchBuilder, rows: np.ndarray | range, batch_size: int, shards: Shards, unit: int
-) -> Buckets:
-    """Bucket sizes of one pass over `rows` [n] that leave nothing of any batch out.
-
-    Blocks of whole batches grow where one needs more, so a few batches are measured. Those of
-    shards have to agree and cannot grow: all batches are measured, or scores would depend on how
-    many devices there are.
-    """
     last = len(rows) - 1
-    if shards.total == 1 or shards.in_blocks:
-        starts = np.linspace(0, max(len(rows) - batch_size, 0), num=4).astype(np.int64)
-    else:
-        starts = np.arange(0, len(rows), batch_size)
+    starts = np.linspace(0, max(len(rows) - batch_size, 0), num=4).astype(np.int64)
     samples = (_take(rows, np.minimum(start + np.arange(batch_size), last)) for start in starts)
-    every = shards.total > 1 and not shards.in_blocks
-    return bucket_sizes(builder, samples, shards, unit, every=every)
+    return EvaluationSource(builder, rows, batch_size, bucket_sizes(builder, samples, shards, unit), shards)
 
 
-def bucket_sizes(
-    builder: BatchBuilder, samples: Iterable[np.ndarray], shards: Shards, unit: int, every: bool = False
-) -> Buckets:
-    """Bucket sizes of a shard: the same in all processes, since each measures the shards of all.
+def bucket_sizes(builder: BatchBuilder, samples: Iterable[np.ndarray], shards: Shards, unit: int) -> Buckets:
+    """Bucket sizes of a batch: the same in all processes.
 
     Args:
       samples: interaction rows [B] of the batches to measure.
       unit: of which the sizes are multiples.
-      every: these are all batches that there are.
     """
-    if shards.total == 1:
-        return builder.measure_buckets(samples, unit, every=every)
     if shards.in_blocks:
-        return blocks.measure(builder, list(samples), shards, unit, every)
-    pieces = (rows[piece] for rows in samples for piece in shards.all.slices(len(rows)))
-    return builder.measure_buckets(pieces, unit, fixed=True, every=every)
+        return blocks.measure(builder, samples, shards, unit)
+    return builder.measure_buckets(samples, unit)
 
 
 class Source(Protocol):

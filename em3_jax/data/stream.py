@@ -15,9 +15,9 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.types import Batch, Shards
 from em3_jax.data import times
 from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.data.blocks import build
 from em3_jax.data.checks import counts_of
 from em3_jax.data.format import CLICK, NOT_PART, Dataset
-from em3_jax.data.shards import build
 
 SPANS = ("seconds", "minutes", "hours", "days")
 MOST_WINDOWS = 100_000

@@ -64,23 +64,6 @@ def lookup(tables: Tables, row_id: jax.Array) -> jax.Array:
     return packing.take(tables["embedding"], row_id, is_sorted=True)
 
 
-def distinct(row_id: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """(sorted distinct row ids [R] i32, position [R] i32 of each id among them), where shards have named rows apart.
-
-    Args:
-      row_id: [R] i32 >= 0, in any order, repeated.
-      length: V; what the distinct ids leave of the R entries lies beyond the table.
-    """
-    size = len(row_id)
-    order = jnp.argsort(row_id)
-    ascending = row_id[order]
-    is_new = jnp.concatenate([jnp.ones(1, bool), ascending[1:] != ascending[:-1]])
-    place = jnp.cumsum(is_new) - 1
-    beyond = jnp.maximum(ascending[-1] + 1, length) + jnp.arange(size, dtype=row_id.dtype)
-    found = jnp.where(jnp.arange(size) <= place[-1], 0, beyond).at[place].max(ascending)
-    return found, jnp.zeros(size, jnp.int32).at[order].set(place.astype(jnp.int32), unique_indices=True)
-
-
 def update(
     tables: Tables,
     row_id: jax.Array,

@@ -92,7 +92,7 @@ def write(bank: Bank, item_id: jax.Array, stored: Stored, writes: Writes, step: 
     Args:
       item_id: [S] i32, of the batch; of one device's part of a bank, rows of it.
       stored: what was read of them.
-      writes: of the step; an item may occur in it several times with equal vectors, as in the blocks of several shards.
+      writes: of the step; an item may occur in it several times with equal vectors.
       step: [] i32.
     """
     ids = item_id[writes.position]
@@ -117,7 +117,7 @@ def _put(table: packing.Table, row: jax.Array, value: jax.Array) -> packing.Tabl
 
 
 def first_places(item_id: jax.Array, mask: jax.Array) -> jax.Array:
-    """[C] i32: of each row, the first unmasked row with the same item: itself, unless shards name an item apart.
+    """[C] i32: of each row, the first unmasked row with the same item: itself, unless a batch has a row for each slot.
 
     Args:
       item_id: [C] i32.

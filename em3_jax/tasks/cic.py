@@ -99,7 +99,7 @@ def content_id_contrast(settings: Cic, fields: Fields) -> ContentIdContrast | No
 def candidate_counts(batch: Batch) -> jax.Array:
     """[S] f32: how many examples have the item of a row as their candidate, by their weights.
 
-    Rows of the same item, which shards have named apart, have the same count.
+    Rows of the same item, of a batch that has one for each slot, have the same count.
     """
     item = batch["item_id"]
     own = exchange.sums(batch["weight"], batch["item_position"], len(item))

@@ -25,7 +25,7 @@ from em3_jax.core.progress import Progress
 from em3_jax.core.types import State
 from em3_jax.data import follow, stream, times
 from em3_jax.data.batches import BatchBuilder, Buckets
-from em3_jax.data.pipeline import EvaluationSource, batches, evaluation_buckets
+from em3_jax.data.pipeline import EvaluationSource, batches
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.training import experiment, growth, logs, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
@@ -210,9 +210,6 @@ class _Stream:
         if len(rows):
             builder = self._builder(window.first)
             size, buckets = self.config.eval.batch_size, self.eval_buckets
-            if parts.work.shards.total > 1:  # whose blocks cannot grow when a batch needs more
-                of_window = evaluation_buckets(builder, rows, size, parts.work.shards, buckets.unit)
-                self.eval_buckets = buckets = buckets.holding(of_window)
             source = EvaluationSource(builder, rows, size, buckets, parts.work.shards)
             logits = ranking_evaluation.predict(
                 source, lambda batch: parts.program.predict(state, batch), parts.program.place

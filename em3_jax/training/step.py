@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from em3_jax.core import exchange, gather, precision, rng, sharding, trees
+from em3_jax.core import exchange, precision, rng, sharding, trees
 from em3_jax.core.types import WHOLE, Batch, Shards, State
 from em3_jax.tables import id_table, memory_bank, packing
 from em3_jax.tasks import Task
@@ -47,8 +47,7 @@ class _Named(NamedTuple):
 
 
 def _named(task: Task, table: id_table.Tables, batch: Batch, shards: Shards, mesh: Mesh) -> tuple[_Named | None, Batch]:
-    """The table rows of a batch, and the batch with each item counted once, where `shards` have named both apart."""
-    as_it_is = lambda rows: rows  # noqa: E731
+    """The table rows of a batch, and the batch with the routes of its items where it comes in blocks."""
     if "row_id" not in batch:  # a pass over the catalogue, or a task without ids
         return None, batch
     if shards.in_blocks:
@@ -57,15 +56,7 @@ def _named(task: Task, table: id_table.Tables, batch: Batch, shards: Shards, mes
         found = exchange.routes(mesh, asked, rooms)
         with_route = batch | ({"item_route": found["item"]} if task.uses_content else {})
         return _Named(found["row"].owned, mesh, lambda rows: exchange.hand_out(mesh, found["row"], rows)[0]), with_route
-    if shards.total == 1:
-        return _Named(batch["row_id"], None, as_it_is), batch
-    row_id, position = id_table.distinct(batch["row_id"], len(table["embedding"]))
-    mask, item = batch["item_mask"], batch["item_id"]
-    number = jnp.arange(len(item))
-    order = jnp.lexsort((number, ~mask, item))  # of an item's places, one that counts comes first
-    repeats = jnp.concatenate([jnp.zeros(1, bool), item[order][1:] == item[order][:-1]])
-    batch = batch | {"item_mask": mask & ~jnp.zeros_like(mask).at[order].set(repeats)}
-    return _Named(row_id, None, lambda rows: gather.rows(rows, position)), batch
+    return _Named(batch["row_id"], None, lambda rows: rows), batch
 
 
 def _with_stored(bank: memory_bank.Bank, batch: Batch, mesh: Mesh) -> Batch:

@@ -6,9 +6,9 @@ import pytest
 from em3_jax.core.batch import CATALOGUE, CLICKS, PAIRS, REQUEST, Keys
 from em3_jax.core.types import WHOLE, Batch, Shards
 from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.data.blocks import build
 from em3_jax.data.catalogue import CataloguePass, CatalogueSource
 from em3_jax.data.pairs import PairSource, training_pairs
-from em3_jax.data.shards import build
 from tests.tiny import FIELDS, TOKENS
 
 B, T, L = 40, 5, 3

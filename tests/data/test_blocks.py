@@ -11,8 +11,8 @@ import pytest
 from em3_jax.core.batch import NONE
 from em3_jax.core.types import WHOLE, Shards
 from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.data.blocks import build
 from em3_jax.data.pipeline import bucket_sizes
-from em3_jax.data.shards import build
 
 ROWS = np.arange(40)
 KEY = np.uint64(7)
@@ -48,14 +48,14 @@ def named(batch, total: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("total", [2, 4, 8])
 def test_blocks_name_what_the_whole_batch_names(builder, total):
     whole = build(builder, WHOLE, ROWS, buckets=Buckets(64, 128), key=KEY)
-    batch = build(builder, Shards(0, total, total, in_blocks=True), ROWS, buckets=SMALL, key=KEY)
+    batch = build(builder, Shards(0, total, total), ROWS, buckets=SMALL, key=KEY)
     for name, value in named(whole, 1).items():
         np.testing.assert_array_equal(named(batch, total)[name], value, err_msg=name)
 
 
 @pytest.mark.parametrize("total", [2, 8])
 def test_blocks_are_sorted_by_owner_and_tokens_are_those_of_what_is_owned(builder, total):
-    batch = build(builder, Shards(0, total, total, in_blocks=True), ROWS, buckets=SMALL, key=KEY)
+    batch = build(builder, Shards(0, total, total), ROWS, buckets=SMALL, key=KEY)
     for name in ("item_id", "row_id"):
         parts = batch[name].reshape(total, total, -1)  # of each device, for each owner
         assert (parts % total == np.arange(total)[:, None]).all()
@@ -78,7 +78,7 @@ def test_what_is_encoded_is_named_by_its_owner(tiny, encode):
     image, total = tiny.dataset.features("image"), 4
     options = {"history_length": 5, "unknown_alpha": 3.0, "unknown_floor": {}}
     builder = BatchBuilder(tiny.dataset, **options, host_features=(image,), encode=encode)
-    shards = Shards(0, total, total, in_blocks=True)
+    shards = Shards(0, total, total)
     batch = build(builder, shards, ROWS, buckets=SMALL, key=KEY)
     whole = build(builder, WHOLE, ROWS, buckets=Buckets(64, 128), key=KEY)
     known = whole["item_id"][whole["item_mask"]]
@@ -98,14 +98,14 @@ def test_what_is_encoded_is_named_by_its_owner(tiny, encode):
 def test_rooms_for_what_is_encoded_hold_the_batches_that_were_measured(tiny):
     options = {"history_length": 5, "unknown_alpha": 3.0, "unknown_floor": {}}
     builder = BatchBuilder(tiny.dataset, **options, encode="candidates")
-    shards = Shards(0, 4, 4, in_blocks=True)
+    shards = Shards(0, 4, 4)
     usual = bucket_sizes(builder, [ROWS], shards, 4)
     batch = build(builder, shards, ROWS, buckets=usual, key=KEY)
     assert len(batch["encode_position"]) == 4 * usual.encode <= 4 * usual.own_items
 
 
 def test_what_is_more_than_usual_takes_the_next_size_and_nothing_is_left_out(builder, recwarn):
-    shards = Shards(0, 4, 4, in_blocks=True)
+    shards = Shards(0, 4, 4)
     usual = bucket_sizes(builder, [ROWS], shards, 4)
     tight = Buckets(4, 4, own_items=4, own_rows=4, unit=4)
     for buckets in (usual, tight):
@@ -142,7 +142,7 @@ class Said:
 @pytest.mark.parametrize("size", [4, 64], ids=["more than usual", "usual"])
 def test_processes_build_the_parts_of_the_batch_that_one_builds(builder, processes, size):
     buckets = Buckets(size, size, own_items=size, own_rows=size, unit=4)
-    whole = Shards(0, 4, 4, in_blocks=True)
+    whole = Shards(0, 4, 4)
     said, count = Said(processes), 4 // processes
 
     def part(k: int):

@@ -266,19 +266,19 @@ def test_multi_valued_fields_are_the_mean_of_their_values_without_padding():
     np.testing.assert_allclose(field_embeddings(rows, position, fields), expected, rtol=1e-6)
 
 
-def test_candidates_are_counted_whether_an_item_is_named_once_or_by_several_shards():
+def test_candidates_are_counted_whether_an_item_is_named_once_or_for_each_slot():
     once = {
         "item_id": jnp.array([3, 5, 9, 3]),  # the last one is padding
         "item_position": jnp.array([1, 1, 0, 2, 1]),
         "weight": jnp.array([1.0, 1.0, 1.0, 1.0, 0.0]),
     }
     np.testing.assert_array_equal(candidate_counts(once), [1, 2, 1, 1])
-    shards = {
+    slots = {
         "item_id": jnp.array([5, 9, 9, 3, 5, 3]),
         "item_position": jnp.array([0, 1, 2, 4, 5]),
         "weight": jnp.ones(5),
     }
-    np.testing.assert_array_equal(candidate_counts(shards), [2, 2, 2, 1, 2, 1])
+    np.testing.assert_array_equal(candidate_counts(slots), [2, 2, 2, 1, 2, 1])
 
 
 def test_cic_over_samples_leaves_what_is_no_candidate_to_the_negatives(planted):

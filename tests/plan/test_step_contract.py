@@ -228,9 +228,9 @@ class TestOnTpus:
 
 
 class TestOnSeveralTpus:
-    def test_steps_in_blocks_keep_the_contract(self, planted, tmp_path):
+    def test_steps_in_blocks_keep_the_contract(self, contract_data):
         """What devices exchange does not grow with tables, too."""
-        check("v5e:2x2", "lemur", planted.root, planted_pairs(tmp_path).root)
+        check("v5e:2x2", "lemur", contract_data)
 
 
 class TestOnGpus:

@@ -235,13 +235,3 @@ def test_a_donated_update_consumes_the_table_it_was_given():
     new = update(table, row_id, gradient, np.int32(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(table))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(new), run("lazy_adam", [(row_id, gradient)]))
-
-
-@pytest.mark.parametrize("ids", [[0, 3, 5, 0, 2, 3], [0, 0, 0], [0, 1, 2, 9, 0, 9], [7, 3, 8, 1]])
-def test_distinct_rows_of_shards_are_sorted_and_found_again(ids):
-    length, ids = 8, jnp.array(ids, jnp.int32)
-    rows, position = map(np.asarray, id_table.distinct(ids, length))
-    expected = np.unique(ids)
-    np.testing.assert_array_equal(rows[: len(expected)], expected)
-    np.testing.assert_array_equal(rows[position], ids)
-    assert (np.diff(rows) > 0).all() and (rows[len(expected) :] >= length).all()

@@ -15,7 +15,6 @@ from em3_jax.config import parse
 from em3_jax.config.schema.lemur import LemurSettings
 from em3_jax.core import rng, trees
 from em3_jax.core.errors import UserError
-from em3_jax.data import shards
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.models.encoders.bert import Layer
 from em3_jax.models.encoders.fields import VectorLayout
@@ -225,35 +224,6 @@ def test_p_and_q_are_shares_of_the_distinct_candidates_however_long_their_padded
         assert [int(moved), int(encoded)] == share, real
         assert not np.any(np.asarray(writes.encoded) & ~mask)
     assert len(sizes) > 5
-
-
-def test_an_item_that_two_shards_name_is_sampled_once_and_fresh_in_both(full, tiny):
-    """Two shards with the same rows, side by side."""
-    one = full.make("candidates")
-    whole, real = shards.side_by_side([one, one], 0), int(one["encode_mask"].sum())
-    batch = jax.tree.map(jnp.asarray, whole) | {"stored": memory_bank.read(full.bank_of_all(), whole["item_id"])}
-    task = sampled(full, tiny, 50.0, 20.0)
-    inputs = task.inputs(jnp.concatenate([full.rows, full.rows]), full.constants, batch)
-    aux = jax.jit(task.loss)(full.params, inputs, jax.random.key(0), jnp.int32(3))[1]
-    writes = jax.tree.map(np.asarray, aux["writes"])
-    assert int(aux["encoded_items"]) == -(-real // 2)
-    for array in (writes.vector, writes.encoded):
-        np.testing.assert_array_equal(*np.split(array, 2))
-    assert writes.encoded.sum() == 2 * int(aux["encoded_items"]) and writes.vector[writes.encoded].any()
-
-
-def test_an_item_that_two_shards_name_counts_once_in_cic(tiny, batches):
-    cic = lemur_config.get_config().model.cic.to_dict() | {"weight": 0.1, "width": 4, "negatives": 0}
-    prepared = Prepared(tiny, batches, cic=cic)
-    one, bank = prepared.make("candidates"), memory_bank.init(prepared.items, 6)
-    both = shards.side_by_side([one, one], 0)
-    rows = jnp.concatenate([prepared.rows, prepared.rows])
-    alone, twice = (
-        prepared.task.loss(prepared.params, prepared.inputs(batch, bank, rows), jax.random.key(0), jnp.int32(3))[1]
-        for batch in (one, both)
-    )
-    assert float(alone["cic_loss"]) > 0.1
-    np.testing.assert_allclose(twice["cic_loss"], alone["cic_loss"], rtol=1e-5)
 
 
 def test_what_the_encoder_costs_follows_p_and_q(full, tiny):

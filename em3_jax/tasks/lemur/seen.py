@@ -54,7 +54,7 @@ def see(writes: Writes, batch: Batch, step: jax.Array | int = 0, *, stored: bool
     found, is_counted = exchange.to_examples(batch, *vectors, *columns)
     is_fresh, age = found[-2][:, 0] > 0, found[-1][:, 0].astype(jnp.int32)
     once, counts = writes.encoded, is_fresh & is_counted
-    if "item_route" not in batch:  # shards may have named an item apart, and each encoded it
+    if "item_route" not in batch:  # a batch may have a row for each slot
         first = first_places(batch["item_id"][writes.position], writes.encoded)
         once = writes.encoded & (first == jnp.arange(len(first)))
         counts = jnp.zeros_like(counts).at[writes.position].max(once)
