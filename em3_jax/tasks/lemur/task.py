@@ -102,7 +102,10 @@ class LemurTask(Task):
         value, aux = ranking_loss(self.loss_of_clicks, logit, out, batch)
         total = self.settings.ranking_weight * value
         if self.sqdc.weight:
-            value, of_sqdc = self._sqdc(seen, out, batch)
+            # Seen anew where that is no exchange: so gradients meet in `writes`, and one device adds
+            # them in the order in which it always has, to the same bits.
+            again = seen if "item_route" in batch else see(writes, batch, step)
+            value, of_sqdc = self._sqdc(again, out, batch)
             total, aux = total + value, aux | of_sqdc
         if self.contrast is not None:
             out = {**out, "content": items.candidate, "item_counts": seen.counts}
