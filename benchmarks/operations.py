@@ -92,11 +92,12 @@ def tokens_of(megabytes: Callable, mesh: Any, shape: Callable) -> None:
     import jax.numpy as jnp
 
     from em3_jax.tables import slabs
-
-    look_up = functools.partial(jnp.take, axis=0)
+    from em3_jax.tasks import gathered
 
     def used(tokens, mask, index, kernel):
-        tokens, mask = (slabs.items(table, lambda lines: look_up(lines, index)) for table in (tokens, mask))
+        batch = {"item_id": index}
+        found = gathered(None, {"it": (tokens, mask)}, batch)
+        tokens, mask = found.tokens["it"], found.tokens_mask["it"]
         return jnp.where(mask[..., None], jnp.einsum("sne,ed->snd", tokens, kernel), 0)
 
     for name, (dtype, *tail) in TOKENS.items():
@@ -105,7 +106,9 @@ def tokens_of(megabytes: Callable, mesh: Any, shape: Callable) -> None:
             rest = shape(ROWS, dtype=jnp.int32), shape(tail[-1], 64, dtype=dtype)
             what = f"tokens of 4,096 items, {name}, of {length:,} items"
             megabytes(f"{what}, as JAX has them", used, *tables, *rest)
-            megabytes(f"{what}, as em3_jax has them", used, *map(functools.partial(lying, mesh), tables), *rest)
+            own = lying(mesh, tables[0])
+            mask = tables[1] if lying(mesh, tables[1]) is tables[1] else slabs.Within()
+            megabytes(f"{what}, as em3_jax has them", used, own, mask, *rest)
 
 
 def lying(mesh: Any, table: Any) -> Any:

@@ -20,7 +20,7 @@ from em3_jax.features.tokens import is_raw, standardise
 from em3_jax.tables import slabs
 from em3_jax.tables.slabs import Table
 
-Features = dict[str, tuple[Table, Table]]
+Features = dict[str, tuple[Table, Table | slabs.Within]]
 """Feature tables on the device: {modality: (standardised or raw tokens [I, N, E], mask [I, N])}."""
 
 NARROWEST = 3  # numbers of a token: of fewer, mean and length, which standardising takes, are all
@@ -130,28 +130,36 @@ def to_device(feature_sets: list[FeatureSet], mesh: Mesh, dealt: bool = False) -
         return kind(placed, array.shape[1:]) if kind else placed
 
     by_rows = sharding.BY_ROWS
-    in_place = jax.jit(
-        jax.shard_map(_standardise, mesh=mesh, in_specs=(by_rows,) * 2, out_specs=by_rows), donate_argnums=0
-    )
+    in_place = [
+        jax.jit(jax.shard_map(done, mesh=mesh, in_specs=(by_rows,) * 2, out_specs=by_rows), donate_argnums=0)
+        for done in (_standardise, functools.partial(_standardise, is_within=True))
+    ]
     tables: Features = {}
     for features in feature_sets:
         tokens, mask = place(features.tokens), place(features.mask)
-        is_ready = is_raw(features.tokens) or sharding.is_described(mesh)
-        tables[features.name] = (tokens if is_ready else in_place(tokens, mask), mask)
+        is_within = slabs.kind_on(mesh, features.mask) is not None and not is_raw(features.tokens)
+        if not (is_raw(features.tokens) or sharding.is_described(mesh)):
+            tokens = in_place[is_within](tokens, mask)
+        tables[features.name] = (tokens, slabs.Within() if is_within else mask)
     return tables
 
 
-def _standardise(tokens: Table, mask: Table) -> Table:
+def _standardise(tokens: Table, mask: Table, is_within: bool = False) -> Table:
     """`tokens.standardise` in the memory of `tokens`, a block of items at a time: all at once takes several times as much in f32.
 
     All blocks are of one size, for what is computed of another number of items may differ in the last bit; the last overlaps.
+
+    Args:
+      is_within: whether the mask is to be in the tokens, see `slabs.Within`.
     """
     size = min(_BLOCK, len(slabs.lines(tokens)))
     last = len(slabs.lines(tokens)) - size
 
     def block(tokens: Table, start: int | jax.Array) -> jax.Array:
         some = lambda array: jax.lax.dynamic_slice_in_dim(array, start, size)  # noqa: E731
-        done = standardise(slabs.items(tokens, some), slabs.items(mask, some))
+        valid = slabs.items(mask, some)
+        done = standardise(slabs.items(tokens, some), valid)
+        done = slabs.Within.marked(done, valid) if is_within else done
         return tokens.of(done, jnp) if isinstance(tokens, slabs.Slabs) else done
 
     def write(tokens: Table, done: jax.Array, start: int | jax.Array) -> Table:

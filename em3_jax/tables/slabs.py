@@ -6,7 +6,8 @@ each, or transposes the whole table at each lookup, which moves 0.5 GB for 4,096
 numbers in 16 bits, and 5 GB for 1 x 768 in 32 bits of 800,000 items. There
 
     tokens  are slabs of two lines an item, of bytes four, which are a tile of its own
-    masks   are bits of one number an item
+    masks   are in the tokens, of which those that are none hold a number that no standardised token
+            does; of raw content, bits of one number an item
 
 and a lookup reads as much whatever I is, but for the bits, which a v5e brings whole into its fast
 memory where they fit: 4 bytes an item. docs/operations.md has the counts.
@@ -81,6 +82,23 @@ class Bits:
         place = xp.left_shift(xp.uint32(1), xp.arange(array.shape[1], dtype=xp.uint32))
         words = xp.where(array, place, xp.uint32(0)).sum(axis=1, dtype=xp.uint32)
         return words.view(xp.int32)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=())
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """A mask [I, N] that is in its tokens [I, N, E], standardised: |x| is sqrt(E) there at most."""
+
+    @staticmethod
+    def marked(tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """The tokens with those that are none marked."""
+        return jnp.where(mask[..., None], tokens, jnp.finfo(tokens.dtype).max)
+
+    @staticmethod
+    def parted(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(tokens [S, N, E], zero where there are none; mask [S, N]) of marked ones."""
+        mask = tokens[..., 0] < jnp.finfo(tokens.dtype).max
+        return jnp.where(mask[..., None], tokens, 0), mask
 
 
 Table = jax.Array | Slabs | Bits

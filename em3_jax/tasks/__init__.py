@@ -30,7 +30,7 @@ Logged = dict[str, Any]
 Loss = tuple[jax.Array, Logged]
 """(loss [] f32, what to log)."""
 
-TokenTable = tuple[slabs.Table, slabs.Table]
+TokenTable = tuple[slabs.Table, slabs.Table | slabs.Within]
 """(tokens [I, N, E], mask [I, N] bool) of all items."""
 
 
@@ -64,7 +64,12 @@ def gathered(rows: jax.Array | None, features: Mapping[str, TokenTable], batch: 
         return Inputs(rows, tokens, masks, batch)
     look_up = functools.partial(exchange.from_table, batch=batch)
     tokens = {name: slabs.items(table, look_up) for name, (table, _) in features.items()}
-    masks = {name: slabs.items(mask, look_up) for name, (_, mask) in features.items()}
+    masks = {}
+    for name, (_, mask) in features.items():
+        if isinstance(mask, slabs.Within):
+            tokens[name], masks[name] = mask.parted(tokens[name])
+        else:
+            masks[name] = slabs.items(mask, look_up)
     return Inputs(rows, tokens, masks, batch)
 
 

@@ -10,6 +10,7 @@ import pytest
 from em3_jax.core import sharding
 from em3_jax.data.format import FeatureSet
 from em3_jax.features import placement
+from em3_jax.features.tokens import standardise
 from em3_jax.tables import slabs
 from em3_jax.tasks import gathered
 
@@ -46,6 +47,16 @@ def test_items_of_bits_are_what_went_in(count, xp):
     np.testing.assert_array_equal(slabs.items(table, lambda lines: jnp.asarray(lines)[row]), mask[row])
 
 
+def test_masks_within_tokens_come_out_of_them():
+    """Constant tokens are zeros once standardised, and tokens all the same."""
+    tokens = np.concatenate([standardise(random_tokens("float16", 3, 40), np.ones((I, 3), bool)), np.zeros((1, 3, 40))])
+    mask = np.random.default_rng(1).random((I + 1, 3)) < 0.5
+    mask[I] = True
+    found, valid = slabs.Within.parted(slabs.Within.marked(jnp.asarray(tokens, jnp.float16), mask))
+    np.testing.assert_array_equal(valid, mask)
+    np.testing.assert_array_equal(found, np.where(mask[..., None], tokens, 0))
+
+
 def test_what_lies_how():
     of = lambda *tail, dtype="float16", mesh=ON_TPU: slabs.kind_on(mesh, np.zeros((2, *tail), dtype))  # noqa: E731
     for tail in ((6, 768), (1, 768), (2, 100), (8, 64), (12, 128)):
@@ -71,7 +82,7 @@ def test_a_step_reads_the_same_tokens_from_slabs(monkeypatch, items):
     monkeypatch.setattr(slabs, "kind_on", lambda mesh, array: as_on_tpu(ON_TPU, array))
     tables = placement.to_device(sets, mesh)
     kinds = [tuple(map(type, pair)) for pair in tables.values()]
-    assert kinds == [(slabs.Slabs, slabs.Bits)] * 2
+    assert kinds == [(slabs.Slabs, slabs.Within), (slabs.Slabs, slabs.Bits)]
     found = jax.jit(lambda tables: gathered(None, tables, batch))(tables)
     jax.tree.map(np.testing.assert_array_equal, found.tokens, plain.tokens)
     jax.tree.map(np.testing.assert_array_equal, found.tokens_mask, plain.tokens_mask)
