@@ -99,7 +99,9 @@ def breaches(name: str, target, devices, root: Path) -> list[str]:
         return program.read(targets.compiled(target, parts.program.train_step, arguments).as_text())
 
     at_hand = sizes.at_hand(parts)
-    few, many = GROWING.get(name) or (None, None)  # items, where the feature tables grow, too
+    few, many = GROWING.get(name) or (None, None)  # items, where feature tables and the bank grow, too
+    if name == "lemur" and target.platform == "tpu":  # which brings the masks of raw content into its fast memory
+        few = many = None
     now = read(sizes.resized(parts, 1 << 18, few) if name in GROWING else at_hand)
     longer = read(sizes.resized(parts, 1 << 21, many)) if name in GROWING else None
     donated = len(jax.tree.leaves(at_hand.state))

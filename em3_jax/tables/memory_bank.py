@@ -100,7 +100,7 @@ def write(bank: Bank, item_id: jax.Array, stored: Stored, writes: Writes, step: 
     # The new rows are computed from the old ones, if only by a factor of zero. So the read has to come first, and XLA writes in
     # place; otherwise it copies the bank in each step.
     vector = writes.vector.astype(jnp.float32) + 0.0 * stored.vector[writes.position]
-    when = step + 0 * stored.written[writes.position]
+    when = jnp.maximum(step, stored.written[writes.position])  # `step`; of integers XLA knows what 0 * x is
     uses = stored.uses[writes.position] + 1
     return {
         "vector": _put(bank["vector"], encoded, vector),

@@ -50,13 +50,18 @@ def test_clicks(tiny, given, encode, shards):
     queries = ("slot", np.ones((5, L), np.int32)) if "queries" in given else None
     options = {"encode": encode, "queries": queries, "host_features": contents(tiny, given)}
     builder = BatchBuilder(tiny.dataset, **SETTINGS, **options)
-    batch = build(builder, shards, np.arange(B), buckets=Buckets(64, 128), key=np.uint64(7))
+    buckets = Buckets(64, 128, own_items=32, own_rows=64)
+    batch = build(builder, shards, np.arange(B), buckets=buckets, key=np.uint64(7))
     # Queries are read where items are encoded.
     has = given - {"queries"} if encode == "none" else given | {"encode"}
     expected = {"B": B, "T": T, "S": 64 * shards.total, "R": 128 * shards.total} | COLUMNS
     expected |= WIDTHS if "host_features" in has else {}
     expected |= {"L": L} if "queries" in has else {}
-    expected |= {"C": expected["S"]} if has & {"host_features", "encode"} else {}
+    content = expected["S"]  # or of what a device owns, of all of it or of what may be encoded
+    if shards.in_blocks:
+        has, content = has | {"in_blocks"}, shards.total * (buckets.encode if encode == "candidates" else 32)
+        expected |= {"O": 32 * shards.total, "P": 64 * shards.total}
+    expected |= {"C": content} if has & {"host_features", "encode"} else {}
     assert sizes_of(batch, CLICKS, has) == expected
 
 
