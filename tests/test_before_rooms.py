@@ -19,8 +19,9 @@ FILES = ROOT / "tests" / "data" / "before_rooms" / "files.tar.xz"
 @pytest.fixture
 def before(tmp_path, monkeypatch) -> Path:
     """The folder of data/, run/ and store/, where one is: the run names its dataset by a relative path."""
+    options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from Python 3.11.4 on
     with tarfile.open(FILES) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path, **options)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -15,7 +15,7 @@ from em3_jax.config.schema.course import Mesh
 from em3_jax.core.lock import Lock
 from em3_jax.training import processes
 from tests.conftest import ROOT, user_error
-from tests.training.test_sharding import ranking_config
+from tests.training.test_sharding import lemur_config, ranking_config
 
 pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(130)]
 
@@ -119,6 +119,19 @@ def test_two_processes_train_as_one_does_and_each_goes_on_from_the_other(config,
     results = ends(*(start(more, run, number, port, devices=devices) for number in range(2)))
     assert "resuming after step 40" in results[0][1] and "end at step 60" in results[0][1]
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5) and len(losses(run)) == 12
+
+
+def test_lemur_trains_in_two_processes_as_in_one(planted, start, tmp_path):
+    """Items are encoded, and the bank is written, by the process that owns them."""
+    settings = lemur_config(planted.root)
+    settings["data"]["placement"] = "host"
+    settings["model"]["cic"] |= {"weight": 0.1, "negatives": 0}  # drawn ones depend on the order of the items
+    settings["train"] |= {"epochs": 0.2, "eval_every": 10, "log_every": 5}
+    train.train(settings, tmp_path / "alone")
+    run, port = tmp_path / "run", free_port()
+    results = ends(*(start(settings, run, number, port, devices=2) for number in range(2)))
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5) and len(losses(run)) == 4
 
 
 @pytest.mark.parametrize("lost", [0, 1])

@@ -78,10 +78,10 @@ def trained(monkeypatch):
     """(config, dataset, workdir) -> (how often each row was trained, by its name; result of `train.train`)."""
     built, build = {}, pipeline.build
 
-    def watched(builder, shards, rows, *, buckets, key=None, weight=None):
+    def watched(builder, shards, rows, *, key=None, weight=None, **others):
         if key is not None:
             built[int(key)] = rows[slice(None) if weight is None else weight > 0]
-        return build(builder, shards, rows, buckets=buckets, key=key, weight=weight)
+        return build(builder, shards, rows, key=key, weight=weight, **others)
 
     monkeypatch.setattr(pipeline, "build", watched)
 
