@@ -127,23 +127,24 @@ def _distinct(row: jax.Array, room: int) -> Route:
     return Route(owned, slot, is_first)
 
 
-def hand_out(mesh: Mesh, route: Route, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """([n n A, D] the values of what each entry of each block names, [n n A] whether it is the first to name it).
+def hand_out(mesh: Mesh, route: Route, values: jax.Array, *columns: jax.Array) -> jax.Array:
+    """[n n A, D + columns] the values of what each entry of each block names.
 
     The gradient is the sum over all entries that name a value, in f32.
 
     Args:
       values: [n O, D] of `route.owned`.
+      columns: each [n n A], of the entries as their owner has them; without gradient. They travel
+        with the values, and so take no exchange of their own.
     """
 
-    def one(values: jax.Array, route: Route) -> tuple[jax.Array, jax.Array]:
-        sent = gather.rows(values, route.slot)
-        flag = route.is_first[:, None].astype(values.dtype)  # not an exchange of its own
-        got = _swap(jnp.concatenate([sent, flag], axis=1).reshape(mesh.size, -1, values.shape[1] + 1))
-        got = got.reshape(-1, values.shape[1] + 1)
-        return got[:, :-1], got[:, -1] > 0
+    def one(values: jax.Array, route: Route, *columns: jax.Array) -> jax.Array:
+        found = gather.rows(values, route.slot)
+        sent = jnp.concatenate([found, *(column[:, None].astype(values.dtype) for column in columns)], axis=1)
+        return _swap(sent.reshape(mesh.size, -1, sent.shape[1])).reshape(-1, sent.shape[1])
 
-    return on_each(mesh, one)(values, route)
+    result: jax.Array = on_each(mesh, one)(values, route, *columns)
+    return result
 
 
 def to_examples(batch: Batch, *values: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
@@ -158,12 +159,13 @@ def to_examples(batch: Batch, *values: jax.Array) -> tuple[tuple[jax.Array, ...]
     mesh = _mesh.get()
     assert mesh is not None  # whoever finds a route has traced on its blocks
     joined = jnp.concatenate(values, axis=1)  # in the widest of their types
-    joined, is_first = hand_out(mesh, batch["item_route"], joined)
+    route = batch["item_route"]
+    joined = hand_out(mesh, route, joined, route.is_first)
     parts, start = [], 0
     for value in values:
         parts.append(joined[:, start : start + value.shape[1]].astype(value.dtype))
         start += value.shape[1]
-    return tuple(parts), batch["item_mask"] & is_first
+    return tuple(parts), batch["item_mask"] & (joined[:, -1] > 0)
 
 
 def own_items(batch: Batch) -> jax.Array:
@@ -219,7 +221,7 @@ def total(batch: Batch, values: jax.Array) -> jax.Array:
     """[S] f32 the sum of `values` [S] over all places that an item has in the blocks, at each of them."""
     mesh, route = _mesh.get(), batch["item_route"]
     assert mesh is not None
-    out = lambda owned: hand_out(mesh, route, owned)[0]  # noqa: E731
+    out = functools.partial(hand_out, mesh, route)
     # What comes back of a sum over all places is the gradient of what went out to them.
     _, back = jax.vjp(out, jnp.zeros((len(route.owned), 1), jnp.float32))
     (owned,) = back(values.astype(jnp.float32)[:, None])

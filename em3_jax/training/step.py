@@ -1,6 +1,7 @@
 """The training and the prediction step: each one jitted function over the mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def _named(task: Task, table: id_table.Tables, batch: Batch, shards: Shards, mes
         rooms = {kind: len(batch[f"{kind}_room"]) // mesh.size for kind in asked}
         found = exchange.routes(mesh, asked, rooms)
         with_route = batch | ({"item_route": found["item"]} if task.uses_content else {})
-        return _Named(found["row"].owned, mesh, lambda rows: exchange.hand_out(mesh, found["row"], rows)[0]), with_route
+        return _Named(found["row"].owned, mesh, functools.partial(exchange.hand_out, mesh, found["row"])), with_route
     return _Named(batch["row_id"], None, lambda rows: rows), batch
 
 

@@ -78,10 +78,9 @@ def _build_dinov2(config: Config, where: Where, pooler: bool, dtype: Any) -> vit
 def _build_clip(config: Config, where: Where, pooler: bool, dtype: Any) -> vit.Vit:
     del pooler
     config = _tower(config, where)
-    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
     return vit.Vit(
-        **_sizes(sizes | config, where, patch=32),
-        mlp_width=value(config, where, "intermediate_size", SIZE, 3072),
+        **_sizes(config, where, patch=32),
+        mlp_width=value(config, where, "intermediate_size", SIZE),
         patch_bias=False,
         norm_before=True,
         norm_of="pooled",
@@ -95,10 +94,9 @@ def _build_clip(config: Config, where: Where, pooler: bool, dtype: Any) -> vit.V
 def _build_siglip(config: Config, where: Where, pooler: bool, dtype: Any) -> vit.Vit:
     del pooler
     config = _tower(config, where)
-    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
     return vit.Vit(
-        **_sizes(sizes | config, where, patch=16),
-        mlp_width=value(config, where, "intermediate_size", SIZE, 3072),
+        **_sizes(config, where, patch=16),
+        mlp_width=value(config, where, "intermediate_size", SIZE),
         class_token=False,
         pooler="attention" if value(config, where, "vision_use_head", FLAG, True) else "",
         norm_eps=value(config, where, "layer_norm_eps", NUMBER, 1e-6),
@@ -107,16 +105,18 @@ def _build_siglip(config: Config, where: Where, pooler: bool, dtype: Any) -> vit
     )
 
 
+# Of CLIP and SigLIP, whose configs may name none of them.
+_TOWER_SIZES = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+}  # fmt: skip
+
+
 def _tower(config: Config, where: Where) -> dict[str, Any]:
     """The config of the vision tower of a model that has a text tower too, or is one itself."""
-    found = _tower_of(config)
+    found = config.get("vision_config") if config["model_type"] in ("clip", "siglip") else config
     if not isinstance(found, Mapping):
         raise UserError(f"{where}: has no vision_config; take the file from the checkpoint")
-    return dict(found)
-
-
-def _tower_of(config: Config) -> Any:
-    return config.get("vision_config") if config["model_type"] in ("clip", "siglip") else config
+    return _TOWER_SIZES | dict(found)
 
 
 def _sizes(config: Config, where: Where, patch: int) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _sizes(config: Config, where: Where, patch: int) -> dict[str, Any]:
 
 
 def _example(module: vit.Vit, config: Config) -> jax.Array:
-    channels = value(_tower_of(config), "config.json", "num_channels", SIZE, 3)
+    channels = value(config.get("vision_config", config), "config.json", "num_channels", SIZE, 3)
     return jnp.zeros((1, *module.patch, channels))
 
 
