@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import itertools
 import json
 import signal
 import subprocess
@@ -19,7 +18,6 @@ from configs import online as online_config
 from em3_jax import train
 from em3_jax.core.errors import UserError
 from em3_jax.data import follow, stream
-from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.readers.table import table
 from em3_jax.report import streams
 from em3_jax.tables import memory_bank
@@ -70,48 +68,6 @@ def finished(planted, tmp_path_factory):
     result = train.train(config(planted.root).to_dict(), directory)
     assert result["stopped_by"] == "end" and result["windows"] == 8
     return directory
-
-
-def test_windows_cover_the_log_in_order(planted):
-    for every in ("500 examples", "333 examples", "2 minutes", "1 hours"):
-        found = stream.windows(planted, every)
-        assert found[0].first == 0 and found[-1].end == len(planted.interactions["time"])
-        assert all(a.end == b.first for a, b in itertools.pairwise(found))
-    assert [w.complete for w in stream.windows(planted, "500 examples")] == [True] * 8
-    assert not stream.windows(planted, "333 examples")[-1].complete
-    seconds = planted.interactions["time"]
-    for window in stream.windows(planted, "2 minutes"):
-        assert seconds[window.end - 1] - seconds[window.first] < 120
-
-
-@pytest.mark.parametrize("every", ["", "days", "0 days", "3 weeks", "x"])
-def test_a_window_that_is_none(planted, every):
-    with pytest.raises(UserError, match=r"config\.stream\.window='.*': write a number and a unit"):
-        stream.windows(planted, every)
-
-
-def test_a_log_out_of_order_names_the_row(planted):
-    time_ = np.array(planted.interactions["time"])
-    time_[700] = 0
-    turned = dataclasses.replace(planted, interactions=planted.interactions | {"time": time_})
-    with pytest.raises(UserError, match="row 700 of the interactions has time 0"):
-        stream.windows(turned, "1 hours")
-
-
-def test_what_the_rows_before_do_not_show_is_unknown(planted):
-    """At row 0 nothing is known; later just what earlier rows show, as candidate, user or in their histories."""
-    settings = {"history_length": 5, "unknown_alpha": 0.0, "unknown_floor": {}}
-    rows = np.arange(3700, 3800)
-    nothing = BatchBuilder(stream.as_of(planted, 0), **settings)(rows, buckets=Buckets(64, 64))
-    assert not nothing["item_is_known"].any()
-    batch = BatchBuilder(stream.as_of(planted, 3500), **settings)(rows, buckets=Buckets(64, 64))
-    columns, seen = planted.interactions, set()
-    for row in range(3500):
-        seen.add(int(columns["item"][row]))
-        seen |= set(planted.events["item"][columns["history_start"][row] : columns["history_end"][row]].tolist())
-    expected = [int(item) in seen for item in batch["item_id"]]
-    np.testing.assert_array_equal(batch["item_is_known"], expected)
-    assert not all(expected)
 
 
 def test_no_row_is_scored_after_it_was_trained_on_and_each_is_scored_once(planted, tmp_path, monkeypatch):
