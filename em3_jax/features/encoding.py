@@ -4,7 +4,7 @@ Extraction runs that function over all items once; the training step, where feat
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from em3_jax.core import trees
 from em3_jax.core.errors import UserError
 from em3_jax.data.content import Content, digest
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.images import ImageBatches, arithmetic, file_digest, load_processor
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
 from em3_jax.features import convert, known, sentences
-from em3_jax.models.encoders import EncoderOutput
+from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given
 
 POOLINGS = ("mean", "cls", "pooler", "tokens")
 TEXT_POOLINGS = (*POOLINGS, "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -163,21 +164,43 @@ def unencoded(made: Encoder) -> Encoder:
     return made._replace(params=None, encode=encode, unit=unit)
 
 
+class Encoded(NamedTuple):
+    """What an encoder makes of raw content.
+
+    Attributes:
+      tokens: [S, N, E] f32.
+      mask: [S, N] bool.
+      statistics: running statistics found anew, in the place of parameters of the same path; {} without.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    statistics: Mapping[str, Any]
+
+
 class RawEncoder(NamedTuple):
     """The encoder of a raw feature set. Letters: S items, M slots of an item, n tokens of each, E width.
 
     Attributes:
       params: of the encoder, as they were loaded (numpy).
-      encode: (params, pixels [S, M, H * W * 3] u8 or token ids [S, M * L, 1] i32, their mask) ->
-        (tokens [S, M * n, E] f32, mask [S, M * n] bool), the same that extraction would store.
+      encode: (params, pixels [S, M, H * W * 3] u8 or token ids [S, M * L, 1] i32, their mask, given) ->
+        `Encoded` with N = M * n, the same tokens that extraction would store; of `given`, see
+        `models.encoders.Given`, the category is [S], and the mask is not read.
+      trains: parameter's path -> whether it trains in training.
     """
 
     params: dict
-    encode: Callable[..., tuple[jax.Array, jax.Array]]
+    encode: Callable[..., Encoded]
+    trains: Callable[[str], bool]
 
 
-def raw_encoders(folders: Mapping[str, str], feature_sets: Iterable[FeatureSet]) -> dict[str, RawEncoder]:
+def raw_encoders(
+    folders: Mapping[str, str], feature_sets: Iterable[FeatureSet], multipliers: Sequence[tuple[str, float]] = ()
+) -> dict[str, RawEncoder]:
     """Name -> encoder of the raw ones of the `feature_sets`, from their `folders`.
+
+    Args:
+      multipliers: of the learning rate, see `training.optim`; those of 0 freeze.
 
     Raises:
       UserError: a raw set has no folder, a folder no raw set, or it does not hold the encoder the set was made for.
@@ -195,10 +218,12 @@ def raw_encoders(folders: Mapping[str, str], feature_sets: Iterable[FeatureSet])
                 f"config.model.encoders.{name}: config.data.features has no raw set of that name; leave it out, or make one "
                 "with `em3 extract --raw`"
             )
-    return {name: _raw_encoder(name, known.place_of(folders[name]), manifest) for name, manifest in raw.items()}
+    return {
+        name: _raw_encoder(name, known.place_of(folders[name]), manifest, multipliers) for name, manifest in raw.items()
+    }
 
 
-def _raw_encoder(name: str, folder: Path, manifest: dict) -> RawEncoder:
+def _raw_encoder(name: str, folder: Path, manifest: dict, multipliers: Sequence[tuple[str, float]]) -> RawEncoder:
     if not folder.is_dir():
         raise UserError(
             f"config.model.encoders.{name}: {folder}: no such folder; put {manifest['encoder']} there, or set its folder"
@@ -213,32 +238,47 @@ def _raw_encoder(name: str, folder: Path, manifest: dict) -> RawEncoder:
     module, params, _ = _load(folder, manifest["kind"], settings)
     facts = manifest["raw"]
     if manifest["kind"] == "image":
-        function, shape = _image_function(module, manifest["preprocessing"], settings), tuple(facts["shape"])
+        function, shape = _image_in_training(module, manifest["preprocessing"], settings), tuple(facts["shape"])
     else:
         function, shape = _text_function(module, settings), (facts["length"],)
 
-    def encode(params, content: jax.Array, mask: jax.Array):
+    def encode(params, content: jax.Array, mask: jax.Array, given: Given = PLAIN) -> Encoded:
         inputs = content.reshape(-1, *shape)  # [S * M, H, W, 3] or [S * M, L]
         mask = mask.reshape(len(inputs), -1)  # [S * M, 1] or [S * M, L]
+        statistics: Mapping[str, Any] = {}
         if manifest["kind"] == "image":
-            tokens, found = function(params, inputs)
+            category = given.category
+            if category is not None:
+                category = jnp.repeat(category, len(inputs) // len(content))
+            (tokens, found), statistics = function(params, inputs, Given(mask[:, 0], category, given.trains))
             found &= mask
         else:
             tokens, found = function(params, jnp.where(mask, inputs, facts["padding_id"]), mask)
-        return tokens.reshape(len(content), -1, tokens.shape[-1]), found.reshape(len(content), -1)
+        tokens = tokens.reshape(len(content), -1, tokens.shape[-1])
+        return Encoded(tokens, found.reshape(len(content), -1), statistics)
 
-    return RawEncoder(params, encode)
+    def trains(path: str) -> bool:
+        return trees.first_match(f"encoders/{name}/{path}", multipliers) != 0
+
+    return RawEncoder(params, encode, trains)
 
 
 def _image_function(module: Any, preprocessing: dict, settings: Settings) -> Callable:
     """(params, pixels [B, H, W, 3] u8) -> (tokens [B, n, D] f32, mask [B, n] bool)."""
+    function = _image_in_training(module, preprocessing, settings)
+    return lambda params, pixels: function(params, pixels, PLAIN)[0]
+
+
+def _image_in_training(module: Any, preprocessing: dict, settings: Settings) -> Callable:
+    """(params, pixels [B, H, W, 3] u8, given) -> ((tokens [B, n, D] f32, mask [B, n] bool), statistics)."""
     scale, mean, std = arithmetic(preprocessing)
     center, spread = np.array(mean, np.float32), np.array(std, np.float32)
 
-    def encode(params, pixels: jax.Array):
+    def encode(params, pixels: jax.Array, given: Given):
         # Here, so that a quarter of the bytes travels.
         images = (pixels.astype(jnp.float32) * scale - center) / spread
-        return _pool(module.apply({"params": params}, images), settings, POOLINGS)
+        found, changed = module.apply({"params": params}, images, given, mutable=[STATISTICS])
+        return _pool(found, settings, POOLINGS), changed.get(STATISTICS, {})
 
     return encode
 

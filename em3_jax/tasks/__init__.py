@@ -25,7 +25,11 @@ Intermediates = Mapping[str, jax.Array]
 """What a model computes on the way to the logits, by name: "content" [S, D], scalars [], ..."""
 
 Logged = dict[str, Any]
-"""Name -> scalar [] of a step, to be logged; "writes", if among them, are for the memory bank."""
+"""Name -> scalar [] of a step, to be logged.
+
+Not logged, if among them: "writes", for the memory bank, and "statistics", a tree of parameters that no
+gradient moves, to be put in the place of those of the same paths.
+"""
 
 Loss = tuple[jax.Array, Logged]
 """(loss [] f32, what to log)."""

@@ -12,11 +12,15 @@ import jax.numpy as jnp
 
 from em3_jax.features.encoding import RawEncoder
 from em3_jax.features.tokens import standardise
+from em3_jax.models.encoders import Given
 from em3_jax.tasks import Inputs, Loss, Params
 from em3_jax.tasks.wrapped import WrappedTask
 
 RawEncoders = Mapping[str, RawEncoder]
 """Feature set -> the encoder that reads it first."""
+
+Statistics = dict[str, Mapping[str, Any]]
+"""Feature set -> running statistics of its encoder, by the paths of the parameters whose place they take."""
 
 
 def zero_params(encoders: RawEncoders) -> Params:
@@ -28,19 +32,26 @@ def zero_params(encoders: RawEncoders) -> Params:
     return {"encoders": zeros}
 
 
-def encoded(encoders: RawEncoders, params: Params, inputs: Inputs) -> Inputs:
+def encoded(encoders: RawEncoders, params: Params, inputs: Inputs, train: bool = False) -> tuple[Inputs, Statistics]:
     """The inputs with tokens [S, N, E] f32, standardised, in the place of pixels and token ids.
 
     Args:
       encoders: feature set -> its encoder; feature sets without one hold tokens already.
       params: its "encoders" are {feature set: parameters}; not read where there are no encoders.
       inputs: {feature set: [S, M, bytes] u8 or [S, L, 1] i32} among its tokens.
+      train: whether batch normalisations that train take the batch's statistics.
+
+    Returns:
+      (the inputs, {feature set: running statistics found anew}).
     """
-    tokens, masks = dict(inputs.tokens), dict(inputs.tokens_mask)
+    tokens, masks, statistics = dict(inputs.tokens), dict(inputs.tokens_mask), {}
     for name, encoder in encoders.items():
-        found, masks[name] = encoder.encode(params["encoders"][name], tokens[name], masks[name])
-        tokens[name] = standardise(found, masks[name])
-    return inputs._replace(tokens=tokens, tokens_mask=masks)
+        given = Given(trains=encoder.trains if train else None)
+        found = encoder.encode(params["encoders"][name], tokens[name], masks[name], given)
+        tokens[name], masks[name] = standardise(found.tokens, found.mask), found.mask
+        if found.statistics:
+            statistics[name] = found.statistics
+    return inputs._replace(tokens=tokens, tokens_mask=masks), statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,7 +70,9 @@ class WithEncoders(WrappedTask):
         return self.task.init(key, self._encoded(zeros, inputs)) | zeros
 
     def loss(self, params: Params, inputs: Inputs, key: jax.Array, step: jax.Array) -> Loss:
-        return self.task.loss(params, self._encoded(params, inputs), key, step)
+        inputs, statistics = encoded(self.encoders, params, inputs, train=True)
+        value, aux = self.task.loss(params, inputs, key, step)
+        return value, aux | ({"statistics": {"encoders": statistics}} if statistics else {})
 
     def predict(self, params: Params, inputs: Inputs) -> Any:
         return self.task.predict(params, self._encoded(params, inputs))
@@ -71,4 +84,4 @@ class WithEncoders(WrappedTask):
         return self.task.lookup(params, self._encoded(params, inputs))
 
     def _encoded(self, params: Params, inputs: Inputs) -> Inputs:
-        return encoded(self.encoders, params, inputs)
+        return encoded(self.encoders, params, inputs)[0]

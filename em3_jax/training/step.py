@@ -187,7 +187,7 @@ def make_train_step(
         bank = state.memory
         if writes := aux.pop("writes", None):
             bank = _written(bank, batch, writes, state.step, mesh)
-        params = optax.apply_updates(state.params, updates)
+        params = trees.replaced(optax.apply_updates(state.params, updates), aux.pop("statistics", {}))
         new_state = State(state.step + 1, params, opt_state, new_tables, bank)
         return new_state, {"loss": value} | aux | norms
 

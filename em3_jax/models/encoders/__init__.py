@@ -1,8 +1,32 @@
 """Image and text encoders with the weights layout of published checkpoints, and the one output type they share."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+
+STATISTICS = "statistics"
+"""Variable collection of running statistics that a training step found anew; each stands under its parameter's path."""
+
+
+class Given(NamedTuple):
+    """What an image encoder may read beside the images, and how it is run.
+
+    Attributes:
+      mask: [B] bool, False = a row that only fills, which batch statistics leave out; None = there are none.
+      category: [B] i32 categories of the images' items, 0 = unknown; None where there are none.
+      trains: parameter's path, as in "stem/norm/scale" -> whether it trains in this call; None = none does. Batch
+        normalisations whose scale trains take the statistics of the batch, over all devices, and put new running ones
+        into the collection `STATISTICS`; the others use their running ones, which keep their bits.
+    """
+
+    mask: jax.Array | None = None
+    category: jax.Array | None = None
+    trains: Callable[[str], bool] | None = None
+
+
+PLAIN = Given()
+"""Nothing beside the images; nothing trains."""
 
 
 class EncoderOutput(NamedTuple):

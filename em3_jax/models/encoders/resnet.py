@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax.models.encoders import EncoderOutput
+from em3_jax.models.encoders import PLAIN, EncoderOutput, Given
 from em3_jax.models.encoders.cnn import ConvNorm, output
 
 
@@ -37,38 +37,39 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> EncoderOutput:
+    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
         """The encoded images, in `dtype`. `mean` is over the last map.
 
         Args:
           images: [B, rows, columns, channels] float, normalised as the checkpoint expects.
+          given: see `Given`.
         """
-        x = self._conv(images, "stem", self.stem, 7, 2, activation=self.activation)
+        x = self._conv(images, given, "stem", self.stem, 7, 2, activation=self.activation)
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for i in range(depth):
                 stride = 2 if i == 0 and (stage or self.first_strides) else 1
-                x = self._block(x, f"stage{stage}_block{i}", width, stride)
+                x = self._block(x, given, f"stage{stage}_block{i}", width, stride)
         return output(x)
 
-    def _block(self, x: jax.Array, name: str, width: int, stride: int) -> jax.Array:
+    def _block(self, x: jax.Array, given: Given, name: str, width: int, stride: int) -> jax.Array:
         shortcut = x
         if stride > 1 or x.shape[-1] != width:
-            shortcut = self._conv(x, f"{name}_shortcut", width, 1, stride, activation=None)
+            shortcut = self._conv(x, given, f"{name}_shortcut", width, 1, stride, activation=None)
         if self.bottleneck:
             first, second = (stride, 1) if self.stride_first else (1, stride)
-            x = self._conv(x, f"{name}_conv0", width // 4, 1, first)
-            x = self._conv(x, f"{name}_conv1", width // 4, 3, second)
-            x = self._conv(x, f"{name}_conv2", width, 1, activation=None)
+            x = self._conv(x, given, f"{name}_conv0", width // 4, 1, first)
+            x = self._conv(x, given, f"{name}_conv1", width // 4, 3, second)
+            x = self._conv(x, given, f"{name}_conv2", width, 1, activation=None)
         else:
-            x = self._conv(x, f"{name}_conv0", width, 3, stride)
-            x = self._conv(x, f"{name}_conv1", width, 3, activation=None)
+            x = self._conv(x, given, f"{name}_conv0", width, 3, stride)
+            x = self._conv(x, given, f"{name}_conv1", width, 3, activation=None)
         return self.activation(x + shortcut)
 
     def _conv(
-        self, x: jax.Array, name: str, features: int, size: int, stride: int = 1,
+        self, x: jax.Array, given: Given, name: str, features: int, size: int, stride: int = 1,
         activation: Callable[[jax.Array], jax.Array] | None = nn.relu,
     ) -> jax.Array:  # fmt: skip
         made = ConvNorm(features, size, stride, size // 2, self.epsilon, activation, self.dtype, name=name)
-        result: jax.Array = made(x)
+        result: jax.Array = made(x, given)
         return result

@@ -15,7 +15,7 @@ import numpy as np
 
 from em3_jax.core import gather
 from em3_jax.core.errors import UserError
-from em3_jax.models.encoders import EncoderOutput
+from em3_jax.models.encoders import PLAIN, EncoderOutput, Given
 
 Dtype = Any
 ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)  # on the device, or on the host
@@ -53,7 +53,7 @@ class Swin(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> EncoderOutput:
+    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
         """The encoded images, in `dtype`. `pooler` is `mean`: Swin's pooling has no parameters.
 
         Args:
@@ -63,6 +63,7 @@ class Swin(nn.Module):
         Raises:
           UserError: the encoder has absolute positions and they are for another image size.
         """
+        del given  # there is nothing to read
         x = nn.Conv(self.width, self.patch, self.patch, padding="VALID", dtype=self.dtype, name="patch_embedding")(
             pad_to_multiple(images, *self.patch)
         )  # [B, Y, X, D]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from em3_jax.models.encoders import EncoderOutput
+from em3_jax.models.encoders import PLAIN, EncoderOutput, Given
 
 
 class Vit(nn.Module):
@@ -62,13 +62,14 @@ class Vit(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> EncoderOutput:
+    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
         """The encoded images, in `dtype`. `mean` is that of the patches alone.
 
         Args:
           images: [B, rows, columns, channels] float, normalised as the checkpoint expects. What is
             over when the patches have been cut is left out, below and on the right.
         """
+        del given  # there is nothing to read
         embed = nn.Conv(
             self.width, self.patch, self.patch, padding="VALID", use_bias=self.patch_bias,
             dtype=self.dtype, name="patch_embedding",

@@ -61,13 +61,13 @@ class ItemEncoder:
     def init(self, key: jax.Array, inputs: Inputs) -> Params:
         """{"encoder": of `module`, "encoders": of `converted`, if there are any, as zeros}."""
         zeros = zero_params(self.converted)
-        inputs = encoded(self.converted, zeros, inputs)
+        inputs, _ = encoded(self.converted, zeros, inputs)
         params = {"encoder": self.module.init(key, inputs.tokens, inputs.tokens_mask)["params"]}
         return params | zeros if self.converted else params
 
     def represent(self, params: Params, inputs: Inputs) -> jax.Array:
         """[C, D] representations of the inputs' items."""
-        inputs = encoded(self.converted, params, inputs)
+        inputs, _ = encoded(self.converted, params, inputs)
         variables = {"params": params["encoder"]}
         result: Any = self.module.apply(variables, inputs.tokens, inputs.tokens_mask)
         return result

@@ -46,7 +46,7 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     content = placement.Content([], (), {})
     if task.uses_content:
         content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks)
-    encoders = encoding.raw_encoders(task.encoders, content.sets)
+    encoders = encoding.raw_encoders(task.encoders, content.sets, config.optim.multipliers)
     task_with_encoders = WithEncoders(task, encoders) if encoders else task
     return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders)
 
