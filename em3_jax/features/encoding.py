@@ -185,7 +185,7 @@ class RawEncoder(NamedTuple):
       params: of the encoder, as they were loaded (numpy).
       encode: (params, pixels [S, M, H * W * 3] u8 or token ids [S, M * L, 1] i32, their mask, given) ->
         `Encoded` with N = M * n, the same tokens that extraction would store; of `given`, see
-        `models.encoders.Given`, the category is [S], and the mask is not read.
+        `models.encoders.Given`, the category is [S], and so is the mask, of the items that count.
       trains: parameter's path -> whether it trains in training.
     """
 
@@ -247,10 +247,10 @@ def _raw_encoder(name: str, folder: Path, manifest: dict, multipliers: Sequence[
         mask = mask.reshape(len(inputs), -1)  # [S * M, 1] or [S * M, L]
         statistics: Mapping[str, Any] = {}
         if manifest["kind"] == "image":
-            category = given.category
-            if category is not None:
-                category = jnp.repeat(category, len(inputs) // len(content))
-            (tokens, found), statistics = function(params, inputs, Given(mask[:, 0], category, given.trains))
+            of_images = lambda one: None if one is None else jnp.repeat(one, len(inputs) // len(content))  # noqa: E731
+            counted = mask[:, 0] if given.mask is None else mask[:, 0] & of_images(given.mask)
+            own = Given(counted, of_images(given.category), given.trains)
+            (tokens, found), statistics = function(params, inputs, own)
             found &= mask
         else:
             tokens, found = function(params, jnp.where(mask, inputs, facts["padding_id"]), mask)

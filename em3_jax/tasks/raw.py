@@ -45,8 +45,10 @@ def encoded(encoders: RawEncoders, params: Params, inputs: Inputs, train: bool =
       (the inputs, {feature set: running statistics found anew}).
     """
     tokens, masks, statistics = dict(inputs.tokens), dict(inputs.tokens_mask), {}
+    # Rows that only fill are an item again on one device; what a device owns in blocks is there once, and else nothing.
+    counted = inputs.batch["item_mask"] if train and "item_route" not in inputs.batch else None
     for name, encoder in encoders.items():
-        given = Given(trains=encoder.trains if train else None)
+        given = Given(mask=counted, trains=encoder.trains if train else None)
         found = encoder.encode(params["encoders"][name], tokens[name], masks[name], given)
         tokens[name], masks[name] = standardise(found.tokens, found.mask), found.mask
         if found.statistics:
