@@ -27,6 +27,7 @@ from em3_jax.config.schema.types import (
     Weight,
 )
 
+AGGREGATORS = ("attentive", "multi_query", "sum", "mean", "max", "concat")
 Parts = Annotated[tuple[str, ...], Several(Choice(("item", "user", "similarity")))]
 
 
@@ -107,6 +108,8 @@ class RankingSettings:
     content: Annotated[str, Choice(("none", "pre_extracted", "end_to_end", "raw"))] = "end_to_end"
     # content that the backbone reads: c_A, u_A (table 6); similarity: cosines with the history
     content_parts: Parts = ("item", "user")
+    # how the content of past items becomes u_A; multi_query: the candidate's IDs ask too
+    content_aggregator: Annotated[str, Choice(AGGREGATORS)] = "attentive"
     content_score: Score = "dot"  # score of the target attention on content
     # hidden width of the score of the attention on content, if it is an mlp
     content_hidden: Size = 32
