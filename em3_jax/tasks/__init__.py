@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from em3_jax.core import exchange
 from em3_jax.core.types import Batch
@@ -42,7 +43,8 @@ class Inputs(NamedTuple):
     """What a task sees of a batch.
 
     Attributes:
-      rows: [R, W] f32 distinct rows of the embedding table; None for a task without IDs.
+      rows: [R, W] f32 distinct rows of the embedding table, on several devices in the task's
+        `rows_dtype`; None for a task without IDs.
       tokens: {modality: [S, N, E]} content of the distinct items; integers are raw content.
       tokens_mask: {modality: [S, N] bool}, False = there is no such token.
       batch: the batch itself.
@@ -92,6 +94,15 @@ class Task(abc.ABC):
         return False
 
     @property
+    def rows_dtype(self) -> Any:
+        """What `loss` and `predict` read rows of the embedding table in.
+
+        They travel in it between devices. An f32 row that is rounded first, or after it has come, is
+        the same.
+        """
+        return jnp.float32
+
+    @property
     def embeds(self) -> bool:
         """Whether the task has `embed`: one content embedding for each item."""
         return False
@@ -105,7 +116,8 @@ class Task(abc.ABC):
         """What the other methods take as `inputs`.
 
         Args:
-          rows: [R, W] f32 the batch's distinct rows of the embedding table; None without IDs.
+          rows: [R, W] the batch's distinct rows of the embedding table, f32, or on several devices
+            in `rows_dtype`; None without IDs.
           constants: what lies on the device for the whole run, such as tables of tokens.
           batch: the batch, with what the memory bank holds of its items where there is one.
         """

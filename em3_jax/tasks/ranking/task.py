@@ -54,6 +54,10 @@ class RankingTask(Task):
         return self.model.fusion is not None
 
     @property
+    def rows_dtype(self) -> Any:
+        return self.dtype
+
+    @property
     def embeds(self) -> bool:
         return self.uses_content
 
