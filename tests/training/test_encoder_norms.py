@@ -1,4 +1,4 @@
-"""Encoders with batch normalisation in the training step: what trains has the batch's statistics, what is frozen keeps its bits."""
+"""Batch norms in the training step: what trains has the batch's statistics, what is frozen keeps its bits."""
 
 import jax
 import numpy as np
