@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from em3_jax.config.kinds import Choice, Folder, Several
+from em3_jax.config.kinds import Choice, Folder, Several, Whole
 from em3_jax.config.schema.types import (
     Above,
     Backbone,
@@ -41,10 +41,13 @@ class Data:
     features: Names = ()
     # where the features lie; auto: on the device if they fit
     placement: Annotated[str, Choice(("auto", "device", "host"))] = "auto"
-    history_length: Size = 50  # T, past events of a user that an example reads
+    # T, past events of a user that an example reads; 0 for models that read none
+    history_length: Count = 50
     batch_size: Size = 1024  # B, examples of all devices together
-    # order of the training rows
-    order: Annotated[str, Choice(("shuffled", "chronological"))] = "shuffled"
+    # order of the training rows; by_item bounds how many candidates a batch has
+    order: Annotated[str, Choice(("shuffled", "chronological", "by_item"))] = "shuffled"
+    # most distinct candidates of a batch, of order by_item
+    items_per_batch: Annotated[int, Whole(0, empty="0: as many as come")] = 0
     most_rows_per_user: Count = 0  # training rows of a user that are read, drawn once; 0 = all
     # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
     unknown_alpha: Weight = 0.25

@@ -25,6 +25,7 @@ class DeepCTR(nn.Module):
     """
 
     settings: BackboneSettings
+    reads_history = False
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:

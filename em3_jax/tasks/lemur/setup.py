@@ -27,6 +27,8 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
     data, model = config.data, config.model
+    if not data.history_length:
+        raise UserError("config.data.history_length=0: task lemur reads histories; set 1 or more")
     dataset = open_clicks(data)
     folders = {name: folder for name, folder in model.encoders.items() if folder}
     content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks)
