@@ -1,4 +1,4 @@
-"""Encoders with batch normalisation in the training step: what trains has statistics of the batch, what is frozen keeps its bits."""
+"""Encoders with batch normalisation in the step: what trains has statistics of the batch, what is frozen keeps its bits."""
 
 import jax
 import numpy as np
