@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import base, lemur
 from em3_jax import tasks, train
 from em3_jax.core import trees
 from em3_jax.data.format import open_dataset
@@ -88,6 +89,41 @@ def test_fields_that_cannot_be_a_category_are_refused(tmp_path, data):
     config = config_of(data)
     config["model"] |= {"content": "end_to_end", "encoders": {}}
     assert "encoder_prior" in user_error(experiment.build, config)
+
+
+def of_lemur(data):
+    config = lemur.get_config()
+    config.model.encoder.update(width=8, heads=2, layers=1, mlp_width=8, output=8)
+    config.model.encoders.update(image=str(data.parent / "resnet"), text="")
+    return config
+
+
+def of_pretraining(data):
+    config = base.pretraining(base.raw(base.ranking(), image=str(data.parent / "resnet")))
+    config.model.fusion_settings.update(width=8, heads=2, ffn_width=16, dropout=0.1)
+    return config
+
+
+@pytest.mark.parametrize("task", [of_lemur, of_pretraining])
+def test_other_tasks_read_encoders_through_the_same_door(data, task):
+    """With dial, chunks, categories and views; LEMUR's norms keep their running statistics, as its bank does its items."""
+    config = task(data)
+    config.data.update(root=str(data), features=("image",), batch_size=16, history_length=4)
+    config.eval.batch_size = 16
+    config.data.augment.update(CROP)
+    config.model.update(encoder_prior="tag", encoder_chunk=5, encoder_trains={"image": "head"})
+    parts = experiment.build(config.to_dict())
+    state = parts.program.init()
+    before = jax.device_get(state.params)["encoders"]["image"]
+    state, aux = parts.program.train_step(state, parts.work.constants, parts.program.place(parts.work.source[0]))
+    after = trees.named_leaves(state.params["encoders"]["image"])
+    moved = {name for name, leaf in trees.named_leaves(before).items() if (np.asarray(after[name]) != leaf).any()}
+    assert np.isfinite(aux["loss"]) and {name.split("/")[0] for name in moved} <= {
+        "stage1_block1_conv0",
+        "stage1_block1_conv1",
+    }
+    leaves = {name.rpartition("/")[2] for name in moved}
+    assert leaves == {"kernel", "scale", "bias"} | ({"mean", "var"} if task is of_pretraining else set())
 
 
 def test_devices_have_the_same_views_and_chunks_of_their_own_items(data):
