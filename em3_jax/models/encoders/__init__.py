@@ -29,6 +29,22 @@ PLAIN = Given()
 """Nothing beside the images; nothing trains."""
 
 
+class Part(NamedTuple):
+    """One of the parts that an encoder runs one after the other, from its inputs to its result: see `parts` of each.
+
+    Its input is called by the name of the part, see `jax.ad_checkpoint.checkpoint_name`, but for that of the first one.
+
+    Attributes:
+      name: such as "stem", "block3" or "layer11".
+      groups: names of the encoder's parameters, or of their groups, that belong to it; some may not be there.
+      is_block: one of the blocks that `last K` of config.model.encoder_trains counts; not what embeds or finishes.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    is_block: bool = True
+
+
 class EncoderOutput(NamedTuple):
     """What every encoder gives: all tokens, and the usual ways to make one vector of them.
 

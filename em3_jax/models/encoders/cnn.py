@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given
+from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given, Part
 
 Padding = str | int
 """Zeros on each side; or "same", TensorFlow's: as many as the next multiple of the stride needs, the odd one below."""
@@ -151,6 +152,12 @@ class InvertedResiduals(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.relu6
     dtype: Any = jnp.float32
 
+    def parts(self) -> tuple[Part, ...]:
+        """stem, block0, block1, .., head."""
+        names = ("expand", "depthwise", "project")
+        blocks = (Part(f"block{i}", tuple(f"block{i}_{name}" for name in names)) for i in range(len(self.blocks)))
+        return (Part("stem", ("stem",), False), *blocks, Part("head", ("head",), False))
+
     @nn.compact
     def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
         """The encoded images, in `dtype`. `mean` is over the last map.
@@ -161,6 +168,7 @@ class InvertedResiduals(nn.Module):
         """
         x = self._conv(images, given, "stem", self.stem, size=3, stride=2)
         for i, block in enumerate(self.blocks):
+            x = checkpoint_name(x, f"block{i}")
             before, between = x, self.rounded(x.shape[-1] * block.expand)
             if block.expand != 1:
                 x = self._conv(x, given, f"block{i}_expand", between)
@@ -168,7 +176,7 @@ class InvertedResiduals(nn.Module):
             x = self._conv(x, given, f"block{i}_depthwise", between, **options)
             x = self._conv(x, given, f"block{i}_project", block.features, linear=True)
             x = x + before if block.stride == 1 and before.shape == x.shape else x
-        return output(self._conv(x, given, "head", self.head))
+        return output(self._conv(checkpoint_name(x, "head"), given, "head", self.head))
 
     def _conv(
         self, x: jax.Array, given: Given, name: str, features: int, size: int = 1, stride: int = 1,

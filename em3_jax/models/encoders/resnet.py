@@ -6,8 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from em3_jax.models.encoders import PLAIN, EncoderOutput, Given
+from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part
 from em3_jax.models.encoders.cnn import ConvNorm, output
 
 
@@ -36,6 +37,13 @@ class ResNet(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: Any = jnp.float32
 
+    def parts(self) -> tuple[Part, ...]:
+        """stem, stage0_block0, stage0_block1, ..; there is no head."""
+        blocks = (f"stage{stage}_block{i}" for stage, depth in enumerate(self.depths) for i in range(depth))
+        within = ("conv0", "conv1", "conv2", "shortcut")
+        of_blocks = (Part(block, tuple(f"{block}_{one}" for one in within)) for block in blocks)
+        return (Part("stem", ("stem",), False), *of_blocks)
+
     @nn.compact
     def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
         """The encoded images, in `dtype`. `mean` is over the last map.
@@ -49,6 +57,7 @@ class ResNet(nn.Module):
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for i in range(depth):
                 stride = 2 if i == 0 and (stage or self.first_strides) else 1
+                x = checkpoint_name(x, f"stage{stage}_block{i}")
                 x = self._block(x, given, f"stage{stage}_block{i}", width, stride)
         return output(x)
 
