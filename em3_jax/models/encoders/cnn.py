@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given, Part
+from em3_jax.models.encoders.convolution import Window, convolve
 
 Padding = str | int
 """Zeros on each side; or "same", TensorFlow's: as many as the next multiple of the stride needs, the odd one below."""
@@ -65,6 +66,29 @@ def _moments(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array
     return mean, jnp.einsum("b,byxc->c", weight, squared) / least, count
 
 
+class Convolution(nn.Module):
+    """[B, Y, X, C] -> [B, Y', X', features] in `dtype`, without bias; the kernel is that of `flax.linen.Conv`.
+
+    Attributes:
+      features: channels of the result.
+      size: rows and columns of the kernel.
+      window: how it moves.
+      dtype: of the result; the kernel is float32.
+    """
+
+    features: int
+    size: int
+    window: Window
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = 1 if self.window.depthwise else x.shape[-1]
+        shape = (self.size, self.size, channels, self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.window)
+
+
 class ConvNorm(nn.Module):
     """[B, Y, X, C] -> [B, Y', X', features]: convolution without bias, normalisation, activation.
 
@@ -90,10 +114,8 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, given: Given = PLAIN) -> jax.Array:
         rows, columns = (_padding(length, self.size, self.stride, self.padding) for length in x.shape[1:3])
-        x = nn.Conv(
-            self.features, (self.size, self.size), self.stride, padding=(rows, columns), use_bias=False,
-            feature_group_count=self.features if self.depthwise else 1, dtype=self.dtype, name="conv",
-        )(x)  # fmt: skip
+        window = Window(self.stride, (rows, columns), self.depthwise)
+        x = Convolution(self.features, self.size, window, self.dtype, name="conv")(x)
         x = Norm(self.epsilon, self.dtype, name="norm")(x, given)
         return x if self.activation is None else self.activation(x)
 
