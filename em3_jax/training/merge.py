@@ -102,7 +102,7 @@ def _without_adapters(saved: dict[str, jax.Array], config: Config) -> tuple[Stat
         config,
         model=replace(config.model, fusion_settings=fusion),
         optim=optimizer,
-        train=replace(config.train, init_from=""),
+        train=replace(config.train, init_from="", init_parts="all"),
     )
     made = optim.dense_optimizer(params, **parse.entries(optimizer))
     return State(tree["step"], params, made.init(params), tree.get("tables", {}), tree.get("memory", {})), config
