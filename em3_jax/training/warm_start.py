@@ -14,7 +14,7 @@ from em3_jax.training.run import Run
 
 ADAPTERS = ("/lora_a", "/lora_b")
 ALL, ENCODERS = "all", "encoders"  # of config.train.init_parts
-OF_ENCODERS = "params/encoders/"
+OF_ENCODERS = ("params/encoders/", "params/adapters/")  # the adapters of encoders
 
 
 def check(settings: Train) -> None:
@@ -34,8 +34,8 @@ def warm_start(state: State, workdir_: str | Path, data_hash: str, parts: str = 
       data_hash: of the dataset, which has to be that of the other run unless encoders alone are taken.
       parts: "all": parameters and tables. "all_but_ids": the parameters, and the ID tables stay
         fresh: in a second run these overfit what the first has shown them (DICM: Ge et al. 2018,
-        5.6, partial warm-up). "encoders": the parameters of the encoders alone, of a run that was
-        pretrained, say.
+        5.6, partial warm-up). "encoders": the parameters of the encoders alone, and of
+        their adapters, of a run that was pretrained, say.
 
     Raises:
       UserError: there is no such run, its dataset is another, or its parameters are others than those here.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from em3_jax.config.kinds import Choice, Folder, Several, Whole
+from em3_jax.config.schema.encoders import Encoders
 from em3_jax.config.schema.types import (
     Above,
     Backbone,
@@ -32,6 +33,15 @@ Parts = Annotated[tuple[str, ...], Several(Choice(("item", "user", "similarity")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random views of raw pictures in training, the same of an item in a step whatever the batch."""
+
+    # rows and columns, in pixels, that are cut out at random; in prediction, the centre; 0 = all
+    crop: Count = 0
+    mirror: Switch = False  # whether half of the pictures are mirrored
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """The rows that are read, and in which batches."""
 
@@ -49,6 +59,7 @@ class Data:
     # most distinct candidates of a batch, of order by_item
     items_per_batch: Annotated[int, Whole(0, empty="0: as many as come")] = 0
     most_rows_per_user: Count = 0  # training rows of a user that are read, drawn once; 0 = all
+    augment: Augment = Augment()
     # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
     unknown_alpha: Weight = 0.25
     # field -> least probability that an id of it becomes `unknown`
@@ -104,7 +115,7 @@ class Cic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingSettings:
+class RankingSettings(Encoders):
     """The model of tasks ranking and pretraining, and its losses."""
 
     # how content is read; none: IDs alone; pre_extracted: vectors as they are; raw: with encoders

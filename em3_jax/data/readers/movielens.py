@@ -2,6 +2,7 @@
 
 A click is a rating of at least the threshold. Histories hold all strictly earlier ratings of the user, with the rating as
 a field of the event. The split is chronological by row: 80 / 10 / 10 %; rows of one second are ordered by user and item.
+Or it is by whole movies or users, see `splits`: then histories hold ratings of the movies that train.
 
 | kind | known by | users | images |
 |---|---|---|---|
@@ -30,6 +31,7 @@ from em3_jax.data.readers.encode import encode, encode_lists, entity_table, imag
 from em3_jax.data.readers.files import open_text, place, read_array, require_columns, require_distinct, require_values
 from em3_jax.data.readers.log import write_log
 from em3_jax.data.readers.rows import rows_of_file
+from em3_jax.data.readers.splits import Split, Whole, parse, told
 from em3_jax.data.writer import DatasetWriter
 
 AGES = {1: "under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}  # ml-1m's classes
@@ -39,7 +41,7 @@ GENRES_100K = (
     "Romance Sci-Fi Thriller War Western"
 ).split()
 HIGHEST = 5  # stars
-SPLIT = (0.8, 0.1, 0.1)
+SPLIT = "0.8,0.1,0.1"
 RATING = ["user", "item", "rating", "time"]
 _TYPES = {"rating": pa.float64(), "year": pa.int64()}
 _TYPES |= dict.fromkeys(GENRES_100K, pa.int64())
@@ -73,6 +75,8 @@ def movielens(
     source: str | Path,
     posters: str | Path | None = None,
     threshold: float = 4.0,
+    split: str = SPLIT,
+    seed: int = 0,
     overwrite: bool = False,
 ) -> Dataset:
     """The dataset in folder `out`, from a MovieLens folder of any kind.
@@ -82,18 +86,22 @@ def movielens(
       posters: folder of `<item_id>.jpg` (or .jpeg, .png, .webp) or `<item_id>/` with frames, for the kinds without
         posters of their own; of an item the first found in that order.
       threshold: ratings of at least this are clicks.
+      split: three shares in time order, or "items:0.7,0.1,0.2" or "users:0.8,0.1,0.1", by a hash of
+        the seed and their ids, so that all ratings of a movie or a user are of one part.
+      seed: of a split by items or users.
       overwrite: replace an existing dataset.
     """
     source = Path(source)
     if not math.isfinite(threshold):
         raise UserError(f"--threshold {threshold}: must be a number of stars")
+    rule = _rule(split)
     with DatasetWriter(out, overwrite) as writer:
         read = _open(source)
         ratings = read.files[0]
         image_root, image, notes = _images(source, read.items, posters)
         items, item_fields, item_words, cut = _item_table(read.items, image)
         users, user_fields, user_words = _user_table(read)
-        rating, rating_words = _write_ratings(writer, read, users, items, threshold)
+        rating, rating_words = _write_ratings(writer, read, users, items, threshold, rule, seed)
         if cut:
             notes.append(f"{cut} items have more than {MAX_GENRES} genres; the first {MAX_GENRES} are kept")
         if read.kind == "posters" and (source / TEXT_VECTORS).is_file():
@@ -114,7 +122,7 @@ def movielens(
             text_columns=["title", "genres_text"],
             provenance="MovieLens, GroupLens Research, University of Minnesota (Harper and Konstan, TiiS 5(4), 2015)",
             label_rule=f"rating >= {threshold:g}",
-            split_rule="by time: the first 80 % of the rows train, the next 10 % valid, the last 10 % test",
+            split_rule=_in_words(rule),
             source_hash=hash_files([file.path for file in read.files]),
             time_unit="seconds",
             extra={
@@ -125,6 +133,21 @@ def movielens(
                 "labels": {"conversion": f"rating = {HIGHEST} among rating >= {threshold:g}"},
             },
         )
+
+
+def _rule(split: str) -> Split:
+    """The split; refuses one by columns, which the files do not have."""
+    rule = parse(split)
+    if isinstance(rule, str) or (isinstance(rule, Whole) and not rule.shares):
+        raise UserError(f"split '{split}': MovieLens has no such column; give shares, items:... or users:...")
+    return rule
+
+
+def _in_words(rule: Split) -> str:
+    if isinstance(rule, str | Whole):
+        return told(rule)
+    train, valid, test = (f"{100 * share:g} %" for share in rule)
+    return f"by time: the first {train} of the rows train, the next {valid} valid, the last {test} test"
 
 
 def _open(source: Path) -> Source:
@@ -327,7 +350,7 @@ def _user_table(read: Source) -> tuple[pa.Table, tuple, dict]:
 
 
 def _write_ratings(
-    writer: DatasetWriter, read: Source, users: pa.Table, items: pa.Table, threshold: float
+    writer: DatasetWriter, read: Source, users: pa.Table, items: pa.Table, threshold: float, rule: Split, seed: int
 ) -> tuple[Field, list]:
     """Writes the log; returns the event field `rating` and its values."""
     ids = {}
@@ -346,13 +369,20 @@ def _write_ratings(
     label = rating >= threshold
     rating_ids, values = encode(read.ratings.column("rating"))
     order = np.lexsort((ids["item"], ids["user"], time))
+    split, is_event = rule, None
+    if isinstance(rule, Whole):
+        table = items if rule.kind == "item" else users
+        split = rule.of_each(table.column("id"), seed, None)[ids[rule.kind]][order]
+        is_event = split == 0 if rule.kind == "item" else None
+    assert not isinstance(split, str | Whole)  # which `_rule` refuses
     write_log(
         writer,
         user=ids["user"][order],
         item=ids["item"][order],
         label=label[order],
         time=time[order],
-        split=SPLIT,
+        split=split,
+        is_event=is_event,
         event={"rating": rating_ids[order]},
         labels={"conversion": np.where(label, rating >= HIGHEST, NOT_PART)[order]},
     )

@@ -1,10 +1,8 @@
-"""What planted items show of their latent vectors: noisy tokens, as an encoder's; and raw, words and pictures.
+"""What planted items show of their latent vectors: noisy tokens, as an encoder's, and raw words.
 
 Tokens: the module `synthetic` says how. Title: 5 to 12 of WORDS words; tags: 4 of them. Each is drawn with P(word | z) ~
 exp(MEANING <d_word, z>), d_word a random unit vector; a quarter of the words of a title say nothing, drawn evenly.
-
-Picture: SIDE x SIDE pixels, 127.5 + CONTRAST sum_j z_j B_j + NOISE e, cut to 0 .. 255, with B_j a smooth random pattern for each
-latent dimension and e ~ N(0, 1).
+Pictures: see `planted_pictures`.
 """
 
 import numpy as np
@@ -12,7 +10,6 @@ from tqdm import tqdm
 
 NOISE_LOW, NOISE_HIGH, TITLE_CARDS = 0.1, 0.5, 0.25
 WORDS, TITLE, TAGS, MEANING, EMPTY_WORDS = 300, 12, 4, 6.0, 0.25
-SIDE, CONTRAST, NOISE = 16, 60.0, 30.0
 RESERVED = 2  # padding and unknown, as of every tokenizer
 _CHUNK = 1 << 12
 
@@ -58,18 +55,3 @@ def words(random: np.random.Generator, shown: np.ndarray) -> tuple[np.ndarray, n
     mask = np.concatenate([np.arange(TITLE) < length[:, None], np.ones((items, TAGS), bool)], axis=1)
     facts = {"raw": {"fields": {"title": TITLE, "tags": TAGS}, "vocabulary": WORDS + RESERVED}}
     return np.where(mask[..., None], ids, 0), mask, {"encoder": "planted", "kind": "text"} | facts
-
-
-def pictures(random: np.random.Generator, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict]:
-    """(pixels [I, 1, SIDE * SIDE * 3] u8, mask [I, 1], manifest) of items with latent vectors `shown` [I, k]."""
-    items, latent = shown.shape
-    coarse = random.standard_normal((latent, SIDE // 4, SIDE // 4, 3), dtype=np.float32)
-    pattern = coarse.repeat(4, axis=1).repeat(4, axis=2).reshape(latent, -1)
-    result = np.empty((items, 1, SIDE * SIDE * 3), np.uint8)
-    for start in range(0, items, _CHUNK):
-        part = shown[start : start + _CHUNK]
-        noise = random.standard_normal((len(part), pattern.shape[1]), dtype=np.float32)
-        pixels = 127.5 + CONTRAST * part @ pattern + NOISE * noise
-        result[start : start + _CHUNK, 0] = np.clip(pixels, 0, 255)
-    facts = {"raw": {"shape": [SIDE, SIDE, 3]}}
-    return result, np.ones((items, 1), bool), {"encoder": "planted", "kind": "image"} | facts

@@ -32,7 +32,7 @@ several tastes, and a click depends on the past item that is nearest to the cand
 s of the log, <t_u, z_i> is replaced by sum_j e_j t_uj z_ij with e_j = sqrt(2) cos(drift s pi / 2) in the first half and
 sqrt(2) sin(...) in the second. **Arrivals**: a share of the items appears at times spread evenly over the log.
 
-**Raw content** (`raw`): see `planted_content`.
+**Raw content** (`raw`): see `planted_content` for words and `planted_pictures` for pixels.
 
 **Time.** The rows are split 80 / 10 / 10 % in time order. A share of the items is cold: before the test period there
 are none of them, neither as candidates nor in histories. A share of the users appears first in the test period likewise.
@@ -61,7 +61,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.data.format import SPLITS, Dataset, hash_ids
 from em3_jax.data.histories import history_ranges, sort_events
-from em3_jax.data.readers import planted_content, planted_interest
+from em3_jax.data.readers import planted_content, planted_interest, planted_pictures
 from em3_jax.data.readers.planted_world import (
     World,
     affinity_of,
@@ -105,6 +105,8 @@ def synthetic(
     drift: float = 0.0,
     arrivals: float = 0.0,
     raw: bool = False,
+    pictures: str = "plain",
+    picture_side: int = 0,
     interest: str = "taste",
     overwrite: bool = False,
 ) -> Dataset:
@@ -122,14 +124,21 @@ def synthetic(
       drift: how far tastes move during the log, from 0 to 1.
       arrivals: share of the items that appear during the log.
       raw: also write feature sets raw_text and raw_image, word ids and pixels.
+      pictures: what pixels show: plain, the content all over; or category, small motifs in places
+        that vary, beside clutter, and which of the motifs are true the item's category says.
+      picture_side: of raw pictures, in pixels; 0 = 16 of plain ones, 32 of those by category.
       interest: what clicks depend on: taste, or nearest, the past item most like the candidate.
       overwrite: replace an existing dataset.
     """
     arguments = {k: v for k, v in locals().items() if k not in ("out", "overwrite")}
     # These keep a dataset's hash where they are not used.
     later = {"drift": 0.0, "arrivals": 0.0, "raw": False, "interest": "taste"}
+    later |= {"pictures": "plain", "picture_side": 0}
     arguments = {name: value for name, value in arguments.items() if later.get(name, ()) != value}
     _check_arguments(arguments)
+    side = planted_pictures.side_of(pictures, picture_side, latent)
+    if not raw and (pictures != "plain" or picture_side):
+        raise UserError("--pictures and --picture-side are of raw pictures; add --raw")
     with DatasetWriter(out, overwrite) as writer:
         world = make_world(seed, users, items, latent, cold_share, new_users, interest)
         late = random_of(seed, "arrivals").permutation(items) / items
@@ -150,7 +159,9 @@ def synthetic(
                 manifest = {"encoder": "planted", "arguments": arguments}
                 writer.features(name, *sets, manifest, item_hash)
         if raw:
-            for name, (tokens, mask, described) in _raw_sets(seed, world.content, shown):
+            category = item_table.column("category").to_numpy() - FIRST_KNOWN
+            of_raw = _raw_sets(seed, world.content, shown, category, pictures, side)
+            for name, (tokens, mask, described) in of_raw:
                 writer.features(name, tokens, mask, described, item_hash)
         return writer.finish(
             name="synthetic",
@@ -173,15 +184,24 @@ def synthetic(
         )
 
 
-def _raw_sets(seed: int, content: np.ndarray, shown: np.ndarray) -> Iterator[tuple[str, tuple]]:
+def _raw_sets(
+    seed: int, content: np.ndarray, shown: np.ndarray, category: np.ndarray, kind: str, side: int
+) -> Iterator[tuple[str, tuple]]:
     """(name, what `DatasetWriter.features` takes of it) of word ids and of pixels.
 
     Args:
       content: [I, k] of the items.
       shown: [k] weights of the latent dimensions in pictures; texts have them in reverse.
+      category: [I] number of each item's category.
+      kind, side: of the pictures.
     """
     yield "raw_text", planted_content.words(random_of(seed, "words"), content * shown[::-1])
-    yield "raw_image", planted_content.pictures(random_of(seed, "pictures"), content * shown)
+    random, seen = random_of(seed, "pictures"), content * shown
+    if kind == "plain":
+        yield "raw_image", planted_pictures.plain(random, seen, side)
+    else:
+        of_each = planted_pictures.by_category(random, seen, category, len(CATEGORIES), side)
+        yield "raw_image", of_each
 
 
 def _check_arguments(arguments: dict) -> None:
@@ -194,6 +214,8 @@ def _check_arguments(arguments: dict) -> None:
         elif name in ("drift", "arrivals"):
             if not 0 <= value <= 1:
                 raise UserError(f"{option} is {value}; give a number from 0 to 1")
+        elif name == "pictures":
+            continue  # see `planted_pictures`
         elif name == "interest":
             if value not in planted_interest.INTERESTS:
                 raise UserError(f"{option} '{value}' is unknown; give taste or nearest")

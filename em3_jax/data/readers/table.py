@@ -22,13 +22,14 @@ from em3_jax.data.readers.delimited import TextFormat, check_format
 from em3_jax.data.readers.files import nearest, read_array
 from em3_jax.data.readers.negatives import BY
 from em3_jax.data.readers.source import Paths, Source
+from em3_jax.data.readers.splits import Split, Whole, parse
 from em3_jax.data.readers.table_clicks import Clicks, check_clicks
 from em3_jax.data.readers.table_dataset import Files, Read, finish, matched, write_interactions
 from em3_jax.data.readers.table_history import ORDERS, Events, Given, merged, read_events, read_given
 from em3_jax.data.readers.table_log import Log, read_log, require_order
 from em3_jax.data.readers.table_match import Ends
 from em3_jax.data.readers.table_part import Multi, Part, check_multi, part_of_log, read_part
-from em3_jax.data.readers.table_times import AUTO, Times
+from em3_jax.data.readers.table_times import AUTO, NO_TIMES, Times
 from em3_jax.data.writer import DatasetWriter
 
 Names = tuple[str, ...]
@@ -96,7 +97,11 @@ def table(
       features: name -> .npy file with one row an item, in the order of the items file; a row of zeros is missing.
       separator: between the values of a `:multi` column of texts.
       max_values: most values of a `:multi` field that are kept.
-      split: three shares in time order, or "column:<name>" of train, valid, test (or 0, 1, 2).
+      split: three shares in time order; "items:0.7,0.1,0.2" or "users:0.8,0.1,0.1", by a hash of the
+        seed and their ids, so that all rows of one are of one part; "folds:<column>:<test>[,<valid>]", a
+        column of the items of which these values are test and valid (default the next one); or
+        "column:<name>" of train, valid, test (or 0, 1, 2) for each row. By items or folds, histories
+        hold training rows alone.
       events: "clicks", "all" or "none", the interactions that enter histories; default clicks, but none where histories are
         given or are in a table.
       events_table: files of events (user, item, time and the event fields) that are history and never an example.
@@ -106,12 +111,12 @@ def table(
       negatives: where every row is a click, so many items are set against each, of those clicked up to then by anybody (in
         splits up to the row's own), without those of its user.
       negatives_by: uniform = each item is as likely as another; popularity = in proportion to its clicks up to then.
-      seed: of the negatives.
+      seed: of the negatives, and of splits by items or users.
       as_retrieval: a dataset of clicks alone, for retrieval: rows that are none are left out, a user's later clicks on an
         item, too.
       drop_unknown: drop interactions whose user or item is not in its file; else they are an error.
       time_unit: of whole numbers as times: seconds, milliseconds, ..., days; order = they only say which row comes first;
-        auto = by their size, between 1980 and 2100, else order.
+        none = there are no times, and no histories of the rows; auto = by their size, between 1980 and 2100, else order.
       time_format: of times that are texts, as Python's strptime has it, e.g. "%d.%m.%Y %H:%M"; default ISO 8601.
       in_order: refuse interactions that are not in the order of time, naming the first; default they are sorted.
       delimiter: between the cells of text files: a character or several, or tab; default what the suffix says.
@@ -133,16 +138,17 @@ def table(
     )
     roles = _roles(columns or {})
     clicks = Clicks(negatives, negatives_by, seed, as_retrieval)
-    check_clicks(clicks)
+    rule = _rule(split, clicks)
+    needing = {"--events-table": events_table is not None, "--in-order": in_order}
+    events = _timed(time_unit, rule, events, needing, "history" in roles)
     if events_table is not None:
         files = files._replace(events=Source(events_table, check_format(text)))
     events = _events(events, roles, files.events, history_fields or {}, event_fields)
     _check_given(files, item_fields or item_text or item_image or features, user_fields)
     with DatasetWriter(out, overwrite) as writer:
         times = Times(time_unit, time_format)
-        of_rows = () if events == "none" else event_fields
-        fields = (context_fields, of_rows)
-        log = read_log(files.interactions, roles, label, split, *fields, times, clicks.alone)
+        fields = (context_fields, () if events == "none" else event_fields)
+        log = read_log(files.interactions, roles, label, rule, *fields, times, clicks.alone)
         if in_order:
             require_order(files.interactions, log)
         between = history_separator or separator
@@ -155,10 +161,10 @@ def table(
         user_part = _part("user", files.users, roles, users_named, (user_fields, multi))
         ends = Ends(files.items, item_part, files.users, user_part, drop_unknown)
         of_label = label or f"column {roles['label']}"
-        found = matched(files, ends, Read(log, outside), clicks, of_label)
+        found = matched(files, ends, Read(log, outside), clicks, of_label, rule)
         _write_features(writer, features or {}, files.items, item_part.table)
-        was_unsorted = write_interactions(writer, found, ends, events)
-        facts: dict[str, Any] = {"split": split, "only_clicks": as_retrieval, "was_unsorted": was_unsorted}
+        was_unsorted = write_interactions(writer, found, ends, events, rule)
+        facts: dict[str, Any] = {"split": rule, "only_clicks": as_retrieval, "was_unsorted": was_unsorted}
         return finish(writer, files, found, ends, image_root=root if item_image else None, **facts)
 
 
@@ -174,6 +180,44 @@ def _check_given(files: Files, of_items: Any, of_users: Any) -> None:
         raise UserError(f"{given} are given, but no items file; add --items")
     if files.users is None and of_users:
         raise UserError("fields of users are given, but no users file; add --users")
+
+
+def _rule(split: str, clicks: Clicks) -> Split:
+    """The split; refuses options about clicks that do not go together or with it.
+
+    Raises:
+      UserError: negatives of items that are to be new: each row would be set against items of other
+        parts.
+    """
+    check_clicks(clicks)
+    rule = parse(split)
+    if clicks.negatives and isinstance(rule, Whole) and rule.kind == "item":
+        raise UserError(
+            "--negatives does not go with a split by items or folds, whose rows would be set against "
+            "items of other parts; split by time or users"
+        )
+    return rule
+
+
+def _timed(unit: str, split: Split, events: str | None, needing: dict[str, bool], has_histories: bool) -> str | None:
+    """Which interactions enter histories, as asked for; without times none, and what needs times is refused.
+
+    Args:
+      unit: of the times.
+      needing: option -> whether it is given, of those that need times.
+      has_histories: the log comes with a column of them.
+    """
+    if unit != NO_TIMES:
+        return events
+    if not isinstance(split, str | Whole):
+        raise UserError(
+            "--time-unit none: nothing says which rows come first; split them with --split "
+            "items:0.7,0.1,0.2, users:..., folds:<column>:<test> or column:<name>"
+        )
+    for option, is_given in (needing | {f"--events {events}": events not in (None, "none")}).items():
+        if is_given:
+            raise UserError(f"{option} needs times, and --time-unit is none; leave one of them out")
+    return None if has_histories else "none"
 
 
 def _with_history(

@@ -10,10 +10,11 @@ import numpy as np
 
 from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.data.format import Dataset, hash_files
-from em3_jax.data.readers.encode import Encoded
+from em3_jax.data.readers.encode import Encoded, rows_of
 from em3_jax.data.readers.log import write_log
 from em3_jax.data.readers.rows import rows_of_file
 from em3_jax.data.readers.source import Source
+from em3_jax.data.readers.splits import Split, Whole, told
 from em3_jax.data.readers.table_clicks import Clicks, Ready, prepared
 from em3_jax.data.readers.table_history import Events
 from em3_jax.data.readers.table_log import Log
@@ -60,7 +61,7 @@ class Matched(NamedTuple):
     notes: list[str]
 
 
-def matched(files: Files, ends: Ends, read: Read, clicks: Clicks, label: str) -> Matched:
+def matched(files: Files, ends: Ends, read: Read, clicks: Clicks, label: str, split: Split) -> Matched:
     """What has been read, with rows of the items and users in the place of their ids.
 
     Args:
@@ -69,25 +70,60 @@ def matched(files: Files, ends: Ends, read: Read, clicks: Clicks, label: str) ->
       read: the interactions and the table of events.
       clicks: of logs of clicks alone.
       label: the rule or the column that says what a click is.
+      split: the rule.
     """
     log, item, user, dropped = match(files.interactions, read.log, ends)
+    outside = read.events
+    split_notes: list[str] = []
+    if isinstance(split, Whole):
+        part = ends.item_part if split.kind == "item" else ends.user_part
+        of_each = split.of_each(part.table.column("id"), clicks.seed, files.items)
+        log = log._replace(split=of_each[item if split.kind == "item" else user])
+        if split.kind == "item":
+            log, outside, split_notes = _without_new_items(log, outside, of_each, ends)
     log, history_notes = match_history(files.interactions, log, item, user, ends)
-    events, event_notes = match_events(files.events, read.events, log, item, user, ends)
+    events, event_notes = match_events(files.events, outside, log, item, user, ends)
     label_rule = clicks.rule(label, bool(log.label.all()))
     taken = taken_before(log.history, events, ends.item_part)
     ready = prepared(files.interactions, log, item, user, clicks, taken)
-    notes = [*history_notes, *event_notes, *ready.notes]
+    notes = [*split_notes, *history_notes, *event_notes, *ready.notes]
     return Matched(ready, events, dropped | ready.dropped, label_rule, notes)
 
 
-def write_interactions(writer: DatasetWriter, found: Matched, ends: Ends, events: str) -> bool:
+def _without_new_items(
+    log: Log, outside: Events | None, of_each: np.ndarray, ends: Ends
+) -> tuple[Log, Events | None, list[str]]:
+    """(log, table of events, notes) without events of items that training does not know, of given histories and of tables.
+
+    Args:
+      of_each: [I] u8 the part of each item.
+    """
+    ids, notes = ends.item_part.table.column("id"), []
+    in_training = np.append(of_each == 0, True)  # the last: of an unknown item, which is looked at later
+    if log.history is not None:
+        kept = in_training[rows_of(log.history.item, ids)]
+        log = log._replace(history=log.history.keep(kept))
+        if gone := int((~kept).sum()):
+            notes.append(f"{gone} events of histories left out: their items are of the valid or test part")
+    if outside is not None:
+        kept = in_training[rows_of(outside.item, ids)]
+        outside = outside.take(np.flatnonzero(kept))
+        if gone := int((~kept).sum()):
+            notes.append(f"{gone} events of a table left out: their items are of the valid or test part")
+    return log, outside, notes
+
+
+def write_interactions(writer: DatasetWriter, found: Matched, ends: Ends, events: str, split: Split) -> bool:
     """Writes interactions and histories; returns whether they were not in the order of time.
 
     Args:
       events: which interactions enter histories: "clicks", "all" or "none".
+      split: the rule; where it is by whole items, training rows alone enter histories.
     """
     log, item, user, drawn = found.ready[:4]
     is_event = {"clicks": log.label, "all": ~drawn, "none": np.zeros(len(item), bool)}[events]
+    if isinstance(split, Whole) and split.kind == "item":
+        is_event = is_event & (log.split == 0)
     return write_log(
         writer, user=user, item=item, label=log.label, time=log.time, split=log.split,
         is_event=is_event,
@@ -103,7 +139,7 @@ def finish(
     found: Matched,
     ends: Ends,
     *,
-    split: str,
+    split: Split,
     was_unsorted: bool,
     only_clicks: bool,
     image_root: Path | None,
@@ -111,7 +147,7 @@ def finish(
     """The dataset, once all arrays are written.
 
     Args:
-      split: the option.
+      split: the rule.
       was_unsorted: the interactions were not in the order of time.
       only_clicks: it is for retrieval.
       image_root: what paths of images are relative to; None without any.
@@ -138,7 +174,7 @@ def finish(
         text_columns=items.text_columns,
         provenance=f"own tables: {', '.join(source.name for source in sources)}",
         label_rule=found.label_rule,
-        split_rule=split if split.startswith("column:") else f"by time, shares {split}",
+        split_rule=told(split),
         source_hash=hash_files([file for source in sources for file in source.files]),
         time_unit=log.time_unit,
         extra={

@@ -1,6 +1,5 @@
 """The interactions of the table reader: which column is what, and what may stand in it."""
 
-import math
 import re
 from typing import NamedTuple
 
@@ -12,11 +11,16 @@ from em3_jax.data.canonical import words_and_codes
 from em3_jax.data.readers.encode import Encoded, encode, field_names, many_numbers
 from em3_jax.data.readers.files import column_names, place, read_table, require_numbers, require_values, text_of
 from em3_jax.data.readers.source import Source
+from em3_jax.data.readers.splits import Shares, Split, Whole
 from em3_jax.data.readers.table_history import Given
-from em3_jax.data.readers.table_times import Times, read_times
-from em3_jax.data.times import shown
+from em3_jax.data.readers.table_times import NO_TIMES, Times, read_times
+from em3_jax.data.times import ORDER, shown
 
 SPLITS = {"train": 0, "0": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "1": 1, "test": 2, "2": 2}
+HINTS = {
+    "label": "; where every row is a click, --negatives 3 or --as-retrieval",
+    "time": "; where there is none, --time-unit none",
+}
 COMPARISONS = {
     ">=": np.greater_equal, "<=": np.less_equal, "==": np.equal, "!=": np.not_equal, ">": np.greater, "<": np.less,
 }  # fmt: skip
@@ -30,7 +34,8 @@ class Log(NamedTuple):
       label: [n] bool.
       time: [n] i64.
       time_unit: of them, see `data.times`.
-      split: [n] u8, or the shares of a chronological split.
+      split: [n] u8, or the shares of a chronological split. Of a split by whole items or users all
+        are 0 until ids are matched with rows, see `splits.Whole`.
       context, event: field name -> ids and values.
       group: [n] i32 number of the session, query or impression of each; None where no column says it.
       history: what comes with each, instead of its user's earlier interactions; None where nothing does.
@@ -71,7 +76,7 @@ def read_log(
     path: Source,
     roles: dict[str, str],
     label: str | None,
-    split: str,
+    split: Split,
     context_fields: tuple[str, ...],
     event_fields: tuple[str, ...],
     times: Times,
@@ -83,17 +88,19 @@ def read_log(
       clicks_alone: without a label, every row is a click.
     """
     label_column, compare, threshold = _label_rule(label) if label else (roles["label"], np.equal, 1.0)
-    split_column = [split.removeprefix("column:")] if split.startswith("column:") else []
-    shares = None if split_column else _shares(split)
+    split_column = [split] if isinstance(split, str) else []
     texts = {roles["user"], roles["item"], *context_fields, *event_fields, *split_column}
     texts -= {label_column, roles["time"]}  # these are compared as numbers, also where they serve as a field
     texts |= {roles["group"]} if "group" in roles else set()
     have = column_names(path)
     labelled = not (clicks_alone and label_column == "label" and label_column not in have)
-    own = [roles["user"], roles["item"], *([label_column] if labelled else []), roles["time"]]
-    for role, name in zip(("user", "item", *(["label"] if labelled else []), "time"), own, strict=True):
+    timed = times.unit != NO_TIMES
+    of_role = {"user": roles["user"], "item": roles["item"], "label": label_column, "time": roles["time"]}
+    of_role = {k: v for k, v in of_role.items() if (labelled or k != "label") and (timed or k != "time")}
+    own = list(of_role.values())
+    for role, name in of_role.items():
         if name == role and name not in have:
-            hint = "; where every row is a click, --negatives 3 or --as-retrieval" if role == "label" else ""
+            hint = HINTS.get(role, "")
             raise UserError(
                 f"{path}: no column '{role}' (there are: {', '.join(have)}); say which it is with --columns "
                 f"{role}=...{hint}"
@@ -107,14 +114,16 @@ def read_log(
         require_numbers(path, roles[role], table.column(roles[role]))
     context: dict[str, Encoded] = {}
     event: dict[str, Encoded] = {}
-    notes: list[str] = []
+    notes = [] if timed else [f"{path.name} has no times, so its rows are no history of others"]
     for encoded, columns in ((context, context_fields), (event, event_fields)):
         names, renamed = field_names(list(columns))
         for name in columns:
             encoded[names[name]] = encode(table.column(name))
             notes += many_numbers(f"{path.name}: column '{name}'", *encoded[names[name]])
         notes += renamed
-    time, time_unit = read_times(path, roles["time"], table.column(roles["time"]), times)
+    time, time_unit = np.zeros(table.num_rows, np.int64), ORDER
+    if timed:
+        time, time_unit = read_times(path, roles["time"], table.column(roles["time"]), times)
     labels = np.ones(table.num_rows, bool)
     if labelled:
         labels = _labels(path, label_column, table.column(label_column), compare, threshold, label is None)
@@ -125,7 +134,7 @@ def read_log(
         label=labels,
         time=time,
         time_unit=time_unit,
-        split=shares or _splits(path, split_column[0], table.column(split_column[0])),
+        split=_split(path, split, table),
         context=context,
         event=event,
         group=group,
@@ -174,6 +183,13 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
+def _split(path: Source, split: Split, table: pa.Table) -> np.ndarray | Shares:
+    """What `Log.split` is."""
+    if isinstance(split, str):
+        return _splits(path, split, table.column(split))
+    return np.zeros(table.num_rows, np.uint8) if isinstance(split, Whole) else split
+
+
 def _splits(path: Source, name: str, column: pa.ChunkedArray) -> np.ndarray:
     """[n] u8 from names or numbers of splits."""
     words, codes = words_and_codes(column)
@@ -182,14 +198,3 @@ def _splits(path: Source, name: str, column: pa.ChunkedArray) -> np.ndarray:
     if len(bad):
         raise UserError(f"{place(path, bad[0])}: split '{name}' is '{column[int(bad[0])]}'; write train, valid or test")
     return known
-
-
-def _shares(split: str) -> tuple[float, float, float]:
-    try:
-        train, valid, test = map(float, split.split(","))
-    except ValueError:  # also where there are more or fewer than three
-        train = valid = test = math.nan
-    shares = (train, valid, test)
-    if not min(shares) > 0 or not abs(sum(shares) - 1) <= 1e-6:  # NaN is neither
-        raise UserError(f"split '{split}': give three shares that sum to 1, e.g. 0.8,0.1,0.1, or column:<name>")
-    return shares

@@ -15,6 +15,7 @@ from em3_jax.data.readers.files import File, nearest, place, text_of
 
 OF_DATES = "milliseconds"
 AUTO = "auto"
+NO_TIMES = "none"
 MILLISECOND = datetime.timedelta(milliseconds=1)
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -29,7 +30,8 @@ KINDS = {
 
 
 class Times(NamedTuple):
-    """What the options of `table` say of times: `unit` of numbers, "auto" = by their size; `format` of texts, "" = ISO 8601."""
+    """What the options of `table` say of times: `unit` of numbers, "auto" = by their size, "none" =
+    there are no times; `format` of texts, "" = ISO 8601."""
 
     unit: str = AUTO
     format: str = ""
@@ -37,8 +39,9 @@ class Times(NamedTuple):
 
 def check(options: Times) -> None:
     """Refuses a unit that is none."""
-    if options.unit not in (AUTO, *times.UNITS):
-        raise UserError(f"--time-unit '{options.unit}': {nearest(options.unit, (AUTO, *times.UNITS))}")
+    known = (AUTO, *times.UNITS, NO_TIMES)
+    if options.unit not in known:
+        raise UserError(f"--time-unit '{options.unit}': {nearest(options.unit, known)}")
 
 
 def read_times(path: Path | File, name: str, column: pa.ChunkedArray, options: Times) -> tuple[np.ndarray, str]:

@@ -18,7 +18,8 @@ from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.data.known import as_trained
 from em3_jax.data.pipeline import BY_ITEM, bucket_sizes, evaluation_source, training_rows, training_source
 from em3_jax.evaluation import ranking as ranking_evaluation
-from em3_jax.features import encoding, placement
+from em3_jax.features import encoding, in_model, placement
+from em3_jax.features.prior import prior
 from em3_jax.tables import id_table, packing
 from em3_jax.tasks import Task, work
 from em3_jax.tasks.ranking.task import RankingTask
@@ -82,8 +83,10 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
     content = placement.Content([], (), {})
     if task.uses_content:
-        content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks)
-    encoders = encoding.raw_encoders(task.encoders, content.sets)
+        beside = prior(dataset, config.model.encoder_prior)
+        content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks, beside)
+    how = in_model.how(config, mesh.size) if task.uses_content else in_model.PLAINLY
+    encoders = encoding.raw_encoders(task.encoders, content.sets, how)
     task_with_encoders = WithEncoders(task, encoders) if encoders else task
     return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders)
 
@@ -94,7 +97,7 @@ def work_on_clicks(
     dataset: Dataset,
     task: Task,
     content: placement.Content,
-    encoders: Mapping[str, encoding.RawEncoder],
+    encoders: Mapping[str, in_model.RawEncoder],
     *,
     encode: str = "none",
     queries: tuple[str, np.ndarray] | None = None,
@@ -136,6 +139,7 @@ def work_on_clicks(
         task=task,
         dataset=known,
         feature_sets=content.sets,
+        beside=content.beside,
         constants=content.tables,
         encoders=dict(encoders),
         source=training_source(

@@ -54,6 +54,10 @@ class RankingTask(Task):
         return self.model.fusion is not None
 
     @property
+    def rows_dtype(self) -> Any:
+        return self.dtype
+
+    @property
     def embeds(self) -> bool:
         return self.uses_content
 
@@ -188,5 +192,11 @@ def _check_content(settings: RankingSettings) -> dict[str, str]:
         raise UserError(
             f"config.model.encoders.{min(encoders)}: config.model.content '{content}' runs no "
             "encoder; leave it out, or set config.model.content=raw"
+        )
+    used = [name for name in ("encoder_prior", "encoder_trains") if getattr(settings, name)]
+    if content not in ("raw", "none") and used:
+        raise UserError(
+            f"config.model.{used[0]}: config.model.content '{content}' runs no encoder; leave it "
+            "out, or set config.model.content=raw"
         )
     return encoders
