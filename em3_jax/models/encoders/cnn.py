@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given, Part
+from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given, Part, between
 from em3_jax.models.encoders.convolution import Window, convolve
 
 Padding = str | int
@@ -163,6 +163,8 @@ class InvertedResiduals(nn.Module):
       epsilon: of the normalisations.
       activation: everywhere.
       dtype: of the activations; parameters are float32.
+      first, last: names of parts, see `parts`: the one to begin with, which then reads a map in the
+        place of images, and the one before which to stop, whose input is then the result; "" = the ends.
     """
 
     stem: int
@@ -173,23 +175,30 @@ class InvertedResiduals(nn.Module):
     epsilon: float = 1e-3
     activation: Callable[[jax.Array], jax.Array] = nn.relu6
     dtype: Any = jnp.float32
+    first: str = ""
+    last: str = ""
 
     def parts(self) -> tuple[Part, ...]:
         """stem, block0, block1, .., head."""
         names = ("expand", "depthwise", "project")
         blocks = (Part(f"block{i}", tuple(f"block{i}_{name}" for name in names)) for i in range(len(self.blocks)))
-        return (Part("stem", ("stem",), False), *blocks, Part("head", ("head",), False))
+        every = (Part("stem", ("stem",), False), *blocks, Part("head", ("head",), False))
+        return between(every, self.first, self.last)
 
     @nn.compact
-    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
+    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput | jax.Array:
         """The encoded images, in `dtype`. `mean` is over the last map.
 
         Args:
           images: [B, rows, columns, channels] float, normalised as the checkpoint expects.
           given: see `Given`.
         """
-        x = self._conv(images, given, "stem", self.stem, size=3, stride=2)
+        x, parts = images, {part.name for part in self.parts()}
+        if "stem" in parts:
+            x = self._conv(x, given, "stem", self.stem, size=3, stride=2)
         for i, block in enumerate(self.blocks):
+            if f"block{i}" not in parts:
+                continue
             x = checkpoint_name(x, f"block{i}")
             before, between = x, self.rounded(x.shape[-1] * block.expand)
             if block.expand != 1:
@@ -198,6 +207,8 @@ class InvertedResiduals(nn.Module):
             x = self._conv(x, given, f"block{i}_depthwise", between, **options)
             x = self._conv(x, given, f"block{i}_project", block.features, linear=True)
             x = x + before if block.stride == 1 and before.shape == x.shape else x
+        if "head" not in parts:
+            return x
         return output(self._conv(checkpoint_name(x, "head"), given, "head", self.head))
 
     def _conv(
