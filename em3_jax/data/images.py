@@ -46,6 +46,24 @@ class Processor(NamedTuple):
         return self(Image.new("RGB", (8, 8))).shape
 
 
+class Square(NamedTuple):
+    """Pictures of one size as they are, for encoders that train from scratch: nothing is cut off or normalised.
+
+    Attributes:
+      side: rows and columns, in pixels.
+    """
+
+    side: int
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """[side, side, 3] u8 pixels of an RGB image."""
+        return np.asarray(image.resize((self.side, self.side), Image.Resampling.BICUBIC))
+
+    def shape(self) -> tuple[int, int, int]:
+        """(side, side, 3)."""
+        return self.side, self.side, 3
+
+
 def arithmetic(settings: dict) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
     """(scale, mean, std) of a processor's settings."""
     scale = float(settings["rescale_factor"]) if settings["do_rescale"] else 1.0
@@ -140,7 +158,7 @@ def file_digest(path: str) -> np.ndarray:
         return np.zeros(DIGEST_BYTES, np.uint8)
 
 
-def read_image(path: str, processor: Processor) -> tuple[np.ndarray | None, np.ndarray, str]:
+def read_image(path: str, processor: Processor | Square) -> tuple[np.ndarray | None, np.ndarray, str]:
     """(pixels [H, W, 3] u8, digest [16] u8, ""), or (None, digest or zeros, what is wrong) of a file."""
     try:
         content = Path(path).read_bytes()
@@ -167,10 +185,10 @@ class ImageBatches:
       paths: files.
       order: [n] which of them, in order.
       batch_size: B.
-      processor: of the checkpoint.
+      processor: of the checkpoint, or one that only resizes.
     """
 
-    def __init__(self, paths: list[str], order: np.ndarray, batch_size: int, processor: Processor):
+    def __init__(self, paths: list[str], order: np.ndarray, batch_size: int, processor: Processor | Square):
         self._paths, self._order, self._batch_size, self._processor = paths, order, batch_size, processor
         self._shape = processor.shape()
 

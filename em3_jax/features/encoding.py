@@ -16,7 +16,7 @@ import numpy as np
 from em3_jax.core.errors import UserError
 from em3_jax.data.content import Content, digest
 from em3_jax.data.format import FeatureSet
-from em3_jax.data.images import ImageBatches, arithmetic, file_digest, load_processor
+from em3_jax.data.images import ImageBatches, Processor, Square, arithmetic, file_digest, load_processor
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
 from em3_jax.features import convert, known, sentences
 from em3_jax.models.encoders import EncoderOutput
@@ -82,6 +82,21 @@ def image_encoder(
     processor = load_processor(folder, image_size, default_size)
     encode = _image_function(module, processor.settings, settings)
 
+    source, digests = _image_files(content, processor, batch_size)
+    tokens = jax.eval_shape(encode, params, source(np.arange(1))[0]["inputs"][0])[0]
+    shape = processor.shape()
+    return Encoder(
+        params, encode, source, digests, tokens.shape[1:], {"shape": list(shape)},
+        _facts(folder, info, settings, processor.settings), {},
+        lambda batches: f"images of {shape[0]} x {shape[1]} in {len(batches):,} batches of {batch_size}",
+    )  # fmt: skip
+
+
+def _image_files(
+    content: Content, processor: Processor | Square, batch_size: int
+) -> tuple[Callable[[np.ndarray], ImageBatches], Callable[[np.ndarray], np.ndarray]]:
+    """(`source`, `digests`) of an `Encoder` of image files."""
+
     def source(values: np.ndarray) -> ImageBatches:
         return ImageBatches(content.values, values, batch_size, processor)
 
@@ -89,12 +104,19 @@ def image_encoder(
         with ThreadPoolExecutor() as pool:
             return np.stack([*pool.map(lambda value: file_digest(content.values[value]), values)])
 
-    tokens = jax.eval_shape(encode, params, source(np.arange(1))[0]["inputs"][0])[0]
-    shape = processor.shape()
-    return Encoder(
-        params, encode, source, digests, tokens.shape[1:], {"shape": list(shape)},
-        _facts(folder, info, settings, processor.settings), {},
-        lambda batches: f"images of {shape[0]} x {shape[1]} in {len(batches):,} batches of {batch_size}",
+    return source, digests
+
+
+def pixels_alone(content: Content, side: int, batch_size: int) -> Encoder:
+    """No encoder at all: the images of `content` as pixels of side x side, `batch_size` at once."""
+    source, digests = _image_files(content, Square(side), batch_size)
+    facts = {"preprocessing": {"size": {"height": side, "width": side}, "resample": 3}}
+    return unencoded(
+        Encoder(
+            None, lambda *_: (jnp.zeros(()), jnp.zeros(())), source, digests, (1, 1),
+            {"shape": [side, side, 3]}, facts, {},
+            lambda batches: f"images of {side} x {side} in {len(batches):,} batches of {batch_size}",
+        )
     )  # fmt: skip
 
 
