@@ -25,6 +25,7 @@ from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.core.progress import Progress
+from em3_jax.data.by_item import ByItemSource
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
 from em3_jax.training import experiment, growth, logs, online, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
@@ -92,8 +93,12 @@ def _train(config: Config, directory: Path) -> dict:
         rundir.claim(directory, config, data_hash, parts.feature_hashes, grown=True, write=processes.is_first())
     start, total = int(state.step), parts.work.source.steps(settings.epochs)
     print(logs.parameter_table(state, parts.program.frozen))
-    rows, batch_size = len(parts.work.source.rows), parts.work.source.batch_size
+    source = parts.work.source
+    rows, batch_size = len(source.rows), source.batch_size
     print(f"{parts.work.dataset.root}: {rows:,} training rows, {total:,} steps of {batch_size}")
+    if isinstance(source, ByItemSource):
+        full = rows / batch_size / source.steps_per_epoch
+        print(f"batches of at most {source.deal.most_items} distinct candidates, {full:.0%} full")
     for features in parts.work.feature_sets:
         print(f"features {features.describe()}")
     if not parts.work.feature_sets:
@@ -132,7 +137,7 @@ class _Loop:
         settings, source = parts.config.train, parts.work.source
         self.parts, self.settings, self.checkpoints = parts, settings, checkpoints
         self.total = source.steps(settings.epochs)
-        self.eval_every = settings.eval_every or math.ceil(len(source.rows) / source.batch_size)
+        self.eval_every = settings.eval_every or source.steps_per_epoch
         self.log_every = settings.log_every or self.eval_every
         self.writer = logs.MetricWriter(directory, start) if processes.is_first() else logs.NoWriter()
         self.progress = Progress(self.total, start, quiet=not processes.is_first())

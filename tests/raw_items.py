@@ -1,13 +1,17 @@
 """Items with titles and image files of every kind, and small checkpoints to encode them with."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
+from configs import base
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.table import table
+from em3_jax.features import extract
 
 ITEMS = 24
 WORDS = ("red", "green", "blue", "car", "house", "世", "界", "مرحبا", "привет")
@@ -63,6 +67,42 @@ def write_swin(folder: Path) -> Path:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_resnet(folder: Path) -> Path:
+    """A config of a very small ResNet, for random weights; its images are of `SIDE` x `SIDE`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": "resnet", "embedding_size": 4, "hidden_sizes": [6, 8], "depths": [1, 2], "layer_type": "basic",
+        "image_size": SIDE,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_pictures(root: Path) -> Path:
+    """A dataset in `root`/data with pictures of a very small ResNet, `root`/resnet, as the raw feature set "image"."""
+    write_items(root)
+    write_resnet(root / "resnet")
+    data = prepare(root, root / "data").root
+    with warnings.catch_warnings(action="ignore"):  # of random weights
+        extract.extract(
+            data, modality="image", encoder=root / "resnet", random_weights=0, raw=True, images=root / "photos"
+        )
+    return data
+
+
+def small_ranking(data: Path, **encoders: str) -> ConfigDict:
+    """A small config of task ranking on the raw feature sets of `encoders`, which train at a tenth of the rate."""
+    config = base.raw(base.ranking(), **encoders)
+    config.optim.multipliers = (("^encoders/", 0.1),)
+    config.data.update(root=str(data), features=tuple(encoders), batch_size=32, history_length=6)
+    config.model.backbone_settings.update(hidden=(16,), attention_score="dot")
+    config.model.fusion_settings.update(width=8, heads=2, ffn_width=16)
+    config.model.cic.update(negatives=0, width=8)
+    config.tables.width = 4
+    config.eval.batch_size = 64
+    return config
 
 
 def write_bert(folder: Path) -> Path:

@@ -22,6 +22,7 @@ RANKING = {
     "deepfm": {"fusion": "two_flow", "fusion_settings.lora.rank": 2},
     "dcnv2": {"fusion": "mean", "cic.over": "samples"},
     "wide_deep": {"fusion": "one_flow", "fusion_chunk": 64},
+    "deepctr": {"content_aggregator": "multi_query"},
     "ids": {"content": "none"},
     "lora": {"fusion": "masked_fq_former", "fusion_settings.layer_chunk": 32, "cic.negatives": 0, **_SCORES},
     "frozen": {"content": "pre_extracted"},
@@ -83,7 +84,7 @@ def config_of(name: str, root: Path):
         config.data.root, config.optim.multipliers = str(root / "raw"), ()  # encoders train, too
     if name in RANKING:
         config.model.update_from_flattened_dict(RANKING[name])
-        config.model.backbone = name if name in ("deepfm", "dcnv2", "wide_deep") else "din"
+        config.model.backbone = name if name in ("deepfm", "dcnv2", "wide_deep", "deepctr") else "din"
     return config
 
 

@@ -18,6 +18,7 @@ from em3_jax.models import fusion as fusion_
 from em3_jax.models.attention import CosineScore, DotScore, MeanScore, MLPScore
 from em3_jax.models.backbones import BackboneSettings
 from em3_jax.models.backbones.crossing import DCNv2, DeepFM, WideDeep
+from em3_jax.models.backbones.deepctr import DeepCTR
 from em3_jax.models.backbones.din import DIN
 from em3_jax.models.fusion.flows import Mean, OneFlow, TwoFlow
 from em3_jax.models.fusion.fq_former import FusionQFormer, MaskedFusionQFormer
@@ -38,7 +39,7 @@ FUSIONS = {
     "two_flow": TwoFlow,
     "mean": Mean,
 }
-BACKBONES = {"din": DIN, "deepfm": DeepFM, "dcnv2": DCNv2, "wide_deep": WideDeep}
+BACKBONES = {"din": DIN, "deepfm": DeepFM, "dcnv2": DCNv2, "wide_deep": WideDeep, "deepctr": DeepCTR}
 SCORES = {"dot": DotScore, "mlp": MLPScore, "cosine": CosineScore, "mean": MeanScore}
 RETRIEVALS = {
     "bpr": BPR,

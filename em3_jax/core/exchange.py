@@ -127,7 +127,7 @@ def _distinct(row: jax.Array, room: int) -> Route:
     return Route(owned, slot, is_first)
 
 
-def hand_out(mesh: Mesh, route: Route, values: jax.Array, *columns: jax.Array) -> jax.Array:
+def hand_out(mesh: Mesh, route: Route, values: jax.Array, *columns: jax.Array, dtype: Any = None) -> jax.Array:
     """[n n A, D + columns] the values of what each entry of each block names.
 
     The gradient is the sum over all entries that name a value, in f32.
@@ -136,11 +136,13 @@ def hand_out(mesh: Mesh, route: Route, values: jax.Array, *columns: jax.Array) -
       values: [n O, D] of `route.owned`.
       columns: each [n n A], of the entries as their owner has them; without gradient. They travel
         with the values, and so take no exchange of their own.
+      dtype: in which they travel, and so does the gradient of each entry, which is rounded once
+        before it is summed; default: that of `values`.
     """
 
     def one(values: jax.Array, route: Route, *columns: jax.Array) -> jax.Array:
-        found = gather.rows(values, route.slot)
-        sent = jnp.concatenate([found, *(column[:, None].astype(values.dtype) for column in columns)], axis=1)
+        found = gather.rows(values, route.slot, dtype)
+        sent = jnp.concatenate([found, *(column[:, None].astype(found.dtype) for column in columns)], axis=1)
         return _swap(sent.reshape(mesh.size, -1, sent.shape[1])).reshape(-1, sent.shape[1])
 
     result: jax.Array = on_each(mesh, one)(values, route, *columns)

@@ -28,13 +28,14 @@ FEW = 128  # rows of which GPUs sum by a product: event fields, say, which all p
 _BLOCK = 32  # addends summed in one product; of more, its ones and zeros are what is moved
 
 
-def rows(array: jax.Array, index: jax.Array) -> jax.Array:
-    """[*, ...] the rows `index` [*] i32 of `array` [S, ...], in its dtype.
+def rows(array: jax.Array, index: jax.Array, dtype: Any = None) -> jax.Array:
+    """[*, ...] the rows `index` [*] i32 of `array` [S, ...], in its dtype or in another.
 
-    The gradient is summed in f32 and rounded once. On CPUs, of arrays of 32 bits or more, it is that
-    of `jnp.take`, bit for bit.
+    The gradient is summed in f32 and rounded once, to the dtype of `array`. On CPUs, of arrays of 32
+    bits or more, it is that of `jnp.take`, bit for bit.
     """
-    return _rows(array, index, array.shape[0])  # its length is open in an exported program
+    # Its length is open in an exported program.
+    return _rows(array, index, array.shape[0], jnp.dtype(dtype or array.dtype))
 
 
 def sums(values: jax.Array, index: jax.Array, length: int) -> jax.Array:
@@ -154,20 +155,21 @@ def _run_sums(values: jax.Array, target: jax.Array, start: jax.Array) -> jax.Arr
     return total + jnp.where(follows[:, None], more, 0.0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _rows(array: jax.Array, index: jax.Array, length: Any) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _rows(array: jax.Array, index: jax.Array, length: Any, dtype: Any) -> jax.Array:
+    array = array.astype(dtype)
     if isinstance(length, int) and length <= PRODUCT:
         return jax.lax.platform_dependent(array, index, tpu=_product_rows, default=_take)
     return _take(array, index)
 
 
-def _rows_forward(array, index, length):
-    return _rows(array, index, length), index
+def _rows_forward(array, index, length, dtype):
+    return _rows(array, index, length, dtype), (index, jnp.zeros((0,), array.dtype))
 
 
-def _rows_backward(length, index, gradient):
-    total = sums(gradient, index, length)
-    return total.astype(gradient.dtype), None
+def _rows_backward(length, dtype, saved, gradient):
+    index, like = saved
+    return sums(gradient, index, length).astype(like.dtype), None
 
 
 _rows.defvjp(_rows_forward, _rows_backward)

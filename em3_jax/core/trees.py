@@ -1,6 +1,8 @@
 """Names, sizes and checks of parameter trees."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,17 @@ def named_leaves(tree) -> dict[str, jax.Array]:
 def map_named(function: Callable, tree):
     """The tree of function(name, leaf) of every leaf."""
     return jax.tree.unflatten(jax.tree.structure(tree), [function(*pair) for pair in named_leaves(tree).items()])
+
+
+def first_match(name: str, patterns: Sequence[tuple[str, float]], default: float = 1.0) -> float:
+    """The number beside the first regular expression that is found in a leaf's name; `default` where none is."""
+    return next((float(number) for pattern, number in patterns if re.search(pattern, name)), default)
+
+
+def replaced(tree: Mapping[str, Any], some: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of dicts with the leaves of `some`, which has a part of its branches, in the place of its own."""
+    inner = lambda key: replaced(tree[key], some[key]) if isinstance(some[key], Mapping) else some[key]  # noqa: E731
+    return dict(tree) | {key: inner(key) for key in some}
 
 
 def _key(part) -> str:

@@ -6,7 +6,6 @@ N nodes, users first, each pair in both directions. The keys of a batch: see `co
 
 import dataclasses
 import functools
-import math
 import threading
 
 import numpy as np
@@ -156,7 +155,6 @@ class PairSource(InEpochs):
             raise UserError(f"config.data.edge_dropout={edge_dropout}: must be at least 0 and below 1")
         self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
         self.rows = range(len(pairs.user))
-        self.steps_per_epoch = math.ceil(len(self.rows) / batch_size)
         self._edge_dropout = edge_dropout
         self._sampler = NegativeSampler(pairs)
         self._graphs: dict[int, Adjacency] = {}

@@ -19,7 +19,12 @@ from em3_jax.core.types import WHOLE, Batch, Shards
 from em3_jax.data import blocks
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.blocks import build
+from em3_jax.data.buckets import round_up
+from em3_jax.data.by_item import ByItemSource, deal
 from em3_jax.data.format import Dataset
+
+BY_ITEM = "by_item"
+FEW = 8  # the unit of items, each of which is work for an encoder
 
 
 class InEpochs:
@@ -32,6 +37,11 @@ class InEpochs:
 
     rows: Any
     batch_size: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The steps that visit all rows."""
+        return math.ceil(len(self.rows) / self.batch_size)
 
     def steps(self, epochs: float) -> int:
         """The step that so many epochs end before."""
@@ -94,9 +104,14 @@ class GrownSource:
     buckets: Buckets
     shards: Shards
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """The steps of a pass."""
+        return steps_of_pass(len(self.rows), self.batch_size)
+
     def steps(self, epochs: float) -> int:
         """The step that so many passes end before."""
-        passes = epochs * steps_of_pass(len(self.rows), self.batch_size)
+        passes = epochs * self.steps_per_epoch
         return self.first_step + math.ceil(passes - 1e-9)
 
     def __getitem__(self, step: int) -> Batch:
@@ -187,7 +202,7 @@ def rows_of_step(rows: np.ndarray | range, batch_size: int, seed: int, order: st
             inside = epoch == number
             index[inside] = rng.permute(index[inside], len(rows), rng.numpy_key(seed, "epoch", int(number)))
     elif order != "chronological":
-        raise UserError(f"config.data.order '{order}' is unknown; choose shuffled or chronological")
+        raise UserError(f"config.data.order '{order}' is unknown; choose shuffled, chronological or by_item")
     return _take(rows, index)
 
 
@@ -223,17 +238,46 @@ def training_source(
     batch_size: int,
     seed: int,
     order: str,
+    most_items: int = 0,
     shards: Shards = WHOLE,
     unit: int = 64,
-) -> TrainingSource:
+) -> TrainingSource | ByItemSource:
     """The training source; its bucket sizes are measured on the same batches whatever the seed, so the programs are the same.
 
     Args:
+      most_items: of order "by_item", see `ByItemSource`.
       unit: of which the bucket sizes are multiples.
     """
+    if order == BY_ITEM:
+        return by_item_source(builder, rows, batch_size, seed, most_items, shards, unit)
     samples = [rows_of_step(rows, batch_size, 0, order, step) for step in range(8)]
     buckets = bucket_sizes(builder, samples, shards, unit)
     return TrainingSource(builder, rows, batch_size, seed, order, buckets, shards)
+
+
+def by_item_source(
+    builder: BatchBuilder,
+    rows: np.ndarray | range,
+    batch_size: int,
+    seed: int,
+    most_items: int,
+    shards: Shards,
+    unit: int,
+    first_step: int = 0,
+) -> ByItemSource:
+    """The source of order "by_item", its bucket sizes measured as in `training_source`.
+
+    Where examples have no histories, a batch's distinct items are its candidates: on one device
+    their block is no longer than the bound, so that nothing is encoded only to fill it.
+    """
+    dealt = deal(rows, builder.dataset.interactions["item"][np.asarray(rows)], batch_size, most_items)
+    source = ByItemSource(builder, dealt, seed, Buckets(64, 64), shards, first_step)
+    measured = dataclasses.replace(source, seed=0, first_step=0)
+    samples = [measured.rows_of_step(step)[0] for step in range(8)]
+    buckets = bucket_sizes(builder, samples, shards, unit)
+    if not builder.history_length and not shards.in_blocks:
+        buckets = dataclasses.replace(buckets, items=min(buckets.items, round_up(most_items, FEW)))
+    return dataclasses.replace(source, buckets=buckets)
 
 
 def evaluation_source(

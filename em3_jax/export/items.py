@@ -66,7 +66,7 @@ def encode_items(
       batch_size: items encoded at once.
       reusable: an earlier version of the same model, from which items with the same content are taken.
     """
-    items, sets = parts.work.dataset.num_items, parts.work.feature_sets
+    items, sets = parts.work.dataset.num_items, parts.work.content_sets
     lookup, nothing = _lookup(parts, state), _nothing_known(parts, batch_size)
     widths = {name: one.shape[1] for name, one in jax.eval_shape(lookup, nothing).items()}
     vectors = {
@@ -175,8 +175,8 @@ def _flush(arrays: Iterable[np.ndarray]) -> None:
 
 def _nothing_known(parts: Experiment, size: int) -> Batch:
     """A batch of items without any content, of the same shapes as those of other items: one program encodes both."""
-    shapes = {features.name: features.tokens.shape[1:] for features in parts.work.feature_sets}
-    tokens = {f.name: np.zeros((size, *shapes[f.name]), f.tokens.dtype) for f in parts.work.feature_sets}
+    shapes = {features.name: features.tokens.shape[1:] for features in parts.work.content_sets}
+    tokens = {f.name: np.zeros((size, *shapes[f.name]), f.tokens.dtype) for f in parts.work.content_sets}
     masks = {name: np.zeros((size, shape[0]), bool) for name, shape in shapes.items()}
     batch = {"item_id": np.zeros(size, np.int32), "item_mask": np.zeros(size, bool)}
     return batch | ({"tokens": tokens, "tokens_mask": masks} if tokens else {})
@@ -189,7 +189,7 @@ def _take_over(reusable: store.Version, parts: Experiment, vectors: dict, digest
     row = index.find(original_ids(parts.work.dataset.item_table))
     for start in range(0, len(row), 4096):
         some = np.arange(start, min(start + 4096, len(row)))
-        now = digests(parts.work.feature_sets, some)
+        now = digests(parts.work.content_sets, some)
         before = reusable["content_digest"][row[some]]
         row[some[(now != before).any(axis=1)]] = -1
         kept = some[row[some] >= 0]

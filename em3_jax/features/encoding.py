@@ -13,13 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from em3_jax.core.errors import UserError
+from em3_jax.config.schema import OnClicks
+from em3_jax.core import trees
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.data.content import Content, digest
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.images import ImageBatches, Processor, Square, arithmetic, file_digest, load_processor
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
-from em3_jax.features import convert, known, sentences
-from em3_jax.models.encoders import EncoderOutput
+from em3_jax.features import convert, dial, in_model, known, sentences
+from em3_jax.features.in_model import PLAINLY, How, RawEncoder
+from em3_jax.features.weights import read_json
+from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given
 
 POOLINGS = ("mean", "cls", "pooler", "tokens")
 TEXT_POOLINGS = (*POOLINGS, "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -185,24 +189,17 @@ def unencoded(made: Encoder) -> Encoder:
     return made._replace(params=None, encode=encode, unit=unit)
 
 
-class RawEncoder(NamedTuple):
-    """The encoder of a raw feature set. Letters: S items, M slots of an item, n tokens of each, E width.
-
-    Attributes:
-      params: of the encoder, as they were loaded (numpy).
-      encode: (params, pixels [S, M, H * W * 3] u8 or token ids [S, M * L, 1] i32, their mask) ->
-        (tokens [S, M * n, E] f32, mask [S, M * n] bool), the same that extraction would store.
-    """
-
-    params: dict
-    encode: Callable[..., tuple[jax.Array, jax.Array]]
-
-
-def raw_encoders(folders: Mapping[str, str], feature_sets: Iterable[FeatureSet]) -> dict[str, RawEncoder]:
+def raw_encoders(
+    folders: Mapping[str, str], feature_sets: Iterable[FeatureSet], how: How = PLAINLY
+) -> dict[str, RawEncoder]:
     """Name -> encoder of the raw ones of the `feature_sets`, from their `folders`.
 
+    Args:
+      how: they are run and trained.
+
     Raises:
-      UserError: a raw set has no folder, a folder no raw set, or it does not hold the encoder the set was made for.
+      UserError: a raw set has no folder, a folder no raw set, or it does not hold the encoder the set was made for;
+        or `how` has what an encoder cannot do.
     """
     raw = {features.name: features.manifest for features in feature_sets if features.is_raw}
     for name, manifest in raw.items():
@@ -217,10 +214,24 @@ def raw_encoders(folders: Mapping[str, str], feature_sets: Iterable[FeatureSet])
                 f"config.model.encoders.{name}: config.data.features has no raw set of that name; leave it out, or make one "
                 "with `em3 extract --raw`"
             )
-    return {name: _raw_encoder(name, known.place_of(folders[name]), manifest) for name, manifest in raw.items()}
+    for name in how.trains:
+        if name not in raw:
+            hint = nearest(name, raw) if raw else "there are none"
+            raise UserError(f"config.model.encoder_trains.{name}: no encoder reads a feature set of that name; {hint}")
+    return {name: _raw_encoder(name, known.place_of(folders[name]), manifest, how) for name, manifest in raw.items()}
 
 
-def _raw_encoder(name: str, folder: Path, manifest: dict) -> RawEncoder:
+def rules_of(name: str, config: OnClicks, params: Mapping[str, Any]) -> tuple[dial.Rule, ...]:
+    """The rules of an encoder's parameters in a run, see `dial.rules`; reads its folder's config.json at most."""
+    trains, parts = config.model.encoder_trains[name], ()
+    if trains not in dial.WHOLE:
+        where = sentences.transformer_folder(known.place_of(config.model.encoders[name])) / "config.json"
+        module: Any = convert.encoder_from_config(read_json(where), where=where)
+        parts = module.parts()
+    return dial.rules(name, trains, parts, trees.named_leaves(params), config.optim.multipliers)
+
+
+def _raw_encoder(name: str, folder: Path, manifest: dict, how: How) -> RawEncoder:
     if not folder.is_dir():
         raise UserError(
             f"config.model.encoders.{name}: {folder}: no such folder; put {manifest['encoder']} there, or set its folder"
@@ -233,34 +244,30 @@ def _raw_encoder(name: str, folder: Path, manifest: dict) -> RawEncoder:
             f"{manifest['weights_hash'][:12]}); give the folder of {manifest['encoder']}, or make '{name}' again with this one"
         )
     module, params, _ = _load(folder, manifest["kind"], settings)
-    facts = manifest["raw"]
+    shape, length = manifest["raw"].get("shape"), manifest["raw"].get("length")
     if manifest["kind"] == "image":
-        function, shape = _image_function(module, manifest["preprocessing"], settings), tuple(facts["shape"])
-    else:
-        function, shape = _text_function(module, settings), (facts["length"],)
-
-    def encode(params, content: jax.Array, mask: jax.Array):
-        inputs = content.reshape(-1, *shape)  # [S * M, H, W, 3] or [S * M, L]
-        mask = mask.reshape(len(inputs), -1)  # [S * M, 1] or [S * M, L]
-        if manifest["kind"] == "image":
-            tokens, found = function(params, inputs)
-            found &= mask
-        else:
-            tokens, found = function(params, jnp.where(mask, inputs, facts["padding_id"]), mask)
-        return tokens.reshape(len(content), -1, tokens.shape[-1]), found.reshape(len(content), -1)
-
-    return RawEncoder(params, encode)
+        function = _image_in_training(module, manifest["preprocessing"], settings)
+        return in_model.of_images(name, params, module.parts(), function, tuple(shape), how)
+    padding_id = manifest["raw"]["padding_id"]
+    return in_model.of_texts(name, params, module.parts(), _text_function(module, settings), length, padding_id, how)
 
 
 def _image_function(module: Any, preprocessing: dict, settings: Settings) -> Callable:
     """(params, pixels [B, H, W, 3] u8) -> (tokens [B, n, D] f32, mask [B, n] bool)."""
+    function = _image_in_training(module, preprocessing, settings)
+    return lambda params, pixels: function(params, pixels, PLAIN)[0]
+
+
+def _image_in_training(module: Any, preprocessing: dict, settings: Settings) -> Callable:
+    """(params, pixels [B, H, W, 3] u8, given) -> ((tokens [B, n, D] f32, mask [B, n] bool), statistics)."""
     scale, mean, std = arithmetic(preprocessing)
     center, spread = np.array(mean, np.float32), np.array(std, np.float32)
 
-    def encode(params, pixels: jax.Array):
+    def encode(params, pixels: jax.Array, given: Given):
         # Here, so that a quarter of the bytes travels.
         images = (pixels.astype(jnp.float32) * scale - center) / spread
-        return _pool(module.apply({"params": params}, images), settings, POOLINGS)
+        found, changed = module.apply({"params": params}, images, given, mutable=[STATISTICS])
+        return _pool(found, settings, POOLINGS), changed.get(STATISTICS, {})
 
     return encode
 

@@ -171,18 +171,30 @@ def _standardise(tokens: Table, mask: Table, is_within: bool = False) -> Table:
 
 
 class Content(NamedTuple):
-    """The content features of a run: all of them, those to gather on the host, and the tables on the device."""
+    """The content features of a run: all of them, those to gather on the host, and the tables on the device.
+
+    What encoders read `beside` them, see `features.prior`, is none of them, but travels as they do.
+    """
 
     sets: list[FeatureSet]
     on_host: tuple[FeatureSet, ...]
     tables: Features
+    beside: FeatureSet | None = None
 
 
-def load_content(dataset: Dataset, features: tuple[str, ...], place: str, mesh: Mesh, dealt: bool = False) -> Content:
+def load_content(
+    dataset: Dataset,
+    features: tuple[str, ...],
+    place: str,
+    mesh: Mesh,
+    dealt: bool = False,
+    beside: FeatureSet | None = None,
+) -> Content:
     """The features that config.data names, on the device or on the host as config.data.placement says.
 
     Args:
       dealt: see `to_device`.
+      beside: see `Content`.
     """
     sets = load_features(dataset, features)
     for one in sets:
@@ -194,6 +206,7 @@ def load_content(dataset: Dataset, features: tuple[str, ...], place: str, mesh: 
                 "be left of them once they are standardised over their width, as content is; give "
                 f"{NARROWEST} numbers or more, or the number as a field (prepare table --item-fields)"
             )
+    every = [*sets, *filter(None, [beside])]
     if on_device(place, sets, mesh):
-        return Content(sets, (), to_device(sets, mesh, dealt))
-    return Content(sets, tuple(sets), {})
+        return Content(sets, (), to_device(every, mesh, dealt), beside)
+    return Content(sets, tuple(every), {}, beside)

@@ -162,6 +162,7 @@ class TargetAttention(nn.Module):
         mask: jax.Array,
         events: jax.Array | None = None,
         event_position: jax.Array | None = None,
+        target: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """(interest [B, D], weights [B, T]); an empty history gives zeros.
 
@@ -170,11 +171,13 @@ class TargetAttention(nn.Module):
           candidate: [B] i32 position of the candidate in `items`.
           history, mask: [B, T] i32 positions of the history in `items`; bool.
           events, event_position: of the events' own fields, see `gather_slots`; [R, W] where they weigh.
+          target: [B, D] what asks in the place of c_A, the candidate's own.
         """
         is_plain = not self.events_weigh or events is None
         # Slots first: the order of the program decides how XLA fuses it, and so its last bits.
         slots = gather_slots(items, history, *(events, event_position) if is_plain else ())
-        target, score = exchange.rows(items, candidate), self.score(self.hidden)
+        target = exchange.rows(items, candidate) if target is None else target
+        score = self.score(self.hidden)
         if is_plain:
             weight = masked_softmax(score(target, slots), mask)
             return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight

@@ -81,9 +81,49 @@ class LoRADense(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
 
+def fresh(key: jax.Array, params: Any, rank: int) -> Any:
+    """Adapters of an encoder that change nothing yet: `lora_a` [rows, r], `lora_b` [r, out] for each kernel.
+
+    For kernels of dense layers [in, out], and of convolutions [Y, X, in, out], whose first axes are
+    the rows, but not for depthwise ones, in which a column is a channel's whole window.
+
+    Args:
+      key: of the values of `lora_a`; `lora_b` is zero.
+      params: of the encoder.
+      rank: r.
+    """
+    flat, adapters = flax.traverse_util.flatten_dict(params), {}
+    for k, (path, leaf) in enumerate(sorted(flat.items())):
+        if path[-1] == "kernel" and (leaf.ndim == 2 or (leaf.ndim == 4 and leaf.shape[2] > 1)):
+            shape = (leaf.size // leaf.shape[-1], rank)
+            own = jax.random.fold_in(key, k)
+            adapters[*path[:-1], "lora_a"] = nn.initializers.lecun_normal()(own, shape, jnp.float32)
+            adapters[*path[:-1], "lora_b"] = jnp.zeros((rank, leaf.shape[-1]), jnp.float32)
+    return flax.traverse_util.unflatten_dict(adapters)
+
+
+def adapted(params: Any, adapters: Any | None) -> Any:
+    """An encoder's parameters with kernel + lora_a lora_b in the place of each kernel that has an adapter, see `fresh`."""
+    if not adapters:
+        return params
+    flat, beside = flax.traverse_util.flatten_dict(params), flax.traverse_util.flatten_dict(adapters)
+
+    def one(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+        a, b = (beside.get((*path[:-1], name)) for name in ("lora_a", "lora_b"))
+        if path[-1] != "kernel" or a is None:
+            return leaf
+        return leaf + jnp.matmul(a, b, precision="highest").reshape(leaf.shape)
+
+    return flax.traverse_util.unflatten_dict({path: one(path, leaf) for path, leaf in flat.items()})
+
+
 def merge(params: Any) -> Any:
-    """The parameters of the same model without adapters: kernel + lora_a lora_b in place of the three."""
-    flat = flax.traverse_util.flatten_dict(params)
+    """The parameters of the same model without adapters, those of encoders too: kernel + lora_a lora_b in place of the three."""
+    own = dict(params)
+    adapters = own.pop("adapters", {})
+    if adapters:
+        own["encoders"] = {name: adapted(one, adapters.get(name)) for name, one in own["encoders"].items()}
+    flat = flax.traverse_util.flatten_dict(own)
     merged = {}
     for path, leaf in flat.items():
         if path[-1] in ("lora_a", "lora_b"):

@@ -13,7 +13,7 @@ from em3_jax.core import exchange, gather
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Field, Fields, columns
 from em3_jax.core.types import Batch
-from em3_jax.models.attention import TargetAttention, entropies
+from em3_jax.models.aggregators import Behaviours, attentive
 from em3_jax.models.backbones import Features
 from em3_jax.models.fusion.chunks import as_type, in_chunks
 from em3_jax.models.similarity import history_similarity, item_vectors
@@ -95,6 +95,8 @@ class RankingModel(nn.Module):
       content_events: whether that attention reads the history's event fields, as the one on IDs does.
       content_parts: "item": the candidate's content c_A; "user": the user's content interest u_A; both: their product too;
         "similarity": per modality how near the candidate is to the history, see `similarity`.
+      content_aggregator: how the history's content becomes u_A, see `aggregators`; each of its channels that is as wide as
+        c_A has a product with it.
     """
 
     fields: Fields
@@ -105,6 +107,7 @@ class RankingModel(nn.Module):
     content_hidden: int
     content_events: bool
     content_parts: Sequence[str]
+    content_aggregator: Callable = attentive
 
     @nn.compact
     def __call__(
@@ -139,7 +142,7 @@ class RankingModel(nn.Module):
         if self.fusion is not None:
             if embedding is None:
                 embedding = in_chunks(self.fusion, self.fusion_chunk, fused, (tokens, tokens_mask))
-            content, out = self._content(embedding, tokens, tokens_mask, batch, events)
+            content, out = self._content(embedding, tokens, tokens_mask, batch, events, items)
         features = Features(
             items, batch["item_position"], batch["history_position"], batch["history_mask"], *events, others, content
         )
@@ -147,7 +150,7 @@ class RankingModel(nn.Module):
         return logit, {"item_fields": items} | out | scalars
 
     def _content(
-        self, embedding: jax.Array, tokens, tokens_mask, batch: Batch, events: Events
+        self, embedding: jax.Array, tokens, tokens_mask, batch: Batch, events: Events, ids: jax.Array
     ) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
         """(content features, each [B, D]; named intermediates)."""
         items = next(iter(tokens.values()), batch["item_id"]).shape[0]  # is open in an exported program
@@ -165,14 +168,13 @@ class RankingModel(nn.Module):
         if "item" in self.content_parts:
             parts.append(exchange.rows(embedding, candidate))
         if "user" in self.content_parts:
-            attention = TargetAttention(
-                self.content_score, self.content_hidden, events_weigh=True, name="content_attention"
-            )
-            interest, weight = attention(embedding, candidate, history, mask, *(events if self.content_events else ()))
-            out |= entropies("content_attention", weight, mask)
-            parts.append(interest)
-        if len(parts) == 2:
-            parts.append(parts[0] * parts[1])
+            read = events if self.content_events and events[0] is not None else ()
+            seen = Behaviours(embedding, candidate, history, mask, read, ids)
+            interests, scalars = self.content_aggregator(seen, self.content_score, self.content_hidden)
+            out |= scalars
+            own = parts.copy()
+            parts += interests
+            parts += [c * u for c in own for u in interests if u.shape == c.shape]
         if "similarity" in self.content_parts:
             for unit in vectors:
                 similar = history_similarity(unit, candidate, history, mask)

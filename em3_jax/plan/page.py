@@ -57,6 +57,12 @@ def _cost(plan: Plan) -> list[str]:
     lines = [
         f"a step       {plan.flops / 1e9:,.1f} GFLOP, {size(plan.bytes_accessed)} moved a device, counted by {plan.counted_by}"
     ]
+    if plan.encoders is not None:
+        lines.append(
+            "             encoders: {:.0%} of the bytes, {:.0%} of the FLOPs, by the program's text".format(
+                *plan.encoders
+            )
+        )
     if plan.step_seconds is None:
         return [*lines, "             time not known: nor are this target's peak rates"]
     parts = [f"{name} {value * 1e3:,.2f} ms" for name, value in plan.seconds.items() if value is not None]

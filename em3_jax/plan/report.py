@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from em3_jax.tables import packing
 
 SHORTEST = 1e-6  # seconds, of a kernel
 LARGEST = 5  # lines of the source that are shown
+_ENCODERS = ("em3_jax/models/encoders/", "em3_jax/features/in_model")
 _SHARE = 0.2  # of a device's memory, from which on a part of it is worth moving
 
 
@@ -36,6 +38,8 @@ class Plan:
       items: the lines of the source that move most.
       assumptions: what the times rest on.
       changes: what would help, in words.
+      encoders: shares of the bytes moved and of the FLOPs, by the program's text, that are those of
+        encoders in the model; None without such.
     """
 
     target: str
@@ -55,6 +59,7 @@ class Plan:
     items: list[cost.Item]
     assumptions: list[str]
     changes: list[str]
+    encoders: tuple[float, float] | None
 
     @property
     def fits(self) -> bool | None:
@@ -122,6 +127,7 @@ def make(
     flops = counts["flops"] if by_compiler else float(sum(item.flops for item in found))
     by_text = float(sum(item.bytes for item in found))
     moved = counts["bytes accessed"] if by_compiler else by_text
+    encoders = _encoders(found) if "encoders" in arguments.state.params else None
     kinds = program.exchanges(read)
     exchanged = sum(2 * size if kind == "all-reduce" else size for kind, (_, size) in kinds.items())
     peak = chip.bf16 if precision == "bf16" else chip.f32
@@ -148,7 +154,8 @@ def make(
         seconds=seconds,
         items=[item for item in found if item.source][:LARGEST],
         assumptions=[*assumptions, *_assumed(target, precision, kinds)],
-        changes=_changes(memory, chip.memory, arguments, precision, seconds, items),
+        changes=_changes(memory, chip.memory, arguments, precision, seconds, items, encoders),
+        encoders=encoders,
     )
 
 
@@ -170,6 +177,16 @@ def _assumed(target: Target, precision: str, kinds: dict) -> list[str]:
     if chip.machine is not None and target.size > chip.machine:
         found.append(f"links between machines of {chip.machine} are as fast as within one, which they are not")
     return found
+
+
+def _encoders(items: list[cost.Item]) -> tuple[float, float]:
+    """See `Plan.encoders`."""
+    own = [item for item in items if item.source.startswith(_ENCODERS)]
+
+    def share(of: Callable[[cost.Item], int]) -> float:
+        return sum(map(of, own)) / max(sum(map(of, items)), 1)
+
+    return share(lambda item: item.bytes), share(lambda item: item.flops)
 
 
 def _per_device(tree: Any) -> int:
@@ -207,7 +224,13 @@ def _sizes(arguments: Arguments) -> dict[str, int]:
 
 
 def _changes(
-    memory: dict[str, int], room: float | None, arguments: Arguments, precision: str, seconds: dict, items: int
+    memory: dict[str, int],
+    room: float | None,
+    arguments: Arguments,
+    precision: str,
+    seconds: dict,
+    items: int,
+    encoders: tuple[float, float] | None,
 ) -> list[str]:
     changes, gb = [], 1e9
     share = lambda name: memory[name] / room if room else 0.0  # noqa: E731
@@ -228,6 +251,12 @@ def _changes(
     if share("temporaries") > _SHARE:
         changes.append(
             "a smaller config.data.batch_size, or config.model.fusion_chunk: temporaries grow with the batch"
+        )
+    others = max(memory[name] for name in ("state", "features", "batch"))
+    if encoders and max(encoders) > 0.5 and memory["temporaries"] > others:
+        changes.append(
+            "config.model.encoder_chunk=8: activations of so many pictures at once, computed again; or "
+            "config.model.encoder_trains=head: those of what trains alone"
         )
     if precision == "f32":
         changes.append("config.model.precision=bf16: activations half as wide, sums still f32")

@@ -171,7 +171,8 @@ class Model:
         candidate = self._item_row("candidates", candidates, unknown)
         events = self._item_row("history", history, unknown)
         given = self._events(history_fields or {}, len(events), unknown)
-        kept = np.flatnonzero(events >= 0)[-self.history_length :]
+        kept = np.flatnonzero(events >= 0)
+        kept = kept[max(len(kept) - self.history_length, 0) :]
         given = {name: ids[kept] for name, ids in given.items()}
         logits, largest = [np.zeros(0, np.float32)], self._programs.sizes[-1]
         context = self._context(context or {}, len(candidate), unknown)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from em3_jax.core import exchange
 from em3_jax.core.types import Batch
@@ -25,7 +26,11 @@ Intermediates = Mapping[str, jax.Array]
 """What a model computes on the way to the logits, by name: "content" [S, D], scalars [], ..."""
 
 Logged = dict[str, Any]
-"""Name -> scalar [] of a step, to be logged; "writes", if among them, are for the memory bank."""
+"""Name -> scalar [] of a step, to be logged.
+
+Not logged, if among them: "writes", for the memory bank, and "statistics", a tree of parameters that no
+gradient moves, to be put in the place of those of the same paths.
+"""
 
 Loss = tuple[jax.Array, Logged]
 """(loss [] f32, what to log)."""
@@ -38,7 +43,8 @@ class Inputs(NamedTuple):
     """What a task sees of a batch.
 
     Attributes:
-      rows: [R, W] f32 distinct rows of the embedding table; None for a task without IDs.
+      rows: [R, W] f32 distinct rows of the embedding table, on several devices in the task's
+        `rows_dtype`; None for a task without IDs.
       tokens: {modality: [S, N, E]} content of the distinct items; integers are raw content.
       tokens_mask: {modality: [S, N] bool}, False = there is no such token.
       batch: the batch itself.
@@ -88,6 +94,15 @@ class Task(abc.ABC):
         return False
 
     @property
+    def rows_dtype(self) -> Any:
+        """What `loss` and `predict` read rows of the embedding table in.
+
+        They travel in it between devices. An f32 row that is rounded first, or after it has come, is
+        the same.
+        """
+        return jnp.float32
+
+    @property
     def embeds(self) -> bool:
         """Whether the task has `embed`: one content embedding for each item."""
         return False
@@ -101,7 +116,8 @@ class Task(abc.ABC):
         """What the other methods take as `inputs`.
 
         Args:
-          rows: [R, W] f32 the batch's distinct rows of the embedding table; None without IDs.
+          rows: [R, W] the batch's distinct rows of the embedding table, f32, or on several devices
+            in `rows_dtype`; None without IDs.
           constants: what lies on the device for the whole run, such as tables of tokens.
           batch: the batch, with what the memory bank holds of its items where there is one.
         """

@@ -10,37 +10,67 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from em3_jax.features.encoding import RawEncoder
+from em3_jax.core import exchange
+from em3_jax.features.augment import Drawn
+from em3_jax.features.in_model import RawEncoder
+from em3_jax.features.prior import PRIOR
 from em3_jax.features.tokens import standardise
+from em3_jax.models import lora
+from em3_jax.models.encoders import Given
 from em3_jax.tasks import Inputs, Loss, Params
 from em3_jax.tasks.wrapped import WrappedTask
 
 RawEncoders = Mapping[str, RawEncoder]
 """Feature set -> the encoder that reads it first."""
 
+Statistics = dict[str, Mapping[str, Any]]
+"""Feature set -> running statistics of its encoder, by the paths of the parameters whose place they take."""
 
-def zero_params(encoders: RawEncoders) -> Params:
-    """{"encoders": {feature set: zeros in the shapes of its encoder's parameters}}.
 
-    Pretrained weights have no place in a compiled program: they are put in after `init`.
+def initial_params(key: jax.Array, encoders: RawEncoders) -> Params:
+    """{"encoders": {feature set: zeros in the shapes of its encoder's parameters}}, and fresh "adapters" of some.
+
+    Their place in a fresh state: what was loaded comes there from outside, so that it is not part of the compiled program.
     """
-    zeros = {name: jax.tree.map(jnp.zeros_like, one.params) for name, one in encoders.items()}
-    return {"encoders": zeros}
+    zeros = {name: jax.tree.map(jnp.zeros_like, encoder.params) for name, encoder in encoders.items()}
+    adapters = {
+        name: lora.fresh(jax.random.fold_in(key, k), encoder.params, encoder.rank)
+        for k, (name, encoder) in enumerate(sorted(encoders.items()))
+        if encoder.rank
+    }
+    return {"encoders": zeros} | ({"adapters": adapters} if adapters else {})
 
 
-def encoded(encoders: RawEncoders, params: Params, inputs: Inputs) -> Inputs:
+def encoded(
+    encoders: RawEncoders, params: Params, inputs: Inputs, train: bool = False, drawn: Drawn | None = None
+) -> tuple[Inputs, Statistics]:
     """The inputs with tokens [S, N, E] f32, standardised, in the place of pixels and token ids.
 
     Args:
       encoders: feature set -> its encoder; feature sets without one hold tokens already.
-      params: its "encoders" are {feature set: parameters}; not read where there are no encoders.
-      inputs: {feature set: [S, M, bytes] u8 or [S, L, 1] i32} among its tokens.
+      params: its "encoders" are {feature set: parameters}, its "adapters" those beside them; not read where
+        there are no encoders.
+      inputs: {feature set: [S, M, bytes] u8 or [S, L, 1] i32} among its tokens; what `prior.PRIOR` names is taken out.
+      train: whether batch normalisations that train take the batch's statistics.
+      drawn: what random views of pictures are a function of; None = nothing is random.
+
+    Returns:
+      (the inputs, {feature set: running statistics found anew}).
     """
-    tokens, masks = dict(inputs.tokens), dict(inputs.tokens_mask)
+    tokens, masks, statistics = dict(inputs.tokens), dict(inputs.tokens_mask), {}
+    masks.pop(PRIOR, None)
+    category = tokens.pop(PRIOR)[:, 0, 0] if PRIOR in tokens else None
+    # Rows that only fill are an item again on one device; what a device owns in blocks is there once, and else nothing.
+    counted = inputs.batch["item_mask"] if train and "item_route" not in inputs.batch else None
     for name, encoder in encoders.items():
-        found, masks[name] = encoder.encode(params["encoders"][name], tokens[name], masks[name])
-        tokens[name] = standardise(found, masks[name])
-    return inputs._replace(tokens=tokens, tokens_mask=masks)
+        given = Given(counted, category, encoder.trains if train else None)
+        content = tokens[name] if drawn is None else encoder.view(tokens[name], drawn)
+        own = lora.adapted(params["encoders"][name], params.get("adapters", {}).get(name))
+        found = encoder.encode(own, content, masks[name], given)
+        tokens[name], masks[name] = standardise(found.tokens, found.mask), found.mask
+        if found.statistics:
+            statistics[name] = found.statistics
+    return inputs._replace(tokens=tokens, tokens_mask=masks), statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,11 +85,14 @@ class WithEncoders(WrappedTask):
 
     def init(self, key: jax.Array, inputs: Inputs) -> Params:
         """Parameters of `task`, and those of the encoders as zeros, see `zero_params`."""
-        zeros = zero_params(self.encoders)
-        return self.task.init(key, self._encoded(zeros, inputs)) | zeros
+        own = initial_params(key, self.encoders)
+        return self.task.init(key, self._encoded(own, inputs)) | own
 
     def loss(self, params: Params, inputs: Inputs, key: jax.Array, step: jax.Array) -> Loss:
-        return self.task.loss(params, self._encoded(params, inputs), key, step)
+        drawn = Drawn(key, step, exchange.own_items(inputs.batch))
+        inputs, statistics = encoded(self.encoders, params, inputs, train=True, drawn=drawn)
+        value, aux = self.task.loss(params, inputs, key, step)
+        return value, aux | ({"statistics": {"encoders": statistics}} if statistics else {})
 
     def predict(self, params: Params, inputs: Inputs) -> Any:
         return self.task.predict(params, self._encoded(params, inputs))
@@ -71,4 +104,4 @@ class WithEncoders(WrappedTask):
         return self.task.lookup(params, self._encoded(params, inputs))
 
     def _encoded(self, params: Params, inputs: Inputs) -> Inputs:
-        return encoded(self.encoders, params, inputs)
+        return encoded(self.encoders, params, inputs)[0]

@@ -47,6 +47,7 @@ class Work:
       task: what is optimized.
       dataset: the opened dataset.
       feature_sets: the content features in use.
+      beside: the values of an item field that encoders read beside their inputs; None without.
       constants: what lies on the device for the whole run, for `task.inputs`: features, graphs.
       encoders: feature set -> its encoder, whose weights are among the parameters.
       source: the training batches, without end: batch number `step` is a function of the seed and
@@ -82,3 +83,9 @@ class Work:
     make_memory: Callable = dict
     builder: Callable | None = None
     buckets: Callable | None = None
+    beside: FeatureSet | None = None
+
+    @property
+    def content_sets(self) -> list[FeatureSet]:
+        """All that a batch has of its items' content: the feature sets, and what is beside them."""
+        return self.feature_sets if self.beside is None else [*self.feature_sets, self.beside]

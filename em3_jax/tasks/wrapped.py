@@ -24,6 +24,10 @@ class WrappedTask(Task):
         return self.task.uses_content
 
     @property
+    def rows_dtype(self) -> Any:
+        return self.task.rows_dtype
+
+    @property
     def embeds(self) -> bool:
         return self.task.embeds
 

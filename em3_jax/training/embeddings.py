@@ -20,7 +20,7 @@ def content_embeddings(parts: Experiment, state: State) -> tuple[np.ndarray, np.
             :items
         ] > memory_bank.NEVER
     assert not isinstance(parts.config, Retrieval)  # which embeds nothing
-    host_features = () if parts.work.constants else tuple(parts.work.feature_sets)
+    host_features = () if parts.work.constants else tuple(parts.work.content_sets)
     source = CataloguePass(np.arange(items), parts.config.eval.batch_size, host_features)
     progress, vectors = Progress(len(source), unit="batch"), []
     assert parts.program.embed is not None  # whoever calls this has asked whether there are any

@@ -32,9 +32,10 @@ from em3_jax.core import publish, sharding
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
 from em3_jax.core.values import canonical
+from em3_jax.data.by_item import ByItemSource, deal
 from em3_jax.data.canonical import forms_of
 from em3_jax.data.format import Dataset
-from em3_jax.data.pipeline import GrownSource, at_most, steps_of_pass
+from em3_jax.data.pipeline import GrownSource, at_most
 from em3_jax.tables import packing
 from em3_jax.training import rundir, trained_rows
 from em3_jax.training.checkpoint import Checkpoints
@@ -144,18 +145,8 @@ def on_new_rows(
     data, source = parts.config.data, parts.work.source
     new = trained_rows.new_rows(parts.work.dataset, data.label, trained_rows.recall(directory, grown["from"]))
     rows = np.asarray(at_most(parts.work.dataset, new.rows, data.most_rows_per_user))
-    steps = steps_of_pass(len(rows), source.batch_size)
-    source = GrownSource(
-        builder=source.builder,
-        rows=rows,
-        batch_size=source.batch_size,
-        seed=source.seed,
-        order=source.order,
-        first_step=grown["after"],
-        buckets=source.buckets,
-        shards=source.shards,
-    )
-    samples = [source.rows_of_step(source.first_step + k)[0] for k in range(min(steps, 8))]
+    source = _of_new_rows(source, rows, grown["after"])
+    samples = [source.rows_of_step(source.first_step + k)[0] for k in range(min(source.steps_per_epoch, 8))]
     if step == grown["after"]:
         gone = f", {new.gone:,} are gone" if new.gone else ""
         print(
@@ -165,6 +156,24 @@ def on_new_rows(
     assert parts.work.buckets is not None
     source = dataclasses.replace(source, buckets=parts.work.buckets(samples))
     return dataclasses.replace(parts, work=dataclasses.replace(parts.work, source=source))
+
+
+def _of_new_rows(source: Any, rows: np.ndarray, after: int) -> GrownSource | ByItemSource:
+    """The source of whole passes over `rows`, in the order of the run's, from step `after` on."""
+    if isinstance(source, ByItemSource):
+        item = source.builder.dataset.interactions["item"][rows]
+        dealt = deal(rows, item, source.batch_size, source.deal.most_items)
+        return dataclasses.replace(source, deal=dealt, first_step=after)
+    return GrownSource(
+        builder=source.builder,
+        rows=rows,
+        batch_size=source.batch_size,
+        seed=source.seed,
+        order=source.order,
+        first_step=after,
+        buckets=source.buckets,
+        shards=source.shards,
+    )
 
 
 def restore(

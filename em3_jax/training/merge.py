@@ -1,7 +1,7 @@
 """Folds the adapters of a LoRA run back into its weights: em3 merge --workdir=runs/lora --out=runs/merged
 
-The new folder holds a run of the same model without adapters, which scores the same at less cost; `eval.py` and
-`--config.train.init_from` take it like any other. Reads the best checkpoint of the run and nothing of its dataset.
+The new folder holds a run of the same model without adapters, beside encoders too, which scores the same at less cost;
+`eval.py` and `--config.train.init_from` take it like any other. Reads the best checkpoint of the run and nothing of its dataset.
 """
 
 import re
@@ -15,11 +15,14 @@ import jax
 
 from em3_jax import cli
 from em3_jax.config import parse
-from em3_jax.config.schema import Config, Ranking
+from em3_jax.config.schema import Config, Retrieval
+from em3_jax.config.schema.ranking import RankingSettings
 from em3_jax.core import paths, publish, strict_json, trees
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.core.types import State
+from em3_jax.features import encoding
+from em3_jax.features.dial import ADAPTERS
 from em3_jax.models import lora
 from em3_jax.training import optim
 from em3_jax.training.checkpoint import Checkpoints
@@ -52,7 +55,8 @@ def _merge(run: Run, out: Path) -> dict[str, Any]:
     adapters = sum(name.endswith("/lora_a") for name in saved if name.startswith("params/"))
     if not adapters:
         raise UserError(
-            f"{run.folder}: has no adapters (lora.rank 0), so there is nothing to merge; choose another --workdir"
+            f"{run.folder}: has no adapters (lora.rank 0, and no encoder_trains=adapters), so there is nothing to merge; choose "
+            "another --workdir"
         )
     state, config = _without_adapters(saved, run.config)
     step = int(state.step)
@@ -95,16 +99,17 @@ def _without_adapters(saved: dict[str, jax.Array], config: Config) -> tuple[Stat
         params = lora.merge(tree["params"])
     names = list(trees.named_leaves(params))
     kept = tuple(pair for pair in config.optim.multipliers if any(re.search(pair[0], name) for name in names))
-    assert isinstance(config, Ranking)  # the task whose fusion has adapters
-    fusion = replace(config.model.fusion_settings, lora=replace(config.model.fusion_settings.lora, rank=0))
+    assert not isinstance(config, Retrieval)  # whose models have no adapters
+    dials = {name: "none" if trains == ADAPTERS else trains for name, trains in config.model.encoder_trains.items()}
+    model = replace(config.model, encoder_trains=dials)
+    if isinstance(model, RankingSettings):  # whose fusion may have them
+        fusion = replace(model.fusion_settings, lora=replace(model.fusion_settings.lora, rank=0))
+        model = replace(model, fusion_settings=fusion)
     optimizer = replace(config.optim, multipliers=kept)
-    config = replace(
-        config,
-        model=replace(config.model, fusion_settings=fusion),
-        optim=optimizer,
-        train=replace(config.train, init_from=""),
-    )
-    made = optim.dense_optimizer(params, **parse.entries(optimizer))
+    settings: Any = {"model": model, "optim": optimizer, "train": replace(config.train, init_from="")}
+    config = replace(config, **settings)
+    rules = [rule for name in sorted(dials) for rule in encoding.rules_of(name, config, params["encoders"][name])]
+    made = optim.dense_optimizer(params, **parse.entries(optimizer) | {"multipliers": (*rules, *kept)})
     return State(tree["step"], params, made.init(params), tree.get("tables", {}), tree.get("memory", {})), config
 
 

@@ -85,6 +85,4 @@ def _factors(params, multipliers: tuple[tuple[str, float], ...]):
     for pattern, _ in multipliers:
         if not any(re.search(pattern, name) for name in names):
             raise UserError(f"config.optim.multipliers: pattern '{pattern}' matches no parameter; one is '{names[0]}'")
-    return trees.map_named(
-        lambda name, _: next((float(f) for pattern, f in multipliers if re.search(pattern, name)), 1.0), params
-    )
+    return trees.map_named(lambda name, _: trees.first_match(name, multipliers), params)

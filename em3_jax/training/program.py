@@ -13,6 +13,7 @@ from em3_jax.config import parse
 from em3_jax.config.schema import Config
 from em3_jax.core import sharding
 from em3_jax.core.types import Batch, State
+from em3_jax.features import in_model
 from em3_jax.tables import packing
 from em3_jax.tasks.work import Predict, Work
 from em3_jax.training import optim, step
@@ -57,8 +58,9 @@ def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program
     root, place = jax.random.key(config.seed), functools.partial(sharding.place, mesh, work.shards)
     example = functools.cache(lambda: place(work.source[0]))
     params = jax.eval_shape(fresh, root, work.constants, example())[0]
-    optimizer = optim.dense_optimizer(params, **parse.entries(config.optim))
-    frozen = optim.frozen(params, config.optim.multipliers)
+    rules = in_model.multipliers(work.encoders, config.optim.multipliers)
+    optimizer = optim.dense_optimizer(params, **parse.entries(config.optim) | {"multipliers": rules})
+    frozen = optim.frozen(params, rules)
 
     def make(root: jax.Array, constants: Any, batch: Batch) -> State:
         params, table, bank = fresh(root, constants, batch)

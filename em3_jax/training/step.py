@@ -1,7 +1,6 @@
 """The training and the prediction step: each one jitted function over the mesh."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
@@ -22,12 +21,13 @@ class _Named(NamedTuple):
     Attributes:
       row_id: those to look up and to update: sorted and distinct, or in blocks those of each device.
       mesh: of the blocks; None where there are none.
-      of_batch: what is looked up -> the rows that the batch has positions of.
+      of_batch: (what is looked up, dtype) -> the rows that the batch has positions of; between
+        devices they travel in this dtype.
     """
 
     row_id: jax.Array
     mesh: Mesh | None
-    of_batch: Callable[[jax.Array], jax.Array]
+    of_batch: Callable[[jax.Array, Any], jax.Array]
 
     def lookup(self, table: id_table.Tables) -> jax.Array:
         """The rows `row_id`."""
@@ -56,8 +56,9 @@ def _named(task: Task, table: id_table.Tables, batch: Batch, shards: Shards, mes
         rooms = {kind: len(batch[f"{kind}_room"]) // mesh.size for kind in asked}
         found = exchange.routes(mesh, asked, rooms)
         with_route = batch | ({"item_route": found["item"]} if task.uses_content else {})
-        return _Named(found["row"].owned, mesh, functools.partial(exchange.hand_out, mesh, found["row"])), with_route
-    return _Named(batch["row_id"], None, lambda rows: rows), batch
+        out = lambda rows, dtype: exchange.hand_out(mesh, found["row"], rows, dtype=dtype)  # noqa: E731
+        return _Named(found["row"].owned, mesh, out), with_route
+    return _Named(batch["row_id"], None, lambda rows, dtype: rows), batch
 
 
 def _with_stored(bank: memory_bank.Bank, batch: Batch, mesh: Mesh) -> Batch:
@@ -96,7 +97,7 @@ def make_init(task: Task, make_tables: Callable, make_memory: Callable, shards: 
         table, bank = make_tables(rng.stream(root, "tables", 0)), make_memory()
         with exchange.blocks_on(mesh if shards.in_blocks else None):
             named, batch = _named(task, table, batch, shards, mesh)
-            rows = named and named.of_batch(named.lookup(table))
+            rows = named and named.of_batch(named.lookup(table), jnp.float32)
             inputs = task.inputs(rows, constants, _with_stored(bank, batch, mesh))
             return task.init(rng.stream(root, "params", 0), inputs), table, bank
 
@@ -173,7 +174,7 @@ def make_train_step(
         batch = _with_stored(state.memory, batch, mesh)
 
         def loss(params, rows):
-            rows = named and named.of_batch(rows)
+            rows = named and named.of_batch(rows, task.rows_dtype)
             return task.loss(hold(params), task.inputs(rows, constants, batch), root, state.step)
 
         differentiated = precision.sums_in_f32(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
@@ -187,7 +188,7 @@ def make_train_step(
         bank = state.memory
         if writes := aux.pop("writes", None):
             bank = _written(bank, batch, writes, state.step, mesh)
-        params = optax.apply_updates(state.params, updates)
+        params = trees.replaced(optax.apply_updates(state.params, updates), aux.pop("statistics", {}))
         new_state = State(state.step + 1, params, opt_state, new_tables, bank)
         return new_state, {"loss": value} | aux | norms
 
@@ -211,7 +212,7 @@ def make_apply(task: Task, function: Callable, mesh: Mesh, shards: Shards = WHOL
         with exchange.blocks_on(mesh if shards.in_blocks else None):
             named, batch = _named(task, table, batch, shards, mesh)
             batch = _with_stored(bank, batch, mesh)
-            rows = named and named.of_batch(named.lookup(table))
+            rows = named and named.of_batch(named.lookup(table), task.rows_dtype)
             return function(params, task.inputs(rows, constants, batch))
 
     options = sharding.compiler_options(mesh)

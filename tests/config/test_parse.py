@@ -8,6 +8,7 @@ import pytest
 from em3_jax.config import kinds, manual, parse, recipes, registry, schema
 from em3_jax.config.schema import retrieval as of_retrieval
 from em3_jax.core.errors import UserError
+from em3_jax.models.aggregators import AGGREGATORS
 from em3_jax.models.lemur import HISTORY_MODULES
 from em3_jax.models.ranking import CONTENT_PARTS
 from tests.conftest import ROOT, user_error
@@ -132,6 +133,7 @@ def test_choices_are_those_of_the_parts():
         assert set(parse.RANGES[name].names) == set(known), name
     for name, known in {"content_parts": CONTENT_PARTS, "history_modules": HISTORY_MODULES}.items():
         assert set(parse.RANGES[f"model.{name}"].of.names) == set(known)
+    assert parse.RANGES["model.content_aggregator"].names == (*AGGREGATORS,)
 
 
 def test_a_section_is_no_setting_and_a_setting_no_section():

@@ -53,12 +53,19 @@ def em3_settings(dataset, **overrides) -> dict:
     return config.to_dict()
 
 
+def without_history(dataset) -> dict:
+    config = em3_settings(dataset, content_parts=("item",), backbone="deepctr")
+    config["data"]["history_length"] = 0
+    return config
+
+
 SETTINGS = {
     "em3": lambda dataset: em3_settings(
         dataset, content_parts=("item", "user", "similarity"), content_score="cosine", content_events=True
     ),
     "ids": lambda dataset: em3_settings(dataset, content="none", backbone="deepfm"),
     "lemur": lemur_settings,
+    "no_history": without_history,
     "bf16": lambda dataset: em3_settings(dataset, precision="bf16", backbone="dcnv2", content_events=True),
 }
 
@@ -117,7 +124,9 @@ def ask(model: Model, dataset, request: dict):
     )
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("em3", 1e-6), ("ids", 1e-6), ("lemur", 1e-6), ("bf16", 2e-3)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("em3", 1e-6), ("ids", 1e-6), ("lemur", 1e-6), ("bf16", 2e-3), ("no_history", 1e-6)]
+)
 def test_scores_from_looked_up_embeddings_are_those_of_eval(runs, tiny, tmp_path, name, tolerance):
     dataset = tiny.dataset
     export.export(runs(name), tmp_path, PLAIN)

@@ -15,6 +15,7 @@ from em3_jax.config.schema.ranking import RankingSettings
 from em3_jax.core.batch import BY_EXAMPLE
 from em3_jax.core.fields import Field, Fields
 from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.models.aggregators import AGGREGATORS
 from em3_jax.models.ranking import field_embeddings
 from em3_jax.tasks.cic import candidate_counts
 from em3_jax.tasks.ranking.task import ranking
@@ -213,9 +214,29 @@ def test_the_item_part_alone_does_not_read_the_content_of_histories(setting):
         assert ("content_attention" in s.params["model"]) == ("user" in parts)
 
 
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_every_aggregator_reads_the_valid_history_alone(setting, aggregator):
+    s = setting("end_to_end", content_aggregator=aggregator, content_parts=("user",))
+    batch = s.inputs.batch
+    newest = batch["history_position"][-1, -1]
+    assert batch["history_mask"][-1, -1] and newest not in batch["item_position"]
+    tokens = edited(s.inputs.tokens, newest, lambda x: x + 1 + np.arange(x.shape[-1]) % 3)
+    mask = edited(s.inputs.tokens_mask, newest, np.ones_like)
+    moved = s.logits(s.inputs._replace(tokens=tokens, tokens_mask=mask)) != s.logits(s.inputs)
+    names = ((batch["history_position"] == newest) & batch["history_mask"]).any(axis=1)
+    assert moved[-1] and not moved[~names].any()
+    anything = np.random.default_rng(1).integers(0, batch["item_mask"].sum(), (B, T))
+    other = np.where(batch["history_mask"], batch["history_position"], anything.astype(np.int32))
+    np.testing.assert_array_equal(s.logits(s.changed(history_position=other)), s.logits(s.inputs))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"content_aggregator": "sum", "content_events": True},
+            "config.model.content_events: content_aggregator 'sum' reads no event fields",
+        ),
         ({"content_parts": ()}, "config.model.content_parts is empty"),
         ({"content_parts": ("items",)}, "each item, user or similarity; did you mean 'item'?"),
         ({"backbone": "deepfn"}, "config.model.backbone='deepfn': give din, deepfm, "),

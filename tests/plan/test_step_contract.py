@@ -214,7 +214,7 @@ def test_nobody_queues_for_a_row(contract_data):
     check("queues", ",".join(step_contracts.NAMES), contract_data)
 
 
-BACKBONES = "din,deepfm,dcnv2,wide_deep"
+BACKBONES = "din,deepfm,dcnv2,wide_deep,deepctr"
 
 
 class TestOnCpus:  # a class each, so that workers share them

@@ -79,6 +79,14 @@ def test_steps_on_any_mesh_and_from_the_checkpoint_of_another_equal_those_on_one
     assert 0 < now == longer, "what the devices exchange grows with the tables"
 
 
+@pytest.mark.parametrize("aggregator", ["multi_query", "max", "concat"])
+def test_aggregators_of_past_content_on_devices_equal_those_on_one(planted, aggregator):
+    config = ranking_config(planted.root)
+    config["model"]["cic"]["negatives"] = 0
+    config["model"]["content_aggregator"] = aggregator
+    check_equal(on_meshes(config, "label", [(1, 1), (4, 1)]))
+
+
 def lemur_config(root) -> dict:
     settings = lemur.get_config()
     settings.data.root, settings.data.features = str(root), ("image", "text")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from em3_jax.config.kinds import Choice, Number, Several, Whole
+from em3_jax.config.schema.encoders import Encoders
 from em3_jax.config.schema.ranking import BackboneSettings, Cic
 from em3_jax.config.schema.types import Above, Backbone, Folders, Loss, Name, Size, Switch, Weight
 
@@ -55,7 +56,7 @@ class Sqdc:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LemurSettings:
+class LemurSettings(Encoders):
     """The model of task lemur, and its losses."""
 
     encoder: FieldEncoder = FieldEncoder()

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from em3_jax.config.kinds import Choice, Folder, Several
+from em3_jax.config.kinds import Choice, Folder, Several, Whole
+from em3_jax.config.schema.encoders import Encoders
 from em3_jax.config.schema.types import (
     Above,
     Backbone,
@@ -27,7 +28,17 @@ from em3_jax.config.schema.types import (
     Weight,
 )
 
+AGGREGATORS = ("attentive", "multi_query", "sum", "mean", "max", "concat")
 Parts = Annotated[tuple[str, ...], Several(Choice(("item", "user", "similarity")))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random views of raw pictures in training, the same of an item in a step whatever the batch."""
+
+    # rows and columns, in pixels, that are cut out at random; in prediction, the centre; 0 = all
+    crop: Count = 0
+    mirror: Switch = False  # whether half of the pictures are mirrored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +51,15 @@ class Data:
     features: Names = ()
     # where the features lie; auto: on the device if they fit
     placement: Annotated[str, Choice(("auto", "device", "host"))] = "auto"
-    history_length: Size = 50  # T, past events of a user that an example reads
+    # T, past events of a user that an example reads; 0 for models that read none
+    history_length: Count = 50
     batch_size: Size = 1024  # B, examples of all devices together
-    # order of the training rows
-    order: Annotated[str, Choice(("shuffled", "chronological"))] = "shuffled"
+    # order of the training rows; by_item bounds how many candidates a batch has
+    order: Annotated[str, Choice(("shuffled", "chronological", "by_item"))] = "shuffled"
+    # most distinct candidates of a batch, of order by_item
+    items_per_batch: Annotated[int, Whole(0, empty="0: as many as come")] = 0
     most_rows_per_user: Count = 0  # training rows of a user that are read, drawn once; 0 = all
+    augment: Augment = Augment()
     # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
     unknown_alpha: Weight = 0.25
     # field -> least probability that an id of it becomes `unknown`
@@ -100,13 +115,15 @@ class Cic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingSettings:
+class RankingSettings(Encoders):
     """The model of tasks ranking and pretraining, and its losses."""
 
     # how content is read; none: IDs alone; pre_extracted: vectors as they are; raw: with encoders
     content: Annotated[str, Choice(("none", "pre_extracted", "end_to_end", "raw"))] = "end_to_end"
     # content that the backbone reads: c_A, u_A (table 6); similarity: cosines with the history
     content_parts: Parts = ("item", "user")
+    # how the content of past items becomes u_A; multi_query: the candidate's IDs ask too
+    content_aggregator: Annotated[str, Choice(AGGREGATORS)] = "attentive"
     content_score: Score = "dot"  # score of the target attention on content
     # hidden width of the score of the attention on content, if it is an mlp
     content_hidden: Size = 32

@@ -1,7 +1,7 @@
 """The architectures whose checkpoints are read, by the model_type of their config.json."""
 
 from em3_jax.features.families.bert import BERT
-from em3_jax.features.families.cnn import EFFICIENTNET_LITE, MOBILENET_V2, RESNET
+from em3_jax.features.families.cnn import EFFICIENTNET_LITE, MOBILENET_V2, MOBILENET_V3, RESNET, VGG
 from em3_jax.features.families.family import Family
 from em3_jax.features.families.swin import SWIN
 from em3_jax.features.families.vit import CLIP, DINOV2, SIGLIP, VIT
@@ -19,5 +19,7 @@ FAMILIES: dict[str, Family] = {
     "siglip_vision_model": SIGLIP,
     "resnet": RESNET,
     "mobilenet_v2": MOBILENET_V2,
+    "mobilenet_v3": MOBILENET_V3,
     "efficientnet_lite": EFFICIENTNET_LITE,
+    "vgg": VGG,
 }

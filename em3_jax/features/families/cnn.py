@@ -1,10 +1,15 @@
-"""Convolutional nets: ResNet as Hugging Face and as torchvision write it, MobileNetV2, EfficientNet-Lite."""
+"""Convolutional nets: ResNet as Hugging Face and as torchvision write it, MobileNetV2, EfficientNet-Lite.
+
+MobileNetV3 and VGG as torchvision writes them.
+"""
 
 import functools
 import math
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from em3_jax.core.errors import UserError
 from em3_jax.features.families.checks import (
@@ -22,7 +27,9 @@ from em3_jax.features.families.checks import (
 )
 from em3_jax.features.families.family import LEAVES, NORMS, Family, image_example
 from em3_jax.models.encoders.cnn import Inverted, InvertedResiduals
+from em3_jax.models.encoders.mobilenet_v3 import Block, MobileNetV3
 from em3_jax.models.encoders.resnet import ResNet
+from em3_jax.models.encoders.vgg import Vgg
 
 _COUNTERS = r".*num_batches_tracked"
 
@@ -172,4 +179,83 @@ EFFICIENTNET_LITE = Family(
     ),
     aliases=(),
     ignorable=rf"{_COUNTERS}|_fc\..*",
+)
+
+# ---- MobileNetV3 -------------------------------------------------------------------------------------
+
+# (size, channels between, features, squeeze-and-excitation, hard-swish, stride) of each block: tables
+# 1 and 2 of the paper.
+_V3 = {
+    "large": (
+        (3, 16, 16, 0, 0, 1), (3, 64, 24, 0, 0, 2), (3, 72, 24, 0, 0, 1), (5, 72, 40, 1, 0, 2),
+        (5, 120, 40, 1, 0, 1), (5, 120, 40, 1, 0, 1), (3, 240, 80, 0, 1, 2), (3, 200, 80, 0, 1, 1),
+        (3, 184, 80, 0, 1, 1), (3, 184, 80, 0, 1, 1), (3, 480, 112, 1, 1, 1), (3, 672, 112, 1, 1, 1),
+        (5, 672, 160, 1, 1, 2), (5, 960, 160, 1, 1, 1), (5, 960, 160, 1, 1, 1),
+    ),
+    "small": (
+        (3, 16, 16, 1, 0, 2), (3, 72, 24, 0, 0, 2), (3, 88, 24, 0, 0, 1), (5, 96, 40, 1, 1, 2),
+        (5, 240, 40, 1, 1, 1), (5, 240, 40, 1, 1, 1), (5, 120, 48, 1, 1, 1), (5, 144, 48, 1, 1, 1),
+        (5, 288, 96, 1, 1, 2), (5, 576, 96, 1, 1, 1), (5, 576, 96, 1, 1, 1),
+    ),
+}  # fmt: skip
+
+
+def _build_mobilenet_v3(config: Config, where: Where, pooler: bool, dtype: Any) -> MobileNetV3:
+    del pooler
+    of = functools.partial(value, config, where)
+    factor = of("width_mult", NUMBER, 1.0)
+    blocks = []
+    for size, wide, features, squeezes, hard_swish, stride in _V3[of("variant", one_of(*_V3))]:
+        between = rounded(wide * factor)
+        squeezed = rounded(between // 4) if squeezes else 0
+        made = Block(between, size, stride, squeezed, rounded(features * factor), bool(hard_swish))
+        blocks.append(made)
+    head = 6 * blocks[-1].features
+    return MobileNetV3(rounded(16 * factor), tuple(blocks), head, dtype=dtype)
+
+
+MOBILENET_V3 = Family(
+    modality="image",
+    build=_build_mobilenet_v3,
+    example=image_example,
+    names=(
+        (r"^features(\d+)_(\d)/fc", r"features.\1.block.\2.fc"),
+        (r"^features(\d+)_(\d)/", r"features.\1.block.\2/"),
+        (r"^features(\d+)/", r"features.\1/"),
+        (r"/conv/", ".0/"),
+        (r"/norm/", ".1/"),
+        *NORMS,
+        *LEAVES,
+    ),
+    aliases=(),
+    ignorable=rf"{_COUNTERS}|classifier\..*",
+)
+
+# ---- VGG ---------------------------------------------------------------------------------------------
+
+
+def _build_vgg(config: Config, where: Where, pooler: bool, dtype: Any) -> Vgg:
+    of = functools.partial(value, config, where)
+    depths, widths = of("depths", SIZES, Vgg.depths), of("hidden_sizes", SIZES, Vgg.widths)
+    of("batch_norm", one_of(False), False)
+    if not depths or len(depths) != len(widths):
+        raise UserError(f"{where}: depths {depths} and hidden_sizes {widths} do not fit; mend one of them")
+    fc6 = of("intermediate_size", SIZE, Vgg.fc6)
+    return Vgg(tuple(depths), tuple(widths), fc6 if pooler else 0, dtype)
+
+
+def _vgg_example(module: Vgg, config: Config) -> jax.Array:
+    """[1, side, side, channels]: of smaller pictures the last map would have no place."""
+    side = 2 ** len(module.depths)
+    return jnp.zeros((1, side, side, value(config, "config.json", "num_channels", SIZE, 3)))
+
+
+VGG = Family(
+    modality="image",
+    build=_build_vgg,
+    example=_vgg_example,
+    # The first fully connected layer, FC6, is what stands in the place of a pooler.
+    names=((r"^features(\d+)/", r"features.\1/"), (r"^fc6/", "pooler.dense/"), *LEAVES),
+    aliases=((r"^classifier\.0\.", "pooler.dense."),),
+    ignorable=r"classifier\..*",
 )

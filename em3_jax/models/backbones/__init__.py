@@ -1,6 +1,7 @@
 """Ranking backbones behind one signature; content plugs into each of them.
 
 Each is a Linen module with one attribute, `settings`, and `__call__(features, *, train)` -> (logit [B], named scalars).
+One that reads no history says so, `reads_history = False`.
 
 Letters: B batch, T history, S distinct items, R distinct table rows, C event fields, F fields, W ID width, D content width.
 """

@@ -11,10 +11,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from em3_jax.core import gather
 from em3_jax.core.errors import UserError
-from em3_jax.models.encoders import EncoderOutput
+from em3_jax.models.encoders import EncoderOutput, Part
 
 Dtype = Any
 
@@ -54,6 +55,12 @@ class Bert(nn.Module):
         """Tokens of the longest text that the position table has room for."""
         return self.max_positions - (0 if self.padding_id is None else self.padding_id + 1)
 
+    def parts(self) -> tuple[Part, ...]:
+        """embedding, layer0, layer1, ..; the last one has the pooler, which most poolings leave aside."""
+        before = ("word_embedding", "token_type_embedding", "position_embedding", "embedding_norm")
+        *layers, last = (f"layer{i}" for i in range(self.layers))
+        return (Part("embedding", before, False), *(Part(one, (one,)) for one in layers), Part(last, (last, "pooler")))
+
     @nn.compact
     def __call__(
         self, token_ids: jax.Array, mask: jax.Array | None = None, token_types: jax.Array | None = None
@@ -80,6 +87,7 @@ class Bert(nn.Module):
         x = x.reshape(batch * length, self.width)  # [B * L, D]
         x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="embedding_norm")(x)
         for i in range(self.layers):
+            x = checkpoint_name(x, f"layer{i}")
             layer = Layer(self.heads, self.mlp_width, self.norm_eps, self.activation, self.dtype, name=f"layer{i}")
             x = layer(x, mask)
 

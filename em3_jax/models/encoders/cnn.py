@@ -11,27 +11,58 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from em3_jax.models.encoders import EncoderOutput
+from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given, Part
 
 Padding = str | int
 """Zeros on each side; or "same", TensorFlow's: as many as the next multiple of the stride needs, the odd one below."""
 
 
+MOMENTUM = 0.9
+"""Of running statistics: this much of the old, and the rest of a step's."""
+
+
 class Norm(nn.Module):
-    """Batch normalisation with the statistics of the checkpoint, which do not train."""
+    """Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167); see `Given.trains` for its statistics.
+
+    Mean and variance are of the valid images, biased, over all devices: the batch is one array, wherever it lies.
+
+    Attributes:
+      epsilon: is added to the variance.
+      dtype: of the result; statistics are float32.
+    """
 
     epsilon: float
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, given: Given = PLAIN) -> jax.Array:
+        """[B, Y, X, C] in `dtype`."""
         shape, (ones, zeros) = x.shape[-1:], (nn.initializers.ones, nn.initializers.zeros)
         scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
         mean, var = self.param("mean", zeros, shape), self.param("var", ones, shape)
-        factor = scale * jax.lax.rsqrt(jax.lax.stop_gradient(var) + self.epsilon)
-        offset = bias - jax.lax.stop_gradient(mean) * factor
+        mean, var = jax.lax.stop_gradient((mean, var))
+        if given.trains is not None and given.trains("/".join((*self.path, "scale"))):
+            found = _moments(x, given.mask)
+            for name, old, new in (("mean", mean, found[0]), ("var", var, found[1])):
+                kept = MOMENTUM * old + (1 - MOMENTUM) * jax.lax.stop_gradient(new)
+                self.put_variable(STATISTICS, name, jnp.where(found[2] > 0, kept, old))
+            mean, var = found[:2]
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        offset = bias - mean * factor
         return x * factor.astype(self.dtype) + offset.astype(self.dtype)
+
+
+def _moments(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(mean [C], variance [C], how many places [] they are of) of x [B, Y, X, C] where mask [B]; 0, 0, 0 without any."""
+    x = x.astype(jnp.float32)
+    weight = jnp.ones(len(x)) if mask is None else mask.astype(jnp.float32)
+    count = weight.sum() * x.shape[1] * x.shape[2]
+    least = jnp.maximum(count, 1.0)
+    mean = jnp.einsum("b,byxc->c", weight, x) / least
+    squared = jnp.square(x - mean)
+    return mean, jnp.einsum("b,byxc->c", weight, squared) / least, count
 
 
 class ConvNorm(nn.Module):
@@ -57,13 +88,13 @@ class ConvNorm(nn.Module):
     depthwise: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, given: Given = PLAIN) -> jax.Array:
         rows, columns = (_padding(length, self.size, self.stride, self.padding) for length in x.shape[1:3])
         x = nn.Conv(
             self.features, (self.size, self.size), self.stride, padding=(rows, columns), use_bias=False,
             feature_group_count=self.features if self.depthwise else 1, dtype=self.dtype, name="conv",
         )(x)  # fmt: skip
-        x = Norm(self.epsilon, self.dtype, name="norm")(x)
+        x = Norm(self.epsilon, self.dtype, name="norm")(x, given)
         return x if self.activation is None else self.activation(x)
 
 
@@ -121,26 +152,34 @@ class InvertedResiduals(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.relu6
     dtype: Any = jnp.float32
 
+    def parts(self) -> tuple[Part, ...]:
+        """stem, block0, block1, .., head."""
+        names = ("expand", "depthwise", "project")
+        blocks = (Part(f"block{i}", tuple(f"block{i}_{name}" for name in names)) for i in range(len(self.blocks)))
+        return (Part("stem", ("stem",), False), *blocks, Part("head", ("head",), False))
+
     @nn.compact
-    def __call__(self, images: jax.Array) -> EncoderOutput:
+    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
         """The encoded images, in `dtype`. `mean` is over the last map.
 
         Args:
           images: [B, rows, columns, channels] float, normalised as the checkpoint expects.
+          given: see `Given`.
         """
-        x = self._conv(images, "stem", self.stem, size=3, stride=2)
+        x = self._conv(images, given, "stem", self.stem, size=3, stride=2)
         for i, block in enumerate(self.blocks):
+            x = checkpoint_name(x, f"block{i}")
             before, between = x, self.rounded(x.shape[-1] * block.expand)
             if block.expand != 1:
-                x = self._conv(x, f"block{i}_expand", between)
+                x = self._conv(x, given, f"block{i}_expand", between)
             options: dict[str, Any] = {"size": block.size, "stride": block.stride, "depthwise": True}
-            x = self._conv(x, f"block{i}_depthwise", between, **options)
-            x = self._conv(x, f"block{i}_project", block.features, linear=True)
+            x = self._conv(x, given, f"block{i}_depthwise", between, **options)
+            x = self._conv(x, given, f"block{i}_project", block.features, linear=True)
             x = x + before if block.stride == 1 and before.shape == x.shape else x
-        return output(self._conv(x, "head", self.head))
+        return output(self._conv(checkpoint_name(x, "head"), given, "head", self.head))
 
     def _conv(
-        self, x: jax.Array, name: str, features: int, size: int = 1, stride: int = 1,
+        self, x: jax.Array, given: Given, name: str, features: int, size: int = 1, stride: int = 1,
         depthwise: bool = False, linear: bool = False,
     ) -> jax.Array:  # fmt: skip
         padding = size // 2 if isinstance(self.padding, int) else self.padding
@@ -148,5 +187,5 @@ class InvertedResiduals(nn.Module):
         made = ConvNorm(
             features, size, stride, padding, self.epsilon, activation, self.dtype, depthwise, name=name
         )  # fmt: skip
-        result: jax.Array = made(x)
+        result: jax.Array = made(x, given)
         return result

@@ -6,8 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from em3_jax.models.encoders import EncoderOutput
+from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part
 from em3_jax.models.encoders.cnn import ConvNorm, output
 
 
@@ -36,39 +37,48 @@ class ResNet(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: Any = jnp.float32
 
+    def parts(self) -> tuple[Part, ...]:
+        """stem, stage0_block0, stage0_block1, ..; there is no head."""
+        blocks = (f"stage{stage}_block{i}" for stage, depth in enumerate(self.depths) for i in range(depth))
+        within = ("conv0", "conv1", "conv2", "shortcut")
+        of_blocks = (Part(block, tuple(f"{block}_{one}" for one in within)) for block in blocks)
+        return (Part("stem", ("stem",), False), *of_blocks)
+
     @nn.compact
-    def __call__(self, images: jax.Array) -> EncoderOutput:
+    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
         """The encoded images, in `dtype`. `mean` is over the last map.
 
         Args:
           images: [B, rows, columns, channels] float, normalised as the checkpoint expects.
+          given: see `Given`.
         """
-        x = self._conv(images, "stem", self.stem, 7, 2, activation=self.activation)
+        x = self._conv(images, given, "stem", self.stem, 7, 2, activation=self.activation)
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for i in range(depth):
                 stride = 2 if i == 0 and (stage or self.first_strides) else 1
-                x = self._block(x, f"stage{stage}_block{i}", width, stride)
+                x = checkpoint_name(x, f"stage{stage}_block{i}")
+                x = self._block(x, given, f"stage{stage}_block{i}", width, stride)
         return output(x)
 
-    def _block(self, x: jax.Array, name: str, width: int, stride: int) -> jax.Array:
+    def _block(self, x: jax.Array, given: Given, name: str, width: int, stride: int) -> jax.Array:
         shortcut = x
         if stride > 1 or x.shape[-1] != width:
-            shortcut = self._conv(x, f"{name}_shortcut", width, 1, stride, activation=None)
+            shortcut = self._conv(x, given, f"{name}_shortcut", width, 1, stride, activation=None)
         if self.bottleneck:
             first, second = (stride, 1) if self.stride_first else (1, stride)
-            x = self._conv(x, f"{name}_conv0", width // 4, 1, first)
-            x = self._conv(x, f"{name}_conv1", width // 4, 3, second)
-            x = self._conv(x, f"{name}_conv2", width, 1, activation=None)
+            x = self._conv(x, given, f"{name}_conv0", width // 4, 1, first)
+            x = self._conv(x, given, f"{name}_conv1", width // 4, 3, second)
+            x = self._conv(x, given, f"{name}_conv2", width, 1, activation=None)
         else:
-            x = self._conv(x, f"{name}_conv0", width, 3, stride)
-            x = self._conv(x, f"{name}_conv1", width, 3, activation=None)
+            x = self._conv(x, given, f"{name}_conv0", width, 3, stride)
+            x = self._conv(x, given, f"{name}_conv1", width, 3, activation=None)
         return self.activation(x + shortcut)
 
     def _conv(
-        self, x: jax.Array, name: str, features: int, size: int, stride: int = 1,
+        self, x: jax.Array, given: Given, name: str, features: int, size: int, stride: int = 1,
         activation: Callable[[jax.Array], jax.Array] | None = nn.relu,
     ) -> jax.Array:  # fmt: skip
         made = ConvNorm(features, size, stride, size // 2, self.epsilon, activation, self.dtype, name=name)
-        result: jax.Array = made(x)
+        result: jax.Array = made(x, given)
         return result

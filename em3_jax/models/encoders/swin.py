@@ -12,10 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from em3_jax.core import gather
 from em3_jax.core.errors import UserError
-from em3_jax.models.encoders import EncoderOutput
+from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part
 
 Dtype = Any
 ArrayT = TypeVar("ArrayT", jax.Array, np.ndarray)  # on the device, or on the host
@@ -52,8 +53,18 @@ class Swin(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = functools.partial(nn.gelu, approximate=False)
     dtype: Dtype = jnp.float32
 
+    def parts(self) -> tuple[Part, ...]:
+        """embedding (of patches and positions), stage0_block0, .., norm; a merge belongs to the block after it."""
+        blocks = []
+        for stage, depth in enumerate(self.depths):
+            for i in range(depth):
+                merge = (f"merge{stage - 1}",) if stage and i == 0 else ()
+                blocks.append(Part(f"stage{stage}_block{i}", (*merge, f"stage{stage}_block{i}")))
+        before = ("patch_embedding", "patch_norm", "position_embedding")
+        return (Part("embedding", before, False), *blocks, Part("norm", ("norm",), False))
+
     @nn.compact
-    def __call__(self, images: jax.Array) -> EncoderOutput:
+    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
         """The encoded images, in `dtype`. `pooler` is `mean`: Swin's pooling has no parameters.
 
         Args:
@@ -63,6 +74,7 @@ class Swin(nn.Module):
         Raises:
           UserError: the encoder has absolute positions and they are for another image size.
         """
+        del given  # there is nothing to read
         x = nn.Conv(self.width, self.patch, self.patch, padding="VALID", dtype=self.dtype, name="patch_embedding")(
             pad_to_multiple(images, *self.patch)
         )  # [B, Y, X, D]
@@ -70,9 +82,11 @@ class Swin(nn.Module):
         if self.position_grid is not None:
             x += self._positions(x.shape[1:3], self.position_grid)
         for stage, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
+            x = checkpoint_name(x, f"stage{stage}_block0")
             if stage > 0:
                 x = Merge(self.dtype, name=f"merge{stage - 1}")(x)  # [B, Y / 2, X / 2, 2 * D]
             for i in range(depth):
+                x = checkpoint_name(x, f"stage{stage}_block{i}") if i else x
                 x = Block(
                     heads=heads,
                     window=self.window,
@@ -85,7 +99,7 @@ class Swin(nn.Module):
                     name=f"stage{stage}_block{i}",
                 )(x)
 
-        tokens = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, Y * X, D]
+        tokens = checkpoint_name(x.reshape(x.shape[0], -1, x.shape[-1]), "norm")  # [B, Y * X, D]
         tokens = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(tokens)
         mean = tokens.mean(axis=1, dtype=jnp.float32).astype(self.dtype)
         return EncoderOutput(tokens, jnp.ones(tokens.shape[:2], bool), cls=None, mean=mean, pooler=mean)

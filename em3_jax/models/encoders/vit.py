@@ -13,8 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from em3_jax.models.encoders import EncoderOutput
+from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part
 
 
 class Vit(nn.Module):
@@ -61,14 +62,21 @@ class Vit(nn.Module):
     activation: Callable[[jax.Array], jax.Array] = nn.gelu
     dtype: Any = jnp.float32
 
+    def parts(self) -> tuple[Part, ...]:
+        """embedding (of patches and positions), layer0, layer1, .., norm (and what pools)."""
+        before = ("patch_embedding", "position_embedding", "class_token", "registers", "norm_before")
+        layers = (Part(f"layer{i}", (f"layer{i}",)) for i in range(self.layers))
+        return (Part("embedding", before, False), *layers, Part("norm", ("norm", "head", "pooler"), False))
+
     @nn.compact
-    def __call__(self, images: jax.Array) -> EncoderOutput:
+    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
         """The encoded images, in `dtype`. `mean` is that of the patches alone.
 
         Args:
           images: [B, rows, columns, channels] float, normalised as the checkpoint expects. What is
             over when the patches have been cut is left out, below and on the right.
         """
+        del given  # there is nothing to read
         embed = nn.Conv(
             self.width, self.patch, self.patch, padding="VALID", use_bias=self.patch_bias,
             dtype=self.dtype, name="patch_embedding",
@@ -79,11 +87,12 @@ class Vit(nn.Module):
         if self.norm_before:
             x = self._norm("norm_before")(x)
         for i in range(self.layers):
+            x = checkpoint_name(x, f"layer{i}")
             x = Block(
                 self.heads, self.mlp_width, self.qkv_bias, self.layer_scale, self.gated,
                 self.norm_eps, self.activation, self.dtype, name=f"layer{i}",
             )(x)  # fmt: skip
-        norm = self._norm("norm")
+        x, norm = checkpoint_name(x, "norm"), self._norm("norm")
         x = norm(x) if self.norm_of == "tokens" else x
         patches = x[:, int(self.class_token) + self.registers :]
         mean = patches.mean(axis=1, dtype=jnp.float32).astype(self.dtype)

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from em3_jax.config.schema.lemur import Query
 from em3_jax.core import exchange
 from em3_jax.core.types import Batch
+from em3_jax.features.augment import Drawn
 from em3_jax.models.encoders.fields import EncoderSettings, FieldEncoder, TextLayout
 from em3_jax.tables import memory_bank
 from em3_jax.tables.memory_bank import Sample, Stored
 from em3_jax.tasks import Inputs, Params
-from em3_jax.tasks.raw import RawEncoders, encoded, zero_params
+from em3_jax.tasks.raw import RawEncoders, encoded, initial_params
 
 Layouts = Mapping[str, Any]
 """Feature set -> how the encoder reads it, see `models.encoders.fields`."""
@@ -59,15 +60,22 @@ class ItemEncoder:
     backward_percent: float
 
     def init(self, key: jax.Array, inputs: Inputs) -> Params:
-        """{"encoder": of `module`, "encoders": of `converted`, if there are any, as zeros}."""
-        zeros = zero_params(self.converted)
-        inputs = encoded(self.converted, zeros, inputs)
+        """{"encoder": of `module`, and what `initial_params` makes of `converted`, if there are any}."""
+        own = initial_params(key, self.converted)
+        inputs, _ = encoded(self.converted, own, inputs)
         params = {"encoder": self.module.init(key, inputs.tokens, inputs.tokens_mask)["params"]}
-        return params | zeros if self.converted else params
+        return params | own if self.converted else params
+
+    def viewed(self, inputs: Inputs, key: jax.Array, step: jax.Array) -> Inputs:
+        """The inputs with random views of pictures that an encoder of `converted` reads, see `features.augment`."""
+        item = exchange.picked(exchange.own_items(inputs.batch), inputs.batch["encode_position"])
+        drawn = Drawn(key, step, item)
+        views = {name: one.view(inputs.tokens[name], drawn) for name, one in self.converted.items()}
+        return inputs._replace(tokens=inputs.tokens | views)
 
     def represent(self, params: Params, inputs: Inputs) -> jax.Array:
         """[C, D] representations of the inputs' items."""
-        inputs = encoded(self.converted, params, inputs)
+        inputs, _ = encoded(self.converted, params, inputs)
         variables = {"params": params["encoder"]}
         result: Any = self.module.apply(variables, inputs.tokens, inputs.tokens_mask)
         return result

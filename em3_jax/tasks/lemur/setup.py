@@ -14,7 +14,8 @@ from em3_jax.core.fields import FIRST_KNOWN
 from em3_jax.core.values import canonical
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.data.texts import hashed_words
-from em3_jax.features import encoding, placement
+from em3_jax.features import encoding, in_model, placement
+from em3_jax.features.prior import prior
 from em3_jax.models.encoders.fields import ImageLayout, TextLayout, VectorLayout
 from em3_jax.tables import memory_bank, packing
 from em3_jax.tasks import work
@@ -27,12 +28,15 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
     data, model = config.data, config.model
+    if not data.history_length:
+        raise UserError("config.data.history_length=0: task lemur reads histories; set 1 or more")
     dataset = open_clicks(data)
     folders = {name: folder for name, folder in model.encoders.items() if folder}
-    content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks)
+    beside = prior(dataset, model.encoder_prior)
+    content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks, beside)
     scratch = [features for features in content.sets if features.name not in folders]
     converted = [features for features in content.sets if features.name in folders]
-    raw = encoding.raw_encoders(folders, converted)
+    raw = encoding.raw_encoders(folders, converted, in_model.how(config, mesh.size))
     layouts = _layouts(scratch, model.layout) | {name: VectorLayout() for name in raw}
     layouts = {features.name: layouts[features.name] for features in content.sets}
     queries = _queries(dataset, model.query)

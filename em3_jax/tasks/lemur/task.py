@@ -92,6 +92,7 @@ class LemurTask(Task):
     def loss(self, params: Params, inputs: Inputs, key: jax.Array, step: jax.Array) -> Loss:
         """See `Task.loss`; "writes" are what was encoded, with their gradient cut off."""
         batch = inputs.batch
+        inputs = self.encoder.viewed(inputs, key, step)
         drawn = rng.stream(key, "encoded items", step)
         writes = self.encoder.represent_some(params, inputs, drawn)
         seen = see(writes, batch, step)

@@ -1,4 +1,4 @@
-"""The fusion module alone, on the catalogue: config -> `Work`."""
+"""The fusion module alone, with the encoders before it, on the catalogue: config -> `Work`."""
 
 import jax
 import numpy as np
@@ -8,11 +8,13 @@ from em3_jax.config.schema import Ranking
 from em3_jax.core.types import State
 from em3_jax.data import catalogue
 from em3_jax.data.format import open_dataset
-from em3_jax.features import placement
-from em3_jax.tasks import work
+from em3_jax.features import encoding, in_model, placement
+from em3_jax.features.prior import prior
+from em3_jax.tasks import Task, work
 from em3_jax.tasks.pretraining.task import METRICS
 from em3_jax.tasks.pretraining.task import pretraining as pretraining_task
 from em3_jax.tasks.ranking.setup import check_batches
+from em3_jax.tasks.raw import WithEncoders
 
 
 def pretraining(config: Ranking, mesh: Mesh) -> work.Work:
@@ -20,8 +22,13 @@ def pretraining(config: Ranking, mesh: Mesh) -> work.Work:
     check_batches(config, mesh)
     data, model, own = config.data, config.model, config.pretraining
     dataset = open_dataset(data.root)
-    task = pretraining_task(model.fusion, model.fusion_settings, own.temperature)
-    content = placement.load_content(dataset, data.features, data.placement, mesh)
+    is_raw = model.content == "raw"
+    beside = prior(dataset, model.encoder_prior) if is_raw else None
+    content = placement.load_content(dataset, data.features, data.placement, mesh, beside=beside)
+    folders = {name: folder for name, folder in model.encoders.items() if folder and is_raw}
+    encoders = encoding.raw_encoders(folders, content.sets, in_model.how(config, mesh.size))
+    fusion: Task = pretraining_task(model.fusion, model.fusion_settings, own.temperature)
+    task = WithEncoders(fusion, encoders) if encoders else fusion
     train_items, held_out = catalogue.hold_out(dataset.num_items, own.hold_out)
 
     def validate(predict: work.Predict, state: State) -> dict[str, float]:
@@ -34,8 +41,9 @@ def pretraining(config: Ranking, mesh: Mesh) -> work.Work:
         task=task,
         dataset=dataset,
         feature_sets=content.sets,
+        beside=content.beside,
         constants=content.tables,
-        encoders={},
+        encoders=dict(encoders),
         source=catalogue.CatalogueSource(train_items, data.batch_size, config.seed, content.on_host),
         evaluation=None,
         headline=METRICS,

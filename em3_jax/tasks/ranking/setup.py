@@ -16,13 +16,17 @@ from em3_jax.core.types import WHOLE, Shards, State
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.data.known import as_trained
-from em3_jax.data.pipeline import bucket_sizes, evaluation_source, training_rows, training_source
+from em3_jax.data.pipeline import BY_ITEM, bucket_sizes, evaluation_source, training_rows, training_source
 from em3_jax.evaluation import ranking as ranking_evaluation
-from em3_jax.features import encoding, placement
+from em3_jax.features import encoding, in_model, placement
+from em3_jax.features.prior import prior
 from em3_jax.tables import id_table, packing
 from em3_jax.tasks import Task, work
+from em3_jax.tasks.ranking.task import RankingTask
 from em3_jax.tasks.ranking.task import ranking as ranking_task
 from em3_jax.tasks.raw import WithEncoders
+
+OF_HISTORY = ("user", "similarity")  # the parts of content that are of it
 
 
 def shards_of(mesh: Mesh) -> Shards:
@@ -36,17 +40,53 @@ def check_batches(config: OnClicks, mesh: Mesh, parts: int = 0) -> None:
     sharding.check_divides(mesh, "eval.batch_size", config.eval.batch_size, parts)
 
 
+def check_order(data: Data) -> None:
+    """Refuses a bound on the items of a batch without the order that keeps it, and the reverse."""
+    most, by_item = data.items_per_batch, data.order == BY_ITEM
+    if by_item and not 1 <= most <= data.batch_size:
+        raise UserError(
+            f"config.data.items_per_batch={most}: order {BY_ITEM} needs a number of candidates from 1 "
+            f"to config.data.batch_size, {data.batch_size}"
+        )
+    if most and not by_item:
+        raise UserError(
+            f"config.data.items_per_batch={most}: order '{data.order}' takes items as they come; set "
+            f"config.data.order={BY_ITEM}, or leave it out"
+        )
+
+
+def _check_history(config: Ranking, task: RankingTask) -> None:
+    """Refuses what a history of length 0 never shows, and a longer one whose items nothing reads."""
+    length, parts = config.data.history_length, config.model.content_parts
+    where = f"config.data.history_length={length}:"
+    of_history = [name for name in parts if name in OF_HISTORY] if task.uses_content else []
+    if not length and of_history:
+        raise UserError(
+            f"{where} config.model.content_parts '{of_history[0]}' reads the history; set 1 or more, "
+            "or config.model.content_parts=item"
+        )
+    backbone_reads = getattr(task.model.backbone, "reads_history", True)
+    if length and task.uses_content and not (of_history or backbone_reads or task.contrast):
+        raise UserError(
+            f"{where} neither backbone {config.model.backbone} nor content reads the history, whose "
+            "items would be encoded for nothing; set 0"
+        )
+
+
 def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     """The work of config.task = "ranking"."""
     data = config.data
     dataset = open_clicks(data)
     task = ranking_task(dataset.fields, config.model)
+    _check_history(config, task)
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
     content = placement.Content([], (), {})
     if task.uses_content:
-        content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks)
-    encoders = encoding.raw_encoders(task.encoders, content.sets)
+        beside = prior(dataset, config.model.encoder_prior)
+        content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks, beside)
+    how = in_model.how(config, mesh.size) if task.uses_content else in_model.PLAINLY
+    encoders = encoding.raw_encoders(task.encoders, content.sets, how)
     task_with_encoders = WithEncoders(task, encoders) if encoders else task
     return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders)
 
@@ -57,7 +97,7 @@ def work_on_clicks(
     dataset: Dataset,
     task: Task,
     content: placement.Content,
-    encoders: Mapping[str, encoding.RawEncoder],
+    encoders: Mapping[str, in_model.RawEncoder],
     *,
     encode: str = "none",
     queries: tuple[str, np.ndarray] | None = None,
@@ -73,6 +113,7 @@ def work_on_clicks(
       make_memory: see `work.Work`.
     """
     data, table = config.data, config.tables
+    check_order(data)
     make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries)  # noqa: E731
     rows = training_rows(dataset, data.label, data.most_rows_per_user)
     key = f"{data.label}-{data.most_rows_per_user}"
@@ -98,10 +139,18 @@ def work_on_clicks(
         task=task,
         dataset=known,
         feature_sets=content.sets,
+        beside=content.beside,
         constants=content.tables,
         encoders=dict(encoders),
         source=training_source(
-            builder, rows, batch_size=data.batch_size, seed=config.seed, order=data.order, shards=shards, unit=unit
+            builder,
+            rows,
+            batch_size=data.batch_size,
+            seed=config.seed,
+            order=data.order,
+            most_items=data.items_per_batch,
+            shards=shards,
+            unit=unit,
         ),
         evaluation=evaluation,
         headline=ranking_evaluation.headline(dataset),

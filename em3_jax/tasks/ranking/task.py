@@ -17,6 +17,7 @@ from em3_jax.config.schema.ranking import RankingSettings
 from em3_jax.core import rng
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
+from em3_jax.models.aggregators import AGGREGATORS, ATTEND
 from em3_jax.models.fusion.frozen import Frozen
 from em3_jax.models.ranking import CONTENT_PARTS, RankingModel
 from em3_jax.models.similarity import item_vectors
@@ -51,6 +52,10 @@ class RankingTask(Task):
     @property
     def uses_content(self) -> bool:
         return self.model.fusion is not None
+
+    @property
+    def rows_dtype(self) -> Any:
+        return self.dtype
 
     @property
     def embeds(self) -> bool:
@@ -146,6 +151,7 @@ def ranking(fields: Fields, settings: RankingSettings) -> RankingTask:
         content_hidden=settings.content_hidden,
         content_events=settings.content_events,
         content_parts=tuple(settings.content_parts),
+        content_aggregator=AGGREGATORS[settings.content_aggregator],
     )
     return RankingTask(
         model=ranker,
@@ -169,6 +175,12 @@ def _check_content(settings: RankingSettings) -> dict[str, str]:
         known = ", ".join(CONTENT_PARTS)
         hint = f"name some of {known}, or set config.model.content=none"
         raise UserError(f"config.model.content_parts is empty; {hint}")
+    aggregator = settings.content_aggregator
+    if settings.content_events and aggregator not in ATTEND:
+        raise UserError(
+            f"config.model.content_events: content_aggregator '{aggregator}' reads no event fields, "
+            f"those that attend do ({', '.join(ATTEND)}); leave it out, or choose one of these"
+        )
     given = settings.encoders.items()
     encoders = {name: folder for name, folder in given if folder and content != "none"}
     if content == "raw" and not encoders:
@@ -180,5 +192,11 @@ def _check_content(settings: RankingSettings) -> dict[str, str]:
         raise UserError(
             f"config.model.encoders.{min(encoders)}: config.model.content '{content}' runs no "
             "encoder; leave it out, or set config.model.content=raw"
+        )
+    used = [name for name in ("encoder_prior", "encoder_trains") if getattr(settings, name)]
+    if content not in ("raw", "none") and used:
+        raise UserError(
+            f"config.model.{used[0]}: config.model.content '{content}' runs no encoder; leave it "
+            "out, or set config.model.content=raw"
         )
     return encoders

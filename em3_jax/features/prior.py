@@ -1,0 +1,44 @@
+"""The category of an item, which encoders may read beside its pictures: a table of numbers like those of features."""
+
+import numpy as np
+
+from em3_jax.core.errors import UserError, nearest
+from em3_jax.core.fields import FIRST_KNOWN, columns
+from em3_jax.data.format import Dataset, FeatureSet
+
+PRIOR = "encoder_prior"
+"""The name under which it stands among a batch's tokens, [S, 1, 1] i32, until encoders have read it."""
+
+
+def prior(dataset: Dataset, field: str) -> FeatureSet | None:
+    """The values of an item field as content of all items, [I, 1, 1] i32: 0 = unknown, or of no item that training shows.
+
+    Its mask says that no item has content of that kind: it is none by itself.
+
+    Args:
+      field: name of the field; "" gives None.
+
+    Raises:
+      UserError: the items have no such field, or several values of it each.
+    """
+    if not field:
+        return None
+    known = {one.name: one for one in dataset.fields.item[1:]}  # the first is the item itself
+    single = [name for name, one in known.items() if one.length == 1]
+    where = f"config.model.encoder_prior={field}"
+    if field not in known:
+        hint = nearest(field, single) if single else "its items have none"
+        raise UserError(f"{where}: {dataset.root} has no such item field; {hint}")
+    if field not in single:
+        raise UserError(
+            f"{where}: an item has several values of it; {nearest(field, single) if single else 'leave it out'}"
+        )
+    ids = dataset.item_field_ids[:, columns(dataset.fields.item)[field].start]
+    shown = np.bincount(ids, dataset.counts["item"] + dataset.counts["item_history"], known[field].size)
+    values = np.where(shown[ids] > 0, np.maximum(ids - FIRST_KNOWN + 1, 0), 0).astype(np.int32)
+    return FeatureSet(PRIOR, values[:, None, None], np.zeros((len(values), 1), bool), {"raw": {"field": field}})
+
+
+def categories(dataset: Dataset, field: str) -> int:
+    """How many numbers `prior` has, 0 among them; 0 without a field."""
+    return next((one.size - FIRST_KNOWN + 1 for one in dataset.fields.item if one.name == field), 0)
