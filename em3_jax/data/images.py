@@ -109,6 +109,32 @@ def load_processor(folder: str | Path, image_size: int | None = None, default_si
     return Processor(processor, *arithmetic(settings), settings=json.loads(json.dumps(settings, default=str)))
 
 
+def unlike(folder: Path, settings: dict) -> list[str]:
+    """What a checkpoint folder's image processor does to pixels otherwise than the `settings` of a stored set.
+
+    Sizes are left out: a set may have been made at another one on purpose.
+
+    Returns:
+      "image_mean [0.5, 0.5, 0.5] instead of [0.485, 0.456, 0.406]" and the like; [] where there is no such file.
+
+    Raises:
+      UserError: the file is no processor that is known.
+    """
+    path = Path(folder) / PROCESSOR_FILE
+    if not path.is_file():
+        return []
+    try:
+        _class(path)
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}; mend it or copy it again") from None
+    names = [name for name in ("do_rescale", "do_normalize", "resample") if name in config and name in settings]
+    for switch, numbers in (("do_rescale", ("rescale_factor",)), ("do_normalize", ("image_mean", "image_std"))):
+        is_on = config.get(switch, True) and settings.get(switch, True)
+        names += [name for name in numbers if is_on and name in config and name in settings]
+    return [f"{name} {config[name]} instead of {settings[name]}" for name in names if config[name] != settings[name]]
+
+
 def _class(path: Path) -> str:
     """The class of transformers, of those that need Pillow alone, that a processor's file names."""
     config = json.loads(path.read_text(encoding="utf-8"))

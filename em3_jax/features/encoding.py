@@ -18,7 +18,7 @@ from em3_jax.core import trees
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.data.content import Content, digest
 from em3_jax.data.format import FeatureSet
-from em3_jax.data.images import ImageBatches, Processor, Square, arithmetic, file_digest, load_processor
+from em3_jax.data.images import ImageBatches, Processor, Square, arithmetic, file_digest, load_processor, unlike
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
 from em3_jax.features import convert, dial, in_model, known, sentences
 from em3_jax.features.in_model import PLAINLY, How, RawEncoder
@@ -236,8 +236,19 @@ def _raw_encoder(name: str, folder: Path, manifest: dict, how: How) -> RawEncode
         raise UserError(
             f"config.model.encoders.{name}: {folder}: no such folder; put {manifest['encoder']} there, or set its folder"
         )
+    if "pooling" not in manifest:  # of `em3 raw`
+        raise UserError(
+            f"config.model.encoders.{name}: feature set '{name}' is for an encoder that trains from scratch; make one for "
+            f"{folder} with `em3 extract --raw --encoder {folder} --name ...`"
+        )
     folder = sentences.transformer_folder(folder)
     settings = Settings(**{key: manifest[key] for key in Settings._fields})
+    changed = unlike(folder, manifest["preprocessing"]) if manifest["kind"] == "image" else []
+    if changed:
+        raise UserError(
+            f"config.model.encoders.{name}: {folder} wants other pixels than those of '{name}' ({'; '.join(changed)}); "
+            f"give the folder of {manifest['encoder']}, or make '{name}' again with this one"
+        )
     if settings.random_weights is None and convert.weights_hash(folder) != manifest["weights_hash"]:
         raise UserError(
             f"config.model.encoders.{name}: the weights in {folder} are not those for which '{name}' was made (hash "

@@ -1,5 +1,7 @@
 """Pictures of every kind that people have, by both ways in: raw pixels, and through an encoder."""
 
+import json
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -10,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from em3_jax.core.errors import UserError
 from em3_jax.data import images
 from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.table import table
-from em3_jax.features import extract, raw
+from em3_jax.features import encoding, extract, raw
 from tests import raw_items
 
 pytestmark = pytest.mark.filterwarnings("ignore:features .* will come from random weights")
@@ -130,6 +133,35 @@ def test_the_manifest_says_what_the_pixels_are(way):
     manifest = way[2]
     assert manifest["channels"] == "RGB" and manifest["raw"]["shape"] == [16, 16, 3]
     assert manifest["preprocessing"]["size"] == {"height": 16, "width": 16}
+
+
+def processor(**changed) -> dict:
+    """As that with which `way` made its set, in a checkpoint's words."""
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    return {"image_processor_type": "ViTImageProcessor", "size": 224, "image_mean": mean, "image_std": std} | changed
+
+
+@pytest.mark.parametrize(
+    "changed,words",
+    [
+        ({"image_mean": [0.5] * 3}, "wants other pixels .*image_mean .0.5, 0.5, 0.5. instead of .0.485"),
+        ({"do_normalize": False}, "wants other pixels .*do_normalize False instead of True"),
+        ({"rescale_factor": 1.0}, "wants other pixels .*rescale_factor 1.0 instead of 0.0039"),
+        ({"do_flip_channel_order": True}, "images are read as RGB"),
+    ],
+)
+def test_a_set_for_another_processor_is_refused(way, shop, changed, words, tmp_path):
+    swin, features = tmp_path / "swin", open_dataset(shop / "data").features(way[3].name)
+    shutil.copytree(raw_items.write_swin(tmp_path / "made"), swin)
+    file = swin / "preprocessor_config.json"
+    if features.name == "raw":
+        words = "for an encoder that trains from scratch; make one for .* `em3 extract --raw"
+    else:
+        file.write_text(json.dumps(processor()))
+        encoding.raw_encoders({"extract": str(swin)}, [features])  # another size is no other processor
+    file.write_text(json.dumps(processor(**changed)))
+    with pytest.raises(UserError, match=words):
+        encoding.raw_encoders({features.name: str(swin)}, [features])
 
 
 def test_each_file_is_decoded_once_though_many_items_show_it(tmp_path, monkeypatch):
