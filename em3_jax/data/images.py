@@ -46,6 +46,24 @@ class Processor(NamedTuple):
         return self(Image.new("RGB", (8, 8))).shape
 
 
+class Square(NamedTuple):
+    """Pictures of one size as they are, for encoders that train from scratch: nothing is cut off or normalised.
+
+    Attributes:
+      side: rows and columns, in pixels.
+    """
+
+    side: int
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """[side, side, 3] u8 pixels of an RGB image."""
+        return np.asarray(image.resize((self.side, self.side), Image.Resampling.BICUBIC))
+
+    def shape(self) -> tuple[int, int, int]:
+        """(side, side, 3)."""
+        return self.side, self.side, 3
+
+
 def arithmetic(settings: dict) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
     """(scale, mean, std) of a processor's settings."""
     scale = float(settings["rescale_factor"]) if settings["do_rescale"] else 1.0
@@ -89,6 +107,32 @@ def load_processor(folder: str | Path, image_size: int | None = None, default_si
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}; mend it or copy it again") from None
     return Processor(processor, *arithmetic(settings), settings=json.loads(json.dumps(settings, default=str)))
+
+
+def unlike(folder: Path, settings: dict) -> list[str]:
+    """What a checkpoint folder's image processor does to pixels otherwise than the `settings` of a stored set.
+
+    Sizes are left out: a set may have been made at another one on purpose.
+
+    Returns:
+      "image_mean [0.5, 0.5, 0.5] instead of [0.485, 0.456, 0.406]" and the like; [] where there is no such file.
+
+    Raises:
+      UserError: the file is no processor that is known.
+    """
+    path = Path(folder) / PROCESSOR_FILE
+    if not path.is_file():
+        return []
+    try:
+        _class(path)
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}; mend it or copy it again") from None
+    names = [name for name in ("do_rescale", "do_normalize", "resample") if name in config and name in settings]
+    for switch, numbers in (("do_rescale", ("rescale_factor",)), ("do_normalize", ("image_mean", "image_std"))):
+        is_on = config.get(switch, True) and settings.get(switch, True)
+        names += [name for name in numbers if is_on and name in config and name in settings]
+    return [f"{name} {config[name]} instead of {settings[name]}" for name in names if config[name] != settings[name]]
 
 
 def _class(path: Path) -> str:
@@ -140,7 +184,7 @@ def file_digest(path: str) -> np.ndarray:
         return np.zeros(DIGEST_BYTES, np.uint8)
 
 
-def read_image(path: str, processor: Processor) -> tuple[np.ndarray | None, np.ndarray, str]:
+def read_image(path: str, processor: Processor | Square) -> tuple[np.ndarray | None, np.ndarray, str]:
     """(pixels [H, W, 3] u8, digest [16] u8, ""), or (None, digest or zeros, what is wrong) of a file."""
     try:
         content = Path(path).read_bytes()
@@ -167,10 +211,10 @@ class ImageBatches:
       paths: files.
       order: [n] which of them, in order.
       batch_size: B.
-      processor: of the checkpoint.
+      processor: of the checkpoint, or one that only resizes.
     """
 
-    def __init__(self, paths: list[str], order: np.ndarray, batch_size: int, processor: Processor):
+    def __init__(self, paths: list[str], order: np.ndarray, batch_size: int, processor: Processor | Square):
         self._paths, self._order, self._batch_size, self._processor = paths, order, batch_size, processor
         self._shape = processor.shape()
 

@@ -19,7 +19,7 @@ from em3_jax.core import trees
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.data.content import Content, digest
 from em3_jax.data.format import FeatureSet
-from em3_jax.data.images import ImageBatches, arithmetic, file_digest, load_processor
+from em3_jax.data.images import ImageBatches, Processor, Square, arithmetic, file_digest, load_processor, unlike
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
 from em3_jax.features import convert, dial, in_model, known, lower, sentences
 from em3_jax.features.in_model import PLAINLY, How, RawEncoder
@@ -98,13 +98,7 @@ def image_encoder(
     processor = load_processor(folder, image_size, default_size)
     encode = _image_function(module, processor.settings, settings)
 
-    def source(values: np.ndarray) -> ImageBatches:
-        return ImageBatches(content.values, values, batch_size, processor)
-
-    def digests(values: np.ndarray) -> np.ndarray:
-        with ThreadPoolExecutor() as pool:
-            return np.stack([*pool.map(lambda value: file_digest(content.values[value]), values)])
-
+    source, digests = _image_files(content, processor, batch_size)
     shape, facts = processor.shape(), _facts(folder, info, settings, processor.settings)
     jax.eval_shape(encode, params, source(np.arange(1))[0]["inputs"][0])  # refuses an unknown pooling
     raw: dict[str, Any] = {"shape": list(shape)}
@@ -118,6 +112,34 @@ def image_encoder(
     return Encoder(
         params, encode, source, digests, tokens.shape[1:], raw, facts, {},
         lambda batches: f"images of {shape[0]} x {shape[1]} in {len(batches):,} batches of {batch_size}",
+    )  # fmt: skip
+
+
+def _image_files(
+    content: Content, processor: Processor | Square, batch_size: int
+) -> tuple[Callable[[np.ndarray], ImageBatches], Callable[[np.ndarray], np.ndarray]]:
+    """(`source`, `digests`) of an `Encoder` of image files."""
+
+    def source(values: np.ndarray) -> ImageBatches:
+        return ImageBatches(content.values, values, batch_size, processor)
+
+    def digests(values: np.ndarray) -> np.ndarray:
+        with ThreadPoolExecutor() as pool:
+            return np.stack([*pool.map(lambda value: file_digest(content.values[value]), values)])
+
+    return source, digests
+
+
+def pixels_alone(content: Content, side: int, batch_size: int) -> Encoder:
+    """No encoder at all: the images of `content` as pixels of side x side, `batch_size` at once."""
+    source, digests = _image_files(content, Square(side), batch_size)
+    facts = {"preprocessing": {"size": {"height": side, "width": side}, "resample": 3}}
+    return unencoded(
+        Encoder(
+            None, lambda *_: (jnp.zeros(()), jnp.zeros(())), source, digests, (1, 1),
+            {"shape": [side, side, 3]}, facts, {},
+            lambda batches: f"images of {side} x {side} in {len(batches):,} batches of {batch_size}",
+        )
     )  # fmt: skip
 
 
@@ -233,8 +255,19 @@ def _raw_encoder(name: str, folder: Path, manifest: dict, how: How) -> RawEncode
         raise UserError(
             f"config.model.encoders.{name}: {folder}: no such folder; put {manifest['encoder']} there, or set its folder"
         )
+    if "pooling" not in manifest:  # of `em3 raw`
+        raise UserError(
+            f"config.model.encoders.{name}: feature set '{name}' is for an encoder that trains from scratch; make one for "
+            f"{folder} with `em3 extract --raw --encoder {folder} --name ...`"
+        )
     folder = sentences.transformer_folder(folder)
     settings = Settings(**{key: manifest[key] for key in Settings._fields})
+    changed = unlike(folder, manifest["preprocessing"]) if manifest["kind"] == "image" else []
+    if changed:
+        raise UserError(
+            f"config.model.encoders.{name}: {folder} wants other pixels than those of '{name}' ({'; '.join(changed)}); "
+            f"give the folder of {manifest['encoder']}, or make '{name}' again with this one"
+        )
     if settings.random_weights is None and convert.weights_hash(folder) != manifest["weights_hash"]:
         raise UserError(
             f"config.model.encoders.{name}: the weights in {folder} are not those for which '{name}' was made (hash "

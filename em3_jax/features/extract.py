@@ -10,39 +10,29 @@ Stopped at any moment and run again, it goes on where it was, to the same bytes.
 """
 
 import argparse
-import collections
-import functools
-import hashlib
 import json
 import os
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from em3_jax import cli
 from em3_jax.core.errors import UserError
-from em3_jax.core.progress import Progress
 from em3_jax.core.values import canonical
-from em3_jax.data.content import Content
 from em3_jax.data.features import FeatureWriter, feature_folder, reusable, write_features
 from em3_jax.data.format import Dataset, hash_files, open_dataset
-from em3_jax.data.pipeline import batches
 from em3_jax.data.readers.files import load_array, read_array, read_ids
 from em3_jax.features import encoding, sentences
+from em3_jax.features.encode_items import content_hash, describe, encode, report
 from em3_jax.features.extract_inputs import of_images, of_texts
 from em3_jax.features.known import KNOWN, place_of
 from em3_jax.features.lower import BITS
 
-IN_FLIGHT = 2  # batches that the device has been given and not yet returned
 PRECISIONS = ("float32", "bfloat16")
 DTYPES = ("float16", "bfloat16", "float32")
 RAW_DTYPES = {"image": "uint8", "text": "int32"}
-MAX_THREADS = 32
 HUB_FILES = ("*.json", "*.txt", "*.model")
 
 
@@ -152,19 +142,20 @@ def extract(
     plan = (
         facts
         | layout
-        | {"content": _hash(content, wanted), "update_of": _manifest(old)["hash"] if old is not None else None}
+        | {"content": content_hash(content, wanted), "update_of": _manifest(old)["hash"] if old is not None else None}
     )
     with FeatureWriter(
         dataset, name, plan, slots=content.index.shape, unit=made.unit, dtype=dtype, discard=overwrite
     ) as writer:
         if reused is not None and writer.done == 0:
             reused.copy(writer)
-        _encode(writer, made, content, wanted, strict, name)
-        report = _report(dataset, content, writer, modality)
+        encode(writer, made, content, wanted, strict, name)
+        told = report(dataset, content, writer, modality)
         counts = {"distinct": len(content.values), "unusable": sum(map(len, writer.notes)), **made.counts}
         shape = {"raw": {"slots": content.index.shape[1], **made.raw}} if raw or below else {}
+        channels = {"channels": "RGB"} if modality == "image" else {}
         declared = {"sentence_transformers": dict(made.declared)} if made.declared else {}
-        writer.finish(facts | shape | declared | {"counts": counts}, report)
+        writer.finish(facts | shape | channels | declared | {"counts": counts}, told)
     return _manifest(feature_folder(dataset.root, name))
 
 
@@ -214,100 +205,6 @@ def _existing(dataset: Dataset, name: str, facts: dict, update: bool, overwrite:
     if not update and manifest["item_hash"] != dataset.meta["item_hash"]:
         raise UserError(f"{final}: made for other items; pass --update to encode those that are new or changed")
     return final
-
-
-def _hash(content: Content, wanted: np.ndarray) -> str:
-    digest = hashlib.sha256("\0".join(content.values).encode("utf-8", "surrogatepass"))
-    for array in (content.index, wanted):
-        digest.update(repr(array.shape).encode() + array.tobytes())
-    return digest.hexdigest()
-
-
-def _encode(
-    writer: FeatureWriter, made: encoding.Encoder, content: Content, wanted: np.ndarray, strict: bool, name: str
-) -> None:
-    """Encodes the `wanted` [I, M] slots, each distinct content once, from the first batch that is not written yet."""
-    values = np.unique(content.index[wanted])
-    source = made.source(values)
-    finished = _items_finished(source, content, wanted)
-    kept = int((content.index >= 0).any(axis=1).sum() - finished.sum())
-    print(f"{name}: {finished.sum():,} items to encode{f', {kept:,} kept' if kept else ''}", flush=True)
-    if len(source):
-        print(f"{len(values):,} distinct {made.summary(source)}", flush=True)
-    if writer.done:
-        print(f"going on after batch {writer.done:,} of {len(source):,}", flush=True)
-    encode = _on_all_devices(made, writer.tokens.dtype) if made.params else functools.partial(made.encode, None)
-    is_wanted = wanted.ravel()
-    pending: collections.deque[tuple[int, dict, tuple[jax.Array, jax.Array]]] = collections.deque()
-    progress = Progress(int(finished.sum()), int(finished[: writer.done].sum()), unit="item")
-
-    def write(k: int, batch: dict, output: tuple[jax.Array, jax.Array]) -> None:
-        members = source.members(k)
-        tokens, mask = (np.asarray(array)[: len(members)] for array in output)
-        failed = np.array([bool(problem) for problem in batch["problems"]])
-        units, rows = content.units_of(members)
-        units, rows = units[is_wanted[units]], rows[is_wanted[units]]
-        notes = [[int(members[row]), batch["problems"][row]] for row in np.flatnonzero(failed)]
-        if strict and notes:
-            raise UserError(
-                f"{content.values[notes[0][0]]}: {notes[0][1]}; mend it, or leave out --strict to mask such items"
-            )
-        writer.write(units, tokens[rows], (mask & ~failed[:, None])[rows], batch["digest"][rows], notes)
-        progress.advance(int(finished[k]))
-
-    stream = batches(source, start=writer.done, threads=min(os.cpu_count() or 1, MAX_THREADS))
-    for k, batch in enumerate(stream, writer.done):
-        pending.append((k, batch, encode(*batch.pop("inputs"))))
-        if len(pending) > IN_FLIGHT:
-            write(*pending.popleft())
-    for one in pending:
-        write(*one)
-    progress.close()
-
-
-def _on_all_devices(made: encoding.Encoder, dtype: np.dtype) -> Callable:
-    """Inputs of a batch -> its (tokens in `dtype`, mask), the rows spread over the devices."""
-    mesh = jax.make_mesh((len(jax.local_devices()),), ("data",), (AxisType.Auto,), devices=jax.local_devices())
-    by_row = NamedSharding(mesh, PartitionSpec("data"))
-    params = jax.device_put(made.params, NamedSharding(mesh, PartitionSpec()))
-
-    @jax.jit
-    def encode(params, *inputs):
-        tokens, mask = made.encode(params, *inputs)
-        return tokens.astype(dtype), mask
-
-    return lambda *inputs: encode(params, *jax.device_put(inputs, by_row))
-
-
-def _items_finished(source, content: Content, wanted: np.ndarray) -> np.ndarray:
-    """[batches] how many items have their last wanted slot in each batch."""
-    batch_of = np.zeros(len(content.values), np.int64)
-    for k in range(len(source)):
-        batch_of[source.members(k)] = k
-    last = np.where(wanted, batch_of[content.index], -1).max(axis=1, initial=-1)
-    return np.bincount(last[last >= 0], minlength=len(source))
-
-
-def _report(dataset: Dataset, content: Content, writer: FeatureWriter, modality: str) -> list[tuple[str, str, str]]:
-    """(item id, source, problem) of every item without content and every image that could not be used."""
-    problems = {value: problem for notes in writer.notes for value, problem in notes}
-    ids, rows = dataset.item_table.column("id").to_pylist(), []
-    bad = np.isin(content.index, list(problems))
-    for item in np.flatnonzero(bad.any(axis=1) | (content.index < 0).all(axis=1)):
-        values = [int(value) for value in content.index[item] if value in problems]
-        rows += [(str(ids[item]), content.values[value], problems[value]) for value in values]
-        rows += [] if values else [(str(ids[item]), "", f"no {modality}")]
-    return rows
-
-
-def describe(folder: Path, manifest: dict) -> str:
-    """What a person wants to know of a feature set just made, as a line or two."""
-    counts, shape = manifest["counts"], " x ".join(map(str, manifest["shape"]))
-    missing, unusable = counts["items"] - counts["items_with_content"], counts.get("unusable", 0)
-    text = f"{folder}: {shape} {manifest['dtype']}, {counts['items_with_content']:,} of {counts['items']:,} items have content"
-    if manifest["kind"] != "array" and (missing or unusable):
-        text += f"\n  {missing:,} items without, {unusable:,} files unusable: see {folder / 'report.tsv'}"
-    return text
 
 
 def from_array(

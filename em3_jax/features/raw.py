@@ -7,23 +7,22 @@ For an encoder that comes with a checkpoint, `em3 extract --raw` stores what tha
 """
 
 import argparse
-import concurrent.futures
 import json
-import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from em3_jax import cli
 from em3_jax.core.errors import UserError
 from em3_jax.data import content as content_
-from em3_jax.data.features import feature_folder, write_features
+from em3_jax.data.features import FeatureWriter, feature_folder, write_features
 from em3_jax.data.format import Dataset, open_dataset
-from em3_jax.data.images import open_image
+from em3_jax.features import encoding
+from em3_jax.features.encode_items import content_hash, describe, encode, report
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
 MOST_SIDE = 1024
+BATCH = 64  # pictures between two entries of the journal
 
 
 def raw(
@@ -66,11 +65,12 @@ def raw(
         raise UserError(f"{final}: there already; choose another --name, or replace it with --overwrite")
     if text is None:
         assert image_size is not None  # one of the two is given
-        tokens, mask, facts = _pictures(content_.images(dataset, frames, images), image_size)
+        pictures = content_.images(dataset, frames, images)
+        _write_pictures(dataset, name, pictures, image_size, overwrite)
     else:
         words = _tokenizer_json(Path(tokenizer_of) / "features" / name if tokenizer_of else final)
         tokens, mask, facts = _texts(dataset, _lengths(text), vocabulary, words)
-    write_features(dataset.root, name, tokens, mask, facts, dataset.meta["item_hash"], overwrite)
+        write_features(dataset.root, name, tokens, mask, facts, dataset.meta["item_hash"], overwrite)
     return json.loads((final / "manifest.json").read_text(encoding="utf-8"))
 
 
@@ -134,27 +134,23 @@ def _trained(texts: list[str], vocabulary: int):
     return tokenizer(trained.get_vocab())
 
 
-def _pictures(content: content_.Content, size: int):
-    """(tokens [I, M, size * size * 3] u8, mask [I, M], manifest); what cannot be read is masked."""
+def _write_pictures(dataset: Dataset, name: str, content: content_.Content, size: int, overwrite: bool) -> None:
+    """The feature set `name` of pixels [I, M, size * size * 3] u8; what cannot be read is masked and listed.
 
-    def read(path: str) -> np.ndarray | None:
-        try:
-            image = open_image(Path(path).read_bytes())
-        except Exception:
-            return None
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).ravel()
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        pixels = list(pool.map(read, content.values))
-    tokens = np.zeros((*content.index.shape, size * size * 3), np.uint8)
-    mask = np.zeros(content.index.shape, bool)
-    for item, slot in zip(*np.nonzero(content.index >= 0), strict=True):
-        found = pixels[content.index[item, slot]]
-        if found is not None:
-            tokens[item, slot], mask[item, slot] = found, True
-    unusable = sum(found is None for found in pixels)
-    facts = {"kind": "image", "encoder": "pixels, no encoder", "raw": {"shape": [size, size, 3]}}
-    return tokens, mask, facts | {"counts": {"unusable": unusable}}
+    Each file is decoded once and written where it belongs; stopped and run again, it goes on.
+    """
+    made = encoding.pixels_alone(content, size, BATCH)
+    wanted = content.index >= 0
+    facts = {"kind": "image", "encoder": "pixels, no encoder", **made.facts}
+    plan = facts | {"content": content_hash(content, wanted), "batch_size": BATCH}
+    with FeatureWriter(
+        dataset, name, plan, slots=content.index.shape, unit=made.unit, dtype="uint8", discard=overwrite
+    ) as writer:
+        encode(writer, made, content, wanted, strict=False, name=name)
+        counts = {"distinct": len(content.values), "unusable": sum(map(len, writer.notes))}
+        seen = {"raw": {"shape": [size, size, 3]}, "channels": "RGB"}
+        told = report(dataset, content, writer, "image")
+        writer.finish(facts | seen | {"counts": counts}, told)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -165,6 +161,4 @@ def main(argv: list[str] | None = None) -> None:
     cli.check_arguments(raw, arguments, "em3 raw --help")
     manifest = raw(**cli.with_local_paths(raw, arguments))
     name = arguments.get("name", "image" if "image_size" in arguments else "text")
-    print(open_dataset(arguments["data"]).features(name).describe())
-    if unusable := manifest["counts"].get("unusable"):
-        print(f"warning: {unusable:,} files are no pictures that can be read, and masked")
+    print(describe(feature_folder(Path(arguments["data"]), name), manifest))
