@@ -19,7 +19,7 @@ from em3_jax.data.content import Content, digest
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.images import ImageBatches, arithmetic, file_digest, load_processor
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
-from em3_jax.features import convert, known, sentences
+from em3_jax.features import convert, known, scratch_encoders, sentences
 from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given
 
 POOLINGS = ("mean", "cls", "pooler", "tokens")
@@ -195,38 +195,61 @@ class RawEncoder(NamedTuple):
 
 
 def raw_encoders(
-    folders: Mapping[str, str], feature_sets: Iterable[FeatureSet], multipliers: Sequence[tuple[str, float]] = ()
+    folders: Mapping[str, str],
+    feature_sets: Iterable[FeatureSet],
+    multipliers: Sequence[tuple[str, float]] = (),
+    scratch: scratch_encoders.Scratch = scratch_encoders.Scratch(),  # noqa: B008
 ) -> dict[str, RawEncoder]:
-    """Name -> encoder of the raw ones of the `feature_sets`, from their `folders`.
+    """Name -> encoder of the raw ones of the `feature_sets`, and of those that "cnn:.." reads.
 
     Args:
+      folders: name -> folder of its encoder, name of a known one, or "cnn:<name>", see `scratch_encoders`.
       multipliers: of the learning rate, see `training.optim`; those of 0 freeze.
+      scratch: what encoders from scratch are made of.
 
     Raises:
       UserError: a raw set has no folder, a folder no raw set, or it does not hold the encoder the set was made for.
     """
-    raw = {features.name: features.manifest for features in feature_sets if features.is_raw}
-    for name, manifest in raw.items():
+    scratch_ones = {name for name, folder in folders.items() if scratch_encoders.is_scratch(folder)}
+    sets = {features.name: features for features in feature_sets if features.is_raw or features.name in scratch_ones}
+    for name, features in sets.items():
         if name not in folders:
             raise UserError(
                 f"config.model.encoders.{name}: missing, but feature set '{name}' is raw; give the folder of "
-                f"{manifest['encoder']} and set config.model.content=raw, or use features made without --raw"
+                f"{features.manifest['encoder']} and set config.model.content=raw, or use features made without --raw"
             )
     for name in folders:
-        if name not in raw:
+        if name not in sets:
             raise UserError(
                 f"config.model.encoders.{name}: config.data.features has no raw set of that name; leave it out, or make one "
                 "with `em3 extract --raw`"
             )
-    return {
-        name: _raw_encoder(name, known.place_of(folders[name]), manifest, multipliers) for name, manifest in raw.items()
-    }
+
+    def made(name: str, features: FeatureSet) -> RawEncoder:
+        if name in scratch_ones:
+            params, encode = scratch_encoders.make(folders[name], features, scratch)
+            trains = _trains(name, multipliers)
+            return RawEncoder(params, lambda *given: Encoded(*encode(*given)), trains)
+        return _raw_encoder(name, known.place_of(folders[name]), features.manifest, multipliers)
+
+    return {name: made(name, features) for name, features in sets.items()}
+
+
+def _trains(name: str, multipliers: Sequence[tuple[str, float]]) -> Callable[[str], bool]:
+    """Parameter's path -> whether it trains, of the encoder of a feature set."""
+    return lambda path: trees.first_match(f"encoders/{name}/{path}", multipliers) != 0
 
 
 def _raw_encoder(name: str, folder: Path, manifest: dict, multipliers: Sequence[tuple[str, float]]) -> RawEncoder:
     if not folder.is_dir():
         raise UserError(
             f"config.model.encoders.{name}: {folder}: no such folder; put {manifest['encoder']} there, or set its folder"
+        )
+    if "pooling" not in manifest:
+        raise UserError(
+            f"config.model.encoders.{name}: '{name}' was made for encoders that train from scratch; name one of "
+            f"those, {', '.join(map(scratch_encoders.PREFIX.__add__, scratch_encoders.SCRATCH))}, or make the set "
+            "again with `em3 extract --raw`"
         )
     folder = sentences.transformer_folder(folder)
     settings = Settings(**{key: manifest[key] for key in Settings._fields})
@@ -257,10 +280,7 @@ def _raw_encoder(name: str, folder: Path, manifest: dict, multipliers: Sequence[
         tokens = tokens.reshape(len(content), -1, tokens.shape[-1])
         return Encoded(tokens, found.reshape(len(content), -1), statistics)
 
-    def trains(path: str) -> bool:
-        return trees.first_match(f"encoders/{name}/{path}", multipliers) != 0
-
-    return RawEncoder(params, encode, trains)
+    return RawEncoder(params, encode, _trains(name, multipliers))
 
 
 def _image_function(module: Any, preprocessing: dict, settings: Settings) -> Callable:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from em3_jax.config.kinds import Choice, Number, Several, Whole
-from em3_jax.config.schema.ranking import BackboneSettings, Cic
+from em3_jax.config.schema.ranking import BackboneSettings, Cic, Cnn
 from em3_jax.config.schema.types import Above, Backbone, Folders, Loss, Name, Size, Switch, Weight
 
 Modules = Annotated[tuple[str, ...], Several(Choice(("short", "long", "similarity")))]
@@ -60,8 +60,10 @@ class LemurSettings:
 
     encoder: FieldEncoder = FieldEncoder()
     layout: Layout = Layout()
-    # raw feature set -> folder of a converted encoder that reads it first, or name of a known one
+    # raw feature set -> folder of a converted encoder that reads it first, or name of a known one, or
+    # of one that trains from scratch, cnn:<name>
     encoders: Folders = field(default_factory=lambda: {"text": "", "image": ""})
+    cnn: Cnn = Cnn()
     # which items a step encodes: the candidates alone, or all of the history too, what the bank
     # saves
     encode: Annotated[str, Choice(("candidates", "all"))] = "candidates"

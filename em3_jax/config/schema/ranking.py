@@ -12,10 +12,10 @@ from em3_jax.config.kinds import Choice, Folder, Several
 from em3_jax.config.schema.types import (
     Above,
     Backbone,
+    ContentFusion,
     Count,
     Dropout,
     Folders,
-    Fusion,
     Loss,
     Name,
     Names,
@@ -100,6 +100,19 @@ class Cic:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cnn:
+    """What image encoders from scratch, "cnn:<name>", are built from; each uses what it knows."""
+
+    widths: Sizes = (16, 32, 64)  # channels of each stage; each but the first halves the map
+    depth: Size = 1  # blocks of a stage
+    stem_stride: Size = 1  # stride of the first convolution
+    output: Size = 32  # E, width of the vector of a picture; 128 in DeepCTR
+    reduction: Size = 4  # channels / hidden width of a channel attention
+    category_width: Size = 8  # width of the embedding of a category, in cscnn and hccm
+    mlp: Sizes = (256, 64, 12)  # widths of the layers of dicm
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankingSettings:
     """The model of tasks ranking and pretraining, and its losses."""
 
@@ -112,11 +125,15 @@ class RankingSettings:
     content_hidden: Size = 32
     # whether the target attention on content reads the history's event fields, a rating say
     content_events: Switch = False
-    # raw feature set -> folder of its encoder, or name of a known one: efficientnet-lite0, ..
+    # feature set -> folder of its encoder, name of a known one, or of one that trains from scratch:
+    # cnn:cnn, cnn:se, cnn:cbam, cnn:cscnn, cnn:deepctr, cnn:vgg16, cnn:dicm, cnn:hccm
     encoders: Folders = field(default_factory=dict)
+    cnn: Cnn = Cnn()
     backbone: Backbone = "din"  # the ranking model that content plugs into
     backbone_settings: BackboneSettings = BackboneSettings()
-    fusion: Fusion = "fq_former"  # how an item's tokens become one vector (table 3)
+    # how an item's tokens become one vector (table 3); as_they_are: without any layer, their means
+    # side by side
+    fusion: ContentFusion = "fq_former"
     fusion_settings: FusionSettings = FusionSettings()
     # most items at once in training, computed again in the backward pass; 0 = all, kept
     fusion_chunk: Count = 0

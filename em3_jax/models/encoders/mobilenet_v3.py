@@ -18,7 +18,7 @@ class Block(NamedTuple):
     """An inverted residual block: 1 x 1 up, depthwise, squeeze-and-excitation, 1 x 1 down.
 
     Attributes:
-      between: channels of the depthwise convolution; where it has as many to read, nothing leads up.
+      between: channels of the depthwise convolution; nothing leads up to as many as there are.
       size, stride: of the depthwise convolution.
       squeezed: hidden width of the squeeze-and-excitation; 0 = there is none.
       features: channels of the result. The input is added where stride is 1 and it has as many.
@@ -88,9 +88,8 @@ class MobileNetV3(nn.Module):
         if block.between != x.shape[-1]:
             x = self._conv(x, given, f"{name}{number}", block.between, activation=activation)
             number += 1
-        x = self._conv(
-            x, given, f"{name}{number}", block.between, block.size, block.stride, activation, depthwise=True
-        )  # fmt: skip
+        window = (block.between, block.size, block.stride)
+        x = self._conv(x, given, f"{name}{number}", *window, activation, depthwise=True)
         if block.squeezed:
             number += 1
             x = Excitation(block.squeezed, self.dtype, name=f"{name}{number}")(x)
@@ -99,10 +98,10 @@ class MobileNetV3(nn.Module):
 
     def _conv(
         self, x: jax.Array, given: Given, name: str, features: int, size: int = 1, stride: int = 1,
-        activation: Callable[[jax.Array], jax.Array] | None = nn.hard_swish, depthwise: bool = False,
+        activation: Callable[[jax.Array], jax.Array] | None = nn.hard_swish,
+        depthwise: bool = False,
     ) -> jax.Array:  # fmt: skip
-        made = ConvNorm(
-            features, size, stride, size // 2, self.epsilon, activation, self.dtype, depthwise, name=name
-        )  # fmt: skip
+        options = (size // 2, self.epsilon, activation, self.dtype, depthwise)
+        made = ConvNorm(features, size, stride, *options, name=name)
         result: jax.Array = made(x, given)
         return result

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from em3_jax.config import parse
 from em3_jax.config.schema import Lemur
 from em3_jax.config.schema.lemur import Layout, Query
 from em3_jax.core import sharding
@@ -15,7 +16,9 @@ from em3_jax.core.values import canonical
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.data.texts import hashed_words
 from em3_jax.features import encoding, placement
+from em3_jax.features.scratch_encoders import Scratch
 from em3_jax.models.encoders.fields import ImageLayout, TextLayout, VectorLayout
+from em3_jax.models.encoders.scratch import Sizes
 from em3_jax.tables import memory_bank, packing
 from em3_jax.tasks import work
 from em3_jax.tasks.lemur.task import lemur as lemur_task
@@ -32,7 +35,8 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks)
     scratch = [features for features in content.sets if features.name not in folders]
     converted = [features for features in content.sets if features.name in folders]
-    raw = encoding.raw_encoders(folders, converted)
+    made_of = Scratch(Sizes(**parse.entries(model.cnn)), config.seed)
+    raw = encoding.raw_encoders(folders, converted, config.optim.multipliers, made_of)
     layouts = _layouts(scratch, model.layout) | {name: VectorLayout() for name in raw}
     layouts = {features.name: layouts[features.name] for features in content.sets}
     queries = _queries(dataset, model.query)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from em3_jax.config import parse
 from em3_jax.config.schema import OnClicks, Ranking
 from em3_jax.config.schema.ranking import Data
 from em3_jax.core import sharding
@@ -19,6 +20,8 @@ from em3_jax.data.known import as_trained
 from em3_jax.data.pipeline import bucket_sizes, evaluation_source, training_rows, training_source
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.features import encoding, placement
+from em3_jax.features.scratch_encoders import Scratch
+from em3_jax.models.encoders.scratch import Sizes
 from em3_jax.tables import id_table, packing
 from em3_jax.tasks import Task, work
 from em3_jax.tasks.ranking.task import ranking as ranking_task
@@ -46,7 +49,8 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     content = placement.Content([], (), {})
     if task.uses_content:
         content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks)
-    encoders = encoding.raw_encoders(task.encoders, content.sets, config.optim.multipliers)
+    scratch = Scratch(Sizes(**parse.entries(config.model.cnn)), config.seed)
+    encoders = encoding.raw_encoders(task.encoders, content.sets, config.optim.multipliers, scratch)
     task_with_encoders = WithEncoders(task, encoders) if encoders else task
     return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders)
 
