@@ -22,6 +22,7 @@ from em3_jax.models.backbones.deepctr import DeepCTR
 from em3_jax.models.backbones.din import DIN
 from em3_jax.models.fusion.flows import Mean, OneFlow, TwoFlow
 from em3_jax.models.fusion.fq_former import FusionQFormer, MaskedFusionQFormer
+from em3_jax.models.fusion.frozen import AS_THEY_ARE, Frozen
 from em3_jax.models.lora import LoRA
 from em3_jax.models.retrieval.bm3 import BM3
 from em3_jax.models.retrieval.collaborative import BPR, LightGCN
@@ -65,6 +66,11 @@ def fusion(name: str, settings: ranking.FusionSettings, section: str = "config.m
     given = parse.entries(settings)
     lora = LoRA(**parse.entries(settings.lora))
     return made(fusion_.FusionSettings(**given | {"lora": lora}))
+
+
+def content_fusion(name: str, settings: ranking.FusionSettings) -> nn.Module:
+    """The fusion module of a ranking model: one of `fusion`, or "as_they_are", which has no settings."""
+    return Frozen(scale=1.0) if name == AS_THEY_ARE else fusion(name, settings)
 
 
 def backbone(name: str, settings: ranking.BackboneSettings) -> nn.Module:

@@ -21,7 +21,7 @@ from em3_jax.data.content import Content, digest
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.images import ImageBatches, Processor, Square, arithmetic, file_digest, load_processor, unlike
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
-from em3_jax.features import convert, dial, in_model, known, lower, sentences
+from em3_jax.features import convert, dial, in_model, known, lower, scratch_encoders, sentences
 from em3_jax.features.in_model import PLAINLY, How, RawEncoder
 from em3_jax.features.weights import read_json
 from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given
@@ -211,33 +211,41 @@ def unencoded(made: Encoder) -> Encoder:
 def raw_encoders(
     folders: Mapping[str, str], feature_sets: Iterable[FeatureSet], how: How = PLAINLY
 ) -> dict[str, RawEncoder]:
-    """Name -> encoder of the raw ones of the `feature_sets`, from their `folders`.
+    """Name -> encoder of the raw ones of the `feature_sets`, and of those that "cnn:.." reads.
 
     Args:
+      folders: name -> folder of its encoder, name of a known one, or "cnn:<name>", see `scratch_encoders`.
       how: they are run and trained.
 
     Raises:
       UserError: a raw set has no folder, a folder no raw set, or it does not hold the encoder the set was made for;
         or `how` has what an encoder cannot do.
     """
-    raw = {features.name: features.manifest for features in feature_sets if features.is_raw}
-    for name, manifest in raw.items():
+    scratch_ones = {name for name, folder in folders.items() if scratch_encoders.is_scratch(folder)}
+    sets = {features.name: features for features in feature_sets if features.is_raw or features.name in scratch_ones}
+    for name, features in sets.items():
         if name not in folders:
             raise UserError(
                 f"config.model.encoders.{name}: missing, but feature set '{name}' is raw; give the folder of "
-                f"{manifest['encoder']} and set config.model.content=raw, or use features made without --raw"
+                f"{features.manifest['encoder']} and set config.model.content=raw, or use features made without --raw"
             )
     for name in folders:
-        if name not in raw:
+        if name not in sets:
             raise UserError(
                 f"config.model.encoders.{name}: config.data.features has no raw set of that name; leave it out, or make one "
                 "with `em3 extract --raw`"
             )
     for name in how.trains:
-        if name not in raw:
-            hint = nearest(name, raw) if raw else "there are none"
+        if name not in sets:
+            hint = nearest(name, sets) if sets else "there are none"
             raise UserError(f"config.model.encoder_trains.{name}: no encoder reads a feature set of that name; {hint}")
-    return {name: _raw_encoder(name, known.place_of(folders[name]), manifest, how) for name, manifest in raw.items()}
+
+    def made(name: str, features: FeatureSet) -> RawEncoder:
+        if name in scratch_ones:
+            return scratch_encoders.make(folders[name], features, how)
+        return _raw_encoder(name, known.place_of(folders[name]), features.manifest, how)
+
+    return {name: made(name, features) for name, features in sets.items()}
 
 
 def rules_of(name: str, config: OnClicks, params: Mapping[str, Any]) -> tuple[dial.Rule, ...]:
@@ -255,10 +263,11 @@ def _raw_encoder(name: str, folder: Path, manifest: dict, how: How) -> RawEncode
         raise UserError(
             f"config.model.encoders.{name}: {folder}: no such folder; put {manifest['encoder']} there, or set its folder"
         )
-    if "pooling" not in manifest:  # of `em3 raw`
+    if "pooling" not in manifest:
         raise UserError(
-            f"config.model.encoders.{name}: feature set '{name}' is for an encoder that trains from scratch; make one for "
-            f"{folder} with `em3 extract --raw --encoder {folder} --name ...`"
+            f"config.model.encoders.{name}: '{name}' was made for encoders that train from scratch; name one of "
+            f"those, {', '.join(map(scratch_encoders.PREFIX.__add__, scratch_encoders.SCRATCH))}, or make the set "
+            "again with `em3 extract --raw`"
         )
     folder = sentences.transformer_folder(folder)
     settings = Settings(**{key: manifest[key] for key in Settings._fields})

@@ -10,13 +10,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from em3_jax.config import parse
 from em3_jax.config.schema import OnClicks
 from em3_jax.config.schema.ranking import Augment
 from em3_jax.core import trees
 from em3_jax.core.errors import UserError
+from em3_jax.data.format import Dataset
 from em3_jax.features import augment, dial
 from em3_jax.features.chunks import in_chunks
+from em3_jax.features.prior import categories
 from em3_jax.models.encoders import PLAIN, Given, Part
+from em3_jax.models.encoders.scratch import Sizes
 
 Pooled = tuple[jax.Array, jax.Array]
 """(tokens [B, n, E] f32, mask [B, n] bool) of B pictures or texts."""
@@ -69,6 +73,9 @@ class How(NamedTuple):
       chunk: see `chunks.in_chunks`.
       devices: over which items are cut.
       augment: of config.data.
+      sizes: of nets that train from scratch, see `models.encoders.scratch`.
+      seed: of their parameters.
+      categories: of an item, 0 = unknown among them; 0 = no encoder reads any.
     """
 
     multipliers: Sequence[dial.Rule] = ()
@@ -77,17 +84,23 @@ class How(NamedTuple):
     chunk: int = 0
     devices: int = 1
     augment: Augment = Augment()
+    sizes: Sizes = Sizes()
+    seed: int = 0
+    categories: int = 0
 
 
 PLAINLY = How()
 """All of them train as fast as the rest of the model, whole batches at once."""
 
 
-def how(config: OnClicks, devices: int) -> How:
-    """How a config has its encoders run, on so many devices."""
+def how(config: OnClicks, devices: int, dataset: Dataset) -> How:
+    """How a config has its encoders run, on so many devices, with the categories of a dataset's items."""
     model, data = config.model, config.data
     rank, chunk = model.encoder_rank, model.encoder_chunk
-    return How(config.optim.multipliers, model.encoder_trains, rank, chunk, devices, data.augment)
+    return How(
+        config.optim.multipliers, model.encoder_trains, rank, chunk, devices, data.augment,
+        Sizes(**parse.entries(model.cnn)), config.seed, categories(dataset, model.encoder_prior),
+    )  # fmt: skip
 
 
 def multipliers(encoders: Mapping[str, RawEncoder], own: Sequence[dial.Rule]) -> tuple[dial.Rule, ...]:

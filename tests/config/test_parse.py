@@ -9,6 +9,7 @@ from em3_jax.config import kinds, manual, parse, recipes, registry, schema
 from em3_jax.config.schema import retrieval as of_retrieval
 from em3_jax.core.errors import UserError
 from em3_jax.models.aggregators import AGGREGATORS
+from em3_jax.models.fusion.frozen import AS_THEY_ARE
 from em3_jax.models.lemur import HISTORY_MODULES
 from em3_jax.models.ranking import CONTENT_PARTS
 from tests.conftest import ROOT, user_error
@@ -126,7 +127,8 @@ def test_the_command_line_writes_every_default_as_help_shows_it(name):
 def test_choices_are_those_of_the_parts():
     """The table names them again, because it is read before JAX is imported."""
     for name, known in {
-        "model.fusion": registry.FUSIONS, "model.backbone": registry.BACKBONES, "model.content_score": registry.SCORES,
+        "model.fusion": {*registry.FUSIONS, AS_THEY_ARE}, "model.backbone": registry.BACKBONES,
+        "model.content_score": registry.SCORES,
         "model.backbone_settings.attention_score": registry.SCORES, "model.retrieval": registry.RETRIEVALS,
         "model.loss": registry.LOSSES,
     }.items():  # fmt: skip

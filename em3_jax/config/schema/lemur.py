@@ -61,7 +61,8 @@ class LemurSettings(Encoders):
 
     encoder: FieldEncoder = FieldEncoder()
     layout: Layout = Layout()
-    # raw feature set -> folder of a converted encoder that reads it first, or name of a known one
+    # raw feature set -> folder of a converted encoder that reads it first, or name of a known one, or
+    # of one that trains from scratch, cnn:<name>
     encoders: Folders = field(default_factory=lambda: {"text": "", "image": ""})
     # which items a step encodes: the candidates alone, or all of the history too, what the bank
     # saves

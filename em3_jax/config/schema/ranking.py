@@ -13,10 +13,10 @@ from em3_jax.config.schema.encoders import Encoders
 from em3_jax.config.schema.types import (
     Above,
     Backbone,
+    ContentFusion,
     Count,
     Dropout,
     Folders,
-    Fusion,
     Loss,
     Name,
     Names,
@@ -129,11 +129,14 @@ class RankingSettings(Encoders):
     content_hidden: Size = 32
     # whether the target attention on content reads the history's event fields, a rating say
     content_events: Switch = False
-    # raw feature set -> folder of its encoder, or name of a known one: efficientnet-lite0, ..
+    # feature set -> folder of its encoder, name of a known one, or of one that trains from scratch:
+    # cnn:cnn, cnn:se, cnn:cbam, cnn:cscnn, cnn:deepctr, cnn:vgg16, cnn:dicm, cnn:hccm
     encoders: Folders = field(default_factory=dict)
     backbone: Backbone = "din"  # the ranking model that content plugs into
     backbone_settings: BackboneSettings = BackboneSettings()
-    fusion: Fusion = "fq_former"  # how an item's tokens become one vector (table 3)
+    # how an item's tokens become one vector (table 3); as_they_are: without any layer, their means
+    # side by side
+    fusion: ContentFusion = "fq_former"
     fusion_settings: FusionSettings = FusionSettings()
     # most items at once in training, computed again in the backward pass; 0 = all, kept
     fusion_chunk: Count = 0

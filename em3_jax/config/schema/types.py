@@ -22,6 +22,7 @@ Multipliers = Annotated[tuple[tuple[str, float], ...], Several(Multiplier())]
 
 FUSIONS = ("fq_former", "masked_fq_former", "one_flow", "two_flow", "mean")
 Fusion = Annotated[str, Choice(FUSIONS, own=True)]
+ContentFusion = Annotated[str, Choice((*FUSIONS, "as_they_are"), own=True)]
 Score = Annotated[str, Choice(("dot", "mlp", "cosine", "mean"), own=True)]
 Backbone = Annotated[str, Choice(("din", "deepfm", "dcnv2", "wide_deep", "deepctr"), own=True)]
 Loss = Annotated[str, Choice(("binary_cross_entropy",), own=True)]

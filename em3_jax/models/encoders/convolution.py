@@ -103,7 +103,8 @@ def _of_images(x: jax.Array, kernel: jax.Array, gradient: jax.Array, window: Win
         sides.append((size - 1 - before, length + before - covered, window.stride - 1))
     spread = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), [*sides, (0, 0, 0)])
     spread = jax.lax.optimization_barrier(spread)
-    return _sum_of_shifted(spread, kernel[::-1, ::-1], x.shape[1:3], 1).astype(x.dtype)
+    rows, columns = x.shape[1:3]
+    return _sum_of_shifted(spread, kernel[::-1, ::-1], (rows, columns), 1).astype(x.dtype)
 
 
 def _of_kernel(x: jax.Array, kernel: jax.Array, gradient: jax.Array, window: Window) -> jax.Array:

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax.models.encoders import PLAIN, EncoderOutput, Given
+from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part
 from em3_jax.models.encoders.cnn import ConvNorm, output
 
 
@@ -18,7 +18,7 @@ class Block(NamedTuple):
     """An inverted residual block: 1 x 1 up, depthwise, squeeze-and-excitation, 1 x 1 down.
 
     Attributes:
-      between: channels of the depthwise convolution; where it has as many to read, nothing leads up.
+      between: channels of the depthwise convolution; nothing leads up to as many as there are.
       size, stride: of the depthwise convolution.
       squeezed: hidden width of the squeeze-and-excitation; 0 = there is none.
       features: channels of the result. The input is added where stride is 1 and it has as many.
@@ -68,6 +68,15 @@ class MobileNetV3(nn.Module):
     epsilon: float = 1e-3
     dtype: Any = jnp.float32
 
+    def parts(self) -> tuple[Part, ...]:
+        """features0, features1, .. as files number them; all but the first and the last are blocks."""
+        last = len(self.blocks) + 1
+        of_block = lambda i: tuple(f"features{i}_{number}" for number in range(4))  # noqa: E731
+        blocks = (Part(f"features{i}", of_block(i)) for i in range(1, last))
+        ends = (Part(f"features{i}", (f"features{i}",), False) for i in (0, last))
+        first, final = ends
+        return first, *blocks, final
+
     @nn.compact
     def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
         """The encoded images, in `dtype`. `mean` is over the last map.
@@ -88,9 +97,8 @@ class MobileNetV3(nn.Module):
         if block.between != x.shape[-1]:
             x = self._conv(x, given, f"{name}{number}", block.between, activation=activation)
             number += 1
-        x = self._conv(
-            x, given, f"{name}{number}", block.between, block.size, block.stride, activation, depthwise=True
-        )  # fmt: skip
+        window = (block.between, block.size, block.stride)
+        x = self._conv(x, given, f"{name}{number}", *window, activation, depthwise=True)
         if block.squeezed:
             number += 1
             x = Excitation(block.squeezed, self.dtype, name=f"{name}{number}")(x)
@@ -99,10 +107,10 @@ class MobileNetV3(nn.Module):
 
     def _conv(
         self, x: jax.Array, given: Given, name: str, features: int, size: int = 1, stride: int = 1,
-        activation: Callable[[jax.Array], jax.Array] | None = nn.hard_swish, depthwise: bool = False,
+        activation: Callable[[jax.Array], jax.Array] | None = nn.hard_swish,
+        depthwise: bool = False,
     ) -> jax.Array:  # fmt: skip
-        made = ConvNorm(
-            features, size, stride, size // 2, self.epsilon, activation, self.dtype, depthwise, name=name
-        )  # fmt: skip
+        options = (size // 2, self.epsilon, activation, self.dtype, depthwise)
+        made = ConvNorm(features, size, stride, *options, name=name)
         result: jax.Array = made(x, given)
         return result

@@ -1,4 +1,4 @@
-"""VGG without normalisation (Simonyan and Zisserman 2015, arXiv:1409.1556), up to its first fully connected layer.
+"""VGG without normalisation (Simonyan and Zisserman 2015, arXiv:1409.1556), up to FC6.
 
 Letters: B batch, Y and X rows and columns, C channels.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from em3_jax.core.errors import UserError
-from em3_jax.models.encoders import PLAIN, EncoderOutput, Given
+from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part
 from em3_jax.models.encoders.cnn import output
 
 SIDE = 7
@@ -29,8 +29,8 @@ class Vgg(nn.Module):
     Attributes:
       depths: convolutions of each stage; as they stand, VGG16's.
       widths: channels of each stage.
-      fc6: width of the first fully connected layer, with ReLU, over the last map averaged to 7 x 7, as
-        torchvision does; 0 = it is not there. DICM's frozen part is VGG16 up to here.
+      fc6: width of the first fully connected layer, with ReLU, over the last map averaged to 7 x 7,
+        as torchvision does; 0 = it is not there. DICM's frozen part is VGG16 up to here.
       dtype: of the activations; parameters are float32.
     """
 
@@ -38,6 +38,15 @@ class Vgg(nn.Module):
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     fc6: int = 4096
     dtype: Any = jnp.float32
+
+    def parts(self) -> tuple[Part, ...]:
+        """stage0, stage1, .., fc6 if it is there."""
+        number, parts = 0, []
+        for stage, depth in enumerate(self.depths):
+            groups = tuple(f"features{number + 2 * i}" for i in range(depth))
+            parts.append(Part(f"stage{stage}", groups))
+            number += 2 * depth + 1
+        return (*parts, *([Part("fc6", ("fc6",), False)] if self.fc6 else []))
 
     @nn.compact
     def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
@@ -55,28 +64,30 @@ class Vgg(nn.Module):
         if not rows or not columns:
             least = 2 ** len(self.depths)
             raise UserError(
-                f"pictures of {images.shape[1]} x {images.shape[2]}: this VGG halves them {len(self.depths)} "
-                f"times; give {least} x {least} or more"
+                f"pictures of {images.shape[1]} x {images.shape[2]}: this VGG halves them "
+                f"{len(self.depths)} times; give {least} x {least} or more"
             )
         x, number = images, 0
         for depth, width in zip(self.depths, self.widths, strict=True):
             for _ in range(depth):
-                conv = nn.Conv(width, (3, 3), kernel_init=_init, dtype=self.dtype, name=f"features{number}")
+                name, dtype = f"features{number}", self.dtype
+                conv = nn.Conv(width, (3, 3), kernel_init=_init, dtype=dtype, name=name)
                 x, number = nn.relu(conv(x)), number + 2  # a file counts the activations too
             x, number = nn.max_pool(x, (2, 2), (2, 2)), number + 1
         found = output(x)
         if not self.fc6:
             return found
-        flat = averaged(x, SIDE).transpose(0, 3, 1, 2).reshape(len(x), -1)  # as files have it: C, Y, X
+        # The order of files: C, Y, X.
+        flat = averaged(x, SIDE).transpose(0, 3, 1, 2).reshape(len(x), -1)
         fc6 = nn.Dense(self.fc6, kernel_init=_init, dtype=self.dtype, name="fc6")
         return found._replace(pooler=nn.relu(fc6(flat)))
 
 
 def averaged(x: jax.Array, side: int) -> jax.Array:
-    """[B, side, side, C] means over parts of a map [B, Y, X, C], which overlap where `side` does not divide it.
+    """[B, side, side, C] means over parts of a map [B, Y, X, C], as AdaptiveAvgPool2d of torch.
 
-    Part i of Y rows is those from floor(i Y / side) to ceil((i + 1) Y / side), as in torch's
-    AdaptiveAvgPool2d.
+    Parts overlap where `side` does not divide the map: part i of Y rows is those from
+    floor(i Y / side) to ceil((i + 1) Y / side).
     """
 
     def weights(length: int) -> np.ndarray:

@@ -36,7 +36,7 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks, beside)
     scratch = [features for features in content.sets if features.name not in folders]
     converted = [features for features in content.sets if features.name in folders]
-    raw = encoding.raw_encoders(folders, converted, in_model.how(config, mesh.size))
+    raw = encoding.raw_encoders(folders, converted, in_model.how(config, mesh.size, dataset))
     layouts = _layouts(scratch, model.layout) | {name: VectorLayout() for name in raw}
     layouts = {features.name: layouts[features.name] for features in content.sets}
     queries = _queries(dataset, model.query)

@@ -26,7 +26,7 @@ def pretraining(config: Ranking, mesh: Mesh) -> work.Work:
     beside = prior(dataset, model.encoder_prior) if is_raw else None
     content = placement.load_content(dataset, data.features, data.placement, mesh, beside=beside)
     folders = {name: folder for name, folder in model.encoders.items() if folder and is_raw}
-    encoders = encoding.raw_encoders(folders, content.sets, in_model.how(config, mesh.size))
+    encoders = encoding.raw_encoders(folders, content.sets, in_model.how(config, mesh.size, dataset))
     fusion: Task = pretraining_task(model.fusion, model.fusion_settings, own.temperature)
     task = WithEncoders(fusion, encoders) if encoders else fusion
     train_items, held_out = catalogue.hold_out(dataset.num_items, own.hold_out)

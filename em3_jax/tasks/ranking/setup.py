@@ -85,7 +85,7 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     if task.uses_content:
         beside = prior(dataset, config.model.encoder_prior)
         content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks, beside)
-    how = in_model.how(config, mesh.size) if task.uses_content else in_model.PLAINLY
+    how = in_model.how(config, mesh.size, dataset) if task.uses_content else in_model.PLAINLY
     encoders = encoding.raw_encoders(task.encoders, content.sets, how)
     task_with_encoders = WithEncoders(task, encoders) if encoders else task
     return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders)

@@ -164,7 +164,7 @@ def ranking(fields: Fields, settings: RankingSettings) -> RankingTask:
 
 def _fusion(settings: RankingSettings) -> nn.Module | None:
     """The fusion module; None for IDs alone. Its settings are checked whatever the content."""
-    made = registry.fusion(settings.fusion, settings.fusion_settings)
+    made = registry.content_fusion(settings.fusion, settings.fusion_settings)
     return {"none": None, "pre_extracted": Frozen()}.get(settings.content, made)
 
 

@@ -1,4 +1,4 @@
-"""MobileNetV3 and VGG against torch modules under torchvision's names, which is itself no dependency."""
+"""MobileNetV3 and VGG against torch modules under torchvision's names."""
 
 import json
 
@@ -45,8 +45,8 @@ class InvertedResidual(nn.Module):
 
 
 RE, HS = nn.ReLU, nn.Hardswish
-# Channels before, size, between, after, squeezed, activation, stride: the widths that the models have
-# come to, of SMALL at half the width. Numbers written out, so that nothing is rounded here.
+# Channels before, size, between, after, squeezed, activation, stride. Written out, so that nothing
+# is rounded here.
 LARGE = (
     (16, 3, 16, 16, 0, RE, 1), (16, 3, 64, 24, 0, RE, 2), (24, 3, 72, 24, 0, RE, 1),
     (24, 5, 72, 40, 24, RE, 2), (40, 5, 120, 40, 32, RE, 1), (40, 5, 120, 40, 32, RE, 1),
@@ -73,7 +73,8 @@ class MobileNetV3(nn.Module):
         super().__init__()
         parts = [conv_norm(3, stem, 3, 2, HS), *(InvertedResidual(*block) for block in blocks)]
         self.features = nn.Sequential(*parts, conv_norm(blocks[-1][3], head, 1, 1, HS))
-        self.classifier = nn.Sequential(nn.Linear(head, 4), nn.Hardswish(), nn.Dropout(), nn.Linear(4, 2))
+        tail = [nn.Linear(head, 4), nn.Hardswish(), nn.Dropout(), nn.Linear(4, 2)]
+        self.classifier = nn.Sequential(*tail)
 
     def forward(self, x):
         return self.features(x)
@@ -130,7 +131,8 @@ class Vgg(nn.Module):
         return self.classifier[:2](self.avgpool(self.features(x)).flatten(1))
 
 
-VGG = {"model_type": "vgg", "depths": [1, 2, 1], "hidden_sizes": [8, 12, 16], "intermediate_size": 20}
+SIZES = {"depths": [1, 2, 1], "hidden_sizes": [8, 12, 16], "intermediate_size": 20}
+VGG = {"model_type": "vgg"} | SIZES
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +162,8 @@ def test_vgg_and_fc6_equal_torch(vgg, size):
 
 
 def test_vgg_without_its_classifier_has_no_fc6(vgg, tmp_path):
-    state = {name: leaf for name, leaf in vgg[0].state_dict().items() if name.startswith("features.")}
+    state = vgg[0].state_dict()
+    state = {name: leaf for name, leaf in state.items() if name.startswith("features.")}
     torch.save(state, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps(VGG))
     module, params, _ = convert.load_encoder(tmp_path)
@@ -178,7 +181,8 @@ def test_vgg16_has_the_sizes_of_vgg16():
 
 def test_a_picture_that_vgg_halves_away_is_refused(vgg):
     module, params, _ = convert.load_encoder(vgg[1])
-    with pytest.raises(UserError, match="pictures of 7 x 90: this VGG halves them 3 times; give 8 x 8"):
+    words = "pictures of 7 x 90: this VGG halves them 3 times; give 8 x 8"
+    with pytest.raises(UserError, match=words):
         module.apply({"params": params}, test_cnn.images(7, 90))
 
 
@@ -204,4 +208,5 @@ def test_an_unknown_model_type_is_told_every_known_one():
     with pytest.raises(UserError) as refused:
         convert.encoder_from_config({"model_type": "levit"})
     known = str(refused.value).split("take one of ")[1].split(", ")
-    assert known == list(convert.FAMILIES) and {"vgg", "mobilenet_v3", "resnet", "bert"} <= set(known)
+    assert known == list(convert.FAMILIES)
+    assert {"vgg", "mobilenet_v3", "resnet", "bert"} <= set(known)
