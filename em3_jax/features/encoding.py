@@ -25,8 +25,11 @@ from em3_jax.features import convert, dial, in_model, known, lower, scratch_enco
 from em3_jax.features.in_model import PLAINLY, How, RawEncoder
 from em3_jax.features.weights import read_json
 from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given
+from em3_jax.models.encoders.cnn import InvertedResiduals
 
 POOLINGS = ("mean", "cls", "pooler", "tokens")
+FEW = 2
+"""Images of a net of inverted residuals that a CPU encodes at once: what lies between its layers stays in the cache."""
 TEXT_POOLINGS = (*POOLINGS, "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
@@ -311,7 +314,19 @@ def _normalised(preprocessing: dict) -> Callable[[jax.Array], jax.Array]:
 def _image_function(module: Any, preprocessing: dict, settings: Settings) -> Callable:
     """(params, pixels [B, H, W, 3] u8) -> (tokens [B, n, D] f32, mask [B, n] bool)."""
     function = _image_in_training(module, _normalised(preprocessing), settings)
-    return lambda params, pixels: function(params, pixels, PLAIN)[0]
+
+    def whole(params, pixels: jax.Array):
+        return function(params, pixels, PLAIN)[0]
+
+    def by_few(params, pixels: jax.Array):
+        parts = jax.lax.map(lambda few: whole(params, few), pixels.reshape(-1, FEW, *pixels.shape[1:]))
+        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), parts)
+
+    def encode(params, pixels: jax.Array):
+        cpu = by_few if isinstance(module, InvertedResiduals) and len(pixels) % FEW == 0 else whole
+        return jax.lax.platform_dependent(params, pixels, cpu=cpu, default=whole)
+
+    return encode
 
 
 def _image_in_training(module: Any, normalised: Callable[[jax.Array], jax.Array], settings: Settings) -> Callable:
