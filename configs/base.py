@@ -86,6 +86,14 @@ def pretraining(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def categories(config: ConfigDict) -> ConfigDict:
+    """The fusion module, and the encoders if content is raw, learn the items' category: no clicks (DeepCTR)."""
+    config = pretraining(config)
+    config.pretraining.loss = "category"
+    config.eval.metric = "category_accuracy"
+    return config
+
+
 def variant(config: ConfigDict, arg: str, variants: dict[str, Callable[[ConfigDict], ConfigDict]]) -> ConfigDict:
     """The config with the changes that `--config=file.py:name,name` names, in that order."""
     for name in filter(None, arg.split(",")):
@@ -102,5 +110,11 @@ def id_only(config: ConfigDict) -> ConfigDict:
     return config
 
 
-VARIANTS = {"id_only": id_only, "pretraining": pretraining, "online": online, "lora": functools.partial(lora, rank=4)}
+VARIANTS = {
+    "id_only": id_only,
+    "pretraining": pretraining,
+    "categories": categories,
+    "online": online,
+    "lora": functools.partial(lora, rank=4),
+}
 """Of every ranking recipe; `--help` lists those of a recipe."""

@@ -17,8 +17,9 @@ from scipy import special
 KS = (5, 10, 20, 50)
 """Lengths of the lists that full ranking measures."""
 OF_LISTS = tuple(f"{name}@{k}" for name in ("recall", "ndcg", "precision", "map") for k in KS)
-OF_CLICKS = {"auc": 1, "gauc": 1, "qauc": 1, "logloss": -1, "contrast_loss": -1, "contrast_accuracy": 1}
-METRIC_SIGNS = OF_CLICKS | dict.fromkeys(OF_LISTS, 1)
+OF_CLICKS = {"auc": 1, "gauc": 1, "qauc": 1, "logloss": -1}
+OF_CONTENT = {"contrast_loss": -1, "contrast_accuracy": 1, "category_loss": -1, "category_accuracy": 1}
+METRIC_SIGNS = OF_CLICKS | OF_CONTENT | dict.fromkeys(OF_LISTS, 1)
 """What may choose the best step, and whether more is better (1) or less (-1)."""
 
 

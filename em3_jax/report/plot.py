@@ -17,7 +17,7 @@ from em3_jax.config import parse
 from em3_jax.config.sections import differences
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError, nearest
-from em3_jax.metrics import METRIC_SIGNS
+from em3_jax.metrics import METRIC_SIGNS, OF_CONTENT
 from em3_jax.report import page as plot_page
 from em3_jax.report import panels
 from em3_jax.report.panels import METRICS, Line, Panel
@@ -29,7 +29,7 @@ FIRST = {
     "losses": ("train/loss", "train/ranking_loss", "train/cic_loss", "train/sqdc_loss"),
     "validation": (
         *(f"valid/{name}" for name in ("auc", "gauc", "qauc", "logloss", "recall@20", "ndcg@20")),
-        *(f"valid/{name}" for name in ("contrast_loss", "contrast_accuracy")),
+        *(f"valid/{name}" for name in OF_CONTENT),
     ),
     "speed": (SPEED, WAIT),
     "norms": ("train/gradient_norm", "train/row_gradient_norm"),

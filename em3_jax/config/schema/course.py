@@ -91,6 +91,9 @@ class Mesh:
 class Pretraining:
     """Settings of task pretraining alone."""
 
+    # what is learnt: the contrast of two views of an item, or its category
+    loss: Annotated[str, Choice(("contrast", "category"))] = "contrast"
+    category_field: Name = "category"  # item field that loss category learns, one value an item
     temperature: Above = 0.1  # temperature of the contrast of two views of an item
     # share of the items that are held out for validation
     hold_out: Annotated[float, Number(most=1.0, above=True, below=True)] = 0.1
