@@ -26,12 +26,10 @@ from em3_jax.data.format import Dataset, hash_files, open_dataset
 from em3_jax.data.readers.files import load_array, read_array, read_ids
 from em3_jax.features import encoding, sentences
 from em3_jax.features.encode_items import content_hash, describe, encode, report
-from em3_jax.features.extract_inputs import of_images, of_texts
+from em3_jax.features.extract_inputs import check, of_images, of_texts
 from em3_jax.features.known import KNOWN, place_of
 from em3_jax.features.lower import BITS
 
-PRECISIONS = ("float32", "bfloat16")
-DTYPES = ("float16", "bfloat16", "float32")
 RAW_DTYPES = {"image": "uint8", "text": "int32"}
 HUB_FILES = ("*.json", "*.txt", "*.model")
 
@@ -95,18 +93,8 @@ def extract(
     Raises:
       UserError: whatever the user can mend.
     """
-    _check_choice("modality", modality, ("image", "text"))
-    _check_choice("dtype", dtype, DTYPES)
-    if raw and dtype != DTYPES[0]:
-        raise UserError(f"--dtype {dtype}: has no meaning with --raw, which stores pixels and token ids; leave it out")
-    _check_choice("precision", precision, PRECISIONS)
-    if below and (raw or modality != "image" or dtype not in BITS):
-        raise UserError(
-            f"--below {below}: is for images, without --raw, in {' or '.join(BITS)}; leave out one of these options"
-        )
-    for option, value in (("frames", frames), ("batch-size", batch_size), ("batch-tokens", batch_tokens)):
-        if value < 1:
-            raise UserError(f"--{option} {value}: must be at least 1")
+    at_least_one = {"frames": frames, "batch-size": batch_size, "batch-tokens": batch_tokens}
+    check(modality, dtype, precision, raw, below, at_least_one)
     dataset, name = open_dataset(data), name or modality
     folder, label = encoder_folder(encoder)
     use = sentences.use_of(folder, pooling=pooling, normalize=normalize, max_length=max_length, prompt=prompt)
@@ -157,11 +145,6 @@ def extract(
         declared = {"sentence_transformers": dict(made.declared)} if made.declared else {}
         writer.finish(facts | shape | channels | declared | {"counts": counts}, told)
     return _manifest(feature_folder(dataset.root, name))
-
-
-def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"--{option} {value}: choose one of {', '.join(known)}")
 
 
 def encoder_folder(encoder: str | Path) -> tuple[Path, str]:

@@ -5,10 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 
+from em3_jax.core.errors import UserError
 from em3_jax.data import content as content_
 from em3_jax.data.content import Content
 from em3_jax.data.format import Dataset
 from em3_jax.features import encoding, sentences
+from em3_jax.features.lower import BITS
+
+PRECISIONS = ("float32", "bfloat16")
+DTYPES = ("float16", "bfloat16", "float32")
 
 
 class Job(NamedTuple):
@@ -77,3 +82,26 @@ def of_texts(
     encoder = encoding.text_encoder(use, content, settings, **layout)
     inputs = {"fields": list(fields) or dataset.meta["text_columns"], "join": join}
     return Job(content, inputs, encoder, layout)
+
+
+def check(
+    modality: str, dtype: str, precision: str, raw: bool, below: str | None, at_least_one: dict[str, int]
+) -> None:
+    """Refuses options of `extract` that are out of their range, or that exclude each other."""
+    _check_choice("modality", modality, ("image", "text"))
+    _check_choice("dtype", dtype, DTYPES)
+    if raw and dtype != DTYPES[0]:
+        raise UserError(f"--dtype {dtype}: has no meaning with --raw, which stores pixels and token ids; leave it out")
+    _check_choice("precision", precision, PRECISIONS)
+    if below and (raw or modality != "image" or dtype not in BITS):
+        raise UserError(
+            f"--below {below}: is for images, without --raw, in {' or '.join(BITS)}; leave out one of these options"
+        )
+    for option, value in at_least_one.items():
+        if value < 1:
+            raise UserError(f"--{option} {value}: must be at least 1")
+
+
+def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"--{option} {value}: choose one of {', '.join(known)}")

@@ -59,9 +59,7 @@ def _cost(plan: Plan) -> list[str]:
     ]
     if plan.encoders is not None:
         lines.append(
-            "             encoders: {:.0%} of the bytes, {:.0%} of the FLOPs, by the program's text".format(
-                *plan.encoders
-            )
+            f"             {plan.encoders:.0%} of what the program's text moves is moved by encoders in the model"
         )
     if plan.step_seconds is None:
         return [*lines, "             time not known: nor are this target's peak rates"]

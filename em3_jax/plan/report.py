@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,8 +37,8 @@ class Plan:
       items: the lines of the source that move most.
       assumptions: what the times rest on.
       changes: what would help, in words.
-      encoders: shares of the bytes moved and of the FLOPs, by the program's text, that are those of
-        encoders in the model; None without such.
+      encoders: share of the bytes moved, by the program's text, that encoders in the model move;
+        None without such.
     """
 
     target: str
@@ -59,7 +58,7 @@ class Plan:
     items: list[cost.Item]
     assumptions: list[str]
     changes: list[str]
-    encoders: tuple[float, float] | None
+    encoders: float | None
 
     @property
     def fits(self) -> bool | None:
@@ -179,14 +178,10 @@ def _assumed(target: Target, precision: str, kinds: dict) -> list[str]:
     return found
 
 
-def _encoders(items: list[cost.Item]) -> tuple[float, float]:
+def _encoders(items: list[cost.Item]) -> float:
     """See `Plan.encoders`."""
-    own = [item for item in items if item.source.startswith(_ENCODERS)]
-
-    def share(of: Callable[[cost.Item], int]) -> float:
-        return sum(map(of, own)) / max(sum(map(of, items)), 1)
-
-    return share(lambda item: item.bytes), share(lambda item: item.flops)
+    own = sum(item.bytes for item in items if item.source.startswith(_ENCODERS))
+    return own / max(sum(item.bytes for item in items), 1)
 
 
 def _per_device(tree: Any) -> int:
@@ -230,7 +225,7 @@ def _changes(
     precision: str,
     seconds: dict,
     items: int,
-    encoders: tuple[float, float] | None,
+    encoders: float | None,
 ) -> list[str]:
     changes, gb = [], 1e9
     share = lambda name: memory[name] / room if room else 0.0  # noqa: E731
@@ -253,7 +248,7 @@ def _changes(
             "a smaller config.data.batch_size, or config.model.fusion_chunk: temporaries grow with the batch"
         )
     others = max(memory[name] for name in ("state", "features", "batch"))
-    if encoders and max(encoders) > 0.5 and memory["temporaries"] > others:
+    if encoders and encoders > 0.5 and memory["temporaries"] > others:
         changes.append(
             "config.model.encoder_chunk=8: activations of so many pictures at once, computed again; or "
             "config.model.encoder_trains=head: those of what trains alone"
