@@ -27,10 +27,9 @@ from em3_jax.core.lock import Lock
 from em3_jax.core.progress import Progress
 from em3_jax.data.by_item import ByItemSource
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
-from em3_jax.training import experiment, growth, logs, online, processes, rundir
+from em3_jax.training import experiment, growth, logs, online, processes, rundir, warm_start
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.curve import NEW_ROWS
-from em3_jax.training.warm_start import warm_start
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 STEPS_AHEAD = 2  # of what an accelerator has finished; on CPUs none: each would already hold its temporaries
@@ -47,6 +46,7 @@ def train(config: Mapping[str, Any] | ConfigDict | Config, directory: str | Path
     """
     directory = paths.local(directory)
     config = parse.parse(config)
+    warm_start.check(config.train)
     processes.check_agree("config", _shared(config))
     with processes.held_by_first(Lock(directory, hint="wait for it, or choose another --workdir")):
         if not isinstance(config, Retrieval) and config.stream is not None:
@@ -77,7 +77,7 @@ def _train(config: Config, directory: Path) -> dict:
     processes.check_agree("data", {"hash": data_hash, "features": parts.feature_hashes})
     state = parts.program.init()
     if settings.init_from and is_new:  # before there is a run in the folder, which a mistake would leave
-        state = warm_start(state, settings.init_from, data_hash)
+        state = warm_start.warm_start(state, settings.init_from, data_hash, settings.init_parts)
     growing = growth.begin(directory, parts, settings.grow, write=processes.is_first())
     processes.barrier("begun")
 
@@ -87,7 +87,7 @@ def _train(config: Config, directory: Path) -> dict:
     if restored := growth.restore_latest(checkpoints, directory, parts, state, notes):
         state, notes = restored
     elif settings.init_from and not is_new:
-        state = warm_start(state, settings.init_from, data_hash)
+        state = warm_start.warm_start(state, settings.init_from, data_hash, settings.init_parts)
     parts = growth.on_new_rows(checkpoints, directory, parts, int(state.step), notes)
     if growing:  # only now: a run that could not be restored keeps the dataset it has
         rundir.claim(directory, config, data_hash, parts.feature_hashes, grown=True, write=processes.is_first())
@@ -106,6 +106,7 @@ def _train(config: Config, directory: Path) -> dict:
     if not start and not settings.init_from:
         logs.warn_of_frozen(parts.program.frozen)
     fresh = f"starting from the best of {settings.init_from}" if settings.init_from else "starting"
+    fresh += f", {settings.init_parts} of it" if settings.init_parts != warm_start.ALL else ""
     print(f"resuming after step {start:,}" if start else fresh, flush=True)
 
     with processes.Interrupts() as interrupts:

@@ -44,6 +44,17 @@ def build(
     return joined(builder, [_part(builder, *one, key) for one in own], shards, buckets, number)
 
 
+def by_user(builder: BatchBuilder, shards: Shards, rows: np.ndarray) -> np.ndarray:
+    """[B] i64: the places of a training batch's interaction rows `rows` [B] i64, in an order in which shards name less.
+
+    In blocks the examples of a user stand together: their histories are much the same, so a shard
+    names fewer items and rows, and fewer travel. Else they stay as they are.
+    """
+    if not shards.in_blocks:
+        return np.arange(len(rows))
+    return np.argsort(builder.dataset.interactions["user"][rows], kind="stable")
+
+
 def _part(
     builder: BatchBuilder, rows: np.ndarray, weight: np.ndarray | None = None, key: np.uint64 | None = None
 ) -> Batch:

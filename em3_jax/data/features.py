@@ -26,11 +26,12 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.data.checks import first_not_finite
 from em3_jax.data.content import DIGEST_BYTES, Content
-from em3_jax.data.format import BFLOAT16, Dataset, hash_files
+from em3_jax.data.format import BFLOAT16, NUMBERS_OF, Dataset, hash_files
 
 STORAGE = {
     "float16": np.float16, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16,
     "uint8": np.uint8, "int32": np.int32,  # raw: pixels, token ids
+    "uint16": np.uint16, "uint32": np.uint32,  # raw: bits of maps, see `format.NUMBERS_OF`
 }  # fmt: skip
 COMMIT_SECONDS = 5.0
 
@@ -230,9 +231,11 @@ class FeatureWriter:
           notes: JSON values to remember with the batch, see the attribute `notes`.
         """
         tokens = np.where(mask[..., None], tokens, tokens.dtype.type(0))
-        if not np.isfinite(tokens).all():
+        numbers = tokens.view(NUMBERS_OF.get(tokens.dtype.name, tokens.dtype))
+        if not np.isfinite(numbers).all():
+            wider = "float32" if numbers.dtype != tokens.dtype else "bfloat16 or float32"
             raise UserError(
-                f"{self._folder}: the encoder gives values that {tokens.dtype} cannot hold; pass --dtype bfloat16 or float32"
+                f"{self._folder}: the encoder gives values that {numbers.dtype} cannot hold; pass --dtype {wider}"
             )
         self.keep(units, tokens, mask, digest)
         self.notes.append(notes)

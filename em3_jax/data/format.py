@@ -16,7 +16,8 @@
                                       relative to `image_root` of dataset.json, of a picture or a folder of frames, or a
                                       list of pictures (null = none)
     features/<name>/                  tokens.npy [I, N, D] f16, f32, or bf16 as u16; mask.npy [I, N] bool; manifest.json
-                                      raw: pixels u8, N images of D = H * W * 3; or token ids i32, N of all texts, D = 1
+                                      raw: pixels u8, N images of D = H * W * 3; or token ids i32, N of all texts, D = 1;
+                                    or maps of an encoder's lower part, the bits of f16 or f32 numbers as u16 or u32
 
 Histories are ranges of events, so an example costs two numbers however long its history is. Nothing is ever unpickled.
 """
@@ -51,6 +52,8 @@ OPTIONAL_EVENT_DTYPES: _Dtypes = {"original": np.int64}
 CLICK = "click"  # the name of the column `label`
 NOT_PART = 255
 MAX_EVENT_VOCABULARY = 1024
+NUMBERS_OF = {"uint16": "float16", "uint32": "float32"}
+"""dtype of raw features that are the bits of numbers -> that of the numbers."""
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -109,7 +112,7 @@ class FeatureSet:
 
     Attributes:
       name: modality name.
-      tokens: [I, N, D] f16/bf16/f32, memory-mapped; of a raw set u8 pixels or i32 token ids.
+      tokens: [I, N, D] f16/bf16/f32, memory-mapped; of a raw set u8 pixels, i32 token ids, or bits of maps.
       mask: [I, N] bool, True = the token exists.
       manifest: where the tokens come from.
     """
@@ -214,7 +217,7 @@ class Dataset:
         mask = _load_array(folder / "mask.npy", np.bool_, tokens.shape[:2])
         if manifest.get("dtype") == BFLOAT16.name and tokens.dtype == np.uint16:
             tokens = tokens.view(BFLOAT16)
-        known = (np.uint8, np.int32) if "raw" in manifest else (np.float16, np.float32, BFLOAT16)
+        known = (np.uint8, np.int32, np.uint16, np.uint32) if "raw" in manifest else (np.float16, np.float32, BFLOAT16)
         if tokens.dtype not in known:
             names = " or ".join(np.dtype(dtype).name for dtype in known)
             raise UserError(f"{folder / 'tokens.npy'}: dtype is {tokens.dtype}, must be {names}")

@@ -18,7 +18,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.types import WHOLE, Batch, Shards
 from em3_jax.data import blocks
 from em3_jax.data.batches import BatchBuilder, Buckets
-from em3_jax.data.blocks import build
+from em3_jax.data.blocks import build, by_user
 from em3_jax.data.buckets import round_up
 from em3_jax.data.by_item import ByItemSource, deal
 from em3_jax.data.format import Dataset
@@ -58,7 +58,7 @@ class TrainingSource(InEpochs):
       batch_size: B.
       seed: of the order and of the random replacement of ids.
       order: "shuffled": epoch after epoch, each a permutation of its own, batches running across the border;
-        "chronological": the same without permutation.
+        "chronological": the same without permutation. Within a batch see `blocks.by_user`.
       buckets: padded sizes, of each shard.
       shards: what of each batch is built here.
     """
@@ -72,10 +72,11 @@ class TrainingSource(InEpochs):
     shards: Shards
 
     def __getitem__(self, step: int) -> Batch:
+        rows = rows_of_step(self.rows, self.batch_size, self.seed, self.order, step)
         return build(
             self.builder,
             self.shards,
-            rows_of_step(self.rows, self.batch_size, self.seed, self.order, step),
+            rows[by_user(self.builder, self.shards, rows)],
             buckets=self.buckets,
             key=rng.numpy_key(self.seed, "unknown", step),
             number=step,
@@ -130,7 +131,9 @@ class GrownSource:
         index = np.minimum(index, end - 1)
         if self.order == "shuffled":
             index = rng.permute(index, count, rng.numpy_key(self.seed, "grown", self.first_step, number))
-        return self.rows[index], weight
+        rows = self.rows[index]
+        place = by_user(self.builder, self.shards, rows)
+        return rows[place], weight[place]
 
 
 def steps_of_pass(rows: int, batch_size: int) -> int:
@@ -250,7 +253,8 @@ def training_source(
     """
     if order == BY_ITEM:
         return by_item_source(builder, rows, batch_size, seed, most_items, shards, unit)
-    samples = [rows_of_step(rows, batch_size, 0, order, step) for step in range(8)]
+    drawn = [rows_of_step(rows, batch_size, 0, order, step) for step in range(8)]
+    samples = [sample[by_user(builder, shards, sample)] for sample in drawn]
     buckets = bucket_sizes(builder, samples, shards, unit)
     return TrainingSource(builder, rows, batch_size, seed, order, buckets, shards)
 

@@ -38,6 +38,7 @@ SAME_ENCODER = (
     "encoder",
     "model_type",
     "weights_hash",
+    "below",
     "random_weights",
     "preprocessing",
     "pooling",

@@ -45,9 +45,10 @@ def rules(
     factors = [(f"(?={own})(?=.*(?:{pattern}))", factor) for pattern, factor in above]
     factors = [(pattern, factor) for pattern, factor in factors if any(re.search(pattern, one) for one in names)]
     lifted = (*factors, (own, 1.0))
-    if not groups:
+    frozen = f"{own}(?!(?:{'|'.join(map(re.escape, groups))})(?:/|$))"
+    if not groups or not any(re.search(frozen, one) for one in names):
         return lifted
-    return ((f"{own}(?!(?:{'|'.join(map(re.escape, groups))})(?:/|$))", 0.0), *lifted)
+    return ((frozen, 0.0), *lifted)
 
 
 def _trained(name: str, trains: str, parts: Sequence[Part]) -> tuple[str, ...]:

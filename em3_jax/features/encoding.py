@@ -3,6 +3,7 @@
 Extraction runs that function over all items once; the training step, where features are raw, over the items of the batch.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from em3_jax.data.content import Content, digest
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.images import ImageBatches, Processor, Square, arithmetic, file_digest, load_processor, unlike
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
-from em3_jax.features import convert, dial, in_model, known, sentences
+from em3_jax.features import convert, dial, in_model, known, lower, sentences
 from em3_jax.features.in_model import PLAINLY, How, RawEncoder
 from em3_jax.features.weights import read_json
 from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given
@@ -74,12 +75,23 @@ class Settings(NamedTuple):
 
 
 def image_encoder(
-    folder: Path, content: Content, settings: Settings, *, image_size: int | None, batch_size: int
+    folder: Path,
+    content: Content,
+    settings: Settings,
+    *,
+    image_size: int | None,
+    batch_size: int,
+    below: str = "",
+    dtype: str = "float16",
 ) -> Encoder:
     """The image encoder of a checkpoint folder, and the images of `content` to encode, `batch_size` at once.
 
+    Args:
+      below: name of a part: what it reads is what is made, see `lower`; "" = the encoder's result.
+      dtype: of the numbers of these maps.
+
     Raises:
-      UserError: see `convert.load_encoder` and `images.load_processor`; or the encoder is one for texts.
+      UserError: see `convert.load_encoder`, `images.load_processor` and `lower.check`; or the encoder is one for texts.
     """
     module, params, info = _load(folder, "image", settings)
     default_size = info.config.get("image_size", 224) if settings.random_weights is not None else None
@@ -87,11 +99,18 @@ def image_encoder(
     encode = _image_function(module, processor.settings, settings)
 
     source, digests = _image_files(content, processor, batch_size)
+    shape, facts = processor.shape(), _facts(folder, info, settings, processor.settings)
+    jax.eval_shape(encode, params, source(np.arange(1))[0]["inputs"][0])  # refuses an unknown pooling
+    raw: dict[str, Any] = {"shape": list(shape)}
+    if below:
+        lower.check(module, below, folder)
+        encode = lower.lower(module, below, _normalised(processor.settings), dtype)
+        images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        raw = {"shape": list(lower.shape_of(module, below, params, images)), "numbers": dtype}
+        facts |= {"below": below}
     tokens = jax.eval_shape(encode, params, source(np.arange(1))[0]["inputs"][0])[0]
-    shape = processor.shape()
     return Encoder(
-        params, encode, source, digests, tokens.shape[1:], {"shape": list(shape)},
-        _facts(folder, info, settings, processor.settings), {},
+        params, encode, source, digests, tokens.shape[1:], raw, facts, {},
         lambda batches: f"images of {shape[0]} x {shape[1]} in {len(batches):,} batches of {batch_size}",
     )  # fmt: skip
 
@@ -256,28 +275,41 @@ def _raw_encoder(name: str, folder: Path, manifest: dict, how: How) -> RawEncode
         )
     module, params, _ = _load(folder, manifest["kind"], settings)
     shape, length = manifest["raw"].get("shape"), manifest["raw"].get("length")
+    normalised: Callable[[jax.Array], jax.Array]
+    if below := manifest.get("below"):
+        if how.augment != PLAINLY.augment:
+            raise UserError(
+                f"config.data.augment: '{name}' holds maps below {below} and no pictures, which alone can be cut; leave it out"
+            )
+        module, params = lower.upper(module, params, below)
+        normalised = functools.partial(lower.numbers, dtype=manifest["raw"]["numbers"])
+    elif manifest["kind"] == "image":
+        normalised = _normalised(manifest["preprocessing"])
     if manifest["kind"] == "image":
-        function = _image_in_training(module, manifest["preprocessing"], settings)
+        function = _image_in_training(module, normalised, settings)
         return in_model.of_images(name, params, module.parts(), function, tuple(shape), how)
     padding_id = manifest["raw"]["padding_id"]
     return in_model.of_texts(name, params, module.parts(), _text_function(module, settings), length, padding_id, how)
 
 
+def _normalised(preprocessing: dict) -> Callable[[jax.Array], jax.Array]:
+    """Pixels [..., 3] u8 -> images as the encoder expects them, f32: here, so that a quarter of the bytes travels."""
+    scale, mean, std = arithmetic(preprocessing)
+    center, spread = np.array(mean, np.float32), np.array(std, np.float32)
+    return lambda pixels: (pixels.astype(jnp.float32) * scale - center) / spread
+
+
 def _image_function(module: Any, preprocessing: dict, settings: Settings) -> Callable:
     """(params, pixels [B, H, W, 3] u8) -> (tokens [B, n, D] f32, mask [B, n] bool)."""
-    function = _image_in_training(module, preprocessing, settings)
+    function = _image_in_training(module, _normalised(preprocessing), settings)
     return lambda params, pixels: function(params, pixels, PLAIN)[0]
 
 
-def _image_in_training(module: Any, preprocessing: dict, settings: Settings) -> Callable:
-    """(params, pixels [B, H, W, 3] u8, given) -> ((tokens [B, n, D] f32, mask [B, n] bool), statistics)."""
-    scale, mean, std = arithmetic(preprocessing)
-    center, spread = np.array(mean, np.float32), np.array(std, np.float32)
+def _image_in_training(module: Any, normalised: Callable[[jax.Array], jax.Array], settings: Settings) -> Callable:
+    """(params, what is stored [B, ...], given) -> ((tokens [B, n, D] f32, mask [B, n] bool), statistics)."""
 
-    def encode(params, pixels: jax.Array, given: Given):
-        # Here, so that a quarter of the bytes travels.
-        images = (pixels.astype(jnp.float32) * scale - center) / spread
-        found, changed = module.apply({"params": params}, images, given, mutable=[STATISTICS])
+    def encode(params, stored: jax.Array, given: Given):
+        found, changed = module.apply({"params": params}, normalised(stored), given, mutable=[STATISTICS])
         return _pool(found, settings, POOLINGS), changed.get(STATISTICS, {})
 
     return encode

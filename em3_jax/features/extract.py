@@ -28,6 +28,7 @@ from em3_jax.features import encoding, sentences
 from em3_jax.features.encode_items import content_hash, describe, encode, report
 from em3_jax.features.extract_inputs import of_images, of_texts
 from em3_jax.features.known import KNOWN, place_of
+from em3_jax.features.lower import BITS
 
 PRECISIONS = ("float32", "bfloat16")
 DTYPES = ("float16", "bfloat16", "float32")
@@ -56,6 +57,7 @@ def extract(
     batch_tokens: int = 2048,
     random_weights: int | None = None,
     raw: bool = False,
+    below: str | None = None,
     strict: bool = False,
     update: bool = False,
     overwrite: bool = False,
@@ -84,6 +86,8 @@ def extract(
       batch_tokens: text tokens at once.
       random_weights: seed of fresh weights, for trials without a checkpoint; the folder needs a config.json only.
       raw: store what the encoder is to see, pixels or token ids, for training with config.model.content=raw.
+      below: name of a part of the image encoder, e.g. block11 or layer9: stores what it reads, as bits of float16 or of
+        float32, for training the encoder from there on with config.model.content=raw.
       strict: a missing or damaged image is an error; else it is masked and reported.
       update: encode only items that are new or whose content has changed.
       overwrite: replace a feature set of that name, or an unfinished one.
@@ -96,6 +100,10 @@ def extract(
     if raw and dtype != DTYPES[0]:
         raise UserError(f"--dtype {dtype}: has no meaning with --raw, which stores pixels and token ids; leave it out")
     _check_choice("precision", precision, PRECISIONS)
+    if below and (raw or modality != "image" or dtype not in BITS):
+        raise UserError(
+            f"--below {below}: is for images, without --raw, in {' or '.join(BITS)}; leave out one of these options"
+        )
     for option, value in (("frames", frames), ("batch-size", batch_size), ("batch-tokens", batch_tokens)):
         if value < 1:
             raise UserError(f"--{option} {value}: must be at least 1")
@@ -105,12 +113,15 @@ def extract(
     settings = encoding.Settings(use.pooling, use.normalize, precision, random_weights)
     if modality == "image":
         job = of_images(
-            dataset, folder, settings, frames=frames, images=images, image_size=image_size, batch_size=batch_size
-        )
+            dataset, folder, settings, frames=frames, images=images, image_size=image_size, batch_size=batch_size,
+            below=below or "", dtype=dtype,
+        )  # fmt: skip
     else:
         job = of_texts(dataset, use, settings, fields=fields, join=join, batch_tokens=batch_tokens)
     content, inputs, made, layout = job
-    if raw:
+    if below:
+        dtype = BITS[dtype]
+    elif raw:
         made, dtype = encoding.unencoded(made), RAW_DTYPES[modality]
     facts = json.loads(json.dumps({"kind": modality, "encoder": label, "dtype": dtype, "inputs": inputs, **made.facts}))
     for note in use.notes:
@@ -141,7 +152,7 @@ def extract(
         encode(writer, made, content, wanted, strict, name)
         told = report(dataset, content, writer, modality)
         counts = {"distinct": len(content.values), "unusable": sum(map(len, writer.notes)), **made.counts}
-        shape = {"raw": {"slots": content.index.shape[1], **made.raw}} if raw else {}
+        shape = {"raw": {"slots": content.index.shape[1], **made.raw}} if raw or below else {}
         channels = {"channels": "RGB"} if modality == "image" else {}
         declared = {"sentence_transformers": dict(made.declared)} if made.declared else {}
         writer.finish(facts | shape | channels | declared | {"counts": counts}, told)

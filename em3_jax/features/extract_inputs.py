@@ -36,6 +36,8 @@ def of_images(
     images: str | Path | None,
     image_size: int | None,
     batch_size: int,
+    below: str,
+    dtype: str,
 ) -> Job:
     """The items' images; a batch has the next multiple of the devices, over which its rows go.
 
@@ -43,12 +45,13 @@ def of_images(
       dataset: whose items they are of.
       folder: of the encoder.
       settings: of the encoder.
-      frames, images, image_size, batch_size: see `extract`.
+      frames, images, image_size, batch_size, below, dtype: see `extract`; "" = nothing is cut.
     """
     devices = len(jax.local_devices())
     content = content_.images(dataset, frames, images)
     layout = {"batch_size": -(-batch_size // devices) * devices}
-    encoder = encoding.image_encoder(folder, content, settings, image_size=image_size, **layout)
+    options: dict[str, Any] = {"image_size": image_size, "below": below, "dtype": dtype, **layout}
+    encoder = encoding.image_encoder(folder, content, settings, **options)
     return Job(content, {"frames": frames}, encoder, layout)
 
 

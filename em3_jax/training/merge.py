@@ -106,7 +106,8 @@ def _without_adapters(saved: dict[str, jax.Array], config: Config) -> tuple[Stat
         fusion = replace(model.fusion_settings, lora=replace(model.fusion_settings.lora, rank=0))
         model = replace(model, fusion_settings=fusion)
     optimizer = replace(config.optim, multipliers=kept)
-    settings: Any = {"model": model, "optim": optimizer, "train": replace(config.train, init_from="")}
+    course = replace(config.train, init_from="", init_parts="all")
+    settings: Any = {"model": model, "optim": optimizer, "train": course}
     config = replace(config, **settings)
     rules = [rule for name in sorted(dials) for rule in encoding.rules_of(name, config, params["encoders"][name])]
     made = optim.dense_optimizer(params, **parse.entries(optimizer) | {"multipliers": (*rules, *kept)})

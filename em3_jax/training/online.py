@@ -137,7 +137,7 @@ class _Stream:
         data_hash, is_new = parts.work.dataset.meta["data_hash"], not (directory / "run.json").exists()
         state, position, init_from = parts.program.init(), Position(), self.config.train.init_from
         if init_from and is_new:  # before there is a run in the folder, which a mistake would leave
-            state = warm_start(state, init_from, data_hash)
+            state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
         growing = growth.begin(directory, parts, permitted=True)
         self.checkpoints = Checkpoints(directory, data_hash)
         notes: dict[str, Any] = {"best_step": 0, "best_value": None, "stale": 0}
@@ -147,7 +147,7 @@ class _Stream:
             position = Position(**notes["position"])
             _check_same_past(parts.work.dataset, position)
         elif init_from and not is_new:
-            state = warm_start(state, init_from, data_hash)
+            state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
         if growing:
             rundir.claim(directory, self.config, data_hash, parts.feature_hashes, grown=True)
         curve = _Curve(directory / CURVE, position.window)

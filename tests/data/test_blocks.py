@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from em3_jax.core import rng
 from em3_jax.core.batch import NONE
 from em3_jax.core.types import WHOLE, Shards
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.blocks import build
-from em3_jax.data.pipeline import bucket_sizes
+from em3_jax.data.pipeline import bucket_sizes, rows_of_step, training_source
 
 ROWS = np.arange(40)
 KEY = np.uint64(7)
@@ -155,3 +156,23 @@ def test_processes_build_the_parts_of_the_batch_that_one_builds(builder, process
     one = build(builder, whole, ROWS, buckets=buckets, key=KEY)
     jax.tree.map(np.testing.assert_array_equal, together, one)
     assert {number for number, _, _ in said.sent} == {3}
+
+
+def test_examples_of_a_user_stand_together_and_a_training_batch_names_less(planted):
+    """It holds the rows of its step all the same; evaluation and whole batches keep their order."""
+    dataset = planted
+    builder = BatchBuilder(dataset, history_length=4, unknown_alpha=3.0, unknown_floor={})
+    options = {"batch_size": 256, "seed": 3, "unit": 4}
+    rows = dataset.split_rows("train", builder.label)
+    apart = {}
+    for order in ("shuffled", "chronological"):
+        source = training_source(builder, rows, order=order, shards=Shards(0, 4, 4), **options)
+        drawn = rows_of_step(rows, 256, 3, order, 2)
+        together = drawn[np.argsort(dataset.interactions["user"][drawn], kind="stable")]
+        expected = build(builder, Shards(0, 4, 4), together, buckets=source.buckets, key=rng.numpy_key(3, "unknown", 2))
+        jax.tree.map(np.testing.assert_array_equal, source[2], expected)
+        as_drawn = build(builder, Shards(0, 4, 4), drawn, buckets=source.buckets, key=KEY)
+        apart[order] = source[2]["item_mask"].sum() / as_drawn["item_mask"].sum()
+        whole = training_source(builder, rows, order=order, **options)[2]
+        np.testing.assert_array_equal(whole["label"], dataset.interactions["label"][drawn])
+    assert max(apart.values()) < 0.97, apart

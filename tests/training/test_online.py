@@ -351,7 +351,7 @@ def test_a_setting_without_effect_is_refused(planted, tmp_path, name):
 
 def test_all_settings_of_training_take_effect_in_streams_or_are_refused(planted):
     """A new setting has to be thought of here."""
-    effective = {"log_every", "init_from", "deterministic", "compilation_cache"}
+    effective = {"log_every", "init_from", "init_parts", "deterministic", "compilation_cache"}
     known = effective | {name.removeprefix("train.") for name in online.ONE_WAY if name.startswith("train.")}
     assert set(config(planted.root).train) == known
 

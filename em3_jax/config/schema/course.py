@@ -47,6 +47,8 @@ class Train:
     eval_every: Annotated[int, Whole(0, empty="0: once an epoch")] = 200
     # workdir of a run to start from, its best parameters and tables
     init_from: Annotated[str, Folder(empty="empty: a fresh start")] = ""
+    # what of that run is taken; encoders: of raw content, the dataset may be another
+    init_parts: Annotated[str, Choice(("all", "all_but_ids", "encoders"))] = "all"
     # evaluations without a better one after which a run stops
     patience: Annotated[int, Whole(0, empty="0: never stop early")] = 3
     # the same bits in every run on GPUs, at some cost; CPUs always are, by their number of cores

@@ -45,6 +45,12 @@ class Part(NamedTuple):
     is_block: bool = True
 
 
+def between(parts: tuple[Part, ...], first: str, last: str) -> tuple[Part, ...]:
+    """Those of an encoder's parts from `first` on to the one before `last`; "" = the ends."""
+    names = [part.name for part in parts]
+    return parts[names.index(first) if first else 0 : names.index(last) if last else None]
+
+
 class EncoderOutput(NamedTuple):
     """What every encoder gives: all tokens, and the usual ways to make one vector of them.
 

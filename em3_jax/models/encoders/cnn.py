@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given, Part
+from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given, Part, between
+from em3_jax.models.encoders.convolution import Window, convolve
 
 Padding = str | int
 """Zeros on each side; or "same", TensorFlow's: as many as the next multiple of the stride needs, the odd one below."""
@@ -65,6 +66,29 @@ def _moments(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array
     return mean, jnp.einsum("b,byxc->c", weight, squared) / least, count
 
 
+class Convolution(nn.Module):
+    """[B, Y, X, C] -> [B, Y', X', features] in `dtype`, without bias; the kernel is that of `flax.linen.Conv`.
+
+    Attributes:
+      features: channels of the result.
+      size: rows and columns of the kernel.
+      window: how it moves.
+      dtype: of the result; the kernel is float32.
+    """
+
+    features: int
+    size: int
+    window: Window
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = 1 if self.window.depthwise else x.shape[-1]
+        shape = (self.size, self.size, channels, self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.window)
+
+
 class ConvNorm(nn.Module):
     """[B, Y, X, C] -> [B, Y', X', features]: convolution without bias, normalisation, activation.
 
@@ -90,10 +114,8 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, given: Given = PLAIN) -> jax.Array:
         rows, columns = (_padding(length, self.size, self.stride, self.padding) for length in x.shape[1:3])
-        x = nn.Conv(
-            self.features, (self.size, self.size), self.stride, padding=(rows, columns), use_bias=False,
-            feature_group_count=self.features if self.depthwise else 1, dtype=self.dtype, name="conv",
-        )(x)  # fmt: skip
+        window = Window(self.stride, (rows, columns), self.depthwise)
+        x = Convolution(self.features, self.size, window, self.dtype, name="conv")(x)
         x = Norm(self.epsilon, self.dtype, name="norm")(x, given)
         return x if self.activation is None else self.activation(x)
 
@@ -141,6 +163,8 @@ class InvertedResiduals(nn.Module):
       epsilon: of the normalisations.
       activation: everywhere.
       dtype: of the activations; parameters are float32.
+      first, last: names of parts, see `parts`: the one to begin with, which then reads a map in the
+        place of images, and the one before which to stop, whose input is then the result; "" = the ends.
     """
 
     stem: int
@@ -151,23 +175,30 @@ class InvertedResiduals(nn.Module):
     epsilon: float = 1e-3
     activation: Callable[[jax.Array], jax.Array] = nn.relu6
     dtype: Any = jnp.float32
+    first: str = ""
+    last: str = ""
 
     def parts(self) -> tuple[Part, ...]:
         """stem, block0, block1, .., head."""
         names = ("expand", "depthwise", "project")
         blocks = (Part(f"block{i}", tuple(f"block{i}_{name}" for name in names)) for i in range(len(self.blocks)))
-        return (Part("stem", ("stem",), False), *blocks, Part("head", ("head",), False))
+        every = (Part("stem", ("stem",), False), *blocks, Part("head", ("head",), False))
+        return between(every, self.first, self.last)
 
     @nn.compact
-    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
+    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput | jax.Array:
         """The encoded images, in `dtype`. `mean` is over the last map.
 
         Args:
           images: [B, rows, columns, channels] float, normalised as the checkpoint expects.
           given: see `Given`.
         """
-        x = self._conv(images, given, "stem", self.stem, size=3, stride=2)
+        x, parts = images, {part.name for part in self.parts()}
+        if "stem" in parts:
+            x = self._conv(x, given, "stem", self.stem, size=3, stride=2)
         for i, block in enumerate(self.blocks):
+            if f"block{i}" not in parts:
+                continue
             x = checkpoint_name(x, f"block{i}")
             before, between = x, self.rounded(x.shape[-1] * block.expand)
             if block.expand != 1:
@@ -176,6 +207,8 @@ class InvertedResiduals(nn.Module):
             x = self._conv(x, given, f"block{i}_depthwise", between, **options)
             x = self._conv(x, given, f"block{i}_project", block.features, linear=True)
             x = x + before if block.stride == 1 and before.shape == x.shape else x
+        if "head" not in parts:
+            return x
         return output(self._conv(checkpoint_name(x, "head"), given, "head", self.head))
 
     def _conv(

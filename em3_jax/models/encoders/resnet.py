@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part
+from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part, between
 from em3_jax.models.encoders.cnn import ConvNorm, output
 
 
@@ -25,6 +25,8 @@ class ResNet(nn.Module):
       epsilon: of the normalisations.
       activation: after the stem and after each block; within blocks it is ReLU, as in transformers.
       dtype: of the activations; parameters are float32.
+      first, last: names of parts, see `parts`: the one to begin with, which then reads a map in the
+        place of images, and the one before which to stop, whose input is then the result; "" = the ends.
     """
 
     stem: int
@@ -36,30 +38,36 @@ class ResNet(nn.Module):
     epsilon: float = 1e-5
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     dtype: Any = jnp.float32
+    first: str = ""
+    last: str = ""
 
     def parts(self) -> tuple[Part, ...]:
         """stem, stage0_block0, stage0_block1, ..; there is no head."""
         blocks = (f"stage{stage}_block{i}" for stage, depth in enumerate(self.depths) for i in range(depth))
         within = ("conv0", "conv1", "conv2", "shortcut")
         of_blocks = (Part(block, tuple(f"{block}_{one}" for one in within)) for block in blocks)
-        return (Part("stem", ("stem",), False), *of_blocks)
+        return between((Part("stem", ("stem",), False), *of_blocks), self.first, self.last)
 
     @nn.compact
-    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
+    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput | jax.Array:
         """The encoded images, in `dtype`. `mean` is over the last map.
 
         Args:
           images: [B, rows, columns, channels] float, normalised as the checkpoint expects.
           given: see `Given`.
         """
-        x = self._conv(images, given, "stem", self.stem, 7, 2, activation=self.activation)
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x, parts = images, {part.name for part in self.parts()}
+        if "stem" in parts:
+            x = self._conv(x, given, "stem", self.stem, 7, 2, activation=self.activation)
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for i in range(depth):
+                if f"stage{stage}_block{i}" not in parts:
+                    continue
                 stride = 2 if i == 0 and (stage or self.first_strides) else 1
                 x = checkpoint_name(x, f"stage{stage}_block{i}")
                 x = self._block(x, given, f"stage{stage}_block{i}", width, stride)
-        return output(x)
+        return x if self.last else output(x)
 
     def _block(self, x: jax.Array, given: Given, name: str, width: int, stride: int) -> jax.Array:
         shortcut = x

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part
+from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part, between
 
 
 class Vit(nn.Module):
@@ -40,6 +40,8 @@ class Vit(nn.Module):
       norm_eps: epsilon of all LayerNorms.
       activation: of the feed-forward layers.
       dtype: of the activations; parameters are float32.
+      first, last: names of parts, see `parts`: the one to begin with, which then reads a map in the
+        place of images, and the one before which to stop, whose input is then the result; "" = the ends.
     """
 
     width: int
@@ -61,15 +63,18 @@ class Vit(nn.Module):
     norm_eps: float = 1e-6
     activation: Callable[[jax.Array], jax.Array] = nn.gelu
     dtype: Any = jnp.float32
+    first: str = ""
+    last: str = ""
 
     def parts(self) -> tuple[Part, ...]:
         """embedding (of patches and positions), layer0, layer1, .., norm (and what pools)."""
         before = ("patch_embedding", "position_embedding", "class_token", "registers", "norm_before")
         layers = (Part(f"layer{i}", (f"layer{i}",)) for i in range(self.layers))
-        return (Part("embedding", before, False), *layers, Part("norm", ("norm", "head", "pooler"), False))
+        after = Part("norm", ("norm", "head", "pooler"), False)
+        return between((Part("embedding", before, False), *layers, after), self.first, self.last)
 
     @nn.compact
-    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
+    def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput | jax.Array:
         """The encoded images, in `dtype`. `mean` is that of the patches alone.
 
         Args:
@@ -77,21 +82,19 @@ class Vit(nn.Module):
             over when the patches have been cut is left out, below and on the right.
         """
         del given  # there is nothing to read
-        embed = nn.Conv(
-            self.width, self.patch, self.patch, padding="VALID", use_bias=self.patch_bias,
-            dtype=self.dtype, name="patch_embedding",
-        )  # fmt: skip
-        x = embed(images)  # [B, Y, X, D]
-        grid = (x.shape[1], x.shape[2])
-        x = self._with_positions(x.reshape(len(x), -1, self.width), grid)  # [B, N, D]
-        if self.norm_before:
-            x = self._norm("norm_before")(x)
+        x, parts = images, {part.name for part in self.parts()}
+        if "embedding" in parts:
+            x = self._embedded(images)
         for i in range(self.layers):
+            if f"layer{i}" not in parts:
+                continue
             x = checkpoint_name(x, f"layer{i}")
             x = Block(
                 self.heads, self.mlp_width, self.qkv_bias, self.layer_scale, self.gated,
                 self.norm_eps, self.activation, self.dtype, name=f"layer{i}",
             )(x)  # fmt: skip
+        if "norm" not in parts:
+            return x
         x, norm = checkpoint_name(x, "norm"), self._norm("norm")
         x = norm(x) if self.norm_of == "tokens" else x
         patches = x[:, int(self.class_token) + self.registers :]
@@ -99,6 +102,17 @@ class Vit(nn.Module):
         first = x[:, 0] if self.class_token else None
         mask = jnp.ones(x.shape[:2], bool)
         return EncoderOutput(x, mask, cls=first, mean=mean, pooler=self._pooled(x, norm))
+
+    def _embedded(self, images: jax.Array) -> jax.Array:
+        """[B, N, D] the tokens that the first block reads."""
+        embed = nn.Conv(
+            self.width, self.patch, self.patch, padding="VALID", use_bias=self.patch_bias,
+            dtype=self.dtype, name="patch_embedding",
+        )  # fmt: skip
+        x = embed(images)  # [B, Y, X, D]
+        grid = (x.shape[1], x.shape[2])
+        x = self._with_positions(x.reshape(len(x), -1, self.width), grid)
+        return self._norm("norm_before")(x) if self.norm_before else x
 
     def _norm(self, name: str) -> nn.LayerNorm:
         return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name=name)

@@ -82,7 +82,7 @@ def _layouts(sets: list[FeatureSet], settings: Layout) -> dict[str, Any]:
             keep = tuple(min(lengths.get(name, length), length) for name, length in own.items())
             result[features.name] = TextLayout(tuple(own.items()), keep, raw["vocabulary"])
             fields |= own
-        elif "shape" in raw:
+        elif "shape" in raw and "below" not in features.manifest:
             height, width, _ = raw["shape"]
             if height % patch or width % patch:
                 raise UserError(
@@ -91,7 +91,7 @@ def _layouts(sets: list[FeatureSet], settings: Layout) -> dict[str, Any]:
             result[features.name] = ImageLayout(height, width, patch)
         else:
             raise UserError(
-                f"config.data.features: '{features.name}' holds token ids of {features.manifest['encoder']}; set "
+                f"config.data.features: '{features.name}' is what {features.manifest['encoder']} is to read; set "
                 f"config.model.encoders.{features.name} to its folder, or make it with `em3 raw`"
             )
     for name in lengths:
