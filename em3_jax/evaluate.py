@@ -2,8 +2,9 @@
 
 Restores the step that was best on validation (or --step), scores the split and prints its metrics, overall and by slice: AUC,
 GAUC, logloss and calibration of a ranking model, Recall and NDCG of a retrieval model. Writes <workdir>/eval_<split>.json and
-what is behind it: the scores eval_<split>_logits.npy, or each user's list eval_<split>_items.npy; and eval_<split>_users.npz,
-how much each user moves each metric, from which `em3 compare` knows how sure a difference is.
+what is behind it: the scores eval_<split>_logits.npy, or each user's list eval_<split>_items.npy; and eval_<split>_users.npz
+and eval_<split>_items.npz, how much each user and each item moves each metric, from which `em3 compare` knows how sure a
+difference is. Standard errors count the rows of one user as one, or of one item where whole items are held out.
 """
 
 from pathlib import Path
@@ -35,10 +36,11 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
         raise UserError(f"{directory}: trained on content alone, there are no clicks to score; use `em3 vectors`")
     run.check_data()
     state = run.state(step)
-    report, arrays, by_user = parts.evaluate(state, split)
-    assert by_user is not None  # as it is asked for
-    for name, metric in by_user.moved:
-        error = by_user.error(name, metric, report[name][metric]).error
+    report, arrays, moved_by = parts.evaluate(state, split)
+    held = parts.work.dataset.meta.get("held_out", "user")
+    clusters = held if held in moved_by else "user"
+    for name, metric in moved_by[clusters].moved:
+        error = moved_by[clusters].error(name, metric, report[name][metric]).error
         report[name][f"{metric}_se"] = error
     sizes = {name: leaf.size for name, leaf in trees.named_leaves(state.params).items()}
     result = {
@@ -48,6 +50,7 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
         "config": parse.plain(run.config),
         "data_hash": record["data_hash"],
         "commit": record["commit"],
+        "clusters": clusters,
         "parameters": {
             "dense": sum(sizes.values()),
             "fusion": sum(n for name, n in sizes.items() if "/fusion/" in name),
@@ -56,7 +59,8 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     }
     for name, array in arrays.items():
         np.save(directory / f"eval_{split}_{name}.npy", array)
-    by_user.save(directory / f"eval_{split}_users.npz")
+    for kind, moved in moved_by.items():
+        moved.save(directory / f"eval_{split}_{kind}s.npz")
     (directory / f"eval_{split}.json").write_text(strict_json.dumps(result, indent=1), encoding="utf-8")
     return result
 

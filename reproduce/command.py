@@ -3,7 +3,8 @@
 Runs what is missing, chooses on validation, scores the test split once, and writes table<N>.md, .json and .png. Stopped at any
 moment and called again, it goes on: finished runs are reused, interrupted ones resumed. `--table all` shares runs between tables.
 Table 10, not among them, compares retrieval models, each with its grid: --table 10 --data data/baby,data/sports
-And `--table lemur` has LEMUR's comparisons, with the cost of each.
+And `--table lemur` has LEMUR's comparisons, with the cost of each; `--table images` the systems with pictures in the ranker, on
+a dataset, or on several that are the folds of one: --data data/ads-0,data/ads-1,data/ads-2
 """
 
 import argparse
@@ -19,11 +20,13 @@ from em3_jax.core import paths
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.lock import Lock
 from em3_jax.data.format import open_dataset
-from reproduce import lemur, report, retrieval, runs, search, tables
+from reproduce import images, lemur, report, retrieval, runs, search, tables
 from reproduce.grids import MODELS
 
 SEARCH = 6
-LEMUR, LEMUR_CONFIG = "lemur", "configs/lemur.py"
+LEMUR, IMAGES = "lemur", "images"
+APART = {LEMUR: (lemur.table, "configs/lemur.py"), IMAGES: (images.table, images.CONFIG)}
+"""Tables that stand alone, with rows to choose and the cost of each: how they are made, and their config."""
 CONFIGS = {
     "movielens": "configs/em3_movielens.py",
     "synthetic": "configs/em3_synthetic.py",
@@ -56,38 +59,46 @@ def reproduce(
     """Runs and writes tables; returns their pages.
 
     Args:
-      numbers: of the tables; "lemur" for LEMUR's.
-      data: dataset folder.
+      numbers: of the tables, or a name of `APART`.
+      data: dataset folder; of `images` also several with commas, the folds of one, whose tests are pooled.
       seeds: 0 to seeds - 1.
       out: folder of the reports and, in `runs`, of the runs.
       config: config file.
       changes: config key -> value for all runs, but where a run's variant has a value of its own.
       parallel: runs at once.
       command: to print on the pages.
-      only: rows of LEMUR's table; none: all.
+      only: rows of a table of `APART`; none: all.
       search_count: settings that the baseline and the model each try on validation first, see `search`; 0 = those
         of the config for all.
     """
     if seeds < 1 or parallel < 1 or search_count < 0:
         raise UserError("--seeds and --jobs: must be at least 1, --search at least 0")
-    dataset = open_dataset(data)
-    data_section = runs.settings(config, "", changes).data
+    folders = [Path(one) for one in data.split(",")]
+    if len(folders) > 1 and numbers != (IMAGES,):
+        raise UserError(f"--data {data}: only tables {IMAGES} and 10 take several datasets; give one")
+    datasets = [open_dataset(folder) for folder in folders]
     chosen = [
-        lemur.table(only) if isinstance(number, str) else tables.make(number, dataset, data_section)
+        APART[number][0](only)
+        if isinstance(number, str)
+        else tables.make(number, datasets[0], runs.settings(config, "", changes).data)
         for number in numbers
     ]
     root = Path(out) / "runs"
+    roots = [root / f"fold{k}" for k in range(len(folders))] if len(folders) > 1 else [root]
     needed = {name: run for table in chosen for name, run in table.runs.items()}
-    with_cost = LEMUR in numbers
-    if any(run.vectors_of for run in needed.values()):
-        runs.overlay(Path(data), root / "data")
-    common: _Common = {"config": config, "changes": changes, "data": Path(data), "root": root}
-    tried = _search(needed, parallel, search_count, **common) if search_count else {}
-    best = {name: search.chosen(of_run) for name, of_run in tried.items()}
-    jobs = runs.make_jobs(search.with_chosen(needed, best), seeds=seeds, cost=with_cost, **common)
-    runs.run_all(jobs, parallel)
-    found = search.summary(tried)
-    return [report.write(table, root, seeds, Path(out), command, found) for table in chosen]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for folder, place in zip(folders, roots, strict=True):
+        common: _Common = {"config": config, "changes": changes, "data": folder, "root": place}
+        if any(run.vectors_of for run in needed.values()):
+            runs.overlay(folder, place / "data")
+        tried = _search(needed, parallel, search_count, **common) if search_count else {}
+        best = {name: search.chosen(of_run) for name, of_run in tried.items()}
+        made = search.with_chosen(needed, best)
+        jobs = runs.make_jobs(made, seeds=seeds, cost=numbers[0] in APART, **common)
+        runs.run_all(jobs, parallel)
+        for name, points in search.summary(tried).items():
+            found[name if len(folders) == 1 else f"{name} on {folder.name}"] = points
+    return [report.write(table, roots, seeds, Path(out), command, found) for table in chosen]
 
 
 def _search(needed: dict, parallel: int, count: int, **common: Unpack[_Common]) -> dict:
@@ -117,14 +128,16 @@ def _changes(options: list[str], config: str) -> dict:
 
 def main() -> None:
     parser = cli.Parser(prog="em3 reproduce", description=__doc__)
-    parser.add_argument("--table", required=True, help="1 to 7, several as 3,5, or all; or 10; or lemur")
-    parser.add_argument("--data", required=True, help="dataset folder; for table 10 also several, with commas between")
+    parser.add_argument("--table", required=True, help="1 to 7, several as 3,5, or all; or 10, lemur or images")
+    parser.add_argument(
+        "--data", required=True, help="dataset folder; for tables 10 and images also several, with commas between"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
     parser.add_argument("--out", type=paths.local, required=True, help="folder of the reports and the runs")
     parser.add_argument("--config", default="", help="config file (default: the one for the dataset's kind)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default 1); on CPUs more may be faster")
     parser.add_argument(
-        "--models", default="", help="rows of table 10, e.g. freedom,em3, or of table lemur (default: all)"
+        "--models", default="", help="rows of table 10, e.g. freedom,em3, of lemur or images (default: all)"
     )
     parser.add_argument(
         "--search",
@@ -149,16 +162,17 @@ def _tables(args: argparse.Namespace, others: list[str], command: str) -> None:
         print("\n" + _table_10(args, others, command))
         print(f"written to {args.out}")
         return
-    args.data = str(paths.local(args.data))
+    args.data = ",".join(str(paths.local(one)) for one in args.data.split(","))
     only = tuple(filter(None, args.models.split(",")))
-    if args.no_grid or (only and args.table != LEMUR):
-        raise UserError("--no-grid: of table 10 alone, --models: of tables 10 and lemur; leave them out")
+    if args.no_grid or (only and args.table not in APART):
+        raise UserError("--no-grid: of table 10 alone, --models: of tables 10, lemur and images; leave them out")
     names = [str(number) for number in tables.NUMBERS] if args.table == "all" else args.table.split(",")
-    for name in names if names != [LEMUR] else []:
+    alone = len(names) == 1 and names[0] in APART
+    for name in names if not alone else []:
         if not name.isdigit() or int(name) not in tables.NUMBERS:
-            raise UserError(f"--table {args.table}: give numbers from 1 to 7, all, or 10 or lemur alone")
-    if names == [LEMUR]:
-        args.config = args.config or LEMUR_CONFIG
+            raise UserError(f"--table {args.table}: give numbers from 1 to 7, all, or 10, lemur or images alone")
+    if alone:
+        args.config = args.config or APART[names[0]][1]
     args.config = args.config or _config_for(open_dataset(args.data).meta["name"])
     changes = _changes(others, args.config)
     settings = {"config": args.config, "changes": changes, "parallel": args.jobs, "command": command, "only": only}

@@ -1,7 +1,7 @@
 """A table's results as Markdown, JSON and a plot: AUC, gain as the paper counts it, spread, significance, the paper's own row."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ METRICS = ("auc", "gauc", "logloss")
 COLD = "cold items"
 
 
-def read(table: Table, root: Path, seeds: int, searched: Mapping[str, list[dict]]) -> dict[str, Any]:
+def read(table: Table, roots: Sequence[Path], seeds: int, searched: Mapping[str, list[dict]]) -> dict[str, Any]:
     """The results of a table whose runs are all finished, as JSON values.
 
     Args:
+      roots: folder of the runs; of several folds, which are pooled, the folder of each.
       searched: what `search.summary` gives; {} where the config's settings were taken.
     """
     result: dict[str, Any] = {"table": table.number, "file": table.file, "title": table.title}
@@ -27,16 +28,19 @@ def read(table: Table, root: Path, seeds: int, searched: Mapping[str, list[dict]
     commits: set[str | None] = set()
     for group in table.groups:
         models = [
-            compare.of_runs(row.label, [root / f"{row.run}-{seed}" for seed in range(seeds)], "test")
+            compare.of_folds(
+                row.label, [[root / f"{row.run}-{seed}" for root in roots] for seed in range(seeds)], "test"
+            )
             for row in group.rows
         ]
         compare.check_paired(models)
         commits.update(report["commit"] for model in models for report in model.reports)
-        rows = [_row(row, model, models[0], root) for row, model in zip(group.rows, models, strict=True)]
+        rows = [_row(row, model, models[0], roots[0]) for row, model in zip(group.rows, models, strict=True)]
         for row in rows:
             _gains(row, rows[0], table.metric)
         result["groups"].append({"name": group.name, "rows": rows, "paper_baseline": group.rows[0].paper})
-    result["search"] = {name: points for name, points in searched.items() if name in table.runs}
+    result["by"] = models[0].by
+    result["search"] = {name: points for name, points in searched.items() if name.partition(" ")[0] in table.runs}
     return result | {"commits": sorted(str(commit) for commit in commits)}
 
 
@@ -48,7 +52,7 @@ def _row(row: Row, model: Model, baseline: Model, root: Path) -> dict[str, Any]:
         "paper": row.paper,
         "fusion_parameters": model.reports[0]["parameters"]["fusion"],
         "n": slices["all"]["n"],
-        "n_cold": slices[COLD]["n"],
+        "n_cold": slices.get(COLD, {"n": 0})["n"],
         "bayes_auc": slices["all"].get("bayes_auc"),
         **{metric: pages.measured(baseline, model, "all", metric) for metric in METRICS},
         "auc_cold": pages.measured(baseline, model, COLD, "auc"),
@@ -74,7 +78,7 @@ def markdown(result: dict[str, Any], command: str) -> str:
     lines += [
         f"Test split, n = {first['n']:,}; {pages.seeds(result['seeds'])}: "
         "mean ± standard deviation. ± rows: standard error of the mean that the test rows "
-        "leave, those of one user counted as one; 95 %: of the difference from the first row, "
+        f"leave, those of one {result['by']} counted as one; 95 %: of the difference from the first row, "
         "over test rows. Gain over the first row as the paper counts it. p: paired t-test over "
         "the seeds against the first row (one seed: of the test rows), not corrected for the "
         "number of rows. Step and settings were chosen on validation. The paper's numbers are "
@@ -178,9 +182,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
     pages.plot(panels, f"{what} (n = {pages.seeds(result['seeds'])})", path)
 
 
-def write(table: Table, root: Path, seeds: int, out: Path, command: str, searched: Mapping[str, list[dict]]) -> str:
+def write(
+    table: Table, roots: Sequence[Path], seeds: int, out: Path, command: str, searched: Mapping[str, list[dict]]
+) -> str:
     """Writes the table's .md, .json and .png to `out`; returns the page. Arguments as of `read`."""
-    result = read(table, root, seeds, searched)
+    result = read(table, roots, seeds, searched)
     out.mkdir(parents=True, exist_ok=True)
     page = markdown(result, command)
     plot(result, out / f"{table.file}.png")

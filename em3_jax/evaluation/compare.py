@@ -2,8 +2,12 @@
 
 A model is a name and its runs, one a seed. Prints each model's metric by slice (mean and standard deviation
 over the seeds, and the standard error of the test rows), and what it differs from the first model: the
-interval that the test rows leave, in which rows of one user count as one, and p. With several seeds p is of
-the t-test over pairs of runs of one seed; with one run each it is of the test rows. Reads what `eval.py` wrote.
+interval that the test rows leave, in which rows of one user count as one (of one item where whole items are
+held out, or as --by says), and p. With several seeds p is of the t-test over pairs of runs of one seed; with one
+run each it is of the test rows. Reads what `eval.py` wrote.
+
+A seed may be several runs, each of another fold of the same items: ids=f0+f1+f2,g0+g1+g2 has two seeds of
+three. Their test splits are pooled, and measured as one.
 """
 
 import itertools
@@ -17,7 +21,8 @@ from em3_jax import cli, metrics
 from em3_jax.core import paths, strict_json
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.data.format import SPLITS
-from em3_jax.evaluation.influence import ByUser, error_of
+from em3_jax.evaluation import folds
+from em3_jax.evaluation.influence import KINDS, ByCluster, error_of
 
 NAN = float("nan")
 
@@ -28,12 +33,15 @@ class Model(NamedTuple):
     Attributes:
       name: as given.
       reports: what `eval.py` wrote, one per run.
-      by_user: how each user moves the metrics, one per run; None where a run was evaluated without it.
+      moved_by: how each user, or item, moves the metrics, one per run; None where a run was evaluated
+        without it.
+      by: "user" or "item", which of them.
     """
 
     name: str
     reports: list[dict]
-    by_user: list[ByUser] | None
+    moved_by: list[ByCluster] | None
+    by: str = KINDS[0]
 
     @property
     def seeds(self) -> list[int]:
@@ -44,41 +52,64 @@ class Model(NamedTuple):
         return np.array([report["slices"].get(slice_name, {}).get(metric, NAN) for report in self.reports])
 
     def moved(self, slice_name: str, metric: str) -> np.ndarray:
-        """[users] f64 influence of each user on the mean over the runs; empty where it is not known."""
-        runs = [run.moved.get((slice_name, metric)) for run in self.by_user or []]
+        """[G] f64 influence of each user (item) on the mean over the runs; empty where it is not known."""
+        runs = [run.moved.get((slice_name, metric)) for run in self.moved_by or []]
         known = [run for run in runs if run is not None]
         if not known or len(known) < len(runs):
             return np.zeros(0)
         return np.mean(known, axis=0)
 
 
-def load(spec: str, split: str) -> Model:
-    """The model of "name=workdir,workdir,..." (or just a workdir, which is then its own name)."""
+def load(spec: str, split: str, by: str = "") -> Model:
+    """The model of "name=workdir,workdir,..." (or just a workdir, which is then its own name).
+
+    Args:
+      by: what rows belong together by, "user" or "item"; "" = as the runs say.
+    """
     name, _, folders = spec.rpartition("=")
     named = [folder for folder in folders.split(",") if folder]
     if not named:
         raise UserError(f"'{spec}': names no run; write name=workdir or name=workdir,workdir")
-    return of_runs(name or folders, list(map(paths.local, named)), split)
+    seeds = [[paths.local(one) for one in folder.split("+")] for folder in named]
+    return of_folds(name or folders, seeds, split, by)
 
 
-def of_runs(name: str, folders: Sequence[Path], split: str) -> Model:
+def of_runs(name: str, folders: Sequence[Path], split: str, by: str = "") -> Model:
     """The model whose evaluated runs lie in `folders`, one a seed."""
+    return of_folds(name, [[folder] for folder in folders], split, by)
+
+
+def of_folds(name: str, seeds: Sequence[Sequence[Path]], split: str, by: str = "") -> Model:
+    """The model whose evaluated runs lie in the folders, each seed's of several folds pooled, see `folds`."""
     runs = []
-    for folder in folders:
-        path = folder / f"eval_{split}.json"
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give the --workdir of a run that was evaluated")
-        if not path.exists():
-            raise UserError(f"{path}: file missing; run `em3 eval --workdir={folder} --split={split}` first")
-        runs.append((_read(path), _read_users(folder / f"eval_{split}_users.npz"), folder))
+    for folders in seeds:
+        reports = [_evaluated(folder, split) for folder in folders]
+        kind = by or reports[0].get("clusters", KINDS[0])
+        result: tuple[dict, ByCluster | None]
+        if len(folders) > 1:
+            result = folds.pooled(folders, reports, split, kind)
+        else:
+            result = reports[0], _read_moved(folders[0] / f"eval_{split}_{kind}s.npz")
+        runs.append((*result, folders[0]))
     runs.sort(key=lambda run: run[0]["config"]["seed"])
     for (first, _, one), (second, _, other) in itertools.pairwise(runs):
         if first["config"]["seed"] == second["config"]["seed"]:
             raise UserError(
                 f"{name}: {one} and {other} have the same seed {first['config']['seed']}; name one run a seed"
             )
-    by_user = [users for _, users, _ in runs if users is not None]
-    return Model(name, [run[0] for run in runs], by_user if len(by_user) == len(runs) else None)
+    moved_by = [moved for _, moved, _ in runs if moved is not None]
+    kind = by or runs[0][0].get("clusters", KINDS[0])
+    return Model(name, [run[0] for run in runs], moved_by if len(moved_by) == len(runs) else None, kind)
+
+
+def _evaluated(folder: Path, split: str) -> dict:
+    """The report of a run."""
+    path = folder / f"eval_{split}.json"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the --workdir of a run that was evaluated")
+    if not path.exists():
+        raise UserError(f"{path}: file missing; run `em3 eval --workdir={folder} --split={split}` first")
+    return _read(path)
 
 
 def _read(path: Path) -> dict:
@@ -90,11 +121,11 @@ def _read(path: Path) -> dict:
     return report
 
 
-def _read_users(path: Path) -> ByUser | None:
+def _read_moved(path: Path) -> ByCluster | None:
     if not path.exists():
         return None
     try:
-        return ByUser.load(path)
+        return ByCluster.load(path)
     except (OSError, ValueError, KeyError):
         raise UserError(f"{path}: cannot be read; evaluate the run again") from None
 
@@ -109,6 +140,8 @@ def check_paired(models: Sequence[Model]) -> None:
     if len({label for _, label in tasks}) > 1:
         labels = ", ".join(sorted(str(label) for _, label in tasks))
         raise UserError(f"these runs predict different labels ({labels}); compare runs of one label")
+    if len({model.by for model in models}) > 1:
+        raise UserError("these runs count their rows by user and by item; choose one with --by")
     for model in models[1:]:
         if model.seeds != first.seeds and (len(model.seeds) > 1 or len(first.seeds) > 1):
             raise UserError(
@@ -206,8 +239,8 @@ def _legend(models: Sequence[Model]) -> str:
     seeds = len(models[0].reports)
     spread = "mean ± standard deviation over the seeds; " if seeds > 1 else ""
     test = f"paired t-test over {seeds} seeds" if seeds > 1 else "of the test rows"
-    text = f"{spread}± rows: standard error of the test rows, those of one user counted as one; p: {test}"
-    if any(model.by_user is None for model in models):
+    text = f"{spread}± rows: standard error of the test rows, those of one {models[0].by} counted as one; p: {test}"
+    if any(model.moved_by is None for model in models):
         text += "\nsome runs were evaluated before errors were kept: run eval.py on them again for intervals"
     return text
 
@@ -224,9 +257,10 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="name=workdir[,workdir...]; the first is the baseline")
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--metric", default="auc", help="auc, gauc, qauc, logloss, calibration; recall@20, ...")
+    parser.add_argument("--by", default="", choices=KINDS, help="whose rows count as one (default: as the runs say)")
     parser.add_argument("--json", type=paths.local, help="also write the numbers to this file")
     args = parser.parse_args()
-    models = [load(spec, args.split) for spec in args.models]
+    models = [load(spec, args.split, args.by) for spec in args.models]
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         raise UserError(

@@ -4,6 +4,7 @@ A metric of n rows is, to first order, its value on all rows there could be plus
 their influence (Hampel 1974; for the AUC DeLong, DeLong and Clarke-Pearson 1988). Rows of one user
 belong together: a user with a taste that the model misses misses many rows at once. So influences are
 summed by user first (Obuchowski 1997 for the AUC), and the squares of these sums are the variance.
+Where whole items are held out, it is the rows of one item that belong together, and sums are by item.
 
 Every `*_influence` gives [N] f64 that sums to 0, NaN where its metric is undefined. Of two models on the
 same rows, or of the mean over several seeds, the influence is the difference, or the mean, of theirs.
@@ -20,6 +21,8 @@ from scipy import special
 from em3_jax import metrics
 
 LEVEL = 0.95
+KINDS = ("user", "item")
+"""What rows belong together by; `eval.py` keeps the sums of both."""
 
 
 class Error(NamedTuple):
@@ -99,30 +102,30 @@ def mean_influence(values: ArrayLike) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class ByUser:
-    """The influence of each user on the metrics of a run's slices: what `eval.py` keeps of the rows.
+class ByCluster:
+    """The influence of each user, or item, on the metrics of a run's slices: what `eval.py` keeps of the rows.
 
     Attributes:
-      users: [G] i64, rows of the users' table, ascending.
-      moved: (slice, metric) -> [G] f64 sum of the influence of the user's rows, NaN where the slice has
-        no row of the user; slices in which the metric is undefined are left out.
+      clusters: [G] i64, rows of the users' (items') table, ascending.
+      moved: (slice, metric) -> [G] f64 sum of the influence of the cluster's rows, NaN where the slice
+        has no row of it; slices in which the metric is undefined are left out.
     """
 
-    users: np.ndarray
+    clusters: np.ndarray
     moved: dict[tuple[str, str], np.ndarray]
 
     @classmethod
-    def of(cls, users: np.ndarray) -> "ByUser":
-        """Of the users of a split's rows [N], nothing measured yet."""
-        return cls(np.unique(users).astype(np.int64), {})
+    def of(cls, of_row: np.ndarray) -> "ByCluster":
+        """Of the users (items) of a split's rows [N], nothing measured yet."""
+        return cls(np.unique(of_row).astype(np.int64), {})
 
-    def add(self, slice_name: str, metric: str, influence: np.ndarray, users: np.ndarray) -> None:
-        """Adds the metric of a slice: the influence [n] of its rows, and their users [n]."""
+    def add(self, slice_name: str, metric: str, influence: np.ndarray, of_row: np.ndarray) -> None:
+        """Adds the metric of a slice: the influence [n] of its rows, and their users (items) [n]."""
         if not len(influence) or not np.isfinite(influence).all():
             return
-        index = np.searchsorted(self.users, users)
-        sums = np.bincount(index, influence, minlength=len(self.users))
-        sums[np.bincount(index, minlength=len(self.users)) == 0] = np.nan
+        index = np.searchsorted(self.clusters, of_row)
+        sums = np.bincount(index, influence, minlength=len(self.clusters))
+        sums[np.bincount(index, minlength=len(self.clusters)) == 0] = np.nan
         self.moved[slice_name, metric] = sums
 
     def error(self, slice_name: str, metric: str, value: float) -> Error:
@@ -133,10 +136,10 @@ class ByUser:
         """Writes a .npz file."""
         arrays = {f"{part}/{metric}": values for (part, metric), values in self.moved.items()}
         # The stub takes any name for that of its own flag; here each has a slash in it.
-        np.savez_compressed(path, user=self.users, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(path, user=self.clusters, **arrays)  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, path: Path) -> "ByUser":
+    def load(cls, path: Path) -> "ByCluster":
         """What `save` wrote.
 
         Raises:
@@ -149,11 +152,11 @@ class ByUser:
 
 
 def error_of(value: float, influence: np.ndarray) -> Error:
-    """The error of `value`, rows of different users being independent.
+    """The error of `value`, rows of different users, or of different items, being independent.
 
     Args:
       value: a metric, or the difference of two models'.
-      influence: [G] of the users on it, NaN for those who have no part in it.
+      influence: [G] of the users (items) on it, NaN for those who have no part in it.
     """
     sums = influence[~np.isnan(influence)]
     number = len(sums)

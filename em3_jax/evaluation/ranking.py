@@ -1,6 +1,7 @@
 """Honest evaluation of a ranking model on a split: AUC, GAUC, logloss, calibration, overall and by slice."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -139,11 +140,12 @@ def evaluate(scored: Scored) -> dict[str, dict[str, float]]:
     return result
 
 
-def errors(scored: Scored) -> influence.ByUser:
-    """How each user moves the metrics of `evaluate`."""
+def errors(scored: Scored) -> dict[str, influence.ByCluster]:
+    """How each "user" and each "item" moves the metrics of `evaluate`."""
     logits, label, group, probability = scored.logits, scored.label, scored.group, scored.probability
-    user, query = scored.dataset.interactions["user"][scored.rows], scored.column(f"context_{QUERY}")
-    result = influence.ByUser.of(user)
+    query = scored.column(f"context_{QUERY}")
+    of_row = {kind: np.asarray(scored.dataset.interactions[kind][scored.rows]) for kind in influence.KINDS}
+    result = {kind: influence.ByCluster.of(clusters) for kind, clusters in of_row.items()}
     for name, keep in scored.slices().items():
         moved = {
             "auc": influence.auc_influence(label[keep], logits[keep]),
@@ -153,8 +155,8 @@ def errors(scored: Scored) -> influence.ByUser:
         }
         if query is not None:
             moved["qauc"] = influence.gauc_influence(label[keep], logits[keep], query[keep])
-        for metric, values in moved.items():
-            result.add(name, metric, values, user[keep])
+        for (metric, values), (kind, one) in itertools.product(moved.items(), result.items()):
+            one.add(name, metric, values, of_row[kind][keep])
     return result
 
 

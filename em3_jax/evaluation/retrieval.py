@@ -8,13 +8,13 @@ from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.data.pairs import Pairs
 from em3_jax.evaluation import full_ranking
 from em3_jax.evaluation.full_ranking import NO_ITEM
-from em3_jax.evaluation.influence import ByUser, mean_influence
+from em3_jax.evaluation.influence import ByCluster, mean_influence
 
 HEADLINE = tuple(f"{name}@{k}" for name in ("recall", "ndcg") for k in (10, 20))
 
 
 class FullRanking:
-    """(users [U, D], items [I, D]) -> (slice -> metric -> value, lists [U, 50] i32, `ByUser`) of a split.
+    """(users [U, D], items [I, D]) -> (slice -> metric -> value, lists [U, 50] i32, `ByCluster`) of a split.
 
     Ranked are all items but the user's training items, also those that training never shows; valid positives stay candidates
     on test. A user counts with at least one positive in the split and one training pair; users without a training pair are
@@ -76,11 +76,11 @@ class FullRanking:
         """{"n": users, metric: value} without slices."""
         return full_ranking.metrics(self.lists(users, items), self._row, self._item).mean()
 
-    def __call__(self, users: jax.Array, items: jax.Array) -> tuple[dict[str, dict[str, float]], np.ndarray, ByUser]:
+    def __call__(self, users: jax.Array, items: jax.Array) -> tuple[dict[str, dict[str, float]], np.ndarray, ByCluster]:
         lists = self.lists(users, items)
         everything = full_ranking.metrics(lists, self._row, self._item)
         report = {"all": everything.mean() | {"positives": len(self._item), "users_left_out": self.users_left_out}}
-        by_user = ByUser.of(self.users)
+        by_user = ByCluster.of(self.users)
         self._add(by_user, "all", everything)
         for name, items_in in self._item_slices.items():
             keep = items_in[self._item]
@@ -95,7 +95,7 @@ class FullRanking:
         whole[self.users] = lists
         return report, whole, by_user
 
-    def _add(self, by_user: ByUser, name: str, part: full_ranking.Metrics) -> None:
+    def _add(self, by_user: ByCluster, name: str, part: full_ranking.Metrics) -> None:
         for metric, values in part.values.items():
             by_user.add(name, metric, mean_influence(values), self.users[part.rows])
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from em3_jax.core.types import WHOLE, Batch, Shards, State
 from em3_jax.data.format import Dataset, FeatureSet
-from em3_jax.evaluation.influence import ByUser
+from em3_jax.evaluation.influence import ByCluster
 from em3_jax.tables import id_table
 from em3_jax.tasks import Task
 
@@ -25,16 +25,16 @@ class Report(NamedTuple):
     Attributes:
       slices: slice -> metric -> value.
       arrays: name -> array behind them.
-      by_user: how each user moves them; None where that was not asked for.
+      moved_by: "user" or "item" -> how each of them moves the slices; {} where that was not asked for.
     """
 
     slices: dict[str, dict[str, float]]
     arrays: dict[str, np.ndarray]
-    by_user: ByUser | None
+    moved_by: dict[str, ByCluster]
 
 
 class Evaluate(Protocol):
-    """How a task scores a split; `errors` asks for `Report.by_user`."""
+    """How a task scores a split; `errors` asks for `Report.moved_by`."""
 
     def __call__(self, predict: Predict, state: State, split: str, /, errors: bool = True) -> Report: ...
 

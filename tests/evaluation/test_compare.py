@@ -9,7 +9,7 @@ import pytest
 
 from em3_jax import metrics
 from em3_jax.evaluation import compare, influence
-from em3_jax.evaluation.influence import ByUser
+from em3_jax.evaluation.influence import ByCluster
 from tests.conftest import user_error
 
 USERS, ROWS = 50, 600
@@ -27,7 +27,7 @@ def _scores(seed: int, skill: float):
 def _write(folder, seed: int, skill: float, users_too: bool = True, **config):
     """What `eval.py` leaves of a run."""
     labels, users, cold, scores = _scores(seed, skill)
-    by_user, slices = ByUser.of(users), {}
+    by_user, slices = ByCluster.of(users), {}
     for name, keep in (("all", np.ones(ROWS, bool)), ("cold items", cold), ("new users", np.zeros(ROWS, bool))):
         part = labels[keep], scores[keep], users[keep]
         slices[name] = {
@@ -139,9 +139,9 @@ def test_the_table_shows_each_model_and_says_what_p_is(runs, tmp_path):
     text = compare.table(models, compare.compare(models, "auc"), "auc", "test")
     assert text.count("better") == 2 and "new users" not in text and "t-test over 3 seeds" in text
     assert "Bayes" in text and "gap closed" in text
-    old = [m._replace(by_user=None) for m in models]
+    old = [m._replace(moved_by=None) for m in models]
     rows = compare.compare(old, "auc")
     assert math.isnan(rows["all"]["better"]["low"]) and rows["all"]["better"]["p"] > 0, "seeds need no rows"
     assert "run eval.py on them again" in compare.table(old, rows, "auc", "test")
     bare = compare.load(f"b={_write(tmp_path / 'b', 0, 1.0, users_too=False)}", "test")
-    assert bare.by_user is None
+    assert bare.moved_by is None

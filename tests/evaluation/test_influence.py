@@ -8,7 +8,7 @@ from scipy import stats
 
 from em3_jax import metrics
 from em3_jax.evaluation import influence
-from em3_jax.evaluation.influence import ByUser
+from em3_jax.evaluation.influence import ByCluster
 
 METRICS = {  # (value, influence) of labels, scores, users
     "auc": (
@@ -45,7 +45,7 @@ def _rows(seed: int, users: int = 80, rows: int = 2000, taste: float = 1.0):
 
 def _error(name, labels, scores, users):
     value, moved = METRICS[name]
-    by_user = ByUser.of(users)
+    by_user = ByCluster.of(users)
     by_user.add("all", name, moved(labels, scores, users), users)
     return by_user.error("all", name, value(labels, scores, users))
 
@@ -127,9 +127,9 @@ def test_nothing_is_said_of_what_is_undefined():
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path):
-    by_user = ByUser.of(np.array([7, 3, 7, 9]))
+    by_user = ByCluster.of(np.array([7, 3, 7, 9]))
     by_user.add("cold items", "ndcg@20", np.array([0.25, -0.25]), np.array([7, 3]))
     by_user.save(tmp_path / "users.npz")
-    loaded = ByUser.load(tmp_path / "users.npz")
-    np.testing.assert_array_equal(loaded.users, [3, 7, 9])
+    loaded = ByCluster.load(tmp_path / "users.npz")
+    np.testing.assert_array_equal(loaded.clusters, [3, 7, 9])
     np.testing.assert_array_equal(loaded.moved["cold items", "ndcg@20"], [-0.25, 0.25, np.nan])

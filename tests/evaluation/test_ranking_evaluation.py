@@ -197,24 +197,26 @@ def test_a_report_does_not_depend_on_the_evaluation_batch_size(planted, rows, fe
     assert np.std(scores[0]) > 0.1
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_errors_are_those_of_the_metrics_of_the_report(planted, grouped):
-    """A user left out of the test rows moves each metric by about as much as is kept of him."""
+@pytest.mark.parametrize("kind,grouped", [("user", False), ("user", True), ("item", False)])
+def test_errors_are_those_of_the_metrics_of_the_report(planted, kind, grouped):
+    """A user, or an item, left out of the test rows moves each metric by about as much as is kept of it."""
     sessions = {"group": planted.interactions["item"] % 7} if grouped else {}
     data = dataclasses.replace(planted, interactions=planted.interactions | sessions)
     rows = np.asarray(data.split_rows("test"))
     logits = np.random.default_rng(0).normal(size=len(rows)).astype(np.float32)
-    by_user = ranking_evaluation.errors(ranking_evaluation.Scored(data, rows, logits, [], POPULAR))
+    moved_by = ranking_evaluation.errors(ranking_evaluation.Scored(data, rows, logits, [], POPULAR))[kind]
     whole = ranking_evaluation.evaluate(ranking_evaluation.Scored(data, rows, logits, [], POPULAR))["all"]
-    users = data.interactions["user"][rows]
-    np.testing.assert_array_equal(by_user.users, np.unique(users))
+    of_row = data.interactions[kind][rows]
+    np.testing.assert_array_equal(moved_by.clusters, np.unique(of_row))
     for metric in ("auc", "gauc", "logloss", "calibration"):
-        moved = by_user.moved["all", metric]
+        moved = moved_by.moved["all", metric]
         without = []
-        for user in by_user.users:
-            kept = users != user
+        for one in moved_by.clusters:
+            kept = of_row != one
             rest = ranking_evaluation.evaluate(ranking_evaluation.Scored(data, rows[kept], logits[kept], [], POPULAR))[
                 "all"
             ]
             without.append(whole[metric] - rest[metric])
-        assert np.corrcoef(without, moved)[0, 1] > 0.99, metric
+        # An item's row is much of its user's AUC, so leaving it out is no small step there.
+        least = 0.9 if (kind, metric) == ("item", "gauc") else 0.99
+        assert np.corrcoef(without, moved)[0, 1] > least, metric

@@ -152,9 +152,9 @@ def test_a_terminated_command_goes_on_where_it_was(planted, pages, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--table", "8"], "give numbers from 1 to 7, all, or 10 or lemur alone"),
-        (["--table", "3,10"], "give numbers from 1 to 7, all, or 10 or lemur alone"),
-        (["--table", "3", "--models", "em3"], "--models: of tables 10 and lemur"),
+        (["--table", "8"], "give numbers from 1 to 7, all, or 10, lemur or images alone"),
+        (["--table", "3,10"], "give numbers from 1 to 7, all, or 10, lemur or images alone"),
+        (["--table", "3", "--models", "em3"], "--models: of tables 10, lemur and images"),
         (["--table", "3", "--no-grid"], "--no-grid: of table 10 alone"),
         (["--table", "10", "--models", "em4"], "--models em4: no such model; did you mean 'em3'"),
         (["--table", "10", "--seeds", "0"], "--seeds and --jobs: must be at least 1"),

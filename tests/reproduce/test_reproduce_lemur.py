@@ -34,7 +34,7 @@ def page(planted, tmp_path_factory):
     )
     for job in jobs.values():  # in the order of their needs
         assert runs.execute(job) == "" and job.is_finished()
-    return report.write(table, out / "runs", 1, out, "the command", {}), out
+    return report.write(table, [out / "runs"], 1, out, "the command", {}), out
 
 
 def test_the_page_has_quality_cost_and_the_papers_numbers(page):
@@ -94,5 +94,5 @@ def test_a_run_waits_for_those_it_needs_that_are_still_to_do(planted, tmp_path):
 
 def test_it_is_its_own_command(monkeypatch):
     monkeypatch.setattr("sys.argv", ["reproduce", "--table", "3,lemur", "--data", "x", "--out", "y"])
-    with pytest.raises(UserError, match="give numbers from 1 to 7, all, or 10 or lemur alone"):
+    with pytest.raises(UserError, match="give numbers from 1 to 7, all, or 10, lemur or images alone"):
         command.main()

@@ -130,6 +130,7 @@ def movielens(
                 "image_root": image_root,
                 "notes": notes + [note for file in read.files for note in file.notes],
                 "rows": {ratings.path.name: rows_of_file(ratings.rows, read.ratings.num_rows, {})},
+                **({"held_out": rule.kind} if isinstance(rule, Whole) else {}),
                 "labels": {"conversion": f"rating = {HIGHEST} among rating >= {threshold:g}"},
             },
         )

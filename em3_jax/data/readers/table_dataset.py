@@ -180,6 +180,7 @@ def finish(
         extra={
             "notes": notes,
             "only_clicks": only_clicks,
+            **({"held_out": split.kind} if isinstance(split, Whole) else {}),
             "rows": rows,
             "image_root": None if image_root is None else str(image_root),
         },

@@ -132,8 +132,8 @@ def work_on_clicks(
         share, rows = config.eval.popular_share, np.asarray(source.rows)
         # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
         scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label)
-        by_user = ranking_evaluation.errors(scored) if errors else None
-        return work.Report(ranking_evaluation.evaluate(scored), {"logits": logits}, by_user)
+        moved_by = ranking_evaluation.errors(scored) if errors else {}
+        return work.Report(ranking_evaluation.evaluate(scored), {"logits": logits}, moved_by)
 
     return work.Work(
         task=task,

@@ -58,7 +58,7 @@ def retrieval(config: Retrieval, mesh: Mesh) -> work.Work:
 
     def evaluate(predict: work.Predict, state: State, split: str, errors: bool = True) -> work.Report:
         slices, lists, by_user = ranked(split)(*predict(state, {}))
-        return work.Report(slices, {"items": lists}, by_user)
+        return work.Report(slices, {"items": lists}, {"user": by_user})
 
     return work.Work(
         task=RetrievalTask(model),
