@@ -23,6 +23,7 @@ from em3_jax.data.images import ImageBatches, Processor, Square, arithmetic, fil
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
 from em3_jax.features import convert, dial, in_model, known, lower, scratch_encoders, sentences
 from em3_jax.features.in_model import PLAINLY, How, RawEncoder
+from em3_jax.features.scratch_encoders import Scratch
 from em3_jax.features.weights import read_json
 from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given
 from em3_jax.models.encoders.cnn import InvertedResiduals
@@ -212,13 +213,17 @@ def unencoded(made: Encoder) -> Encoder:
 
 
 def raw_encoders(
-    folders: Mapping[str, str], feature_sets: Iterable[FeatureSet], how: How = PLAINLY
+    folders: Mapping[str, str],
+    feature_sets: Iterable[FeatureSet],
+    how: How = PLAINLY,
+    scratch: Scratch = Scratch(),  # noqa: B008
 ) -> dict[str, RawEncoder]:
     """Name -> encoder of the raw ones of the `feature_sets`, and of those that "cnn:.." reads.
 
     Args:
       folders: name -> folder of its encoder, name of a known one, or "cnn:<name>", see `scratch_encoders`.
       how: they are run and trained.
+      scratch: what encoders from scratch are made of.
 
     Raises:
       UserError: a raw set has no folder, a folder no raw set, or it does not hold the encoder the set was made for;
@@ -245,7 +250,7 @@ def raw_encoders(
 
     def made(name: str, features: FeatureSet) -> RawEncoder:
         if name in scratch_ones:
-            return scratch_encoders.make(folders[name], features, how)
+            return scratch_encoders.make(folders[name], features, scratch, how)
         return _raw_encoder(name, known.place_of(folders[name]), features.manifest, how)
 
     return {name: made(name, features) for name, features in sets.items()}
@@ -254,9 +259,13 @@ def raw_encoders(
 def rules_of(name: str, config: OnClicks, params: Mapping[str, Any]) -> tuple[dial.Rule, ...]:
     """The rules of an encoder's parameters in a run, see `dial.rules`; reads its folder's config.json at most."""
     trains, parts = config.model.encoder_trains[name], ()
+    encoder = config.model.encoders[name]
     if trains not in dial.WHOLE:
-        where = sentences.transformer_folder(known.place_of(config.model.encoders[name])) / "config.json"
-        module: Any = convert.encoder_from_config(read_json(where), where=where)
+        if scratch_encoders.is_scratch(encoder):
+            module: Any = scratch_encoders.module_of(encoder, scratch_encoders.scratch(config))
+        else:
+            where = sentences.transformer_folder(known.place_of(encoder)) / "config.json"
+            module = convert.encoder_from_config(read_json(where), where=where)
         parts = module.parts()
     return dial.rules(name, trains, parts, trees.named_leaves(params), config.optim.multipliers)
 

@@ -10,17 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from em3_jax.config import parse
 from em3_jax.config.schema import OnClicks
 from em3_jax.config.schema.ranking import Augment
 from em3_jax.core import trees
 from em3_jax.core.errors import UserError
-from em3_jax.data.format import Dataset
 from em3_jax.features import augment, dial
 from em3_jax.features.chunks import in_chunks
-from em3_jax.features.prior import categories
 from em3_jax.models.encoders import PLAIN, Given, Part
-from em3_jax.models.encoders.scratch import Sizes
 
 Pooled = tuple[jax.Array, jax.Array]
 """(tokens [B, n, E] f32, mask [B, n] bool) of B pictures or texts."""
@@ -73,9 +69,6 @@ class How(NamedTuple):
       chunk: see `chunks.in_chunks`.
       devices: over which items are cut.
       augment: of config.data.
-      sizes: of nets that train from scratch, see `models.encoders.scratch`.
-      seed: of their parameters.
-      categories: of an item, 0 = unknown among them; 0 = no encoder reads any.
     """
 
     multipliers: Sequence[dial.Rule] = ()
@@ -84,23 +77,17 @@ class How(NamedTuple):
     chunk: int = 0
     devices: int = 1
     augment: Augment = Augment()
-    sizes: Sizes = Sizes()
-    seed: int = 0
-    categories: int = 0
 
 
 PLAINLY = How()
 """All of them train as fast as the rest of the model, whole batches at once."""
 
 
-def how(config: OnClicks, devices: int, dataset: Dataset) -> How:
-    """How a config has its encoders run, on so many devices, with the categories of a dataset's items."""
+def how(config: OnClicks, devices: int) -> How:
+    """How a config has its encoders run, on so many devices."""
     model, data = config.model, config.data
     rank, chunk = model.encoder_rank, model.encoder_chunk
-    return How(
-        config.optim.multipliers, model.encoder_trains, rank, chunk, devices, data.augment,
-        Sizes(**parse.entries(model.cnn)), config.seed, categories(dataset, model.encoder_prior),
-    )  # fmt: skip
+    return How(config.optim.multipliers, model.encoder_trains, rank, chunk, devices, data.augment)
 
 
 def multipliers(encoders: Mapping[str, RawEncoder], own: Sequence[dial.Rule]) -> tuple[dial.Rule, ...]:
@@ -157,6 +144,44 @@ def of_images(
         found = (found & mask).reshape(len(content), -1)
         return Encoded(tokens.reshape(*found.shape, -1), found, statistics)
 
+    return RawEncoder(params, encode, view, trained.is_trained, trained.rules, trained.rank)
+
+
+def of_stored(
+    name: str,
+    params: dict,
+    parts: Sequence[Part],
+    function: Callable[[Any, jax.Array, Given], tuple[Pooled, Mapping[str, Any]]],
+    shape: tuple[int, ...],
+    how: How,
+) -> RawEncoder:
+    """An encoder that goes on where another one has stopped, whose tokens are stored.
+
+    Args:
+      name, params, parts, how: see `of_images`; nothing is random here.
+      function: (params, stored tokens [S, *shape], given) -> what it makes of an item's, and statistics.
+      shape: of an item's tokens as the function reads them.
+
+    Raises:
+      UserError: see `of_images`.
+    """
+    trained = _trained(name, params, parts, how)
+
+    def encode(params, content: jax.Array, mask: jax.Array, given: Given = PLAIN) -> Encoded:
+        there = mask.any(axis=1)
+        counted = there if given.mask is None else there & given.mask
+
+        def run(params, tokens, counted, category):
+            return function(params, tokens, Given(counted, category, given.trains))
+
+        chunked = in_chunks(run, how.chunk, how.devices, trained.first)
+        inputs = (content.reshape(-1, *shape), counted, given.category)
+        (tokens, found), statistics = chunked(params, *inputs)
+        # A token for each that is stored, or one of an item for all of them.
+        found = found & (mask if found.shape == mask.shape else there[:, None])
+        return Encoded(tokens, found, statistics)
+
+    view = lambda content, drawn: content  # noqa: E731
     return RawEncoder(params, encode, view, trained.is_trained, trained.rules, trained.rank)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part
 from em3_jax.models.encoders.cnn import ConvNorm, output
@@ -69,13 +70,12 @@ class MobileNetV3(nn.Module):
     dtype: Any = jnp.float32
 
     def parts(self) -> tuple[Part, ...]:
-        """features0, features1, .. as files number them; all but the first and the last are blocks."""
+        """features0, the stem; features1, .., the blocks; and the last convolution, the head."""
         last = len(self.blocks) + 1
-        of_block = lambda i: tuple(f"features{i}_{number}" for number in range(4))  # noqa: E731
-        blocks = (Part(f"features{i}", of_block(i)) for i in range(1, last))
-        ends = (Part(f"features{i}", (f"features{i}",), False) for i in (0, last))
-        first, final = ends
-        return first, *blocks, final
+        blocks = (f"features{i}" for i in range(1, last))
+        of_blocks = (Part(block, tuple(f"{block}_{k}" for k in range(4))) for block in blocks)
+        stem, head = (Part(f"features{i}", (f"features{i}",), False) for i in (0, last))
+        return (stem, *of_blocks, head)
 
     @nn.compact
     def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
@@ -87,8 +87,9 @@ class MobileNetV3(nn.Module):
         """
         x = self._conv(images, given, "features0", self.stem, 3, 2)
         for i, block in enumerate(self.blocks, 1):
-            x = self._block(x, given, f"features{i}_", block)
-        return output(self._conv(x, given, f"features{len(self.blocks) + 1}", self.head))
+            x = self._block(checkpoint_name(x, f"features{i}"), given, f"features{i}_", block)
+        name = f"features{len(self.blocks) + 1}"
+        return output(self._conv(checkpoint_name(x, name), given, name, self.head))
 
     def _block(self, x: jax.Array, given: Given, name: str, block: Block) -> jax.Array:
         """Its parts are numbered as in files, where one that is not there has no number."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part
 from em3_jax.models.encoders.cnn import ConvNorm
@@ -87,12 +88,13 @@ class Cnn(nn.Module):
     dtype: Any = jnp.float32
 
     def parts(self) -> tuple[Part, ...]:
-        """stem with the categories, stage0_block0, .., head."""
-        of_block = ("conv0", "conv1", "shortcut", "channels", "places")
+        """stem, with the embedding of the category, stage0_block0, .., head."""
         stages, depth = range(len(self.sizes.widths)), range(self.sizes.depth)
-        names = [f"stage{stage}_block{i}" for stage in stages for i in depth]
-        blocks = (Part(name, tuple(f"{name}_{of}" for of in of_block)) for name in names)
-        return Part("stem", ("stem", "category"), False), *blocks, Part("head", ("head",), False)
+        blocks = [f"stage{stage}_block{i}" for stage in stages for i in depth]
+        within = ("conv0", "conv1", "shortcut", "channels", "places")
+        of_blocks = (Part(block, tuple(f"{block}_{one}" for one in within)) for block in blocks)
+        stem = Part("stem", ("stem", "category"), False)
+        return (stem, *of_blocks, Part("head", ("head",), False))
 
     @nn.compact
     def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
@@ -111,8 +113,9 @@ class Cnn(nn.Module):
         x = self._conv(images, given, "stem", width, stride=stride)
         for stage, width in enumerate(sizes.widths):
             for i in range(sizes.depth):
-                stride = 2 if stage and i == 0 else 1
-                x = self._block(x, given, category, f"stage{stage}_block{i}", width, stride)
+                stride, name = 2 if stage and i == 0 else 1, f"stage{stage}_block{i}"
+                x = self._block(checkpoint_name(x, name), given, category, name, width, stride)
+        x = checkpoint_name(x, "head")
         head = nn.Dense(sizes.output, dtype=self.dtype, name="head")
         return one_token(head(x.mean(axis=(1, 2))))
 
@@ -163,8 +166,10 @@ class DeepCtr(nn.Module):
     dtype: Any = jnp.float32
 
     def parts(self) -> tuple[Part, ...]:
-        """conv1, .., conv17, each a block, and fc."""
-        return *(Part(f"conv{k}", (f"conv{k}",)) for k in range(1, 18)), Part("fc", ("fc",), False)
+        """conv1, group1 to group4, fc."""
+        groups = (tuple(f"conv{4 * group + k + 2}" for k in range(4)) for group in range(4))
+        of_groups = (Part(f"group{k}", convs) for k, convs in enumerate(groups, 1))
+        return (Part("conv1", ("conv1",), False), *of_groups, Part("fc", ("fc",), False))
 
     @nn.compact
     def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
@@ -176,7 +181,9 @@ class DeepCtr(nn.Module):
         """
         x = self._conv(images, given, "conv1", 32, 5, 2)
         for k in range(16):
+            x = x if k % 4 else checkpoint_name(x, f"group{k // 4 + 1}")
             x = self._conv(x, given, f"conv{k + 2}", 32 * 2 ** (k // 4), 3, 1 if k % 4 else 2)
+        x = checkpoint_name(x, "fc")
         fc = nn.Dense(self.output, dtype=self.dtype, name="fc")
         return one_token(nn.relu(fc(x.mean(axis=(1, 2)))))
 
@@ -204,23 +211,25 @@ class VectorMlp(nn.Module):
     dtype: Any = jnp.float32
 
     def parts(self) -> tuple[Part, ...]:
-        """fc1, fc2, .., each a block, but for the last."""
-        count = len(self.widths)
-        groups = ((f"fc{k}", f"prelu{k}") for k in range(1, count + 1))
-        return tuple(Part(pair[0], pair, k < count) for k, pair in enumerate(groups, start=1))
+        """fc1, fc2, ..; the last one is the head."""
+        last = len(self.widths)
+        numbers = range(1, last + 1)
+        return tuple(Part(f"fc{k}", (f"prelu{k - 1}", f"fc{k}"), k < last) for k in numbers)
 
     @nn.compact
     def __call__(self, vectors: jax.Array, given: Given = PLAIN) -> EncoderOutput:
         """A token of each vector, in `dtype`; `mean` and `pooler` are their mean.
 
         Args:
-          vectors: [B, .., E] float, of which the axes between count n places.
+          vectors: [B, n, E] float.
           given: see `Given`; nothing of it is read.
         """
         del given
-        x = vectors.reshape(len(vectors), -1, vectors.shape[-1])
+        x = vectors
         for k, width in enumerate(self.widths):
-            x = x if k == 0 else nn.PReLU(negative_slope_init=0.25, name=f"prelu{k}")(x)
+            if k:
+                x = checkpoint_name(x, f"fc{k + 1}")
+                x = nn.PReLU(negative_slope_init=0.25, name=f"prelu{k}")(x)
             x = nn.Dense(width, dtype=self.dtype, name=f"fc{k + 1}")(x)
         mean = x.mean(axis=1)
         return EncoderOutput(x, jnp.ones(x.shape[:2], bool), cls=None, mean=mean, pooler=mean)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from em3_jax.core.errors import UserError
 from em3_jax.models.encoders import PLAIN, EncoderOutput, Given, Part
@@ -40,13 +41,13 @@ class Vgg(nn.Module):
     dtype: Any = jnp.float32
 
     def parts(self) -> tuple[Part, ...]:
-        """stage0, stage1, .., fc6 if it is there."""
-        number, parts = 0, []
-        for stage, depth in enumerate(self.depths):
-            groups = tuple(f"features{number + 2 * i}" for i in range(depth))
-            parts.append(Part(f"stage{stage}", groups))
-            number += 2 * depth + 1
-        return (*parts, *([Part("fc6", ("fc6",), False)] if self.fc6 else []))
+        """stage0, stage1, .. and, if it is there, fc6."""
+        first = [sum(2 * depth + 1 for depth in self.depths[:k]) for k in range(len(self.depths))]
+        stages = tuple(
+            Part(f"stage{k}", tuple(f"features{start + 2 * i}" for i in range(depth)))
+            for k, (start, depth) in enumerate(zip(first, self.depths, strict=True))
+        )
+        return (*stages, Part("fc6", ("fc6",), False)) if self.fc6 else stages
 
     @nn.compact
     def __call__(self, images: jax.Array, given: Given = PLAIN) -> EncoderOutput:
@@ -68,7 +69,8 @@ class Vgg(nn.Module):
                 f"{len(self.depths)} times; give {least} x {least} or more"
             )
         x, number = images, 0
-        for depth, width in zip(self.depths, self.widths, strict=True):
+        for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
+            x = checkpoint_name(x, f"stage{stage}") if stage else x
             for _ in range(depth):
                 name, dtype = f"features{number}", self.dtype
                 conv = nn.Conv(width, (3, 3), kernel_init=_init, dtype=dtype, name=name)
@@ -78,7 +80,7 @@ class Vgg(nn.Module):
         if not self.fc6:
             return found
         # The order of files: C, Y, X.
-        flat = averaged(x, SIDE).transpose(0, 3, 1, 2).reshape(len(x), -1)
+        flat = averaged(checkpoint_name(x, "fc6"), SIDE).transpose(0, 3, 1, 2).reshape(len(x), -1)
         fc6 = nn.Dense(self.fc6, kernel_init=_init, dtype=self.dtype, name="fc6")
         return found._replace(pooler=nn.relu(fc6(flat)))
 
