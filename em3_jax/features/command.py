@@ -10,7 +10,6 @@ and the packages that carry their weights:
 """
 
 import sys
-from pathlib import Path
 
 from em3_jax import cli
 from em3_jax.core import paths
@@ -45,5 +44,5 @@ def main(argv: list[str] | None = None) -> None:
         extract.main(["--modality", modality, *others])
         return
     parser = cli.Parser(prog="em3 features", description=(__doc__ or "") + "\n".join(f"  {one}" for one in installs()))
-    parser.add_argument("--data", type=Path, required=True, help="dataset folder")
-    print(listing(open_dataset(paths.local(parser.parse_args(arguments).data))))
+    parser.add_argument("--data", type=paths.local, required=True, help="dataset folder")
+    print(listing(open_dataset(parser.parse_args(arguments).data)))
