@@ -31,6 +31,7 @@ COMMANDS = {
         "em3_jax.data.prepare", "makes a dataset of a log: MovieLens, tables of your own, planted truth, ..."
     ),
     "extract": Command("em3_jax.features.extract", "content features by a frozen encoder, or from ready arrays"),
+    "features": Command("em3_jax.features.command", "the feature sets of a dataset: lists them, or makes one"),
     "raw": Command("em3_jax.features.raw", "raw content, token ids and pixels, for encoders that train from scratch"),
     "train": Command("em3_jax.train", "trains a model, or goes on with a run", manual="em3_jax.config.manual"),
     "eval": Command("em3_jax.evaluate", "scores a split with the best step of a run"),

