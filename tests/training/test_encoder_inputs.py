@@ -115,7 +115,9 @@ def test_other_tasks_read_encoders_through_the_same_door(data, task):
     parts = experiment.build(config.to_dict())
     state = parts.program.init()
     before = jax.device_get(state.params)["encoders"]["image"]
-    state, aux = parts.program.train_step(state, parts.work.constants, parts.program.place(parts.work.source[0]))
+    for k in range(6):  # of LEMUR the first gradients are next to nothing, 1e-14 here
+        batch = parts.program.place(parts.work.source[k])
+        state, aux = parts.program.train_step(state, parts.work.constants, batch)
     after = trees.named_leaves(state.params["encoders"]["image"])
     moved = {name for name, leaf in trees.named_leaves(before).items() if (np.asarray(after[name]) != leaf).any()}
     assert np.isfinite(aux["loss"]) and {name.split("/")[0] for name in moved} <= {
