@@ -50,6 +50,7 @@ def net(config, name: str):
 
 
 def cscnn(config):
+    """Attention that is told the item's category."""
     config.model.encoder_prior = "category"
     return net(config, "cscnn")
 

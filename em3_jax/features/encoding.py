@@ -3,9 +3,8 @@
 Extraction runs that function over all items once; the training step, where features are raw, over the items of the batch.
 """
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,17 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from em3_jax.config.schema import OnClicks
-from em3_jax.core import trees
-from em3_jax.core.errors import UserError, nearest
+from em3_jax.core.errors import UserError
 from em3_jax.data.content import Content, digest
-from em3_jax.data.format import FeatureSet
-from em3_jax.data.images import ImageBatches, Processor, Square, arithmetic, file_digest, load_processor, unlike
+from em3_jax.data.images import ImageBatches, Processor, Square, arithmetic, file_digest, load_processor
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
-from em3_jax.features import convert, dial, in_model, known, lower, scratch_encoders, sentences
-from em3_jax.features.in_model import PLAINLY, How, RawEncoder
-from em3_jax.features.scratch_encoders import Scratch
-from em3_jax.features.weights import read_json
+from em3_jax.features import convert, lower, sentences
 from em3_jax.models.encoders import PLAIN, STATISTICS, EncoderOutput, Given
 from em3_jax.models.encoders.cnn import InvertedResiduals
 
@@ -97,7 +90,7 @@ def image_encoder(
     Raises:
       UserError: see `convert.load_encoder`, `images.load_processor` and `lower.check`; or the encoder is one for texts.
     """
-    module, params, info = _load(folder, "image", settings)
+    module, params, info = load(folder, "image", settings)
     default_size = info.config.get("image_size", 224) if settings.random_weights is not None else None
     processor = load_processor(folder, image_size, default_size)
     encode = _image_function(module, processor.settings, settings)
@@ -108,7 +101,7 @@ def image_encoder(
     raw: dict[str, Any] = {"shape": list(shape)}
     if below:
         lower.check(module, below, folder)
-        encode = lower.lower(module, below, _normalised(processor.settings), dtype)
+        encode = lower.lower(module, below, normalised(processor.settings), dtype)
         images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         raw = {"shape": list(lower.shape_of(module, below, params, images)), "numbers": dtype}
         facts |= {"below": below}
@@ -157,7 +150,7 @@ def text_encoder(
       UserError: see `convert.load_encoder` and `texts.load_tokenizer`; or the encoder is one for images.
     """
     folder = use.folder
-    module, params, info = _load(folder, "text", settings)
+    module, params, info = load(folder, "text", settings)
     tokenizer = load_tokenizer(folder)
     longest = min(module.max_length, tokenizer.model_max_length)
     asked = use.max_length if use.max_length is not None else longest
@@ -173,7 +166,7 @@ def text_encoder(
         )
     padding_id = tokenizer.pad_token_id or 0 if module.padding_id is None else module.padding_id
 
-    encode = _text_function(module, settings)
+    encode = text_function(module, settings)
 
     def source(values: np.ndarray) -> TextBatches:
         return TextBatches(
@@ -212,108 +205,7 @@ def unencoded(made: Encoder) -> Encoder:
     return made._replace(params=None, encode=encode, unit=unit)
 
 
-def raw_encoders(
-    folders: Mapping[str, str],
-    feature_sets: Iterable[FeatureSet],
-    how: How = PLAINLY,
-    scratch: Scratch = Scratch(),  # noqa: B008
-) -> dict[str, RawEncoder]:
-    """Name -> encoder of the raw ones of the `feature_sets`, and of those that "cnn:.." reads.
-
-    Args:
-      folders: name -> folder of its encoder, name of a known one, or "cnn:<name>", see `scratch_encoders`.
-      how: they are run and trained.
-      scratch: what encoders from scratch are made of.
-
-    Raises:
-      UserError: a raw set has no folder, a folder no raw set, or it does not hold the encoder the set was made for;
-        or `how` has what an encoder cannot do.
-    """
-    scratch_ones = {name for name, folder in folders.items() if scratch_encoders.is_scratch(folder)}
-    sets = {features.name: features for features in feature_sets if features.is_raw or features.name in scratch_ones}
-    for name, features in sets.items():
-        if name not in folders:
-            raise UserError(
-                f"config.model.encoders.{name}: missing, but feature set '{name}' is raw; give the folder of "
-                f"{features.manifest['encoder']} and set config.model.content=raw, or use features made without --raw"
-            )
-    for name in folders:
-        if name not in sets:
-            raise UserError(
-                f"config.model.encoders.{name}: config.data.features has no raw set of that name; leave it out, or make one "
-                "with `em3 extract --raw`"
-            )
-    for name in how.trains:
-        if name not in sets:
-            hint = nearest(name, sets) if sets else "there are none"
-            raise UserError(f"config.model.encoder_trains.{name}: no encoder reads a feature set of that name; {hint}")
-
-    def made(name: str, features: FeatureSet) -> RawEncoder:
-        if name in scratch_ones:
-            return scratch_encoders.make(folders[name], features, scratch, how)
-        return _raw_encoder(name, known.place_of(folders[name]), features.manifest, how)
-
-    return {name: made(name, features) for name, features in sets.items()}
-
-
-def rules_of(name: str, config: OnClicks, params: Mapping[str, Any]) -> tuple[dial.Rule, ...]:
-    """The rules of an encoder's parameters in a run, see `dial.rules`; reads its folder's config.json at most."""
-    trains, parts = config.model.encoder_trains[name], ()
-    encoder = config.model.encoders[name]
-    if trains not in dial.WHOLE:
-        if scratch_encoders.is_scratch(encoder):
-            module: Any = scratch_encoders.module_of(encoder, scratch_encoders.scratch(config))
-        else:
-            where = sentences.transformer_folder(known.place_of(encoder)) / "config.json"
-            module = convert.encoder_from_config(read_json(where), where=where)
-        parts = module.parts()
-    return dial.rules(name, trains, parts, trees.named_leaves(params), config.optim.multipliers)
-
-
-def _raw_encoder(name: str, folder: Path, manifest: dict, how: How) -> RawEncoder:
-    if not folder.is_dir():
-        raise UserError(
-            f"config.model.encoders.{name}: {folder}: no such folder; put {manifest['encoder']} there, or set its folder"
-        )
-    if "pooling" not in manifest:
-        raise UserError(
-            f"config.model.encoders.{name}: '{name}' was made for encoders that train from scratch; name one of "
-            f"those, {', '.join(map(scratch_encoders.PREFIX.__add__, scratch_encoders.SCRATCH))}, or make the set "
-            "again with `em3 extract --raw`"
-        )
-    folder = sentences.transformer_folder(folder)
-    settings = Settings(**{key: manifest[key] for key in Settings._fields})
-    changed = unlike(folder, manifest["preprocessing"]) if manifest["kind"] == "image" else []
-    if changed:
-        raise UserError(
-            f"config.model.encoders.{name}: {folder} wants other pixels than those of '{name}' ({'; '.join(changed)}); "
-            f"give the folder of {manifest['encoder']}, or make '{name}' again with this one"
-        )
-    if settings.random_weights is None and convert.weights_hash(folder) != manifest["weights_hash"]:
-        raise UserError(
-            f"config.model.encoders.{name}: the weights in {folder} are not those for which '{name}' was made (hash "
-            f"{manifest['weights_hash'][:12]}); give the folder of {manifest['encoder']}, or make '{name}' again with this one"
-        )
-    module, params, _ = _load(folder, manifest["kind"], settings)
-    shape, length = manifest["raw"].get("shape"), manifest["raw"].get("length")
-    normalised: Callable[[jax.Array], jax.Array]
-    if below := manifest.get("below"):
-        if how.augment != PLAINLY.augment:
-            raise UserError(
-                f"config.data.augment: '{name}' holds maps below {below} and no pictures, which alone can be cut; leave it out"
-            )
-        module, params = lower.upper(module, params, below)
-        normalised = functools.partial(lower.numbers, dtype=manifest["raw"]["numbers"])
-    elif manifest["kind"] == "image":
-        normalised = _normalised(manifest["preprocessing"])
-    if manifest["kind"] == "image":
-        function = _image_in_training(module, normalised, settings)
-        return in_model.of_images(name, params, module.parts(), function, tuple(shape), how)
-    padding_id = manifest["raw"]["padding_id"]
-    return in_model.of_texts(name, params, module.parts(), _text_function(module, settings), length, padding_id, how)
-
-
-def _normalised(preprocessing: dict) -> Callable[[jax.Array], jax.Array]:
+def normalised(preprocessing: dict) -> Callable[[jax.Array], jax.Array]:
     """Pixels [..., 3] u8 -> images as the encoder expects them, f32: here, so that a quarter of the bytes travels."""
     scale, mean, std = arithmetic(preprocessing)
     center, spread = np.array(mean, np.float32), np.array(std, np.float32)
@@ -322,7 +214,7 @@ def _normalised(preprocessing: dict) -> Callable[[jax.Array], jax.Array]:
 
 def _image_function(module: Any, preprocessing: dict, settings: Settings) -> Callable:
     """(params, pixels [B, H, W, 3] u8) -> (tokens [B, n, D] f32, mask [B, n] bool)."""
-    function = _image_in_training(module, _normalised(preprocessing), settings)
+    function = image_in_training(module, normalised(preprocessing), settings)
 
     def whole(params, pixels: jax.Array):
         return function(params, pixels, PLAIN)[0]
@@ -338,7 +230,7 @@ def _image_function(module: Any, preprocessing: dict, settings: Settings) -> Cal
     return encode
 
 
-def _image_in_training(module: Any, normalised: Callable[[jax.Array], jax.Array], settings: Settings) -> Callable:
+def image_in_training(module: Any, normalised: Callable[[jax.Array], jax.Array], settings: Settings) -> Callable:
     """(params, what is stored [B, ...], given) -> ((tokens [B, n, D] f32, mask [B, n] bool), statistics)."""
 
     def encode(params, stored: jax.Array, given: Given):
@@ -348,14 +240,14 @@ def _image_in_training(module: Any, normalised: Callable[[jax.Array], jax.Array]
     return encode
 
 
-def _text_function(module: Any, settings: Settings) -> Callable:
+def text_function(module: Any, settings: Settings) -> Callable:
     """(params, token ids [B, L] i32, mask [B, L] bool) -> (tokens [B, n, D] f32, mask [B, n] bool)."""
     return lambda params, token_ids, mask: _pool(
         module.apply({"params": params}, token_ids, mask), settings, TEXT_POOLINGS
     )
 
 
-def _load(folder: Path, modality: str, settings: Settings) -> tuple[Any, dict, convert.EncoderInfo]:
+def load(folder: Path, modality: str, settings: Settings) -> tuple[Any, dict, convert.EncoderInfo]:
     dtype = jnp.dtype(settings.precision)
     if settings.random_weights is None:
         module, params, info = convert.load_encoder(folder, dtype)

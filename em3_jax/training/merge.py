@@ -21,7 +21,7 @@ from em3_jax.core import paths, publish, strict_json, trees
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.core.types import State
-from em3_jax.features import encoding
+from em3_jax.features import raw_encoders
 from em3_jax.features.dial import ADAPTERS
 from em3_jax.models import lora
 from em3_jax.training import optim
@@ -109,7 +109,7 @@ def _without_adapters(saved: dict[str, jax.Array], config: Config) -> tuple[Stat
     course = replace(config.train, init_from="", init_parts="all")
     settings: Any = {"model": model, "optim": optimizer, "train": course}
     config = replace(config, **settings)
-    rules = [rule for name in sorted(dials) for rule in encoding.rules_of(name, config, params["encoders"][name])]
+    rules = [rule for name in sorted(dials) for rule in raw_encoders.rules_of(name, config, params["encoders"][name])]
     made = optim.dense_optimizer(params, **parse.entries(optimizer) | {"multipliers": (*rules, *kept)})
     return State(tree["step"], params, made.init(params), tree.get("tables", {}), tree.get("memory", {})), config
 

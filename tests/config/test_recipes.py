@@ -57,7 +57,7 @@ def test_options_come_with_a_sign_or_a_blank_or_alone():
         ("model.dropuot", "0.1", "config.model.dropuot: unknown key; known: "),
         ("model.fusoin", "mean", "config.model.fusoin: unknown key; did you mean 'fusion'?"),
         ("modle.fusion", "mean", "config.modle: unknown key; did you mean 'model'?"),
-        ("model.fusion", "men", "config.model.fusion='men': give fq_former, masked_fq_former, one_flow, two_flow, mean or "),
+        ("model.fusion", "men", "config.model.fusion='men': give fq_former, masked_fq_former, one_flow, two_flow, mean, "),
         ("seed", "x", "config.seed=x: give a whole number from 0 to 4294967295"),
         ("train.epochs", "nan", "config.train.epochs=nan: give a number above 0"),
         ("train.epochs", "-1", "config.train.epochs=-1.0: give a number above 0"),

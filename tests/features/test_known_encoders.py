@@ -189,7 +189,7 @@ def test_files_that_are_no_onnx_are_refused(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:features .* random weights")
-def test_a_net_that_trains_keeps_the_statistics_of_its_norms(cache, tmp_path):
+def test_all_of_a_net_trains_and_the_statistics_of_its_norms_follow(cache, tmp_path):
     """From pixels to a ranker, the encoder by its name."""
     folder_of("efficientnet-lite0")
     raw_items.write_items(tmp_path)
@@ -207,5 +207,4 @@ def test_a_net_that_trains_keeps_the_statistics_of_its_norms(cache, tmp_path):
         batch = parts.program.place(parts.work.source[step])
         state, aux = parts.program.train_step(state, parts.work.constants, batch)
     after = jax.device_get(trees.named_leaves(state.params["encoders"]))
-    still = {name for name in before if np.array_equal(before[name], after[name])}
-    assert still == {name for name in before if name.endswith(("norm/mean", "norm/var"))} and np.isfinite(aux["loss"])
+    assert not {name for name in before if np.array_equal(before[name], after[name])} and np.isfinite(aux["loss"])

@@ -9,7 +9,7 @@ import pytest
 
 from em3_jax.core import trees
 from em3_jax.data.format import open_dataset
-from em3_jax.features import convert, encoding, extract, in_model, lower
+from em3_jax.features import convert, extract, in_model, lower, raw_encoders
 from em3_jax.training import experiment
 from tests import raw_items
 from tests.conftest import user_error
@@ -124,5 +124,5 @@ def test_maps_of_other_weights_are_refused(data, monkeypatch):
     features = open_dataset(data).features("image16")
     features.manifest.update(random_weights=None, weights_hash="0" * 64)
     monkeypatch.setattr(convert, "weights_hash", lambda folder: "1" * 64)
-    message = user_error(encoding.raw_encoders, {"image16": str(data.parent / "resnet")}, [features], in_model.PLAINLY)
+    message = user_error(raw_encoders.load, {"image16": str(data.parent / "resnet")}, [features], in_model.PLAINLY)
     assert "are not those for which 'image16' was made (hash 000000000000)" in message

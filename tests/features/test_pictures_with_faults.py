@@ -16,7 +16,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.data import images
 from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.table import table
-from em3_jax.features import encoding, extract, raw
+from em3_jax.features import extract, raw, raw_encoders
 from tests import raw_items
 
 pytestmark = pytest.mark.filterwarnings("ignore:features .* will come from random weights")
@@ -158,10 +158,10 @@ def test_a_set_for_another_processor_is_refused(way, shop, changed, words, tmp_p
         words = "for an encoder that trains from scratch; make one for .* `em3 extract --raw"
     else:
         file.write_text(json.dumps(processor()))
-        encoding.raw_encoders({"extract": str(swin)}, [features])  # another size is no other processor
+        raw_encoders.load({"extract": str(swin)}, [features])  # another size is no other processor
     file.write_text(json.dumps(processor(**changed)))
     with pytest.raises(UserError, match=words):
-        encoding.raw_encoders({features.name: str(swin)}, [features])
+        raw_encoders.load({features.name: str(swin)}, [features])
 
 
 def test_each_file_is_decoded_once_though_many_items_show_it(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.format import open_dataset
 from em3_jax.data.images import load_processor
 from em3_jax.data.texts import load_tokenizer
-from em3_jax.features import encoding, extract
+from em3_jax.features import extract, raw_encoders
 from em3_jax.tasks.ranking.task import ranking
 from em3_jax.tasks.raw import WithEncoders
 from em3_jax.training import checkpoint, experiment
@@ -244,7 +244,7 @@ def differing(one: dict, other: dict) -> set[str]:
 
 def test_frozen_leaves_keep_their_bits_and_have_no_optimizer_state(world, fresh, raw_parts, encoded_parts):
     before = bits(fresh.params)
-    loaded = encoding.raw_encoders(world.folders, raw_parts.work.feature_sets)
+    loaded = raw_encoders.load(world.folders, raw_parts.work.feature_sets)
     assert not differing(bits({n: encoder.params for n, encoder in loaded.items()}), bits(fresh.params["encoders"]))
     leaves = jax.tree.leaves(jax.eval_shape(encoded_parts.program.init).opt_state)
     assert sorted(leaf.shape for leaf in jax.tree.leaves(fresh.opt_state)) == sorted(leaf.shape for leaf in leaves)
@@ -291,7 +291,7 @@ def test_gradients_of_the_encoders_are_those_of_the_loss(world, fresh, raw_parts
     """Along the gradient itself the loss changes by its square: a central difference; and items without content are there."""
     dataset = open_dataset(world.raw)
     sets, config = raw_parts.work.feature_sets, parse.parse(make_config(world.raw, world.folders))
-    encoders = encoding.raw_encoders(world.folders, sets)
+    encoders = raw_encoders.load(world.folders, sets)
     task = WithEncoders(ranking(dataset.fields, config.model), encoders)
     builder = BatchBuilder(dataset, history_length=T, unknown_alpha=0.0, unknown_floor={}, host_features=tuple(sets))
     batch = builder(np.arange(B), buckets=Buckets(64, 64), key=rng.numpy_key(0, "unknown", 0))

@@ -9,7 +9,7 @@ from configs import pictures
 from em3_jax.core import trees
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.readers.synthetic import synthetic
-from em3_jax.features import encoding
+from em3_jax.features import raw_encoders
 from em3_jax.features.in_model import How
 from em3_jax.features.scratch_encoders import Scratch
 from em3_jax.models.encoders import Given
@@ -33,7 +33,7 @@ THREE = FeatureSet("image", VECTORS.tokens[:, :3], VECTORS.mask[:, :3], {"kind":
 def encoder(name: str, features: FeatureSet = RAW, seed: int = 0, categories: int = 0, multipliers=()):
     scratch = Scratch(SIZES, seed, categories)
     how = How(multipliers=multipliers)
-    made = encoding.raw_encoders({"image": f"cnn:{name}"}, [features], how, scratch)
+    made = raw_encoders.load({"image": f"cnn:{name}"}, [features], how, scratch)
     return made["image"]
 
 
@@ -116,9 +116,9 @@ def test_a_map_has_to_be_square_and_a_picture_large_enough():
 
 
 def test_pictures_for_nets_from_scratch_are_no_checkpoints(tmp_path):
-    words = user_error(encoding.raw_encoders, {"image": str(tmp_path)}, [RAW])
+    words = user_error(raw_encoders.load, {"image": str(tmp_path)}, [RAW])
     assert "'image' was made for encoders that train from scratch; name one of those, cnn:cnn" in words
-    words = user_error(encoding.raw_encoders, {"image": str(tmp_path)}, [VECTORS])
+    words = user_error(raw_encoders.load, {"image": str(tmp_path)}, [VECTORS])
     assert "config.data.features has no raw set of that name" in words
 
 

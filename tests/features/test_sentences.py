@@ -12,7 +12,7 @@ from em3_jax.data.features import FeatureWriter
 from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.table import table
 from em3_jax.data.texts import load_tokenizer
-from em3_jax.features import convert, encoding, extract, sentences
+from em3_jax.features import convert, encoding, extract, raw_encoders, sentences
 from tests import raw_items
 from tests.conftest import user_error
 
@@ -152,7 +152,7 @@ def test_a_raw_set_of_such_a_folder_is_read_as_its_vectors_were(data, tmp_path):
     found, _ = vectors(data, folder)
     extract.extract(data, modality="text", encoder=folder, name="ids", random_weights=0, raw=True)
     ids = open_dataset(data).features("ids")
-    encoder = encoding.raw_encoders({"ids": str(folder)}, [ids])["ids"]
+    encoder = raw_encoders.load({"ids": str(folder)}, [ids])["ids"]
     tokens, mask = encoder.encode(encoder.params, np.asarray(ids.tokens), np.asarray(ids.mask))
     np.testing.assert_allclose(np.where(mask, tokens[:, 0], 0), found, atol=1e-5)
     old = {key: value for key, value in ids.manifest.items() if key != "sentence_transformers"}

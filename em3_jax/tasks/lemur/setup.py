@@ -14,7 +14,7 @@ from em3_jax.core.fields import FIRST_KNOWN
 from em3_jax.core.values import canonical
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.data.texts import hashed_words
-from em3_jax.features import encoding, in_model, placement, scratch_encoders
+from em3_jax.features import in_model, placement, raw_encoders, scratch_encoders
 from em3_jax.features.prior import prior
 from em3_jax.models.encoders.fields import ImageLayout, TextLayout, VectorLayout
 from em3_jax.tables import memory_bank, packing
@@ -37,7 +37,7 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     own = [features for features in content.sets if features.name not in folders]
     converted = [features for features in content.sets if features.name in folders]
     scratch = scratch_encoders.scratch(config, dataset)
-    raw = encoding.raw_encoders(folders, converted, in_model.how(config, mesh.size), scratch)
+    raw = raw_encoders.load(folders, converted, in_model.how(config, mesh.size), scratch)
     layouts = _layouts(own, model.layout) | {name: VectorLayout() for name in raw}
     layouts = {features.name: layouts[features.name] for features in content.sets}
     queries = _queries(dataset, model.query)

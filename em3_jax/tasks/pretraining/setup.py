@@ -9,7 +9,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
 from em3_jax.data import catalogue
 from em3_jax.data.format import open_dataset
-from em3_jax.features import encoding, in_model, placement, scratch_encoders
+from em3_jax.features import in_model, placement, raw_encoders, scratch_encoders
 from em3_jax.features.prior import categories, labels, prior
 from em3_jax.tasks import Task, work
 from em3_jax.tasks.pretraining.category import METRICS as CATEGORY_METRICS
@@ -37,7 +37,7 @@ def pretraining(config: Ranking, mesh: Mesh) -> work.Work:
     content = placement.load_content(dataset, data.features, data.placement, mesh, beside=beside)
     folders = {name: folder for name, folder in model.encoders.items() if folder and is_raw}
     scratch = scratch_encoders.scratch(config, dataset)
-    encoders = encoding.raw_encoders(folders, content.sets, in_model.how(config, mesh.size), scratch)
+    encoders = raw_encoders.load(folders, content.sets, in_model.how(config, mesh.size), scratch)
     fusion: Task = pretraining_task(model.fusion, model.fusion_settings, own.temperature)
     if learns_category:
         fusion = category_task(model.fusion, model.fusion_settings, categories(dataset, own.category_field))

@@ -18,7 +18,7 @@ from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.data.known import as_trained
 from em3_jax.data.pipeline import BY_ITEM, bucket_sizes, evaluation_source, training_rows, training_source
 from em3_jax.evaluation import ranking as ranking_evaluation
-from em3_jax.features import encoding, in_model, placement, scratch_encoders
+from em3_jax.features import in_model, placement, raw_encoders, scratch_encoders
 from em3_jax.features.prior import prior
 from em3_jax.tables import id_table, packing
 from em3_jax.tasks import Task, work
@@ -87,7 +87,7 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
         content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks, beside)
     how = in_model.how(config, mesh.size) if task.uses_content else in_model.PLAINLY
     scratch = scratch_encoders.scratch(config, dataset)
-    encoders = encoding.raw_encoders(task.encoders, content.sets, how, scratch)
+    encoders = raw_encoders.load(task.encoders, content.sets, how, scratch)
     task_with_encoders = WithEncoders(task, encoders) if encoders else task
     return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders)
 
