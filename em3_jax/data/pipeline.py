@@ -271,16 +271,17 @@ def by_item_source(
 ) -> ByItemSource:
     """The source of order "by_item", its bucket sizes measured as in `training_source`.
 
-    Where examples have no histories, a batch's distinct items are its candidates: on one device
-    their block is no longer than the bound, so that nothing is encoded only to fill it.
+    A batch's candidates, which are all its items where examples have no histories, take a block that
+    on one device is no longer than the bound, so that nothing is encoded only to fill it.
     """
     dealt = deal(rows, builder.dataset.interactions["item"][np.asarray(rows)], batch_size, most_items)
     source = ByItemSource(builder, dealt, seed, Buckets(64, 64), shards, first_step)
     measured = dataclasses.replace(source, seed=0, first_step=0)
     samples = [measured.rows_of_step(step)[0] for step in range(8)]
     buckets = bucket_sizes(builder, samples, shards, unit)
-    if not builder.history_length and not shards.in_blocks:
-        buckets = dataclasses.replace(buckets, items=min(buckets.items, round_up(most_items, FEW)))
+    if not shards.in_blocks:
+        named = "encode" if builder.history_length else "items"
+        buckets = dataclasses.replace(buckets, **{named: min(getattr(buckets, named), round_up(most_items, FEW))})
     return dataclasses.replace(source, buckets=buckets)
 
 

@@ -79,6 +79,16 @@ def gathered(rows: jax.Array | None, features: Mapping[str, TokenTable], batch: 
     return Inputs(rows, tokens, masks, batch)
 
 
+def gathered_to_encode(rows: jax.Array | None, features: Mapping[str, TokenTable], batch: Batch) -> Inputs:
+    """`gathered`, but the tokens are those of the items that the batch names for encoding, [C, N, E]."""
+    position = batch["encode_position"]
+    if route := batch.get("item_route"):
+        some = {"item_route": route._replace(owned=exchange.picked(route.owned, position))}
+    else:
+        some = {"item_id": batch["item_id"][position]}
+    return gathered(rows, features, batch | some)._replace(batch=batch)
+
+
 class Task(abc.ABC):
     """The contract between a task and the loop.
 

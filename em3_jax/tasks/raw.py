@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax.core import exchange
+from em3_jax.core.types import Batch
 from em3_jax.features.augment import Drawn
 from em3_jax.features.in_model import RawEncoder
 from em3_jax.features.prior import PRIOR
 from em3_jax.features.tokens import standardise
 from em3_jax.models import lora
 from em3_jax.models.encoders import Given
-from em3_jax.tasks import Inputs, Loss, Params
+from em3_jax.tasks import Inputs, Loss, Params, gathered_to_encode
 from em3_jax.tasks.wrapped import WrappedTask
 
 RawEncoders = Mapping[str, RawEncoder]
@@ -61,7 +62,11 @@ def encoded(
     masks.pop(PRIOR, None)
     category = tokens.pop(PRIOR)[:, 0, 0] if PRIOR in tokens else None
     # Rows that only fill are an item again on one device; what a device owns in blocks is there once, and else nothing.
-    counted = inputs.batch["item_mask"] if train and "item_route" not in inputs.batch else None
+    counted = None
+    if train and "encode_mask" in inputs.batch:
+        counted = inputs.batch["encode_mask"]
+    elif train and "item_route" not in inputs.batch:
+        counted = inputs.batch["item_mask"]
     for name, encoder in encoders.items():
         given = Given(counted, category, encoder.trains if train else None)
         content = tokens[name] if drawn is None else encoder.view(tokens[name], drawn)
@@ -77,21 +82,32 @@ def encoded(
 class WithEncoders(WrappedTask):
     """`task`, which reads content tokens, on raw content: in each step encoders make tokens of it.
 
+    Where batches name items for encoding, the others have no content.
+
     Attributes:
       encoders: feature set -> its encoder, whose weights are among the parameters.
     """
 
     encoders: RawEncoders
 
+    def inputs(self, rows: jax.Array | None, constants: Any, batch: Batch) -> Inputs:
+        if "encode_position" in batch:
+            return gathered_to_encode(rows, constants, batch)
+        inputs: Inputs = self.task.inputs(rows, constants, batch)
+        return inputs
+
     def init(self, key: jax.Array, inputs: Inputs) -> Params:
-        """Parameters of `task`, and those of the encoders as zeros, see `zero_params`."""
+        """Parameters of `task`, and those of the encoders as zeros, see `initial_params`."""
         own = initial_params(key, self.encoders)
         return self.task.init(key, self._encoded(own, inputs)) | own
 
     def loss(self, params: Params, inputs: Inputs, key: jax.Array, step: jax.Array) -> Loss:
-        drawn = Drawn(key, step, exchange.own_items(inputs.batch))
+        items = exchange.own_items(inputs.batch)
+        if "encode_position" in inputs.batch:
+            items = exchange.picked(items, inputs.batch["encode_position"])
+        drawn = Drawn(key, step, items)
         inputs, statistics = encoded(self.encoders, params, inputs, train=True, drawn=drawn)
-        value, aux = self.task.loss(params, inputs, key, step)
+        value, aux = self.task.loss(params, _at_their_places(inputs), key, step)
         return value, aux | ({"statistics": {"encoders": statistics}} if statistics else {})
 
     def predict(self, params: Params, inputs: Inputs) -> Any:
@@ -104,4 +120,21 @@ class WithEncoders(WrappedTask):
         return self.task.lookup(params, self._encoded(params, inputs))
 
     def _encoded(self, params: Params, inputs: Inputs) -> Inputs:
-        return encoded(self.encoders, params, inputs)[0]
+        return _at_their_places(encoded(self.encoders, params, inputs)[0])
+
+
+def _at_their_places(inputs: Inputs) -> Inputs:
+    """Tokens [C, N, E] of the items that the batch names for encoding, at the places of these items, [S, N, E]."""
+    batch = inputs.batch
+    if "encode_position" not in batch:
+        return inputs
+
+    def spread(array: jax.Array, items: jax.Array, position: jax.Array, chosen: jax.Array) -> jax.Array:
+        place = jnp.where(chosen, position, len(items))
+        return jnp.zeros((len(items), *array.shape[1:]), array.dtype).at[place].set(array, mode="drop")
+
+    def put(array: jax.Array) -> jax.Array:
+        chosen = batch["encode_position"], batch["encode_mask"]
+        return exchange.in_block(spread)(array, exchange.own_items(batch), *chosen)
+
+    return inputs._replace(tokens=jax.tree.map(put, inputs.tokens), tokens_mask=jax.tree.map(put, inputs.tokens_mask))

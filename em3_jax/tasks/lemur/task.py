@@ -22,7 +22,7 @@ from em3_jax.models.encoders.fields import FieldEncoder
 from em3_jax.models.lemur import Lemur, Representations
 from em3_jax.models.similarity import cosine
 from em3_jax.tables.memory_bank import Stored, Writes
-from em3_jax.tasks import CONTENT, Inputs, Intermediates, Logged, Loss, Params, Task, gathered
+from em3_jax.tasks import CONTENT, Inputs, Intermediates, Logged, Loss, Params, Task, gathered, gathered_to_encode
 from em3_jax.tasks.cic import ContentIdContrast, content_id_contrast
 from em3_jax.tasks.clicks import LossOfClicks, check_logit, ranking_loss
 from em3_jax.tasks.lemur import encoders
@@ -67,12 +67,7 @@ class LemurTask(Task):
         """Inputs whose tokens are those of the items that may be encoded, [C, N, E]."""
         if "encode_position" not in batch:  # a pass over the catalogue is about all of its items
             return gathered(rows, constants, batch)
-        position = batch["encode_position"]
-        if route := batch.get("item_route"):
-            some = {"item_route": route._replace(owned=exchange.picked(route.owned, position))}
-        else:
-            some = {"item_id": batch["item_id"][position]}
-        return gathered(rows, constants, batch | some)._replace(batch=batch)
+        return gathered_to_encode(rows, constants, batch)
 
     def init(self, key: jax.Array, inputs: Inputs) -> Params:
         keys = jax.random.split(key, 4)

@@ -89,7 +89,13 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     scratch = scratch_encoders.scratch(config, dataset)
     encoders = raw_encoders.load(task.encoders, content.sets, how, scratch)
     task_with_encoders = WithEncoders(task, encoders) if encoders else task
-    return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders)
+    encode = "candidates" if encoders and data.history_length and not _reads_history(config, task) else "none"
+    return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders, encode=encode)
+
+
+def _reads_history(config: Ranking, task: RankingTask) -> bool:
+    """Whether anything reads the content of the history's items; CIC does of all items of a batch."""
+    return task.contrast is not None or any(name in OF_HISTORY for name in config.model.content_parts)
 
 
 def work_on_clicks(
