@@ -61,12 +61,7 @@ def encoded(
     tokens, masks, statistics = dict(inputs.tokens), dict(inputs.tokens_mask), {}
     masks.pop(PRIOR, None)
     category = tokens.pop(PRIOR)[:, 0, 0] if PRIOR in tokens else None
-    # Rows that only fill are an item again on one device; what a device owns in blocks is there once, and else nothing.
-    counted = None
-    if train and "encode_mask" in inputs.batch:
-        counted = inputs.batch["encode_mask"]
-    elif train and "item_route" not in inputs.batch:
-        counted = inputs.batch["item_mask"]
+    counted = _counted(inputs.batch) if train and encoders else None
     for name, encoder in encoders.items():
         given = Given(counted, category, encoder.trains if train else None)
         content = tokens[name] if drawn is None else encoder.view(tokens[name], drawn)
@@ -76,6 +71,16 @@ def encoded(
         if found.statistics:
             statistics[name] = found.statistics
     return inputs._replace(tokens=tokens, tokens_mask=masks), statistics
+
+
+def _counted(batch: Batch) -> jax.Array | None:
+    """[S] or [C] bool, which rows batch statistics count; None = all that have content.
+
+    Rows that only fill are an item again on one device; what a device owns in blocks is there once.
+    """
+    if "encode_mask" in batch:
+        return batch["encode_mask"]
+    return None if "item_route" in batch else batch["item_mask"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,10 +107,7 @@ class WithEncoders(WrappedTask):
         return self.task.init(key, self._encoded(own, inputs)) | own
 
     def loss(self, params: Params, inputs: Inputs, key: jax.Array, step: jax.Array) -> Loss:
-        items = exchange.own_items(inputs.batch)
-        if "encode_position" in inputs.batch:
-            items = exchange.picked(items, inputs.batch["encode_position"])
-        drawn = Drawn(key, step, items)
+        drawn = Drawn(key, step, _items(inputs.batch)) if self.encoders else None
         inputs, statistics = encoded(self.encoders, params, inputs, train=True, drawn=drawn)
         value, aux = self.task.loss(params, _at_their_places(inputs), key, step)
         return value, aux | ({"statistics": {"encoders": statistics}} if statistics else {})
@@ -121,6 +123,12 @@ class WithEncoders(WrappedTask):
 
     def _encoded(self, params: Params, inputs: Inputs) -> Inputs:
         return _at_their_places(encoded(self.encoders, params, inputs)[0])
+
+
+def _items(batch: Batch) -> jax.Array:
+    """[S] i32 the items whose tokens are there, or [C] those of them that the batch names for encoding."""
+    items = exchange.own_items(batch)
+    return exchange.picked(items, batch["encode_position"]) if "encode_position" in batch else items
 
 
 def _at_their_places(inputs: Inputs) -> Inputs:

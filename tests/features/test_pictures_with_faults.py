@@ -155,7 +155,7 @@ def test_a_set_for_another_processor_is_refused(way, shop, changed, words, tmp_p
     shutil.copytree(raw_items.write_swin(tmp_path / "made"), swin)
     file = swin / "preprocessor_config.json"
     if features.name == "raw":
-        words = "for an encoder that trains from scratch; make one for .* `em3 extract --raw"
+        words = "for encoders that train from scratch; .* make the set again with `em3 extract --raw"
     else:
         file.write_text(json.dumps(processor()))
         raw_encoders.load({"extract": str(swin)}, [features])  # another size is no other processor

@@ -1,5 +1,6 @@
 """sentence-transformers folders: what they say of pooling, length, prompt and normalisation is done, and said."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from em3_jax.data.features import FeatureWriter
 from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.table import table
 from em3_jax.data.texts import load_tokenizer
-from em3_jax.features import convert, encoding, extract, raw_encoders, sentences
+from em3_jax.features import convert, extract, raw_encoders, sentences
 from tests import raw_items
 from tests.conftest import user_error
 
@@ -153,12 +154,13 @@ def test_a_raw_set_of_such_a_folder_is_read_as_its_vectors_were(data, tmp_path):
     extract.extract(data, modality="text", encoder=folder, name="ids", random_weights=0, raw=True)
     ids = open_dataset(data).features("ids")
     encoder = raw_encoders.load({"ids": str(folder)}, [ids])["ids"]
-    tokens, mask = encoder.encode(encoder.params, np.asarray(ids.tokens), np.asarray(ids.mask))
+    tokens, mask, _ = encoder.encode(encoder.params, np.asarray(ids.tokens), np.asarray(ids.mask))
     np.testing.assert_allclose(np.where(mask, tokens[:, 0], 0), found, atol=1e-5)
     old = {key: value for key, value in ids.manifest.items() if key != "sentence_transformers"}
     older = old | {"pooling": "mean", "normalize": False}
-    encoder = encoding._raw_encoder("ids", folder, older)
-    tokens, _ = encoder.encode(encoder.params, np.asarray(ids.tokens), np.asarray(ids.mask))
+    of_older = dataclasses.replace(ids, manifest=older)
+    encoder = raw_encoders.load({"ids": str(folder)}, [of_older])["ids"]
+    tokens, _, _ = encoder.encode(encoder.params, np.asarray(ids.tokens), np.asarray(ids.mask))
     [expected] = outputs(folder / "0_BERT", [raw_items.title(4)], 12)
     np.testing.assert_allclose(tokens[4, 0], expected.mean(axis=0), atol=1e-5)
 

@@ -9,6 +9,7 @@ import pytest
 from configs import base
 from em3_jax import train
 from em3_jax.core import rng
+from em3_jax.core.types import WHOLE
 from em3_jax.data import pipeline
 from em3_jax.data.readers.table import table
 from em3_jax.training import rundir, trained_rows
@@ -147,7 +148,7 @@ def test_the_most_rows_of_a_user_are_of_the_new_ones(stages, trained, tmp_path):
 
 def test_passes_name_each_row_once_in_steps_of_one_size(stages):
     rows = np.arange(100, 171)
-    source = pipeline.GrownSource(None, rows, BATCH, 0, "shuffled", 40, None, None)
+    source = pipeline.GrownSource(None, rows, BATCH, 0, "shuffled", 40, None, WHOLE)
     assert source.steps(2.0) == 46
     for number in range(2):
         steps = [source.rows_of_step(40 + 3 * number + k) for k in range(3)]
