@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from em3_jax.core.errors import UserError
+from em3_jax.core.maxima import largest
 from em3_jax.data.content import Content, digest
 from em3_jax.data.images import ImageBatches, Processor, Square, arithmetic, file_digest, load_processor
 from em3_jax.data.texts import TextBatches, Tokenized, load_tokenizer
@@ -295,8 +296,8 @@ def _pooled(pooling: str, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """
     place = jnp.arange(1, mask.shape[1] + 1)
     if pooling == "max":
-        largest = jnp.max(tokens, axis=1, where=mask[..., None], initial=-jnp.inf)
-        return jnp.where(mask.any(axis=1, keepdims=True), largest, 0.0)
+        found = largest(tokens, 1, mask[..., None])
+        return jnp.where(mask.any(axis=1, keepdims=True), found, 0.0)
     count = jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
     weight = {
         "mean_sqrt_len_tokens": mask / jnp.sqrt(count),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax.core import exchange
+from em3_jax.core.maxima import largest
 from em3_jax.models.attention import TargetAttention, entropies, gather_slots
 
 Channels = tuple[jax.Array, ...]
@@ -82,9 +83,8 @@ def max_(seen: Behaviours, score: Callable, hidden: int) -> Aggregated:
     `score` and `hidden` are not used.
     """
     slots = gather_slots(seen.items, seen.history)
-    largest = jnp.max(jnp.where(seen.mask[..., None], slots, -jnp.inf), axis=1, initial=-jnp.inf)
     some = seen.mask.any(axis=1, keepdims=True)
-    return (jnp.where(some, largest, 0.0).astype(slots.dtype),), {}
+    return (jnp.where(some, largest(slots, 1, seen.mask[..., None]), 0.0).astype(slots.dtype),), {}
 
 
 def concat(seen: Behaviours, score: Callable, hidden: int) -> Aggregated:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax.core import exchange
+from em3_jax.core.maxima import largest
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -41,5 +42,5 @@ def history_similarity(unit: jax.Array, candidate: jax.Array, history: jax.Array
     """
     cosine = jnp.einsum("be,bte->bt", exchange.rows(unit, candidate), exchange.rows(unit, history))
     mean = jnp.sum(cosine, axis=1, where=mask) / jnp.maximum(mask.sum(axis=1), 1)
-    largest = jnp.max(cosine, axis=1, where=mask, initial=-1.0)
-    return jnp.stack([mean, jnp.where(mask.any(axis=1), largest, 0.0)], axis=1)
+    most = largest(cosine, 1, mask, initial=-1.0)
+    return jnp.stack([mean, jnp.where(mask.any(axis=1), most, 0.0)], axis=1)

@@ -144,7 +144,7 @@ def _softmax_mean(equation: str, logits: jax.Array, mask: jax.Array, values: jax
     Divided after the product: one pass less over [L, L]. On CPU attention takes 0.4 of the time of jax.nn.dot_product_attention.
     """
     logits += jnp.where(mask, 0.0, -1e9)
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total = jnp.einsum(equation, weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (total / weights.sum(axis=-1, keepdims=True)).astype(values.dtype)
 

@@ -23,6 +23,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax.core.maxima import largest
+
 WINDOW = 7
 """Rows and columns of the window of the spatial gate, as in CBAM."""
 
@@ -30,17 +32,6 @@ GRID = 7
 """Rows and columns of a category's map, which is resized: parameters know no image size."""
 
 _zeros = nn.initializers.zeros
-
-
-def largest(x: jax.Array, axis: int) -> jax.Array:
-    """The maximum along an axis, whose gradient goes to the first place that has it.
-
-    That of `jnp.max` goes where x equals the maximum. A compiler may compute x once more for that, in
-    another order of its sums; then nothing is equal, and the gradient is 0 / 0.
-    """
-    place = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
-    chosen = place == jnp.argmax(x, axis=axis, keepdims=True)
-    return jnp.where(chosen, x, 0).sum(axis=axis)
 
 
 class ChannelGate(nn.Module):

@@ -183,7 +183,9 @@ class WindowAttention(nn.Module):
             apart = regions[:, :, None] != regions[:, None, :]  # [W, N, N]
             bias = bias + jnp.where(apart, -100.0, 0.0)[:, None]  # [W, H, N, N]
         logits = jnp.einsum("bwhqd,bwhkd->bwhqk", query, key, preferred_element_type=jnp.float32) + bias
-        weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))  # divided by their sum after the product
+        weights = jnp.exp(
+            logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+        )  # divided by their sum after the product
         y = jnp.einsum("bwhqk,bwhkd->bwhqd", weights.astype(self.dtype), value, preferred_element_type=jnp.float32)
         y = (y / weights.sum(axis=-1, keepdims=True)).astype(self.dtype).transpose(0, 1, 3, 2, 4)
         return _dense(width, self.dtype, "out")(y.reshape(-1, width)).reshape(x.shape)

@@ -7,7 +7,7 @@ import pytest
 
 from em3_jax.core import trees
 from em3_jax.models.encoders import Given
-from em3_jax.models.encoders.gates import GRID, ChannelGate, SpatialGate, largest
+from em3_jax.models.encoders.gates import GRID, ChannelGate, SpatialGate
 from em3_jax.models.encoders.scratch import CBAM, CSCNN, HCCM, SCRATCH, SE, Cnn, Sizes, VectorMlp
 
 SIZES = Sizes(widths=(8, 12), depth=2, output=6, reduction=2, category_width=3, mlp=(7, 5, 4))
@@ -33,13 +33,6 @@ def drawn(tree, seed: int = 1):
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
-
-
-def test_the_gradient_of_a_maximum_goes_to_its_first_place():
-    x = np.array([[1.0, 3.0, 3.0], [-2.0, -1.0, -4.0]], np.float32)
-    value, gradient = jax.value_and_grad(lambda x: largest(x, 1).sum())(x)
-    assert value == 2.0
-    np.testing.assert_array_equal(gradient, [[0, 1, 0], [0, 1, 0]])
 
 
 @pytest.mark.parametrize("optimized", [True, False])
