@@ -13,15 +13,12 @@ Letters: B batch, n rows, M most items of a batch, C chunks, K batches of an epo
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import numpy as np
 
 from em3_jax.core import rng
-from em3_jax.core.types import Batch, Shards
-from em3_jax.data.batches import BatchBuilder, Buckets
-from em3_jax.data.blocks import build
+from em3_jax.data.passes import InPasses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,24 +94,17 @@ def _batches(size: np.ndarray, batch_size: int, most_items: int) -> int:
     return low
 
 
-@dataclasses.dataclass(frozen=True)
-class ByItemSource:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByItemSource(InPasses):
     """Batch number `step` of a training run, without end, of at most M distinct candidates.
 
     A pass names each row once, in batches that are filled up with rows of weight 0.
 
     Attributes:
       deal: of the rows.
-      first_step: the step of the first batch.
-      builder, seed, buckets, shards: as of `pipeline.TrainingSource`.
     """
 
-    builder: BatchBuilder
     deal: Deal
-    seed: int
-    buckets: Buckets
-    shards: Shards
-    first_step: int = 0
 
     @property
     def rows(self) -> np.ndarray:
@@ -127,21 +117,9 @@ class ByItemSource:
 
     @property
     def steps_per_epoch(self) -> int:
-        """The batches that visit all rows."""
         return self.deal.batches
 
-    def steps(self, epochs: float) -> int:
-        """The step that so many epochs end before."""
-        return self.first_step + math.ceil(epochs * self.deal.batches - 1e-9)
-
-    def __getitem__(self, step: int) -> Batch:
-        rows, weight = self.rows_of_step(step)
-        key = rng.numpy_key(self.seed, "unknown", step)
-        options: dict = {"buckets": self.buckets, "key": key, "weight": weight, "number": step}
-        return build(self.builder, self.shards, rows, **options)
-
     def rows_of_step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """([B] i64 interaction rows, [B] f32 weights, 0 of those that fill up)."""
         epoch, number = divmod(step - self.first_step, self.deal.batches)
         rows, chunks = self._epoch(epoch)
         chosen = chunks[number][chunks[number] >= 0]

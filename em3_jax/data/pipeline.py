@@ -22,6 +22,7 @@ from em3_jax.data.blocks import build, by_user
 from em3_jax.data.buckets import round_up
 from em3_jax.data.by_item import ByItemSource, deal
 from em3_jax.data.format import Dataset
+from em3_jax.data.passes import InPasses
 
 BY_ITEM = "by_item"
 FEW = 8  # the unit of items, each of which is work for an encoder
@@ -83,8 +84,8 @@ class TrainingSource(InEpochs):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class GrownSource:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GrownSource(InPasses):
     """Batch number `step` of a run that goes on over rows that are new to it, in whole passes.
 
     A pass names each row once: in as few steps as hold the rows, of one size but for a row, each filled up with rows of
@@ -92,37 +93,18 @@ class GrownSource:
 
     Attributes:
       rows: [n] i64 interaction rows, in time order.
-      first_step: the step of the first batch.
-      builder, batch_size, seed, order, buckets, shards: as of `TrainingSource`.
+      batch_size, order: as of `TrainingSource`.
     """
 
-    builder: BatchBuilder
     rows: np.ndarray
     batch_size: int
-    seed: int
     order: str
-    first_step: int
-    buckets: Buckets
-    shards: Shards
 
     @property
     def steps_per_epoch(self) -> int:
-        """The steps of a pass."""
         return steps_of_pass(len(self.rows), self.batch_size)
 
-    def steps(self, epochs: float) -> int:
-        """The step that so many passes end before."""
-        passes = epochs * self.steps_per_epoch
-        return self.first_step + math.ceil(passes - 1e-9)
-
-    def __getitem__(self, step: int) -> Batch:
-        rows, weight = self.rows_of_step(step)
-        key = rng.numpy_key(self.seed, "unknown", step)
-        options: dict = {"buckets": self.buckets, "key": key, "weight": weight, "number": step}
-        return build(self.builder, self.shards, rows, **options)
-
     def rows_of_step(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """([B] i64 interaction rows, [B] f32 weights, 0 of those that fill up) of the steps from `first_step` on."""
         count, steps = len(self.rows), steps_of_pass(len(self.rows), self.batch_size)
         number, part = divmod(step - self.first_step, steps)
         start, end = part * count // steps, (part + 1) * count // steps
@@ -275,7 +257,9 @@ def by_item_source(
     on one device is no longer than the bound, so that nothing is encoded only to fill it.
     """
     dealt = deal(rows, builder.dataset.interactions["item"][np.asarray(rows)], batch_size, most_items)
-    source = ByItemSource(builder, dealt, seed, Buckets(64, 64), shards, first_step)
+    source = ByItemSource(
+        builder=builder, seed=seed, first_step=first_step, buckets=Buckets(64, 64), shards=shards, deal=dealt
+    )
     measured = dataclasses.replace(source, seed=0, first_step=0)
     samples = [measured.rows_of_step(step)[0] for step in range(8)]
     buckets = bucket_sizes(builder, samples, shards, unit)

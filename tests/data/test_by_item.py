@@ -23,7 +23,7 @@ def log(rows: int, items: int):
 
 def source(item: np.ndarray, batch_size: int, most: int, seed: int = 0) -> ByItemSource:
     made = deal(np.arange(1000, 1000 + len(item)), item, batch_size, most)
-    return ByItemSource(None, made, seed, Buckets(64, 64), WHOLE)
+    return ByItemSource(builder=None, seed=seed, first_step=0, buckets=Buckets(64, 64), shards=WHOLE, deal=made)
 
 
 def epoch(made: ByItemSource, number: int) -> list:

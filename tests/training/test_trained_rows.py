@@ -10,7 +10,7 @@ from configs import base
 from em3_jax import train
 from em3_jax.core import rng
 from em3_jax.core.types import WHOLE
-from em3_jax.data import pipeline
+from em3_jax.data import passes, pipeline
 from em3_jax.data.readers.table import table
 from em3_jax.training import rundir, trained_rows
 from tests.conftest import user_error
@@ -84,7 +84,8 @@ def trained(monkeypatch):
             built[int(key)] = rows[slice(None) if weight is None else weight > 0]
         return build(builder, shards, rows, key=key, weight=weight, **others)
 
-    monkeypatch.setattr(pipeline, "build", watched)
+    for module in (pipeline, passes):
+        monkeypatch.setattr(module, "build", watched)
 
     def run(config: dict, dataset, directory: Path, start: int) -> tuple[Counter, dict]:
         built.clear()
@@ -148,7 +149,9 @@ def test_the_most_rows_of_a_user_are_of_the_new_ones(stages, trained, tmp_path):
 
 def test_passes_name_each_row_once_in_steps_of_one_size(stages):
     rows = np.arange(100, 171)
-    source = pipeline.GrownSource(None, rows, BATCH, 0, "shuffled", 40, None, WHOLE)
+    source = pipeline.GrownSource(
+        builder=None, seed=0, first_step=40, buckets=None, shards=WHOLE, rows=rows, batch_size=BATCH, order="shuffled"
+    )
     assert source.steps(2.0) == 46
     for number in range(2):
         steps = [source.rows_of_step(40 + 3 * number + k) for k in range(3)]

@@ -16,35 +16,25 @@ from em3_jax.config import registry
 from em3_jax.config.schema.ranking import FusionSettings
 from em3_jax.core import rng
 from em3_jax.features.prior import LABELS
-from em3_jax.models.fusion.chunks import as_type
-from em3_jax.tasks import Inputs, Loss, Params, Task
+from em3_jax.tasks import Inputs, Loss, Params
+from em3_jax.tasks.pretraining.fusion import FusionTask, content
 
 METRICS = ("category_loss", "category_accuracy")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CategoryTask(Task):
+class CategoryTask(FusionTask):
     """A linear classifier on the content embedding; items without content or category do not count.
 
     Attributes:
-      fusion: module from content tokens to embeddings [S, D].
-      classifier: module from these to [S, K] scores.
+      classifier: module from content embeddings [S, D] to [S, K] scores.
     """
 
-    fusion: nn.Module
     classifier: nn.Module
 
-    @property
-    def uses_content(self) -> bool:
-        return True
-
-    @property
-    def embeds(self) -> bool:
-        return True
-
     def init(self, key: jax.Array, inputs: Inputs) -> Params:
-        content, of_fusion, of_classifier = _content(inputs), *jax.random.split(key)
-        embedding, made = self.fusion.init_with_output(of_fusion, *content, train=False)
+        of_fusion, of_classifier = jax.random.split(key)
+        embedding, made = self.fusion.init_with_output(of_fusion, *content(inputs), train=False)
         scores = self.classifier.init(of_classifier, embedding)
         return {"model": {"fusion": made["params"]}, "category": scores["params"]}
 
@@ -57,15 +47,10 @@ class CategoryTask(Task):
         """Means over the items that count, each [] f32: `METRICS`, and `count` of these."""
         return dict(zip((*METRICS, "count"), self._scored(params, inputs, train=False), strict=True))
 
-    def embed(self, params: Params, inputs: Inputs) -> jax.Array:
-        variables = {"params": params["model"]["fusion"]}
-        result: Any = self.fusion.apply(variables, *_content(inputs), train=False)
-        return result
-
     def _scored(self, params: Params, inputs: Inputs, **options: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(cross-entropy [], accuracy [], number of items [] f32)."""
-        tokens, masks = _content(inputs)
-        embedding: Any = self.fusion.apply({"params": params["model"]["fusion"]}, tokens, masks, **options)
+        tokens, masks = content(inputs)
+        embedding = self.fused(params, tokens, masks, **options)
         scores: Any = self.classifier.apply({"params": params["category"]}, embedding)
         label = inputs.tokens[LABELS][:, 0, 0]
         some = jnp.stack([mask.any(axis=1) for mask in masks.values()]).any(axis=0)
@@ -77,12 +62,6 @@ class CategoryTask(Task):
         right = jnp.argmax(known, axis=1) == label
         mean = lambda one: jnp.sum(counts * one) / jnp.maximum(number, 1)  # noqa: E731
         return mean(each), mean(right), number
-
-
-def _content(inputs: Inputs) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """(tokens, masks) of the inputs, without the labels that stand among them."""
-    tokens = {name: one for name, one in inputs.tokens.items() if name != LABELS}
-    return as_type(tokens), {name: inputs.tokens_mask[name] for name in tokens}
 
 
 def category(fusion: str, settings: FusionSettings, categories: int) -> CategoryTask:

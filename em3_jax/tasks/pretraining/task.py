@@ -8,9 +8,7 @@ al. 2021). Letters: S items of a batch, D width of an embedding.
 """
 
 import dataclasses
-from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -19,33 +17,23 @@ from em3_jax.config import registry
 from em3_jax.config.schema.ranking import FusionSettings
 from em3_jax.core import rng
 from em3_jax.core.errors import UserError
-from em3_jax.models.fusion.chunks import as_type
-from em3_jax.tasks import Inputs, Loss, Params, Task
+from em3_jax.tasks import Inputs, Loss, Params
+from em3_jax.tasks.pretraining.fusion import FusionTask, content
 
 METRICS = ("contrast_loss", "contrast_accuracy")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PretrainingTask(Task):
+class PretrainingTask(FusionTask):
     """The task.
 
     Attributes:
-      fusion: module from content tokens to embeddings [S, D].
       temperature: of the contrast.
       has_dropout: whether two passes of the fusion module differ.
     """
 
-    fusion: nn.Module
     temperature: float
     has_dropout: bool
-
-    @property
-    def uses_content(self) -> bool:
-        return True
-
-    @property
-    def embeds(self) -> bool:
-        return True
 
     def init(self, key: jax.Array, inputs: Inputs) -> Params:
         """Fresh parameters of the fusion module.
@@ -58,8 +46,7 @@ class PretrainingTask(Task):
                 "config.model.fusion_settings.dropout is 0, but with one modality views differ by "
                 "dropout alone; set 0.1"
             )
-        tokens = as_type(inputs.tokens)
-        made = self.fusion.init(key, tokens, inputs.tokens_mask, train=False)
+        made = self.fusion.init(key, *content(inputs), train=False)
         return {"model": {"fusion": made["params"]}}
 
     def loss(self, params: Params, inputs: Inputs, key: jax.Array, step: jax.Array) -> Loss:
@@ -78,12 +65,6 @@ class PretrainingTask(Task):
         means = (jnp.mean(jnp.nan_to_num(value)) for value in values)
         return dict(zip((*METRICS, "count"), means, strict=True))
 
-    def embed(self, params: Params, inputs: Inputs) -> jax.Array:
-        variables = {"params": params["model"]["fusion"]}
-        tokens = as_type(inputs.tokens)
-        result: Any = self.fusion.apply(variables, tokens, inputs.tokens_mask, train=False)
-        return result
-
     def _contrast(
         self, params: Params, inputs: Inputs, alone: jax.Array, keys: jax.Array, *, train: bool
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -96,17 +77,15 @@ class PretrainingTask(Task):
           train: whether there is dropout where there are several modalities.
         """
         names, valid = sorted(inputs.tokens), inputs.batch["item_mask"]
-        views: list[Any] = []
-        tokens = as_type(inputs.tokens)
+        views, (tokens, masks) = [], content(inputs)
         for side in range(2):
-            mask = inputs.tokens_mask
+            mask = masks
             if len(names) > 1:
                 first = side == 0
                 mask = {name: mask[name] & ((alone == k) == first) for k, name in enumerate(names)}
             drop = train or len(names) == 1
             rngs = {"dropout": keys[side]}
-            variables = {"params": params["model"]["fusion"]}
-            views.append(self.fusion.apply(variables, tokens, mask, train=drop, rngs=rngs))
+            views.append(self.fused(params, tokens, mask, train=drop, rngs=rngs))
             valid = valid & jnp.stack([m.any(axis=1) for m in mask.values()]).any(axis=0)
         value, aux = losses.content_id_contrastive(views[0], views[1], valid, temperature=self.temperature)
         return value, aux["cic_accuracy"], valid.sum()
