@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -118,14 +119,15 @@ def attention_entropies(means: dict[str, float]) -> str:
     return "  entropy" + "".join(shown)[1:] if names else ""
 
 
-def warn_of_frozen(frozen: dict[str, bool]) -> None:
+def warn_of_frozen(frozen: dict[str, bool], loaded: Collection[str]) -> None:
     """Says which parts stand still at random values: of a run that starts from nothing, frozen ones never learn.
 
     Args:
-      frozen: parameter name -> whether it is frozen; encoders are loaded, so theirs are not random.
+      frozen: parameter name -> whether it is frozen.
+      loaded: feature sets whose encoder comes from a checkpoint, so that it is not random.
     """
     parts = {"/".join(name.split("/")[:2]) for name, is_frozen in frozen.items() if is_frozen}
-    drawn = sorted(part for part in parts if not part.startswith("encoders/"))
+    drawn = sorted(parts - {f"encoders/{name}" for name in loaded})
     if drawn:
         warnings.warn(
             f"{', '.join(drawn)}: frozen by config.optim.multipliers at fresh, random values; set "

@@ -17,6 +17,7 @@ from em3_jax.core.errors import UserError
 
 Kept = TypeVar("Kept")
 PACKAGES = ("em3_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+NET = "cnn:"  # begins the name of a net that trains from scratch, see `features.scratch_encoders`
 MAY_CHANGE = (
     "config.train.",
     "config.mesh.",
@@ -211,9 +212,14 @@ def check_same(
     old = read(workdir)
     check_data(workdir, old, data_hash, features, grown)
     lines = sections.differences(parse.plain(config_of(workdir, old)), parse.plain(config))
-    changed = [line for line in lines if not line.startswith(MAY_CHANGE)]
+    changed = [line for line in lines if not _may_change(line)]
     if changed:
         raise UserError(f"{workdir}: belongs to another config ({'; '.join(changed[:3])}); choose another --workdir")
+
+
+def _may_change(line: str) -> bool:
+    """Whether a resumed run may differ in this; an encoder may lie elsewhere, but a net from scratch is another model."""
+    return line.startswith(MAY_CHANGE) and not (line.startswith("config.model.encoders.") and NET in line)
 
 
 def cores() -> int:

@@ -6,6 +6,7 @@ import pytest
 
 from configs import lemur as lemur_config
 from configs import pictures
+from em3_jax import train
 from em3_jax.core import trees
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.readers.synthetic import synthetic
@@ -167,3 +168,14 @@ def test_lemur_reads_a_net_from_scratch_too(planted):
     state, _ = parts.program.train_step(state, parts.work.constants, batch)
     kernel = state.params["encoders"]["raw_image"]["stem"]["conv"]["kernel"]
     assert (np.asarray(kernel) != before["stem"]["conv"]["kernel"]).any()
+
+
+def test_a_run_goes_on_with_its_own_net_alone_and_one_that_stands_still_is_told(planted, tmp_path):
+    config = small(pictures.get_config("se"), planted)
+    config.train.update({"epochs": 0.1, "eval_every": 0, "patience": 0})
+    config.optim.multipliers = (("^encoders/", 0.0),)
+    with pytest.warns(UserWarning, match="encoders/raw_image: frozen by .* at fresh, random values"):
+        train.train(config.to_dict(), tmp_path / "run")
+    config.model.encoders = {"raw_image": "cnn:cbam"}
+    words = user_error(train.train, config.to_dict(), tmp_path / "run")
+    assert "belongs to another config (config.model.encoders.raw_image: cnn:se -> cnn:cbam)" in words
