@@ -3,9 +3,10 @@
 extract   EfficientNet-Lite0 at 224 px, pixels [B, 224, 224, 3] u8 -> vectors: as `em3 extract` encodes,
           torch in its usual form, torch with channels last, and onnxruntime, 2 threads each. The others
           get their images as floats, normalised already; every side takes batches of 32.
-deepctr   a training step of 1,024 impressions of 200 pictures through the trained net at 64 px: each
-          picture encoded once, against once for each impression.
-dicm      a training step on stored vectors of 1,280 with T 30 pictures of a user's past, against T 1.
+deepctr   a training step of DeepCTR, 1,024 impressions of 200 pictures of 64 px through its 17 layers:
+          each picture encoded once, against once for each impression.
+dicm      a training step of DICM on stored vectors of 1,280: without histories, with the IDs alone of
+          the last T = 30 items, and with their pictures too.
 
 Variants take turns; medians, and CPU seconds of all threads, which a busy machine disturbs less.
 onnxruntime's threads wait actively, which counts too. Results: benchmarks/NOTES.md.
@@ -25,7 +26,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from configs import base  # noqa: E402
+from configs import pictures  # noqa: E402
 from em3_jax.core import sharding  # noqa: E402
 from em3_jax.data.batches import BatchBuilder  # noqa: E402
 from em3_jax.data.content import Content  # noqa: E402
@@ -133,6 +134,7 @@ class Steps:
             history_length=config.data.history_length,
             unknown_alpha=config.data.unknown_alpha,
             unknown_floor=dict(config.data.unknown_floor),
+            encode=self.parts.work.source.builder.encode,
         )
         source = self.parts.work.source
         batch = made(np.asarray(source.rows)[: config.data.batch_size], buckets=source.buckets)
@@ -146,6 +148,14 @@ class Steps:
         return aux
 
 
+def of_system(name: str, data: Path, length: int):
+    """The recipe of a system, on the set `pictures` of other data, rows in the order of the log."""
+    config = pictures.get_config(name)
+    config.data.root, config.data.features, config.data.history_length = str(data), ("pictures",), length
+    config.data.batch_size, config.data.order, config.data.items_per_batch = IMPRESSIONS, "shuffled", 0
+    return config
+
+
 def deepctr(root: Path, repeats: int) -> None:
     data, folder = root / "deepctr", root / "pictures"
     dataset = synthetic(data, interactions=20_000, users=1_000, items=PICTURES, cold_share=0.0)
@@ -154,11 +164,8 @@ def deepctr(root: Path, repeats: int) -> None:
         pixels = np.random.default_rng(k).integers(0, 256, (SMALL, SMALL, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{item}.png")
     extract(data, modality="image", encoder=NAME, name="pictures", images=folder, image_size=SMALL, raw=True)
-    config = base.ranking()
-    config.data.root, config.data.features, config.data.history_length = str(data), ("pictures",), 1
-    config.data.batch_size = IMPRESSIONS
-    config.model.content, config.model.content_parts = "raw", ("item",)
-    config.model.encoders = {"pictures": NAME}
+    config = of_system("deepctr", data, 0)
+    config.model.encoders = {"pictures": "cnn:deepctr"}
     variants = {"a picture once": Steps(config), "once an impression": Steps(config, OfImpressions)}
     for name, one in variants.items():
         print(f"deepctr, {name}: {one.items:,} pictures encoded for {IMPRESSIONS:,} impressions", flush=True)
@@ -173,13 +180,15 @@ def dicm(root: Path, repeats: int) -> None:
     present = np.ones((len(vectors), 1), bool)
     write_features(data, "pictures", vectors, present, facts, dataset.meta["item_hash"])
     variants = {}
-    for length in (1, PAST):
-        config = base.ranking()
-        config.data.root, config.data.features, config.data.history_length = (str(data), ("pictures",), length)
-        config.data.batch_size = IMPRESSIONS
-        config.model.content_parts = ("item",) if length == 1 else ("item", "user")
-        variants[f"T {length}"] = Steps(config)
-        print(f"dicm, T {length}: {variants[f'T {length}'].items:,} distinct pictures", flush=True)
+    for name, length, parts in (
+        ("no history", 0, ("item",)),
+        (f"T {PAST}, IDs", PAST, ("item",)),
+        (f"T {PAST}, pictures", PAST, ("item", "user")),
+    ):
+        config = of_system("dicm", data, length)
+        config.model.encoders, config.model.content_parts = {"pictures": "cnn:dicm"}, parts
+        variants[name] = Steps(config)
+        print(f"dicm, {name}: {variants[name].items:,} distinct items", flush=True)
     show("dicm", in_turns(variants, repeats), IMPRESSIONS, "impressions")
 
 
