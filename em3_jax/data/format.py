@@ -17,7 +17,7 @@
                                       list of pictures (null = none)
     features/<name>/                  tokens.npy [I, N, D] f16, f32, or bf16 as u16; mask.npy [I, N] bool; manifest.json
                                       raw: pixels u8, N images of D = H * W * 3; or token ids i32, N of all texts, D = 1;
-                                    or maps of an encoder's lower part, the bits of f16 or f32 numbers as u16 or u32
+                                      or maps of an encoder's lower part, the bits of f16 or f32 numbers as u16 or u32
 
 Histories are ranges of events, so an example costs two numbers however long its history is. Nothing is ever unpickled.
 """

@@ -1,7 +1,9 @@
 """Runs of several folds as one: each item is in the test split of one of them, and their scores are pooled.
 
 A fold of few items measures little. The folds' models are different ones, so a pooled AUC also asks that
-their scores are on one scale; the mean of the folds' own AUCs does not, and is another number.
+their scores are on one scale; the mean of the folds' own AUCs does not, and is another number. Users are in
+several folds, and a user's row that one fold tests has trained the others: a fold's model scores a user low who
+disliked what it saw, which is what the other folds test. So GAUC compares rows of one user within a fold alone.
 """
 
 from collections.abc import Sequence
@@ -19,33 +21,35 @@ from em3_jax.evaluation.influence import ByCluster
 
 
 class Rows(NamedTuple):
-    """Rows of a test split, or of several: `label` 0/1, `logit` f32, rows of their `user` and `item`; each [n]."""
+    """Rows of a test split, or of several: `label` 0/1, `logit` f32, rows of their `user` and `item`, `fold`; each [n]."""
 
     label: np.ndarray
     logit: np.ndarray
     user: np.ndarray
     item: np.ndarray
+    fold: np.ndarray
 
 
 def measure(rows: Rows, by: str) -> tuple[dict[str, Any], ByCluster]:
-    """({metric: value} with "n", how each user or item moves them): GAUC is by user.
+    """({metric: value} with "n", how each user or item moves them): GAUC is by user, within a fold.
 
     Args:
       rows: of all folds.
       by: "user" or "item".
     """
+    group = rows.fold * (rows.user.max(initial=0) + 1) + rows.user
     label, logit, probability = rows.label, rows.logit, 1 / (1 + np.exp(-rows.logit.astype(np.float64)))
     values = {
         "n": len(label),
         "auc": metrics.auc(label, logit),
-        "gauc": metrics.gauc(label, logit, rows.user).value,
+        "gauc": metrics.gauc(label, logit, group).value,
         "logloss": metrics.logloss(label, logit),
         "calibration": metrics.calibration(label, probability),
     }
     of_row = rows.user if by == "user" else rows.item
     moved = ByCluster.of(of_row)
     moved.add("all", "auc", influence.auc_influence(label, logit), of_row)
-    moved.add("all", "gauc", influence.gauc_influence(label, logit, rows.user), of_row)
+    moved.add("all", "gauc", influence.gauc_influence(label, logit, group), of_row)
     moved.add("all", "logloss", influence.logloss_influence(label, logit), of_row)
     moved.add("all", "calibration", influence.calibration_influence(label, probability), of_row)
     return values, moved
@@ -68,7 +72,8 @@ def pooled(folders: Sequence[Path], reports: Sequence[dict], split: str, by: str
     if len({report["config"]["seed"] for report in reports}) > 1:
         raise UserError(f"{folders[0]} and the folds joined with it have different seeds; join those of one seed")
     datasets = [open_dataset(paths.local(report["config"]["data"]["root"])) for report in reports]
-    parts = [_rows(*one, split) for one in zip(folders, reports, datasets, strict=True)]
+    runs = enumerate(zip(folders, reports, datasets, strict=True))
+    parts = [_rows(*one, split, number) for number, one in runs]
     for folder, dataset in zip(folders, datasets, strict=True):
         users = [one.user_table.column("id") for one in (dataset, datasets[0])]
         if dataset.meta["item_hash"] != datasets[0].meta["item_hash"] or users[0] != users[1]:
@@ -84,13 +89,13 @@ def pooled(folders: Sequence[Path], reports: Sequence[dict], split: str, by: str
     return first | {"data_hash": hashes, "clusters": by, "slices": {"all": values}}, moved
 
 
-def _rows(folder: Path, report: dict, dataset: Dataset, split: str) -> Rows:
-    """The rows of one fold."""
+def _rows(folder: Path, report: dict, dataset: Dataset, split: str, number: int) -> Rows:
+    """The rows of one fold, of that number."""
     if dataset.meta["data_hash"] != report["data_hash"]:
         raise UserError(f"{dataset.root}: not the data that {folder} was evaluated on; prepare it again as it was")
     path, label = folder / f"eval_{split}_logits.npy", report["config"]["data"].get("label") or CLICK
     if not path.exists():
         raise UserError(f"{path}: file missing; folds are pooled of runs that rank, evaluated by `em3 eval`")
     rows = np.asarray(dataset.split_rows(split, label))
-    column = {name: np.asarray(dataset.interactions[name])[rows] for name in ("user", "item")}
-    return Rows(dataset.label(label)[rows], np.load(path), **column)
+    column = {name: np.asarray(dataset.interactions[name])[rows].astype(np.int64) for name in ("user", "item")}
+    return Rows(dataset.label(label)[rows], np.load(path), **column, fold=np.full(len(rows), number, np.int64))
