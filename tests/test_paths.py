@@ -16,6 +16,7 @@ BUCKET = "gs://bucket/x"
 OPTIONS = {
     "train": ["--config=configs/em3_synthetic.py --workdir={}"],
     "eval": ["--workdir={}", "--workdir=run --data={}"],
+    "importance": ["--workdir={}", "--workdir=run --data={}", "--workdir=run --out={}"],
     "features": ["--data={}", "image --encoder=efficientnet-lite0 --data={}"],
     "prepare": [
         "synthetic --out={}",

@@ -1,0 +1,129 @@
+"""Runs that a protocol opens, and such that it trains: one after another, each once, gone on with where they were."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from em3_jax import evaluate as evaluation
+from em3_jax import train
+from em3_jax.config import parse, sections
+from em3_jax.config.schema import Config, Ranking
+from em3_jax.core import strict_json
+from em3_jax.core.errors import UserError
+from em3_jax.core.types import State
+from em3_jax.training import experiment, rundir
+from em3_jax.training.run import Run
+
+
+class Opened(NamedTuple):
+    """A run that is there: its folder, record and config; what they stand for; and the state to score with."""
+
+    run: Run
+    parts: experiment.Experiment
+    state: State
+
+
+def open_ranking(
+    directory: str | Path, data_root: str | Path | None = None, step: int | None = None, on_host: bool = False
+) -> Opened:
+    """The run of a folder, its data checked as `em3 eval` does; refuses one that is no ranking run.
+
+    Args:
+      directory: the run's folder.
+      data_root: where the dataset lies now, if it was moved.
+      step: checkpoint to score; the best on validation by default.
+      on_host: its features are to come with the batches, on one device.
+    """
+    run = Run.open(directory, data_root)
+    if not isinstance(run.config, Ranking) or run.config.task != "ranking":
+        raise UserError(f"{directory}: a run of task {run.config.task}; this is for runs of task ranking")
+    if not on_host:
+        run.check_data()
+        return Opened(run, run.experiment, run.state(step))
+    data: Any = dataclasses.replace(run.config.data, placement="host")
+    mesh = dataclasses.replace(run.config.mesh, data=1, model=1)
+    parts = experiment.of_run(dataclasses.replace(run.config, data=data, mesh=mesh), data_root)
+    rundir.check_data(run.folder, run.record, parts.work.dataset.meta["data_hash"], parts.feature_hashes)
+    return Opened(run, parts, run.checkpoints.restore(parts.program.shapes, step)[0])
+
+
+def finish(config: Config, directory: Path, split: str, say=print) -> None:
+    """Trains and evaluates a run, or what of it is missing; what it prints goes to <run>/log.txt.
+
+    Raises:
+      UserError: the folder belongs to another config; the run cannot be trained.
+      KeyboardInterrupt: a signal came; the run has saved its state.
+    """
+    if is_finished(config, directory, split):
+        say(f"{directory.name}: finished before", flush=True)
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    with (
+        open(directory / "log.txt", "a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        result = train.train(config, directory)
+        if result["stopped_by"].startswith("SIG"):
+            raise KeyboardInterrupt
+        evaluation.evaluate(directory, split)
+    _write(directory / "finished.json", result | {"seconds": time.perf_counter() - began})
+    best = f"{config.eval.metric} on validation {result['best_value']:.4f} at step {result['best_step']:,}"
+    say(f"{directory.name}: {best}", flush=True)
+
+
+def is_finished(config: Config, directory: Path, split: str) -> bool:
+    """Whether a run's result is there; refuses a folder that belongs to another config."""
+    if not (directory / "run.json").exists():
+        return False
+    changed = sections.differences(_comparable(Run.open(directory).config), _comparable(config))
+    if changed:
+        raise UserError(
+            f"{directory}: made with another config ({'; '.join(changed[:3])}); choose another --out, or delete it"
+        )
+    return all((directory / name).exists() for name in ("finished.json", f"eval_{split}.json"))
+
+
+def _comparable(config: Config) -> dict:
+    plain = parse.plain(config)
+    plain["data"].pop("root")
+    return plain
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(strict_json.dumps(value), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def with_data(config: Config, root: Path) -> Config:
+    """The config with the dataset folder `root`."""
+    data: Any = dataclasses.replace(config.data, root=str(root))
+    return dataclasses.replace(config, data=data)
+
+
+def require_same(path: Path, facts: Mapping[str, Any], hint: str) -> None:
+    """Writes what a folder was made from, or makes sure that it is the same as what is there.
+
+    Raises:
+      UserError: it was made from something else.
+    """
+    facts = json.loads(strict_json.dumps(facts))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, facts)
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON; {hint}") from None
+    changed = sorted(name for name in {*facts, *there} if facts.get(name) != there.get(name))
+    if changed:
+        name = changed[0]
+        raise UserError(f"{path}: {name} was {there.get(name)} and is {facts.get(name)}; {hint}")
