@@ -17,6 +17,7 @@ OPTIONS = {
     "train": ["--config=configs/em3_synthetic.py --workdir={}"],
     "eval": ["--workdir={}", "--workdir=run --data={}"],
     "importance": ["--workdir={}", "--workdir=run --data={}", "--workdir=run --out={}"],
+    "missing": ["--workdir={} --modality=x --out=o", "--workdir=run --modality=x --out={}"],
     "features": ["--data={}", "image --encoder=efficientnet-lite0 --data={}"],
     "prepare": [
         "synthetic --out={}",

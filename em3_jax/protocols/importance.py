@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from em3_jax import cli, metrics
-from em3_jax.config.schema import Ranking
 from em3_jax.core import paths, rng
 from em3_jax.core.errors import UserError
 from em3_jax.core.progress import Progress
@@ -117,9 +116,9 @@ def importance(
     """
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: give 1 or more")
-    run, parts, state = runs.open_ranking(directory, data_root, step, on_host=True)
-    config, work = parts.config, parts.work
-    assert isinstance(config, Ranking) and work.builder is not None  # as `open_ranking` has it
+    run, config, parts, state = runs.open_ranking(directory, data_root, step, on_host=True)
+    work = parts.work
+    assert work.builder is not None  # as runs of task ranking have it
     rows = np.asarray(work.dataset.split_rows(split, config.data.label))
     sets = tuple(work.feature_sets) if work.task.uses_content else ()
     reads_history = config.data.history_length > 0

@@ -21,9 +21,17 @@ from em3_jax.training.run import Run
 
 
 class Opened(NamedTuple):
-    """A run that is there: its folder, record and config; what they stand for; and the state to score with."""
+    """A run that is there.
+
+    Attributes:
+      run: its folder and record.
+      config: as it was trained.
+      parts: what that stands for, on this machine.
+      state: to score with.
+    """
 
     run: Run
+    config: Ranking
     parts: experiment.Experiment
     state: State
 
@@ -40,16 +48,17 @@ def open_ranking(
       on_host: its features are to come with the batches, on one device.
     """
     run = Run.open(directory, data_root)
-    if not isinstance(run.config, Ranking) or run.config.task != "ranking":
-        raise UserError(f"{directory}: a run of task {run.config.task}; this is for runs of task ranking")
+    config = run.config
+    if not isinstance(config, Ranking) or config.task != "ranking":
+        raise UserError(f"{directory}: a run of task {config.task}; this is for runs of task ranking")
     if not on_host:
         run.check_data()
-        return Opened(run, run.experiment, run.state(step))
-    data: Any = dataclasses.replace(run.config.data, placement="host")
-    mesh = dataclasses.replace(run.config.mesh, data=1, model=1)
-    parts = experiment.of_run(dataclasses.replace(run.config, data=data, mesh=mesh), data_root)
+        return Opened(run, config, run.experiment, run.state(step))
+    data: Any = dataclasses.replace(config.data, placement="host")
+    mesh = dataclasses.replace(config.mesh, data=1, model=1)
+    parts = experiment.of_run(dataclasses.replace(config, data=data, mesh=mesh), data_root)
     rundir.check_data(run.folder, run.record, parts.work.dataset.meta["data_hash"], parts.feature_hashes)
-    return Opened(run, parts, run.checkpoints.restore(parts.program.shapes, step)[0])
+    return Opened(run, config, parts, run.checkpoints.restore(parts.program.shapes, step)[0])
 
 
 def finish(config: Config, directory: Path, split: str, say=print) -> None:
@@ -69,6 +78,7 @@ def finish(config: Config, directory: Path, split: str, say=print) -> None:
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
+        train.prepare_process(config.train)
         result = train.train(config, directory)
         if result["stopped_by"].startswith("SIG"):
             raise KeyboardInterrupt
