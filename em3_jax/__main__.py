@@ -38,6 +38,7 @@ COMMANDS = {
     "compare": Command("em3_jax.evaluation.compare", "evaluated runs side by side, with how sure the differences are"),
     "importance": Command("em3_jax.protocols.importance", "what each input of a run is worth, by permuting it"),
     "missing": Command("em3_jax.protocols.missing", "what runs lose where a share of the items lacks a modality"),
+    "coldstart": Command("em3_jax.protocols.coldstart", "models on items or users of which so many rows are known"),
     "plot": Command("em3_jax.report.plot", "curves of runs, as a picture and a page"),
     "curves": Command("em3_jax.report.streams", "curves of runs on streams"),
     "merge": Command("em3_jax.training.merge", "folds the adapters of a LoRA run back into its weights"),

@@ -101,12 +101,14 @@ def missing(
     floor = _floor(baselines, models[TEST][0], split)
     rows = np.asarray(whole.split_rows(split, first.config.data.label))
     shares = {rate: _shares(whole, modalities, rate, seed, rows) for rate in rates}
-    curves = {}
+    curves: dict[str, list[points.Point]] = {}
     for label, of in models.items():
-        found = [points.of(rate, model, models[TEST][0], floor) for rate, model in zip(rates, of, strict=True)]
-        curves[label] = [point | shares[point["x"]] for point in found]
+        curves[label] = []
+        for rate, model, plain in zip(rates, of, models[TEST], strict=True):
+            against = {points.DIFFERENCE: models[TEST][0], points.ABOVE: floor, points.MENDED: plain}
+            curves[label].append(points.of(rate, model, against) | shares[rate])
     if floor is not None:
-        curves[FLOOR] = [points.of(rate, floor, models[TEST][0], None) for rate in rates]
+        curves[FLOOR] = [points.of(rate, floor, {}) for rate in rates]
     return {
         "modality": list(modalities),
         "split": split,
@@ -211,8 +213,13 @@ def make_page(report: dict[str, Any], command: str) -> page.Page:
         f"{seeds} seed{'s' * (seeds > 1)}: {', '.join(report['runs'])}.",
         "At each rate so many of the items lack it, as candidates and in histories, drawn by a hash of their ids (seed "
         f"{report['seed']}); those of a lower rate are among those of a higher one. '{TEST}': trained on whole content. "
-        + (f"'{RETRAINED}': trained again where it is missing, too. " if RETRAINED in report["curves"] else "")
+        + (
+            f"'{RETRAINED}': trained again where it is missing, too; 'mended' is its gain over '{TEST}'. "
+            if RETRAINED in report["curves"]
+            else ""
+        )
         + (f"'{FLOOR}': runs without content. " if FLOOR in report["curves"] else "")
+        + f"'difference' is from '{TEST}' with nothing drawn. "
         + points.legend(seeds, report["clusters"]),
     ]
     curves, tables = report["curves"], []

@@ -13,39 +13,35 @@ from em3_jax.protocols import page
 METRICS = ("auc", "gauc", "logloss")
 NAMES = {"auc": "AUC", "gauc": "GAUC", "logloss": "log-loss"}
 ALL = "all"
+DIFFERENCE, ABOVE, MENDED = COMPARED = ("difference", "above", "mended")
+"""What a point may be compared with: its own model where the curve begins, the baseline there, and what it mends."""
 Point = dict[str, Any]
 Curves = Mapping[str, Sequence[Point]]
 
 
-def of(x: float, model: Model, base: Model, floor: Model | None) -> Point:
+def of(x: float, model: Model, against: Mapping[str, Model | None]) -> Point:
     """The point of a model on all rows of the split.
 
     Args:
       x: where it stands on the curve.
       model: measured at x.
-      base: what its `difference` is from; itself has none.
-      floor: what it is `above`; None without.
+      against: what it differs from, by the names of `COMPARED`; itself, and None, are left out.
 
     Returns:
-      {"x", "n", metric: {"mean", "sd", "low", "high", "difference", "difference_low", "difference_high", "p",
-      "above", "above_low", "above_high", "above_p"}}, NaN where something is not known.
+      {"x", "n", metric: {"mean", "sd", "low", "high"}}, and of each other under its name the difference, "low", "high" and
+      "p" of it as {name: {"value", ...}} in the metric's; NaN where something is not known.
     """
     point: Point = {"x": x, "n": model.reports[0]["slices"][ALL]["n"]}
     for metric in METRICS:
-        values, moved = model.values(ALL, metric), model.moved(ALL, metric)
-        error = error_of(float(values.mean()), moved)
+        values = model.values(ALL, metric)
+        error = error_of(float(values.mean()), model.moved(ALL, metric))
         sd = float(values.std(ddof=1)) if len(values) > 1 else np.nan
         point[metric] = {"mean": error.value, "sd": sd, "low": error.low, "high": error.high}
-        for name, other in (("difference", base), ("above", floor)):
-            if other is None or other is model:
-                continue
-            found = compare.measured(other, model, ALL, metric)
-            point[metric] |= {
-                name: found["difference"],
-                f"{name}_low": found["low"],
-                f"{name}_high": found["high"],
-                "p" if name == "difference" else "above_p": found["p"],
-            }
+        for name, other in against.items():
+            if other is not None and other is not model:
+                found = compare.measured(other, model, ALL, metric)
+                of_other = {"value": found["difference"], "low": found["low"], "high": found["high"], "p": found["p"]}
+                point[metric][name] = of_other
     return point
 
 
@@ -70,6 +66,7 @@ def table(
     x_text: Callable[[float], str],
     curves: Curves,
     beside: tuple[list[str], Mapping[float, list[str]]] = ([], {}),
+    above: str = "baseline",
 ) -> page.Table:
     """The table of a metric, a line a point.
 
@@ -78,31 +75,30 @@ def table(
       x_name, x_text: the first column, and its cells.
       curves: label -> points.
       beside: further columns, and the cells at each x.
+      above: what the point is above, where it is.
     """
-    several = any(np.isfinite(point[metric]["sd"]) for points in curves.values() for point in points)
-    has_floor = any("above" in point[metric] for points in curves.values() for point in points)
-    name = NAMES[metric]
-    header = [x_name, *beside[0], "model", name, "95 %", "difference", "95 %", "p"]
-    header += ["above baseline", "95 %"] * has_floor
+    every = [point[metric] for points in curves.values() for point in points]
+    compared = [name for name in COMPARED if any(name in value for value in every)]
+    header = [x_name, *beside[0], "model", NAMES[metric], "95 %"]
+    for name in compared:
+        header += [f"above {above}" if name == ABOVE else name, "95 %", "p"]
     cells = []
     for x in sorted({point["x"] for points in curves.values() for point in points}):
         for label, points in curves.items():
-            for point in (one for one in points if one["x"] == x):
-                value = point[metric]
+            for value in (one[metric] for one in points if one["x"] == x):
                 mean = page.number(value["mean"])
-                mean += f" ± {page.number(value['sd'])}" if several and np.isfinite(value["sd"]) else ""
+                mean += f" ± {page.number(value['sd'])}" if np.isfinite(value["sd"]) else ""
                 of_own = f"{page.number(value['low'])} to {page.number(value['high'])}"
-                row = [x_text(x), *beside[1].get(x, []), label, mean, of_own, *_compared(value, "difference")]
-                p = value.get("p", np.nan)
-                row.append(f"{p:.2g}" if np.isfinite(p) else "-")
-                cells.append(row + (_compared(value, "above") if has_floor else []))
-    return page.Table(name, header, cells)
+                row = [x_text(x), *beside[1].get(x, []), label, mean, of_own]
+                cells.append(row + [cell for name in compared for cell in _compared(value.get(name))])
+    return page.Table(NAMES[metric], header, cells)
 
 
-def _compared(value: Mapping[str, float], name: str) -> list[str]:
-    if name not in value:
-        return ["-", "-"]
-    return [page.signed(value[name]), page.interval(value[f"{name}_low"], value[f"{name}_high"])]
+def _compared(found: Mapping[str, float] | None) -> list[str]:
+    if found is None:
+        return ["-", "-", "-"]
+    p = f"{found['p']:.2g}" if np.isfinite(found["p"]) else "-"
+    return [page.signed(found["value"]), page.interval(found["low"], found["high"]), p]
 
 
 def floor_table(point: Point) -> page.Table:

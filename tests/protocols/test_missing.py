@@ -86,13 +86,15 @@ def test_missing_content_costs_and_training_so_is_another_run(report):
     as_trained, retrained = (report["curves"][label] for label in (missing.TEST, missing.RETRAINED))
     assert [point["x"] for point in as_trained] == [0.0, *RATES]
     last = as_trained[-1]
-    assert last["auc"]["difference_high"] < 0 < last["logloss"]["difference_low"]
-    assert last["auc"]["difference"] == pytest.approx(last["auc"]["mean"] - as_trained[0]["auc"]["mean"])
+    assert last["auc"]["difference"]["high"] < 0 < last["logloss"]["difference"]["low"]
+    assert last["auc"]["difference"]["value"] == pytest.approx(last["auc"]["mean"] - as_trained[0]["auc"]["mean"])
     assert last["items_without"] == pytest.approx(0.6, abs=0.15) and as_trained[0]["items_without"] == 0
-    assert retrained[-1]["auc"]["mean"] != last["auc"]["mean"]
+    mended = retrained[-1]["auc"]["mended"]
+    assert mended["value"] == pytest.approx(retrained[-1]["auc"]["mean"] - last["auc"]["mean"]) != 0
+    assert mended["low"] < mended["value"] < mended["high"] and "mended" not in last["auc"]
     floor = report["curves"][missing.FLOOR]
     assert len({point["auc"]["mean"] for point in floor}) == 1
-    assert last["auc"]["above"] == pytest.approx(last["auc"]["mean"] - floor[0]["auc"]["mean"])
+    assert last["auc"]["above"]["value"] == pytest.approx(last["auc"]["mean"] - floor[0]["auc"]["mean"])
 
 
 def test_items_are_nested_and_nothing_else_changes(shop, trained, out, report):
@@ -130,7 +132,7 @@ def test_the_page_names_n_and_intervals(trained, tmp_path, monkeypatch, capsys):
     told = json.loads((tmp_path / "rep" / "missing.json").read_text())
     last = told["curves"][missing.TEST][-1]
     assert last["items_without"] == last["rows_without"] == 1.0
-    interval = f"{last['auc']['difference_low']:+.4f} to {last['auc']['difference_high']:+.4f}"
+    interval = f"{last['auc']['difference']['low']:+.4f} to {last['auc']['difference']['high']:+.4f}"
     texts = [(tmp_path / "rep" / f"missing.{ending}").read_text() for ending in ("md", "html")]
     for text in (capsys.readouterr().out, *texts):
         assert f"n = {told['rows']:,} rows" in " ".join(text.split()) and interval in text
