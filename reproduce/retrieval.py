@@ -8,9 +8,10 @@ from typing import Any
 from em3_jax.config import recipes
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import open_dataset
-from reproduce import retrieval_report, runs
+from em3_jax.trials import runs
+from em3_jax.trials.runs import Job
+from reproduce import retrieval_report
 from reproduce.grids import MODELS, Model
-from reproduce.runs import Job
 
 CONFIG = "configs/retrieval.py"
 

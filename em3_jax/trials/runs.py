@@ -1,4 +1,4 @@
-"""Runs what a table needs: each run once a seed, finished ones are reused, interrupted ones go on where they were."""
+"""Runs that a table or a verdict needs: each once a seed; finished ones are reused, interrupted ones go on."""
 
 import concurrent.futures as futures
 import contextlib
@@ -24,8 +24,28 @@ from em3_jax.core.errors import UserError
 from em3_jax.export import vectors
 from em3_jax.training import experiment
 from em3_jax.training.run import Run
-from reproduce import worker
-from reproduce.tables import PlannedRun
+from em3_jax.trials import worker
+
+
+class PlannedRun(NamedTuple):
+    """A training run, but for its seed.
+
+    Attributes:
+      name: of its folder.
+      variant: argument of the config file: the names in `--config=file.py:name,name`.
+      changes: config key -> value, after the variant.
+      init_from: name of the run whose best it starts from.
+      vectors_of: name of the run whose exported vectors are its only feature set.
+      settings_of: name of the run whose search chooses its settings, its own where it is one that others are
+        compared with or take theirs from; "" = those of the config.
+    """
+
+    name: str
+    variant: str = ""
+    changes: Mapping[str, Any] = {}
+    init_from: str = ""
+    vectors_of: str = ""
+    settings_of: str = "em3"
 
 
 class Job(NamedTuple):
