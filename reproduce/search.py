@@ -83,7 +83,7 @@ def jobs(
             named = run._replace(name=f"{run.name}_point{number}", changes={**point, **run.changes})
             made = runs.make_jobs({named.name: named}, config=config, changes=changes, data=data, seeds=1, root=root)
             (job,) = made.values()
-            tried.append((point, job._replace(evaluate=False)))
+            tried.append((point, job._replace(splits=())))
         result[run.name] = tried
     return result
 

@@ -56,7 +56,7 @@ class Job(NamedTuple):
       config: resolved, plain values.
       needs: names of the jobs that must be finished before.
       vectors_of: job whose vectors to export first, into the dataset folder that the config reads.
-      evaluate: whether there is a test split to score.
+      splits: those to score when it has trained.
       cost: whether to note what its compiled step costs.
     """
 
@@ -65,7 +65,7 @@ class Job(NamedTuple):
     config: Config
     needs: tuple[str, ...]
     vectors_of: str
-    evaluate: bool
+    splits: tuple[str, ...]
     cost: bool = False
 
     @property
@@ -81,7 +81,7 @@ class Job(NamedTuple):
             raise UserError(
                 f"{self.directory}: made with another config ({'; '.join(changed[:3])}); choose another --out, or delete it"
             )
-        wanted = ["finished.json"] + ["eval_test.json"] * self.evaluate
+        wanted = ["finished.json", *(f"eval_{split}.json" for split in self.splits)]
         return all((self.directory / name).exists() for name in wanted)
 
 
@@ -114,6 +114,7 @@ def make_jobs(
     seeds: int,
     root: Path,
     cost: bool = False,
+    splits: tuple[str, ...] = ("test",),
 ) -> dict[str, Job]:
     """{job name: Job} of all runs and seeds.
 
@@ -123,6 +124,7 @@ def make_jobs(
       data: dataset folder.
       root: where the runs' folders go.
       cost: whether to note what a run's compiled step costs, once a run.
+      splits: those that runs on clicks score.
     """
     jobs = {}
     for seed in range(seeds):
@@ -136,9 +138,9 @@ def make_jobs(
             made = resolved(config, run.variant, {**wanted, **run.changes, **own})
             needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
             vectors_of = f"{run.vectors_of}-{seed}" if run.vectors_of else ""
-            evaluate = made.task in ("ranking", "lemur")
+            scored = splits if made.task in ("ranking", "lemur") else ()
             name = f"{run.name}-{seed}"
-            job = Job(name, str(root), made, needs, vectors_of, evaluate, cost and not seed)
+            job = Job(name, str(root), made, needs, vectors_of, scored, cost and not seed)
             jobs[job.name] = job
     return jobs
 
@@ -191,8 +193,8 @@ def execute(job: Job) -> str:
         result = train.train(job.config, job.directory)
         if result["stopped_by"].startswith("SIG"):
             return result["stopped_by"]
-        if job.evaluate:
-            evaluation.evaluate(job.directory, "test")
+        for split in job.splits:
+            evaluation.evaluate(job.directory, split)
     if job.cost:
         result |= {"cost": _cost(job)}
     path = job.directory / "finished.json"
