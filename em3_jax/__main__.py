@@ -47,6 +47,7 @@ COMMANDS = {
     "export": Command("em3_jax.export.command", "writes a run into a store that services read"),
     "serve": Command("em3_jax.serving.http", "serves a store over HTTP"),
     "plan": Command("em3_jax.plan.command", "what a training step costs on TPUs and GPUs that are not here"),
+    "verdict": Command("em3_jax.verdict.command", "whether content pays on a dataset, and which way of using it"),
     "reproduce": Command("reproduce.command", "the tables of the papers, in a checkout"),
 }
 

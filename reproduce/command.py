@@ -20,7 +20,8 @@ from em3_jax.core import paths
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.lock import Lock
 from em3_jax.data.format import open_dataset
-from reproduce import images, lemur, report, retrieval, runs, search, tables
+from em3_jax.trials import runs
+from reproduce import images, lemur, report, retrieval, search, tables
 from reproduce.grids import MODELS
 
 SEARCH = 6

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from em3_jax.core.errors import UserError, nearest
-from reproduce.tables import Group, PlannedRun, Row, Table
+from em3_jax.trials.runs import PlannedRun
+from reproduce.tables import Group, Row, Table
 
 CONFIG = "configs/pictures.py"
 SYSTEMS = (  # label, run and variant

@@ -5,7 +5,8 @@ There a group is a query; where a dataset has none, it is a user, and the metric
 """
 
 from em3_jax.core.errors import UserError, nearest
-from reproduce.tables import Group, PlannedRun, Row, Table
+from em3_jax.trials.runs import PlannedRun
+from reproduce.tables import Group, Row, Table
 
 BASELINE = 0.64393
 LEMUR_GAIN = 0.81  # % of the baseline's QAUC

@@ -8,9 +8,10 @@ from typing import Any
 from em3_jax.config import recipes
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import open_dataset
-from reproduce import retrieval_report, runs
+from em3_jax.trials import runs
+from em3_jax.trials.runs import Job
+from reproduce import retrieval_report
 from reproduce.grids import MODELS, Model
-from reproduce.runs import Job
 
 CONFIG = "configs/retrieval.py"
 
@@ -64,7 +65,7 @@ def reproduce(
         model = by_name[model_name]
         settings = {**changes, **model.points()[point]}
         made = [_job(config, model, point, settings, folders[name], root / name, seed) for seed in range(seeds)]
-        final[name, model_name] = {job.name: job._replace(evaluate=True) for job in made}
+        final[name, model_name] = {job.name: job._replace(splits=("test",)) for job in made}
     _run(final.values(), parallel)
     result = retrieval_report.read(models, points, chosen, final, left_out, seeds)
     return retrieval_report.write(result, Path(out), command)
@@ -78,7 +79,7 @@ def _job(config: str, model: Model, point: str, changes: Mapping[str, Any], data
     """The run of a grid point, in the folder <root>/<point>-<seed>; its name tells the dataset too."""
     own = {"data.root": str(data), "seed": seed}
     made = runs.resolved(config, model.name, {**changes, **own})
-    return Job(f"{root.name}/{point}-{seed}", str(root.parent), made, (), "", False)
+    return Job(f"{root.name}/{point}-{seed}", str(root.parent), made, (), "", ())
 
 
 def _valid(job: Job) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from em3_jax.evaluation import compare
+from em3_jax.trials.runs import Job
 from reproduce import pages
 from reproduce.grids import BASELINE, CHOSEN_ON_VALIDATION, METRICS, PRINTED, Model, published_name
-from reproduce.runs import Job
 
 CHOICE = "recall@20"
 

@@ -17,9 +17,8 @@ import numpy as np
 from em3_jax.config import recipes
 from em3_jax.core.errors import UserError
 from em3_jax.metrics import METRIC_SIGNS
-from reproduce import runs
-from reproduce.runs import Job
-from reproduce.tables import PlannedRun
+from em3_jax.trials import runs
+from em3_jax.trials.runs import Job, PlannedRun
 
 SPACE: Mapping[str, tuple[float, ...]] = {
     "model.backbone_settings.dropout": (0.0, 0.2, 0.4, 0.6),
@@ -84,7 +83,7 @@ def jobs(
             named = run._replace(name=f"{run.name}_point{number}", changes={**point, **run.changes})
             made = runs.make_jobs({named.name: named}, config=config, changes=changes, data=data, seeds=1, root=root)
             (job,) = made.values()
-            tried.append((point, job._replace(evaluate=False)))
+            tried.append((point, job._replace(splits=())))
         result[run.name] = tried
     return result
 

@@ -8,27 +8,7 @@ from typing import Any, NamedTuple
 
 from em3_jax.config.registry import FUSIONS
 from em3_jax.data.format import Dataset
-
-
-class PlannedRun(NamedTuple):
-    """A training run, but for its seed.
-
-    Attributes:
-      name: of its folder.
-      variant: argument of the config file: the names in `--config=file.py:name,name`.
-      changes: config key -> value, after the variant.
-      init_from: name of the run whose best it starts from.
-      vectors_of: name of the run whose exported vectors are its only feature set.
-      settings_of: name of the run whose search chooses its settings (`search`), its own where it is one
-        that others are compared with or take theirs from; "" = those of the config.
-    """
-
-    name: str
-    variant: str = ""
-    changes: Mapping[str, Any] = {}
-    init_from: str = ""
-    vectors_of: str = ""
-    settings_of: str = "em3"
+from em3_jax.trials.runs import PlannedRun
 
 
 class Row(NamedTuple):

@@ -28,7 +28,9 @@ ROOMS = [  # from the lowest floor to the highest; a name stands for the module 
     {"training"},
     {"export", "report", "analysis", "plan"},
     {"train", "evaluate"},
+    {"trials"},
     {"protocols"},
+    {"verdict"},
     {"__main__", "commands"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(ROOMS) for name in names}

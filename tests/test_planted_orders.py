@@ -5,7 +5,8 @@ import json
 import pytest
 
 from em3_jax.data.readers.synthetic import synthetic
-from reproduce import runs, tables
+from em3_jax.trials import runs
+from reproduce import tables
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.seconds(190)

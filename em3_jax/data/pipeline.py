@@ -195,17 +195,24 @@ def _take(rows: np.ndarray | range, index: np.ndarray) -> np.ndarray:
     return rows.start + index if isinstance(rows, range) else np.asarray(rows[index])
 
 
-def training_rows(dataset: Dataset, label: str, most_per_user: int) -> np.ndarray | range:
-    """The training rows that have the label, in time order; of each user at most so many, drawn once; 0 = all.
+def training_rows(dataset: Dataset, label: str, most_per_user: int, share: float = 1.0) -> np.ndarray | range:
+    """The training rows that have the label, in time order, see `drawn`."""
+    return drawn(dataset, dataset.split_rows("train", label), most_per_user, share)
 
-    A few users with long logs otherwise make most of the loss, and validation has another mix. YouTube trains on the same
-    number of examples for every user (Covington et al., Deep Neural Networks for YouTube Recommendations, 2016, section 3.4).
+
+def drawn(dataset: Dataset, rows: np.ndarray | range, most_per_user: int, share: float = 1.0) -> np.ndarray | range:
+    """What a run reads of its training rows, drawn once, in their order.
+
+    A share of them is how a learning curve is made: the rows of a smaller share are among those of
+    a larger. And of each user at most so many, 0 = all: a few users with long logs otherwise make
+    most of the loss, and validation has another mix. YouTube trains on the same number of examples
+    for every user (Covington et al., Deep Neural Networks for YouTube Recommendations, 2016,
+    section 3.4).
     """
-    return at_most(dataset, dataset.split_rows("train", label), most_per_user)
-
-
-def at_most(dataset: Dataset, rows: np.ndarray | range, most_per_user: int) -> np.ndarray | range:
-    """Of the rows of each user at most so many, see `training_rows`."""
+    if share < 1.0:
+        rows = np.asarray(rows)
+        order = rng.uniform_hash(rng.numpy_key(0, "rows_share"), rows)
+        rows = rows[order < share]
     if not most_per_user:
         return rows
     rows = np.asarray(rows)

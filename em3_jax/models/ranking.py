@@ -13,15 +13,16 @@ from em3_jax.core import exchange, gather
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Field, Fields, columns
 from em3_jax.core.types import Batch
+from em3_jax.models import similarity
 from em3_jax.models.aggregators import Behaviours, attentive
 from em3_jax.models.backbones import Features
 from em3_jax.models.fusion.chunks import as_type, in_chunks
-from em3_jax.models.similarity import history_similarity, item_vectors
+from em3_jax.models.similarity import item_vectors
 
 Events = tuple[jax.Array | None, jax.Array | None]
 """([E, W] rows of event fields, [B, T, C] i32 positions among them); None where there are none."""
 
-CONTENT_PARTS = ("item", "user", "similarity")
+CONTENT_PARTS = ("item", "user", *similarity.PARTS)
 
 
 def field_embeddings(rows: jax.Array, position: jax.Array, fields: Sequence[Field]) -> jax.Array:
@@ -94,7 +95,7 @@ class RankingModel(nn.Module):
       content_score, content_hidden: of the attention on content, see `TargetAttention`.
       content_events: whether that attention reads the history's event fields, as the one on IDs does.
       content_parts: "item": the candidate's content c_A; "user": the user's content interest u_A; both: their product too;
-        "similarity": per modality how near the candidate is to the history, see `similarity`.
+        "similarity", "simtier": per modality how near the candidate is to the history, see `similarity`.
       content_aggregator: how the history's content becomes u_A, see `aggregators`; each of its channels that is as wide as
         c_A has a product with it.
     """
@@ -127,7 +128,7 @@ class RankingModel(nn.Module):
           tokens, tokens_mask: {modality: [S, N, E]}, {modality: [S, N]} of the distinct items, on several devices of those that
             each owns, see `core.exchange`; unused without fusion.
           batch: see `core/batch.py`.
-          embedding: [S, D] content embeddings where they are known already; then "similarity" alone reads the tokens.
+          embedding: [S, D] content embeddings where they are known already; then `similarity.PARTS` alone read the tokens.
         """
         items = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F, W]
         others = other_embeddings(rows, batch, self.fields)
@@ -158,7 +159,8 @@ class RankingModel(nn.Module):
             raise UserError(f"the fusion module gives shape {embedding.shape}, not [S, D] with S = {items}; mend it")
         candidate, history, mask = batch["item_position"], batch["history_position"], batch["history_mask"]
         units = {}
-        if "similarity" in self.content_parts:
+        near = [part for name, part in similarity.PARTS.items() if name in self.content_parts]
+        if near:
             units = {name: item_vectors(tokens[name], tokens_mask[name]) for name in sorted(tokens)}
         some = [found.any(axis=1) for found in tokens_mask.values()]
         has_content = jnp.stack(some).any(axis=0) if some else jnp.ones(items, bool)
@@ -175,9 +177,9 @@ class RankingModel(nn.Module):
             own = parts.copy()
             parts += interests
             parts += [c * u for c in own for u in interests if u.shape == c.shape]
-        if "similarity" in self.content_parts:
+        for part in near:
             for unit in vectors:
-                similar = history_similarity(unit, candidate, history, mask)
+                similar = part(unit, candidate, history, mask)
                 parts.append(similar.astype(embedding.dtype))
         return tuple(parts), out
 

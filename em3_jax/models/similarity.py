@@ -32,15 +32,40 @@ def item_vectors(tokens: jax.Array, tokens_mask: jax.Array) -> jax.Array:
 def history_similarity(unit: jax.Array, candidate: jax.Array, history: jax.Array, mask: jax.Array) -> jax.Array:
     """[B, 2] mean and largest cosine between the candidate and the items of the history; zeros without any.
 
-    SimTier (Sheng et al., Enhancing Taobao Display Advertising with Multimodal Representations, 2024) gives a ranker the
-    histogram of the same cosines.
-
     Args:
       unit: [S, E] of the distinct items, see `item_vectors`.
       candidate: [B] i32 position of the candidate among them.
       history, mask: [B, T] i32 positions of the history; bool.
     """
-    cosine = jnp.einsum("be,bte->bt", exchange.rows(unit, candidate), exchange.rows(unit, history))
+    cosine = _with_history(unit, candidate, history)
     mean = jnp.sum(cosine, axis=1, where=mask) / jnp.maximum(mask.sum(axis=1), 1)
     most = largest(cosine, 1, mask, initial=-1.0)
     return jnp.stack([mean, jnp.where(mask.any(axis=1), most, 0.0)], axis=1)
+
+
+TIERS = 8
+"""N of SimTier."""
+
+
+def history_tiers(unit: jax.Array, candidate: jax.Array, history: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, N] share of the history whose cosine with the candidate lies in each tier; zeros without any.
+
+    SimTier (Sheng et al., Enhancing Taobao Display Advertising with Multimodal Representations, CIKM
+    2024, section 4.2.1): the N tiers cut [-1, 1] evenly. The paper counts; shares do not grow
+    with the length of the history.
+
+    Args: as of `history_similarity`.
+    """
+    cosine = _with_history(unit, candidate, history)
+    tier = jnp.clip(jnp.floor((cosine + 1) / 2 * TIERS), 0, TIERS - 1).astype(jnp.int32)
+    counts = jnp.sum(jax.nn.one_hot(tier, TIERS), axis=1, where=mask[..., None])
+    return counts / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+
+
+def _with_history(unit: jax.Array, candidate: jax.Array, history: jax.Array) -> jax.Array:
+    """[B, T] cosine of the candidate with each item of the history."""
+    return jnp.einsum("be,bte->bt", exchange.rows(unit, candidate), exchange.rows(unit, history))
+
+
+PARTS = {"similarity": history_similarity, "simtier": history_tiers}
+"""Part of content -> what it gives of the vectors of each modality: nothing of them is learnt."""

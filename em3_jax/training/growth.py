@@ -35,7 +35,7 @@ from em3_jax.core.values import canonical
 from em3_jax.data.by_item import ByItemSource, deal
 from em3_jax.data.canonical import forms_of
 from em3_jax.data.format import Dataset
-from em3_jax.data.pipeline import GrownSource, at_most
+from em3_jax.data.pipeline import GrownSource, drawn
 from em3_jax.tables import packing
 from em3_jax.training import rundir, trained_rows
 from em3_jax.training.checkpoint import Checkpoints
@@ -144,7 +144,7 @@ def on_new_rows(
     assert not isinstance(parts.config, Retrieval)  # only a task of clicks has tables that grow
     data, source = parts.config.data, parts.work.source
     new = trained_rows.new_rows(parts.work.dataset, data.label, trained_rows.recall(directory, grown["from"]))
-    rows = np.asarray(at_most(parts.work.dataset, new.rows, data.most_rows_per_user))
+    rows = np.asarray(drawn(parts.work.dataset, new.rows, data.most_rows_per_user, data.rows_share))
     source = _of_new_rows(source, rows, grown["after"])
     samples = [source.rows_of_step(source.first_step + k)[0] for k in range(min(source.steps_per_epoch, 8))]
     if step == grown["after"]:

@@ -34,6 +34,7 @@ from em3_jax.training.warm_start import warm_start
 
 ONE_WAY = {
     "data.order": ("chronological", "its rows are trained in the order of time"),
+    "data.rows_share": (1, "all its rows are trained"),
     "data.most_rows_per_user": (0, "all its rows are trained"),
     "train.epochs": (1, "its rows are trained once"),
     "train.eval_every": (0, "each window is scored; config.stream.window sets them"),

@@ -88,6 +88,17 @@ def test_no_user_has_more_rows_than_allowed_and_none_loses_more_than_needed(tiny
     assert [*training_rows(tiny.dataset, "click", 0)] == [*train]
 
 
+def test_a_share_of_the_rows_is_drawn_once_and_a_smaller_one_is_part_of_a_larger(tiny):
+    whole = np.asarray(training_rows(tiny.dataset, "click", 0))
+    half, quarter = (training_rows(tiny.dataset, "click", 0, share) for share in (0.5, 0.25))
+    assert abs(len(half) / len(whole) - 0.5) < 0.1 and abs(len(quarter) / len(whole) - 0.25) < 0.1
+    assert np.isin(quarter, half).all() and np.isin(half, whole).all()
+    assert (np.diff(half) > 0).all(), "in time order"
+    few = training_rows(tiny.dataset, "click", 2, 0.5)
+    assert np.isin(few, half).all()
+    assert np.unique(tiny.rows["user"][few], return_counts=True)[1].max() <= 2
+
+
 @pytest.mark.parametrize("num_rows", [3001, 20011], ids=["sorted", "feistel"])
 def test_rows_far_apart_in_order_are_uncorrelated(num_rows):
     """Autocorrelation of an epoch at many distances, between epochs, between seeds, and with the original order."""

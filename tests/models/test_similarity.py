@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from em3_jax.models.similarity import history_similarity, item_vectors
+from em3_jax.models.similarity import TIERS, history_similarity, history_tiers, item_vectors
 
 S, N, E, B, T = 7, 3, 5, 6, 4
 
@@ -52,3 +52,17 @@ def test_masked_tokens_and_slots_have_no_say():
     before = similarity(tokens, tokens_mask, candidate, history, mask)
     after = similarity(other[0], tokens_mask, candidate, other[1], mask)
     np.testing.assert_array_equal(before, after)
+
+
+def test_tiers_are_the_histogram_of_the_cosines():
+    tokens, tokens_mask, candidate, history, mask = make()
+    vectors = np.asarray(item_vectors(tokens, tokens_mask))
+    expected = np.zeros((B, TIERS))
+    for b in range(B):
+        found = [vectors[candidate[b]] @ vectors[history[b, t]] for t in range(T) if mask[b, t]]
+        for cosine in found:
+            expected[b, min(int((cosine + 1) / 2 * TIERS), TIERS - 1)] += 1 / len(found)
+    result = np.asarray(history_tiers(vectors, candidate, history, mask))
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+    assert result[1].sum() == 0, "no history"
+    assert result[5, -1] == 1, "a history of nothing but the candidate"

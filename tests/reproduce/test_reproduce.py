@@ -17,7 +17,8 @@ from em3_jax import train
 from em3_jax.config import recipes
 from em3_jax.core import strict_json
 from em3_jax.training import experiment
-from reproduce import report, runs, search, tables
+from em3_jax.trials import runs
+from reproduce import report, search, tables
 from reproduce.command import reproduce
 from tests.conftest import ROOT, user_error
 

@@ -10,7 +10,8 @@ import pytest
 
 from em3_jax.core.errors import UserError
 from em3_jax.data.readers.table import table
-from reproduce import command, images, runs
+from em3_jax.trials import runs
+from reproduce import command, images
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(60)]

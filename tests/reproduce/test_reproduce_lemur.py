@@ -6,7 +6,8 @@ import pytest
 
 from em3_jax.core.errors import UserError
 from em3_jax.training import experiment
-from reproduce import command, lemur, report, runs, search
+from em3_jax.trials import runs
+from reproduce import command, lemur, report, search
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(40)]

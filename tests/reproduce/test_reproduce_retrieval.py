@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from configs import retrieval as configs
-from reproduce import grids, retrieval_report, runs
+from em3_jax.trials import runs
+from reproduce import grids, retrieval_report
 from reproduce.grids import Model
 from reproduce.retrieval import reproduce
 from tests.conftest import ROOT, user_error

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from em3_jax.config.kinds import Choice, Folder, Several, Whole
+from em3_jax.config.kinds import Choice, Folder, Number, Several, Whole
 from em3_jax.config.schema.encoders import Encoders
 from em3_jax.config.schema.types import (
     Above,
@@ -29,7 +29,7 @@ from em3_jax.config.schema.types import (
 )
 
 AGGREGATORS = ("attentive", "multi_query", "sum", "mean", "max", "concat")
-Parts = Annotated[tuple[str, ...], Several(Choice(("item", "user", "similarity")))]
+Parts = Annotated[tuple[str, ...], Several(Choice(("item", "user", "similarity", "simtier")))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ class Data:
     order: Annotated[str, Choice(("shuffled", "chronological", "by_item"))] = "shuffled"
     # most distinct candidates of a batch, of order by_item
     items_per_batch: Annotated[int, Whole(0, empty="0: as many as come")] = 0
+    # share of the training rows that is read, drawn once; a smaller one is part of a larger
+    rows_share: Annotated[float, Number(most=1.0, above=True)] = 1.0
     most_rows_per_user: Count = 0  # training rows of a user that are read, drawn once; 0 = all
     augment: Augment = Augment()
     # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
@@ -120,7 +122,8 @@ class RankingSettings(Encoders):
 
     # how content is read; none: IDs alone; pre_extracted: vectors as they are; raw: with encoders
     content: Annotated[str, Choice(("none", "pre_extracted", "end_to_end", "raw"))] = "end_to_end"
-    # content that the backbone reads: c_A, u_A (table 6); similarity: cosines with the history
+    # content that the backbone reads: c_A, u_A (table 6); similarity: cosines with the history;
+    # simtier: their histogram
     content_parts: Parts = ("item", "user")
     # how the content of past items becomes u_A; multi_query: the candidate's IDs ask too
     content_aggregator: Annotated[str, Choice(AGGREGATORS)] = "attentive"

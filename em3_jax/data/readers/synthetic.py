@@ -12,6 +12,8 @@ not show; and a popularity p_i ~ (rank_i + 10)^-TAIL, the ranks in random order.
 w_m says how much of each latent dimension the modality shows: the image weights fall linearly from 1 to 0.1 over the k
 dimensions, the text weights rise from 0.1 to 1, so that both together show more than either. Tokens differ in noise and a
 title card can be recognised, so fusion by attention can beat a mean. A share of the items misses a modality (mask False).
+With `content_share` c < 1, what is shown is sqrt(c) z + sqrt(1 - c) y, of a direction y of the item's own that says
+nothing of clicks: at 0 content is there and worth nothing.
 
     category = argmax_c <z_i, a_c> + LOOSE g          tags = the one to three largest of <z_i, b_t> + 2 LOOSE g
 
@@ -108,6 +110,7 @@ def synthetic(
     pictures: str = "plain",
     picture_side: int = 0,
     interest: str = "taste",
+    content_share: float = 1.0,
     overwrite: bool = False,
 ) -> Dataset:
     """The dataset in folder `out`, a function of the arguments alone.
@@ -128,12 +131,13 @@ def synthetic(
         that vary, beside clutter, and which of the motifs are true the item's category says.
       picture_side: of raw pictures, in pixels; 0 = 16 of plain ones, 32 of those by category.
       interest: what clicks depend on: taste, or nearest, the past item most like the candidate.
+      content_share: how much of what content shows is about clicks, from 0 to 1.
       overwrite: replace an existing dataset.
     """
     arguments = {k: v for k, v in locals().items() if k not in ("out", "overwrite")}
     # These keep a dataset's hash where they are not used.
     later = {"drift": 0.0, "arrivals": 0.0, "raw": False, "interest": "taste"}
-    later |= {"pictures": "plain", "picture_side": 0}
+    later |= {"pictures": "plain", "picture_side": 0, "content_share": 1.0}
     arguments = {name: value for name, value in arguments.items() if later.get(name, ()) != value}
     _check_arguments(arguments)
     side = planted_pictures.side_of(pictures, picture_side, latent)
@@ -149,18 +153,19 @@ def synthetic(
         user_table, user_fields = _user_table(random_of(seed, "users"), world)
         item_hash = hash_ids(item_table.column("id"))
         shown = np.linspace(1, LEAST_SHOWN, latent)
+        visible = _visible(seed, world.content, content_share)
         for name, count, missing, weight in (
             ("image", image_tokens, missing_image, shown),
             ("text", text_tokens, missing_text, shown[::-1]),
         ):
             if count:
                 sizes, random = (count, token_width, missing), random_of(seed, name)
-                sets = planted_content.tokens(random, world.content * weight, *sizes)
+                sets = planted_content.tokens(random, visible * weight, *sizes)
                 manifest = {"encoder": "planted", "arguments": arguments}
                 writer.features(name, *sets, manifest, item_hash)
         if raw:
             category = item_table.column("category").to_numpy() - FIRST_KNOWN
-            of_raw = _raw_sets(seed, world.content, shown, category, pictures, side)
+            of_raw = _raw_sets(seed, visible, shown, category, pictures, side)
             for name, (tokens, mask, described) in of_raw:
                 writer.features(name, tokens, mask, described, item_hash)
         return writer.finish(
@@ -182,6 +187,14 @@ def synthetic(
             time_unit="seconds",
             extra={"arguments": arguments, "bayes_auc": _bayes_auc(writer.path, world)},
         )
+
+
+def _visible(seed: int, content: np.ndarray, share: float) -> np.ndarray:
+    """[I, k] what content shows of the items' own [I, k]."""
+    if share == 1:
+        return content
+    unrelated = directions(random_of(seed, "unrelated"), *content.shape)
+    return np.sqrt(share) * content + np.sqrt(1 - share) * unrelated
 
 
 def _raw_sets(
@@ -211,7 +224,7 @@ def _check_arguments(arguments: dict) -> None:
         if name in ("cold_share", "new_users", "missing_image", "missing_text"):
             if not 0 <= value < 1:
                 raise UserError(f"{option} is {value}; give a share in [0, 1)")
-        elif name in ("drift", "arrivals"):
+        elif name in ("drift", "arrivals", "content_share"):
             if not 0 <= value <= 1:
                 raise UserError(f"{option} is {value}; give a number from 0 to 1")
         elif name == "pictures":

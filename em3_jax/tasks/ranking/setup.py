@@ -20,13 +20,14 @@ from em3_jax.data.pipeline import BY_ITEM, bucket_sizes, evaluation_source, trai
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.features import in_model, placement, raw_encoders, scratch_encoders
 from em3_jax.features.prior import prior
+from em3_jax.models import similarity
 from em3_jax.tables import id_table, packing
 from em3_jax.tasks import Task, work
 from em3_jax.tasks.ranking.task import RankingTask
 from em3_jax.tasks.ranking.task import ranking as ranking_task
 from em3_jax.tasks.raw import WithEncoders
 
-OF_HISTORY = ("user", "similarity")  # the parts of content that are of it
+OF_HISTORY = ("user", *similarity.PARTS)  # the parts of content that are of it
 
 
 def shards_of(mesh: Mesh) -> Shards:
@@ -122,8 +123,9 @@ def work_on_clicks(
     data, table = config.data, config.tables
     check_order(data)
     make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries)  # noqa: E731
-    rows = training_rows(dataset, data.label, data.most_rows_per_user)
+    rows = training_rows(dataset, data.label, data.most_rows_per_user, data.rows_share)
     key = f"{data.label}-{data.most_rows_per_user}"
+    key += f"-{data.rows_share:g}" if data.rows_share < 1 else ""
     known = as_trained(dataset, rows, data.history_length, key)
     builder = make_builder(known)
     row_optimizer = id_table.row_optimizer(table.optimizer, table.learning_rate)

@@ -17,6 +17,7 @@ from em3_jax.config.schema.ranking import RankingSettings
 from em3_jax.core import rng
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
+from em3_jax.models import similarity
 from em3_jax.models.aggregators import AGGREGATORS, ATTEND
 from em3_jax.models.fusion.frozen import Frozen
 from em3_jax.models.ranking import CONTENT_PARTS, RankingModel
@@ -92,14 +93,14 @@ class RankingTask(Task):
         return result
 
     def lookup(self, params: Params, inputs: Inputs) -> dict[str, jax.Array]:
-        """The content embedding and, for the part "similarity", a vector of each modality."""
+        """The content embedding and, for `similarity.PARTS`, a vector of each modality."""
         if not self.uses_content:
             return {}
         tokens, masks = inputs.tokens, inputs.tokens_mask
         lowered = {"params": self._lowered(params["model"])}
         embedding: Any = self.model.apply(lowered, tokens, masks, self.dtype, method="embed")
         found = {CONTENT: embedding.astype(jnp.float32)}
-        if "similarity" in self.model.content_parts:
+        if any(name in self.model.content_parts for name in similarity.PARTS):
             found |= {name: item_vectors(one, masks[name]) for name, one in tokens.items()}
         return found
 

@@ -1,4 +1,4 @@
-"""Runs what a table needs: each run once a seed, finished ones are reused, interrupted ones go on where they were."""
+"""Runs that a table or a verdict needs: each once a seed; finished ones are reused, interrupted ones go on."""
 
 import concurrent.futures as futures
 import contextlib
@@ -24,8 +24,28 @@ from em3_jax.core.errors import UserError
 from em3_jax.export import vectors
 from em3_jax.training import experiment
 from em3_jax.training.run import Run
-from reproduce import worker
-from reproduce.tables import PlannedRun
+from em3_jax.trials import worker
+
+
+class PlannedRun(NamedTuple):
+    """A training run, but for its seed.
+
+    Attributes:
+      name: of its folder.
+      variant: argument of the config file: the names in `--config=file.py:name,name`.
+      changes: config key -> value, after the variant.
+      init_from: name of the run whose best it starts from.
+      vectors_of: name of the run whose exported vectors are its only feature set.
+      settings_of: name of the run whose search chooses its settings, its own where it is one that others are
+        compared with or take theirs from; "" = those of the config.
+    """
+
+    name: str
+    variant: str = ""
+    changes: Mapping[str, Any] = {}
+    init_from: str = ""
+    vectors_of: str = ""
+    settings_of: str = "em3"
 
 
 class Job(NamedTuple):
@@ -36,7 +56,7 @@ class Job(NamedTuple):
       config: resolved, plain values.
       needs: names of the jobs that must be finished before.
       vectors_of: job whose vectors to export first, into the dataset folder that the config reads.
-      evaluate: whether there is a test split to score.
+      splits: those to score when it has trained.
       cost: whether to note what its compiled step costs.
     """
 
@@ -45,7 +65,7 @@ class Job(NamedTuple):
     config: Config
     needs: tuple[str, ...]
     vectors_of: str
-    evaluate: bool
+    splits: tuple[str, ...]
     cost: bool = False
 
     @property
@@ -61,7 +81,7 @@ class Job(NamedTuple):
             raise UserError(
                 f"{self.directory}: made with another config ({'; '.join(changed[:3])}); choose another --out, or delete it"
             )
-        wanted = ["finished.json"] + ["eval_test.json"] * self.evaluate
+        wanted = ["finished.json", *(f"eval_{split}.json" for split in self.splits)]
         return all((self.directory / name).exists() for name in wanted)
 
 
@@ -94,6 +114,7 @@ def make_jobs(
     seeds: int,
     root: Path,
     cost: bool = False,
+    splits: tuple[str, ...] = ("test",),
 ) -> dict[str, Job]:
     """{job name: Job} of all runs and seeds.
 
@@ -103,6 +124,7 @@ def make_jobs(
       data: dataset folder.
       root: where the runs' folders go.
       cost: whether to note what a run's compiled step costs, once a run.
+      splits: those that runs on clicks score.
     """
     jobs = {}
     for seed in range(seeds):
@@ -116,9 +138,9 @@ def make_jobs(
             made = resolved(config, run.variant, {**wanted, **run.changes, **own})
             needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
             vectors_of = f"{run.vectors_of}-{seed}" if run.vectors_of else ""
-            evaluate = made.task in ("ranking", "lemur")
+            scored = splits if made.task in ("ranking", "lemur") else ()
             name = f"{run.name}-{seed}"
-            job = Job(name, str(root), made, needs, vectors_of, evaluate, cost and not seed)
+            job = Job(name, str(root), made, needs, vectors_of, scored, cost and not seed)
             jobs[job.name] = job
     return jobs
 
@@ -171,8 +193,8 @@ def execute(job: Job) -> str:
         result = train.train(job.config, job.directory)
         if result["stopped_by"].startswith("SIG"):
             return result["stopped_by"]
-        if job.evaluate:
-            evaluation.evaluate(job.directory, "test")
+        for split in job.splits:
+            evaluation.evaluate(job.directory, split)
     if job.cost:
         result |= {"cost": _cost(job)}
     path = job.directory / "finished.json"

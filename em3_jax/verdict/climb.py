@@ -1,0 +1,182 @@
+"""Climbs the ladder: all rungs on a quarter of the rows, the better ones on half, the best on all and with several seeds.
+
+All that is chosen is chosen on validation: the settings by IDs alone, for all rungs; which rungs go on;
+which is recommended. The test split is read when that is done.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from em3_jax.core.errors import UserError
+from em3_jax.data.format import Dataset
+from em3_jax.trials import runs
+from em3_jax.verdict import budget, ladder
+from em3_jax.verdict.budget import Plan
+from em3_jax.verdict.ladder import FUSION, IDS, Rung
+from em3_jax.verdict.measure import Rows, scores, spread
+
+SETTINGS: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"model.backbone_settings.dropout": 0.4},
+    {"model.backbone_settings.dropout": 0.4, "tables.learning_rate": 0.05, "optim.learning_rate": 3e-3},
+)
+"""What IDs alone try, and the best of it all rungs have; the first is the config as it stands."""
+METRIC = "auc"
+
+
+@dataclasses.dataclass
+class Climb:
+    """A ladder on a dataset, and how far it is climbed.
+
+    Attributes:
+      dataset, config, changes: of all runs, see `runs.make_jobs`.
+      rungs: the first is IDs alone.
+      plan: see `budget`.
+      out: folder of the verdict; the runs lie in `runs` there.
+      parallel: runs at once.
+      settings: what the baseline has chosen.
+      folders: (rung, share) -> the runs' folders, one a seed.
+    """
+
+    dataset: Dataset
+    config: str
+    changes: Mapping[str, Any]
+    rungs: Sequence[Rung]
+    plan: Plan
+    out: Path
+    parallel: int
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tried: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    folders: dict[tuple[str, float], list[Path]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def root(self) -> Path:
+        return self.out / "runs"
+
+    @property
+    def baseline(self) -> Rung:
+        return self.rungs[0]
+
+    def rung(self, name: str) -> Rung:
+        return next(rung for rung in self.rungs if rung.name == name)
+
+    def scores(self, rung: str, share: float, split: str) -> np.ndarray:
+        """[K, n] logits of a rung at a share."""
+        return scores(self.folders[rung, share], split)
+
+    def choose_settings(self) -> None:
+        """Lets IDs alone try `SETTINGS` on the smallest share; of equals the first is taken."""
+        share, found = self.plan.shares[0], []
+        for number, settings in enumerate(SETTINGS):
+            own = {key: value for key, value in settings.items() if key not in self.changes}
+            planned = self._planned(self.baseline, share, own)
+            found.append((own, planned._replace(name=f"{planned.name}_point{number}")))
+        jobs = self._jobs([run for _, run in found], seeds=1, splits=())
+        runs.run_all(jobs, self.parallel)
+        values = [_best_value(jobs[f"{run.name}-0"].directory) for _, run in found]
+        best = int(np.argmax(values))
+        self.settings = found[best][0]
+        self.tried = [
+            {"settings": dict(own), "valid": value, "chosen": k == best}
+            for k, ((own, _), value) in enumerate(zip(found, values, strict=True))
+        ]
+
+    def stage(self, names: Sequence[str], share: float, seeds: int) -> None:
+        """Runs rungs on a share of the rows, and notes where they lie."""
+        needed = list(names)
+        needed += [of for name in names if (of := self.rung(name).vectors_of) and of not in needed]
+        planned = [self._planned(self.rung(name), share, self.settings) for name in needed]
+        if any(run.vectors_of for run in planned):
+            runs.overlay(self.dataset.root, self.root / "data")
+        first = share == self.plan.shares[0]
+        jobs = self._jobs(planned, seeds=seeds, splits=("valid", "test"), cost=first)
+        runs.run_all(jobs, self.parallel)
+        for name, run in zip(needed, planned, strict=True):
+            folders = [self.root / f"{run.name}-{seed}" for seed in range(seeds)]
+            before = self.folders.get((name, share), [])
+            self.folders[name, share] = max(before, folders, key=len)
+
+    def on_validation(self, names: Sequence[str], share: float, rows: Rows) -> dict[str, float]:
+        """Rung -> mean of the metric over its seeds on validation."""
+        return {name: float(rows.value(self.scores(name, share, "valid"), METRIC).mean()) for name in names}
+
+    def _planned(self, rung: Rung, share: float, settings: Mapping[str, Any]) -> runs.PlannedRun:
+        whole = runs.settings(self.config, rung.variant, {**self.changes, "data.root": str(self.dataset.root)})
+        return ladder.planned(rung, share, settings, whole.train.eval_every)
+
+    def _jobs(self, planned: Sequence[runs.PlannedRun], **how: Any) -> dict[str, runs.Job]:
+        common: dict[str, Any] = {"config": self.config, "changes": self.changes, "root": self.root}
+        named = {run.name: run for run in planned}
+        return runs.make_jobs(named, data=self.dataset.root, **common, **how)
+
+
+def climb(ladder_: Climb, valid: Rows, say=print) -> tuple[str, list[str]]:
+    """(the content rung that validation chooses, the finalists: those with all rows and seeds)."""
+    content = [rung.name for rung in ladder_.rungs if rung.name != IDS]
+    shares = ladder_.plan.shares
+    say(f"IDs alone try {len(SETTINGS)} settings on {shares[0]:.3g} of the training rows", flush=True)
+    ladder_.choose_settings()
+    for share in shares[:-1]:
+        say(f"{len(content)} ways for content, on {share:.3g} of the training rows", flush=True)
+        ladder_.stage([IDS, *content], share, seeds=1)
+        found = ladder_.on_validation(content, share, valid)
+        ranked = sorted(content, key=lambda name: -found[name])
+        kept = ranked[: budget.keep(len(ranked))]
+        if share == shares[0] and FUSION in content and FUSION not in kept:
+            kept[-1] = FUSION  # what learns slowly has its curve told by two points, if not by three
+        content = [name for name in content if name in kept]
+    say(f"{', '.join(content)}: on {shares[-1]:.3g} of the rows, {ladder_.plan.seeds} seeds", flush=True)
+    ladder_.stage([IDS, *content], shares[-1], ladder_.plan.seeds)
+    return _chosen(ladder_, content, valid), content
+
+
+def _chosen(ladder_: Climb, content: Sequence[str], valid: Rows) -> str:
+    """The best on validation, or the cheapest that is within a standard error of it."""
+    top = ladder_.plan.shares[-1]
+    found = ladder_.on_validation(content, top, valid)
+    best = max(content, key=lambda name: found[name])
+    of = {name: ladder_.scores(name, top, "valid") for name in content}
+    moved = spread([valid.value(one, METRIC) for one in of.values()])
+    for name in sorted(content, key=lambda name: ladder_.rung(name).cost):
+        if name == best:
+            break
+        behind = valid.gain(of[best], of[name], METRIC, moved)
+        if behind.value <= (behind.high - behind.low) / 3.92:  # 2 x 1.96 standard errors
+            return name
+    return best
+
+
+def _best_value(folder: Path) -> float:
+    return json.loads((folder / "finished.json").read_text("utf-8"))["best_value"]
+
+
+def check(dataset: Dataset, rungs: Sequence[Rung], label: str) -> None:
+    """Refuses data on which there is nothing to compare.
+
+    Raises:
+      UserError: one class alone, a split without rows, or no user with a past.
+    """
+    where = dataset.root
+    for split in ("train", "valid", "test"):
+        rows = np.asarray(dataset.split_rows(split, label))
+        if not len(rows):
+            raise UserError(f"{where}: no {split} rows; prepare it with another --split")
+        labels = dataset.label(label)[rows]
+        if labels.min() == labels.max():
+            raise UserError(
+                f"{where}: all {len(rows):,} {split} rows have label {labels[0]}; a verdict needs clicks and others"
+            )
+    if len(rungs) < 2:
+        raise UserError(f"{where}: has no content; make a feature set with `em3 extract` or `em3 features`")
+    columns = dataset.interactions
+    rows = np.asarray(dataset.split_rows("train", label))
+    if not (columns["history_end"][rows] > columns["history_start"][rows]).any():
+        raise UserError(
+            f"{where}: no training row has a history, as where each user has one row; content has nothing to be "
+            "compared with"
+        )

@@ -1,0 +1,87 @@
+"""The rungs: ways for content to reach the ranker, from none to trained with the click, cheapest first."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from em3_jax.trials.runs import PlannedRun
+
+IDS, FUSION = "ids", "em3"
+FROZEN: Mapping[str, Any] = {"model.content": "pre_extracted", "model.cic.weight": 0.0}
+_NOTHING_TRAINED: Mapping[str, Any] = {**FROZEN, "optim.multipliers": ()}
+
+
+class Rung(NamedTuple):
+    """A way for content to reach the ranker.
+
+    Attributes:
+      name: of its runs.
+      label: as the page has it.
+      about: what it does, in a line.
+      cost: of a training example, in those of IDs alone; nominal, see `budget`.
+      variant, changes: of the config file; see `PlannedRun`.
+      vectors_of: rung whose trained vectors it reads, frozen.
+      trains: whether the click trains a content module.
+    """
+
+    name: str
+    label: str
+    about: str
+    cost: float
+    variant: str = ""
+    changes: Mapping[str, Any] = {}
+    vectors_of: str = ""
+    trains: bool = False
+
+
+def _parts(*names: str) -> Mapping[str, Any]:
+    return {"model.content_parts": names}
+
+
+LADDER = (
+    Rung(IDS, "IDs alone", "the ranking model without content", 1.0, "id_only"),
+    Rung(
+        "similarity",
+        "IDs + cosines",
+        "the mean and the largest cosine of the candidate's vectors with the history's",
+        1.5,
+        changes={**_NOTHING_TRAINED, **_parts("similarity")},
+    ),
+    Rung(
+        "simtier",
+        "IDs + SimTier",
+        "the histogram of the same cosines (Sheng et al. 2024)",
+        1.7,
+        changes={**_NOTHING_TRAINED, **_parts("simtier")},
+    ),
+    Rung("frozen", "frozen vectors", "vectors as they are, and attention over the history's", 3.0, changes=FROZEN),
+    Rung(
+        "make",
+        "MAKE: pre-trained on clicks, then frozen",
+        "vectors that EM3 has trained for epochs, read by a fresh ranker (Sheng et al. 2024)",
+        2.5,
+        changes=FROZEN,
+        vectors_of=FUSION,
+    ),
+    Rung(FUSION, "EM3", "the FQ-Former, trained with the click, and CIC", 5.0, trains=True),
+    Rung("em3_similarity", "EM3 + cosines", "both", 5.5, changes=_parts("item", "user", "similarity"), trains=True),
+)
+"""The rungs of every dataset with content."""
+
+
+def planned(rung: Rung, share: float, settings: Mapping[str, Any], eval_every: int) -> PlannedRun:
+    """A rung's run on a share of the training rows.
+
+    Args:
+      settings: those that the baseline has chosen, for all rungs.
+      eval_every: steps between evaluations on all rows; a share has as many of them an epoch.
+    """
+    changes = {"train.eval_every": max(round(eval_every * share), 1), "data.rows_share": share}
+    changes |= {key: value for key, value in settings.items() if key not in rung.changes}
+    source = run_name(rung.vectors_of, share) if rung.vectors_of else ""
+    made = {**changes, **rung.changes}
+    return PlannedRun(run_name(rung.name, share), rung.variant, made, vectors_of=source)
+
+
+def run_name(rung: str, share: float) -> str:
+    """Of the folder, but for the seed: "em3_25" of 25 % of the rows."""
+    return f"{rung}_{100 * share:g}".replace(".", "p")

@@ -1,0 +1,40 @@
+"""What a budget of time holds: the most that fits, the same wherever there are as many cores."""
+
+import pytest
+
+from em3_jax.verdict import budget
+from em3_jax.verdict.ladder import LADDER
+from tests.conftest import user_error
+
+
+@pytest.mark.parametrize("text, seconds", [("15min", 900), ("90s", 90), ("2h", 7200), ("0.5 h", 1800), ("3m", 180)])
+def test_times(text, seconds):
+    assert budget.seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "15", "min", "-3min", "0s", "3 weeks", "nanmin", "infh"])
+def test_what_is_no_time(text):
+    assert "15min" in user_error(budget.seconds_of, text)
+
+
+def test_more_budget_more_rows_and_seeds():
+    plans = [budget.plan(1_000_000, LADDER, minutes * 60.0, 2) for minutes in (10, 20, 40, 80, 160, 320)]
+    assert [plan.top for plan in plans] == sorted(plan.top for plan in plans)
+    assert all(plan.seconds <= 60 * m for plan, m in zip(plans, (10, 20, 40, 80, 160, 320), strict=True))
+    assert plans[0].top < plans[-1].top == 1.0
+    assert budget.plan(1_000_000, LADDER, 3600.0, 2).top >= budget.plan(1_000_000, LADDER, 3600.0, 1).top
+    assert plans[-1].shares == (0.25, 0.5, 1.0)
+
+
+def test_all_rows_and_three_seeds_where_there_is_time():
+    assert budget.plan(20_000, LADDER, 3600.0, 2)[:2] == (1.0, 3)
+
+
+def test_too_small_a_budget_says_how_much_it_takes():
+    said = user_error(budget.plan, 1_000_000, LADDER, 6.0, 2)
+    need = int(said.split("takes about ")[1].split()[0])
+    assert budget.plan(1_000_000, LADDER, 60.0 * need, 2).seconds <= 60 * need
+
+
+def test_each_stage_hands_on_half_and_never_less_than_two():
+    assert [budget.keep(n) for n in (6, 4, 3, 2, 1)] == [3, 2, 2, 2, 2]

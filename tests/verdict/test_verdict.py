@@ -1,0 +1,175 @@
+"""`em3 verdict` from end to end on small planted data: the page, a kill, the same page again, and what it refuses."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from em3_jax.core import strict_json
+from em3_jax.data.readers.synthetic import synthetic
+from em3_jax.trials import runs
+from em3_jax.verdict import climb, page, words
+from em3_jax.verdict.command import verdict
+from em3_jax.verdict.ladder import FUSION, IDS, LADDER
+from tests.conftest import ROOT, user_error
+
+pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(90)]
+
+CONFIG = str(ROOT / "configs" / "own_data.py")
+CHANGES = {"train.epochs": 1.0, "data.history_length": 6, "data.batch_size": 128}
+RUNGS = tuple(rung for rung in LADDER if rung.name in (IDS, "similarity", "make", FUSION))
+
+
+def call(data, out, **others):
+    how = {"budget_seconds": 3600.0, "config": CONFIG, "changes": CHANGES, "rungs": RUNGS, "parallel": 2}
+    return verdict(data, out, **{**how, **others})
+
+
+@pytest.fixture(scope="module")
+def made(planted, tmp_path_factory):
+    """(folder, verdict) on the planted data."""
+    out = tmp_path_factory.mktemp("verdicts") / "one"
+    return out, call(planted.root, out)
+
+
+def test_what_it_says_is_what_its_runs_say(made):
+    out, found = made
+    assert found == json.loads((out / "verdict.json").read_text())
+    top = [json.loads((out / "runs" / f"{IDS}_100-{k}" / "eval_test.json").read_text()) for k in range(found["seeds"])]
+    ids = next(row for row in found["ladder"] if row["name"] == IDS)
+    assert ids["auc"] == pytest.approx(np.mean([report["slices"]["all"]["auc"] for report in top]))
+    chosen = next(row for row in found["ladder"] if row["name"] == found["best"])
+    assert found["gain"]["value"] == pytest.approx(chosen["auc"] - ids["auc"])
+    assert found["gain"]["low"] <= found["gain"]["value"] <= found["gain"]["high"]
+    assert sum(row["share_of_rows"] for row in found["slices"] if row["name"].startswith("items")) == pytest.approx(1)
+
+
+def test_it_is_chosen_on_validation_and_the_baseline_had_its_choice(made):
+    out, found = made
+    assert len(found["settings"]) == len(climb.SETTINGS) and sum(one["chosen"] for one in found["settings"]) == 1
+    best = max(found["settings"], key=lambda one: one["valid"])
+    assert best["chosen"]
+    for run in ("similarity_25-0", f"{FUSION}_25-0"):
+        config = json.loads((out / "runs" / run / "run.json").read_text())["config"]
+        for key, value in best["settings"].items():
+            section = config
+            for part in key.split("."):
+                section = section[part]
+            assert section == value, (run, key)
+    auc = {row["name"]: json.loads((out / "runs" / f"{row['name']}_25-0" / "eval_valid.json").read_text())["slices"]["all"]["auc"]
+           for row in found["ladder"] if row["name"] != IDS}  # fmt: skip
+    went_on = {row["name"] for row in found["ladder"] if row["share"] > 0.25 and row["name"] != IDS}
+    assert max(auc, key=auc.get) in went_on and FUSION in went_on and len(went_on) <= 3
+
+
+def test_stages_read_the_shares_they_say(made, planted):
+    out, _ = made
+    rows = len(planted.split_rows("train"))
+    for percent in (25, 50, 100):
+        log = (out / "runs" / f"{IDS}_{percent}-0" / "log.txt").read_text()
+        read = int(log.split(" training rows")[0].split()[-1].replace(",", ""))
+        assert read == pytest.approx(rows * percent / 100, rel=0.1)
+
+
+def test_the_page_has_the_numbers_and_asks_nothing_of_the_network(made):
+    out, found = made
+    text = (out / "verdict.html").read_text()
+    assert f"{found['gain']['value']:+.4f}" in text and "http" not in text.replace("http-equiv", "")
+    for row in found["ladder"]:
+        assert row["label"] in text and f"{row['auc']:.4f}" in text
+    assert text.count("<svg") >= 3 and found["command"].split()[0] in text
+    assert f"{found['forecast']['value']:+.4f}" in text or found["verdict"] == "harms"
+    said = words.text(found)
+    assert said.startswith(words.headline(found)) and "Not told:" in said
+
+
+def test_killed_it_goes_on_and_the_page_is_the_same(made, planted, tmp_path):
+    """Two rungs of the same ladder as a process of its own, killed after its first runs."""
+    out, few = tmp_path / "again", RUNGS[:2]
+    whole = call(planted.root, tmp_path / "whole", rungs=few)
+    code = (
+        "from tests.verdict.test_verdict import *\n"
+        "if __name__ == '__main__':\n"
+        f"    call({str(planted.root)!r}, {str(out)!r}, rungs=RUNGS[:2])\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    process = subprocess.Popen([sys.executable, str(script)], cwd=ROOT, env=_env(), start_new_session=True)
+    while not list(out.glob("runs/*/finished.json")):
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/finished.json")}
+    assert not (out / "verdict.json").exists()
+    again = call(planted.root, out, rungs=few)
+    assert again == whole
+    assert (out / "verdict.html").read_text() == (tmp_path / "whole" / "verdict.html").read_text()
+    assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "what was done is not done again"
+
+
+def _env():
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_nothing_is_run_twice(made, planted, monkeypatch):
+    out, found = made
+    monkeypatch.setattr(runs, "execute", None)
+    assert call(planted.root, out) == found
+
+
+def test_the_command_trains_the_rung_it_recommends(made):
+    _, found = made
+    assert found["recommended"] in (IDS, found["best"])
+    assert ("own_data.py:id_only" in found["command"]) == (found["recommended"] == IDS)
+
+
+def test_sentences_of_each_verdict(made):
+    _, found = made
+    gain = {"value": 0.012, "low": 0.009, "high": 0.015, "p": 0.001, "n": 400}
+    slices = [
+        {"name": "all", "rows": 100, "share_of_rows": 1.0, "share_of_gain": 1.0, "gain": gain},
+        {"name": "items never shown", "rows": 31, "share_of_rows": 0.31, "share_of_gain": 0.98, "gain": gain},
+        {"name": "items shown 1 to 4", "rows": 69, "share_of_rows": 0.69, "share_of_gain": 0.02,
+         "gain": gain | {"low": -0.01}},
+    ]  # fmt: skip
+    pays = found | {"verdict": "pays", "gain": gain, "slices": slices, "best": "similarity", "cosines": None}
+    title = {"name": "title", "value": 0.01, "low": 0.005, "high": 0.02}
+    picture = {"name": "picture", "value": 0.0, "low": -0.01, "high": 0.01}
+    pays |= {"fusion_passes_at_rows": 412_345, "importance": [title, picture]}
+    assert words.headline(pays) == "Content pays: +0.0120 AUC (+0.0090 to +0.0150) over IDs, by IDs + cosines."
+    said = " ".join(words.sentences(pays))
+    assert "items never shown in training (31% of the impressions)" in said
+    assert "about 410,000 training rows" in said and "title carries it, picture adds nothing" in said
+    assert "Take IDs alone" in words.headline(pays | {"verdict": "no difference"})
+    assert "harms" in words.headline(pays | {"verdict": "harms"})
+    without = pays | {"slices": slices[2:]}
+    assert any("never shows" in one and "not there" in one for one in words.untold(without))
+    assert "<svg" in page.page(pays)
+
+
+def test_data_on_which_there_is_nothing_to_compare(planted, tmp_path):
+    out = tmp_path / "out"
+    bare = synthetic(tmp_path / "bare", interactions=1000, users=50, items=50, image_tokens=0, text_tokens=0)
+    said = user_error(lambda: call(bare.root, out))
+    assert "has no content" in said and "em3 extract" in said
+    assert "takes about" in user_error(lambda: call(planted.root, out, budget_seconds=1.0))
+    assert not (out / "runs").exists()
+    one_class = dataclasses.replace(planted, interactions={**planted.interactions, "label": np.zeros(4000, np.uint8)})
+    assert "label 0" in user_error(climb.check, one_class, RUNGS, "click")
+    start = planted.interactions["history_start"]
+    no_past = dataclasses.replace(planted, interactions={**planted.interactions, "history_end": start})
+    assert "history" in user_error(climb.check, no_past, RUNGS, "click")
+
+
+def test_json_is_strict(made):
+    out, _ = made
+    text = (out / "verdict.json").read_text()
+    assert "NaN" not in text and strict_json.loads_report(text)
