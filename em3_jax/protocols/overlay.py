@@ -15,23 +15,13 @@ from em3_jax.core.errors import UserError, nearest
 from em3_jax.data import canonical
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.splits import numbers_of_ids
+from em3_jax.trials import runs as trials
 
 
 def drawn(dataset: Dataset, rate: float, seed: int) -> np.ndarray:
     """[I] bool: the items that lack the modality, a share of `rate` of them."""
     ids = canonical.texts(dataset.item_table.column("id")).to_pylist()
     return numbers_of_ids(ids, f"missing {seed}") < rate
-
-
-def linked(dataset: Dataset, root: Path, apart: tuple[str, ...] = ()) -> None:
-    """Makes `root` a dataset folder of links to all of `dataset`, but the feature sets `apart`."""
-    (root / "features").mkdir(parents=True, exist_ok=True)
-    own = [path for path in dataset.root.iterdir() if path.name != "features" and not path.name.startswith(".")]
-    own += [path for path in sorted((dataset.root / "features").glob("[!.]*")) if path.name not in apart]
-    for path in own:
-        link = root / path.relative_to(dataset.root)
-        if not link.is_symlink():
-            link.symlink_to(path.absolute())
 
 
 def without(dataset: Dataset, modalities: tuple[str, ...], rate: float, seed: int, root: Path) -> Path:
@@ -47,7 +37,7 @@ def without(dataset: Dataset, modalities: tuple[str, ...], rate: float, seed: in
     Raises:
       UserError: there is no such feature set, or the folder holds another dataset.
     """
-    linked(dataset, root, modalities)
+    trials.overlay(dataset.root, root, modalities)
     gone = drawn(dataset, rate, seed)
     for name in modalities:
         features, folder = dataset.features(name), root / "features" / name

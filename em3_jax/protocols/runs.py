@@ -1,23 +1,20 @@
-"""Runs that a protocol opens, and such that it trains: one after another, each once, gone on with where they were."""
+"""Runs that a protocol opens, and such that it trains: one after another in this process."""
 
-import contextlib
 import dataclasses
 import json
-import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from em3_jax import evaluate as evaluation
-from em3_jax import train
-from em3_jax.config import parse, sections
+import jax
+
 from em3_jax.config.schema import Config, Ranking
 from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
 from em3_jax.training import experiment, rundir
 from em3_jax.training.run import Run
+from em3_jax.trials.runs import Job, execute
 
 
 class Opened(NamedTuple):
@@ -64,52 +61,27 @@ def open_ranking(
 def finish(config: Config, directory: Path, split: str, say=print) -> None:
     """Trains and evaluates a run, or what of it is missing; what it prints goes to <run>/log.txt.
 
+    It goes on with a run that was killed. Runs beside each other share what they compile.
+
     Raises:
       UserError: the folder belongs to another config; the run cannot be trained.
       KeyboardInterrupt: a signal came; the run has saved its state.
     """
-    if is_finished(config, directory, split):
-        say(f"{directory.name}: finished before", flush=True)
+    job = Job(directory.name, str(directory.parent), config, (), "", (split,))
+    if job.is_finished():
+        say(f"{job.name}: finished before", flush=True)
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    with (
-        open(directory / "log.txt", "a", encoding="utf-8") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
-        train.prepare_process(config.train)
-        result = train.train(config, directory)
-        if result["stopped_by"].startswith("SIG"):
-            raise KeyboardInterrupt
-        evaluation.evaluate(directory, split)
-    _write(directory / "finished.json", result | {"seconds": time.perf_counter() - began})
-    best = f"{config.eval.metric} on validation {result['best_value']:.4f} at step {result['best_step']:,}"
-    say(f"{directory.name}: {best}", flush=True)
-
-
-def is_finished(config: Config, directory: Path, split: str) -> bool:
-    """Whether a run's result is there; refuses a folder that belongs to another config."""
-    if not (directory / "run.json").exists():
-        return False
-    changed = sections.differences(_comparable(Run.open(directory).config), _comparable(config))
-    if changed:
-        raise UserError(
-            f"{directory}: made with another config ({'; '.join(changed[:3])}); choose another --out, or delete it"
-        )
-    return all((directory / name).exists() for name in ("finished.json", f"eval_{split}.json"))
-
-
-def _comparable(config: Config) -> dict:
-    plain = parse.plain(config)
-    plain["data"].pop("root")
-    return plain
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(strict_json.dumps(value), encoding="utf-8")
-    os.replace(temporary, path)
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # it is set at run time
+        jax.config.update("jax_compilation_cache_dir", str(directory.parent / "compiled"))
+    try:
+        stopped_by = execute(job)
+    except UserError as error:
+        raise UserError(f"run {job.name}: {error}") from None
+    if stopped_by:
+        raise KeyboardInterrupt
+    found = json.loads((directory / "finished.json").read_text(encoding="utf-8"))
+    best = f"best {config.eval.metric} on validation {found['best_value']:.4f} at step {found['best_step']:,}"
+    say(f"{job.name}: {best}, {found['seconds']:.0f} s", flush=True)
 
 
 def with_data(config: Config, root: Path) -> Config:
@@ -127,7 +99,9 @@ def require_same(path: Path, facts: Mapping[str, Any], hint: str) -> None:
     facts = json.loads(strict_json.dumps(facts))
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, facts)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(strict_json.dumps(facts), encoding="utf-8")
+        temporary.replace(path)
         return
     try:
         there = json.loads(path.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ import pytest
 from em3_jax import evaluate as evaluation
 from em3_jax import train
 from em3_jax.data.format import open_dataset
-from em3_jax.protocols import missing, overlay, runs
+from em3_jax.protocols import missing, overlay
 from tests.conftest import user_error
 from tests.protocols.conftest import config_of
 
@@ -156,4 +156,3 @@ def test_errors_are_one_line(shop, trained, baseline, out, report, tmp_path):
     runs_root.mkdir(parents=True)
     (runs_root / "run.json").write_text((baseline / "run.json").read_text())
     assert "made with another config" in said([trained], ("image",), other, rates=(0.2,), retrain=True)
-    assert runs.is_finished(config_of(shop), tmp_path / "none", "test") is False
