@@ -35,6 +35,7 @@ from em3_jax.protocols import attention, page, runs
 from em3_jax.protocols.inputs import SCOPES, Inputs
 from em3_jax.training.experiment import Experiment
 
+MOST_ROWS = 100_000
 METRICS = {"auc": SCOPES[0], "gauc": SCOPES[1], "logloss": SCOPES[0]}
 """Metric -> the scope of the permutation that it is measured under."""
 
@@ -94,6 +95,7 @@ def importance(
     *,
     repeats: int = 5,
     seed: int = 0,
+    most_rows: int = MOST_ROWS,
     step: int | None = None,
     data_root: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -104,22 +106,27 @@ def importance(
       split: "train", "valid" or "test".
       repeats: draws of each permutation.
       seed: of the draws.
+      most_rows: of more, so many are taken, of users drawn whole; 0 = all.
       step: checkpoint to score; the best on validation by default.
       data_root: where the dataset lies now, if it was moved.
 
     Returns:
-      {"run", "split", "step", "rows", "groups", "clusters", "base": {metric: value}, "inputs": [{"kind", "name", metric:
-      {"drop", "low", "high", "se", "sd_draws"}}], "attention": ...}; a drop is positive where the permuted input is worse.
+      {"run", "split", "step", "rows", "of_rows", "groups", "clusters", "base": {metric: value},
+      "inputs": [{"kind", "name", metric: {"drop", "low", "high", "se", "sd_draws"}}], "attention": see
+      `attention.mass`, ...}; a drop is positive where the permuted input is worse.
 
     Raises:
       UserError: it is no ranking run, or there are no repeats.
     """
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: give 1 or more")
-    run, config, parts, state = runs.open_ranking(directory, data_root, step, on_host=True)
+    if most_rows < 0:
+        raise UserError(f"--rows {most_rows}: give a number of rows, or 0 for all")
+    run, config, parts, state = runs.opened_on_host(*runs.ranking(directory, data_root), step)
     work = parts.work
     assert work.builder is not None  # as runs of task ranking have it
-    rows = np.asarray(work.dataset.split_rows(split, config.data.label))
+    every = np.asarray(work.dataset.split_rows(split, config.data.label))
+    rows = _of_some_users(work.dataset, every, most_rows, seed)
     sets = tuple(work.feature_sets) if work.task.uses_content else ()
     reads_history = config.data.history_length > 0
     inputs = Inputs(work.builder(work.dataset), rows, config.eval.batch_size, sets, reads_history)
@@ -149,6 +156,7 @@ def importance(
         "seed": seed,
         "repeats": repeats,
         "rows": len(rows),
+        "of_rows": len(every),
         "groups": len(np.unique(found.group)),
         "clusters": {"by": _clusters(work.dataset), "number": len(np.unique(found.cluster))},
         "data_hash": run.data_hash,
@@ -156,6 +164,17 @@ def importance(
         "inputs": result,
         "attention": attention.mass(parts, state, rows),
     }
+
+
+def _of_some_users(dataset: Dataset, rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """The rows [n]; where they are more than `most` (0 = all stay), so many of them, of users drawn whole, one at least."""
+    if not most or len(rows) <= most:
+        return rows
+    users, number, count = np.unique(dataset.interactions["user"][rows], return_inverse=True, return_counts=True)
+    order = np.argsort(rng.uniform_hash(rng.numpy_key(seed, "importance users"), users))
+    taken = np.zeros(len(users), bool)
+    taken[order[: max(int(np.searchsorted(np.cumsum(count[order]), most, side="right")), 1)]] = True
+    return rows[taken[number]]
 
 
 def _clusters(dataset: Dataset) -> str:
@@ -195,9 +214,10 @@ def _or_zero(value: float) -> float:
 def make_page(report: dict[str, Any], command: str) -> page.Page:
     """The page of a report; its picture has a bar an input and metric."""
     base, clusters = report["base"], report["clusters"]
+    some = f" of {report['of_rows']:,}, of users drawn whole," if report["rows"] < report["of_rows"] else ""
     times = f"{report['repeats']} time{'s' * (report['repeats'] > 1)} (seed {report['seed']})"
     said = [
-        f"{report['run']}: step {report['step']:,}, split {report['split']}, n = {report['rows']:,} rows in "
+        f"{report['run']}: step {report['step']:,}, split {report['split']}, n = {report['rows']:,} rows{some} in "
         f"{report['groups']:,} groups. As trained: AUC {base['auc']:.4f}, GAUC {base['gauc']:.4f}, log-loss "
         f"{base['logloss']:.4f}.",
         f"Each input was permuted {times}. For AUC and log-loss it is given to other rows of the split; for GAUC "
@@ -225,14 +245,17 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--repeats", type=int, default=5, help="draws of each permutation (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+    parser.add_argument(
+        "--rows", type=int, default=MOST_ROWS, help="of more, those of some users (default 100000; 0 = all)"
+    )
     parser.add_argument("--step", type=int, help="checkpoint to score (default: the best on validation)")
     parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")
     parser.add_argument("--out", type=paths.local, help="a folder for importance.json, .md, .html and .png")
     args = parser.parse_args()
-    options = {"repeats": args.repeats, "seed": args.seed, "step": args.step, "data_root": args.data}
+    options = {"repeats": args.repeats, "seed": args.seed, "most_rows": args.rows, "step": args.step}
     if args.out:
         page.folder(args.out)
-    report = importance(args.workdir, args.split, **options)
+    report = importance(args.workdir, args.split, data_root=args.data, **options)
     made = make_page(report, page.command_line())
     print(made.text())
     if args.out:

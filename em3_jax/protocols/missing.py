@@ -19,7 +19,7 @@ import numpy as np
 
 from em3_jax import cli
 from em3_jax.config import parse, sections
-from em3_jax.config.schema import Config
+from em3_jax.config.schema import Config, Ranking
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import Batch, State
@@ -29,6 +29,7 @@ from em3_jax.evaluation.compare import Model
 from em3_jax.evaluation.influence import KINDS, ByCluster
 from em3_jax.protocols import overlay, page, points, runs
 from em3_jax.training import experiment, step
+from em3_jax.training.run import Run
 
 RATES = (0.1, 0.3, 0.5, 0.7)
 TEST, RETRAINED, FLOOR = "as trained", "trained so", "baseline"
@@ -74,12 +75,15 @@ def missing(
     """
     out = Path(out)
     rates = sorted({0.0, *map(_checked, rates)})
-    opened = sorted((runs.open_ranking(one) for one in directories), key=lambda one: one.config.seed)
-    _require_seeds(opened)
-    first = opened[0]
-    used = first.config.data.features if first.parts.work.task.uses_content else ()
-    modalities = overlay.check_modalities(modalities, used, str(first.run.folder))
-    whole = first.parts.work.dataset
+    found = sorted(map(runs.ranking, directories), key=lambda one: one[1].seed)
+    others = sorted(map(runs.ranking, baselines), key=lambda one: one[1].seed)
+    _require_seeds("--workdir", found)
+    _require_seeds("--baseline", others)
+    first, first_config = found[0]
+    used = () if first_config.model.content == "none" else first_config.data.features
+    modalities = overlay.check_modalities(modalities, used, str(first.folder))
+    opened = [runs.opened(*one) for one in found]
+    whole = opened[0].parts.work.dataset
     facts = {"modality": list(modalities), "seed": seed, "data_hash": whole.meta["data_hash"]}
     runs.require_same(out / "data" / "made_from.json", facts, "choose another --out")
     name = "+".join(modalities)
@@ -98,8 +102,8 @@ def missing(
             for config, folder in zip(configs, folders, strict=True):
                 runs.finish(runs.with_data(config, data[rate]), folder, split, say)
             models[RETRAINED].append(compare.of_runs(f"{rate:g}", folders, split))
-    floor = _floor(baselines, models[TEST][0], split)
-    rows = np.asarray(whole.split_rows(split, first.config.data.label))
+    floor = _floor([runs.opened(*one) for one in others], models[TEST][0], split)
+    rows = np.asarray(whole.split_rows(split, first_config.data.label))
     shares = {rate: _shares(whole, modalities, rate, seed, rows) for rate in rates}
     curves: dict[str, list[points.Point]] = {}
     for label, of in models.items():
@@ -128,19 +132,19 @@ def _checked(rate: float) -> float:
     return float(rate)
 
 
-def _require_seeds(opened: Sequence[runs.Opened]) -> None:
+def _require_seeds(option: str, found: Sequence[tuple[Run, Ranking]]) -> None:
     """Refuses runs that are not one config on one dataset, a seed each."""
-    first = opened[0]
-    for one in opened[1:]:
-        changed = sections.differences(_but_seed(first.config), _but_seed(one.config))
-        if changed or one.run.data_hash != first.run.data_hash:
+    for run, config in found[1:]:
+        first, first_config = found[0]
+        changed = sections.differences(_but_seed(first_config), _but_seed(config))
+        if changed or run.data_hash != first.data_hash:
             why = changed[0] if changed else "they were made on different datasets"
             raise UserError(
-                f"{one.run.folder}: not of the config and data of {first.run.folder} ({why}); name its seeds"
+                f"{option}: {run.folder} is not of the config and data of {first.folder} ({why}); name its seeds"
             )
-    seeds = [one.config.seed for one in opened]
+    seeds = [config.seed for _, config in found]
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"--workdir: two runs have the same seed ({', '.join(map(str, seeds))}); name one run a seed")
+        raise UserError(f"{option}: two runs have the same seed ({', '.join(map(str, seeds))}); name one run a seed")
 
 
 def _but_seed(config: Config) -> dict:
@@ -181,12 +185,10 @@ def _model(name: str, scored: Sequence[_Scored]) -> Model:
     return Model(name, [one.report for one in scored], [one.moved for one in scored], by)
 
 
-def _floor(directories: Sequence[str | Path], model: Model, split: str) -> Model | None:
+def _floor(opened: Sequence[runs.Opened], model: Model, split: str) -> Model | None:
     """The baseline's runs, scored as they are; None without."""
-    if not directories:
+    if not opened:
         return None
-    opened = sorted((runs.open_ranking(one) for one in directories), key=lambda one: one.config.seed)
-    _require_seeds(opened)
     floor = _model(FLOOR, [_Subject(one).scored(None, split) for one in opened])
     compare.check_paired([floor, model])
     return floor

@@ -33,27 +33,31 @@ class Opened(NamedTuple):
     state: State
 
 
-def open_ranking(
-    directory: str | Path, data_root: str | Path | None = None, step: int | None = None, on_host: bool = False
-) -> Opened:
-    """The run of a folder, its data checked as `em3 eval` does; refuses one that is no ranking run.
-
-    Args:
-      directory: the run's folder.
-      data_root: where the dataset lies now, if it was moved.
-      step: checkpoint to score; the best on validation by default.
-      on_host: its features are to come with the batches, on one device.
-    """
+def ranking(directory: str | Path, data_root: str | Path | None = None) -> tuple[Run, Ranking]:
+    """(the run of a folder, its config); refuses one that is no ranking run."""
     run = Run.open(directory, data_root)
     config = run.config
     if not isinstance(config, Ranking) or config.task != "ranking":
         raise UserError(f"{directory}: a run of task {config.task}; this is for runs of task ranking")
-    if not on_host:
-        run.check_data()
-        return Opened(run, config, run.experiment, run.state(step))
+    return run, config
+
+
+def opened(run: Run, config: Ranking) -> Opened:
+    """The best step of a run, its data checked, as `em3 eval` opens it."""
+    run.check_data()
+    return Opened(run, config, run.experiment, run.state())
+
+
+def opened_on_host(run: Run, config: Ranking, step: int | None = None) -> Opened:
+    """The same on one device, whatever the run's mesh, and with features that come with the batches.
+
+    Args:
+      run, config: of `ranking`.
+      step: checkpoint to score; the best on validation by default.
+    """
     data: Any = dataclasses.replace(config.data, placement="host")
     mesh = dataclasses.replace(config.mesh, data=1, model=1)
-    parts = experiment.of_run(dataclasses.replace(config, data=data, mesh=mesh), data_root)
+    parts = experiment.of_run(dataclasses.replace(config, data=data, mesh=mesh), run.data_root)
     rundir.check_data(run.folder, run.record, parts.work.dataset.meta["data_hash"], parts.feature_hashes)
     return Opened(run, config, parts, run.checkpoints.restore(parts.program.shapes, step)[0])
 

@@ -1,11 +1,14 @@
 """em3 importance: what decides the label is worth much, noise nothing; each permutation moves what it says and no more."""
 
+import dataclasses
 import json
 import sys
 
 import numpy as np
 import pytest
 
+from configs import base
+from em3_jax.config import parse
 from em3_jax.core import rng
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.protocols import importance, permutations
@@ -21,7 +24,7 @@ KEY = rng.numpy_key(3, "test")
 
 @pytest.fixture(scope="module")
 def report(trained):
-    return importance.importance(trained, repeats=3)
+    return importance.importance(trained, repeats=2)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +72,9 @@ def test_nothing_permuted_loses_nothing(trained, monkeypatch):
 def test_one_program_predicts_all_and_the_same_again_is_the_same(trained, report, monkeypatch):
     traced, predict = [], RankingTask.predict
     monkeypatch.setattr(RankingTask, "predict", lambda *given: traced.append(1) or predict(*given))
-    again = importance.importance(trained, repeats=3)
+    again = importance.importance(trained, repeats=2)
     assert len(traced) == 1
     assert again == report
-    assert importance.importance(trained, repeats=1, seed=1)["inputs"] != report["inputs"]
 
 
 def test_attention_is_that_of_the_modalities(report):
@@ -98,7 +100,28 @@ def test_the_page_names_n_and_intervals(trained, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "rep" / "importance.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_of_many_rows_those_of_some_users_are_taken_whole(trained, shop):
+    test = np.asarray(shop.split_rows("test"))
+    user = shop.interactions["user"][test]
+    kept = importance._of_some_users(shop, test, 300, 0)
+    assert 270 < len(kept) <= 300 and len(set(shop.interactions["user"][kept].tolist())) > 10
+    assert len(set(shop.interactions["user"][importance._of_some_users(shop, test, 1, 0)].tolist())) == 1
+    assert set(kept) == set(test[np.isin(user, shop.interactions["user"][kept])])
+    found = importance.importance(trained, repeats=1, most_rows=300)
+    assert found["rows"] == len(kept) < found["of_rows"] == len(test)
+    assert f"n = {len(kept)} rows of {len(test)}, of users drawn whole, in" in importance.make_page(found, "").said[0]
+
+
 def test_errors_are_one_line(trained, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    record = json.loads((trained / "run.json").read_text())
+    config = base.pretraining(base.ranking())
+    config.data.root = record["config"]["data"]["root"]
+    record["config"] = parse.plain(parse.parse(config.to_dict()))
+    (other / "run.json").write_text(json.dumps(record))
+    assert "a run of task pretraining; this is for runs of task ranking" in user_error(importance.importance, other)
+    assert "--rows -1: give" in user_error(lambda: importance.importance(trained, most_rows=-1))
     assert "--repeats 0: give 1 or more" in user_error(lambda: importance.importance(trained, repeats=0))
     assert "run.json: file missing" in user_error(importance.importance, tmp_path)
 
@@ -127,6 +150,19 @@ def small(tiny):
     builder = BatchBuilder(tiny.dataset, history_length=4, unknown_alpha=0.0, unknown_floor={}, host_features=sets)
     rows = np.asarray(tiny.dataset.split_rows("test"))
     return Inputs(builder, rows, len(rows), sets, True), rows
+
+
+def test_a_group_of_several_users_is_what_a_user_s_fields_change_places_within(small, tiny):
+    inputs, rows = small
+    group = tiny.dataset.interactions["item"] % 3
+    session = dataclasses.replace(tiny.dataset, interactions=tiny.dataset.interactions | {"group": group})
+    built = BatchBuilder(session, history_length=4, unknown_alpha=0.0, unknown_floor={})
+    grouped = Inputs(built, rows, len(rows), (), True)
+    source = grouped._stand_ins(True, "groups", KEY)
+    assert (group[rows][source] == group[rows]).all() and (source != np.arange(len(rows))).any()
+    user = tiny.dataset.interactions["user"][rows]
+    other = user[inputs._stand_ins(True, "groups", KEY)]
+    assert all(len(set(other[user == one])) == 1 for one in set(user))
 
 
 def seen(source) -> dict[str, np.ndarray]:

@@ -148,7 +148,7 @@ def test_errors_are_one_line(shop, trained, baseline, out, report, tmp_path):
     for rate in (-0.1, 1.5):
         assert f"--rates {rate:g}: give shares" in said([trained], ("image",), tmp_path, rates=[rate])
     assert "two runs have the same seed" in said([trained, trained], ("image",), tmp_path)
-    assert "not of the config and data of" in said([trained, baseline], ("image",), tmp_path)
+    assert "is not of the config and data of" in said([trained, baseline], ("image",), tmp_path)
     assert "reads no such content" in said([baseline], ("image",), tmp_path)
     assert "seed was 0 and is 1" in said([trained], ("image",), out, seed=1)
     other = tmp_path / "other"
