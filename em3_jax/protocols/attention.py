@@ -1,8 +1,10 @@
-"""How much of its attention a fusion module gives each modality, beside what equal attention to all tokens would give.
+"""How much of its attention a fusion module gives each modality, beside what uniform weights give.
 
-Attention is no proof of importance: a token may be looked at and not used. It stands beside what permuting shows.
+Attention is no proof of importance: a token may be looked at and not used. It stands beside what
+permuting shows.
 
-Letters: S items, H heads, M positions that ask, N tokens that are read, of all modalities, Q queries.
+Letters: S items, H heads, M positions that ask, N tokens that are read, of all modalities, Q
+queries.
 """
 
 import functools
@@ -35,9 +37,10 @@ def mass(parts: Experiment, state: State, rows: np.ndarray) -> dict[str, Any] | 
       rows: [n] interaction rows; an item counts once for each, one without any content not at all.
 
     Returns:
-      {"rows": those that count, "layers": {layer: {modality: share}}, "equal": {layer: {modality: share}}}, shares of a
-      layer sum to 1; None where there is one modality, where encoders are in the model, and where the fusion module is none
-      that attends to the tokens of all modalities at once (fq_former, masked_fq_former and one_flow do).
+      {"rows": those that count, "layers": {layer: {modality: share}}, "equal": {layer: {modality:
+      share}}}, shares of a layer sum to 1; None where there is one modality, where encoders are in
+      the model, and where the fusion module is none that attends to the tokens of all modalities at
+      once (fq_former, masked_fq_former and one_flow do).
     """
     task = parts.work.task
     if not isinstance(task, RankingTask) or not task.uses_content or len(parts.work.feature_sets) < 2:
@@ -91,7 +94,7 @@ def _attentions(tree: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def _read(shape: tuple[int, ...], tokens: Mapping[str, jax.Array], queries: int) -> list[str] | None:
-    """[N] which modality, or `QUERIES`, each token is of that a layer reads; None where not all modalities are read."""
+    """[N] the modality, or `QUERIES`, of each token read; None where not all modalities are."""
     everything = [name for name in sorted(tokens) for _ in range(tokens[name].shape[1])]
     if shape[-1] == len(everything):
         return everything
@@ -101,7 +104,7 @@ def _read(shape: tuple[int, ...], tokens: Mapping[str, jax.Array], queries: int)
 def _shares(
     weights: jax.Array, read: list[str], masks: Mapping[str, jax.Array], queries: int
 ) -> dict[str, dict[str, jax.Array]]:
-    """{"layers", "equal"}: modality -> [S] share of an item's attention, and of the tokens that there are."""
+    """{"layers", "equal"}: modality -> [S] share of an item's attention, and of its tokens."""
     valid = jnp.concatenate([masks[name] for name in sorted(masks)], axis=1)
     if QUERIES in read:  # what the queries ask for; the masked FQ-Former reads none of them
         of_item = weights.astype(jnp.float32)[:, :, :queries].mean(axis=(1, 2))  # [S, N]

@@ -1,12 +1,14 @@
-"""Models on items, or users, that are new: em3 coldstart --config em3_movielens --data data/cold --out reports/cold
+"""Models on new items, or users: em3 coldstart --config em3_movielens --data data/cold --out rep
 
-The dataset holds whole items (or, with --of users, users) out: `em3 prepare ... --split items:0.7,0.1,0.2`. For each k of
---shots, the first k rows of each of them train and the models are trained anew; the test rows, those after the largest k,
-are the same for all. What k rows are worth to IDs, and what content is worth before and beside them, is one curve each.
+The dataset holds whole items (or, with --of users, users) out: `em3 prepare ... --split
+items:0.7,0.1,0.2`. For each k of --shots, the first k rows of each of them train and the models are
+trained anew; the test rows, those after the largest k, are the same for all. What k rows are worth
+to IDs, and what content is worth before and beside them, is one curve each.
 
---config names models: one config file stands for itself and for IDs alone (its variant id_only), several for what they are,
-ids=configs/own_data.py:id_only em3=configs/own_data.py; --workdir takes the configs of runs that are there. The first model is
-what the others are compared with. Settings (--config.train.epochs=3) are of all. Killed, the same command goes on.
+--config names models: one config file stands for itself and for IDs alone (its variant id_only),
+several for what they are, ids=configs/own_data.py:id_only em3=configs/own_data.py; --workdir takes
+the configs of runs that are there. The first model is what the others are compared with. Settings
+(--config.train.epochs=3) are of all. Killed, the same command goes on.
 """
 
 import argparse
@@ -54,10 +56,12 @@ def coldstart(
       say: what to call with a line of progress.
 
     Returns:
-      {"of", "data", "seeds", "rows", "tested", "clusters", "curves": {model: [point]}}, see `points.of`.
+      {"of", "data", "seeds", "rows", "tested", "clusters", "curves": {model: [point]}}, see
+        `points.of`.
 
     Raises:
-      UserError: the dataset holds no such items or users out; a number is none; a config is of a task without clicks.
+      UserError: the dataset holds no such items or users out; a number is none; a config is of a
+        task without clicks.
     """
     out, ks = Path(out), sorted(set(ks))
     if not ks or ks[0] < 0:

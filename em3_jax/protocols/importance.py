@@ -1,21 +1,24 @@
-"""What each input of a trained run is worth: em3 importance --workdir runs/em3 --out reports/importance
+"""What each input of a run is worth: em3 importance --workdir runs/em3 --out reports/importance
 
-An input is permuted over the rows of a split, and the run's best step scores them again: what AUC, GAUC and log-loss lose is
-what the model owes to that input (Breiman, Random Forests, 2001, section 10; of a trained model, Fisher, Rudin and Dominici,
-All Models are Wrong, but Many are Useful, 2019). Nothing is trained, and the inputs share one compiled program.
+An input is permuted over the rows of a split, and the run's best step scores them again: what AUC,
+GAUC and log-loss lose is what the model owes to that input (Breiman, Random Forests, 2001, section
+10; of a trained model, Fisher, Rudin and Dominici, All Models are Wrong, but Many are Useful,
+2019). Nothing is trained, and the inputs share one compiled program.
 
-- AUC and log-loss: the value of a field of the user, the candidate or the context, or the whole history, is that of
-  another row of the split.
-- GAUC: the candidate's fields and the context change places within their group (the dataset's groups, or else a user's
-  rows), so that the loss is of the order within groups; what is a user's own, fields and history, changes places between
-  groups as a whole.
+- AUC and log-loss: the value of a field of the user, the candidate or the context, or the whole
+  history, is that of another row of the split.
+- GAUC: the candidate's fields and the context change places within their group (the dataset's
+  groups, or else a user's rows), so that the loss is of the order within groups; what is a user's
+  own, fields and history, changes places between groups as a whole.
 - Fields of events change places among all events of the histories, or for GAUC within one user's.
-- Content: a modality changes places among the items that the split shows, as candidates or in histories, and an item has
-  the same stranger's content in both, so that nothing is similar to the history by its true content any more. "All of it" moves
-  all modalities together: what one alone loses, another may still tell.
+- Content: a modality changes places among the items that the split shows, as candidates or in
+  histories, and an item has the same stranger's content in both, so that nothing is similar to the
+  history by its true content any more. "All of it" moves all modalities together: what one alone
+  loses, another may still tell.
 
-An input that two others tell as well loses little when it alone is permuted; the losses do not add up. Intervals are 95 %:
-of the rows, paired, those of one user (or of one item where whole items are held out) counted as one, and of the draws.
+An input that two others tell as well loses little when it alone is permuted; the losses do not add
+up. Intervals are 95 %: of the rows, paired, those of one user (or of one item where whole items are
+held out) counted as one, and of the draws.
 """
 
 from pathlib import Path
@@ -48,7 +51,7 @@ class _Rows(NamedTuple):
     cluster: np.ndarray
 
     def measured(self, logits: np.ndarray) -> dict[str, tuple[float, np.ndarray]]:
-        """Metric -> (its value, [clusters] how each user or item moves it); NaN where it is undefined."""
+        """Metric -> (its value, [clusters] how each moves it); NaN where it is undefined."""
         label, group = self.label, self.group
         found = {
             "auc": (metrics.auc(label, logits), influence.auc_influence(label, logits)),
@@ -76,7 +79,7 @@ class _Lost:
         values = np.array(self._values)
         error = influence.error_of(float(values.mean()), np.mean(self._moved, axis=0))
         spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-        # Of the rows alone, and of the few draws there were: a stranger's content is one for all users.
+        # Of the rows, and of the few draws: a stranger's content is one for all users.
         standard = float(np.hypot(error.error, spread / np.sqrt(len(values))))
         half = standard * (error.high - error.value) / error.error if error.error > 0 else 0.0
         half = half if np.isfinite(error.error) else np.nan
@@ -112,8 +115,8 @@ def importance(
 
     Returns:
       {"run", "split", "step", "rows", "of_rows", "groups", "clusters", "base": {metric: value},
-      "inputs": [{"kind", "name", metric: {"drop", "low", "high", "se", "sd_draws"}}], "attention": see
-      `attention.mass`, ...}; a drop is positive where the permuted input is worse.
+      "inputs": [{"kind", "name", metric: {"drop", "low", "high", "se", "sd_draws"}}], "attention":
+      see `attention.mass`, ...}; a drop is positive where the permuted input is worse.
 
     Raises:
       UserError: it is no ranking run, or there are no repeats.
@@ -167,7 +170,7 @@ def importance(
 
 
 def _of_some_users(dataset: Dataset, rows: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """The rows [n]; where they are more than `most` (0 = all stay), so many of them, of users drawn whole, one at least."""
+    """The rows [n]; of more than `most` (0 = all), so many, of users drawn whole, one at least."""
     if not most or len(rows) <= most:
         return rows
     users, number, count = np.unique(dataset.interactions["user"][rows], return_inverse=True, return_counts=True)

@@ -1,8 +1,9 @@
 """The inputs of a ranking model over a split's rows, each of which can be given to other rows.
 
-So that a row can have what is another's, each row is a user of its own and its candidate an item of its own: rows that
-share a user or an item do so by value. The histories' items are the catalogue's. All batches are thus made alike, whatever
-is permuted, and one compiled program predicts them. Letters: n rows of the split, I items, C columns of a field group.
+So that a row can have what is another's, each row is a user of its own and its candidate an item of
+its own: rows that share a user or an item do so by value. The histories' items are the catalogue's.
+All batches are thus made alike, whatever is permuted, and one compiled program predicts them.
+Letters: n rows of the split, I items, C columns of a field group.
 """
 
 import dataclasses
@@ -25,15 +26,16 @@ ALL_CONTENT = "all of it"
 OF_USER = (USER, HISTORY)
 """The kinds of inputs that are a user's, whatever the candidate."""
 SCOPES = ("rows", "groups")
-"""What takes part in a permutation: all rows of the split, or such that what is between groups stays there."""
+"""Among what is permuted: all rows of the split; or so that what differs between groups stays."""
 UNUSED = np.uint64(0)
 _SAMPLES = 16  # batches by which bucket sizes are measured
 
 
 class Input(NamedTuple):
-    """An input: `kind` is "user", "item", "context", "event", "content" or "history"; `name`, of its field or set.
+    """An input: its `kind`, and the `name` of its field or feature set.
 
-    The first field of users and items `is_id`.
+    Kinds are "user", "item", "context", "event", "content" and "history"; the first field of users
+    and of items `is_id`.
     """
 
     kind: str
@@ -91,7 +93,7 @@ class Inputs:
         self._buckets: Buckets | None = None
 
     def named(self) -> list[Input]:
-        """All inputs there are, in the order of a report; fields of events only where there are histories."""
+        """All inputs there are; fields of events only where there are histories."""
         fields = self._builder.dataset.fields
         result = [
             Input(group, field.name, group != CONTEXT and number == 0)
@@ -104,7 +106,7 @@ class Inputs:
         return result + [Input(CONTENT, ALL_CONTENT)] * (len(self._sets) > 1)
 
     def scopes(self, one: Input) -> tuple[str, ...]:
-        """The `SCOPES` that an input is permuted in; content, whose items are in many groups, has one for both."""
+        """The `SCOPES` of an input; content, whose items are in many groups, has one for both."""
         return SCOPES[:1] if one.kind == CONTENT else SCOPES
 
     def source(self, one: Input | None = None, scope: str = SCOPES[0], key: np.uint64 = UNUSED) -> EvaluationSource:
@@ -112,8 +114,8 @@ class Inputs:
 
         Args:
           one: what is permuted; None = nothing.
-          scope: of `SCOPES`. "groups" is within groups for what varies there (the candidate's fields, the context, the
-            events of a history), and of groups as wholes for what is of a user.
+          scope: of `SCOPES`. "groups" is within groups for what varies there (the candidate's fields,
+            the context, the events of a history), and of groups as wholes for what is of a user.
           key: of the draw.
         """
         if self._buckets is None:
@@ -153,14 +155,14 @@ class Inputs:
         return how(self._columns["group"], key)
 
     def _content_permuted(self, name: str, key: np.uint64) -> dict[str, np.ndarray]:
-        """Feature set -> [I] i64 the item whose content each item has, as candidate and in histories alike."""
+        """Feature set -> [I] i64 the item whose content each item has, wherever it stands."""
         item = np.arange(self._catalogue)
         shown = self._shown_items
         item[shown] = shown[rng.permute(np.arange(len(shown)), len(shown), key)]
         return {one.name: item for one in self._sets if name in (one.name, ALL_CONTENT)}
 
     def _events_permuted(self, name: str, scope: str, key: np.uint64) -> np.ndarray:
-        """[events] the values of a field of events, those of the split's histories permuted, or those within a user's."""
+        """[events] the values of a field of events, permuted among all shown or a user's."""
         values = np.array(self._builder.dataset.events[f"field_{name}"])
         group = np.zeros(len(self._event), np.int64)
         if scope == SCOPES[1]:  # a history begins where its user's events do
@@ -206,7 +208,7 @@ class Inputs:
         )
 
     def _measured(self) -> Buckets:
-        """Bucket sizes that hold batches in order and, where what is named differs most, of rows drawn at random."""
+        """Bucket sizes that hold batches in order, and those of random rows, which name most."""
         builder, n = self._reading(), len(self.rows)
         starts = np.unique(np.linspace(0, max(n - self._batch_size, 0), num=_SAMPLES).astype(np.int64))
         samples = [np.minimum(start + np.arange(self._batch_size), n - 1) for start in starts]

@@ -1,13 +1,14 @@
-"""What runs lose where content is missing: em3 missing --workdir runs/em3 --modality text --out reports/missing
+"""What runs lose where content is missing: em3 missing --workdir runs/em3 --modality text --out rep
 
-At each rate, a share of the items lacks the modality, as candidates and in histories alike: the same items for all runs, drawn
-by a hash of their original ids, those of a lower rate among those of a higher one. The best step of each run scores the
-split so; several runs (--workdir runs/em3-0,runs/em3-1) are seeds of one config. --retrain trains the same configs again on
-data that lack it, for training and test, and shows what that mends; killed, the same command goes on. --baseline names runs on
-IDs alone, seed by seed, which lose nothing: the floor.
+At each rate, a share of the items lacks the modality, as candidates and in histories alike: the
+same items for all runs, drawn by a hash of their original ids, those of a lower rate among those of
+a higher one. The best step of each run scores the split so; several runs (--workdir
+runs/em3-0,runs/em3-1) are seeds of one config. --retrain trains the same configs again on data that
+lack it, for training and test, and shows what that mends; killed, the same command goes on.
+--baseline names runs on IDs alone, seed by seed, which lose nothing: the floor.
 
-Intervals are 95 %, of the rows, those of one user (or of one item where whole items are held out) counted as one; with several
-seeds p is of the t-test over them.
+Intervals are 95 %, of the rows, those of one user (or of one item where whole items are held out)
+counted as one; with several seeds p is of the t-test over them.
 """
 
 import argparse
@@ -68,7 +69,8 @@ def missing(
       say: what to call with a line of progress.
 
     Returns:
-      {"modality", "split", "seeds", "rows", "clusters", "curves": {curve: [point]}, ...}, see `points.of`.
+      {"modality", "split", "seeds", "rows", "clusters", "curves": {curve: [point]}, ...}, see
+        `points.of`.
 
     Raises:
       UserError: a rate is no share; the runs are no seeds of one config, or read no such content.
@@ -156,7 +158,7 @@ def _but_seed(config: Config) -> dict:
 
 
 class _Subject:
-    """A run that is scored on several datasets, whose content is an argument of its one compiled prediction."""
+    """A run scored on several datasets, whose content is an argument of one compiled prediction."""
 
     def __init__(self, opened: runs.Opened):
         self._opened, parts = opened, opened.parts
@@ -197,7 +199,7 @@ def _floor(opened: Sequence[runs.Opened], model: Model, split: str) -> Model | N
 def _shares(
     dataset: Dataset, modalities: tuple[str, ...], rate: float, seed: int, rows: np.ndarray
 ) -> dict[str, float]:
-    """{"items_without", "rows_without"}: shares that lack all the modalities, of their own or drawn."""
+    """{"items_without", "rows_without"}: shares that lack all the modalities, drawn or not."""
     gone = overlay.drawn(dataset, rate, seed)
     has = np.zeros(dataset.num_items, bool)
     for name in modalities:

@@ -1,7 +1,8 @@
 """Dataset folders made of links to another, in which a share of the items lacks a modality.
 
-The items are drawn by a hash of their original ids: those that lack it at 10 % lack it at 30 %, too, and an item is drawn
-or not whatever others there are. Tokens are never copied; a mask says what is not there.
+The items are drawn by a hash of their original ids: those that lack it at 10 % lack it at 30 %,
+too, and an item is drawn or not whatever others there are. Tokens are never copied; a mask says
+what is not there.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ def drawn(dataset: Dataset, rate: float, seed: int) -> np.ndarray:
 
 
 def without(dataset: Dataset, modalities: tuple[str, ...], rate: float, seed: int, root: Path) -> Path:
-    """The folder `root`: `dataset` whose drawn items lack the modalities; what is there already is kept.
+    """The folder `root`: `dataset` whose drawn items lack the modalities; what is there is kept.
 
     Args:
       dataset: the whole one.
@@ -54,7 +55,7 @@ def without(dataset: Dataset, modalities: tuple[str, ...], rate: float, seed: in
             tokens.symlink_to((dataset.root / "features" / name / "tokens.npy").absolute())
         mask = np.asarray(features.mask) & ~gone[:, None]
         np.save(folder / "mask.npy", mask)
-        # The tokens are those of the whole set, whose hash stands for them: they are not read again.
+        # The hash of the whole set stands for the tokens, which are not read again.
         digest = hashlib.sha256(features.manifest["hash"].encode() + np.packbits(mask).tobytes()).hexdigest()
         counts = features.manifest.get("counts", {}) | {"items_with_content": int(mask.any(axis=1).sum())}
         manifest = features.manifest | {"hash": digest, "counts": counts, "missing": facts}

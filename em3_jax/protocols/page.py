@@ -165,7 +165,7 @@ def write(out: Path, name: str, report: dict[str, Any], page: Page) -> list[Path
 
 
 class Bar(NamedTuple):
-    """A bar: what it is called, its value and the 95 % interval of that, NaN where it is not known."""
+    """A bar: its label, its value and the 95 % interval of that, NaN where it is not known."""
 
     label: str
     value: float
@@ -174,7 +174,7 @@ class Bar(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Points joined by a line: x, and of y the value and its 95 % interval; each [n]. Dashed where it is a floor."""
+    """Points joined by a line: x, value and 95 % interval, each [n]; dashed where it is a floor."""
 
     label: str
     x: Sequence[float]
@@ -185,7 +185,7 @@ class Curve(NamedTuple):
 
 
 def bars(panels: Sequence[tuple[str, Sequence[Bar]]]) -> bytes:
-    """A PNG of horizontal bars with intervals, panels (title, bars) side by side over the same labels."""
+    """A PNG of horizontal bars with intervals, panels (title, bars) of the same labels."""
     plt = _pyplot()
     height = 1.1 + 0.3 * max(len(of) for _, of in panels)
     figure, axes = plt.subplots(1, len(panels), figsize=(2.2 + 3.6 * len(panels), height), squeeze=False, sharey=True)

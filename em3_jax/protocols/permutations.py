@@ -1,4 +1,4 @@
-"""Which row stands in for which: permutations of a split's rows, of rows within groups, and of whole groups.
+"""Which row stands in for which: among a split's rows, within groups, or of whole groups.
 
 All are a function of a key alone. Letters: n rows of a split.
 """

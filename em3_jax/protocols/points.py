@@ -1,4 +1,4 @@
-"""Points of a curve: a metric of a model at a place x, how sure it is, and what it differs by from two others."""
+"""Points of a curve: a metric at a place x, how sure it is, and what it differs by from others."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ METRICS = ("auc", "gauc", "logloss")
 NAMES = {"auc": "AUC", "gauc": "GAUC", "logloss": "log-loss"}
 ALL = "all"
 DIFFERENCE, ABOVE, MENDED = COMPARED = ("difference", "above", "mended")
-"""What a point may be compared with: its own model where the curve begins, the baseline there, and what it mends."""
+"""What a point is compared with: where its curve begins, the baseline, and what it mends."""
 Point = dict[str, Any]
 Curves = Mapping[str, Sequence[Point]]
 
@@ -28,8 +28,9 @@ def of(x: float, model: Model, against: Mapping[str, Model | None]) -> Point:
       against: what it differs from, by the names of `COMPARED`; itself, and None, are left out.
 
     Returns:
-      {"x", "n", metric: {"mean", "sd", "low", "high"}}, and of each other under its name the difference, "low", "high" and
-      "p" of it as {name: {"value", ...}} in the metric's; NaN where something is not known.
+      {"x", "n", metric: {"mean", "sd", "low", "high"}}, and of each other under its name the
+      difference, "low", "high" and "p" of it as {name: {"value", ...}} in the metric's; NaN where
+      something is not known.
     """
     point: Point = {"x": x, "n": model.reports[0]["slices"][ALL]["n"]}
     for metric in METRICS:

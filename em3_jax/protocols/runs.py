@@ -49,7 +49,7 @@ def opened(run: Run, config: Ranking) -> Opened:
 
 
 def opened_on_host(run: Run, config: Ranking, step: int | None = None) -> Opened:
-    """The same on one device, whatever the run's mesh, and with features that come with the batches.
+    """The same on one device, whatever the mesh, with features that come with the batches.
 
     Args:
       run, config: of `ranking`.

@@ -1,16 +1,18 @@
-"""Datasets in which so many rows of each held-out item, or user, are known: zero-shot and k-shot, of one dataset.
+"""Datasets in which so many rows of each held-out item, or user, are known: zero-shot and k-shot.
 
-The dataset holds whole items or users out (`--split items:...`, `users:...`, `folds:...`). With K the largest number of shots,
-the rows of each of those, ordered by time (equal times, and logs without times, by a hash), are
+The dataset holds whole items or users out (`--split items:...`, `users:...`, `folds:...`). With K
+the largest number of shots, the rows of each of those, ordered by time (equal times, and logs
+without times, by a hash), are
 
     the first k    training, at k shots
     up to the K-th of no split, so that the rest is the same for all k
     the rest       of its split, as it was: test, or validation
 
-Items with K rows or fewer are left out whole. Items of validation are treated as those of test, so that the best step is
-chosen for what is tested. Nothing leaks: the first k rows are examples and enter no history, and histories show what they did,
-training rows alone, where items are held out. A held-out user's own rows are his history: it is cut off at his first row that
-is not known, and empty in a log without times.
+Items with K rows or fewer are left out whole. Items of validation are treated as those of test, so
+that the best step is chosen for what is tested. Nothing leaks. Of items, the known rows are examples
+and enter no history: histories show what they did, training rows of the other items. Of users, the
+known rows are all that histories show of the log: these are cut off at the first row that is not
+known, and empty in a log without times.
 """
 
 from pathlib import Path
@@ -84,7 +86,8 @@ def derive(dataset: Dataset, of: str, shots: int, most: int, root: Path) -> Data
       root: the folder.
 
     Raises:
-      UserError: the folder holds something else; no item, or user, of the test or the valid part has more than K rows.
+      UserError: the folder holds something else; no item, or user, of the test or the valid part
+        has more than K rows.
     """
     facts = {"of": of, "shots": shots, "most": most, "data_hash": dataset.meta["data_hash"]}
     if (root / "dataset.json").exists():
@@ -134,10 +137,10 @@ def _link(of: Path, link: Path) -> None:
 
 
 def _cut(dataset: Dataset, found: Ranked, shots: int, kept: np.ndarray) -> np.ndarray:
-    """[kept] i64: where histories end, those of held-out users before their first row that is not known.
+    """[kept] i64: where histories end, of held-out users before the first row that is not known.
 
-    Events of a user that come from no row of the log (choices before it begins, a table of events) stay, as far as they are
-    strictly earlier than that row.
+    Events of a user that come from no row of the log (choices before it begins, a table of events)
+    stay, as far as they are strictly earlier than that row.
     """
     columns, events = dataset.interactions, dataset.events["time"]
     start, end = (np.array(columns[f"history_{name}"][kept]) for name in ("start", "end"))

@@ -1,4 +1,4 @@
-"""Logs in which it is known what decides a click, and runs trained on them, once for all tests of protocols."""
+"""Logs in which it is known what decides a click, and runs on them, once for all tests."""
 
 from pathlib import Path
 

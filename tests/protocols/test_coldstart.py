@@ -1,4 +1,4 @@
-"""em3 coldstart: what of a held-out item or user is known at k shots, that nothing else is, and the page of it."""
+"""em3 coldstart: what of a held-out item or user is known at k shots, and that nothing else is."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""em3 importance: what decides the label is worth much, noise nothing; each permutation moves what it says and no more."""
+"""em3 importance: what decides is worth much, noise nothing; a permutation moves what it says."""
 
 import dataclasses
 import json
@@ -210,7 +210,7 @@ def test_an_input_is_moved_and_nothing_else(small, one, scope):
 
 
 def test_a_stranger_s_content_is_the_same_in_candidate_and_history(small, tiny):
-    """Who is at once candidate and past item shows one content, and it is that of an item that the split shows."""
+    """Who is at once candidate and past item shows one content."""
     inputs, rows = small
     builder = inputs.source(Input("content", "image"), "rows", KEY).builder
     item = tiny.dataset.interactions["item"][rows]

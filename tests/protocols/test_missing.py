@@ -1,4 +1,4 @@
-"""em3 missing: who lacks a modality, what runs then give, training again, and going on after a kill."""
+"""em3 missing: who lacks a modality, what runs then give, and going on after a kill."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(trained, out):
-    """The folder after a SIGTERM in the middle of the second run that --retrain trains, and what was finished."""
+    """What was finished when a SIGTERM came in the middle of the second run that --retrain trains."""
     patch, batches, trainings = pytest.MonkeyPatch(), train.batches, []
 
     def until_killed(*given, **options):
