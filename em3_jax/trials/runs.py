@@ -230,7 +230,7 @@ def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
     began, finished = time.perf_counter(), 0
     running: dict[futures.Future[str], Job] = {}
     context = multiprocessing.get_context("spawn")
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in _STOPPING}
     cache = str(Path(next(iter(jobs.values())).root) / "compiled")
     initargs = (cache, context.Value("i", 0), parallel)
     with futures.ProcessPoolExecutor(parallel, context, initializer=worker.begin, initargs=initargs) as pool:
@@ -252,7 +252,8 @@ def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
             pool.shutdown(cancel_futures=True)
             raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def ready(waiting: Iterable[Job], to_do: Container[str]) -> list[Job]:
@@ -260,7 +261,13 @@ def ready(waiting: Iterable[Job], to_do: Container[str]) -> list[Job]:
     return [job for job in waiting if not any(name in to_do for name in job.needs)]
 
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
 def _interrupt(*_) -> None:
+    """Once: a second one, while the runs save their state, would leave a pool that waits for ever."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
