@@ -14,6 +14,7 @@ import sys
 from em3_jax import cli
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError, nearest
+from em3_jax.data.codes import read_codes
 from em3_jax.data.format import Dataset, open_dataset
 from em3_jax.features import extract
 from em3_jax.features.known import installs
@@ -22,15 +23,17 @@ MODALITIES = ("image", "text")
 
 
 def listing(dataset: Dataset) -> str:
-    """A line for each feature set: its encoder, shape and how many items it covers."""
+    """A line for each feature set: its encoder, shape and how many items it covers; and one for each code set."""
     names = sorted(path.name for path in (dataset.root / "features").glob("[!.]*") if path.is_dir())
     if not names:
         return (
             f"{dataset.root}: no feature sets; make one with `em3 features image --data {dataset.root} --encoder ...`"
         )
     raw = {True: ", raw", False: ""}
-    sets = map(dataset.features, names)
-    return "\n".join([f"{dataset.root}:", *(f"  {one.describe()}{raw[one.is_raw]}" for one in sets)])
+    lines = [f"  {one.describe()}{raw[one.is_raw]}" for one in map(dataset.features, names)]
+    codes = sorted(path.name for path in (dataset.root / "codes").glob("[!.]*") if path.is_dir())
+    lines += [f"  codes {read_codes(dataset, name).describe()}" for name in codes]
+    return "\n".join([f"{dataset.root}:", *lines])
 
 
 def main(argv: list[str] | None = None) -> None:
