@@ -29,6 +29,7 @@ ROOMS = [  # from the lowest floor to the highest; a name stands for the module 
     {"export", "report", "analysis", "plan"},
     {"train", "evaluate"},
     {"trials"},
+    {"protocols"},
     {"verdict"},
     {"__main__", "commands"},
 ]

@@ -16,6 +16,13 @@ BUCKET = "gs://bucket/x"
 OPTIONS = {
     "train": ["--config=configs/em3_synthetic.py --workdir={}"],
     "eval": ["--workdir={}", "--workdir=run --data={}"],
+    "importance": ["--workdir={}", "--workdir=run --data={}", "--workdir=run --out={}"],
+    "missing": ["--workdir={} --modality=x --out=o", "--workdir=run --modality=x --out={}"],
+    "coldstart": [
+        "--config em3_synthetic --data={} --out=o",
+        "--config em3_synthetic --data=d --out={}",
+        "--workdir a={} --data=d --out=o",
+    ],
     "features": ["--data={}", "image --encoder=efficientnet-lite0 --data={}"],
     "prepare": [
         "synthetic --out={}",

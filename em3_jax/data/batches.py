@@ -3,6 +3,7 @@
 The keys of a batch, and letters: see `core.batch.CLICKS`; here C are columns of a field group.
 """
 
+import copy
 import threading
 from collections.abc import Iterable
 
@@ -129,8 +130,7 @@ class BatchBuilder:
         self.host_features = host_features
         fields, offsets = dataset.fields, dataset.fields.offsets()
         self.num_rows = fields.num_rows
-        # Empty histories point at event 0, which must exist.
-        self._events = {name: np.zeros(1, e.dtype) if len(e) == 0 else e for name, e in dataset.events.items()}
+        self._events = _with_an_event(dataset.events)
         counts = row_counts(dataset)
         self.unknown = unknown_rows(fields)
         self._replace_probability = _replace_probability(fields, counts, unknown_alpha, unknown_floor)
@@ -190,6 +190,23 @@ class BatchBuilder:
                 batch |= {} if "group" in columns_ else {"group": query}
             with_content = with_content[batch["encode_position"]]
         return batch, with_content
+
+    def reading(
+        self, dataset: Dataset, user_rows: np.ndarray, item_rows: np.ndarray, host_features: tuple[FeatureSet, ...]
+    ) -> "BatchBuilder":
+        """A builder of the same batches of other inputs, for measuring what an input is worth.
+
+        Args:
+          dataset: whose interactions and events are read; its users and items are the rows of the next two.
+          user_rows, item_rows: [U', C], [I', C] i64 table rows, see the attributes.
+          host_features: the content of these items, all of it; none lies on the device.
+        """
+        other = copy.copy(self)
+        other.dataset, other._label = dataset, dataset.label(self.label)
+        other._events = _with_an_event(dataset.events)
+        other.user_rows, other.item_rows, other.host_features = user_rows, item_rows, host_features
+        other._distinct_item = Distinct(len(item_rows))
+        return other
 
     def _to_encode(self, batch: Batch, buckets: Buckets) -> Batch:
         position = np.arange(len(batch["item_id"]), dtype=np.int32)
@@ -281,9 +298,14 @@ class BatchBuilder:
             items = max(items, int(batch["item_mask"].sum()))
             rows = max(rows, int((batch["row_id"] < self.num_rows).sum()))
         items, rows, encode = (int(size * 1.05) + 1 for size in (items, rows, encode))
-        items = min(items, self.dataset.num_items)
+        items = min(items, len(self.item_rows))
         items, rows, encode = (round_up(size, unit) for size in (items, rows, min(encode, items)))
         return Buckets(items, rows, encode, unit=unit)
+
+
+def _with_an_event(events: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The events; where there are none, one, for empty histories point at event 0, which must exist."""
+    return {name: np.zeros(1, e.dtype) if len(e) == 0 else e for name, e in events.items()}
 
 
 def gather_content(feature_sets: tuple[FeatureSet, ...], items: np.ndarray) -> Batch:

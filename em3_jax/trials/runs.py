@@ -166,9 +166,16 @@ def vector_set(run: str, seed: int) -> str:
     return f"vectors_{run}_{seed}"
 
 
-def overlay(data: Path, root: Path) -> Path:
-    """A dataset folder of links to all of `data`, to which feature sets can be added without touching it."""
-    for path in [p for p in data.iterdir() if p.name != "features"] + sorted((data / "features").glob("[!.]*")):
+def overlay(data: Path, root: Path, apart: Container[str] = ()) -> Path:
+    """A dataset folder of links to all of `data`, to which feature sets can be added without touching it.
+
+    Args:
+      data: the dataset folder.
+      root: the folder to make.
+      apart: names of feature sets to leave out.
+    """
+    sets = [path for path in sorted((data / "features").glob("[!.]*")) if path.name not in apart]
+    for path in [p for p in data.iterdir() if p.name != "features"] + sets:
         link = root / path.relative_to(data)
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():

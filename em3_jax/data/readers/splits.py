@@ -107,13 +107,19 @@ def of_ids(ids: list[str], shares: Shares, seed: int) -> np.ndarray:
 
     An id is of the first part for which its number, uniform in [0, 1), is below the sum of shares.
     """
-    seeded = hashlib.blake2b(digest_size=8, key=str(seed).encode())
+    number = numbers_of_ids(ids, str(seed))
+    return np.searchsorted(np.cumsum(shares[:2]), number, side="right").astype(np.uint8)
+
+
+def numbers_of_ids(ids: list[str], key: str) -> np.ndarray:
+    """[E] f64 uniform in [0, 1), a pure function of the key (64 bytes at most) and each id."""
+    seeded = hashlib.blake2b(digest_size=8, key=key.encode())
     number = np.empty(len(ids))
     for k, one in enumerate(ids):
         drawn = seeded.copy()
         drawn.update(one.encode())
         number[k] = int.from_bytes(drawn.digest(), "big") / 2**64
-    return np.searchsorted(np.cumsum(shares[:2]), number, side="right").astype(np.uint8)
+    return number
 
 
 def of_folds(source: Source, name: str, test: str, valid: str) -> np.ndarray:

@@ -1,0 +1,113 @@
+"""Runs that a protocol opens, and such that it trains: one after another in this process."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from em3_jax.config.schema import Config, Ranking
+from em3_jax.core import strict_json
+from em3_jax.core.errors import UserError
+from em3_jax.core.types import State
+from em3_jax.training import experiment, rundir
+from em3_jax.training.run import Run
+from em3_jax.trials.runs import Job, execute
+
+
+class Opened(NamedTuple):
+    """A run that is there.
+
+    Attributes:
+      run: its folder and record.
+      config: as it was trained.
+      parts: what that stands for, on this machine.
+      state: to score with.
+    """
+
+    run: Run
+    config: Ranking
+    parts: experiment.Experiment
+    state: State
+
+
+def open_ranking(
+    directory: str | Path, data_root: str | Path | None = None, step: int | None = None, on_host: bool = False
+) -> Opened:
+    """The run of a folder, its data checked as `em3 eval` does; refuses one that is no ranking run.
+
+    Args:
+      directory: the run's folder.
+      data_root: where the dataset lies now, if it was moved.
+      step: checkpoint to score; the best on validation by default.
+      on_host: its features are to come with the batches, on one device.
+    """
+    run = Run.open(directory, data_root)
+    config = run.config
+    if not isinstance(config, Ranking) or config.task != "ranking":
+        raise UserError(f"{directory}: a run of task {config.task}; this is for runs of task ranking")
+    if not on_host:
+        run.check_data()
+        return Opened(run, config, run.experiment, run.state(step))
+    data: Any = dataclasses.replace(config.data, placement="host")
+    mesh = dataclasses.replace(config.mesh, data=1, model=1)
+    parts = experiment.of_run(dataclasses.replace(config, data=data, mesh=mesh), data_root)
+    rundir.check_data(run.folder, run.record, parts.work.dataset.meta["data_hash"], parts.feature_hashes)
+    return Opened(run, config, parts, run.checkpoints.restore(parts.program.shapes, step)[0])
+
+
+def finish(config: Config, directory: Path, split: str, say=print) -> None:
+    """Trains and evaluates a run, or what of it is missing; what it prints goes to <run>/log.txt.
+
+    It goes on with a run that was killed. Runs beside each other share what they compile.
+
+    Raises:
+      UserError: the folder belongs to another config; the run cannot be trained.
+      KeyboardInterrupt: a signal came; the run has saved its state.
+    """
+    job = Job(directory.name, str(directory.parent), config, (), "", (split,))
+    if job.is_finished():
+        say(f"{job.name}: finished before", flush=True)
+        return
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # it is set at run time
+        jax.config.update("jax_compilation_cache_dir", str(directory.parent / "compiled"))
+    try:
+        stopped_by = execute(job)
+    except UserError as error:
+        raise UserError(f"run {job.name}: {error}") from None
+    if stopped_by:
+        raise KeyboardInterrupt
+    found = json.loads((directory / "finished.json").read_text(encoding="utf-8"))
+    best = f"best {config.eval.metric} on validation {found['best_value']:.4f} at step {found['best_step']:,}"
+    say(f"{job.name}: {best}, {found['seconds']:.0f} s", flush=True)
+
+
+def with_data(config: Config, root: Path) -> Config:
+    """The config with the dataset folder `root`."""
+    data: Any = dataclasses.replace(config.data, root=str(root))
+    return dataclasses.replace(config, data=data)
+
+
+def require_same(path: Path, facts: Mapping[str, Any], hint: str) -> None:
+    """Writes what a folder was made from, or makes sure that it is the same as what is there.
+
+    Raises:
+      UserError: it was made from something else.
+    """
+    facts = json.loads(strict_json.dumps(facts))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(strict_json.dumps(facts), encoding="utf-8")
+        temporary.replace(path)
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON; {hint}") from None
+    changed = sorted(name for name in {*facts, *there} if facts.get(name) != there.get(name))
+    if changed:
+        name = changed[0]
+        raise UserError(f"{path}: {name} was {there.get(name)} and is {facts.get(name)}; {hint}")
