@@ -248,9 +248,17 @@ def at_one_time(columns) -> dict:
 
 
 def histories_drawn_by_all(patch):
-    made = mmrec.cyclic_histories
-    seed = lambda log: int((log.item * np.arange(len(log.item))).sum())  # noqa: E731
-    patch.setattr(mmrec, "cyclic_histories", lambda _, log: made(np.random.default_rng(seed(log)), log))
+    write, made, seen = mmrec._write_rows, mmrec.cyclic_histories, []
+
+    def write_rows(writer, log, *rest):
+        seen.append(int((log.item * np.arange(len(log.item))).sum()))
+        return write(writer, log, *rest)
+
+    def again(order, *rest):
+        return made(np.random.default_rng(seen[-1]).permutation(order), *rest)
+
+    patch.setattr(mmrec, "_write_rows", write_rows)
+    patch.setattr(mmrec, "cyclic_histories", again)
 
 
 def pairs_of_every_split(patch):
