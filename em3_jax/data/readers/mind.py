@@ -14,8 +14,8 @@ has no labels) dev is cut in two by its impressions in time order: the first hal
 Impressions without labels are left out and counted. Impression ids are of their file. A news id without a row
 in any news.tsv is an item without texts and categories.
 
-Files are read a block at a time, twice: first what an impression is, then what it shows. Memory grows with
-impressions, news and distinct histories, not with rows.
+Files are read a block at a time, twice: first what an impression is, then what it shows. What is kept in
+memory are impressions, news, users and hashes of distinct histories.
 """
 
 from pathlib import Path
@@ -77,7 +77,9 @@ def mind(
 
     Args:
       source: the folder that holds MINDsmall_train and MINDsmall_dev, or others that end in train, dev and test.
-      train, valid, test: these folders, in place of `source`; without test, valid is cut in two.
+      train: its folder, in place of `source`.
+      valid: that of dev.
+      test: that of test; without it, dev is cut in two.
       split: in place of that by folders: three shares in time order; "items:0.7,0.1,0.2",
         "users:0.8,0.1,0.1" or "folds:5:0", by a hash of the seed and the ids, see `em3 prepare table
         --help`; by items or folds, histories are without the news held out.
