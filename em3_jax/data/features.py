@@ -239,6 +239,11 @@ class FeatureWriter:
         tokens = np.where(mask[..., None], tokens, tokens.dtype.type(0))
         numbers = tokens.view(NUMBERS_OF.get(tokens.dtype.name, tokens.dtype))
         if not np.isfinite(numbers).all():
+            if np.isnan(numbers).any():  # not too large for a type, but wrong in any
+                raise UserError(
+                    f"{self._folder}: the encoder gives NaN, as one with damaged weights does; "
+                    "copy its checkpoint again"
+                )
             wider = "float32" if numbers.dtype != tokens.dtype else "bfloat16 or float32"
             raise UserError(
                 f"{self._folder}: the encoder gives values that {numbers.dtype} cannot hold; pass --dtype {wider}"

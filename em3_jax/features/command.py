@@ -38,14 +38,22 @@ def listing(dataset: Dataset) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments and not arguments[0].startswith("-"):
-        if arguments[0] not in MODALITIES:
-            raise UserError(
-                f"em3 features {arguments[0]}: no such kind of content; {nearest(arguments[0], MODALITIES)}"
-            )
+    if arguments and arguments[0] in MODALITIES:
         modality, *others = arguments
         extract.main(["--modality", modality, *others])
         return
     parser = cli.Parser(prog="em3 features", description=(__doc__ or "") + "\n".join(f"  {one}" for one in installs()))
-    parser.add_argument("--data", type=paths.local, required=True, help="dataset folder")
-    print(listing(open_dataset(parser.parse_args(arguments).data)))
+    words = "what to make; without it the sets are listed"
+    parser.add_argument("modality", nargs="?", metavar="|".join(MODALITIES), help=words)
+    parser.add_argument("--data", type=paths.local, help="dataset folder")
+    kind = parser.parse_known_args(arguments)[0].modality
+    if kind in MODALITIES:
+        raise UserError(f"em3 features: '{kind}' has to come first, as in `em3 features {kind} --data ...`")
+    if kind and arguments[0] == kind:
+        raise UserError(f"em3 features {kind}: no such kind of content; {nearest(kind, MODALITIES)}")
+    found = parser.parse_args(arguments)
+    if kind:
+        parser.error(f"'{kind}' is no option")
+    if found.data is None:
+        parser.error("--data is missing")
+    print(listing(open_dataset(found.data)))

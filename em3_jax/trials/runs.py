@@ -19,9 +19,11 @@ from em3_jax import evaluate as evaluation
 from em3_jax import train
 from em3_jax.config import parse, recipes, sections
 from em3_jax.config.schema import Config
-from em3_jax.core import strict_json
+from em3_jax.core import paths, strict_json
 from em3_jax.core.errors import UserError
+from em3_jax.data.format import open_dataset
 from em3_jax.export import vectors
+from em3_jax.features.prior import prior
 from em3_jax.training import experiment
 from em3_jax.training.run import Run
 from em3_jax.trials import worker
@@ -159,6 +161,48 @@ def _takes(config: str, variant: str, key: str) -> bool:
     except UserError:
         return False
     return key not in set_by_variant(config, variant)
+
+
+def check_content(jobs: Iterable[Job], hint: str) -> None:
+    """Refuses, before anything is run, what the dataset does not have of the content that a run reads.
+
+    Args:
+      jobs: all that are planned; those that read what another one is yet to export are passed over.
+      hint: what to do about it where not all of them lack it, "{others}" in it for those that do not.
+
+    Raises:
+      UserError: a feature set or the item field of the encoders is not there; with the runs' names.
+    """
+    lacking: dict[str, list[str]] = {}
+    for job in jobs:
+        try:
+            _open_content(job)
+        except UserError as error:
+            lacking.setdefault(str(error), []).append(_planned(job))
+        else:
+            lacking.setdefault("", []).append(_planned(job))
+    others = lacking.pop("", [])
+    if lacking:
+        of_each = [f"{', '.join(dict.fromkeys(runs))}: {error}" for error, runs in lacking.items()]
+        problems = "; ".join(of_each)
+        advice = hint.format(others=",".join(dict.fromkeys(others))) if others else ""
+        raise UserError(f"{problems}{advice}")
+
+
+def _planned(job: Job) -> str:
+    """The name of the planned run, without the seed."""
+    return job.name.rpartition("-")[0]
+
+
+def _open_content(job: Job) -> None:
+    """Opens the feature sets that a job reads, and the field that its encoders are told."""
+    model: Any = job.config.model
+    if job.vectors_of or getattr(model, "content", "") == "none":
+        return
+    dataset = open_dataset(paths.local(job.config.data.root))
+    for name in job.config.data.features:
+        dataset.features(name.partition("[")[0])
+    prior(dataset, getattr(model, "encoder_prior", ""))
 
 
 def vector_set(run: str, seed: int) -> str:

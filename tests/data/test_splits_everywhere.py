@@ -125,7 +125,7 @@ def test_negatives_of_a_folder_by_items_are_of_the_part_of_their_click(tmp_path)
     columns = {
         name: np.asarray(dataset.interactions[name]).reshape(-1, 3) for name in ("user", "item", "label", "split")
     }
-    part = np.searchsorted([0.6, 0.8], hashed([str(k) for k in range(4 * ITEMS)], SEED), side="right")
+    part = np.searchsorted([0.6, 0.8], numbers_of_ids([str(k) for k in range(4 * ITEMS)], str(SEED)), side="right")
     assert (part[columns["item"]] == columns["split"]).all()
     touched = set(zip(*(columns[name][:, 0].tolist() for name in ("user", "item")), strict=True))
     assert (columns["label"] == [1, 0, 0]).all()

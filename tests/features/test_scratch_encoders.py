@@ -174,7 +174,9 @@ def test_a_run_goes_on_with_its_own_net_alone_and_one_that_stands_still_is_told(
     config = small(pictures.get_config("se"), planted)
     config.train.update({"epochs": 0.1, "eval_every": 0, "patience": 0})
     config.optim.multipliers = (("^encoders/", 0.0),)
-    with pytest.warns(UserWarning, match="encoders/raw_image: frozen by .* at fresh, random values"):
+    with pytest.warns(
+        UserWarning, match="encoders/raw_image: frozen at fresh, random values, by .*encoder_trains; set"
+    ):
         train.train(config.to_dict(), tmp_path / "run")
     config.model.encoders = {"raw_image": "cnn:cbam"}
     words = user_error(train.train, config.to_dict(), tmp_path / "run")
