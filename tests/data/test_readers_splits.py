@@ -152,8 +152,6 @@ def test_a_log_without_times_has_no_histories(tmp_path):
         ({"split": "folds:part:1"}, r"items.csv: no column 'part'"),
         ({"split": "folds:fold:9"}, r"items.csv: no fold is '9'"),
         ({"split": "folds:fold:1", "items": None}, "a column of the items; add their file with --items"),
-        ({"split": "items:0.6,0.2,0.2", "negatives": 2}, "--negatives does not go with a split by items"),
-        ({"split": "folds:fold:0", "negatives": 2}, "--negatives does not go with a split by items"),
         ({"time_unit": "none"}, "--time-unit none: nothing says which rows come first"),
         ({"time_unit": "none", "split": "users:0.6,0.2,0.2", "in_order": True}, "--in-order needs times"),
         ({"columns": {"time": "when"}}, "no column 'when'"),

@@ -136,6 +136,41 @@ def test_negatives_of_a_folder_by_items_are_of_the_part_of_their_click(tmp_path)
     assert (negatives >= 40).any() and len(np.unique(negatives[columns["split"][:, 0] == 2])) > 10
 
 
+@pytest.mark.parametrize("by", ["uniform", "popularity"])
+def test_negatives_of_a_table_by_items_are_of_the_part_of_their_click_and_known_by_then(by, tmp_path):
+    random = np.random.default_rng(3)
+    columns = {
+        "user": random.integers(0, USERS, 600),
+        "item": random.integers(0, ITEMS, 600),
+        "time": np.arange(600) // 2,
+    }
+    pa.csv.write_csv(pa.table(columns), tmp_path / "log.csv")
+    pa.csv.write_csv(pa.table({"item": np.arange(ITEMS), "part": PARTS}), tmp_path / "items.csv")
+    dataset = table(
+        tmp_path / "out", interactions=tmp_path / "log.csv", items=tmp_path / "items.csv", negatives=2,
+        negatives_by=by, split="items:part", time_unit="order",
+    )  # fmt: skip
+    found = {name: np.asarray(dataset.interactions[name]).tolist() for name in ("user", "item", "label", "time")}
+    users = [int(one) for one in dataset.user_table["id"].to_pylist()]  # in the order in which they come
+    found["user"] = [users[k] for k in found["user"]]
+    rows = list(zip(*found.values(), strict=True))
+    clicks = [(u, i, t) for u, i, label, t in rows if label]
+    assert sorted(clicks) == sorted(zip(*(column.tolist() for column in columns.values()), strict=True))
+    first = {}
+    for _, item, time in sorted(clicks, key=lambda row: row[2]):
+        first.setdefault(item, time)
+    last = None
+    for user, item, label, time in rows:  # negatives follow their click
+        if label:
+            last = (user, time, PARTS[item])
+            continue
+        assert last == (user, time, PARTS[item]) and first[item] <= time
+        assert not any(u == user and i == item and t <= time for u, i, t in clicks)
+    assert sum(found["label"]) < len(rows) <= 3 * 600 and len(rows) > 1500
+    assert np.isin(dataset.events["item"], [k for k in range(ITEMS) if PARTS[k] == "train"]).all()
+    assert "2 items of its part drawn" in dataset.meta["label_rule"]
+
+
 @pytest.mark.parametrize("kind", ["items", "users"])
 def test_a_column_of_items_or_users_names_their_parts(kind, tmp_path):
     dataset = from_table(tmp_path, split=f"{kind}:part")

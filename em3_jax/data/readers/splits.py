@@ -153,6 +153,11 @@ def held_out(split: str, of: str, own: str) -> Whole | None:
     return rule
 
 
+def is_by_items(split: Split | None) -> bool:
+    """Whether whole items are held out, so that histories hold training rows alone."""
+    return isinstance(split, Whole) and split.kind == "item"
+
+
 def of_whole(split: Split | None) -> dict[str, str]:
     """What dataset.json keeps of a split by whole items or users: which are held out."""
     return {"held_out": split.kind} if isinstance(split, Whole) else {}

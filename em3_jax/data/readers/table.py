@@ -22,7 +22,7 @@ from em3_jax.data.readers.delimited import TextFormat, check_format
 from em3_jax.data.readers.files import nearest, read_array
 from em3_jax.data.readers.negatives import BY
 from em3_jax.data.readers.source import Paths, Source
-from em3_jax.data.readers.splits import Split, Whole, parse
+from em3_jax.data.readers.splits import Split, Whole, is_by_items, parse
 from em3_jax.data.readers.table_clicks import Clicks, check_clicks
 from em3_jax.data.readers.table_dataset import Files, Read, finish, matched, write_interactions
 from em3_jax.data.readers.table_history import ORDERS, Events, Given, merged, read_events, read_given
@@ -112,7 +112,7 @@ def table(
       history_separator: between the items of a history that is a text; default that of `separator`.
       history_order: newest_last or newest_first.
       negatives: where every row is a click, so many items are set against each, of those clicked up to then by anybody (in
-        splits up to the row's own), without those of its user.
+        splits up to the row's own), without those of its user; by items or folds, of those of the click's own part.
       negatives_by: uniform = each item is as likely as another; popularity = in proportion to its clicks up to then.
       seed: of the negatives, of splits by items, users or folds, and of orders that are drawn.
       as_retrieval: a dataset of clicks alone, for retrieval: rows that are none are left out, a user's later clicks on an
@@ -142,8 +142,8 @@ def table(
         events=None,
     )
     roles = _roles(columns or {})
-    clicks = Clicks(negatives, negatives_by, seed, as_retrieval)
-    rule = _rule(split, clicks)
+    rule = parse(split)
+    clicks = check_clicks(Clicks(negatives, negatives_by, seed, as_retrieval, is_by_items(rule)))
     needing = {"--events-table": events_table is not None, "--in-order": in_order}
     untimed = _untimed(time_unit, events, untimed_histories, clicks)
     events = _timed(time_unit, rule, events, needing, "history" in roles)
@@ -184,23 +184,6 @@ def _check_given(files: Files, of_items: Any, of_users: Any) -> None:
         raise UserError(f"{given} are given, but no items file; add --items")
     if files.users is None and of_users:
         raise UserError("fields of users are given, but no users file; add --users")
-
-
-def _rule(split: str, clicks: Clicks) -> Split:
-    """The split; refuses options about clicks that do not go together or with it.
-
-    Raises:
-      UserError: negatives of items that are to be new: each row would be set against items of other
-        parts.
-    """
-    check_clicks(clicks)
-    rule = parse(split)
-    if clicks.negatives and isinstance(rule, Whole) and rule.kind == "item":
-        raise UserError(
-            "--negatives does not go with a split by items or folds, whose rows would be set against "
-            "items of other parts; split by time or users"
-        )
-    return rule
 
 
 def _timed(unit: str, split: Split, events: str | None, needing: dict[str, bool], has_histories: bool) -> str | None:

@@ -14,7 +14,7 @@ from em3_jax.data.readers.encode import Encoded, rows_of
 from em3_jax.data.readers.log import write_log
 from em3_jax.data.readers.rows import rows_of_file
 from em3_jax.data.readers.source import Source
-from em3_jax.data.readers.splits import Split, Whole, of_whole, told
+from em3_jax.data.readers.splits import Split, Whole, is_by_items, of_whole, told
 from em3_jax.data.readers.table_clicks import Clicks, Ready, prepared
 from em3_jax.data.readers.table_history import Events
 from em3_jax.data.readers.table_log import Log
@@ -127,7 +127,7 @@ def write_interactions(
     """
     log, item, user, drawn = found.ready[:4]
     is_event = {"clicks": log.label, "all": ~drawn, "none": np.zeros(len(item), bool)}[events]
-    of_training = isinstance(split, Whole) and split.kind == "item"
+    of_training = is_by_items(split)
     if untimed is not None:
         assert isinstance(log.split, np.ndarray)  # a log without times is not split by time
         log = log._replace(time=drawn_order(log.split, untimed.seed))
