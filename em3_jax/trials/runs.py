@@ -21,7 +21,7 @@ from em3_jax.config import parse, recipes, sections
 from em3_jax.config.schema import Config
 from em3_jax.core import paths, strict_json
 from em3_jax.core.errors import UserError
-from em3_jax.data.format import open_dataset
+from em3_jax.data.format import ADDED, open_dataset
 from em3_jax.export import vectors
 from em3_jax.features.prior import prior
 from em3_jax.training import experiment
@@ -40,6 +40,7 @@ class PlannedRun(NamedTuple):
       vectors_of: name of the run whose exported vectors are its only feature set.
       settings_of: name of the run whose search chooses its settings, its own where it is one that others are
         compared with or take theirs from; "" = those of the config.
+      overlaid: whether it reads the `overlay` of the dataset that lies beside the runs, in `data`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PlannedRun(NamedTuple):
     init_from: str = ""
     vectors_of: str = ""
     settings_of: str = "em3"
+    overlaid: bool = False
 
 
 class Job(NamedTuple):
@@ -134,8 +136,10 @@ def make_jobs(
             own = {"data.root": str(data), "seed": seed}
             if run.init_from:
                 own["train.init_from"] = str(root / f"{run.init_from}-{seed}")
+            if run.overlaid or run.vectors_of:
+                own |= {"data.root": str(root / "data")}
             if run.vectors_of:
-                own |= {"data.root": str(root / "data"), "data.features": (vector_set(run.vectors_of, seed),)}
+                own |= {"data.features": (vector_set(run.vectors_of, seed),)}
             wanted = {key: value for key, value in changes.items() if _takes(config, run.variant, key)}
             made = resolved(config, run.variant, {**wanted, **run.changes, **own})
             needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
@@ -211,15 +215,16 @@ def vector_set(run: str, seed: int) -> str:
 
 
 def overlay(data: Path, root: Path, apart: Container[str] = ()) -> Path:
-    """A dataset folder of links to all of `data`, to which feature sets can be added without touching it.
+    """A dataset folder of links to all of `data`, to which feature sets and codes can be added without touching it.
 
     Args:
       data: the dataset folder.
       root: the folder to make.
       apart: names of feature sets to leave out.
     """
-    sets = [path for path in sorted((data / "features").glob("[!.]*")) if path.name not in apart]
-    for path in [p for p in data.iterdir() if p.name != "features"] + sets:
+    added = [path for folder in ADDED for path in sorted((data / folder).glob("[!.]*"))]
+    sets = [path for path in added if path.name not in apart]
+    for path in [p for p in data.iterdir() if p.name not in ADDED] + sets:
         link = root / path.relative_to(data)
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
