@@ -14,6 +14,7 @@ from configs import base
 from em3_jax.core import paths
 
 VARIANTS = base.VARIANTS
+HELD_OUT = 0.95  # share of validation rows with a new id from which on all are
 LARGE = 1_000_000  # training rows from which on the content part is as wide as the paper has it
 
 
@@ -34,12 +35,20 @@ def get_config(arg: str = "", root: str = ""):
     rows = meta["summary"]["splits"]["train"]["rows"]
     _sizes(config, rows)
     # Ids that validation has and training has not are met as `unknown`: training meets that as often.
-    new_users = meta["summary"]["splits"]["valid"].get("rows_with_new_user") or 0.0
-    config.data.unknown_floor.user = round(min(new_users, 0.3), 1)
+    valid = meta["summary"]["splits"]["valid"]
+    config.data.unknown_floor = {
+        field: _floor(valid.get(new) or 0.0)
+        for field, new in (("user", "rows_with_new_user"), ("item", "rows_with_cold_item"))
+    }
     config.model.cic.id_fields = tuple(name for name, *_ in meta["fields"]["item"])
     if not config.data.features:
         config = base.id_only(config)
     return base.variant(config, arg, VARIANTS)
+
+
+def _floor(new: float) -> float:
+    """Where whole users or items are held out, always: then their own ids are of no use."""
+    return 1.0 if new > HELD_OUT else round(min(new, 0.3), 1)
 
 
 def _sizes(config, rows: int) -> None:

@@ -1,6 +1,6 @@
 """Published systems that train an image encoder inside the click model, on planted pictures.
 
-em3 prepare synthetic --out data/pictures --raw
+em3 prepare synthetic --raw --pictures category --out data/pictures
 python train.py --config=configs/pictures.py:deepctr --workdir=runs/deepctr
 python train.py --config=configs/pictures.py:id_only --workdir=runs/ids
 

@@ -43,6 +43,7 @@ COMMANDS = {
     "curves": Command("em3_jax.report.streams", "curves of runs on streams"),
     "merge": Command("em3_jax.training.merge", "folds the adapters of a LoRA run back into its weights"),
     "vectors": Command("em3_jax.export.vectors", "a run's content embeddings as a feature set"),
+    "codes": Command("em3_jax.export.codes", "items' content as a few small numbers, which are item fields"),
     "analyze": Command("em3_jax.analysis.command", "what embeddings have learnt, by the neighbours that items have"),
     "export": Command("em3_jax.export.command", "writes a run into a store that services read"),
     "serve": Command("em3_jax.serving.http", "serves a store over HTTP"),

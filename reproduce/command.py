@@ -10,17 +10,21 @@ a dataset, or on several that are the folds of one: --data data/ads-0,data/ads-1
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
+
+import numpy as np
 
 from em3_jax import cli
 from em3_jax.config import recipes
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.lock import Lock
-from em3_jax.data.format import open_dataset
+from em3_jax.data.format import Dataset, open_dataset
+from em3_jax.evaluation import folds
 from em3_jax.trials import runs
+from em3_jax.trials.runs import PlannedRun
 from reproduce import images, lemur, report, retrieval, search, tables
 from reproduce.grids import MODELS
 
@@ -87,6 +91,7 @@ def reproduce(
     root = Path(out) / "runs"
     roots = [root / f"fold{k}" for k in range(len(folders))] if len(folders) > 1 else [root]
     needed = {name: run for table in chosen for name, run in table.runs.items()}
+    _check(needed, folders, datasets, roots, config, changes, choosable=numbers[0] in APART)
     found: dict[str, list[dict[str, Any]]] = {}
     for folder, place in zip(folders, roots, strict=True):
         common: _Common = {"config": config, "changes": changes, "data": folder, "root": place}
@@ -100,6 +105,33 @@ def reproduce(
         for name, points in search.summary(tried).items():
             found[name if len(folders) == 1 else f"{name} on {folder.name}"] = points
     return [report.write(table, roots, seeds, Path(out), command, found) for table in chosen]
+
+
+def _check(
+    needed: Mapping[str, PlannedRun],
+    folders: Sequence[Path],
+    datasets: Sequence[Dataset],
+    roots: Sequence[Path],
+    config: str,
+    changes: Mapping[str, Any],
+    *,
+    choosable: bool,
+) -> None:
+    """Refuses datasets that are no folds of one, or lack what a run reads: before the first run.
+
+    Args:
+      choosable: whether --models says which rows the table has.
+    """
+    if len(datasets) > 1:
+        folds.check_catalogue(folders, datasets)
+        label = runs.settings(config, "", changes).data.label
+        rows = [np.asarray(one.split_rows("test", label)) for one in datasets]
+        tested = [one.interactions["item"][k] for one, k in zip(datasets, rows, strict=True)]
+        folds.check_apart(folders, tested)
+    hint = "; make them, or take the other rows with --models {others}" if choosable else ""
+    for folder, root in zip(folders, roots, strict=True):
+        jobs = runs.make_jobs(needed, config=config, changes=changes, data=folder, seeds=1, root=root)
+        runs.check_content(jobs.values(), hint)
 
 
 def _search(needed: dict, parallel: int, count: int, **common: Unpack[_Common]) -> dict:

@@ -24,6 +24,7 @@ from em3_jax.core import sharding
 from em3_jax.data.batches import Buckets
 from em3_jax.data.format import Dataset, open_dataset
 from em3_jax.data.readers.microlens import microlens
+from em3_jax.data.readers.mind import mind
 from em3_jax.data.readers.mmrec import mmrec
 from em3_jax.data.readers.movielens import movielens
 from em3_jax.data.readers.table import table
@@ -128,6 +129,68 @@ def write_table(random_split: bool, events: bool = False, **options) -> Callable
         )
 
     return write
+
+
+def write_untimed(histories: str) -> Callable:
+    """The table reader without times, whose histories are a user's other training rows, or the earlier ones."""
+
+    def write(root: Path, cut: str, changed: bool) -> Dataset:
+        log = own_log(True)
+        if changed:
+            late = np.flatnonzero(log["split"] >= SPLITS[cut])
+            random = np.random.default_rng(1)
+            log |= {name: log[name].copy() for name in ("item", "user", "slot", "rating")}
+            for name in ("item", "user", "slot", "rating"):
+                log[name][late] = log[name][random.permutation(late)]
+        root.mkdir(parents=True)
+        log["split"] = np.array(["train", "valid", "test"])[log["split"]]
+        pa_csv.write_csv(pa.table(log), root / "log.csv")
+        for name, count in (("user", USERS), ("item", ITEMS)):
+            pa_csv.write_csv(pa.table({name: np.arange(count)}), root / f"{name}s.csv")
+        return table(
+            root / "out",
+            interactions=root / "log.csv",
+            items=root / "items.csv",
+            users=root / "users.csv",
+            label="rating>=3",
+            context_fields=("slot",),
+            event_fields=("rating",),
+            events="all",
+            time_unit="none",
+            untimed_histories=histories,
+            split="column:split",
+        )
+
+    return write
+
+
+def write_mind(root: Path, cut: str, changed: bool) -> Dataset:
+    """MIND: impressions of four news, one a minute; the second half of dev is the test split."""
+    log, random = own_log(False), np.random.default_rng(5)
+    page = np.arange(ROWS) // 4
+    log |= {"time": page, "user": log["user"][page * 4], "item": random.permuted(np.tile(np.arange(ITEMS), 12))}
+    past = random.integers(0, ITEMS, (ROWS // 4, 3))
+    label = log["rating"] > 3
+    if changed:
+        late, now = behind(log["split"], log["time"], cut)
+        rows = np.flatnonzero(late)
+        other = random.permutation(np.unique(page[late]))
+        past[np.unique(page[late])] = past[other]
+        log["user"][rows] = np.repeat(log["user"][other * 4], 4)
+        log["item"][rows] = log["item"][random.permutation(rows)]
+        label = label ^ (late | now)
+    for name, some in (("train", page < 84), ("dev", page >= 84)):
+        folder = root / name
+        folder.mkdir(parents=True)
+        (folder / "news.tsv").write_text("".join(f"N{k}\tc{k % 5}\ts\tTitle\tText\n" for k in range(ITEMS)))
+        lines = []
+        for one in np.unique(page[some]):
+            rows = np.flatnonzero(page == one)
+            shown = " ".join(f"N{log['item'][row]}-{int(label[row])}" for row in rows)
+            time = f"11/11/2019 {one // 60 + 1}:{one % 60:02}:00 AM"
+            lines.append(f"{one}\tU{log['user'][rows[0]]}\t{time}\t{' '.join(f'N{k}' for k in past[one])}\t{shown}\n")
+        (folder / "behaviors.tsv").write_text("".join(lines))
+    return mind(root / "out", source=root)
 
 
 def write_movielens(root: Path, cut: str, changed: bool) -> Dataset:

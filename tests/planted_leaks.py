@@ -247,10 +247,23 @@ def at_one_time(columns) -> dict:
     return {"time": 0 * columns["time"], "split": 0 * columns["split"]}
 
 
+def cycles_of_all_rows(patch):
+    write = table_dataset.write_log
+    patch.setattr(table_dataset, "write_log", lambda writer, **given: write(writer, **given | {"is_event": None}))
+
+
 def histories_drawn_by_all(patch):
-    made = mmrec.cyclic_histories
-    seed = lambda log: int((log.item * np.arange(len(log.item))).sum())  # noqa: E731
-    patch.setattr(mmrec, "cyclic_histories", lambda _, log: made(np.random.default_rng(seed(log)), log))
+    write, made, seen = mmrec._write_rows, mmrec.cyclic_histories, []
+
+    def write_rows(writer, log, *rest):
+        seen.append(int((log.item * np.arange(len(log.item))).sum()))
+        return write(writer, log, *rest)
+
+    def again(order, *rest):
+        return made(np.random.default_rng(seen[-1]).permutation(order), *rest)
+
+    patch.setattr(mmrec, "_write_rows", write_rows)
+    patch.setattr(mmrec, "cyclic_histories", again)
 
 
 def pairs_of_every_split(patch):
@@ -326,6 +339,7 @@ LEAKS = {
     "negatives that a click to come decides": ("table of clicks alone", "test", drawn_from_the_whole_log(at_one_time)),
     "negatives without test items": ("mmrec as clicks", "test", negatives_that_nobody_ever_touches),
     "histories drawn by what comes": ("mmrec as clicks", "test", histories_drawn_by_all),
+    "other rows of every split": ("table without times", "test", cycles_of_all_rows),
     "retrieval pairs of every split": ("retrieval", "test", pairs_of_every_split),
     "a graph of every split": ("retrieval", "valid", of_all_pairs("graph")),
     "retrieval negatives without test items": ("retrieval", "valid", of_all_pairs("negatives")),

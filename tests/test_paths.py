@@ -29,6 +29,8 @@ OPTIONS = {
         "movielens --source={} --out=data",
         "mmrec --source={} --out=data",
         "microlens --source={} --out=data",
+        "mind --source={} --out=data",
+        "mind --train={} --valid=b --out=data",
         "check --data={}",
         "table --interactions={} --out=data",
         "table --interactions=a.csv --out={}",

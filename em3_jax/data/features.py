@@ -62,16 +62,21 @@ def write_features(
             np.save(folder / "tokens.npy", _as_stored(tokens))
             np.save(folder / "mask.npy", mask.astype(np.bool_))
             _write_manifest(folder, manifest, tokens, mask, item_hash)
-            _publish(folder, final)
+            publish_set(folder, final)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def feature_folder(root: Path, name: str) -> Path:
     """Where the feature set `name` lies; refuses names that cannot be one."""
+    return set_folder(root, "features", name)
+
+
+def set_folder(root: Path, kind: str, name: str) -> Path:
+    """Where the set `name` of a kind, "features" or "codes", lies; refuses names that cannot be one."""
     if not name.isidentifier():
-        raise UserError(f"feature set name '{name}' must be letters, digits and underscores")
-    final = Path(root) / "features" / name
+        raise UserError(f"{kind.removesuffix('s')} set name '{name}' must be letters, digits and underscores")
+    final = Path(root) / kind / name
     old = _old(final)
     if old.exists() and not final.exists():  # killed between the two renames that replace a set
         os.replace(old, final)
@@ -82,7 +87,8 @@ def _old(final: Path) -> Path:
     return final.with_name(f".{final.name}.old")
 
 
-def _publish(folder: Path, final: Path) -> None:
+def publish_set(folder: Path, final: Path) -> None:
+    """Puts the complete folder `folder` in the place `final`, see `set_folder`, whether that is there or not."""
     old = _old(final)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -233,6 +239,11 @@ class FeatureWriter:
         tokens = np.where(mask[..., None], tokens, tokens.dtype.type(0))
         numbers = tokens.view(NUMBERS_OF.get(tokens.dtype.name, tokens.dtype))
         if not np.isfinite(numbers).all():
+            if np.isnan(numbers).any():  # not too large for a type, but wrong in any
+                raise UserError(
+                    f"{self._folder}: the encoder gives NaN, as one with damaged weights does; "
+                    "copy its checkpoint again"
+                )
             wider = "float32" if numbers.dtype != tokens.dtype else "bfloat16 or float32"
             raise UserError(
                 f"{self._folder}: the encoder gives values that {numbers.dtype} cannot hold; pass --dtype {wider}"
@@ -273,7 +284,7 @@ class FeatureWriter:
         _write_manifest(self._folder, manifest, tokens, mask, self._dataset.meta["item_hash"])
         for name in ("journal.jsonl", "plan.json", "digest.npy"):  # the journal vouches for the others
             (self._folder / name).unlink()
-        _publish(self._folder, self._final)
+        publish_set(self._folder, self._final)
 
     def __enter__(self) -> "FeatureWriter":
         return self

@@ -18,6 +18,7 @@
     features/<name>/                  tokens.npy [I, N, D] f16, f32, or bf16 as u16; mask.npy [I, N] bool; manifest.json
                                       raw: pixels u8, N images of D = H * W * 3; or token ids i32, N of all texts, D = 1;
                                       or maps of an encoder's lower part, the bits of f16 or f32 numbers as u16 or u32
+    codes/<name>/                     content as a few small numbers an item, see `data.codes`
 
 Histories are ranges of events, so an example costs two numbers however long its history is. Nothing is ever unpickled.
 """
@@ -55,9 +56,11 @@ MAX_EVENT_VOCABULARY = 1024
 NUMBERS_OF = {"uint16": "float16", "uint32": "float32"}
 """dtype of raw features that are the bits of numbers -> that of the numbers."""
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+ADDED = ("features", "codes")
+"""Folders of what is made of a dataset's items, and may be added to it at any time."""
 
 
-def _load_array(path: Path, dtype: DTypeLike | None = None, shape: _Shape = None) -> np.ndarray:
+def load_array(path: Path, dtype: DTypeLike | None = None, shape: _Shape = None) -> np.ndarray:
     """A memory-mapped array; refuses a missing file, a pickled array, another dtype or shape (None = any)."""
     if not path.is_file():
         raise UserError(f"{path}: file missing; prepare the dataset again with `em3 prepare`")
@@ -74,7 +77,8 @@ def _load_array(path: Path, dtype: DTypeLike | None = None, shape: _Shape = None
     return np.asarray(array)  # the same mapped memory without the subclass, whose indexing costs 20 us a call
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """The object of a JSON file of a dataset; refuses a missing or damaged one."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -95,9 +99,9 @@ def hash_files(paths: list[Path]) -> str:
 
 
 def hash_data(root: Path) -> str:
-    """sha256 of a dataset's files but dataset.json, which holds it, and the features, which may be added later."""
+    """sha256 of a dataset's files but dataset.json, which holds it, and what may be added later: features, codes."""
     files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file() and path.name != "dataset.json")
-    return hash_files([root / path for path in files if path.parts[0] != "features"])
+    return hash_files([root / path for path in files if path.parts[0] not in ADDED])
 
 
 def hash_ids(ids: pa.ChunkedArray | pa.Array | list) -> str:
@@ -197,7 +201,7 @@ class Dataset:
         first, count, contiguous = self.meta["splits"][split]
         if contiguous:
             return range(first, first + count)
-        return _load_array(self.root / "splits" / f"{split}.npy", np.int64, (count,))
+        return load_array(self.root / "splits" / f"{split}.npy", np.int64, (count,))
 
     def features(self, name: str) -> FeatureSet:
         """The feature set `name`, checked against this dataset's items."""
@@ -205,7 +209,7 @@ class Dataset:
         if not folder.is_dir():
             have = sorted(p.name for p in (self.root / "features").glob("[!.]*") if p.is_dir())
             raise UserError(f"{folder}: no such feature set; this dataset has: {', '.join(have) or 'none'}")
-        manifest = _read_json(folder / "manifest.json")
+        manifest = read_json(folder / "manifest.json")
         if manifest.get("item_hash") != self.meta["item_hash"]:
             raise UserError(
                 f"{folder / 'manifest.json'}: item_hash is not that of the items in {self.root}; bring the features up to "
@@ -213,8 +217,8 @@ class Dataset:
             )
         if "hash" not in manifest:
             raise UserError(f"{folder / 'manifest.json'}: made by an older version; make the features again")
-        tokens = _load_array(folder / "tokens.npy", None, (self.num_items, None, None))
-        mask = _load_array(folder / "mask.npy", np.bool_, tokens.shape[:2])
+        tokens = load_array(folder / "tokens.npy", None, (self.num_items, None, None))
+        mask = load_array(folder / "mask.npy", np.bool_, tokens.shape[:2])
         if manifest.get("dtype") == BFLOAT16.name and tokens.dtype == np.uint16:
             tokens = tokens.view(BFLOAT16)
         known = (np.uint8, np.int32, np.uint16, np.uint32) if "raw" in manifest else (np.float16, np.float32, BFLOAT16)
@@ -253,7 +257,7 @@ def open_dataset(root: str | Path) -> Dataset:
     root = paths.local(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such dataset folder; make one with `em3 prepare`")
-    meta = _read_json(root / "dataset.json")
+    meta = read_json(root / "dataset.json")
     if meta.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{root / 'dataset.json'}: format version {meta.get('format_version')}, this program reads {FORMAT_VERSION}; "
@@ -264,11 +268,11 @@ def open_dataset(root: str | Path) -> Dataset:
     dtypes = INTERACTION_DTYPES | {f"context_{f.name}": np.int32 for f in fields.context}
     dtypes |= {f"label_{name}": np.uint8 for name in meta.get("labels", {})}
     dtypes |= _present(root / "interactions", OPTIONAL_INTERACTION_DTYPES)
-    interactions = {n: _load_array(root / "interactions" / f"{n}.npy", d, (rows,)) for n, d in dtypes.items()}
+    interactions = {n: load_array(root / "interactions" / f"{n}.npy", d, (rows,)) for n, d in dtypes.items()}
     dtypes = EVENT_DTYPES | {f"field_{f.name}": np.int32 for f in fields.event}
     dtypes |= _present(root / "events", OPTIONAL_EVENT_DTYPES)
-    events = {n: _load_array(root / "events" / f"{n}.npy", d, (num_events,)) for n, d in dtypes.items()}
-    counts = {p.stem: _load_array(p, np.int64) for p in sorted((root / "counts").glob("*.npy"))}
+    events = {n: load_array(root / "events" / f"{n}.npy", d, (num_events,)) for n, d in dtypes.items()}
+    counts = {p.stem: load_array(p, np.int64) for p in sorted((root / "counts").glob("*.npy"))}
     user_table, item_table = (_read_table(root / f"{n}s.parquet", meta["counts"][f"{n}s"]) for n in ("user", "item"))
     return Dataset(root, meta, fields, interactions, events, counts, user_table, item_table)
 

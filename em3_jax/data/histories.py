@@ -70,6 +70,46 @@ def histories(
     return Histories(order, start, end, place[order])
 
 
+class Cycles(NamedTuple):
+    """Histories of rows without times: each row's are its user's other events.
+
+    Attributes:
+      row: [2m] i64 the rows that are the stored events.
+      original: [2m] i64 the first place that stores the same row.
+      start, end: [n] i64, a row's range of these.
+    """
+
+    row: np.ndarray
+    original: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+
+def cyclic_histories(order: np.ndarray, user: np.ndarray, users: int) -> Cycles:
+    """A user's k events stand in some order twice in a row: after each come the k - 1 others, which are its history.
+
+    The history of a row that is no event is all k.
+
+    Args:
+      order: [m] the rows that are events, in that order, of all users.
+      user: [n] rows of the users.
+      users: how many there are.
+    """
+    order = order[np.argsort(user[order], kind="stable")]
+    length = np.bincount(user[order], minlength=users)
+    first = 2 * (np.cumsum(length) - length)
+    position = np.arange(len(order)) - first[user[order]] // 2
+    row, original = np.empty(2 * len(order), np.int64), np.empty(2 * len(order), np.int64)
+    once = first[user[order]] + position
+    again = once + length[user[order]]
+    row[once] = row[again] = order
+    original[once] = original[again] = once
+    start, end = first[user], (first + length)[user]
+    start[order] += position + 1
+    end[order] += position
+    return Cycles(row, original, start, end)
+
+
 def history_ranges(
     event_user: np.ndarray, event_time: np.ndarray, row_user: np.ndarray, row_time: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -81,7 +81,7 @@ def load_processor(folder: str | Path, image_size: int | None = None, default_si
       default_size: without that file, ImageNet's usual processing at this size; None refuses.
 
     Raises:
-      UserError: no such file, or one of another kind.
+      UserError: no such file, one of another kind, or one that divides by 0.
     """
     import transformers  # a second to import, which only extraction pays
 
@@ -103,10 +103,13 @@ def load_processor(folder: str | Path, image_size: int | None = None, default_si
         else:
             raise UserError(f"{path}: file missing; copy it from the checkpoint")
         settings = {key: value for key, value in processor.to_dict().items() if key != "image_processor_type"}
+        numbers = arithmetic(settings)
+        if not all(0 < one < math.inf for one in numbers[2]):
+            raise ValueError(f"image_std is {list(numbers[2])}, by which pixels are divided: numbers above 0")
         _try(processor)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}; mend it or copy it again") from None
-    return Processor(processor, *arithmetic(settings), settings=json.loads(json.dumps(settings, default=str)))
+    return Processor(processor, *numbers, settings=json.loads(json.dumps(settings, default=str)))
 
 
 def unlike(folder: Path, settings: dict) -> list[str]:

@@ -3,6 +3,7 @@
 em3 prepare synthetic --out data/synthetic
 em3 prepare movielens --source <folder> --out data/ml-100k
 em3 prepare microlens --source <folder> --out data/microlens
+em3 prepare mind --source <folder> --out data/mind
 em3 prepare mmrec --source <folder> --out data/tiktok --as-clicks --negatives 3
 em3 prepare table --interactions clicks.csv --items items.csv --columns user=uid,time=ts --out data/mine
 em3 prepare check --data data/ml-100k
@@ -27,6 +28,7 @@ from em3_jax.data.format import SPLITS, Dataset, hash_data, open_dataset
 from em3_jax.data.readers import rows
 from em3_jax.data.readers.files import nearest, require
 from em3_jax.data.readers.microlens import microlens
+from em3_jax.data.readers.mind import mind
 from em3_jax.data.readers.mmrec import mmrec
 from em3_jax.data.readers.movielens import movielens
 from em3_jax.data.readers.synthetic import synthetic
@@ -46,7 +48,7 @@ def check(*, data: str | Path) -> Dataset:
     return dataset
 
 
-_ALL = (synthetic, movielens, mmrec, microlens, table, check)
+_ALL = (synthetic, movielens, mmrec, microlens, mind, table, check)
 READERS: dict[str, Callable[..., Dataset]] = {reader.__name__: reader for reader in _ALL}
 
 

@@ -18,6 +18,7 @@ from em3_jax.core.values import canonical
 from em3_jax.data.checks import check_dataset, count_training, history_reach, summarise
 from em3_jax.data.features import write_features
 from em3_jax.data.format import (
+    ADDED,
     EVENT_DTYPES,
     FORMAT_VERSION,
     INTERACTION_DTYPES,
@@ -207,10 +208,10 @@ class DatasetWriter:
         return result
 
     def _keep_features(self) -> None:
-        """Takes along what `extract` made for the dataset that is replaced; where items changed, only for an update."""
+        """Takes along the features and codes made for the dataset that is replaced; where items changed, only for an update."""
         unchanged = _content_of(self.root) == _content_of(self.path)
-        for folder in sorted((self.root / "features").glob("[!.]*")):
-            new = self.path / "features" / folder.name
+        for folder in (one for kind in ADDED for one in sorted((self.root / kind).glob("[!.]*"))):
+            new = self.path / folder.relative_to(self.root)
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             if new.exists() or "kind" not in manifest:  # a reader's own
                 continue

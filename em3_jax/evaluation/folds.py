@@ -74,19 +74,34 @@ def pooled(folders: Sequence[Path], reports: Sequence[dict], split: str, by: str
     datasets = [open_dataset(paths.local(report["config"]["data"]["root"])) for report in reports]
     runs = enumerate(zip(folders, reports, datasets, strict=True))
     parts = [_rows(*one, split, number) for number, one in runs]
-    for folder, dataset in zip(folders, datasets, strict=True):
-        users = [one.user_table.column("id") for one in (dataset, datasets[0])]
-        if dataset.meta["item_hash"] != datasets[0].meta["item_hash"] or users[0] != users[1]:
-            raise UserError(
-                f"{folder}: its items or users are not those of {folders[0]}; join the folds of one set of tables"
-            )
+    check_catalogue(folders, datasets)
     rows = Rows(*map(np.concatenate, zip(*parts, strict=True)))
-    held = [set(np.unique(part.item).tolist()) for part in parts]
-    if len(set.union(*held)) < sum(map(len, held)):
-        raise UserError(f"{folders[0]} and the folds joined with it test some items twice; join different folds")
+    check_apart(folders, [part.item for part in parts])
     values, moved = measure(rows, by)
     hashes = "+".join(report["data_hash"] for report in reports)
     return first | {"data_hash": hashes, "clusters": by, "slices": {"all": values}}, moved
+
+
+def check_catalogue(places: Sequence[Path], datasets: Sequence[Dataset]) -> None:
+    """Refuses folds whose items or users are not the same; `places`: what to name of each."""
+    for place, dataset in zip(places, datasets, strict=True):
+        users = [one.user_table.column("id") for one in (dataset, datasets[0])]
+        if dataset.meta["item_hash"] != datasets[0].meta["item_hash"] or users[0] != users[1]:
+            raise UserError(
+                f"{place}: its items or users are not those of {places[0]}; join the folds of one set of tables"
+            )
+
+
+def check_apart(places: Sequence[Path], items: Sequence[np.ndarray]) -> None:
+    """Refuses folds that test an item twice.
+
+    Args:
+      places: what to name of each fold.
+      items: of each [n] the items of its test rows.
+    """
+    held = [set(np.unique(one).tolist()) for one in items]
+    if len(set.union(*held)) < sum(map(len, held)):
+        raise UserError(f"{places[0]} and the folds joined with it test some items twice; join different folds")
 
 
 def _rows(folder: Path, report: dict, dataset: Dataset, split: str, number: int) -> Rows:

@@ -28,6 +28,7 @@ from em3_jax.serving import store
 from em3_jax.tables import packing
 from em3_jax.training import growth
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.experiment import Experiment
 from em3_jax.training.processes import Interrupts
 from em3_jax.training.run import Run
 
@@ -126,7 +127,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
             "commit": record["commit"],
             "data_hash": parts.work.dataset.meta["data_hash"],
             "rows": same_data.sample(parts.work.dataset),
-            "features": {features.name: _facts(features) for features in parts.work.feature_sets},
+            "features": {name: facts for name, _, facts in _content(parts)},
             "counts": {
                 "users": parts.work.dataset.num_users,
                 "items": parts.work.dataset.num_items,
@@ -156,16 +157,23 @@ def _check_data(run: Run, previous: store.Version | None) -> None:
     run.check_data(grown=previous is not None)
     if previous is None:
         return
-    for features in run.experiment.work.feature_sets:
-        facts, before = _facts(features), previous.manifest["features"].get(features.name)
-        if features.manifest["hash"] != run.record["features"].get(features.name) and facts != before:
+    for name, hash_, facts in _content(run.experiment):
+        if hash_ != run.record["features"].get(name) and facts != previous.manifest["features"].get(name):
             raise UserError(
-                f"{run.experiment.work.dataset.root}: the features '{features.name}' were made otherwise than those of version "
+                f"{run.experiment.work.dataset.root}: the features '{name}' were made otherwise than those of version "
                 f"{previous.name}; make them with the same encoder, or train again"
             )
 
 
-def _facts(features: FeatureSet) -> dict[str, Any]:
+def _content(parts: Experiment) -> list[tuple[str, str, dict[str, Any]]]:
+    """(name, hash, facts) of the feature sets and code sets in use, see `Experiment.feature_hashes`."""
+    facts = {one.name: facts_of(one) for one in parts.work.feature_sets}
+    facts |= {f"codes/{one.name}": one.facts for one in parts.work.code_sets}
+    return [(name, hash_, facts[name]) for name, hash_ in parts.feature_hashes.items()]
+
+
+def facts_of(features: FeatureSet) -> dict[str, Any]:
+    """What has to be alike for the items of a feature set to mean the same to a model."""
     facts = {key: features.manifest[key] for key in SAME_ENCODER if key in features.manifest}
     return json.loads(json.dumps(facts | {"shape": list(features.tokens.shape[1:])}))
 

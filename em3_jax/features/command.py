@@ -14,6 +14,7 @@ import sys
 from em3_jax import cli
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError, nearest
+from em3_jax.data.codes import read_codes
 from em3_jax.data.format import Dataset, open_dataset
 from em3_jax.features import extract
 from em3_jax.features.known import installs
@@ -22,27 +23,37 @@ MODALITIES = ("image", "text")
 
 
 def listing(dataset: Dataset) -> str:
-    """A line for each feature set: its encoder, shape and how many items it covers."""
+    """A line for each feature set: its encoder, shape and how many items it covers; and one for each code set."""
     names = sorted(path.name for path in (dataset.root / "features").glob("[!.]*") if path.is_dir())
     if not names:
         return (
             f"{dataset.root}: no feature sets; make one with `em3 features image --data {dataset.root} --encoder ...`"
         )
     raw = {True: ", raw", False: ""}
-    sets = map(dataset.features, names)
-    return "\n".join([f"{dataset.root}:", *(f"  {one.describe()}{raw[one.is_raw]}" for one in sets)])
+    lines = [f"  {one.describe()}{raw[one.is_raw]}" for one in map(dataset.features, names)]
+    codes = sorted(path.name for path in (dataset.root / "codes").glob("[!.]*") if path.is_dir())
+    lines += [f"  codes {read_codes(dataset, name).describe()}" for name in codes]
+    return "\n".join([f"{dataset.root}:", *lines])
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments and not arguments[0].startswith("-"):
-        if arguments[0] not in MODALITIES:
-            raise UserError(
-                f"em3 features {arguments[0]}: no such kind of content; {nearest(arguments[0], MODALITIES)}"
-            )
+    if arguments and arguments[0] in MODALITIES:
         modality, *others = arguments
         extract.main(["--modality", modality, *others])
         return
     parser = cli.Parser(prog="em3 features", description=(__doc__ or "") + "\n".join(f"  {one}" for one in installs()))
-    parser.add_argument("--data", type=paths.local, required=True, help="dataset folder")
-    print(listing(open_dataset(parser.parse_args(arguments).data)))
+    words = "what to make; without it the sets are listed"
+    parser.add_argument("modality", nargs="?", metavar="|".join(MODALITIES), help=words)
+    parser.add_argument("--data", type=paths.local, help="dataset folder")
+    kind = parser.parse_known_args(arguments)[0].modality
+    if kind in MODALITIES:
+        raise UserError(f"em3 features: '{kind}' has to come first, as in `em3 features {kind} --data ...`")
+    if kind and arguments[0] == kind:
+        raise UserError(f"em3 features {kind}: no such kind of content; {nearest(kind, MODALITIES)}")
+    found = parser.parse_args(arguments)
+    if kind:
+        parser.error(f"'{kind}' is no option")
+    if found.data is None:
+        parser.error("--data is missing")
+    print(listing(open_dataset(found.data)))

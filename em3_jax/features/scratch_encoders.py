@@ -105,6 +105,11 @@ def _net(encoder: str, features: FeatureSet, scratch: Scratch) -> Net:
         raise UserError(
             f"{where}: '{features.name}' holds {kind}s, and {PREFIX}* read pictures; leave it out"
         )  # fmt: skip
+    if below := features.manifest.get("below"):  # bits of numbers, which are no pixels
+        raise UserError(
+            f"{where}: '{features.name}' holds what {below} of {features.manifest['encoder']} reads, "
+            "and only that encoder goes on from there; name it"
+        )
     if net.reads == "pictures" and not features.is_raw:
         others = ", ".join(PREFIX + key for key, one in SCRATCH.items() if one.reads != "pictures")
         raise UserError(

@@ -135,6 +135,7 @@ def on_stand_in(config: Config, root: Path) -> Config:
     names = [field.name for _, group in fields.groups() for field in group]
     changed.data.root = str(root)
     changed.data.label = "click"
+    changed.data.codes = ()
     floors = dict(changed.data.unknown_floor)
     with changed.unlocked():
         changed.data.unknown_floor = {name: floor for name, floor in floors.items() if name in names}

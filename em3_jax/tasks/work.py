@@ -3,13 +3,14 @@
 `training.program` adds what is alike for all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from em3_jax.core.types import WHOLE, Batch, Shards, State
+from em3_jax.data.codes import CodeSet
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.evaluation.influence import ByCluster
 from em3_jax.tables import id_table
@@ -64,6 +65,7 @@ class Work:
       builder: dataset -> its batch builder, for the same data with other counts; None where there
         are no clicks.
       buckets: [interaction rows of some batches] -> bucket sizes that hold them.
+      code_sets: those whose codes are among the dataset's item fields.
     """
 
     task: Task
@@ -84,6 +86,7 @@ class Work:
     builder: Callable | None = None
     buckets: Callable | None = None
     beside: FeatureSet | None = None
+    code_sets: Sequence[CodeSet] = ()
 
     @property
     def content_sets(self) -> list[FeatureSet]:

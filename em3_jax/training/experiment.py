@@ -40,8 +40,9 @@ class Experiment:
 
     @property
     def feature_hashes(self) -> dict[str, str]:
-        """Name -> hash of the feature sets in use."""
-        return {features.name: features.manifest["hash"] for features in self.work.feature_sets}
+        """Name -> hash of the feature sets in use, and "codes/<name>" -> that of the code sets."""
+        of_codes = {f"codes/{one.name}": one.manifest["hash"] for one in self.work.code_sets}
+        return {features.name: features.manifest["hash"] for features in self.work.feature_sets} | of_codes
 
     def validate(self, state: State) -> dict[str, float]:
         """{metric: value} on validation."""

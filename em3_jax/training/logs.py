@@ -130,8 +130,8 @@ def warn_of_frozen(frozen: dict[str, bool], loaded: Collection[str]) -> None:
     drawn = sorted(parts - {f"encoders/{name}" for name in loaded})
     if drawn:
         warnings.warn(
-            f"{', '.join(drawn)}: frozen by config.optim.multipliers at fresh, random values; set "
-            "config.train.init_from to the run to take them from",
+            f"{', '.join(drawn)}: frozen at fresh, random values, by config.optim.multipliers or "
+            "config.model.encoder_trains; set config.train.init_from to the run to take them from",
             stacklevel=2,
         )
 

@@ -19,9 +19,11 @@ from em3_jax import evaluate as evaluation
 from em3_jax import train
 from em3_jax.config import parse, recipes, sections
 from em3_jax.config.schema import Config
-from em3_jax.core import strict_json
+from em3_jax.core import paths, strict_json
 from em3_jax.core.errors import UserError
+from em3_jax.data.format import ADDED, open_dataset
 from em3_jax.export import vectors
+from em3_jax.features.prior import prior
 from em3_jax.training import experiment
 from em3_jax.training.run import Run
 from em3_jax.trials import worker
@@ -38,6 +40,7 @@ class PlannedRun(NamedTuple):
       vectors_of: name of the run whose exported vectors are its only feature set.
       settings_of: name of the run whose search chooses its settings, its own where it is one that others are
         compared with or take theirs from; "" = those of the config.
+      overlaid: whether it reads the `overlay` of the dataset that lies beside the runs, in `data`.
     """
 
     name: str
@@ -46,6 +49,7 @@ class PlannedRun(NamedTuple):
     init_from: str = ""
     vectors_of: str = ""
     settings_of: str = "em3"
+    overlaid: bool = False
 
 
 class Job(NamedTuple):
@@ -132,8 +136,10 @@ def make_jobs(
             own = {"data.root": str(data), "seed": seed}
             if run.init_from:
                 own["train.init_from"] = str(root / f"{run.init_from}-{seed}")
+            if run.overlaid or run.vectors_of:
+                own |= {"data.root": str(root / "data")}
             if run.vectors_of:
-                own |= {"data.root": str(root / "data"), "data.features": (vector_set(run.vectors_of, seed),)}
+                own |= {"data.features": (vector_set(run.vectors_of, seed),)}
             wanted = {key: value for key, value in changes.items() if _takes(config, run.variant, key)}
             made = resolved(config, run.variant, {**wanted, **run.changes, **own})
             needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
@@ -161,21 +167,64 @@ def _takes(config: str, variant: str, key: str) -> bool:
     return key not in set_by_variant(config, variant)
 
 
+def check_content(jobs: Iterable[Job], hint: str) -> None:
+    """Refuses, before anything is run, what the dataset does not have of the content that a run reads.
+
+    Args:
+      jobs: all that are planned; those that read what another one is yet to export are passed over.
+      hint: what to do about it where not all of them lack it, "{others}" in it for those that do not.
+
+    Raises:
+      UserError: a feature set or the item field of the encoders is not there; with the runs' names.
+    """
+    lacking: dict[str, list[str]] = {}
+    for job in jobs:
+        try:
+            _open_content(job)
+        except UserError as error:
+            lacking.setdefault(str(error), []).append(_planned(job))
+        else:
+            lacking.setdefault("", []).append(_planned(job))
+    others = lacking.pop("", [])
+    if lacking:
+        of_each = [f"{', '.join(dict.fromkeys(runs))}: {error}" for error, runs in lacking.items()]
+        problems = "; ".join(of_each)
+        advice = hint.format(others=",".join(dict.fromkeys(others))) if others else ""
+        raise UserError(f"{problems}{advice}")
+
+
+def _planned(job: Job) -> str:
+    """The name of the planned run, without the seed."""
+    return job.name.rpartition("-")[0]
+
+
+def _open_content(job: Job) -> None:
+    """Opens the feature sets that a job reads, and the field that its encoders are told."""
+    model: Any = job.config.model
+    if job.vectors_of or getattr(model, "content", "") == "none":
+        return
+    dataset = open_dataset(paths.local(job.config.data.root))
+    for name in job.config.data.features:
+        dataset.features(name.partition("[")[0])
+    prior(dataset, getattr(model, "encoder_prior", ""))
+
+
 def vector_set(run: str, seed: int) -> str:
     """Name of the feature set of a run's vectors."""
     return f"vectors_{run}_{seed}"
 
 
 def overlay(data: Path, root: Path, apart: Container[str] = ()) -> Path:
-    """A dataset folder of links to all of `data`, to which feature sets can be added without touching it.
+    """A dataset folder of links to all of `data`, to which feature sets and codes can be added without touching it.
 
     Args:
       data: the dataset folder.
       root: the folder to make.
       apart: names of feature sets to leave out.
     """
-    sets = [path for path in sorted((data / "features").glob("[!.]*")) if path.name not in apart]
-    for path in [p for p in data.iterdir() if p.name != "features"] + sets:
+    added = [path for folder in ADDED for path in sorted((data / folder).glob("[!.]*"))]
+    sets = [path for path in added if path.name not in apart]
+    for path in [p for p in data.iterdir() if p.name not in ADDED] + sets:
         link = root / path.relative_to(data)
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
@@ -237,7 +286,7 @@ def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
     began, finished = time.perf_counter(), 0
     running: dict[futures.Future[str], Job] = {}
     context = multiprocessing.get_context("spawn")
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in _STOPPING}
     cache = str(Path(next(iter(jobs.values())).root) / "compiled")
     initargs = (cache, context.Value("i", 0), parallel)
     with futures.ProcessPoolExecutor(parallel, context, initializer=worker.begin, initargs=initargs) as pool:
@@ -259,7 +308,8 @@ def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
             pool.shutdown(cancel_futures=True)
             raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def ready(waiting: Iterable[Job], to_do: Container[str]) -> list[Job]:
@@ -267,7 +317,13 @@ def ready(waiting: Iterable[Job], to_do: Container[str]) -> list[Job]:
     return [job for job in waiting if not any(name in to_do for name in job.needs)]
 
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
 def _interrupt(*_) -> None:
+    """Once: a second one, while the runs save their state, would leave a pool that waits for ever."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

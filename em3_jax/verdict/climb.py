@@ -14,6 +14,7 @@ import numpy as np
 
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import Dataset
+from em3_jax.export import codes
 from em3_jax.trials import runs
 from em3_jax.verdict import budget, ladder
 from em3_jax.verdict.budget import Plan
@@ -91,8 +92,10 @@ class Climb:
         needed = list(names)
         needed += [of for name in names if (of := self.rung(name).vectors_of) and of not in needed]
         planned = [self._planned(self.rung(name), share, self.settings) for name in needed]
-        if any(run.vectors_of for run in planned):
+        if any(run.vectors_of or run.overlaid for run in planned):
             runs.overlay(self.dataset.root, self.root / "data")
+        if any(self.rung(name).codes for name in needed):
+            self._make_codes()
         first = share == self.plan.shares[0]
         jobs = self._jobs(planned, seeds=seeds, splits=("valid", "test"), cost=first)
         runs.run_all(jobs, self.parallel)
@@ -105,8 +108,18 @@ class Climb:
         """Rung -> mean of the metric over its seeds on validation."""
         return {name: float(rows.value(self.scores(name, share, "valid"), METRIC).mean()) for name in names}
 
+    def _make_codes(self) -> None:
+        """Codes of the content that the config reads, once, beside the links to the dataset."""
+        root = self.root / "data"
+        if not (root / "codes" / ladder.CODES).is_dir():
+            features = runs.settings(self.config, "", self._own()).data.features
+            codes.make(root, ladder.CODES, tuple(features))
+
+    def _own(self) -> dict[str, Any]:
+        return {**self.changes, "data.root": str(self.dataset.root)}
+
     def _planned(self, rung: Rung, share: float, settings: Mapping[str, Any]) -> runs.PlannedRun:
-        whole = runs.settings(self.config, rung.variant, {**self.changes, "data.root": str(self.dataset.root)})
+        whole = runs.settings(self.config, rung.variant, self._own())
         return ladder.planned(rung, share, settings, whole.train.eval_every)
 
     def _jobs(self, planned: Sequence[runs.PlannedRun], **how: Any) -> dict[str, runs.Job]:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from em3_jax import metrics
+from em3_jax.protocols.importance import importance
+from em3_jax.protocols.inputs import ALL_CONTENT, CONTENT
 from em3_jax.verdict import forecast as ahead
 from em3_jax.verdict.climb import METRIC, Climb
 from em3_jax.verdict.ladder import FUSION, IDS
@@ -15,6 +17,7 @@ from em3_jax.verdict.measure import Gain, Rows, Spread, holm, spread
 PAYS, NO_DIFFERENCE, HARMS = "pays", "no difference", "harms"
 TIMES = 4.0  # the data
 CHEAP = "similarity"
+REPEATS = 3  # draws of a permutation
 
 
 def conclude(climbed: Climb, chosen: str, finalists: Sequence[str], test: Rows) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def conclude(climbed: Climb, chosen: str, finalists: Sequence[str], test: Rows) 
         row["p_corrected"] = corrected.get(row["name"])
     gain = test.gain(of[chosen], of[IDS], METRIC, moved)
     verdict = PAYS if gain.is_there else HARMS if gain.high < 0 else NO_DIFFERENCE
+    parts = _importance(climbed, chosen) if verdict == PAYS else []
     return {
         "data": _data(climbed),
         "metric": METRIC,
@@ -48,9 +52,24 @@ def conclude(climbed: Climb, chosen: str, finalists: Sequence[str], test: Rows) 
         "top": top,
         "settings": climbed.tried,
         "ladder": rows,
+        "importance": parts,
         "slices": _slices(of[chosen], of[IDS], test, moved),
         **_curves(climbed, chosen, test, moved),
     }
+
+
+def _importance(climbed: Climb, chosen: str) -> list[dict[str, Any]]:
+    """What AUC the best rung loses on the test split where a feature set is permuted among the items."""
+    rung = climbed.rung(chosen)
+    if rung.vectors_of or rung.codes:
+        return []  # it reads all sets as one
+    folder = climbed.folders[chosen, climbed.plan.shares[-1]][0]
+    inputs = importance(folder, "test", repeats=REPEATS)["inputs"]
+    of_sets = [one for one in inputs if one["kind"] == CONTENT and one["name"] != ALL_CONTENT]
+    return [
+        {"name": one["name"], "value": one[METRIC]["drop"], "low": one[METRIC]["low"], "high": one[METRIC]["high"]}
+        for one in of_sets
+    ]
 
 
 def _data(climbed: Climb) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from em3_jax.trials.runs import PlannedRun
 
 IDS, FUSION = "ids", "em3"
+CODES = "verdict"
+"""Name of the code set."""
 FROZEN: Mapping[str, Any] = {"model.content": "pre_extracted", "model.cic.weight": 0.0}
 _NOTHING_TRAINED: Mapping[str, Any] = {**FROZEN, "optim.multipliers": ()}
 
@@ -20,6 +22,7 @@ class Rung(NamedTuple):
       cost: of a training example, in those of IDs alone; nominal, see `budget`.
       variant, changes: of the config file; see `PlannedRun`.
       vectors_of: rung whose trained vectors it reads, frozen.
+      codes: whether it reads semantic IDs of the content, made before.
       trains: whether the click trains a content module.
     """
 
@@ -30,6 +33,7 @@ class Rung(NamedTuple):
     variant: str = ""
     changes: Mapping[str, Any] = {}
     vectors_of: str = ""
+    codes: bool = False
     trains: bool = False
 
 
@@ -52,6 +56,15 @@ LADDER = (
         "the histogram of the same cosines (Sheng et al. 2024)",
         1.7,
         changes={**_NOTHING_TRAINED, **_parts("simtier")},
+    ),
+    Rung(
+        "codes",
+        "semantic IDs",
+        "residual codes of the vectors, as item fields with rows of their own (QARM, TIGER)",
+        1.4,
+        "id_only",
+        {"data.codes": (CODES,)},
+        codes=True,
     ),
     Rung("frozen", "frozen vectors", "vectors as they are, and attention over the history's", 3.0, changes=FROZEN),
     Rung(
@@ -79,7 +92,7 @@ def planned(rung: Rung, share: float, settings: Mapping[str, Any], eval_every: i
     changes |= {key: value for key, value in settings.items() if key not in rung.changes}
     source = run_name(rung.vectors_of, share) if rung.vectors_of else ""
     made = {**changes, **rung.changes}
-    return PlannedRun(run_name(rung.name, share), rung.variant, made, vectors_of=source)
+    return PlannedRun(run_name(rung.name, share), rung.variant, made, vectors_of=source, overlaid=rung.codes)
 
 
 def run_name(rung: str, share: float) -> str:

@@ -199,3 +199,14 @@ def test_what_no_config_can_be_is_one_line():
     assert "config.seed=-4" in user_error(parse.parse, schema.Ranking(seed=-4))
     assert "layout: unknown key, one of task lemur; start" in user_error(parse.parse, {"model": {"layout": {}}})
     assert "task retrieval is not trained on a stream" in user_error(parse.parse, {"task": "retrieval", "stream": {}})
+
+
+@pytest.mark.parametrize("key", ["model.cnn.widths", "model.cnn.mlp", "eval.activity"])
+def test_what_has_to_have_one_size_at_least_refuses_none(key):
+    """A net of no stage and slices of no bound ended in a traceback."""
+    name = "retrieval.py" if key == "eval.activity" else "pictures.py"
+    config = recipes.load(str(ROOT / "configs" / name), "")
+    recipes.change(config, key, ())
+    assert user_error(lambda: parse.parse(config)).startswith(
+        f"config.{key}=(): give values with commas between, at least 1 of them"
+    )

@@ -115,6 +115,9 @@ def test_values_that_the_type_cannot_hold(dataset):
         tokens = np.full((1, *UNIT), np.inf, np.float16)
         ok, digest = np.ones((1, UNIT[0]), bool), np.zeros((1, 16), np.uint8)
         assert "bfloat16" in user_error(writer.write, np.array([0]), tokens, ok, digest, [])
+        tokens[..., -1] = np.nan  # which no other dtype mends
+        refused = user_error(writer.write, np.array([0]), tokens, ok, digest, [])
+        assert "the encoder gives NaN" in refused and "--dtype" not in refused
         writer.write(np.array([0]), tokens, ~ok, digest, [])  # masked: not worth a word
 
 

@@ -60,6 +60,14 @@ def test_pixels_are_those_of_every_processor_that_is_known(tmp_path, kind, endin
     assert load_processor(tmp_path, image_size=30).shape() == (30, 30, 3)
 
 
+@pytest.mark.parametrize("std", [[0.2, 0, 0.2], [0.2, -0.2, 0.2], [0.2, float("nan"), 0.2]])
+def test_a_processor_that_divides_by_no_positive_number_is_refused(tmp_path, std):
+    folder = write_processor(tmp_path, image_std=std)
+    refused = user_error(load_processor, folder)
+    assert f"image_std is {std}, by which pixels are divided" in refused
+    assert load_processor(write_processor(tmp_path, image_std=std, do_normalize=False)).std == (1, 1, 1)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (5000, 4000)])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_any_size(tmp_path, processor, size, suffix):

@@ -28,9 +28,12 @@ WORLDS = {
     "table at random": leaks.World(leaks.write_table(random_split=True)),
     "table of events at random": leaks.World(leaks.write_table(random_split=True, events=True)),
     "table of clicks alone": leaks.World(leaks.write_table(random_split=False, negatives=2)),
+    "table without times": leaks.World(leaks.write_untimed("others"), has_times=False),
+    "table without times, earlier rows": leaks.World(leaks.write_untimed("earlier"), has_times=False),
     "movielens": leaks.World(leaks.write_movielens),
     "mmrec as clicks": leaks.World(leaks.write_mmrec(as_clicks=True), has_times=False),
     "microlens": leaks.World(leaks.write_given),
+    "mind": leaks.World(leaks.write_mind),
     "synthetic": leaks.World(None),  # needs the planted data
 }
 RETRIEVAL = leaks.World(leaks.write_mmrec(), has_times=False)

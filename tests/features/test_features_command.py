@@ -43,6 +43,14 @@ def test_it_is_extraction_by_another_name(modality, monkeypatch):
 def test_what_there_is_not_names_what_there_is(data, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"em3 features images: no such kind of content; did you mean 'image'"):
         command.main(["images", "--data", str(data.root)])
+    with pytest.raises(UserError, match=r"'image' has to come first, as in `em3 features image --data"):
+        command.main(["--data", str(data.root), "image", "--encoder", "efficientnet-lite0"])
+    with pytest.raises(UserError, match=r"--encode: no such option"):
+        command.main(["--data", str(data.root), "--encode", "efficientnet-lite0"])
+    with pytest.raises(UserError, match=r"'pictures' is no option"):
+        command.main(["--data", str(data.root), "pictures"])
+    with pytest.raises(UserError, match=r"--data is missing; see `em3 features --help`"):
+        command.main([])
     with pytest.raises(SystemExit):
         command.main(["--help"])
     text = capsys.readouterr().out

@@ -174,8 +174,25 @@ def test_a_run_goes_on_with_its_own_net_alone_and_one_that_stands_still_is_told(
     config = small(pictures.get_config("se"), planted)
     config.train.update({"epochs": 0.1, "eval_every": 0, "patience": 0})
     config.optim.multipliers = (("^encoders/", 0.0),)
-    with pytest.warns(UserWarning, match="encoders/raw_image: frozen by .* at fresh, random values"):
+    with pytest.warns(
+        UserWarning, match="encoders/raw_image: frozen at fresh, random values, by .*encoder_trains; set"
+    ):
         train.train(config.to_dict(), tmp_path / "run")
     config.model.encoders = {"raw_image": "cnn:cbam"}
     words = user_error(train.train, config.to_dict(), tmp_path / "run")
     assert "belongs to another config (config.model.encoders.raw_image: cnn:se -> cnn:cbam)" in words
+
+
+@pytest.mark.parametrize("name", ["cnn", "hccm", "dicm"])
+def test_stored_inputs_of_another_encoders_upper_part_are_no_pictures(name):
+    """They are bits of numbers, u16, which a net would have read as pixels."""
+    manifest = {
+        "kind": "image",
+        "encoder": "lite",
+        "below": "block11",
+        "raw": {"shape": [2, 2, 3], "numbers": "float16"},
+    }
+    maps = FeatureSet("maps", np.zeros((4, 1, 12), np.uint16), np.ones((4, 1), bool), manifest)
+    folders = {"maps": f"cnn:{name}"}
+    refused = user_error(lambda: raw_encoders.load(folders, [maps], scratch=Scratch(SIZES, categories=3)))
+    assert "'maps' holds what block11 of lite reads, and only that encoder goes on" in refused

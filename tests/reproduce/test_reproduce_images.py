@@ -11,6 +11,7 @@ import pytest
 from em3_jax.core.errors import UserError
 from em3_jax.data.readers.table import table
 from em3_jax.trials import runs
+from em3_jax.trials.runs import PlannedRun
 from reproduce import command, images
 from tests.conftest import ROOT
 
@@ -92,3 +93,39 @@ def test_other_tables_take_one_dataset(folds, tmp_path):
     data = ",".join(map(str, folds))
     with pytest.raises(UserError, match="only tables images and 10 take several datasets"):
         command.reproduce((3,), data, 1, str(tmp_path), config="x", changes={}, parallel=1, command="")
+
+
+def test_what_a_run_lacks_is_said_before_any_of_them_begins(folds, tmp_path):
+    config = str(ROOT / images.CONFIG)
+    settings = {"config": config, "changes": {}, "parallel": 1, "command": "", "search_count": 2}
+    only = ("cscnn", "dicm_sum", "em3_text")
+    words = (
+        r"cscnn: \S+/raw_image: no such feature set; this dataset has: text; dicm_sum: \S+/image: no such .*; make them, "
+        r"or take the other rows with --models id_only,em3_text$"
+    )
+    with pytest.raises(UserError, match=words):
+        command.reproduce(("images",), str(folds[0]), 1, str(tmp_path), only=only, **settings)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_field_that_encoders_are_told_is_looked_for(folds, tmp_path):
+    jobs = runs.make_jobs(
+        {"told": PlannedRun("told", "cscnn", {"data.features": ("text",)}), "ids": PlannedRun("ids", "id_only")},
+        config=str(ROOT / images.CONFIG), changes={}, data=folds[0], seeds=1, root=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"^told: config.model.encoder_prior=category: .* no such item field.*: ids$"):
+        runs.check_content(jobs.values(), ": {others}")
+    runs.check_content([jobs["ids-0"]], "")
+
+
+def test_folds_of_other_tables_and_the_same_fold_twice_are_refused_before_any_run(folds, tmp_path):
+    settings = {"config": str(ROOT / "configs" / "own_data.py"), "changes": CHANGES, "parallel": 1, "command": ""}
+    with pytest.raises(UserError, match="test some items twice"):
+        command.reproduce(("images",), f"{folds[0]},{folds[0]}", 1, str(tmp_path), only=("id_only",), **settings)
+    log = tmp_path / "log.csv"
+    rows = np.arange(80)
+    pa.csv.write_csv(pa.table({"user": rows % 7, "item": rows % 60, "label": rows % 2, "time": rows}), log)
+    other = table(tmp_path / "other", interactions=log).root
+    with pytest.raises(UserError, match=f"{other}: its items or users are not those of"):
+        command.reproduce(("images",), f"{folds[0]},{other}", 1, str(tmp_path), only=("id_only",), **settings)
+    assert not (tmp_path / "runs").exists()

@@ -103,8 +103,9 @@ def test_killed_it_goes_on_and_the_page_is_the_same(made, planted, tmp_path):
     while not list(out.glob("runs/*/finished.json")):
         assert process.poll() is None, "it ended before it was killed"
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    process.wait()
+    for _ in range(2):  # as `timeout` sends it, to the process and to its group
+        process.send_signal(signal.SIGTERM)
+    process.wait(timeout=300)
     done = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/finished.json")}
     assert not (out / "verdict.json").exists()
     again = call(planted.root, out, rungs=few)

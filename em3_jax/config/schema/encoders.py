@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from em3_jax.config.schema.types import Count, Field, Name, Size, Sizes
+from em3_jax.config.schema.types import Count, Field, Name, Size, SomeSizes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cnn:
     """What image encoders from scratch, "cnn:<name>", are built from; each uses what it knows."""
 
-    widths: Sizes = (16, 32, 64)  # channels of each stage; each but the first halves the map
+    widths: SomeSizes = (16, 32, 64)  # channels of each stage; each but the first halves the map
     depth: Size = 1  # blocks of a stage
     stem_stride: Size = 1  # stride of the first convolution
     output: Size = 32  # E, width of the vector of a picture; 128 in DeepCTR
     reduction: Size = 4  # channels / hidden width of a channel attention
     category_width: Size = 8  # width of the embedding of a category, in cscnn and hccm
-    mlp: Sizes = (256, 64, 12)  # widths of the layers of dicm
+    mlp: SomeSizes = (256, 64, 12)  # widths of the layers of dicm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,7 @@ class Data:
     label: Name = "click"  # label that is learnt: click, or a further one of the dataset
     # feature sets that make the content tokens; "image[0]" takes one token slot
     features: Names = ()
+    codes: Names = ()  # code sets, made by `em3 codes`, that are item fields: a field a level
     # where the features lie; auto: on the device if they fit
     placement: Annotated[str, Choice(("auto", "device", "host"))] = "auto"
     # T, past events of a user that an example reads; 0 for models that read none

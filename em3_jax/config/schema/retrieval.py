@@ -6,7 +6,19 @@ from typing import Annotated, Any
 
 from em3_jax.config.kinds import Choice, Folder
 from em3_jax.config.schema.ranking import Lora
-from em3_jax.config.schema.types import Above, Count, Dropout, Fusion, Name, Names, Share, Size, Sizes, Switch, Weight
+from em3_jax.config.schema.types import (
+    Above,
+    Count,
+    Dropout,
+    Fusion,
+    Name,
+    Names,
+    Share,
+    Size,
+    SomeSizes,
+    Switch,
+    Weight,
+)
 
 Weights = Mapping[str, Weight]
 
@@ -207,4 +219,4 @@ class EvalRetrieval:
     metric: Name = "recall@20"  # metric that chooses the best step on validation
     user_block: Size = 512  # users that are ranked for at once; results do not depend on it
     item_block: Size = 8192  # items that are scored at once; results do not depend on it
-    activity: Sizes = (1, 5, 10, 20)  # slices of users: from how many training pairs on each begins
+    activity: SomeSizes = (1, 5, 10, 20)  # slices of users: from how many training pairs on each begins

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from em3_jax.data.histories import histories
+from em3_jax.data.histories import cyclic_histories, histories
 from em3_jax.data.writer import DatasetWriter
 
 Written = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
@@ -30,6 +30,7 @@ def write_log(
     group: np.ndarray | None = None,
     outside: dict[str, np.ndarray] | None = None,
     given: Written | None = None,
+    cycles: bool = False,
 ) -> bool:
     """Writes all columns of a log, sorted by time; rows of equal time keep their order.
 
@@ -47,6 +48,7 @@ def write_log(
       outside: columns user, item, time, split and field_<name> [m] of events that are no rows, and are history like the
         others.
       given: (how many events each row has as its history [n], their items, field name -> ids), instead of all others.
+      cycles: a row's history is all of its user's events but itself, whatever their times.
 
     Returns:
       Whether the rows had to be sorted.
@@ -72,7 +74,7 @@ def write_log(
         rows = np.arange(len(time)) if is_event is None else np.flatnonzero(is_event)
         events = {name: columns[name][rows] for name in ("user", "item", "time", "split")}
         events |= {f"field_{name}": ids[rows] for name, ids in (event or {}).items()}
-        events = _ranged_events(columns, events, outside)
+        events = _cyclic_events(columns, events, rows) if cycles else _ranged_events(columns, events, outside)
     writer.columns("interactions", columns)
     writer.columns("events", events)
     return unsorted
@@ -89,6 +91,24 @@ def _ranged_events(
     columns |= {"history_start": found.start, "history_end": found.end}
     stored = {name: column[found.order] for name, column in events.items() if name not in ("user", "split")}
     return stored if found.original is None else stored | {"original": found.original}
+
+
+def _cyclic_events(
+    columns: dict[str, np.ndarray], events: dict[str, np.ndarray], rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The events as they are stored, in the order of the rows; adds the rows' ranges of them to `columns`.
+
+    Args:
+      columns: of all rows.
+      events: columns of the rows `rows` [m] alone.
+    """
+    user = columns["user"]
+    found = cyclic_histories(rows, user, int(user.max(initial=0)) + 1)
+    columns |= {"history_start": found.start, "history_end": found.end}
+    place = np.searchsorted(rows, found.row)
+    stored = {name: column[place] for name, column in events.items() if name not in ("user", "split", "time")}
+    before = min(-1, int(columns["time"].min(initial=0)) - 1)  # a cycle has no times: before all rows
+    return stored | {"time": np.full(len(place), before), "original": found.original}
 
 
 def _given_events(

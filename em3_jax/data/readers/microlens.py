@@ -18,6 +18,8 @@ test.parquet has no labels, so it is not read. What takes its place is the user'
                   valid is the last 1 % of train.parquet.
 
 Rows of one user that follow each other are not cut: a border moves to the next row with another user.
+
+Or --split holds out whole items or users of both files; by items or folds, histories are without those held out.
 """
 
 from collections.abc import Iterator
@@ -36,6 +38,7 @@ from em3_jax.data.readers.encode import entity_table, image_paths, rows_of
 from em3_jax.data.readers.files import place, require, require_columns, require_distinct
 from em3_jax.data.readers.parquet import open_parquet, parquet_batches, read_parquet
 from em3_jax.data.readers.rows import rows_of_file
+from em3_jax.data.readers.splits import Whole, held_out, of_whole
 from em3_jax.data.writer import DatasetWriter
 
 LEVELS = list(range(1, 11))
@@ -50,17 +53,29 @@ _LISTS |= dict.fromkeys(("item_emb_d128", "txt_emb_BERT", "img_emb_CLIPRN50"), p
 _WHOLE = ("item_id", "likes_level", "views_level", "label")
 
 
-def microlens(out: str | Path, *, source: str | Path, test: str = "halves", overwrite: bool = False) -> Dataset:
+def microlens(
+    out: str | Path,
+    *,
+    source: str | Path,
+    test: str = "halves",
+    split: str = "",
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Dataset:
     """The dataset in folder `out`.
 
     Args:
       source: the folder MicroLens_1M_x1.
       test: "halves" or "valid_file", see above.
+      split: in place of `test`: "items:0.7,0.1,0.2", "users:0.8,0.1,0.1" or "folds:5:0", by a hash of
+        the seed and the ids, see `em3 prepare table --help`.
+      seed: of such a split.
       overwrite: replace an existing dataset.
     """
     source = Path(source)
     if test not in ("halves", "valid_file"):
         raise UserError(f"test '{test}': choose halves or valid_file")
+    rule = held_out(split, "MicroLens", "--test")
     files = [source / "train.parquet", source / "valid.parquet"]
     info = source / "item_info.parquet"
     hint = "give the folder MicroLens_1M_x1 as --source"
@@ -80,9 +95,13 @@ def microlens(out: str | Path, *, source: str | Path, test: str = "halves", over
         raise UserError(f"{info}: there is no item but the padding; is it the right file?")
     with DatasetWriter(out, overwrite) as writer:
         users, sequence = _scan(files)
-        _write_rows(writer, files, users, ids, sequence)
+        part = None if rule is None else rule.of_each(ids if rule.kind == "item" else users, seed, None)
+        known = np.ones(len(ids), bool)
+        if rule is not None and rule.kind == "item":
+            known &= part == 0
+        _write_rows(writer, files, users, ids, sequence, known)
         rows = [open_parquet(path).metadata.num_rows for path in files]
-        split_rule = _write_split(writer, rows, test)
+        split_rule = _write_split(writer, rows, test) if rule is None else _write_parts(writer, rule, part)
         tags = _tags(info, items.column("item_tags"))
         extra, notes = _write_features(writer, source, items, ids)
         item_table, item_fields, item_words = entity_table("item", ids, {"tags": tags}, extra)
@@ -109,6 +128,7 @@ def microlens(out: str | Path, *, source: str | Path, test: str = "halves", over
                 "source": str(source.absolute()),
                 "image_root": str(source.absolute()),
                 "notes": notes,
+                **of_whole(rule),
                 "rows": {file.name: rows_of_file(n, n, {}) for file, n in zip(files, rows, strict=True)},
             },
         )
@@ -192,8 +212,14 @@ def _scan(files: list[Path]) -> tuple[pa.Array, np.ndarray]:
     return ids.take(pc.sort_indices(ids)), np.unique(np.concatenate(digests), return_inverse=True)[1]
 
 
-def _write_rows(writer: DatasetWriter, files: list[Path], users: pa.Array, ids: pa.Array, sequence: np.ndarray) -> None:
-    """Writes the interactions but the split, and the events, each distinct history once."""
+def _write_rows(
+    writer: DatasetWriter, files: list[Path], users: pa.Array, ids: pa.Array, sequence: np.ndarray, known: np.ndarray
+) -> None:
+    """Writes the interactions but the split, and the events, each distinct history once.
+
+    Args:
+      known: [I] bool, the items that histories may show.
+    """
     dtypes = {
         "user": np.int32, "item": np.int32, "label": np.uint8, "time": np.int64, "context_likes_level": np.int32,
         "context_views_level": np.int32, "history_start": np.int64, "history_end": np.int64,
@@ -219,10 +245,12 @@ def _write_rows(writer: DatasetWriter, files: list[Path], users: pa.Array, ids: 
             items = _matrix(path, first, "item_seq", batch.column("item_seq"))
             new = np.unique(sequence[part], return_index=True)[1]
             new = np.sort(new[ranges[sequence[part][new], 0] < 0])
-            length = (items[new] > 0).sum(axis=1)
+            found = _item_rows(path, first, "item_seq", items[new], row_of_item, rows=new)
+            kept = (items[new] > 0) & known[found]
+            length = kept.sum(axis=1)
             ends = events.rows + np.cumsum(length)
             ranges[sequence[part][new]] = np.stack([ends - length, ends], axis=1)
-            events.append(_item_rows(path, first, "item_seq", items[new], row_of_item, rows=new)[items[new] > 0])
+            events.append(found[kept])
             columns["history_start"][part], columns["history_end"][part] = ranges[sequence[part]].T
             begin += batch.num_rows
     events.close()
@@ -272,6 +300,20 @@ def _write_split(writer: DatasetWriter, rows: list[int], test: str) -> str:
     column[borders[0] :] = 1
     column[borders[1] :] = 2
     return rule
+
+
+def _write_parts(writer: DatasetWriter, rule: Whole, part: np.ndarray | None) -> str:
+    """Writes the split column of whole items or users; returns the rule in words.
+
+    Args:
+      part: [E] u8 of each item or user.
+    """
+    assert part is not None  # comes with the rule
+    of_row = np.load(writer.path / "interactions" / f"{rule.kind}.npy", mmap_mode="r")
+    column = writer.column("interactions/split", len(of_row), np.uint8)
+    for first in range(0, len(of_row), _CHUNK):
+        column[first : first + _CHUNK] = part[of_row[first : first + _CHUNK]]
+    return rule.told()
 
 
 def _tags(path: Path, column: pa.ChunkedArray) -> tuple[np.ndarray, list]:

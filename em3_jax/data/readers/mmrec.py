@@ -6,6 +6,8 @@
 | <modality>_feat.npy | [I, D] float, row = itemID; becomes the feature set <modality>; a row of zeros counts as missing |
 
 The history of a training row is the user's other training items in random order; of a valid or test row, all of them.
+With --split items: or folds: in place of x_label, negatives are of the part of their click, so that what is new tells
+nothing; with users:, a row's history is its user's other items, for valid and test users too.
 With --as-clicks each interaction stands against negatives, items that the user touches in no part up
 to the row's own: were test items never drawn in training, what is missing there would tell them. A
 training row's negatives have exactly its history: with all of the user's items, the history's length
@@ -21,14 +23,18 @@ import pyarrow as pa
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
 from em3_jax.data.format import Dataset, hash_files, hash_ids
+from em3_jax.data.histories import cyclic_histories
 from em3_jax.data.readers.delimited import TextFile, TextFormat
 from em3_jax.data.readers.encode import entity_table
 from em3_jax.data.readers.files import load_array, open_text, place, read_array, require_columns, require_values
 from em3_jax.data.readers.rows import rows_of_file
+from em3_jax.data.readers.splits import Whole, held_out, of_whole
 from em3_jax.data.writer import DatasetWriter
 
 COLUMNS = ("userID", "itemID", "x_label")
 FEATURES = "_feat.npy"
+SPLIT = "x_label"
+DRAWN = "that the user touches in no part up to this one"
 SPARSE = 16  # so many times more ids than occur: these are not MMRec's dense numbers
 
 
@@ -58,6 +64,7 @@ def mmrec(
     source: str | Path,
     as_clicks: bool = False,
     negatives: int = 3,
+    split: str = SPLIT,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Dataset:
@@ -67,7 +74,9 @@ def mmrec(
       source: the folder.
       as_clicks: draw negatives, for ranking; without, every row is a click, for retrieval.
       negatives: with --as-clicks, how many items stand against each interaction.
-      seed: of the negatives and of all orders.
+      split: "x_label", the column; or "items:0.7,0.1,0.2", "users:0.8,0.1,0.1" or "folds:5:0", by a
+        hash of the seed and the ids, see `em3 prepare table --help`.
+      seed: of the negatives, of all orders and of a split by ids.
       overwrite: replace an existing dataset.
     """
     source = Path(source)
@@ -75,6 +84,7 @@ def mmrec(
         raise UserError(f"--negatives {negatives}: must be at least 1; without --as-clicks there are none")
     if seed < 0:
         raise UserError(f"--seed {seed}: must be at least 0")
+    rule = held_out("" if split in (SPLIT, f"column:{SPLIT}") else split, "an MMRec folder", "x_label")
     negatives = negatives if as_clicks else 0
     path = _find_interactions(source)
     arrays = sorted(source.glob(f"*{FEATURES}"))
@@ -83,8 +93,13 @@ def mmrec(
         user_table, user_fields, _ = entity_table("user", pa.array(np.arange(log.users)), {})
         item_table, item_fields, _ = entity_table("item", pa.array(np.arange(log.items)), {})
         _write_features(writer, arrays, log, hash_ids(item_table.column("id")))
-        notes = _write_rows(writer, log, negatives, seed)
-        drawn = f"{negatives} items that the user touches in no part up to this one, drawn uniformly (seed {seed})"
+        part = None
+        if rule is not None:
+            part = rule.of_each((item_table if rule.kind == "item" else user_table).column("id"), seed, None)
+            log = log._replace(split=part[log.item if rule.kind == "item" else log.user].astype(np.int64))
+        notes = _write_rows(writer, log, negatives, seed, rule, part)
+        within = "of this part that the user does not touch" if rule and rule.kind == "item" else DRAWN
+        drawn = f"{negatives} items {within}, drawn uniformly (seed {seed})"
         return writer.finish(
             name=f"mmrec ({source.absolute().name})",
             users=user_table,
@@ -94,12 +109,13 @@ def mmrec(
             text_columns=[],
             provenance="a folder in the form of MMRec (Zhou, MM Asia 2023 Workshops), github.com/enoche/MMRec",
             label_rule=f"an interaction is 1, against {drawn}, which are 0" if as_clicks else "all rows are 1",
-            split_rule="column x_label: 0 train, 1 valid, 2 test",
+            split_rule="column x_label: 0 train, 1 valid, 2 test" if rule is None else rule.told(),
             source_hash=hash_files([path]),
             time_unit="order",
             extra={
                 "source": str(source.absolute()),
                 "arguments": {"as_clicks": as_clicks, "negatives": negatives, "seed": seed},
+                **of_whole(rule),
                 "only_clicks": not as_clicks,
                 "notes": notes,
                 "rows": {path.name: rows_of_file(len(log.user), len(log.user), {})},
@@ -175,15 +191,30 @@ def _write_features(writer: DatasetWriter, arrays: list[Path], log: Log, item_ha
         writer.features(path.name.removesuffix(FEATURES), tokens, mask, manifest, item_hash)
 
 
-def _write_rows(writer: DatasetWriter, log: Log, negatives: int, seed: int) -> list[str]:
-    """Writes interactions and events; returns notes."""
+def _write_rows(
+    writer: DatasetWriter, log: Log, negatives: int, seed: int, rule: Whole | None, part: np.ndarray | None
+) -> list[str]:
+    """Writes interactions and events; returns notes.
+
+    Args:
+      rule: the split, if it is not by the column.
+      part: of each item or user, as `rule` has it.
+    """
     random = np.random.default_rng(seed).spawn(3)  # the histories do not depend on the number of negatives
-    events, original, start, end = cyclic_histories(random[0], log)
+    if rule is None or rule.kind == "item":
+        of_events = random[0].permutation(np.flatnonzero(log.split == 0))
+    else:  # of each part by a generator of its own
+        rows = [np.flatnonzero(log.split == code) for code in range(3)]
+        of_events = np.concatenate([r.permutation(own) for r, own in zip(random[0].spawn(3), rows, strict=True)])
+    events, original, start, end = cyclic_histories(of_events, log.user, log.users)
     drawn = np.empty((len(log.user), negatives), np.int32)
     parts = []
     for code, (of_negatives, of_order) in enumerate(zip(random[1].spawn(3), random[2].spawn(3), strict=True)):
         so_far, own = np.flatnonzero(log.split <= code), np.flatnonzero(log.split == code)
-        drawn[own] = draw_negatives(of_negatives, log.take(so_far), np.searchsorted(so_far, own), negatives)
+        if part is not None and rule is not None and rule.kind == "item":
+            drawn[own] = _within(of_negatives, log.take(own), np.flatnonzero(part == code), negatives)
+        else:
+            drawn[own] = draw_negatives(of_negatives, log.take(so_far), np.searchsorted(so_far, own), negatives)
         parts.append(of_order.permutation(own))
     order = np.concatenate(parts)
     group = 1 + negatives
@@ -193,7 +224,7 @@ def _write_rows(writer: DatasetWriter, log: Log, negatives: int, seed: int) -> l
     columns["label"] = np.tile(np.arange(group) == 0, len(order))
     columns["time"] = np.repeat(np.arange(len(order)), group)  # there are no times; this only keeps the order
     writer.columns("interactions", columns)
-    writer.columns("events", {"item": events, "time": np.full(len(events), -1), "original": original})
+    writer.columns("events", {"item": log.item[events], "time": np.full(len(events), -1), "original": original})
     train = log.split == 0
     clicks = np.bincount(log.item[train], minlength=log.items)
     only_negative = (clicks == 0) & (np.bincount(drawn[train].ravel(), minlength=log.items) > 0)
@@ -207,25 +238,10 @@ def _write_rows(writer: DatasetWriter, log: Log, negatives: int, seed: int) -> l
     return notes
 
 
-def cyclic_histories(random: np.random.Generator, log: Log) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(items of the events i32, first place of each i64, both [2 * training rows], start, end [n] i64): ranges of histories.
-
-    A user's n training items stand in random order twice in a row: after the k-th come the n - 1 others.
-    """
-    order = random.permutation(np.flatnonzero(log.split == 0))
-    order = order[np.argsort(log.user[order], kind="stable")]
-    user, item = log.user[order], log.item[order]
-    length = np.bincount(user, minlength=log.users)
-    first = 2 * (np.cumsum(length) - length)
-    position = np.arange(len(order)) - first[user] // 2  # k
-    events, original = np.empty(2 * len(order), np.int32), np.empty(2 * len(order), np.int64)
-    once = first[user] + position
-    events[once] = events[once + length[user]] = item
-    original[once] = original[once + length[user]] = once
-    start, end = first[log.user], (first + length)[log.user]
-    start[order] += position + 1
-    end[order] += position
-    return events, original, start, end
+def _within(random: np.random.Generator, log: Log, items: np.ndarray, count: int) -> np.ndarray:
+    """[n, count] i32: negatives of all rows [n] of a log, of the items [m] alone that its part has."""
+    own = log._replace(item=np.searchsorted(items, log.item), items=len(items))
+    return items[draw_negatives(random, own, np.arange(len(log.user)), count)]
 
 
 def draw_negatives(random: np.random.Generator, log: Log, rows: np.ndarray, count: int) -> np.ndarray:

@@ -31,7 +31,7 @@ from em3_jax.data.readers.encode import encode, encode_lists, entity_table, imag
 from em3_jax.data.readers.files import open_text, place, read_array, require_columns, require_distinct, require_values
 from em3_jax.data.readers.log import write_log
 from em3_jax.data.readers.rows import rows_of_file
-from em3_jax.data.readers.splits import Split, Whole, parse, told
+from em3_jax.data.readers.splits import Split, Whole, of_whole, told, without_columns
 from em3_jax.data.writer import DatasetWriter
 
 AGES = {1: "under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}  # ml-1m's classes
@@ -87,14 +87,15 @@ def movielens(
         posters of their own; of an item the first found in that order.
       threshold: ratings of at least this are clicks.
       split: three shares in time order, or "items:0.7,0.1,0.2" or "users:0.8,0.1,0.1", by a hash of
-        the seed and their ids, so that all ratings of a movie or a user are of one part.
-      seed: of a split by items or users.
+        the seed and their ids, so that all ratings of a movie or a user are of one part; or
+        "folds:5:0", movies in five such parts, of which number 0 is test and the next valid.
+      seed: of a split by items, users or folds.
       overwrite: replace an existing dataset.
     """
     source = Path(source)
     if not math.isfinite(threshold):
         raise UserError(f"--threshold {threshold}: must be a number of stars")
-    rule = _rule(split)
+    rule = without_columns(split, "MovieLens")
     with DatasetWriter(out, overwrite) as writer:
         read = _open(source)
         ratings = read.files[0]
@@ -130,18 +131,10 @@ def movielens(
                 "image_root": image_root,
                 "notes": notes + [note for file in read.files for note in file.notes],
                 "rows": {ratings.path.name: rows_of_file(ratings.rows, read.ratings.num_rows, {})},
-                **({"held_out": rule.kind} if isinstance(rule, Whole) else {}),
+                **of_whole(rule),
                 "labels": {"conversion": f"rating = {HIGHEST} among rating >= {threshold:g}"},
             },
         )
-
-
-def _rule(split: str) -> Split:
-    """The split; refuses one by columns, which the files do not have."""
-    rule = parse(split)
-    if isinstance(rule, str) or (isinstance(rule, Whole) and not rule.shares):
-        raise UserError(f"split '{split}': MovieLens has no such column; give shares, items:... or users:...")
-    return rule
 
 
 def _in_words(rule: Split) -> str:
@@ -375,7 +368,7 @@ def _write_ratings(
         table = items if rule.kind == "item" else users
         split = rule.of_each(table.column("id"), seed, None)[ids[rule.kind]][order]
         is_event = split == 0 if rule.kind == "item" else None
-    assert not isinstance(split, str | Whole)  # which `_rule` refuses
+    assert not isinstance(split, str | Whole)  # which `without_columns` refuses
     write_log(
         writer,
         user=ids["user"][order],

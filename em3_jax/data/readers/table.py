@@ -22,14 +22,14 @@ from em3_jax.data.readers.delimited import TextFormat, check_format
 from em3_jax.data.readers.files import nearest, read_array
 from em3_jax.data.readers.negatives import BY
 from em3_jax.data.readers.source import Paths, Source
-from em3_jax.data.readers.splits import Split, Whole, parse
+from em3_jax.data.readers.splits import Split, Whole, is_by_items, parse
 from em3_jax.data.readers.table_clicks import Clicks, check_clicks
 from em3_jax.data.readers.table_dataset import Files, Read, finish, matched, write_interactions
 from em3_jax.data.readers.table_history import ORDERS, Events, Given, merged, read_events, read_given
 from em3_jax.data.readers.table_log import Log, read_log, require_order
 from em3_jax.data.readers.table_match import Ends
 from em3_jax.data.readers.table_part import Multi, Part, check_multi, part_of_log, read_part
-from em3_jax.data.readers.table_times import AUTO, NO_TIMES, Times
+from em3_jax.data.readers.table_times import AUTO, NO_TIMES, UNTIMED, Times, Untimed
 from em3_jax.data.writer import DatasetWriter
 
 Names = tuple[str, ...]
@@ -66,6 +66,7 @@ def table(
     seed: int = 0,
     as_retrieval: bool = False,
     drop_unknown: bool = False,
+    untimed_histories: str = UNTIMED[0],
     time_unit: str = AUTO,
     time_format: str = "",
     in_order: bool = False,
@@ -98,10 +99,12 @@ def table(
       separator: between the values of a `:multi` column of texts.
       max_values: most values of a `:multi` field that are kept.
       split: three shares in time order; "items:0.7,0.1,0.2" or "users:0.8,0.1,0.1", by a hash of the
-        seed and their ids, so that all rows of one are of one part; "folds:<column>:<test>[,<valid>]", a
-        column of the items of which these values are test and valid (default the next one); or
-        "column:<name>" of train, valid, test (or 0, 1, 2) for each row. By items or folds, histories
-        hold training rows alone.
+        seed and their ids, so that all rows of one are of one part; "items:<column>" or
+        "users:<column>", a column of their file that says train, valid or test (or 0, 1, 2);
+        "folds:5:0", items in so many parts by that hash, number 0 test and the next valid;
+        "folds:<column>:<test>[,<valid>]", a column of the items of which these values are test and
+        valid (default the next one); or "column:<name>" of train, valid, test for each row. By items or
+        folds, histories hold training rows alone.
       events: "clicks", "all" or "none", the interactions that enter histories; default clicks, but none where histories are
         given or are in a table.
       events_table: files of events (user, item, time and the event fields) that are history and never an example.
@@ -109,14 +112,16 @@ def table(
       history_separator: between the items of a history that is a text; default that of `separator`.
       history_order: newest_last or newest_first.
       negatives: where every row is a click, so many items are set against each, of those clicked up to then by anybody (in
-        splits up to the row's own), without those of its user.
+        splits up to the row's own), without those of its user; by items or folds, of those of the click's own part.
       negatives_by: uniform = each item is as likely as another; popularity = in proportion to its clicks up to then.
-      seed: of the negatives, and of splits by items or users.
+      seed: of the negatives, of splits by items, users or folds, and of orders that are drawn.
       as_retrieval: a dataset of clicks alone, for retrieval: rows that are none are left out, a user's later clicks on an
         item, too.
       drop_unknown: drop interactions whose user or item is not in its file; else they are an error.
+      untimed_histories: with --time-unit none and --events all or clicks: others = a row's history is its user's other
+        training rows, in a drawn order; earlier = those before it in that order, and to valid and test rows all of them.
       time_unit: of whole numbers as times: seconds, milliseconds, ..., days; order = they only say which row comes first;
-        none = there are no times, and no histories of the rows; auto = by their size, between 1980 and 2100, else order.
+        none = there are no times, and histories only with --events; auto = by their size, between 1980 and 2100, else order.
       time_format: of times that are texts, as Python's strptime has it, e.g. "%d.%m.%Y %H:%M"; default ISO 8601.
       in_order: refuse interactions that are not in the order of time, naming the first; default they are sorted.
       delimiter: between the cells of text files: a character or several, or tab; default what the suffix says.
@@ -137,9 +142,10 @@ def table(
         events=None,
     )
     roles = _roles(columns or {})
-    clicks = Clicks(negatives, negatives_by, seed, as_retrieval)
-    rule = _rule(split, clicks)
+    rule = parse(split)
+    clicks = check_clicks(Clicks(negatives, negatives_by, seed, as_retrieval, is_by_items(rule)))
     needing = {"--events-table": events_table is not None, "--in-order": in_order}
+    untimed = _untimed(time_unit, events, untimed_histories, clicks)
     events = _timed(time_unit, rule, events, needing, "history" in roles)
     if events_table is not None:
         files = files._replace(events=Source(events_table, check_format(text)))
@@ -151,20 +157,18 @@ def table(
         log = read_log(files.interactions, roles, label, rule, *fields, times, clicks.alone)
         if in_order:
             require_order(files.interactions, log)
-        between = history_separator or separator
-        log = _with_history(files, log, roles, history_fields or {}, between, history_order)
+        log = _with_note(files.interactions, log, time_unit, untimed)
+        how = (history_separator or separator, history_order)
+        log = _with_history(files, log, roles, history_fields or {}, *how)
         log, outside = _with_events(files, log, roles, event_fields, times, events)
         root = None if files.items is None else _image_root(files.items, image_root)
         of_items = (item_fields, multi, item_text, item_image, root)
-        item_part = _part("item", files.items, roles, (log.item, log.history, outside), of_items)
-        users_named = (log.user, outside and outside.user)
-        user_part = _part("user", files.users, roles, users_named, (user_fields, multi))
-        ends = Ends(files.items, item_part, files.users, user_part, drop_unknown)
+        ends = _ends(files, roles, Read(log, outside), of_items, (user_fields, multi), drop_unknown)
         of_label = label or f"column {roles['label']}"
         found = matched(files, ends, Read(log, outside), clicks, of_label, rule)
-        _write_features(writer, features or {}, files.items, item_part.table)
-        was_unsorted = write_interactions(writer, found, ends, events, rule)
-        facts: dict[str, Any] = {"split": rule, "only_clicks": as_retrieval, "was_unsorted": was_unsorted}
+        _write_features(writer, features or {}, files.items, ends.item_part.table)
+        facts: dict[str, Any] = {"split": rule, "only_clicks": as_retrieval}
+        facts["was_unsorted"] = write_interactions(writer, found, ends, events, rule, untimed)
         return finish(writer, files, found, ends, image_root=root if item_image else None, **facts)
 
 
@@ -182,23 +186,6 @@ def _check_given(files: Files, of_items: Any, of_users: Any) -> None:
         raise UserError("fields of users are given, but no users file; add --users")
 
 
-def _rule(split: str, clicks: Clicks) -> Split:
-    """The split; refuses options about clicks that do not go together or with it.
-
-    Raises:
-      UserError: negatives of items that are to be new: each row would be set against items of other
-        parts.
-    """
-    check_clicks(clicks)
-    rule = parse(split)
-    if clicks.negatives and isinstance(rule, Whole) and rule.kind == "item":
-        raise UserError(
-            "--negatives does not go with a split by items or folds, whose rows would be set against "
-            "items of other parts; split by time or users"
-        )
-    return rule
-
-
 def _timed(unit: str, split: Split, events: str | None, needing: dict[str, bool], has_histories: bool) -> str | None:
     """Which interactions enter histories, as asked for; without times none, and what needs times is refused.
 
@@ -214,10 +201,42 @@ def _timed(unit: str, split: Split, events: str | None, needing: dict[str, bool]
             "--time-unit none: nothing says which rows come first; split them with --split "
             "items:0.7,0.1,0.2, users:..., folds:<column>:<test> or column:<name>"
         )
-    for option, is_given in (needing | {f"--events {events}": events not in (None, "none")}).items():
+    for option, is_given in needing.items():
         if is_given:
             raise UserError(f"{option} needs times, and --time-unit is none; leave one of them out")
-    return None if has_histories else "none"
+    return events or (None if has_histories else "none")
+
+
+def _untimed(unit: str, events: str | None, histories: str, clicks: Clicks) -> Untimed | None:
+    """How histories are made of rows without times; None where there are times, or no such histories.
+
+    Raises:
+      UserError: the way is unknown; negatives: their history would be longer than that of their click by
+        the click itself, and tell which is which.
+    """
+    if histories not in UNTIMED:
+        raise UserError(f"--untimed-histories '{histories}': choose {' or '.join(UNTIMED)}")
+    if unit != NO_TIMES or events in (None, "none"):
+        return None
+    if clicks.negatives:
+        raise UserError(
+            f"--events {events} without times does not go with --negatives, whose histories would tell them; "
+            "leave one out"
+        )
+    return Untimed(histories, clicks.seed)
+
+
+def _with_note(source: Source, log: Log, unit: str, untimed: Untimed | None) -> Log:
+    """The log with a note on what histories hold, where there are no times."""
+    if unit != NO_TIMES:
+        return log
+    note = f"{source.name} has no times, so its rows are no history of others"
+    if untimed is not None:
+        which = "the other rows" if untimed.histories == "others" else "the rows before it"
+        note = (
+            f"{source.name} has no times: histories hold {which} of a user in an order drawn with seed {untimed.seed}"
+        )
+    return log._replace(notes=[*log.notes, note])
 
 
 def _with_history(
@@ -238,6 +257,19 @@ def _with_events(
         return log, None
     outside = read_events(files.events, roles, fields, times, log.time_unit)
     return _one_vocabulary(log, outside, events)
+
+
+def _ends(files: Files, roles: Roles, read: Read, of_items: tuple, of_users: tuple, drop_unknown: bool) -> Ends:
+    """What ids may name.
+
+    Args:
+      of_items, of_users: the further arguments of `read_part`.
+      drop_unknown: whether rows that name others are dropped.
+    """
+    log, outside = read
+    item_part = _part("item", files.items, roles, (log.item, log.history, outside), of_items)
+    user_part = _part("user", files.users, roles, (log.user, outside and outside.user), of_users)
+    return Ends(files.items, item_part, files.users, user_part, drop_unknown)
 
 
 def _part(kind: str, source: Source | None, roles: Roles, named: tuple, options: tuple) -> Part:

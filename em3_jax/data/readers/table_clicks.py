@@ -1,6 +1,6 @@
 """A log of clicks alone, of a table: negatives drawn for it, or a dataset for retrieval."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,25 +12,31 @@ from em3_jax.data.readers.table_log import Log
 
 
 class Clicks(NamedTuple):
-    """What the options of `table` say of clicks alone: how many `negatives` for each, drawn `by`, with which `seed`; or
-    `as_retrieval`.
+    """What the options of `table` say of clicks alone: how many `negatives` for each, drawn `by`, with which `seed`, and
+    whether they are items of the part of the split that their click is of (`by_part`); or `as_retrieval`.
     """
 
     negatives: int = 0
     by: str = BY[0]
     seed: int = 0
     as_retrieval: bool = False
+    by_part: bool = False
 
     @property
     def alone(self) -> bool:
         """Whether every row may be a click."""
         return self.as_retrieval or self.negatives > 0
 
+    def drawing(self) -> dict[str, Any]:
+        """Of negatives, as `draw_negatives` takes it."""
+        return {"count": self.negatives, "by": self.by, "seed": self.seed}
+
     def rule(self, label: str, only_clicks: bool) -> str:
         """What a label says; `label` is the rule for rows of the table, if not all are clicks."""
         if self.negatives:
             how = "uniformly" if self.by == "uniform" else "by their clicks so far"
-            return f"every row is 1, against {self.negatives} items drawn {how} (seed {self.seed}), which are 0"
+            which = f"{self.negatives} items" + " of its part" * self.by_part
+            return f"every row is 1, against {which} drawn {how} (seed {self.seed}), which are 0"
         if not self.as_retrieval:
             return label
         kept = "every row is 1" if only_clicks else f"{label}, rows that are 1 alone"
@@ -50,8 +56,8 @@ class Ready(NamedTuple):
     notes: list[str]
 
 
-def check_clicks(options: Clicks) -> None:
-    """Refuses options that do not go together."""
+def check_clicks(options: Clicks) -> Clicks:
+    """The options; refuses what does not go together."""
     if options.negatives < 0:
         raise UserError(f"--negatives {options.negatives}: must be at least 0; 0 draws none")
     if options.seed < 0:
@@ -60,6 +66,7 @@ def check_clicks(options: Clicks) -> None:
         raise UserError(f"--negatives-by '{options.by}': choose {' or '.join(BY)}")
     if options.negatives and options.as_retrieval:
         raise UserError("--negatives does not go with --as-retrieval, which wants clicks alone; leave one out")
+    return options
 
 
 def prepared(
@@ -106,8 +113,10 @@ def _with_negatives(ready: Ready, options: Clicks, taken: Taken) -> Ready:
     if isinstance(split, tuple):  # before the negatives are there: none of them is cut off from its click
         shares, split = split, np.empty(len(log.time), np.uint8)
         split[np.argsort(log.time, kind="stable")] = chronological_split(len(split), shares)
-    count, by, seed = options.negatives, options.by, options.seed
-    drawn = draw_negatives(user, item, log.time, split, count=count, by=by, seed=seed, taken=taken)
+    if options.by_part:
+        drawn = _of_parts(user, item, log.time, split, options, taken)
+    else:
+        drawn = draw_negatives(user, item, log.time, split, **options.drawing(), taken=taken)
     number = 1 + (drawn >= 0).sum(axis=1)
     rows = np.repeat(np.arange(len(item)), number)
     is_click = np.zeros(len(rows), bool)
@@ -118,3 +127,26 @@ def _with_negatives(ready: Ready, options: Clicks, taken: Taken) -> Ready:
     notes = [f"{fewer} clicks have fewer negatives: too few items had been clicked up to then that their users had not"]
     log = log._replace(split=split).take(rows)._replace(label=is_click)
     return Ready(log, items, user[rows], ~is_click, {}, notes if fewer else [])
+
+
+def _of_parts(
+    user: np.ndarray, item: np.ndarray, time: np.ndarray, split: np.ndarray, options: Clicks, taken: Taken
+) -> np.ndarray:
+    """[n, count] i64: negatives of each click, -1 where there are fewer, as if the rows of each part were all there are.
+
+    Where items are new to a part, the others that it shows are new, too; against known ones they would stand out.
+
+    Args:
+      user, item, time, split: [n] of clicks.
+      taken: what their users have besides.
+    """
+    drawn = np.full((len(user), options.negatives), -1, np.int64)
+    for code in np.unique(split):
+        rows = np.flatnonzero(split == code)
+        place = np.full(len(user), -1)
+        place[rows] = np.arange(len(rows))
+        shown = place[taken.row] >= 0
+        own = taken._replace(row=place[taken.row[shown]], shown=taken.shown[shown], split=0 * taken.split)
+        given = (user[rows], item[rows], time[rows], np.zeros(len(rows), np.uint8))
+        drawn[rows] = draw_negatives(*given, **options.drawing(), taken=own)
+    return drawn

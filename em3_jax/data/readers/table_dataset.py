@@ -14,12 +14,13 @@ from em3_jax.data.readers.encode import Encoded, rows_of
 from em3_jax.data.readers.log import write_log
 from em3_jax.data.readers.rows import rows_of_file
 from em3_jax.data.readers.source import Source
-from em3_jax.data.readers.splits import Split, Whole, told
+from em3_jax.data.readers.splits import Split, Whole, is_by_items, of_whole, told
 from em3_jax.data.readers.table_clicks import Clicks, Ready, prepared
 from em3_jax.data.readers.table_history import Events
 from em3_jax.data.readers.table_log import Log
 from em3_jax.data.readers.table_match import Ends, as_written, match, match_events, match_history
 from em3_jax.data.readers.table_match import taken as taken_before
+from em3_jax.data.readers.table_times import Untimed, drawn_order
 from em3_jax.data.writer import DatasetWriter
 
 
@@ -77,7 +78,8 @@ def matched(files: Files, ends: Ends, read: Read, clicks: Clicks, label: str, sp
     split_notes: list[str] = []
     if isinstance(split, Whole):
         part = ends.item_part if split.kind == "item" else ends.user_part
-        of_each = split.of_each(part.table.column("id"), clicks.seed, files.items)
+        source = files.items if split.kind == "item" else files.users
+        of_each = split.of_each(part.table.column("id"), clicks.seed, source)
         log = log._replace(split=of_each[item if split.kind == "item" else user])
         if split.kind == "item":
             log, outside, split_notes = _without_new_items(log, outside, of_each, ends)
@@ -113,24 +115,34 @@ def _without_new_items(
     return log, outside, notes
 
 
-def write_interactions(writer: DatasetWriter, found: Matched, ends: Ends, events: str, split: Split) -> bool:
+def write_interactions(
+    writer: DatasetWriter, found: Matched, ends: Ends, events: str, split: Split, untimed: Untimed | None
+) -> bool:
     """Writes interactions and histories; returns whether they were not in the order of time.
 
     Args:
       events: which interactions enter histories: "clicks", "all" or "none".
       split: the rule; where it is by whole items, training rows alone enter histories.
+      untimed: of a log without times, whose rows enter histories; None of any other.
     """
     log, item, user, drawn = found.ready[:4]
     is_event = {"clicks": log.label, "all": ~drawn, "none": np.zeros(len(item), bool)}[events]
-    if isinstance(split, Whole) and split.kind == "item":
+    of_training = is_by_items(split)
+    if untimed is not None:
+        assert isinstance(log.split, np.ndarray)  # a log without times is not split by time
+        log = log._replace(time=drawn_order(log.split, untimed.seed))
+        of_training = not isinstance(split, Whole) or of_training
+    if of_training:
         is_event = is_event & (log.split == 0)
-    return write_log(
+    was_unsorted = write_log(
         writer, user=user, item=item, label=log.label, time=log.time, split=log.split,
         is_event=is_event,
         context={name: ids for name, (ids, _) in log.context.items()},
         event={name: ids for name, (ids, _) in log.event.items()} if log.history is None else {},
         group=log.group, outside=found.outside, given=as_written(log.history, ends.item_part),
+        cycles=untimed is not None and untimed.histories == "others",
     )  # fmt: skip
+    return was_unsorted and untimed is None
 
 
 def finish(
@@ -180,7 +192,7 @@ def finish(
         extra={
             "notes": notes,
             "only_clicks": only_clicks,
-            **({"held_out": split.kind} if isinstance(split, Whole) else {}),
+            **of_whole(split),
             "rows": rows,
             "image_root": None if image_root is None else str(image_root),
         },

@@ -11,12 +11,11 @@ from em3_jax.data.canonical import words_and_codes
 from em3_jax.data.readers.encode import Encoded, encode, field_names, many_numbers
 from em3_jax.data.readers.files import column_names, place, read_table, require_numbers, require_values, text_of
 from em3_jax.data.readers.source import Source
-from em3_jax.data.readers.splits import Shares, Split, Whole
+from em3_jax.data.readers.splits import Shares, Split, Whole, parts_named
 from em3_jax.data.readers.table_history import Given
 from em3_jax.data.readers.table_times import NO_TIMES, Times, read_times
 from em3_jax.data.times import ORDER, shown
 
-SPLITS = {"train": 0, "0": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "1": 1, "test": 2, "2": 2}
 HINTS = {
     "label": "; where every row is a click, --negatives 3 or --as-retrieval",
     "time": "; where there is none, --time-unit none",
@@ -114,7 +113,7 @@ def read_log(
         require_numbers(path, roles[role], table.column(roles[role]))
     context: dict[str, Encoded] = {}
     event: dict[str, Encoded] = {}
-    notes = [] if timed else [f"{path.name} has no times, so its rows are no history of others"]
+    notes: list[str] = []
     for encoded, columns in ((context, context_fields), (event, event_fields)):
         names, renamed = field_names(list(columns))
         for name in columns:
@@ -186,15 +185,5 @@ def _is_number(kind: pa.DataType) -> bool:
 def _split(path: Source, split: Split, table: pa.Table) -> np.ndarray | Shares:
     """What `Log.split` is."""
     if isinstance(split, str):
-        return _splits(path, split, table.column(split))
+        return parts_named(path, split, table.column(split))
     return np.zeros(table.num_rows, np.uint8) if isinstance(split, Whole) else split
-
-
-def _splits(path: Source, name: str, column: pa.ChunkedArray) -> np.ndarray:
-    """[n] u8 from names or numbers of splits."""
-    words, codes = words_and_codes(column)
-    known = np.array([SPLITS.get(word.as_py().lower(), 255) for word in words], np.uint8)[codes]
-    bad = np.flatnonzero(known == 255)
-    if len(bad):
-        raise UserError(f"{place(path, bad[0])}: split '{name}' is '{column[int(bad[0])]}'; write train, valid or test")
-    return known

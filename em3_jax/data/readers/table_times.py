@@ -16,6 +16,8 @@ from em3_jax.data.readers.files import File, nearest, place, text_of
 OF_DATES = "milliseconds"
 AUTO = "auto"
 NO_TIMES = "none"
+UNTIMED = ("others", "earlier")
+"""Histories of a log without times: a user's other rows, or those before a row, in a drawn order."""
 MILLISECOND = datetime.timedelta(milliseconds=1)
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -35,6 +37,29 @@ class Times(NamedTuple):
 
     unit: str = AUTO
     format: str = ""
+
+
+class Untimed(NamedTuple):
+    """What the options of `table` say of the histories of a log without times: one of `UNTIMED`, and
+    the `seed` of the order of its rows."""
+
+    histories: str
+    seed: int
+
+
+def drawn_order(split: np.ndarray, seed: int) -> np.ndarray:
+    """[n] i64 places of rows without times, in random order, those of training first and of test last.
+
+    Args:
+      split: [n] u8 of the rows.
+    """
+    place = np.empty(len(split), np.int64)
+    first = 0
+    for code, random in enumerate(np.random.default_rng(seed).spawn(3)):  # what a part has moves no other's order
+        rows = np.flatnonzero(split == code)
+        place[rows] = first + random.permutation(len(rows))
+        first += len(rows)
+    return place
 
 
 def check(options: Times) -> None:

@@ -24,6 +24,10 @@ def pretraining(config: Ranking, mesh: Mesh) -> work.Work:
     """The work of config.task = "pretraining"."""
     check_batches(config, mesh)
     data, model, own = config.data, config.model, config.pretraining
+    if data.codes:
+        raise UserError(
+            f"config.data.codes: task pretraining reads no item fields, so no code set '{data.codes[0]}'; leave it out"
+        )
     dataset = open_dataset(data.root)
     is_raw = model.content == "raw"
     learns_category = own.loss == "category"

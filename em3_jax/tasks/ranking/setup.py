@@ -14,6 +14,7 @@ from em3_jax.core import sharding
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.types import WHOLE, Shards, State
 from em3_jax.data.batches import BatchBuilder
+from em3_jax.data.codes import CodeSet, read_codes, with_codes
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.data.known import as_trained
 from em3_jax.data.pipeline import BY_ITEM, bucket_sizes, evaluation_source, training_rows, training_source
@@ -172,19 +173,31 @@ def work_on_clicks(
         evaluate=evaluate,
         shards=shards,
         make_memory=make_memory,
+        code_sets=_code_sets(dataset, data),
         builder=make_builder,
         buckets=lambda samples: bucket_sizes(builder, samples, shards, unit),
     )
 
 
 def open_clicks(data: Data) -> Dataset:
-    """The dataset of config.data; refuses one of clicks alone."""
+    """The dataset of config.data, with its codes among its item fields.
+
+    Raises:
+      UserError: it is one of clicks alone; a code set is not there, or is named twice.
+    """
     dataset = open_dataset(data.root)
     if dataset.meta.get("only_clicks"):
         raise UserError(
             f"{data.root}: holds clicks alone, nothing to rank them against; prepare it with --negatives 3 (mmrec: --as-clicks)"
         )
-    return dataset
+    return with_codes(dataset, _code_sets(dataset, data))
+
+
+def _code_sets(dataset: Dataset, data: Data) -> list[CodeSet]:
+    """Those that config.data.codes names."""
+    if twice := [name for k, name in enumerate(data.codes) if name in data.codes[:k]]:
+        raise UserError(f"config.data.codes: '{twice[0]}' is named twice; name it once")
+    return [read_codes(dataset, name) for name in data.codes]
 
 
 def _builder(
