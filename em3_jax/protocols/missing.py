@@ -86,6 +86,7 @@ def missing(
     modalities = overlay.check_modalities(modalities, used, str(first.folder))
     opened = [runs.opened(*one) for one in found]
     whole = opened[0].parts.work.dataset
+    overlay.check_codes(whole, first_config.data.codes, modalities)
     facts = {"modality": list(modalities), "seed": seed, "data_hash": whole.meta["data_hash"]}
     runs.require_same(out / "data" / "made_from.json", facts, "choose another --out")
     name = "+".join(modalities)

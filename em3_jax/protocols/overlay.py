@@ -14,6 +14,7 @@ import numpy as np
 from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.data import canonical
+from em3_jax.data.codes import read_codes
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.splits import numbers_of_ids
 from em3_jax.trials import runs as trials
@@ -63,6 +64,23 @@ def without(dataset: Dataset, modalities: tuple[str, ...], rate: float, seed: in
         temporary.write_text(strict_json.dumps(manifest, indent=1), encoding="utf-8")
         temporary.replace(path)
     return root
+
+
+def check_codes(dataset: Dataset, codes: tuple[str, ...], modalities: tuple[str, ...]) -> None:
+    """Refuses code sets that are made of the modalities: they would tell what is meant to be missing.
+
+    Args:
+      dataset: whose they are.
+      codes: config.data.codes.
+      modalities: names of feature sets.
+    """
+    for name in codes:
+        made_of = {one.partition("[")[0] for one in read_codes(dataset, name).manifest["features"]}
+        if told := made_of & set(modalities):
+            raise UserError(
+                f"--modality {min(told)}: the run reads codes '{name}', made of it, which would still tell it; give a "
+                "run without them"
+            )
 
 
 def check_modalities(names: tuple[str, ...], used: tuple[str, ...], where: str) -> tuple[str, ...]:

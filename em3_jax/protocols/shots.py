@@ -22,7 +22,7 @@ import numpy as np
 
 from em3_jax.core import rng
 from em3_jax.core.errors import UserError
-from em3_jax.data.format import SPLITS, Dataset, open_dataset
+from em3_jax.data.format import ADDED, SPLITS, Dataset, open_dataset
 from em3_jax.data.readers.table_times import NO_TIMES
 from em3_jax.data.writer import DatasetWriter
 
@@ -114,8 +114,8 @@ def derive(dataset: Dataset, of: str, shots: int, most: int, root: Path) -> Data
         writer.columns("interactions", columns)
         for name in dataset.events:
             _link(dataset.root / "events" / f"{name}.npy", writer.path / "events" / f"{name}.npy")
-        for folder in sorted((dataset.root / "features").glob("[!.]*")):
-            _link(folder, writer.path / "features" / folder.name)
+        for folder in sorted(one for kind in ADDED for one in (dataset.root / kind).glob("[!.]*")):
+            _link(folder, writer.path / folder.relative_to(dataset.root))
         return writer.finish(
             name=meta["name"],
             users=dataset.user_table,
@@ -133,6 +133,7 @@ def derive(dataset: Dataset, of: str, shots: int, most: int, root: Path) -> Data
 
 
 def _link(of: Path, link: Path) -> None:
+    link.parent.mkdir(exist_ok=True)
     link.symlink_to(of.resolve())
 
 

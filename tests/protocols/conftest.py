@@ -10,6 +10,7 @@ import pytest
 from configs import base
 from em3_jax import evaluate as evaluation
 from em3_jax import train
+from em3_jax.data.codes import write_codes
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.table import table
 
@@ -57,6 +58,16 @@ def write_shop(root: Path, split: str, time_unit: str = "auto") -> Dataset:
         events="all" if time_unit == "auto" else None,
         time_unit=time_unit,
     )
+
+
+def write_codes_of(dataset: Dataset, features: str) -> None:
+    """Adds a code set "sid", said to be made of these features, to a dataset."""
+    number = dataset.num_items
+    manifest = {"kind": "rq_kmeans", "levels": 2, "size": 4, "seed": 0, "features": {features: {}}}
+    codes = np.random.default_rng(0).integers(0, 4, (number, 2)).astype(np.uint8)
+    books = {"codebooks": np.zeros((2, 4, 3), np.float32)}
+    digest = np.zeros((number, 16), np.uint8)
+    write_codes(dataset, "sid", codes, np.ones(number, bool), books, digest, manifest)
 
 
 def config_of(dataset: Dataset, seed: int = 0, **changes):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from em3_jax.config import parse
+from em3_jax.data.codes import read_codes
 from em3_jax.data.format import SPLITS, Dataset, open_dataset
 from em3_jax.protocols import coldstart, shots
 from tests.conftest import user_error
-from tests.protocols.conftest import ROWS, config_of, write_shop
+from tests.protocols.conftest import ROWS, config_of, write_codes_of, write_shop
 
 pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(60)]
 
@@ -23,6 +24,7 @@ def held(request, tmp_path_factory):
     of = request.param
     root = tmp_path_factory.mktemp(of)
     dataset = write_shop(root / "shop", f"{of}:0.6,0.15,0.25")
+    write_codes_of(dataset, "image")
     return of, dataset, {k: shots.derive(dataset, of, k, MOST, root / f"{of}-{k}") for k in KS}
 
 
@@ -65,6 +67,7 @@ def test_the_first_rows_train_and_those_after_the_most_are_tested(held):
             assert len(found) == len(expected[split]), (k, split)
             alike = len(set(found) & set(expected[split])) / len(set(found))
             assert alike > 0.99, (k, split)  # of equal times either is the first
+        assert read_codes(at_k, "sid").manifest == read_codes(dataset, "sid").manifest
         assert at_k.meta["held_out"] == shots.KINDS[of] and at_k.meta["shots"]["shots"] == k
         assert (
             at_k.meta["item_hash"] == dataset.meta["item_hash"] and at_k.meta["data_hash"] != dataset.meta["data_hash"]

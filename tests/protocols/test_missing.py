@@ -10,10 +10,11 @@ import pytest
 
 from em3_jax import evaluate as evaluation
 from em3_jax import train
+from em3_jax.data.codes import read_codes
 from em3_jax.data.format import open_dataset
 from em3_jax.protocols import missing, overlay
 from tests.conftest import user_error
-from tests.protocols.conftest import config_of
+from tests.protocols.conftest import config_of, write_codes_of, write_shop
 
 pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(60)]
 
@@ -137,6 +138,16 @@ def test_the_page_names_n_and_intervals(trained, tmp_path, monkeypatch, capsys):
     for text in (capsys.readouterr().out, *texts):
         assert f"n = {told['rows']:,} rows" in " ".join(text.split()) and interval in text
     assert "missing.png" in texts[0] and (tmp_path / "rep" / "missing.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_codes_made_of_what_is_missing_are_refused(tmp_path):
+    dataset = write_shop(tmp_path / "shop", "0.6,0.1,0.3")
+    write_codes_of(dataset, "image[0]")
+    said = user_error(overlay.check_codes, dataset, ("sid",), ("image", "text"))
+    assert said.startswith("--modality image: the run reads codes 'sid', made of it, which would still tell it")
+    overlay.check_codes(dataset, ("sid",), ("text",))
+    thinned = open_dataset(overlay.without(dataset, ("text",), 0.5, 0, tmp_path / "thinned"))
+    assert read_codes(thinned, "sid").manifest == read_codes(dataset, "sid").manifest
 
 
 def test_errors_are_one_line(shop, trained, baseline, out, report, tmp_path):
