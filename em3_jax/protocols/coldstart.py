@@ -13,7 +13,8 @@ the configs of runs that are there. The first model is what the others are compa
 
 import argparse
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ from em3_jax.training.run import Run
 SHOTS = (0, 1, 3, 10)
 SPLIT = "test"
 TASKS = ("ranking", "lemur")
+ConfigOf = Callable[[Path], Config]
 
 
 def coldstart(
-    models: Mapping[str, Config],
+    models: Mapping[str, ConfigOf],
     data: str | Path,
     out: str | Path,
     *,
@@ -47,7 +49,8 @@ def coldstart(
     """The curves of models over the rows that are known of each held-out item, or user.
 
     Args:
-      models: name -> config; its dataset and its seed are set here.
+      models: name -> its config on a dataset folder; its seed is set here. A recipe may look into the
+        folder, whose items are the less new the more rows of them are known.
       data: the dataset, which holds whole items or users out.
       out: folder of the datasets and runs that are made.
       of: "items" or "users".
@@ -68,9 +71,9 @@ def coldstart(
         raise UserError(f"--shots {','.join(map(str, ks))}: give numbers of rows from 0 up, e.g. 0,1,3,10")
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: give 1 or more")
-    for name, config in models.items():
-        if config.task not in TASKS:
-            raise UserError(f"{name}: a config of task {config.task}; this is for models of clicks")
+    for name, config_of in models.items():
+        if (task := config_of(Path(data)).task) not in TASKS:
+            raise UserError(f"{name}: a config of task {task}; this is for models of clicks")
     dataset = open_dataset(data)
     shots.check(dataset, of)
     facts = {"data_hash": dataset.meta["data_hash"], "of": of, "largest number of shots": ks[-1]}
@@ -78,10 +81,11 @@ def coldstart(
     derived = {k: shots.derive(dataset, of, k, ks[-1], out / "data" / f"{of}-{k}") for k in ks}
     found: dict[str, list[compare.Model]] = {name: [] for name in models}
     for k in ks:
-        for name, config in models.items():
+        for name, config_of in models.items():
+            config = config_of(derived[k].root)
             folders = [out / "runs" / f"{name}-{k}-seed{seed}" for seed in range(seeds)]
             for seed, folder in enumerate(folders):
-                here: Any = dataclasses.replace(runs.with_data(config, derived[k].root), seed=seed)
+                here: Any = dataclasses.replace(config, seed=seed)
                 runs.finish(here, folder, SPLIT, say)
             found[name].append(compare.of_runs(name, folders, SPLIT))
     first = next(iter(models))
@@ -135,8 +139,8 @@ def make_page(report: dict[str, Any], command: str) -> page.Page:
     return page.Page(f"Cold start: new {of}", said, tables, picture, command)
 
 
-def of_configs(specs: Sequence[str], changes: Mapping[str, str | None]) -> dict[str, Config]:
-    """Name -> config of what --config says, its first word on each a name or none.
+def of_configs(specs: Sequence[str], changes: Mapping[str, str | None]) -> dict[str, ConfigOf]:
+    """Name -> config on a dataset folder of what --config says, its first word on each a name or none.
 
     Args:
       specs: "name=file[:variant]", or one "file[:variant]" for itself and its variant id_only.
@@ -147,13 +151,17 @@ def of_configs(specs: Sequence[str], changes: Mapping[str, str | None]) -> dict[
         path, argument = recipes.split(named[0][1])
         ids = f"{path}:{','.join(filter(None, [argument, 'id_only']))}"
         named = [("ids", ids), (Path(path).stem, named[0][1])]
-    result = {}
+    result: dict[str, ConfigOf] = {}
     for name, flag in named:
         name = name or flag.replace("/", "_")
         if name in result:
             raise UserError(f"--config: two models are called {name}; give each a name of its own: name=file")
-        result[name] = recipes.read(flag, changes)
+        result[name] = functools.partial(_recipe, flag, changes)
     return result
+
+
+def _recipe(flag: str, changes: Mapping[str, str | None], root: Path) -> Config:
+    return recipes.read(flag, {**changes, "data.root": str(root)})
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -175,8 +183,8 @@ def main() -> None:
     args, others = parser.parse_known_args()
     given = [(spec.partition("=")[::2] if "=" in spec else (Path(spec).name, spec)) for spec in args.workdir]
     folders = {name: paths.local(folder) for name, folder in given}
-    changes = {"data.root": str(args.data)} | recipes.options(others)
-    models = of_configs(args.config, changes) | {name: Run.open(folder).config for name, folder in folders.items()}
+    models = of_configs(args.config, recipes.options(others))
+    models |= {name: functools.partial(runs.with_data, Run.open(folder).config) for name, folder in folders.items()}
     if not models:
         raise UserError("--config or --workdir: names no model; give a config file, see `em3 coldstart --help`")
     page.folder(args.out)

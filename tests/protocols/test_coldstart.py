@@ -1,5 +1,6 @@
 """em3 coldstart: what of a held-out item or user is known at k shots, and that nothing else is."""
 
+import functools
 import json
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from em3_jax.config import parse
 from em3_jax.data.codes import read_codes
 from em3_jax.data.format import SPLITS, Dataset, open_dataset
-from em3_jax.protocols import coldstart, shots
+from em3_jax.protocols import coldstart, runs, shots
 from tests.conftest import user_error
 from tests.protocols.conftest import ROWS, config_of, write_codes_of, write_shop
 
@@ -139,7 +140,8 @@ def cold(tmp_path_factory) -> Dataset:
 def models(cold):
     ids = config_of(cold, epochs=1.0)
     ids.model.content, ids.optim.multipliers = "none", ()
-    return {"ids": parse.parse(ids.to_dict()), "em3": parse.parse(config_of(cold, epochs=2.0).to_dict())}
+    configs = {"ids": ids, "em3": config_of(cold, epochs=2.0)}
+    return {name: functools.partial(runs.with_data, parse.parse(one.to_dict())) for name, one in configs.items()}
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +191,21 @@ def test_the_page_names_n_and_intervals(reported, cold, monkeypatch, capsys, tmp
 
 
 def test_one_config_stands_for_itself_and_for_ids(cold):
-    found = coldstart.of_configs(["configs/em3_synthetic.py"], {"data.root": str(cold.root), "train.epochs": "1.5"})
+    made = coldstart.of_configs(["configs/em3_synthetic.py"], {"train.epochs": "1.5"})
+    found = {name: config_of(cold.root) for name, config_of in made.items()}
+    assert {one.data.root for one in found.values()} == {str(cold.root)}
     assert list(found) == ["ids", "em3_synthetic"] and {one.train.epochs for one in found.values()} == {1.5}
     assert found["ids"].model.content == "none" != found["em3_synthetic"].model.content
-    named = coldstart.of_configs(["a=em3_synthetic", "b=em3_synthetic:id_only"], {"data.root": str(cold.root)})
-    assert list(named) == ["a", "b"] and named["b"].model.content == "none"
+    named = coldstart.of_configs(["a=em3_synthetic", "b=em3_synthetic:id_only"], {})
+    assert list(named) == ["a", "b"] and named["b"](cold.root).model.content == "none"
+
+
+def test_a_recipe_that_looks_into_the_data_sees_what_is_known_of_new_items(reported):
+    """With no row of a new item its ID is of no use and always unknown; with three it is learnt."""
+    out, _ = reported
+    (made,) = coldstart.of_configs(["a=configs/own_data.py:id_only"], {}).values()
+    floors = [made(out / "data" / f"items-{k}").data.unknown_floor["item"] for k in (0, 3)]
+    assert floors[0] == 1.0 and floors[1] < 0.5
 
 
 def test_errors_are_one_line(shop, cold, models, reported, tmp_path):
@@ -207,6 +219,6 @@ def test_errors_are_one_line(shop, cold, models, reported, tmp_path):
     assert "--seeds 0: give 1 or more" in said(cold, seeds=0)
     assert "largest number of shots was 3 and is 4" in said(cold, ks=(4,), out=reported[0])
     assert "two models are called a" in user_error(
-        lambda: coldstart.of_configs(["a=em3_synthetic", "a=em3_synthetic"], {"data.root": str(cold.root)})
+        lambda: coldstart.of_configs(["a=em3_synthetic", "a=em3_synthetic"], {})
     )
     assert open_dataset(cold.root).meta == cold.meta
