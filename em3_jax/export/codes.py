@@ -2,10 +2,12 @@
 
 em3 codes --data data/shop --features image,text --name sid
 em3 codes --data data/shop-new --name sid --from data/shop/codes/sid
+em3 codes --workdir runs/em3 --name trained
 
 A ranking model reads them as item fields with --config.data.codes=sid. When the catalogue grows, --from
 keeps the codebooks of an earlier code set and the codes of every item whose content is as it was, and
-codes the others; so a run goes on with them.
+codes the others; so a run goes on with them. --workdir takes the codes that a run has trained with the
+clicks (config.model.quantiser), of the catalogue that it was trained on or one grown from it.
 """
 
 from collections.abc import Sequence
@@ -22,6 +24,8 @@ from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.export.command import facts_of
 from em3_jax.export.items import digests
 from em3_jax.features.codes import KINDS, Coder, load_sets
+from em3_jax.training import embeddings, growth
+from em3_jax.training.run import Run
 
 _DIGESTED = 4096  # items at once
 
@@ -88,8 +92,8 @@ def update(data: Path, name: str, from_: Path, overwrite: bool = False) -> CodeS
     check_free(set_folder(dataset.root, "codes", name), overwrite)
     if kept.manifest["kind"] == "run":
         raise UserError(
-            f"{from_}: has codes of the run {kept.manifest['run']}, which alone can code further items; let it go on with "
-            "the new data and make them again with --workdir"
+            f"{from_}: has codes of the run {kept.manifest['run']}, which alone can code further items; make them with "
+            "--workdir and --data"
         )
     sets = load_sets(dataset, tuple(kept.manifest["features"]))
     for given, one in zip(kept.manifest["features"], sets, strict=True):
@@ -111,6 +115,46 @@ def update(data: Path, name: str, from_: Path, overwrite: bool = False) -> CodeS
     }
     print(f"{int(known.sum()):,} items keep their codes, {len(new):,} are coded")
     return _write(dataset, name, sets, coder, codes, mask, manifest, overwrite)
+
+
+def of_run(directory: Path, name: str, data_root: Path | None = None, overwrite: bool = False) -> CodeSet:
+    """Adds the codes that a run's best checkpoint gives the items of its dataset, or of one that has grown from it.
+
+    Args:
+      directory: the run's folder.
+      name: of the code set.
+      data_root: the dataset folder, if it is not where it was in training.
+      overwrite: replace a code set of that name.
+
+    Raises:
+      UserError: the run has no quantiser; its dataset is another.
+    """
+    run = Run.open(directory, data_root)
+    settings = getattr(run.config.model, "quantiser", None)
+    if settings is None or not settings.levels:
+        raise UserError(
+            f"{directory}: has trained no codes; train with --config.model.quantiser.levels=12, or give --data and "
+            "--features to code its inputs"
+        )
+    parts = run.experiment
+    run.check_data(grown=True)
+    dataset, sets = parts.work.dataset, parts.work.feature_sets
+    check_free(set_folder(dataset.root, "codes", name), overwrite)
+    state, _ = growth.restore(run.checkpoints, directory, parts)
+    codes = embeddings.content_codes(parts, state)
+    manifest = {
+        "kind": "run",
+        "run": f"{run.folder.name}, step {int(state.step):,}",
+        "levels": settings.levels,
+        "size": settings.size,
+        "seed": run.config.seed,
+        "features": {},
+        "inputs": parts.feature_hashes,
+    }
+    arrays = {"codebooks": np.asarray(state.params["model"]["quantiser"]["codebooks"])}
+    digest = _digests(sets, dataset.num_items)
+    write_codes(dataset, name, codes, embeddings.has_content(parts), arrays, digest, manifest, overwrite)
+    return read_codes(dataset, name)
 
 
 def _write(
@@ -165,7 +209,7 @@ def report(codes: CodeSet) -> str:
 
 def main() -> None:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--data", type=paths.local, required=True, help="dataset folder")
+    parser.add_argument("--data", type=paths.local, help="dataset folder; of a run, if it has moved or grown")
     parser.add_argument("--name", required=True, help="of the code set to write")
     parser.add_argument("--features", type=cli.as_list, help="feature sets to code together, e.g. image,text")
     parser.add_argument("--levels", type=int, help="codes of an item (default 12)")
@@ -175,13 +219,21 @@ def main() -> None:
     parser.add_argument(
         "--from", dest="from_", type=paths.local, help="folder of a code set whose codebooks, and codes, are kept"
     )
+    parser.add_argument("--workdir", type=paths.local, help="the folder of a run that has trained codes")
     parser.add_argument("--overwrite", action="store_true", help="replace a code set of that name")
     args = parser.parse_args()
     own = {name: getattr(args, name) for name in ("features", "levels", "size", "kind", "seed")}
     own = {name: value for name, value in own.items() if value is not None}
-    if args.from_:
-        if own:
-            raise UserError(f"--{min(own)}: --from keeps what that code set was made with; leave it out")
+    given = [f"--{name}" for name in own] + ["--from"] * bool(args.from_)
+    if args.workdir and given:
+        raise UserError(f"{given[0]}: --workdir takes the codes as the run has them; leave it out")
+    if args.from_ and own:
+        raise UserError(f"{given[0]}: --from keeps what that code set was made with; leave it out")
+    if not (args.data or args.workdir):
+        raise UserError("--data is missing; see `em3 codes --help`")
+    if args.workdir:
+        done = of_run(args.workdir, args.name, args.data, args.overwrite)
+    elif args.from_:
         done = update(args.data, args.name, args.from_, args.overwrite)
     else:
         done = make(args.data, args.name, own.pop("features", ()), **own, overwrite=args.overwrite)

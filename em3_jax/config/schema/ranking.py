@@ -116,6 +116,15 @@ class Cic:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantiser:
+    """Codes of the content embedding that train with the click (residual quantisation)."""
+
+    levels: Count = 0  # codes of an item; 0: the embedding is read as it is
+    size: Annotated[int, Whole(2, 1 << 16)] = 16  # codes of a level
+    commitment: Weight = 0.25  # weight of the loss that keeps embeddings near their codes
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankingSettings(Encoders):
     """The model of tasks ranking and pretraining, and its losses."""
 
@@ -141,6 +150,7 @@ class RankingSettings(Encoders):
     fusion_settings: FusionSettings = FusionSettings()
     # most items at once in training, computed again in the backward pass; 0 = all, kept
     fusion_chunk: Count = 0
+    quantiser: Quantiser = Quantiser()
     cic: Cic = Cic()
     loss: Loss = "binary_cross_entropy"  # loss of the logits
     # precision of activations; parameters, table rows, logits, losses and sums of gradients stay
