@@ -120,8 +120,10 @@ class Quantiser:
     """Codes of the content embedding that train with the click (residual quantisation)."""
 
     levels: Count = 0  # codes of an item; 0: the embedding is read as it is
-    size: Annotated[int, Whole(2, 1 << 16)] = 16  # codes of a level
-    commitment: Weight = 0.25  # weight of the loss that keeps embeddings near their codes
+    size: Annotated[int, Whole(2, 1 << 16)] = 4  # codes of a level
+    # weight of the loss that draws embeddings to their codes; codes follow them without, and it holds
+    # them where they began
+    commitment: Weight = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
