@@ -1,6 +1,6 @@
 """Code sets: the content of each item as a few small whole numbers, its semantic ID, as item fields of a dataset.
 
-    codes/<name>/      codes.npy [I, L] u8, u16 of more than 256 a level; of at most 16 two a byte, [I, L / 2 rounded up]
+    codes/<name>/      codes.npy [I, ceil(L b / 8)] u8: an item's codes side by side, of b bits each, b those of K - 1
                        mask.npy [I] bool: the item has content
                        codebooks.npz f32: codebooks [L, K, E], and what brings content to them
                        items.parquet: id, digest of each item's content, so that an update codes what is new alone
@@ -33,7 +33,6 @@ from em3_jax.data.format import Dataset, hash_files, load_array, read_json
 
 MOST_CODES = 1 << 16
 """Codes of a level: they are stored as u16 at most."""
-_HALF_BYTE = 16
 _SAID = 8  # characters of the codebooks' hash that a value has
 
 
@@ -61,7 +60,8 @@ class CodeSet(NamedTuple):
         """What it is, in a line."""
         m = self.manifest
         made = f"{m['kind']} of {', '.join(m['features']) or m['run']}"
-        return f"{self.name}: {made}, {m['levels']} x {m['size']} codes, {int(self.mask.sum()):,} of {len(self.mask):,} items"
+        size = f"{m['levels']} x {m['size']} codes in {num_bytes(m['levels'], m['size'])} bytes"
+        return f"{self.name}: {made}, {size}, {int(self.mask.sum()):,} of {len(self.mask):,} items"
 
 
 def statistics(codes: np.ndarray, mask: np.ndarray, size: int) -> dict:
@@ -230,31 +230,33 @@ def _manifest(folder: Path, missing: str) -> dict:
 def _arrays(folder: Path, manifest: dict, items: int | None) -> tuple[np.ndarray, np.ndarray]:
     """(codes, mask) of a folder, of as many items as there are."""
     levels, size = manifest["levels"], manifest["size"]
-    stored = (levels + 1) // 2 if size <= _HALF_BYTE else levels
-    codes = load_array(folder / "codes.npy", _dtype(size), (items, stored))
-    codes = _unpacked(codes, levels) if size <= _HALF_BYTE else codes
+    codes = _unpacked(load_array(folder / "codes.npy", np.uint8, (items, num_bytes(levels, size))), levels, size)
     mask = load_array(folder / "mask.npy", np.bool_, (len(codes),))
     if len(codes) and int(codes.max()) >= manifest["size"]:
         raise UserError(f"{folder / 'codes.npy'}: a code is {int(codes.max())}, of {manifest['size']}; make them again")
     return codes, mask
 
 
-def _dtype(size: int) -> type[np.generic]:
-    return np.uint8 if size <= 256 else np.uint16
+def num_bytes(levels: int, size: int) -> int:
+    """Bytes that an item's codes take."""
+    return -(-levels * _bits(size) // 8)
+
+
+def _bits(size: int) -> int:
+    return (size - 1).bit_length()
 
 
 def _packed(codes: np.ndarray, size: int) -> np.ndarray:
-    """Codes [I, L] as they are stored: of at most 16, codes 2 j and 2 j + 1 are the low and the high half of byte j."""
-    codes = codes.astype(_dtype(size))
-    if size > _HALF_BYTE:
-        return codes
-    even = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
-    return even[:, ::2] | (even[:, 1::2] << 4)
+    """[I, `num_bytes`] u8 of codes [I, L], the lowest bit of each first."""
+    bits = codes[:, :, None].astype(np.uint16) >> np.arange(_bits(size), dtype=np.uint16) & 1
+    return np.packbits(bits.reshape(len(codes), -1).astype(np.uint8), axis=1)
 
 
-def _unpacked(stored: np.ndarray, levels: int) -> np.ndarray:
-    """[I, L] u8 of what `_packed` gives of codes of half a byte."""
-    return np.stack([stored & 15, stored >> 4], axis=2).reshape(len(stored), -1)[:, :levels]
+def _unpacked(stored: np.ndarray, levels: int, size: int) -> np.ndarray:
+    """[I, L] u8, or u16 of more than 256 codes a level, of what `_packed` gives."""
+    bits = np.unpackbits(stored, axis=1)[:, : levels * _bits(size)].reshape(len(stored), levels, -1)
+    values = bits.astype(np.uint16) << np.arange(_bits(size), dtype=np.uint16)
+    return values.sum(axis=2, dtype=np.uint8 if size <= 256 else np.uint16)
 
 
 def with_codes(dataset: Dataset, sets: Sequence[CodeSet]) -> Dataset:

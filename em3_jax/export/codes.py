@@ -2,10 +2,16 @@
 
 em3 codes --data data/shop --features image,text --name sid
 em3 codes --data data/shop-new --name sid --from data/shop/codes/sid
+em3 codes --workdir runs/em3 --name trained
 
-A ranking model reads them as item fields with --config.data.codes=sid. When the catalogue grows, --from
-keeps the codebooks of an earlier code set and the codes of every item whose content is as it was, and
-codes the others; so a run goes on with them.
+A ranking model reads them as item fields with --config.data.codes=sid. By default they take 6 bytes
+an item, 24 codes of 4: of ways to spend these, that is best on planted data of 100,000 rows, for
+what is learnt of a code is learnt from all items that share it; larger codebooks need more rows.
+
+When the catalogue grows, --from keeps the codebooks of an earlier code set and the codes of every
+item whose content is as it was, and codes the others; so a run goes on with them. --workdir takes
+the codes that a run has trained with the clicks (config.model.quantiser), of the catalogue that it
+was trained on or one grown from it.
 """
 
 from collections.abc import Sequence
@@ -22,6 +28,8 @@ from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.export.command import facts_of
 from em3_jax.export.items import digests
 from em3_jax.features.codes import KINDS, Coder, load_sets
+from em3_jax.training import embeddings, growth
+from em3_jax.training.run import Run
 
 _DIGESTED = 4096  # items at once
 
@@ -31,8 +39,8 @@ def make(
     name: str,
     features: Sequence[str],
     *,
-    levels: int = 12,
-    size: int = 16,
+    levels: int = 24,
+    size: int = 4,
     kind: str = "rq_kmeans",
     seed: int = 0,
     overwrite: bool = False,
@@ -88,8 +96,8 @@ def update(data: Path, name: str, from_: Path, overwrite: bool = False) -> CodeS
     check_free(set_folder(dataset.root, "codes", name), overwrite)
     if kept.manifest["kind"] == "run":
         raise UserError(
-            f"{from_}: has codes of the run {kept.manifest['run']}, which alone can code further items; let it go on with "
-            "the new data and make them again with --workdir"
+            f"{from_}: has codes of the run {kept.manifest['run']}, which alone can code further items; make them with "
+            "--workdir and --data"
         )
     sets = load_sets(dataset, tuple(kept.manifest["features"]))
     for given, one in zip(kept.manifest["features"], sets, strict=True):
@@ -111,6 +119,46 @@ def update(data: Path, name: str, from_: Path, overwrite: bool = False) -> CodeS
     }
     print(f"{int(known.sum()):,} items keep their codes, {len(new):,} are coded")
     return _write(dataset, name, sets, coder, codes, mask, manifest, overwrite)
+
+
+def of_run(directory: Path, name: str, data_root: Path | None = None, overwrite: bool = False) -> CodeSet:
+    """Adds the codes that a run's best checkpoint gives the items of its dataset, or of one that has grown from it.
+
+    Args:
+      directory: the run's folder.
+      name: of the code set.
+      data_root: the dataset folder, if it is not where it was in training.
+      overwrite: replace a code set of that name.
+
+    Raises:
+      UserError: the run has no quantiser; its dataset is another.
+    """
+    run = Run.open(directory, data_root)
+    settings = getattr(run.config.model, "quantiser", None)
+    if settings is None or not settings.levels:
+        raise UserError(
+            f"{directory}: has trained no codes; train with --config.model.quantiser.levels=24, or give --data and "
+            "--features to code its inputs"
+        )
+    parts = run.experiment
+    run.check_data(grown=True)
+    dataset, sets = parts.work.dataset, parts.work.feature_sets
+    check_free(set_folder(dataset.root, "codes", name), overwrite)
+    state, _ = growth.restore(run.checkpoints, directory, parts)
+    codes = embeddings.content_codes(parts, state)
+    manifest = {
+        "kind": "run",
+        "run": f"{run.folder.name}, step {int(state.step):,}",
+        "levels": settings.levels,
+        "size": settings.size,
+        "seed": run.config.seed,
+        "features": {},
+        "inputs": parts.feature_hashes,
+    }
+    arrays = {"codebooks": np.asarray(state.params["model"]["quantiser"]["codebooks"])}
+    digest = _digests(sets, dataset.num_items)
+    write_codes(dataset, name, codes, embeddings.has_content(parts), arrays, digest, manifest, overwrite)
+    return read_codes(dataset, name)
 
 
 def _write(
@@ -165,23 +213,31 @@ def report(codes: CodeSet) -> str:
 
 def main() -> None:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--data", type=paths.local, required=True, help="dataset folder")
+    parser.add_argument("--data", type=paths.local, help="dataset folder; of a run, if it has moved or grown")
     parser.add_argument("--name", required=True, help="of the code set to write")
     parser.add_argument("--features", type=cli.as_list, help="feature sets to code together, e.g. image,text")
-    parser.add_argument("--levels", type=int, help="codes of an item (default 12)")
-    parser.add_argument("--size", type=int, help="codes of a level (default 16: half a byte each)")
+    parser.add_argument("--levels", type=int, help="codes of an item (default 24)")
+    parser.add_argument("--size", type=int, help="codes of a level (default 4, which 2 bits say)")
     parser.add_argument("--kind", help=f"how codebooks are made: {' or '.join(KINDS)} (default {KINDS[0]})")
     parser.add_argument("--seed", type=int, help="of all that is drawn (default 0)")
     parser.add_argument(
         "--from", dest="from_", type=paths.local, help="folder of a code set whose codebooks, and codes, are kept"
     )
+    parser.add_argument("--workdir", type=paths.local, help="the folder of a run that has trained codes")
     parser.add_argument("--overwrite", action="store_true", help="replace a code set of that name")
     args = parser.parse_args()
     own = {name: getattr(args, name) for name in ("features", "levels", "size", "kind", "seed")}
     own = {name: value for name, value in own.items() if value is not None}
-    if args.from_:
-        if own:
-            raise UserError(f"--{min(own)}: --from keeps what that code set was made with; leave it out")
+    given = [f"--{name}" for name in own] + ["--from"] * bool(args.from_)
+    if args.workdir and given:
+        raise UserError(f"{given[0]}: --workdir takes the codes as the run has them; leave it out")
+    if args.from_ and own:
+        raise UserError(f"{given[0]}: --from keeps what that code set was made with; leave it out")
+    if not (args.data or args.workdir):
+        raise UserError("--data is missing; see `em3 codes --help`")
+    if args.workdir:
+        done = of_run(args.workdir, args.name, args.data, args.overwrite)
+    elif args.from_:
         done = update(args.data, args.name, args.from_, args.overwrite)
     else:
         done = make(args.data, args.name, own.pop("features", ()), **own, overwrite=args.overwrite)

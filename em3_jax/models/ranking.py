@@ -17,6 +17,7 @@ from em3_jax.models import similarity
 from em3_jax.models.aggregators import Behaviours, attentive
 from em3_jax.models.backbones import Features
 from em3_jax.models.fusion.chunks import as_type, in_chunks
+from em3_jax.models.quantiser import Quantised, ResidualQuantiser, usage
 from em3_jax.models.similarity import item_vectors
 
 Events = tuple[jax.Array | None, jax.Array | None]
@@ -87,17 +88,18 @@ def event_embeddings(rows: jax.Array, batch: Batch, fields: Fields) -> Events:
 class RankingModel(nn.Module):
     """Click logits from IDs and, if there is a fusion module, from content (eq. 1, 6-8).
 
-    Attributes:
-      fields: the dataset's categorical fields.
-      backbone: module from `backbones.Features` to (logit [B], named scalars).
-      fusion: module from content tokens to item embeddings [S, D]; None is the ID-only model.
-      fusion_chunk: most items that it sees at once in training, see `fusion.chunks`; 0 = all.
-      content_score, content_hidden: of the attention on content, see `TargetAttention`.
-      content_events: whether that attention reads the history's event fields, as the one on IDs does.
-      content_parts: "item": the candidate's content c_A; "user": the user's content interest u_A; both: their product too;
-        "similarity", "simtier": per modality how near the candidate is to the history, see `similarity`.
-      content_aggregator: how the history's content becomes u_A, see `aggregators`; each of its channels that is as wide as
-        c_A has a product with it.
+        Attributes:
+          fields: the dataset's categorical fields.
+          backbone: module from `backbones.Features` to (logit [B], named scalars).
+          fusion: module from content tokens to item embeddings [S, D]; None is the ID-only model.
+          fusion_chunk: most items that it sees at once in training, see `fusion.chunks`; 0 = all.
+          content_score, content_hidden: of the attention on content, see `TargetAttention`.
+          content_events: whether that attention reads the history's event fields, as the one on IDs does.
+          content_parts: "item": the candidate's content c_A; "user": the user's content interest u_A; both: their product too;
+    from em3_jax.models.quantiser import Quantised, ResidualQuantiser, usage
+    from em3_jax.models.similarity import item_vectors
+          content_aggregator: how the history's content becomes u_A, see `aggregators`; each of its channels that is as wide as
+            c_A has a product with it.
     """
 
     fields: Fields
@@ -109,6 +111,7 @@ class RankingModel(nn.Module):
     content_events: bool
     content_parts: Sequence[str]
     content_aggregator: Callable = attentive
+    quantiser: ResidualQuantiser | None = None
 
     @nn.compact
     def __call__(
@@ -141,9 +144,13 @@ class RankingModel(nn.Module):
             return fusion(as_type(tokens, rows.dtype), mask, train=train)
 
         if self.fusion is not None:
+            coded = None
             if embedding is None:
                 embedding = in_chunks(self.fusion, self.fusion_chunk, fused, (tokens, tokens_mask))
-            content, out = self._content(embedding, tokens, tokens_mask, batch, events, items)
+                if self.quantiser is not None:
+                    coded = self.quantiser(embedding, _counted(tokens_mask, batch, len(embedding)))
+                    embedding = coded.vectors
+            content, out = self._content(embedding, tokens, tokens_mask, batch, events, items, coded)
         features = Features(
             items, batch["item_position"], batch["history_position"], batch["history_mask"], *events, others, content
         )
@@ -151,7 +158,14 @@ class RankingModel(nn.Module):
         return logit, {"item_fields": items} | out | scalars
 
     def _content(
-        self, embedding: jax.Array, tokens, tokens_mask, batch: Batch, events: Events, ids: jax.Array
+        self,
+        embedding: jax.Array,
+        tokens,
+        tokens_mask,
+        batch: Batch,
+        events: Events,
+        ids: jax.Array,
+        coded: Quantised | None,
     ) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
         """(content features, each [B, D]; named intermediates)."""
         items = next(iter(tokens.values()), batch["item_id"]).shape[0]  # is open in an exported program
@@ -162,11 +176,14 @@ class RankingModel(nn.Module):
         near = [part for name, part in similarity.PARTS.items() if name in self.content_parts]
         if near:
             units = {name: item_vectors(tokens[name], tokens_mask[name]) for name in sorted(tokens)}
-        some = [found.any(axis=1) for found in tokens_mask.values()]
-        has_content = jnp.stack(some).any(axis=0) if some else jnp.ones(items, bool)
-        flag = has_content[:, None].astype(embedding.dtype)
-        (embedding, flag, *vectors), counts = exchange.to_examples(batch, embedding, flag, *units.values())
+        flag = has_content(tokens_mask, items)[:, None].astype(embedding.dtype)
+        of_codes = [] if coded is None else [coded.errors[:, None], coded.codes.astype(jnp.float32)]
+        (embedding, flag, *others), counts = exchange.to_examples(batch, embedding, flag, *units.values(), *of_codes)
+        vectors = others[: len(units)]
         out, parts = {"content": embedding, "item_counts": counts & (flag[:, 0] > 0)}, []
+        if coded is not None:
+            out |= self._of_codes(*others[len(units) :], counts=out["item_counts"])
+            out |= {f"moved_{name}": value for name, value in coded.moved.items()}
         if "item" in self.content_parts:
             parts.append(exchange.rows(embedding, candidate))
         if "user" in self.content_parts:
@@ -183,9 +200,46 @@ class RankingModel(nn.Module):
                 parts.append(similar.astype(embedding.dtype))
         return tuple(parts), out
 
+    def _of_codes(self, errors: jax.Array, codes: jax.Array, *, counts: jax.Array) -> dict[str, jax.Array]:
+        """{"quantiser_loss": []}, and how many of the codes are in use; each distinct item with content counts once."""
+        assert self.quantiser is not None
+        error = jnp.sum(jnp.where(counts, errors[:, 0], 0.0)) / jnp.maximum(counts.sum(), 1)
+        return {"quantiser_loss": error} | usage(codes.astype(jnp.int32), counts, self.quantiser.size)
+
     def embed(
         self, tokens: dict[str, jax.Array], tokens_mask: dict[str, jax.Array], dtype: jnp.dtype = jnp.float32
     ) -> jax.Array:
         """[S, D] content embeddings of items (eq. 6), as at prediction."""
+        embedding, coded = self._embedded(tokens, tokens_mask, dtype)
+        return embedding if coded is None else coded.vectors
+
+    def codes(self, tokens: dict[str, jax.Array], tokens_mask: dict[str, jax.Array], dtype: jnp.dtype) -> jax.Array:
+        """[S, L] i32 codes of items, as at prediction."""
+        coded = self._embedded(tokens, tokens_mask, dtype)[1]
+        assert coded is not None  # a model without a quantiser is not asked for any
+        return coded.codes
+
+    def _embedded(
+        self, tokens: dict[str, jax.Array], tokens_mask: dict[str, jax.Array], dtype: jnp.dtype
+    ) -> tuple[jax.Array, Quantised | None]:
+        """(what the fusion module gives, and what the quantiser makes of it, if there is one)."""
         assert self.fusion is not None  # a model of IDs alone is not asked for any
-        return self.fusion(as_type(tokens, dtype), tokens_mask, train=False)
+        embedding = self.fusion(as_type(tokens, dtype), tokens_mask, train=False)
+        if self.quantiser is None:
+            return embedding, None
+        return embedding, self.quantiser(embedding, has_content(tokens_mask, len(embedding)))
+
+
+def has_content(tokens_mask: dict[str, jax.Array], items: int) -> jax.Array:
+    """[S] bool: the item has a token; all have where no tokens are told of."""
+    some = [found.any(axis=1) for found in tokens_mask.values()]
+    return jnp.stack(some).any(axis=0) if some else jnp.ones(items, bool)
+
+
+def _counted(tokens_mask: dict[str, jax.Array], batch: Batch, items: int) -> jax.Array:
+    """[S] bool: the item has content, and its place does not only fill the batch.
+
+    In blocks a device owns an item once, and what fills has no content.
+    """
+    found = has_content(tokens_mask, items)
+    return found if "item_route" in batch else found & batch["item_mask"]

@@ -156,6 +156,10 @@ class Task(abc.ABC):
         """[S, D] content embeddings of the inputs' items."""
         raise NotImplementedError(f"{type(self).__name__} embeds no items")
 
+    def codes(self, params: Params, inputs: Any) -> jax.Array:
+        """[S, L] i32 codes of the inputs' items; only of a model with a quantiser."""
+        raise NotImplementedError(f"{type(self).__name__} has no codes")
+
     def lookup(self, params: Params, inputs: Any) -> dict[str, jax.Array]:
         """{name: [S, W] f32} all that scores need of the inputs' items beside their ids.
 

@@ -110,13 +110,18 @@ class WithEncoders(WrappedTask):
         drawn = Drawn(key, step, _items(inputs.batch)) if self.encoders else None
         inputs, statistics = encoded(self.encoders, params, inputs, train=True, drawn=drawn)
         value, aux = self.task.loss(params, _at_their_places(inputs), key, step)
-        return value, aux | ({"statistics": {"encoders": statistics}} if statistics else {})
+        if statistics:
+            aux |= {"statistics": aux.get("statistics", {}) | {"encoders": statistics}}
+        return value, aux
 
     def predict(self, params: Params, inputs: Inputs) -> Any:
         return self.task.predict(params, self._encoded(params, inputs))
 
     def embed(self, params: Params, inputs: Inputs) -> jax.Array:
         return self.task.embed(params, self._encoded(params, inputs))
+
+    def codes(self, params: Params, inputs: Inputs) -> jax.Array:
+        return self.task.codes(params, self._encoded(params, inputs))
 
     def lookup(self, params: Params, inputs: Inputs) -> dict[str, jax.Array]:
         return self.task.lookup(params, self._encoded(params, inputs))

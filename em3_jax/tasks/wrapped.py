@@ -50,6 +50,9 @@ class WrappedTask(Task):
     def embed(self, params: Params, inputs: Any) -> jax.Array:
         return self.task.embed(params, inputs)
 
+    def codes(self, params: Params, inputs: Any) -> jax.Array:
+        return self.task.codes(params, inputs)
+
     def lookup(self, params: Params, inputs: Any) -> dict[str, jax.Array]:
         return self.task.lookup(params, inputs)
 

@@ -1,14 +1,17 @@
 """The embeddings of all items that a run has learnt: of their content, and of their ids."""
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 
 from em3_jax.config.schema import Retrieval
 from em3_jax.core.fields import FIRST_KNOWN
 from em3_jax.core.progress import Progress
-from em3_jax.core.types import State
+from em3_jax.core.types import Batch, State
 from em3_jax.data.catalogue import CataloguePass
 from em3_jax.tables import memory_bank, packing
+from em3_jax.training import step
 from em3_jax.training.experiment import Experiment
 
 
@@ -19,16 +22,31 @@ def content_embeddings(parts: Experiment, state: State) -> tuple[np.ndarray, np.
         return np.asarray(state.memory["vector"])[:items], np.asarray(state.memory["written"])[
             :items
         ] > memory_bank.NEVER
+    embed = parts.program.embed
+    assert embed is not None  # whoever calls this has asked whether there are any
+    return _of_all_items(parts, lambda batch: embed(state, batch)), has_content(parts)
+
+
+def content_codes(parts: Experiment, state: State) -> np.ndarray:
+    """[I, L] i32 the codes that a run's quantiser gives all items."""
+    work, program = parts.work, parts.program
+    codes = step.make_apply(work.task, work.task.codes, program.mesh, work.shards)
+    of_state = state.params, state.tables, state.memory, work.constants
+    return _of_all_items(parts, lambda batch: codes(*of_state, program.place(batch)))
+
+
+def _of_all_items(parts: Experiment, function: Callable[[Batch], jax.Array]) -> np.ndarray:
+    """[I, ...] what `function` gives of batches of all items, [S, ...] each."""
     assert not isinstance(parts.config, Retrieval)  # which embeds nothing
+    items = parts.work.dataset.num_items
     host_features = () if parts.work.constants else tuple(parts.work.content_sets)
     source = CataloguePass(np.arange(items), parts.config.eval.batch_size, host_features)
-    progress, vectors = Progress(len(source), unit="batch"), []
-    assert parts.program.embed is not None  # whoever calls this has asked whether there are any
+    progress, found = Progress(len(source), unit="batch"), []
     for k in range(len(source)):
-        vectors.append(np.asarray(parts.program.embed(state, source[k])))
+        found.append(np.asarray(function(source[k])))
         progress.advance()
     progress.close()
-    return np.concatenate(vectors)[:items], has_content(parts)
+    return np.concatenate(found)[:items]
 
 
 def has_content(parts: Experiment) -> np.ndarray:

@@ -84,20 +84,19 @@ def test_values_name_their_codebooks(world):
     assert not set(first) & set(second)
 
 
-def test_of_few_codes_two_share_a_byte(world):
+@pytest.mark.parametrize(
+    ("levels", "size", "stored"),
+    [(5, 16, 3), (12, 16, 6), (24, 4, 6), (6, 256, 6), (3, 700, 4), (1, 2, 1), (2, 1 << 16, 4)],
+)
+def test_codes_take_as_many_bits_as_they_need(world, levels, size, stored):
     dataset, _, mask = world
-    codes = np.random.default_rng(1).integers(0, 16, (ITEMS, 5))
-    folder = write(dataset, "nibbles", codes, mask, size=16, levels=5)
-    assert np.load(folder / "codes.npy").shape == (ITEMS, 3)
-    found = read_codes(dataset, "nibbles").codes
+    codes = np.random.default_rng(1).integers(0, size, (ITEMS, levels))
+    codes[0] = size - 1
+    folder = write(dataset, "packed", codes, mask, overwrite=True, size=size, levels=levels)
+    assert np.load(folder / "codes.npy").shape == (ITEMS, stored) == (ITEMS, of_codes.num_bytes(levels, size))
+    found = read_codes(dataset, "packed").codes
     np.testing.assert_array_equal(found[mask], codes[mask])
-
-
-def test_many_codes_take_two_bytes(world):
-    dataset, codes, mask = world
-    write(dataset, "wide", codes + 300, mask, size=700)
-    assert read_codes(dataset, "wide").codes.dtype == np.uint16
-    assert read_codes(dataset, "wide").codes.max() >= 300
+    assert found.dtype == (np.uint8 if size <= 256 else np.uint16)
 
 
 def test_mistakes_are_one_line(world, tmp_path):
@@ -121,7 +120,7 @@ def test_damaged_sets_are_refused(world, tmp_path, damage):
     dataset = open_dataset(shutil.copytree(world[0].root, tmp_path / "data"))
     folder = dataset.root / "codes" / "sid"
     if damage == "range":
-        np.save(folder / "codes.npy", np.full((ITEMS, 1), 5, np.uint8))
+        np.save(folder / "codes.npy", np.full((ITEMS, 1), 0b10100000, np.uint8))
         assert "a code is 5, of 5" in user_error(read_codes, dataset, "sid")
     elif damage == "manifest.json":
         (folder / damage).write_text(json.dumps({"kind": "rq_kmeans"}))

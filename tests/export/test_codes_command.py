@@ -247,4 +247,4 @@ def test_what_the_command_says(world, monkeypatch, capsys):
     ):
         assert word in said
     assert f"{manifest['statistics']['r2']:.1%}" in said
-    assert "codes said: rq_kmeans of image, 12 x 4 codes, 50 of 50 items" in listing(open_dataset(root))
+    assert "codes said: rq_kmeans of image, 24 x 4 codes in 6 bytes, 50 of 50 items" in listing(open_dataset(root))

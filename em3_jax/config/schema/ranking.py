@@ -118,6 +118,17 @@ class Cic:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantiser:
+    """Codes of the content embedding that train with the click (residual quantisation)."""
+
+    levels: Count = 0  # codes of an item; 0: the embedding is read as it is
+    size: Annotated[int, Whole(2, 1 << 16)] = 4  # codes of a level
+    # weight of the loss that draws embeddings to their codes; codes follow them without, and it holds
+    # them where they began
+    commitment: Weight = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankingSettings(Encoders):
     """The model of tasks ranking and pretraining, and its losses."""
 
@@ -144,6 +155,7 @@ class RankingSettings(Encoders):
     fusion_settings: FusionSettings = FusionSettings()
     # most items at once in training, computed again in the backward pass; 0 = all, kept
     fusion_chunk: Count = 0
+    quantiser: Quantiser = Quantiser()
     cic: Cic = Cic()
     loss: Loss = "binary_cross_entropy"  # loss of the logits
     # precision of activations; parameters, table rows, logits, losses and sums of gradients stay

@@ -28,6 +28,11 @@ def pretraining(config: Ranking, mesh: Mesh) -> work.Work:
         raise UserError(
             f"config.data.codes: task pretraining reads no item fields, so no code set '{data.codes[0]}'; leave it out"
         )
+    if model.quantiser.levels:
+        raise UserError(
+            f"config.model.quantiser.levels={model.quantiser.levels}: task pretraining has no clicks that codes could "
+            "train with; leave it out"
+        )
     dataset = open_dataset(data.root)
     is_raw = model.content == "raw"
     learns_category = own.loss == "category"

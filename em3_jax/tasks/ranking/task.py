@@ -20,6 +20,7 @@ from em3_jax.core.fields import Fields
 from em3_jax.models import similarity
 from em3_jax.models.aggregators import AGGREGATORS, ATTEND
 from em3_jax.models.fusion.frozen import Frozen
+from em3_jax.models.quantiser import ResidualQuantiser
 from em3_jax.models.ranking import CONTENT_PARTS, RankingModel
 from em3_jax.models.similarity import item_vectors
 from em3_jax.tasks import CONTENT, Inputs, Intermediates, Loss, Params, Task
@@ -42,6 +43,7 @@ class RankingTask(Task):
       contrast: CIC; None without content, and where its weight is 0.
       encoders: feature set -> folder of the encoder that has to read it first.
       dtype: of the activations.
+      commitment: weight of the loss that keeps content near its codes, if the model has a quantiser.
     """
 
     model: RankingModel
@@ -49,6 +51,7 @@ class RankingTask(Task):
     contrast: ContentIdContrast | None
     encoders: Mapping[str, str]
     dtype: Any
+    commitment: float = 0.0
 
     @property
     def uses_content(self) -> bool:
@@ -82,6 +85,10 @@ class RankingTask(Task):
             of_heads, drawn = self._lowered(params["cic"]), rng.stream(key, "negatives", step)
             value, of_contrast = self.contrast.loss(of_heads, inputs, out, drawn)
             total, aux = total + value, aux | of_contrast
+        if self.model.quantiser is not None:
+            total += self.commitment * out["quantiser_loss"]
+            moved = {name: out[f"moved_{name}"] for name in params["model"]["quantiser"]}
+            aux |= {"statistics": {"model": {"quantiser": moved}}}
         return total, aux
 
     def predict(self, params: Params, inputs: Inputs) -> jax.Array:
@@ -92,12 +99,18 @@ class RankingTask(Task):
         result: Any = self.model.apply({"params": params["model"]}, *content, method="embed")
         return result
 
+    def codes(self, params: Params, inputs: Inputs) -> jax.Array:
+        content = (inputs.tokens, inputs.tokens_mask)
+        lowered = self._variables(params)
+        result: Any = self.model.apply(lowered, *content, self.dtype, method="codes")
+        return result
+
     def lookup(self, params: Params, inputs: Inputs) -> dict[str, jax.Array]:
         """The content embedding and, for `similarity.PARTS`, a vector of each modality."""
         if not self.uses_content:
             return {}
         tokens, masks = inputs.tokens, inputs.tokens_mask
-        lowered = {"params": self._lowered(params["model"])}
+        lowered = self._variables(params)
         embedding: Any = self.model.apply(lowered, tokens, masks, self.dtype, method="embed")
         found = {CONTENT: embedding.astype(jnp.float32)}
         if any(name in self.model.content_parts for name in similarity.PARTS):
@@ -111,15 +124,20 @@ class RankingTask(Task):
         tokens = {name: vector[:, None] for name, vector in known.items()}
         masks = {name: jnp.ones(vector.shape[:2], bool) for name, vector in tokens.items()}
         inputs = Inputs(rows, tokens, masks, inputs.batch)
-        variables = {"params": self._lowered(params["model"])}
+        variables = self._variables(params)
         return self.model.apply(variables, *inputs, train=False, embedding=embedding)[0]
 
     def _apply(self, params: Params, inputs: Inputs, **options: Any) -> Applied:
         """The model, computed in `dtype`."""
         inputs = inputs._replace(rows=self._lowered(inputs.rows))  # tokens follow
-        variables = {"params": self._lowered(params["model"])}
+        variables = self._variables(params)
         result: Any = self.model.apply(variables, *inputs, **options)
         return result
+
+    def _variables(self, params: Params) -> dict[str, Any]:
+        """The model's parameters in `dtype`, but for codebooks: they are running means, which stay f32."""
+        kept = {name: one for name, one in params["model"].items() if name == "quantiser"}
+        return {"params": self._lowered(params["model"]) | kept}
 
     def _lowered(self, tree: Any) -> Any:
         """A tree of f32 arrays in `dtype`."""
@@ -153,6 +171,7 @@ def ranking(fields: Fields, settings: RankingSettings) -> RankingTask:
         content_events=settings.content_events,
         content_parts=tuple(settings.content_parts),
         content_aggregator=AGGREGATORS[settings.content_aggregator],
+        quantiser=_quantiser(settings),
     )
     return RankingTask(
         model=ranker,
@@ -160,7 +179,21 @@ def ranking(fields: Fields, settings: RankingSettings) -> RankingTask:
         contrast=None if fusion is None else contrast,
         encoders=encoders,
         dtype=PRECISIONS[settings.precision],
+        commitment=settings.quantiser.commitment,
     )
+
+
+def _quantiser(settings: RankingSettings) -> ResidualQuantiser | None:
+    """What makes codes of content; None where there is none, or it is read as it is."""
+    own = settings.quantiser
+    if not own.levels:
+        return None
+    if settings.content in ("none", "pre_extracted"):
+        raise UserError(
+            f"config.model.quantiser.levels={own.levels}: config.model.content '{settings.content}' has no embedding that "
+            "the click trains; set config.model.content=end_to_end, or make codes with `em3 codes` for config.data.codes"
+        )
+    return ResidualQuantiser(own.levels, own.size)
 
 
 def _fusion(settings: RankingSettings) -> nn.Module | None:
