@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from em3_jax.core import exchange
+from em3_jax.core import exchange, gather
 from em3_jax.core.maxima import largest
 
 
@@ -45,6 +45,7 @@ def history_similarity(unit: jax.Array, candidate: jax.Array, history: jax.Array
 
 TIERS = 8
 """N of SimTier."""
+MOST_PER_SLOT = 64  # distinct items for each slot of the history, up to which a product is faster
 
 
 def history_tiers(unit: jax.Array, candidate: jax.Array, history: jax.Array, mask: jax.Array) -> jax.Array:
@@ -63,8 +64,26 @@ def history_tiers(unit: jax.Array, candidate: jax.Array, history: jax.Array, mas
 
 
 def _with_history(unit: jax.Array, candidate: jax.Array, history: jax.Array) -> jax.Array:
-    """[B, T] cosine of the candidate with each item of the history."""
-    return jnp.einsum("be,bte->bt", exchange.rows(unit, candidate), exchange.rows(unit, history))
+    """[B, T] cosine of the candidate with each item of the history.
+
+    On CPUs the candidates' with all distinct items, of which the history's are then picked: a
+    product of matrices, where gathering T vectors for each example moves B T E numbers through
+    memory to use each once. Where items are many beside T, and on devices with a memory as fast as
+    their arithmetic wants it, the vectors are gathered.
+    """
+
+    def gathered(unit: jax.Array, candidate: jax.Array, history: jax.Array) -> jax.Array:
+        return jnp.einsum("be,bte->bt", gather.rows(unit, candidate), gather.rows(unit, history))
+
+    def picked(unit: jax.Array, candidate: jax.Array, history: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(gather.rows(unit, candidate) @ unit.T, history, axis=1)
+
+    def in_block(unit: jax.Array, candidate: jax.Array, history: jax.Array) -> jax.Array:
+        if not isinstance(unit.shape[0], int) or unit.shape[0] > MOST_PER_SLOT * history.shape[1]:
+            return gathered(unit, candidate, history)
+        return jax.lax.platform_dependent(unit, candidate, history, cpu=picked, default=gathered)
+
+    return exchange.in_block(in_block)(unit, candidate, history)
 
 
 PARTS = {"similarity": history_similarity, "simtier": history_tiers}

@@ -66,7 +66,13 @@ LADDER = (
         {"data.codes": (CODES,)},
         codes=True,
     ),
-    Rung("frozen", "frozen vectors", "vectors as they are, and attention over the history's", 3.0, changes=FROZEN),
+    Rung(
+        "frozen",
+        "frozen vectors",
+        "one linear layer on each vector, and attention over the history's",
+        2.5,
+        changes={"model.fusion": "mean", "model.cic.weight": 0.0},
+    ),
     Rung(
         "make",
         "MAKE: pre-trained on clicks, then frozen",

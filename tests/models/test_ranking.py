@@ -238,7 +238,7 @@ def test_every_aggregator_reads_the_valid_history_alone(setting, aggregator):
             "config.model.content_events: content_aggregator 'sum' reads no event fields",
         ),
         ({"content_parts": ()}, "config.model.content_parts is empty"),
-        ({"content_parts": ("items",)}, "each item, user or similarity; did you mean 'item'?"),
+        ({"content_parts": ("items",)}, "each item, user, similarity or simtier; did you mean 'item'?"),
         ({"backbone": "deepfn"}, "config.model.backbone='deepfn': give din, deepfm, "),
         ({"loss": "bce"}, "config.model.loss='bce': give binary_cross_entropy or"),
     ],
