@@ -87,8 +87,9 @@ def plan(rows: int, rungs: Sequence[Rung], budget: float, cores: int) -> Plan:
 def estimate(rows: float, rungs: Sequence[Rung], seeds: int, cores: int) -> float:
     """Seconds of a ladder whose last stage has so many rows."""
     costs = sorted((rung.cost for rung in rungs if rung.name != IDS), reverse=True)
+    tried = [rung.cost for rung in rungs if rung.trains]  # twice, see `climb.SLOW`
     ids = 1.0
-    stages = [(SHARES[0], [ids * SETTINGS_TRIED, *costs])]
+    stages = [(SHARES[0], [*[ids] * (SETTINGS_TRIED + 1), *costs, *tried])]
     half = costs[: keep(len(costs))]
     stages.append((SHARES[1], [ids, *half]))
     finalists = costs[: keep(len(half))]

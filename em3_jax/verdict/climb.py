@@ -27,6 +27,8 @@ SETTINGS: tuple[Mapping[str, Any], ...] = (
     {"model.backbone_settings.dropout": 0.4, "tables.learning_rate": 0.05, "optim.learning_rate": 3e-3},
 )
 """What IDs alone try, and the best of it all rungs have; the first is the config as it stands."""
+SLOW: Mapping[str, Any] = {"optim.multipliers": (("^model/(fusion|content_attention)/", 0.1),)}
+"""What rungs that train content try besides: at the full rate it may learn by heart before IDs and fields have learnt."""
 METRIC = "auc"
 
 
@@ -41,6 +43,8 @@ class Climb:
       out: folder of the verdict; the runs lie in `runs` there.
       parallel: runs at once.
       settings: what the baseline has chosen.
+      own: rung -> what it has chosen for itself besides.
+      tried: what the settings that were tried give on validation.
       folders: (rung, share) -> the runs' folders, one a seed.
     """
 
@@ -52,6 +56,7 @@ class Climb:
     out: Path
     parallel: int
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    own: dict[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     tried: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     folders: dict[tuple[str, float], list[Path]] = dataclasses.field(default_factory=dict)
 
@@ -91,14 +96,18 @@ class Climb:
         """Runs rungs on a share of the rows, and notes where they lie."""
         needed = list(names)
         needed += [of for name in names if (of := self.rung(name).vectors_of) and of not in needed]
-        planned = [self._planned(self.rung(name), share, self.settings) for name in needed]
+        planned = [self._planned(self.rung(name), share, self._settings(name)) for name in needed]
         if any(run.vectors_of or run.overlaid for run in planned):
             runs.overlay(self.dataset.root, self.root / "data")
         if any(self.rung(name).codes for name in needed):
             self._make_codes()
         first = share == self.plan.shares[0]
-        jobs = self._jobs(planned, seeds=seeds, splits=("valid", "test"), cost=first)
+        slow = self._slow(dict(zip(needed, planned, strict=True))) if first else {}
+        jobs = self._jobs([*planned, *slow.values()], seeds=seeds, splits=("valid", "test"), cost=first)
         runs.run_all(jobs, self.parallel)
+        for place, name in enumerate(needed):
+            if name in slow and self._better(slow[name], planned[place]):
+                self.own[name], planned[place] = SLOW, slow[name]
         for name, run in zip(needed, planned, strict=True):
             folders = [self.root / f"{run.name}-{seed}" for seed in range(seeds)]
             before = self.folders.get((name, share), [])
@@ -107,6 +116,24 @@ class Climb:
     def on_validation(self, names: Sequence[str], share: float, rows: Rows) -> dict[str, float]:
         """Rung -> mean of the metric over its seeds on validation."""
         return {name: float(rows.value(self.scores(name, share, "valid"), METRIC).mean()) for name in names}
+
+    def _slow(self, planned: Mapping[str, runs.PlannedRun]) -> dict[str, runs.PlannedRun]:
+        """The runs that train content, so that it learns slowly; none where the user has set how it learns."""
+        if any(key in self.changes for key in SLOW):
+            return {}
+        return {
+            name: run._replace(name=f"{run.name}_slow", changes={**run.changes, **SLOW})
+            for name, run in planned.items()
+            if self.rung(name).trains
+        }
+
+    def _better(self, one: runs.PlannedRun, other: runs.PlannedRun) -> bool:
+        values = [_best_value(self.root / f"{run.name}-0") for run in (one, other)]
+        return values[0] > values[1]
+
+    def _settings(self, name: str) -> Mapping[str, Any]:
+        """What the baseline has chosen, and the rung besides."""
+        return {**self.settings, **self.own.get(name, {})}
 
     def _make_codes(self) -> None:
         """Codes of the content that the config reads, once, beside the links to the dataset."""

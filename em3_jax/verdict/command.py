@@ -83,7 +83,7 @@ def _training(ladder_: climb.Climb, name: str, config: str) -> str:
     """The command that trains a rung on all rows."""
     rung = ladder_.rung(name)
     variant = f":{rung.variant}" if rung.variant else ""
-    changes = {**ladder_.changes, **ladder_.settings, **rung.changes}
+    changes = {**ladder_.changes, **ladder_.settings, **ladder_.own.get(name, {}), **rung.changes}
     options = [f"--config.{key}={_spelled(value)}" for key, value in changes.items()]
     root = [f"--config.data.root={ladder_.dataset.root}", f"--workdir=runs/{name}"]
     said = shlex.join(["em3", "train", f"--config={config}{variant}", *root, *options])
@@ -94,7 +94,11 @@ def _training(ladder_: climb.Climb, name: str, config: str) -> str:
 
 
 def _spelled(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    """A setting as the command line takes it."""
+    if not isinstance(value, tuple | list):
+        return str(value)
+    flat = not any(isinstance(one, tuple | list) for one in value)
+    return ",".join(map(str, value)) if flat else repr(tuple(map(tuple, value)))
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def _rung(climbed: Climb, name: str, test: Rows, moved: Spread) -> dict[str, Any
     return {
         "name": name,
         "label": rung.label,
-        "about": rung.about,
+        "about": rung.about + (", which learns slowly" if name in climbed.own else ""),
         "share": share,
         "seeds": seeds,
         "auc": float(values[:seeds].mean()),
@@ -141,7 +141,7 @@ def _curves(climbed: Climb, chosen: str, test: Rows, moved: Spread) -> dict[str,
     }
     predicted = ahead.forecast(curves[chosen], TIMES) if len(curves[chosen]) > 1 else None
     result["forecast"] = predicted._asdict() if predicted else None
-    trained, fusion = climbed.rung(chosen).trains, curves.get(FUSION, [])
+    trained, fusion = FUSION in chosen, curves.get(FUSION, [])
     both = [p for p in curves[chosen] if p.share in {q.share for q in fusion}]
     fusion = [p for p in fusion if p.share in {q.share for q in both}]
     times = None if trained or len(both) < 2 else ahead.crossing(fusion, both)

@@ -72,6 +72,7 @@ LADDER = (
         "one linear layer on each vector, and attention over the history's",
         2.5,
         changes={"model.fusion": "mean", "model.cic.weight": 0.0},
+        trains=True,
     ),
     Rung(
         "make",

@@ -50,7 +50,10 @@ def untold(found: dict[str, Any]) -> list[str]:
     dropped = [row["label"] for row in found["ladder"] if row["share"] < found["top"]]
     if dropped:
         result.append(f"Whether {_list(dropped)} would catch up on all rows: they were left behind on part of them.")
-    result.append("Other settings: IDs alone chose those of all rungs, among " + str(len(found["settings"])) + ".")
+    result.append(
+        f"Other settings: IDs alone chose those of all rungs, among {len(found['settings'])}; ways that train content "
+        "chose whether it learns slowly."
+    )
     return result
 
 

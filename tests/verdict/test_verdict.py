@@ -10,10 +10,11 @@ import time
 import numpy as np
 import pytest
 
+from em3_jax.config import recipes
 from em3_jax.core import strict_json
 from em3_jax.data.readers.synthetic import synthetic
 from em3_jax.trials import runs
-from em3_jax.verdict import climb, page, words
+from em3_jax.verdict import climb, command, page, words
 from em3_jax.verdict.command import verdict
 from em3_jax.verdict.ladder import FUSION, IDS, LADDER
 from tests.conftest import ROOT, user_error
@@ -174,3 +175,11 @@ def test_json_is_strict(made):
     out, _ = made
     text = (out / "verdict.json").read_text()
     assert "NaN" not in text and strict_json.loads_report(text)
+
+
+def test_a_setting_is_spelled_as_the_command_line_reads_it(planted):
+    values = {**climb.SLOW, "model.content_parts": ("item", "user"), "optim.learning_rate": 0.003}
+    options = [f"--config.{key}={command._spelled(value)}" for key, value in values.items()]
+    config = recipes.read(CONFIG, recipes.options([*options, f"--config.data.root={planted.root}"]))
+    assert config.optim.multipliers == climb.SLOW["optim.multipliers"] and config.optim.learning_rate == 0.003
+    assert config.model.content_parts == ("item", "user")
