@@ -76,8 +76,8 @@ LADDER = (
     ),
     Rung(
         "make",
-        "MAKE: pre-trained on clicks, then frozen",
-        "vectors that EM3 has trained for epochs, read by a fresh ranker (Sheng et al. 2024)",
+        "MAKE",
+        "vectors that EM3 has trained for epochs, frozen, read by a fresh ranker (Sheng et al. 2024)",
         2.5,
         changes=FROZEN,
         vectors_of=FUSION,

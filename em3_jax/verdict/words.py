@@ -23,10 +23,9 @@ def sentences(found: dict[str, Any]) -> list[str]:
     """What else there is to say: where the gain is, what a cheaper way gets, what more data would do."""
     result = []
     if found["verdict"] == PAYS:
-        result += [_where(found), _cheaper(found)]
+        result += [_where(found), _cheaper(found), _passes(found), *_modalities(found)]
     if found["verdict"] != HARMS:
         result += [_more(found)]
-    result += [_passes(found), *_modalities(found)]
     return [sentence for sentence in result if sentence]
 
 
