@@ -36,7 +36,7 @@ def auc(tmp_path_factory):
     result = {}
     for name, job in zip(RUNS, jobs.values(), strict=True):
         runs.execute(job)
-        if job.evaluate:
+        if job.splits:
             report = json.loads((job.directory / "eval_test.json").read_text(encoding="utf-8"))
             result[name] = report["slices"]["all"]["auc"]
     return result
