@@ -128,8 +128,8 @@ def a_group_that_the_model_reads(dataset, rows, batch) -> dict:
 def rows_of_users_who_come_back(patch):
     chosen = pipeline.training_rows
 
-    def training_rows(dataset, label, most):
-        rows, split = np.asarray(chosen(dataset, label, most)), dataset.interactions["split"]
+    def training_rows(dataset, label, most, share):
+        rows, split = np.asarray(chosen(dataset, label, most, share)), dataset.interactions["split"]
         clicks = np.bincount(dataset.interactions["user"], (split == 2) & (dataset.interactions["label"] == 1))
         return rows[clicks[dataset.interactions["user"][rows]] > np.median(clicks)]
 

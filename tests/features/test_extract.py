@@ -144,7 +144,7 @@ from em3_jax.features import extract
 features.COMMIT_SECONDS = 0.0
 moment, after = sys.argv[1], int(sys.argv[2])
 owner, name = {"write": (features.FeatureWriter, "write"), "journal": (features.os, "fsync"),
-               "publish": (features, "_publish")}[moment]
+               "publish": (features, "publish_set")}[moment]
 whole, calls = getattr(owner, name), []
 def killing(*arguments, **settings):
     calls.append(1)
