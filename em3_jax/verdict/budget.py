@@ -79,7 +79,7 @@ def plan(rows: int, rungs: Sequence[Rung], budget: float, cores: int) -> Plan:
             return one
     need = math.ceil(plans[-1].seconds / 60)
     raise UserError(
-        f"--budget {budget / 60:g}min: the smallest ladder on these data takes about {need} "
+        f"--budget {budget / 60:.2g}min: the smallest ladder on these data takes about {need} "
         f"min on {cores} cores; give --budget {need}min or more"
     )
 

@@ -218,5 +218,5 @@ def check(dataset: Dataset, rungs: Sequence[Rung], label: str) -> None:
     if not (columns["history_end"][rows] > columns["history_start"][rows]).any():
         raise UserError(
             f"{where}: no training row has a history, as where each user has one row; content has nothing to be "
-            "compared with"
+            "compared with. Where users have several rows, prepare it with histories (table: --events all)"
         )

@@ -57,6 +57,8 @@ def verdict(
     if dataset.meta.get("only_clicks"):
         raise UserError(f"{data}: holds clicks alone; prepare it with --negatives 3 (mmrec: --as-clicks)")
     plain = runs.settings(config, "", {**changes, "data.root": str(data)})
+    if plain.task != "ranking":
+        raise UserError(f"--config {config}: is of task {plain.task}; give a recipe of task ranking, such as {CONFIG}")
     rungs = rungs if plain.data.features and plain.model.content != "none" else rungs[:1]
     label = plain.data.label
     climb.check(dataset, rungs, label)

@@ -163,6 +163,9 @@ def test_data_on_which_there_is_nothing_to_compare(planted, tmp_path):
     said = user_error(lambda: call(bare.root, out))
     assert "has no content" in said and "em3 extract" in said
     assert "takes about" in user_error(lambda: call(planted.root, out, budget_seconds=1.0))
+    assert "task lemur" in user_error(
+        lambda: call(planted.root, out, config=str(ROOT / "configs" / "lemur.py"), changes={})
+    )
     assert not (out / "runs").exists()
     one_class = dataclasses.replace(planted, interactions={**planted.interactions, "label": np.zeros(4000, np.uint8)})
     assert "label 0" in user_error(climb.check, one_class, RUNGS, "click")
