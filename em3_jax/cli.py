@@ -240,6 +240,23 @@ def as_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def as_numbers(kind: type, what: str) -> Callable[[str], tuple]:
+    """The type of an option that is numbers with commas between.
+
+    Args:
+      kind: int or float.
+      what: they are, with an example, for the message.
+    """
+
+    def parse(text: str) -> tuple:
+        try:
+            return tuple(kind(one) for one in as_list(text))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}': write {what}") from None
+
+    return parse
+
+
 def as_pairs(text: str) -> dict[str, str]:
     """{"a": "b"} from "a=b,..."."""
     parts = [part.partition("=") for part in as_list(text)]

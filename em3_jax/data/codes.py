@@ -14,6 +14,7 @@ Letters: I items, L levels, K codes of a level, E width of what is coded.
 """
 
 import dataclasses
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -150,8 +151,6 @@ def check_free(final: Path, overwrite: bool) -> None:
 
 def _hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     """sha256 of names, shapes and numbers; that of the file would have the time it was written at."""
-    import hashlib
-
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -11,7 +11,6 @@ the configs of runs that are there. The first model is what the others are compa
 (--config.train.epochs=3) are of all. Killed, the same command goes on.
 """
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -164,20 +163,14 @@ def _recipe(flag: str, changes: Mapping[str, str | None], root: Path) -> Config:
     return recipes.read(flag, {**changes, "data.root": str(root)})
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(one) for one in cli.as_list(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}': write numbers of rows with commas, e.g. 0,1,3,10") from None
-
-
 def main() -> None:
     parser = cli.Parser(description=__doc__, allow_abbrev=False)
+    numbers = cli.as_numbers(int, "numbers of rows with commas, e.g. 0,1,3,10")
     parser.add_argument("--config", nargs="+", default=[], help="config files: one, or name=file[:variant] each")
     parser.add_argument("--workdir", nargs="+", default=[], metavar="NAME=RUN", help="runs whose configs are models")
     parser.add_argument("--data", type=paths.local, required=True, help="a dataset that holds items or users out")
     parser.add_argument("--of", choices=shots.KINDS, default="items", help="what is new (default items)")
-    parser.add_argument("--shots", type=_numbers, default=SHOTS, metavar="K,...", help="known rows (default 0,1,3,10)")
+    parser.add_argument("--shots", type=numbers, default=SHOTS, metavar="K,...", help="known rows (default 0,1,3,10)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each model (default 1)")
     parser.add_argument("--out", type=paths.local, required=True, help="a folder for the page, the data and the runs")
     args, others = parser.parse_known_args()

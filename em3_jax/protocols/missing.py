@@ -11,7 +11,6 @@ Intervals are 95 %, of the rows, those of one user (or of one item where whole i
 counted as one; with several seeds p is of the t-test over them.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -241,15 +240,9 @@ def make_page(report: dict[str, Any], command: str) -> page.Page:
     return page.Page(f"Missing {what}", said, tables, picture, command)
 
 
-def _shares_of(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(one) for one in cli.as_list(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}': write shares with commas, e.g. 0.1,0.3,0.5,0.7") from None
-
-
 def main() -> None:
     parser = cli.Parser(description=__doc__)
+    shares = cli.as_numbers(float, "shares with commas, e.g. 0.1,0.3,0.5,0.7")
     folders: dict[str, Any] = {"type": cli.as_list, "metavar": "RUN,..."}
     parser.add_argument("--workdir", required=True, help="runs of one config, one a seed", **folders)
     parser.add_argument(
@@ -260,7 +253,7 @@ def main() -> None:
         help="feature sets; of several, items lack all",
     )
     parser.add_argument(
-        "--rates", type=_shares_of, default=RATES, metavar="SHARE,...", help="of the items (default 0.1,0.3,0.5,0.7)"
+        "--rates", type=shares, default=RATES, metavar="SHARE,...", help="of the items (default 0.1,0.3,0.5,0.7)"
     )
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--seed", type=int, default=0, help="of the draw of the items (default 0)")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
+from em3_jax.report.document import document
 from em3_jax.report.panels import COLORS
 
 WIDTH = 100  # of paragraphs on a terminal
@@ -88,14 +89,11 @@ class Page(NamedTuple):
             shown = f'<img alt="{html.escape(self.title)}" src="data:image/png;base64,{data}">\n'
         said = "\n".join(f"<p>{html.escape(one)}</p>" for one in self.said)
         tables = "\n".join(table.html() for table in self.tables)
-        return (
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-            'img-src data:">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<link rel="icon" href="data:,">\n<title>{html.escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n'
-            f"<body>\n<main>\n<h1>{html.escape(self.title)}</h1>\n{said}\n{shown}{tables}\n"
-            f"<pre>{html.escape(self.command)}</pre>\n</main>\n</body>\n</html>\n"
+        body = (
+            f"<main>\n<h1>{html.escape(self.title)}</h1>\n{said}\n{shown}{tables}\n"
+            f"<pre>{html.escape(self.command)}</pre>\n</main>\n"
         )
+        return document(self.title, STYLE, body)
 
 
 STYLE = """

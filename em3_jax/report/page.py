@@ -4,7 +4,8 @@ import html
 import math
 
 from em3_jax.core import strict_json
-from em3_jax.report.panels import COLORS, COLORS_ON_DARK, DASHES, DOTS, Panel
+from em3_jax.report.document import document, palette
+from em3_jax.report.panels import COLORS, DASHES, DOTS, Panel
 
 GROUPS = {
     "losses": "Losses",
@@ -44,19 +45,13 @@ def page(
     data |= {"panels": [_plain(panel) for panel in panels]}
     # No "<" is left, so no name can end the script.
     text = strict_json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    heading = html.escape(", ".join(names))
     said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        "script-src 'unsafe-inline'; img-src data:\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<title>{heading}</title>\n<style>{_colors()}{STYLE}</style>\n</head>\n<body>\n"
+    body = (
         f'<header><h1>Runs</h1><div id="legend"></div><button id="theme" aria-label="light or dark">◐</button></header>\n'
         f"<main>\n{_runs_table(rows)}{_settings_table(settings, names)}{said}{sections}</main>\n"
         f'<div id="tip" role="status" hidden></div>\n<script type="application/json" id="data">{text}</script>\n'
-        f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
+    return document(", ".join(names), palette() + STYLE, body, SCRIPT)
 
 
 def _plain(panel: Panel) -> dict:
@@ -106,16 +101,6 @@ def _settings_table(settings: list[list[str]], names: list[str]) -> str:
     table = f"<table><thead><tr><th>config</th>{head}</tr></thead><tbody>{body}</tbody></table>"
     state = " open" if len(settings) <= MOST_SETTINGS else ""
     return f'<details id="settings"{state}><summary>{count}</summary><div class="table">{table}</div></details>\n'
-
-
-def _colors() -> str:
-    light, dark = ("".join(f"--c{k}:{color};" for k, color in enumerate(colors)) for colors in (COLORS, COLORS_ON_DARK))
-    light += "--back:#f6f7f9;--card:#fff;--ink:#1b2230;--soft:#5d6678;--rule:#dfe3ea;color-scheme:light;"
-    dark += "--back:#12151b;--card:#1a1f28;--ink:#e8ebf1;--soft:#98a2b5;--rule:#303846;color-scheme:dark;"
-    return (
-        f":root{{{light}}}@media(prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
-        f":root[data-theme=dark]{{{dark}}}"
-    )
 
 
 STYLE = """

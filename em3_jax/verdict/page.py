@@ -4,7 +4,8 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from em3_jax.report.panels import COLORS, COLORS_ON_DARK
+from em3_jax.report.document import document, palette
+from em3_jax.report.panels import COLORS
 from em3_jax.verdict import words
 from em3_jax.verdict.ladder import IDS
 
@@ -18,20 +19,16 @@ def page(found: dict[str, Any]) -> str:
     rows = ", ".join(f"{splits[name]['rows']:,} {name}" for name in ("train", "valid", "test"))
     says = "".join(f"<p>{html.escape(one)}</p>" for one in words.sentences(found))
     not_told = "".join(f"<li>{html.escape(one)}</li>" for one in words.untold(found))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        'img-src data:">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>Does content pay? {html.escape(data["name"])}</title>\n'
-        f"<style>{_colors()}{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<p class="kicker">Does content pay? {html.escape(data["root"])}: {rows} rows</p>\n'
+    body = (
+        f'<main>\n<p class="kicker">Does content pay? {html.escape(data["root"])}: {rows} rows</p>\n'
         f"<h1>{html.escape(words.headline(found))}</h1>\n<div>{says}</div>\n"
         f"<h2>The ladder</h2>\n{_ladder(found)}{_ladder_notes(found)}"
         f"<h2>Where the gain is</h2>\n{_slices(found)}"
         f"<h2>With more data</h2>\n{_curve(found)}{_importance(found)}"
         f"<h2>What it could not tell</h2>\n<ul>{not_told}</ul>\n"
-        f"<h2>Train it</h2>\n<pre>{html.escape(found['command'])}</pre>\n</main>\n</body>\n</html>\n"
+        f"<h2>Train it</h2>\n<pre>{html.escape(found['command'])}</pre>\n</main>\n"
     )
+    return document(f"Does content pay? {data['name']}", palette() + STYLE, body)
 
 
 def _ladder(found: dict[str, Any]) -> str:
@@ -200,13 +197,6 @@ def _ticks(low: float, high: float, count: int) -> Sequence[float]:
                 first = int(-(-low // step))
                 return [step * k for k in range(first, int(high // step) + 1)]
         power *= 10
-
-
-def _colors() -> str:
-    light, dark = ("".join(f"--c{k}:{color};" for k, color in enumerate(c)) for c in (COLORS, COLORS_ON_DARK))
-    light += "--back:#f6f7f9;--card:#fff;--ink:#1b2230;--soft:#5d6678;--rule:#c9cfda;color-scheme:light;"
-    dark += "--back:#12151b;--card:#1a1f28;--ink:#e8ebf1;--soft:#98a2b5;--rule:#454e60;color-scheme:dark;"
-    return f":root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}"
 
 
 STYLE = """
