@@ -5,13 +5,13 @@ which is recommended. The test split is read when that is done.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import Dataset
 from em3_jax.export import codes
@@ -82,9 +82,9 @@ class Climb:
             own = {key: value for key, value in settings.items() if key not in self.changes}
             planned = self._planned(self.baseline, share, own)
             found.append((own, planned._replace(name=f"{planned.name}_point{number}")))
-        jobs = self._jobs([run for _, run in found], seeds=1, splits=())
+        jobs = self._jobs([run for _, run in found], seeds=1, splits=("valid",))
         runs.run_all(jobs, self.parallel)
-        values = [_best_value(jobs[f"{run.name}-0"].directory) for _, run in found]
+        values = [self._valid(run) for _, run in found]
         best = int(np.argmax(values))
         self.settings = found[best][0]
         self.tried = [
@@ -127,20 +127,28 @@ class Climb:
             if self.rung(name).trains
         }
 
+    def _valid(self, run: runs.PlannedRun) -> float:
+        """What a run of seed 0 has reached on validation, in `METRIC`, whichever metric it chose its step by."""
+        report = strict_json.loads_report((self.root / f"{run.name}-0" / "eval_valid.json").read_text("utf-8"))
+        return report["slices"]["all"][METRIC]
+
     def _better(self, one: runs.PlannedRun, other: runs.PlannedRun) -> bool:
-        values = [_best_value(self.root / f"{run.name}-0") for run in (one, other)]
-        return values[0] > values[1]
+        return self._valid(one) > self._valid(other)
 
     def _settings(self, name: str) -> Mapping[str, Any]:
         """What the baseline has chosen, and the rung besides."""
         return {**self.settings, **self.own.get(name, {})}
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The feature sets that the config reads."""
+        return tuple(runs.settings(self.config, "", self._own()).data.features)
+
     def _make_codes(self) -> None:
-        """Codes of the content that the config reads, once, beside the links to the dataset."""
+        """Codes of the content, once, beside the links to the dataset."""
         root = self.root / "data"
         if not (root / "codes" / ladder.CODES).is_dir():
-            features = runs.settings(self.config, "", self._own()).data.features
-            codes.make(root, ladder.CODES, tuple(features))
+            codes.make(root, ladder.CODES, self.features)
 
     def _own(self) -> dict[str, Any]:
         return {**self.changes, "data.root": str(self.dataset.root)}
@@ -189,10 +197,6 @@ def _chosen(ladder_: Climb, content: Sequence[str], valid: Rows) -> str:
         if behind.value <= (behind.high - behind.low) / 3.92:  # 2 x 1.96 standard errors
             return name
     return best
-
-
-def _best_value(folder: Path) -> float:
-    return json.loads((folder / "finished.json").read_text("utf-8"))["best_value"]
 
 
 def check(dataset: Dataset, rungs: Sequence[Rung], label: str) -> None:

@@ -6,7 +6,6 @@ test split is read at the end. Prints the verdict and writes verdict.html and ve
 any moment and called again, it goes on. The time is an estimate, the same on every machine of as many cores.
 """
 
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +17,11 @@ from em3_jax.core import paths, strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.data.format import open_dataset
+from em3_jax.protocols.runs import require_same
+from em3_jax.training import rundir
 from em3_jax.trials import runs
 from em3_jax.verdict import budget, climb, conclude, page, words
-from em3_jax.verdict.ladder import LADDER, Rung
+from em3_jax.verdict.ladder import CODES, LADDER, Rung
 from em3_jax.verdict.measure import Rows
 
 CONFIG = "configs/own_data.py"
@@ -63,7 +64,10 @@ def verdict(
     label = plain.data.label
     climb.check(dataset, rungs, label)
     rows = len(dataset.split_rows("train", label))
-    plan = budget.plan(rows, rungs, budget_seconds, os.cpu_count() or 1)
+    plan = budget.plan(rows, rungs, budget_seconds, rundir.cores())
+    read = {name: dataset.features(name.partition("[")[0]).manifest["hash"] for name in plain.data.features}
+    facts = {"data_hash": dataset.meta["data_hash"], "features": read}
+    require_same(out / "made_from.json", facts, "choose another --out")
     say(f"{data}: {rows:,} training rows; about {max(round(plan.seconds / 60), 1)} min", flush=True)
     ladder_ = climb.Climb(dataset, config, changes, rungs, plan, out, parallel or _at_once())
     chosen, finalists = climb.climb(ladder_, Rows.of(dataset, "valid", label), say)
@@ -78,20 +82,26 @@ def verdict(
 def _at_once() -> int:
     """Runs at once: on CPUs two, each with half of the cores, are faster than one after the other."""
     accelerators = [path for kind in ("nvidia0", "accel0", "vfio/0") if (path := Path("/dev") / kind).exists()]
-    return 1 if accelerators else min(os.cpu_count() or 1, 2)
+    return 1 if accelerators else min(rundir.cores(), 2)
 
 
 def _training(ladder_: climb.Climb, name: str, config: str) -> str:
-    """The command that trains a rung on all rows."""
+    """The command that trains a rung on all rows, after the one that makes what it reads."""
     rung = ladder_.rung(name)
     variant = f":{rung.variant}" if rung.variant else ""
     changes = {**ladder_.changes, **ladder_.settings, **ladder_.own.get(name, {}), **rung.changes}
     options = [f"--config.{key}={_spelled(value)}" for key, value in changes.items()]
-    root = [f"--config.data.root={ladder_.dataset.root}", f"--workdir=runs/{name}"]
-    said = shlex.join(["em3", "train", f"--config={config}{variant}", *root, *options])
+    place = [f"--config.data.root={ladder_.dataset.root}", f"--workdir=runs/{name}"]
+    said = shlex.join(["em3", "train", f"--config={config}{variant}", *place, *options])
+    root = str(ladder_.dataset.root)
     if rung.vectors_of:
-        source = ladder_.root / f"{rung.vectors_of}_100-0"
-        said = f"em3 vectors --workdir={source} --name={name} && {said} --config.data.features={name}"
+        source = str(ladder_.folders[rung.vectors_of, ladder_.plan.shares[-1]][0])
+        first = ["em3", "vectors", f"--workdir={source}", f"--data={root}", f"--name={name}"]
+        return f"{shlex.join(first)} && {said} --config.data.features={name}"
+    if rung.codes:
+        of = ",".join(ladder_.features)
+        first = ["em3", "codes", f"--data={root}", f"--features={of}", f"--name={CODES}"]
+        return f"{shlex.join(first)} && {said}"
     return said
 
 

@@ -12,7 +12,7 @@ from em3_jax.protocols.inputs import ALL_CONTENT, CONTENT
 from em3_jax.verdict import forecast as ahead
 from em3_jax.verdict.climb import METRIC, Climb
 from em3_jax.verdict.ladder import FUSION, IDS
-from em3_jax.verdict.measure import Gain, Rows, Spread, holm, spread
+from em3_jax.verdict.measure import Rows, Spread, holm, spread
 
 PAYS, NO_DIFFERENCE, HARMS = "pays", "no difference", "harms"
 TIMES = 4.0  # the data
@@ -51,6 +51,7 @@ def conclude(climbed: Climb, chosen: str, finalists: Sequence[str], test: Rows) 
         "by": test.by,
         "top": top,
         "settings": climbed.tried,
+        "slow": sorted(climbed.own),
         "ladder": rows,
         "importance": parts,
         "slices": _slices(of[chosen], of[IDS], test, moved),
@@ -171,8 +172,3 @@ def _point(climbed: Climb, name: str, share: float, test: Rows, moved: Spread) -
     value = float(test.value(model, METRIC).mean() - test.value(base, METRIC).mean())
     drawn = value + test.replicates(model, base, METRIC) + moved.draw(round(1e6 * share), seeds)
     return ahead.Point(share, value, drawn)
-
-
-def as_gain(plain: dict[str, Any]) -> Gain:
-    """A gain from its JSON values."""
-    return Gain(**plain)

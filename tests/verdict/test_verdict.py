@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 from em3_jax.config import recipes
 from em3_jax.core import strict_json
 from em3_jax.data.readers.synthetic import synthetic
+from em3_jax.training import experiment
 from em3_jax.trials import runs
 from em3_jax.verdict import climb, command, page, words
+from em3_jax.verdict.budget import Plan
 from em3_jax.verdict.command import verdict
 from em3_jax.verdict.ladder import FUSION, IDS, LADDER
 from tests.conftest import ROOT, user_error
@@ -131,6 +134,34 @@ def test_the_command_trains_the_rung_it_recommends(made):
     _, found = made
     assert found["recommended"] in (IDS, found["best"])
     assert ("own_data.py:id_only" in found["command"]) == (found["recommended"] == IDS)
+
+
+@pytest.mark.parametrize("name", [rung.name for rung in LADDER])
+def test_the_commands_that_it_names_can_be_run(made, planted, tmp_path, name):
+    """Of every rung: what makes the codes or vectors that it reads is run, what trains it is read and built."""
+    out, found = made
+    data = runs.overlay(planted.root, tmp_path / "data")
+    dataset = dataclasses.replace(planted, root=data)
+    ladder = climb.Climb(dataset, CONFIG, CHANGES, LADDER, Plan(1.0, found["seeds"], 0.0), out, 1)
+    ladder.folders[FUSION, 1.0] = [out / "runs" / f"{FUSION}_100-0"]
+    *before, train = command._training(ladder, name, CONFIG).split(" && ")
+    for line in before:
+        subprocess.run([sys.executable, "-m", "em3_jax", *shlex.split(line)[1:]], check=True, cwd=ROOT, env=_env())
+    flag, *options = shlex.split(train)[2:]
+    config = recipes.read(
+        flag.removeprefix("--config="), recipes.options(one for one in options if not one.startswith("--workdir"))
+    )
+    parts = experiment.build(config)
+    assert parts.config.data.root == str(data)
+    assert bool(parts.work.feature_sets) == (name not in (IDS, "codes"))
+    fields = [field.name for field in parts.work.dataset.fields.item]
+    assert any(field.startswith("verdict_") for field in fields) == (name == "codes")
+
+
+def test_another_dataset_or_other_features_need_another_folder(made, tmp_path):
+    out, _ = made
+    other = synthetic(tmp_path / "other", interactions=1000, users=50, items=50)
+    assert "choose another --out" in user_error(lambda: call(other.root, out))
 
 
 def test_sentences_of_each_verdict(made):
