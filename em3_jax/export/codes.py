@@ -27,7 +27,7 @@ from em3_jax.data.features import set_folder
 from em3_jax.data.format import Dataset, FeatureSet, open_dataset
 from em3_jax.export.command import facts_of
 from em3_jax.export.items import digests
-from em3_jax.features.codes import KINDS, Coder, load_sets
+from em3_jax.features.codes import KINDS, Coder, has_content, load_sets
 from em3_jax.training import embeddings, growth
 from em3_jax.training.run import Run
 
@@ -67,7 +67,7 @@ def make(
     check_free(set_folder(dataset.root, "codes", name), overwrite)
     sets = load_sets(dataset, tuple(features))
     coder = Coder.fitted(kind, sets, levels, size, seed)
-    mask = _mask(sets)
+    mask = has_content(sets)
     codes = np.zeros((dataset.num_items, levels), np.int32)
     codes[mask] = coder.codes(sets, np.flatnonzero(mask))
     manifest = {
@@ -106,7 +106,7 @@ def update(data: Path, name: str, from_: Path, overwrite: bool = False) -> CodeS
                 f"{dataset.root}: the features '{one.name}' were made otherwise than those of {from_}; make them with the "
                 "same encoder, or make the codes afresh, without --from"
             )
-    mask, digest = _mask(sets), _digests(sets, dataset.num_items)
+    mask, digest = has_content(sets), _digests(sets, dataset.num_items)
     row = np.array([kept.place.get(str(item), -1) for item in dataset.item_table.column("id").to_pylist()], np.int64)
     known = (row >= 0) & mask
     known[known] = kept.mask[row[known]] & (kept.digest[row[known]] == digest[known]).all(axis=1)
@@ -176,11 +176,6 @@ def _write(
     digest = _digests(sets, dataset.num_items)
     write_codes(dataset, name, codes, mask, coder.arrays, digest, manifest, overwrite)
     return read_codes(dataset, name)
-
-
-def _mask(sets: Sequence[FeatureSet]) -> np.ndarray:
-    """[I] bool: the item has content of one of the sets."""
-    return np.any([one.mask.any(axis=1) for one in sets], axis=0)
 
 
 def _digests(sets: Sequence[FeatureSet], items: int) -> np.ndarray:

@@ -78,7 +78,7 @@ class Coder:
         Raises:
           UserError: fewer items have content than a level has codes.
         """
-        some = np.flatnonzero(_has_content(sets))
+        some = np.flatnonzero(has_content(sets))
         if len(some) < size:
             raise UserError(
                 f"--size {size}: of {len(sets[0].mask):,} items {len(some):,} have content; give at most as many"
@@ -157,7 +157,7 @@ class Coder:
 _residual_codes = jax.jit(residual_codes)
 
 
-def _has_content(sets: Sequence[FeatureSet]) -> np.ndarray:
+def has_content(sets: Sequence[FeatureSet]) -> np.ndarray:
     """[I] bool: the item has a token of one of the sets."""
     return np.any([one.mask.any(axis=1) for one in sets], axis=0)
 
