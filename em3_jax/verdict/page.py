@@ -11,6 +11,7 @@ from em3_jax.verdict.ladder import IDS
 
 WIDTH, LEFT, RIGHT = 640, 190, 20  # of the charts, in pixels
 ROW = 30
+LEAST_ROWS = 100  # of a slice that is drawn: the interval of a smaller one would set the scale
 
 
 def page(found: dict[str, Any]) -> str:
@@ -40,6 +41,7 @@ def _ladder(found: dict[str, Any]) -> str:
     for row in found["ladder"]:
         gain = row["gain"]
         best = ' class="best"' if row["name"] == found["recommended"] else ""
+        best = ' class="behind"' if row["share"] < found["top"] else best
         bar = _bar(scale, gain, 22) if gain else ""
         numbers = f"{gain['value']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})" if gain else ""
         cost = f"{row['gigaflops'] / ids['gigaflops']:.1f} x" if row["gigaflops"] and ids["gigaflops"] else ""
@@ -63,15 +65,16 @@ def _ladder(found: dict[str, Any]) -> str:
 
 def _ladder_notes(found: dict[str, Any]) -> str:
     return (
-        f"<p class='note'>Test split, read once, after the choice on validation. A rung that was left behind stands at the "
-        f"share of the training rows that it got to, against IDs there. Intervals: bootstrap over {found['by']}s, paired, and "
-        f"the seeds (a difference moves by {found['seed_sd']:.4f} from seed to seed). p: against IDs, corrected for all rungs "
-        "(Holm). FLOPs: of a training step, in those of IDs alone.</p>\n"
+        "<p class='note'>Test split, read once, after the choice on validation. A rung that was left behind, in grey, stands "
+        "at the share of the training rows that it got to, against IDs there: not to be compared with the others. "
+        f"Intervals: bootstrap over {found['by']}s, paired, and the seeds (a difference moves by {found['seed_sd']:.4f} "
+        "from seed to seed). p: against IDs, corrected for all rungs (Holm). FLOPs: of a training step, in those of IDs "
+        "alone.</p>\n"
     )
 
 
 def _slices(found: dict[str, Any]) -> str:
-    rows = [row for row in found["slices"] if row["gain"]]
+    rows = [row for row in found["slices"] if row["gain"] and (row["rows"] >= LEAST_ROWS or row["name"] == "all")]
     if not rows:
         return "<p>No slice has rows of both classes.</p>\n"
     scale = _Scale(0.0, *(v for row in rows for v in (row["gain"]["low"], row["gain"]["high"])))
@@ -214,6 +217,7 @@ thead th { color: var(--soft); font-weight: 500; }
 tbody th { font-weight: 500; white-space: normal; min-width: 180px; }
 tbody th small { display: block; color: var(--soft); font-weight: 400; font-size: 12.5px; }
 tbody tr { border-top: 1px solid var(--rule); }
+tr.behind { opacity: .5; }
 tr.best th { box-shadow: inset 3px 0 0 var(--c0); }
 figure { margin: 0; padding: 12px 14px 8px; background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
   max-width: 760px; }

@@ -152,5 +152,7 @@ def text(found: dict[str, Any]) -> str:
         cells += f"{interval:>20}{row['gauc']:>9.4f}"
         cells += f"{row['gigaflops']:>14.3f}" if row["gigaflops"] is not None else ""
         lines.append(cells.rstrip())
+    if any(row["share"] < found["top"] for row in found["ladder"]):
+        lines.append("Rungs of fewer rows are against IDs of as few, not to be compared with the others.")
     lines += ["", "Not told:", *(f"- {one}" for one in untold(found)), "", found["command"]]
     return "\n".join(lines)
