@@ -70,7 +70,7 @@ def _on_long_log(world: World, out: Path, found: dict[str, Any]) -> dict[str, fl
     ladder = climb.Climb(dataset, CONFIG, {}, LADDER, plan, out / "reports" / f"{world.name}-long", 2)
     ladder.settings = next(one["settings"] for one in found["settings"] if one["chosen"])
     ladder.own = {name: climb.SLOW for name in found["slow"]}
-    ladder.stage([IDS, found["best"]], 1.0, 2)
+    ladder.stage(dict.fromkeys([IDS, found["best"]], 2), 1.0)
     test = Rows.of(dataset, "test")
     values = {name: test.value(ladder.scores(name, 1.0, "test"), "auc") for name in (IDS, found["best"])}
     return {"gain": float(values[found["best"]].mean() - values[IDS].mean())}

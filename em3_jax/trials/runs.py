@@ -41,6 +41,7 @@ class PlannedRun(NamedTuple):
       settings_of: name of the run whose search chooses its settings, its own where it is one that others are
         compared with or take theirs from; "" = those of the config.
       overlaid: whether it reads the `overlay` of the dataset that lies beside the runs, in `data`.
+      config: file of its config; "" = that of the other runs.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PlannedRun(NamedTuple):
     vectors_of: str = ""
     settings_of: str = "em3"
     overlaid: bool = False
+    config: str = ""
 
 
 class Job(NamedTuple):
@@ -140,8 +142,9 @@ def make_jobs(
                 own |= {"data.root": str(root / "data")}
             if run.vectors_of:
                 own |= {"data.features": (vector_set(run.vectors_of, seed),)}
-            wanted = {key: value for key, value in changes.items() if _takes(config, run.variant, key)}
-            made = resolved(config, run.variant, {**wanted, **run.changes, **own})
+            file = run.config or config
+            wanted = {key: value for key, value in changes.items() if takes(file, run.variant, key)}
+            made = resolved(file, run.variant, {**wanted, **run.changes, **own})
             needs = tuple(f"{name}-{seed}" for name in (run.init_from, run.vectors_of) if name)
             vectors_of = f"{run.vectors_of}-{seed}" if run.vectors_of else ""
             scored = splits if made.task in ("ranking", "lemur") else ()
@@ -158,7 +161,7 @@ def set_by_variant(config: str, variant: str) -> frozenset[str]:
     return frozenset(line.partition(":")[0].removeprefix("config.") for line in sections.differences(plain, own))
 
 
-def _takes(config: str, variant: str, key: str) -> bool:
+def takes(config: str, variant: str, key: str) -> bool:
     """Whether a change of a key that the config has is one for its variant, too: a baseline has no encoder to change."""
     try:
         recipes.lookup(recipes.load(config, variant), key)

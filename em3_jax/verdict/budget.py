@@ -11,14 +11,16 @@ from typing import NamedTuple
 from em3_jax.core.errors import UserError
 from em3_jax.verdict.ladder import IDS, Rung
 
-SHARES = (0.25, 0.5, 1.0)
-"""Of the top stage's rows; the stages double."""
+SHARES = (0.2, 0.4, 1.0)
+"""Of the top stage's rows."""
 SETTINGS_TRIED = 3  # by IDs alone, at the smallest share
 FIXED = 9.0  # seconds of a run on one core for starting, compiling, scoring
 EXAMPLE = 3.5e-5  # seconds of a core for an example of IDs alone
 EPOCHS = 9.0  # that a run takes before its patience ends, about
 LEAST_ROWS = 2_000  # of the top stage
 SEEDS = (3, 2)
+MORE_OF_IDS = 2  # seeds: they are cheap, and tell how far a result moves from seed to seed
+KEPT = (3, 2)  # content rungs that the first and the second stage hand on
 UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 
 
@@ -27,7 +29,7 @@ class Plan(NamedTuple):
 
     Attributes:
       top: share of the training rows that the last stage has.
-      seeds: of the last stage's finalists.
+      seeds: of the content rung that is chosen; IDs alone have `MORE_OF_IDS` more.
       seconds: estimate of the time it takes.
     """
 
@@ -39,6 +41,10 @@ class Plan(NamedTuple):
     def shares(self) -> tuple[float, ...]:
         """Of the training rows, a stage each."""
         return tuple(share * self.top for share in SHARES)
+
+    @property
+    def seeds_of_ids(self) -> int:
+        return self.seeds + MORE_OF_IDS
 
 
 def seconds_of(text: str) -> float:
@@ -85,19 +91,17 @@ def plan(rows: int, rungs: Sequence[Rung], budget: float, cores: int) -> Plan:
 
 
 def estimate(rows: float, rungs: Sequence[Rung], seeds: int, cores: int) -> float:
-    """Seconds of a ladder whose last stage has so many rows."""
+    """Seconds of a ladder whose last stage has so many rows, where the dearest rungs go on."""
     costs = sorted((rung.cost for rung in rungs if rung.name != IDS), reverse=True)
     tried = [rung.cost for rung in rungs if rung.trains]  # twice, see `climb.SLOW`
-    ids = 1.0
-    stages = [(SHARES[0], [*[ids] * (SETTINGS_TRIED + 1), *costs, *tried])]
-    half = costs[: keep(len(costs))]
-    stages.append((SHARES[1], [ids, *half]))
-    finalists = costs[: keep(len(half))]
-    stages += [(SHARES[2], [ids, *finalists])] * seeds
-    total = sum(FIXED * len(of_stage) + EXAMPLE * EPOCHS * share * rows * sum(of_stage) for share, of_stage in stages)
+    ids, finalists = 1.0, costs[: KEPT[1]]
+    stages = (
+        [*[ids] * (SETTINGS_TRIED + 1), *costs, *tried],
+        [ids, *costs[: KEPT[0]]],
+        [*[ids] * (seeds + MORE_OF_IDS), *finalists, *costs[:1] * (seeds - 1)],
+    )
+    total = sum(
+        FIXED * len(of_stage) + EXAMPLE * EPOCHS * share * rows * sum(of_stage)
+        for share, of_stage in zip(SHARES, stages, strict=True)
+    )
     return total / min(cores, 2)
-
-
-def keep(rungs: int) -> int:
-    """How many of so many content rungs a stage hands on."""
-    return max(math.ceil(rungs / 2), 2)

@@ -1,16 +1,19 @@
-"""Climbs the ladder: all rungs on a quarter of the rows, the better ones on half, the best on all and with several seeds.
+"""Climbs the ladder: all rungs on a fifth of the rows, the better ones on more, the best on all and with several seeds.
 
 All that is chosen is chosen on validation: the settings by IDs alone, for all rungs; which rungs go on;
 which is recommended. The test split is read when that is done.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from em3_jax.config import recipes
 from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import Dataset
@@ -29,6 +32,8 @@ SETTINGS: tuple[Mapping[str, Any], ...] = (
 """What IDs alone try, and the best of it all rungs have; the first is the config as it stands."""
 SLOW: Mapping[str, Any] = {"optim.multipliers": (("^model/(fusion|content_attention)/", 0.1),)}
 """What rungs that train content try besides: at the full rate it may learn by heart before IDs and fields have learnt."""
+ALIKE = ("data.label", "data.batch_size", "data.unknown_floor", "train.epochs", "train.log_every", "train.patience")
+"""Settings that a rung with a config of its own has from the others'."""
 METRIC = "auc"
 
 
@@ -92,26 +97,46 @@ class Climb:
             for k, ((own, _), value) in enumerate(zip(found, values, strict=True))
         ]
 
-    def stage(self, names: Sequence[str], share: float, seeds: int) -> None:
-        """Runs rungs on a share of the rows, and notes where they lie."""
-        needed = list(names)
-        needed += [of for name in names if (of := self.rung(name).vectors_of) and of not in needed]
-        planned = [self._planned(self.rung(name), share, self._settings(name)) for name in needed]
-        if any(run.vectors_of or run.overlaid for run in planned):
-            runs.overlay(self.dataset.root, self.root / "data")
-        if any(self.rung(name).codes for name in needed):
-            self._make_codes()
+    def stage(self, seeds: Mapping[str, int], share: float) -> None:
+        """Runs rungs on a share of the rows, and notes where they lie.
+
+        Args:
+          seeds: rung -> how many of it; what it waits for is run as often.
+        """
+        wanted = dict(seeds)
+        for name, count in seeds.items():
+            if before := self.rung(name).vectors_of:
+                wanted[before] = max(wanted.get(before, 0), count)
+        waiting = {name: n for name, n in wanted.items() if self.rung(name).waits_for in wanted}
+        self._run({name: n for name, n in wanted.items() if name not in waiting}, share)
+        if waiting:
+            self._run(waiting, share)
+
+    def _run(self, wanted: Mapping[str, int], share: float) -> None:
+        """Runs rungs none of which waits for another one; those that train content first choose how fast it learns."""
         first = share == self.plan.shares[0]
-        slow = self._slow(dict(zip(needed, planned, strict=True))) if first else {}
-        jobs = self._jobs([*planned, *slow.values()], seeds=seeds, splits=("valid", "test"), cost=first)
-        runs.run_all(jobs, self.parallel)
-        for place, name in enumerate(needed):
-            if name in slow and self._better(slow[name], planned[place]):
-                self.own[name], planned[place] = SLOW, slow[name]
-        for name, run in zip(needed, planned, strict=True):
-            folders = [self.root / f"{run.name}-{seed}" for seed in range(seeds)]
+        planned = {name: self._planned(self.rung(name), share, self.settings_for(name)) for name in wanted}
+        if any(run.vectors_of or run.overlaid for run in planned.values()):
+            runs.overlay(self.dataset.root, self.root / "data")
+        if any(self.rung(name).codes for name in wanted):
+            self._make_codes()
+        slow = self._slow(planned) if first else {}
+        jobs: dict[str, runs.Job] = {}
+        for name, count in wanted.items():
+            of_rung = [planned[name], *([slow[name]] if name in slow else [])]
+            jobs |= self._jobs(of_rung, seeds=count, splits=("valid", "test"), cost=first)
+        dearest = sorted(jobs.values(), key=lambda job: (job.name.rpartition("-")[2], -self._cost(job, wanted)))
+        runs.run_all({job.name: job for job in dearest}, self.parallel)
+        for name, count in wanted.items():
+            if name in slow and self._better(slow[name], planned[name]):
+                self.own[name], planned[name] = SLOW, slow[name]
+            folders = [self.root / f"{planned[name].name}-{seed}" for seed in range(count)]
             before = self.folders.get((name, share), [])
             self.folders[name, share] = max(before, folders, key=len)
+
+    def _cost(self, job: runs.Job, wanted: Iterable[str]) -> float:
+        """Nominal, so that the long runs are not the last to begin."""
+        return max(self.rung(name).cost for name in wanted if job.name.startswith(f"{name}_"))
 
     def on_validation(self, names: Sequence[str], share: float, rows: Rows) -> dict[str, float]:
         """Rung -> mean of the metric over its seeds on validation."""
@@ -135,14 +160,33 @@ class Climb:
     def _better(self, one: runs.PlannedRun, other: runs.PlannedRun) -> bool:
         return self._valid(one) > self._valid(other)
 
-    def _settings(self, name: str) -> Mapping[str, Any]:
-        """What the baseline has chosen, and the rung besides."""
-        return {**self.settings, **self.own.get(name, {})}
+    def settings_for(self, name: str) -> Mapping[str, Any]:
+        """What the baseline has chosen, and the rung besides, or the one that it takes its settings from.
+
+        A rung with a config of its own is trained on the same batches for as long as the others.
+        """
+        rung = self.rung(name)
+        alike = {key: recipes.lookup(self._whole, key) for key in ALIKE} if rung.config else {}
+        return {**alike, **self.settings, **self.own.get(rung.settings_of or name, {})}
+
+    @functools.cached_property
+    def _whole(self) -> ConfigDict:
+        """The config as it stands."""
+        return runs.settings(self.config, "", self._own())
+
+    def is_slow(self, name: str) -> bool:
+        """Whether the content of a rung learns slowly, by its own choice or that of the rung it takes settings from."""
+        return (self.rung(name).settings_of or name) in self.own
+
+    @property
+    def label(self) -> str:
+        """The label that the config reads."""
+        return self._whole.data.label
 
     @property
     def features(self) -> tuple[str, ...]:
         """The feature sets that the config reads."""
-        return tuple(runs.settings(self.config, "", self._own()).data.features)
+        return tuple(self._whole.data.features)
 
     def _make_codes(self) -> None:
         """Codes of the content, once, beside the links to the dataset."""
@@ -154,8 +198,8 @@ class Climb:
         return {**self.changes, "data.root": str(self.dataset.root)}
 
     def _planned(self, rung: Rung, share: float, settings: Mapping[str, Any]) -> runs.PlannedRun:
-        whole = runs.settings(self.config, rung.variant, self._own())
-        return ladder.planned(rung, share, settings, whole.train.eval_every)
+        source = self.folders[rung.vectors_of, share][0].name.rpartition("-")[0] if rung.vectors_of else ""
+        return ladder.planned(rung, share, settings, self._whole.train.eval_every, source)
 
     def _jobs(self, planned: Sequence[runs.PlannedRun], **how: Any) -> dict[str, runs.Job]:
         common: dict[str, Any] = {"config": self.config, "changes": self.changes, "root": self.root}
@@ -164,23 +208,27 @@ class Climb:
 
 
 def climb(ladder_: Climb, valid: Rows, say=print) -> tuple[str, list[str]]:
-    """(the content rung that validation chooses, the finalists: those with all rows and seeds)."""
+    """(the content rung that validation chooses, the finalists: those with all rows)."""
     content = [rung.name for rung in ladder_.rungs if rung.name != IDS]
-    shares = ladder_.plan.shares
-    say(f"IDs alone try {len(SETTINGS)} settings on {shares[0]:.3g} of the training rows", flush=True)
+    plan = ladder_.plan
+    say(f"IDs alone try {len(SETTINGS)} settings on {plan.shares[0]:.3g} of the training rows", flush=True)
     ladder_.choose_settings()
-    for share in shares[:-1]:
+    for share, most in zip(plan.shares[:-1], budget.KEPT, strict=True):
         say(f"{len(content)} ways for content, on {share:.3g} of the training rows", flush=True)
-        ladder_.stage([IDS, *content], share, seeds=1)
+        ladder_.stage(dict.fromkeys([IDS, *content], 1), share)
         found = ladder_.on_validation(content, share, valid)
         ranked = sorted(content, key=lambda name: -found[name])
-        kept = ranked[: budget.keep(len(ranked))]
-        if share == shares[0] and FUSION in content and FUSION not in kept:
+        kept = ranked[:most]
+        if share == plan.shares[0] and FUSION in content and FUSION not in kept:
             kept[-1] = FUSION  # what learns slowly has its curve told by two points, if not by three
         content = [name for name in content if name in kept]
-    say(f"{', '.join(content)}: on {shares[-1]:.3g} of the rows, {ladder_.plan.seeds} seeds", flush=True)
-    ladder_.stage([IDS, *content], shares[-1], ladder_.plan.seeds)
-    return _chosen(ladder_, content, valid), content
+    top = plan.shares[-1]
+    say(f"{', '.join(content)}: on {top:.3g} of the rows", flush=True)
+    ladder_.stage({IDS: plan.seeds_of_ids, **dict.fromkeys(content, 1)}, top)
+    chosen = _chosen(ladder_, content, valid)
+    say(f"{chosen}: {plan.seeds} seeds", flush=True)
+    ladder_.stage({chosen: plan.seeds}, top)
+    return chosen, content
 
 
 def _chosen(ladder_: Climb, content: Sequence[str], valid: Rows) -> str:
@@ -188,8 +236,8 @@ def _chosen(ladder_: Climb, content: Sequence[str], valid: Rows) -> str:
     top = ladder_.plan.shares[-1]
     found = ladder_.on_validation(content, top, valid)
     best = max(content, key=lambda name: found[name])
-    of = {name: ladder_.scores(name, top, "valid") for name in content}
-    moved = spread([valid.value(one, METRIC) for one in of.values()])
+    of = {name: ladder_.scores(name, top, "valid")[:1] for name in content}
+    moved = spread([valid.value(ladder_.scores(name, top, "valid"), METRIC) for name in (IDS, *content)])
     for name in sorted(content, key=lambda name: ladder_.rung(name).cost):
         if name == best:
             break

@@ -1,7 +1,7 @@
 """Does content pay on your data? em3 verdict --data data/shop --budget 15min --out reports/verdict
 
-Trains a ladder of models, from IDs alone to content that is trained with the click: all on a quarter of the
-training rows, the better ones on half, the best on all with several seeds. All is chosen on validation; the
+Trains a ladder of models, from IDs alone to content that is trained with the click: all on a fifth of the
+training rows, the better ones on more, the best on all with several seeds. All is chosen on validation; the
 test split is read at the end. Prints the verdict and writes verdict.html and verdict.json to --out. Stopped at
 any moment and called again, it goes on. The time is an estimate, the same on every machine of as many cores.
 """
@@ -16,12 +16,12 @@ from em3_jax.config import recipes
 from em3_jax.core import paths, strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
-from em3_jax.data.format import open_dataset
+from em3_jax.data.format import Dataset, open_dataset
 from em3_jax.protocols.runs import require_same
 from em3_jax.training import rundir
 from em3_jax.trials import runs
-from em3_jax.verdict import budget, climb, conclude, page, words
-from em3_jax.verdict.ladder import CODES, LADDER, Rung
+from em3_jax.verdict import budget, climb, conclude, ladder, page, words
+from em3_jax.verdict.ladder import CODES, IDS, LADDER, Rung
 from em3_jax.verdict.measure import Rows
 
 CONFIG = "configs/own_data.py"
@@ -35,7 +35,7 @@ def verdict(
     budget_seconds: float,
     config: str = CONFIG,
     changes: Mapping[str, Any] | None = None,
-    rungs: Sequence[Rung] = LADDER,
+    rungs: Sequence[Rung] | None = None,
     parallel: int = 0,
     say=print,
 ) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def verdict(
       budget_seconds: nominal time, see `budget.plan`.
       config: config file, whose variant id_only is the baseline.
       changes: config key -> value of all runs.
-      rungs: the ladder; its first is IDs alone.
+      rungs: the ladder, whose first is IDs alone; none: all that the dataset has content for.
       parallel: runs at once; 0 = two where there are only CPUs, else one.
 
     Raises:
@@ -60,7 +60,9 @@ def verdict(
     plain = runs.settings(config, "", {**changes, "data.root": str(data)})
     if plain.task != "ranking":
         raise UserError(f"--config {config}: is of task {plain.task}; give a recipe of task ranking, such as {CONFIG}")
-    rungs = rungs if plain.data.features and plain.model.content != "none" else rungs[:1]
+    rungs = rungs or (*LADDER, *_of_raw(dataset))
+    if not plain.data.features or plain.model.content == "none":
+        rungs = [rung for rung in rungs if rung.name == IDS or rung.config]
     label = plain.data.label
     climb.check(dataset, rungs, label)
     rows = len(dataset.split_rows("train", label))
@@ -79,6 +81,13 @@ def verdict(
     return found
 
 
+def _of_raw(dataset: Dataset) -> Sequence[Rung]:
+    """The rungs of the raw content that there is."""
+    sets = sorted(path.parent.name for path in dataset.root.glob("features/[!.]*/manifest.json"))
+    raw = tuple(name for name in sets if "raw" in dataset.features(name).manifest)
+    return ladder.of_raw(raw) if raw else ()
+
+
 def _at_once() -> int:
     """Runs at once: on CPUs two, each with half of the cores, are faster than one after the other."""
     accelerators = [path for kind in ("nvidia0", "accel0", "vfio/0") if (path := Path("/dev") / kind).exists()]
@@ -88,8 +97,10 @@ def _at_once() -> int:
 def _training(ladder_: climb.Climb, name: str, config: str) -> str:
     """The command that trains a rung on all rows, after the one that makes what it reads."""
     rung = ladder_.rung(name)
+    config = rung.config or config
     variant = f":{rung.variant}" if rung.variant else ""
-    changes = {**ladder_.changes, **ladder_.settings, **ladder_.own.get(name, {}), **rung.changes}
+    given = {key: value for key, value in ladder_.changes.items() if runs.takes(config, rung.variant, key)}
+    changes = {**given, **ladder_.settings_for(name), **rung.changes}
     options = [f"--config.{key}={_spelled(value)}" for key, value in changes.items()]
     place = [f"--config.data.root={ladder_.dataset.root}", f"--workdir=runs/{name}"]
     said = shlex.join(["em3", "train", f"--config={config}{variant}", *place, *options])

@@ -10,6 +10,7 @@ from em3_jax import metrics
 from em3_jax.protocols.importance import importance
 from em3_jax.protocols.inputs import ALL_CONTENT, CONTENT
 from em3_jax.verdict import forecast as ahead
+from em3_jax.verdict import popularity
 from em3_jax.verdict.climb import METRIC, Climb
 from em3_jax.verdict.ladder import FUSION, IDS
 from em3_jax.verdict.measure import Rows, Spread, holm, spread
@@ -36,6 +37,7 @@ def conclude(climbed: Climb, chosen: str, finalists: Sequence[str], test: Rows) 
     corrected = holm({row["name"]: row["gain"]["p"] for row in rows if row["gain"]})
     for row in rows:
         row["p_corrected"] = corrected.get(row["name"])
+    rows.insert(0, _popularity(climbed, test, of[IDS], moved))
     gain = test.gain(of[chosen], of[IDS], METRIC, moved)
     verdict = PAYS if gain.is_there else HARMS if gain.high < 0 else NO_DIFFERENCE
     parts = _importance(climbed, chosen) if verdict == PAYS else []
@@ -85,23 +87,35 @@ def _rung(climbed: Climb, name: str, test: Rows, moved: Spread) -> dict[str, Any
     share = max(share for rung, share in climbed.folders if rung == name)
     model, base = climbed.scores(name, share, "test"), climbed.scores(IDS, share, "test")
     rung, values = climbed.rung(name), test.value(model, METRIC)
-    seeds = min(len(model), len(base))
-    gain = None if name == IDS else test.gain(model[:seeds], base[:seeds], METRIC, moved)
+    gain = None if name == IDS else test.gain(model, base, METRIC, moved)
     first = climbed.folders[name, climbed.plan.shares[0]][0]
     finished = json.loads((first / "finished.json").read_text("utf-8"))
     return {
         "name": name,
         "label": rung.label,
-        "about": rung.about + (", which learns slowly" if name in climbed.own else ""),
+        "about": rung.about + (", which learns slowly" if climbed.is_slow(name) else ""),
         "share": share,
-        "seeds": seeds,
-        "auc": float(values[:seeds].mean()),
-        "gauc": float(test.value(model[:seeds], "gauc").mean()),
-        "logloss": float(test.value(model[:seeds], "logloss").mean()),
+        "seeds": len(model),
+        "auc": float(values.mean()),
+        "gauc": float(test.value(model, "gauc").mean()),
+        "logloss": float(test.value(model, "logloss").mean()),
         "gain": gain._asdict() if gain else None,
-        "gauc_gain": test.gain(model[:seeds], base[:seeds], "gauc", moved)._asdict() if gain else None,
+        "gauc_gain": test.gain(model, base, "gauc", moved)._asdict() if gain else None,
         "gigaflops": finished["cost"]["gigaflops"] if "cost" in finished else None,
     }
+
+
+def _popularity(climbed: Climb, test: Rows, ids: np.ndarray, moved: Spread) -> dict[str, Any]:
+    """The row of what needs no model; it is no way for content, and none of the looks that p is corrected for."""
+    logits = popularity.logits(climbed.dataset, "test", climbed.label)[None]
+    values = {metric: float(test.value(logits, metric)[0]) for metric in ("auc", "gauc", "logloss")}
+    gains = {
+        name: test.gain(logits, ids, metric, moved)._asdict()
+        for name, metric in (("gain", "auc"), ("gauc_gain", "gauc"))
+    }
+    about = "the item's rate of clicks in training, drawn to the mean where it has few rows"
+    row = {"name": "popularity", "label": "popularity", "about": about, "share": 1.0, "seeds": 1}
+    return row | values | gains | {"p_corrected": None, "gigaflops": None}
 
 
 def _slices(model: np.ndarray, base: np.ndarray, test: Rows, moved: Spread) -> list[dict[str, Any]]:
@@ -167,8 +181,6 @@ def _high(point: ahead.Point) -> float:
 
 def _point(climbed: Climb, name: str, share: float, test: Rows, moved: Spread) -> ahead.Point:
     model, base = climbed.scores(name, share, "test"), climbed.scores(IDS, share, "test")
-    seeds = min(len(model), len(base))
-    model, base = model[:seeds], base[:seeds]
     value = float(test.value(model, METRIC).mean() - test.value(base, METRIC).mean())
-    drawn = value + test.replicates(model, base, METRIC) + moved.draw(round(1e6 * share), seeds)
+    drawn = value + test.replicates(model, base, METRIC) + moved.draw(round(1e6 * share), len(model), len(base))
     return ahead.Point(share, value, drawn)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from em3_jax.trials.runs import PlannedRun
 
 IDS, FUSION = "ids", "em3"
+LEMUR = "configs/lemur.py"
 CODES = "verdict"
 """Name of the code set."""
 FROZEN: Mapping[str, Any] = {"model.content": "pre_extracted", "model.cic.weight": 0.0}
@@ -21,9 +22,11 @@ class Rung(NamedTuple):
       about: what it does, in a line.
       cost: of a training example, in those of IDs alone; nominal, see `budget`.
       variant, changes: of the config file; see `PlannedRun`.
+      config: file of its config, "" = that of the others.
       vectors_of: rung whose trained vectors it reads, frozen.
+      settings_of: rung whose choice between fast and slow content it takes over.
       codes: whether it reads semantic IDs of the content, made before.
-      trains: whether the click trains a content module.
+      trains: whether the click trains a content module, which then chooses how fast it learns.
     """
 
     name: str
@@ -32,9 +35,16 @@ class Rung(NamedTuple):
     cost: float
     variant: str = ""
     changes: Mapping[str, Any] = {}
+    config: str = ""
     vectors_of: str = ""
+    settings_of: str = ""
     codes: bool = False
     trains: bool = False
+
+    @property
+    def waits_for(self) -> str:
+        """The rung that has to be done before: it reads its vectors, or takes over its choice."""
+        return self.vectors_of or self.settings_of
 
 
 def _parts(*names: str) -> Mapping[str, Any]:
@@ -83,25 +93,39 @@ LADDER = (
         vectors_of=FUSION,
     ),
     Rung(FUSION, "EM3", "the FQ-Former, trained with the click, and CIC", 5.0, trains=True),
-    Rung("em3_similarity", "EM3 + cosines", "both", 5.5, changes=_parts("item", "user", "similarity"), trains=True),
+    Rung(
+        "em3_similarity", "EM3 + cosines", "both", 5.5, changes=_parts("item", "user", "similarity"), settings_of=FUSION
+    ),
 )
 """The rungs of every dataset with content."""
 
 
-def planned(rung: Rung, share: float, settings: Mapping[str, Any], eval_every: int) -> PlannedRun:
+def of_raw(sets: tuple[str, ...]) -> tuple[Rung, ...]:
+    """The rungs of datasets that hold raw content.
+
+    Args:
+      sets: its feature sets of raw content.
+    """
+    about = "an encoder of raw words and pictures that the click trains, and a memory bank (Han et al. 2025)"
+    return (Rung("lemur", "LEMUR", about, 12.0, changes={"data.features": sets}, config=LEMUR),)
+
+
+def planned(rung: Rung, share: float, settings: Mapping[str, Any], eval_every: int, source: str = "") -> PlannedRun:
     """A rung's run on a share of the training rows.
 
     Args:
       settings: those that the baseline has chosen, for all rungs.
       eval_every: steps between evaluations on all rows; a share has as many of them an epoch.
+      source: name of the run whose vectors it reads.
     """
     changes = {"train.eval_every": max(round(eval_every * share), 1), "data.rows_share": share}
     changes |= {key: value for key, value in settings.items() if key not in rung.changes}
-    source = run_name(rung.vectors_of, share) if rung.vectors_of else ""
     made = {**changes, **rung.changes}
-    return PlannedRun(run_name(rung.name, share), rung.variant, made, vectors_of=source, overlaid=rung.codes)
+    return PlannedRun(
+        run_name(rung.name, share), rung.variant, made, vectors_of=source, overlaid=rung.codes, config=rung.config
+    )
 
 
 def run_name(rung: str, share: float) -> str:
-    """Of the folder, but for the seed: "em3_25" of 25 % of the rows."""
+    """Of the folder, but for the seed: "em3_20" of 20 % of the rows."""
     return f"{rung}_{100 * share:g}".replace(".", "p")

@@ -143,7 +143,7 @@ class Rows:
         if not np.isfinite(value):
             return Gain(value, np.nan, np.nan, np.nan, n)
         drawn = value + sign * self.replicates(model, base, metric, keep)
-        drawn = drawn + spread.draw(self.seed, len(model))
+        drawn = drawn + spread.draw(self.seed, len(model), len(base))
         low, high = np.quantile(drawn, [0.025, 0.975])
         tail = (1 + np.sum(drawn <= 0)) / (1 + len(drawn)), (1 + np.sum(drawn >= 0)) / (1 + len(drawn))
         return Gain(value, float(low), float(high), float(min(1.0, 2 * min(tail))), n)
@@ -160,10 +160,10 @@ class Spread(NamedTuple):
     sd: float
     freedom: int
 
-    def draw(self, seed: int, seeds: int) -> np.ndarray:
-        """[B] what the seeds add to a mean over so many."""
-        drawn = np.random.default_rng([seed, 2, seeds]).standard_t(max(self.freedom, 1), REPLICATES)
-        return self.sd / np.sqrt(seeds) * drawn
+    def draw(self, seed: int, seeds: int, of_base: int) -> np.ndarray:
+        """[B] what the seeds add to a difference of means over so many of the one and of the other."""
+        drawn = np.random.default_rng([seed, 2, seeds, of_base]).standard_t(max(self.freedom, 1), REPLICATES)
+        return self.sd * np.sqrt((1 / seeds + 1 / of_base) / 2) * drawn
 
 
 def spread(values: Sequence[np.ndarray]) -> Spread:

@@ -3,7 +3,7 @@
 import pytest
 
 from em3_jax.verdict import budget
-from em3_jax.verdict.ladder import LADDER
+from em3_jax.verdict.ladder import FUSION, LADDER
 from tests.conftest import user_error
 
 
@@ -23,7 +23,7 @@ def test_more_budget_more_rows_and_seeds():
     assert all(plan.seconds <= 60 * m for plan, m in zip(plans, (10, 20, 40, 80, 160, 320), strict=True))
     assert plans[0].top < plans[-1].top == 1.0
     assert budget.plan(1_000_000, LADDER, 3600.0, 2).top >= budget.plan(1_000_000, LADDER, 3600.0, 1).top
-    assert plans[-1].shares == (0.25, 0.5, 1.0)
+    assert plans[-1].shares == (0.2, 0.4, 1.0)
 
 
 def test_all_rows_and_three_seeds_where_there_is_time():
@@ -36,5 +36,9 @@ def test_too_small_a_budget_says_how_much_it_takes():
     assert budget.plan(1_000_000, LADDER, 60.0 * need, 2).seconds <= 60 * need
 
 
-def test_each_stage_hands_on_half_and_never_less_than_two():
-    assert [budget.keep(n) for n in (6, 4, 3, 2, 1)] == [3, 2, 2, 2, 2]
+def test_the_whole_ladder_costs_a_few_runs_of_em3():
+    """By the nominal cost where the dearest rungs go on, on so many rows that starting a run is nothing."""
+    rows, em3 = 1e9, next(rung.cost for rung in LADDER if rung.name == FUSION)
+    of_one_run = budget.EXAMPLE * budget.EPOCHS * em3 * rows
+    assert budget.estimate(rows, LADDER, 2, 1) / of_one_run < 6.5
+    assert budget.estimate(rows, LADDER, 3, 1) / of_one_run < 7.8
