@@ -35,6 +35,9 @@ COMMANDS = {
     "raw": Command("em3_jax.features.raw", "raw content, token ids and pixels, for encoders that train from scratch"),
     "train": Command("em3_jax.train", "trains a model, or goes on with a run", manual="em3_jax.config.manual"),
     "eval": Command("em3_jax.evaluate", "scores a split with the best step of a run"),
+    "predict": Command(
+        "em3_jax.predict.command", "scores the rows of a file, and writes them with their probabilities"
+    ),
     "compare": Command("em3_jax.evaluation.compare", "evaluated runs side by side, with how sure the differences are"),
     "importance": Command("em3_jax.protocols.importance", "what each input of a run is worth, by permuting it"),
     "missing": Command("em3_jax.protocols.missing", "what runs lose where a share of the items lacks a modality"),

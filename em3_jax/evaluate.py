@@ -5,6 +5,10 @@ GAUC, logloss and calibration of a ranking model, Recall and NDCG of a retrieval
 what is behind it: the scores eval_<split>_logits.npy, or each user's list eval_<split>_items.npy; and eval_<split>_users.npz
 and eval_<split>_items.npz, how much each user and each item moves each metric, from which `em3 compare` knows how sure a
 difference is. Standard errors count the rows of one user as one, or of one item where whole items are held out.
+
+--calibrate fits on validation what turns scores into probabilities and keeps it with the run (calibration.json); reports have
+log-loss and calibration with it as well, and `em3 export` and `em3 predict` apply it. Where the log's negatives were sampled
+down before, --kept-negatives 0.1 says to which share, and what is served are the probabilities of the whole log.
 """
 
 from pathlib import Path
@@ -14,13 +18,23 @@ import numpy as np
 from em3_jax import cli
 from em3_jax.config import parse
 from em3_jax.core import paths, strict_json, trees
+from em3_jax.core.calibration import METHODS
 from em3_jax.core.errors import UserError
-from em3_jax.data.format import SPLITS
+from em3_jax.core.types import State
+from em3_jax.data.format import CLICK, SPLITS
+from em3_jax.evaluation import calibration
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.training.run import Run
 
 
-def evaluate(directory: str | Path, split: str, step: int | None = None, data_root: str | Path | None = None) -> dict:
+def evaluate(
+    directory: str | Path,
+    split: str,
+    step: int | None = None,
+    data_root: str | Path | None = None,
+    calibrate: str = "",
+    kept_negatives: float = 1.0,
+) -> dict:
     """The report of a run on a split: {"step", "split", "slices": {slice: {metric: value}}, ...}.
 
     Args:
@@ -28,6 +42,11 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
       split: "train", "valid" or "test".
       step: checkpoint to score; the best on validation by default.
       data_root: where the dataset lies now, if it was moved.
+      calibrate: what to fit on validation, "platt" or "isotonic", and to keep with the run; "" = nothing.
+      kept_negatives: see `core.calibration.Calibration`; with `calibrate`.
+
+    Where the run has a calibration, the report has "calibration": {"method", "kept_negatives", "before", "after",
+    "deciles"}, all of rows as the split has them.
     """
     directory = Path(directory)
     run = Run.open(directory, data_root)
@@ -36,6 +55,8 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
         raise UserError(f"{directory}: trained on content alone, there are no clicks to score; use `em3 vectors`")
     run.check_data()
     state = run.state(step)
+    if calibrate:
+        _calibrate(run, state, calibrate, kept_negatives)
     report, arrays, moved_by = parts.evaluate(state, split)
     held = parts.work.dataset.meta.get("held_out", "user")
     clusters = held if held in moved_by else "user"
@@ -57,6 +78,17 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
         },
         "slices": report,
     }
+    if (found := calibration.read(directory, int(state.step))).method:
+        label = getattr(run.config.data, "label", CLICK)
+        labels = np.asarray(parts.work.dataset.label(label)[np.asarray(parts.work.dataset.split_rows(split, label))])
+        after = found.of_rows(arrays["logits"])
+        result["calibration"] = {
+            "method": found.method,
+            "kept_negatives": found.kept_negatives,
+            "before": calibration.measured(labels, arrays["logits"]),
+            "after": calibration.measured(labels, after),
+            "deciles": calibration.deciles(labels, after),
+        }
     for name, array in arrays.items():
         np.save(directory / f"eval_{split}_{name}.npy", array)
     for kind, moved in moved_by.items():
@@ -65,16 +97,41 @@ def evaluate(directory: str | Path, split: str, step: int | None = None, data_ro
     return result
 
 
+def _calibrate(run: Run, state: State, method: str, kept_negatives: float) -> None:
+    """Fits a calibration on validation and keeps it with the run."""
+    parts, label = run.experiment, getattr(run.config.data, "label", CLICK)
+    _, arrays, _ = parts.evaluate(state, "valid")
+    if "logits" not in arrays:
+        raise UserError(f"{run.folder}: --calibrate is for runs that predict clicks, and this one ranks all items")
+    rows = np.asarray(parts.work.dataset.split_rows("valid", label))
+    fitted = calibration.fitted(parts.work.dataset.label(label)[rows], arrays["logits"], method, kept_negatives)
+    facts = {"split": "valid", "rows": len(rows), "step": int(state.step), "data_hash": run.data_hash}
+    calibration.write(run.folder, fitted, facts)
+
+
 def main() -> None:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a training run")
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--step", type=int, help="checkpoint to score (default: the best on validation)")
     parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")
+    parser.add_argument("--calibrate", choices=METHODS, help="fit a calibration on validation and keep it with the run")
+    parser.add_argument(
+        "--kept-negatives",
+        type=float,
+        help="with --calibrate: share of the log's negatives that the data hold (default 1)",
+    )
     args = parser.parse_args()
-    result = evaluate(args.workdir, args.split, args.step, args.data)
+    if args.kept_negatives is not None and not args.calibrate:
+        raise UserError("--kept-negatives is kept with a calibration; give --calibrate platt or isotonic with it")
+    kept = 1.0 if args.kept_negatives is None else args.kept_negatives
+    result = evaluate(args.workdir, args.split, args.step, args.data, args.calibrate or "", kept)
     print(f"{args.workdir}: step {result['step']:,} ({result['chosen_by']}), split {args.split}")
     print(ranking_evaluation.table(result["slices"]))
+    if found := result.get("calibration"):
+        share = f", of {found['kept_negatives']:g} of the log's negatives" if found["kept_negatives"] < 1 else ""
+        print(f"\ncalibration: {found['method']}, fitted on validation{share}")
+        print(calibration.table(found["before"], found["after"], found["deciles"]))
 
 
 if __name__ == "__main__":

@@ -157,6 +157,57 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
     return float(np.abs(np.add.reduceat(gap, starts)).sum() / gap.size)
 
 
+def normalized_entropy(labels: ArrayLike, logits: ArrayLike) -> float:
+    """Returns the log-loss in those of the mean click rate alone (He et al. 2014, section 3): below 1 says more than it.
+
+    Args:
+      labels: [N], 0 or 1.
+      logits: [N], before the sigmoid.
+
+    Returns:
+      The ratio; NaN without both classes.
+    """
+    labels, logits, _ = _rows(labels, logits, None)
+    rate = _mean(labels)
+    if not 0 < rate < 1:
+        return np.nan
+    return logloss(labels, logits) / float(special.entr(rate) + special.entr(1 - rate))
+
+
+def calibration_line(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
+    """Returns (slope, intercept) of the logistic regression of the label on the logit; 1 and 0 of a calibrated model.
+
+    By Newton's steps, halved where one does not raise the likelihood.
+
+    Args:
+      labels: [N], 0 or 1.
+      logits: [N], finite.
+
+    Returns:
+      NaN where there is one class alone or one logit alone, or the classes do not overlap.
+    """
+    labels, logits, _ = _rows(labels, logits, None)
+    if not labels.size or labels.min() == labels.max() or logits.min() == logits.max():
+        return np.nan, np.nan
+    x = np.stack([logits, np.ones_like(logits)], axis=1)
+    line = np.array([1.0, 0.0])
+    loss = logloss(labels, x @ line)
+    for _ in range(100):
+        p = special.expit(x @ line)
+        curvature = (x * (p * (1 - p))[:, None]).T @ x + 1e-12 * np.eye(2)
+        step = np.linalg.solve(curvature, x.T @ (labels - p))
+        for _ in range(40):
+            if (after := logloss(labels, x @ (line + step))) <= loss:
+                break
+            step = step / 2
+        else:
+            break
+        line, moved, loss = line + step, np.abs(step).max(), after
+        if moved < 1e-10:
+            break
+    return (float(line[0]), float(line[1])) if np.abs(line).max() < 1e6 and loss > 1e-9 else (np.nan, np.nan)
+
+
 def paired_t_test(a: ArrayLike, b: ArrayLike) -> PairedTTest:
     """Returns the two-sided paired t-test of a metric of two models over the same seeds (or folds).
 

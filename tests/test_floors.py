@@ -30,6 +30,7 @@ ROOMS = [  # from the lowest floor to the highest; a name stands for the module 
     {"train", "evaluate"},
     {"trials"},
     {"protocols"},
+    {"predict"},
     {"verdict"},
     {"__main__", "commands"},
 ]

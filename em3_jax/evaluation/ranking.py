@@ -124,6 +124,7 @@ def evaluate(scored: Scored) -> dict[str, dict[str, float]]:
             "gauc_users": gauc.groups_used,
             "gauc_users_left_out": gauc.groups_left_out,
             "logloss": metrics.logloss(label[keep], logits[keep]),
+            "normalized_entropy": metrics.normalized_entropy(label[keep], logits[keep]),
             "calibration": metrics.calibration(label[keep], probability[keep]),
             "calibration_error": metrics.expected_calibration_error(label[keep], probability[keep]),
         }

@@ -21,6 +21,7 @@ from em3_jax import cli
 from em3_jax.core import paths, trees
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import FeatureSet
+from em3_jax.evaluation import calibration
 from em3_jax.export import same_data, scorer
 from em3_jax.export.items import encode_items
 from em3_jax.export.model import write_model
@@ -113,6 +114,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
             "data": parts.work.dataset.meta["data_hash"],
             "features": parts.feature_hashes,
             "settings": [settings.dtype, settings.batch_size],
+            "calibration": calibration.read(directory, int(state.step)).to_json(),
             "reuses": reusable and reusable.name,
         }
         _begin(folder, plan)
@@ -122,6 +124,8 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
         )
         seconds = time.perf_counter() - began
         facts = write_model(folder, parts, state, encoded.widths, carried, settings.platforms)
+        if (found := calibration.read(directory, int(state.step))).method:
+            facts["calibration"] = found.to_json()
         manifest = {
             "checkpoint": {"workdir": directory.name, "step": int(state.step), "model_hash": model_hash},
             "commit": record["commit"],

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from em3_jax.core.calibration import NONE, Calibration
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import PADDING, UNKNOWN
 from em3_jax.core.values import canonical
@@ -45,8 +46,8 @@ class Scores(NamedTuple):
     """What `Model.score` gives.
 
     Attributes:
-      probability: [b] f64 of a click.
-      logit: [b] f32.
+      probability: [b] f64 of a click, by the run's calibration where it has one.
+      logit: [b] f32, as the model gives it.
       known: [b] bool, whether the candidate is in the store; others are scored as an item of which nothing is known.
       user_known: whether the user is.
       history_used: how many events of the history were read: the last T of known items.
@@ -61,6 +62,17 @@ class Scores(NamedTuple):
     user_known: bool
     history_used: int
     unknown: dict[str, int]
+
+
+def _calibration(version: Version) -> Calibration:
+    """That of the exported run; scores as they are where it had none."""
+    facts = version.manifest["serving"].get("calibration")
+    if facts is None:
+        return NONE
+    try:
+        return Calibration.from_json(facts)
+    except ValueError as error:
+        raise UserError(f"{version.folder}: {error}; export again") from None
 
 
 class Model:
@@ -86,6 +98,7 @@ class Model:
         self.history_length: int = facts["history_length"]
         self._fields = facts["fields"]
         self._strict = strict
+        self._calibration = _calibration(version)
         self.items, self.users = (
             IdIndex(version[f"{kind}_words"], version[f"{kind}_slots"], facts[f"{kind}_ids"] == "text")
             for kind in ("item", "user")
@@ -185,7 +198,7 @@ class Model:
             found = self._programs(size, self._params, self._table, request)
             logits.append(np.asarray(found)[: len(part)])
         logit = np.concatenate(logits)
-        probability = 1.0 / (1.0 + np.exp(-logit.astype(np.float64)))
+        probability = self._calibration.probability(logit)
         return Scores(probability, logit, candidate >= 0, user_row >= 0, len(kept), unknown.counts)
 
     def similar(self, item_id: Any, count: int) -> list[tuple[Any, float]]:

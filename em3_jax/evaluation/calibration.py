@@ -1,0 +1,143 @@
+"""Fits what turns a run's logits into calibrated ones, and measures before and after. Letter: n rows."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import optimize
+
+from em3_jax import metrics
+from em3_jax.core import strict_json
+from em3_jax.core.calibration import METHODS, NONE, Calibration
+from em3_jax.core.errors import UserError
+
+FILE = "calibration.json"
+"""In the folder of a run."""
+DECILES = 10
+MOST_KNOTS = 200  # of an isotonic fit; more say nothing, and a service reads them at each request
+
+
+def fitted(labels: np.ndarray, logits: np.ndarray, method: str, kept_negatives: float = 1.0) -> Calibration:
+    """The calibration of rows.
+
+    Args:
+      labels: [n] 0/1, with both.
+      logits: [n].
+      method: "platt" is a logistic regression on the logit (Platt 1999); "isotonic" the non-decreasing
+        rates that are the likeliest (Zadrozny and Elkan 2002), with lines between them in logits.
+      kept_negatives: see `Calibration`; it moves what is fitted and takes no part in it.
+
+    Raises:
+      UserError: no such method, a share that is none, one class alone, or a slope that is not above 0.
+    """
+    if method not in METHODS:
+        raise UserError(f"--calibrate {method}: choose {' or '.join(METHODS)}")
+    if not 0 < kept_negatives <= 1:
+        raise UserError(
+            f"--kept-negatives {kept_negatives:g}: give the share of the negatives that was kept, above 0 to 1"
+        )
+    labels, logits = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
+    if not len(labels) or labels.min() == labels.max():
+        raise UserError("--calibrate: the validation rows have one class alone, and both are needed")
+    if method == "isotonic":
+        return _isotonic(labels, logits, kept_negatives)
+    slope, intercept = metrics.calibration_line(labels, logits)
+    if not slope > 0:
+        raise UserError(
+            f"--calibrate platt: on validation clicks do not rise with the score (slope {slope:.3g}); "
+            "there is nothing to calibrate, train the run further"
+        )
+    at = (0.0, 1.0)
+    return Calibration(method, at, tuple(intercept + slope * x for x in at), slope, kept_negatives)
+
+
+def _isotonic(labels: np.ndarray, logits: np.ndarray, kept_negatives: float) -> Calibration:
+    """Knots at the means of the blocks; n rows with c clicks have the rate (c + 1/2) / (n + 1), never 0 or 1."""
+    order = np.argsort(logits, kind="stable")
+    x, y = logits[order], labels[order]
+    x, first, count = np.unique(x, return_index=True, return_counts=True)  # ties are one point
+    clicks = np.add.reduceat(y, first)
+    blocks = optimize.isotonic_regression(clicks / count, weights=count).blocks
+    starts = _joined(blocks, count)
+    rows, of_block = np.add.reduceat(count, starts), np.add.reduceat(clicks, starts)
+    place = np.add.reduceat(x * count, starts) / rows
+    rate = (of_block + 0.5) / (rows + 1.0)
+    value = np.maximum.accumulate(
+        np.log(rate) - np.log1p(-rate)
+    )  # what keeps it off 0 and 1 may turn neighbours around
+    return Calibration("isotonic", tuple(place.tolist()), tuple(value.tolist()), 1.0, kept_negatives)
+
+
+def _joined(blocks: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Where blocks start, neighbours put together until each has its share of the rows."""
+    least = count.sum() / MOST_KNOTS
+    starts, rows = [int(blocks[0])], 0
+    for start, stop in itertools.pairwise(blocks):
+        if rows >= least:
+            starts.append(int(start))
+            rows = 0
+        rows += int(count[start:stop].sum())
+    return np.array(starts)
+
+
+def measured(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """How calibrated logits are: 1 is right of `calibration` and `calibration_slope`, 0 of `calibration_error`."""
+    probability = 1.0 / (1.0 + np.exp(-np.asarray(logits, np.float64)))
+    return {
+        "logloss": metrics.logloss(labels, logits),
+        "calibration": metrics.calibration(labels, probability),
+        "calibration_error": metrics.expected_calibration_error(labels, probability),
+        "calibration_slope": metrics.calibration_line(labels, logits)[0],
+    }
+
+
+def deciles(labels: np.ndarray, logits: np.ndarray) -> list[dict[str, float]]:
+    """Of each tenth of the rows by their score: {"rows", "predicted", "clicked"}, means."""
+    order = np.argsort(logits, kind="stable")
+    probability = 1.0 / (1.0 + np.exp(-np.asarray(logits, np.float64)))
+    return [
+        {"rows": len(part), "predicted": float(probability[part].mean()), "clicked": float(np.mean(labels[part]))}
+        for part in np.array_split(order, DECILES)
+        if len(part)
+    ]
+
+
+def write(folder: Path, calibration: Calibration, facts: dict[str, Any]) -> None:
+    """Keeps a calibration with its run, and `facts` of what it was fitted on; a reader sees the old or the new one."""
+    temporary = folder / f"{FILE}.tmp"
+    temporary.write_text(strict_json.dumps(calibration.to_json() | {"fitted_on": facts}, indent=1), encoding="utf-8")
+    temporary.replace(folder / FILE)
+
+
+def read(folder: str | Path, step: int) -> Calibration:
+    """The calibration of a run; `NONE` where there is none.
+
+    Args:
+      step: that is scored.
+
+    Raises:
+      UserError: the file is damaged, or was fitted on another step.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        return NONE
+    again = "fit it again with `em3 eval --calibrate`, or delete it"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        found, fitted_at = Calibration.from_json(facts), int(facts["fitted_on"]["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {again}") from None
+    if fitted_at != step:
+        raise UserError(f"{path}: was fitted on step {fitted_at:,}, and this is step {step:,}; {again}")
+    return found
+
+
+def table(before: dict[str, float], after: dict[str, float], of_deciles: list[dict[str, float]]) -> str:
+    """Before and after as text, and the deciles after."""
+    lines = [f"{'':<20}{'as trained':>12}{'calibrated':>12}"]
+    lines += [f"{name.replace('_', ' '):<20}{before[name]:>12.4f}{after[name]:>12.4f}" for name in before]
+    lines += ["", f"{'tenth by score':<20}{'predicted':>12}{'clicked':>12}"]
+    lines += [f"{k:<20}{one['predicted']:>12.4f}{one['clicked']:>12.4f}" for k, one in enumerate(of_deciles, 1)]
+    return "\n".join(lines)

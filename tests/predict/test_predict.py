@@ -1,0 +1,186 @@
+"""`em3 predict`: the scores of `em3 eval` for the same rows, what is new, histories, kills, and what it refuses."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from em3_jax import evaluate as evaluation
+from em3_jax import train
+from em3_jax.data.readers.table import table
+from em3_jax.evaluation import ranking as ranking_evaluation
+from em3_jax.predict.command import predict
+from em3_jax.predict.past import Past
+from tests.conftest import user_error
+from tests.test_train import small_config
+
+pytestmark = pytest.mark.quickly_compiled
+
+
+def rows_of(dataset, split: str, first: int = 0, last: int | None = None) -> pa.Table:
+    """The rows of a split as somebody would have them: original ids and values."""
+    rows = np.asarray(dataset.split_rows(split))[first:last]
+    columns = dataset.interactions
+    users, items = (table.column("id").to_numpy() for table in (dataset.user_table, dataset.item_table))
+    words = np.array([None, None, *dataset.meta["vocabularies"]["context"]["slot"]], object)
+    return pa.table(
+        {
+            "note": [f"row {k}" for k in range(len(rows))],
+            "user": users[columns["user"][rows]],
+            "item": items[columns["item"][rows]],
+            "time": columns["time"][rows],
+            "slot": words[columns["context_slot"][rows]].tolist(),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def test_rows(planted, tmp_path_factory):
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    pq.write_table(rows_of(planted, "test"), path, row_group_size=37)
+    return path
+
+
+def test_the_scores_are_those_of_eval(scored, test_rows, tmp_path):
+    evaluation.evaluate(scored, "test")  # here, where programs are compiled as those of `predict` are
+    done = predict(scored, test_rows, tmp_path / "scores.parquet")
+    found, expected = pq.read_table(tmp_path / "scores.parquet"), np.load(scored / "eval_test_logits.npy")
+    np.testing.assert_array_equal(found.column("logit").to_numpy(), expected)
+    assert done.rows == len(expected) and not done.unknown
+    assert found.select(range(5)).equals(pq.read_table(test_rows)), "the rows are as they were, in their order"
+    np.testing.assert_allclose(found.column("probability").to_numpy(), 1 / (1 + np.exp(-expected.astype(np.float64))))
+
+
+def test_text_files_in_pieces_give_the_same(scored, test_rows, tmp_path):
+    read = pq.read_table(test_rows)
+    for k, part in enumerate((read.slice(0, 150), read.slice(150))):
+        pa.csv.write_csv(part, tmp_path / f"part{k}.csv")
+    predict(scored, str(tmp_path / "part*.csv"), tmp_path / "scores.csv", piece=128)
+    found = pa.csv.read_csv(tmp_path / "scores.csv")
+    np.testing.assert_allclose(found.column("logit").to_numpy(), np.load(scored / "eval_test_logits.npy"), atol=2e-6)
+    assert found.column("note").to_pylist() == read.column("note").to_pylist()
+
+
+def test_killed_it_goes_on(scored, test_rows, tmp_path, monkeypatch):
+    out, calls = tmp_path / "scores.parquet", []
+    whole = ranking_evaluation.predict
+
+    def dies_at_the_second(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(ranking_evaluation, "predict", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        predict(scored, test_rows, out, piece=128)
+    assert not out.exists()
+    done = predict(scored, test_rows, out, piece=128)
+    assert len(calls) == 1 + -(-done.rows // 128), "the first piece is not scored again"
+    assert not (tmp_path / ".scores.parquet.parts").exists()
+    np.testing.assert_allclose(
+        pq.read_table(out).column("logit").to_numpy(), np.load(scored / "eval_test_logits.npy"), atol=2e-6
+    )
+
+
+def test_what_is_new_is_scored_as_unknown_and_counted(scored, planted, tmp_path):
+    rows = rows_of(planted, "test", 0, 6)
+    new = rows.set_column(1, "user", pa.array([10**9, *rows.column("user").to_pylist()[1:]]))
+    new = new.set_column(2, "item", pa.array([*new.column("item").to_pylist()[:5], 10**9]))
+    new = new.set_column(4, "slot", pa.array(["never", *map(str, rows.column("slot").to_pylist()[1:])]))
+    pq.write_table(new, tmp_path / "new.parquet")
+    done = predict(scored, tmp_path / "new.parquet", tmp_path / "scores.parquet")
+    assert done.unknown == {"new users, rows": 1, "new items, rows": 1, "new values of slot, rows": 1}
+    logits = pq.read_table(tmp_path / "scores.parquet").column("logit").to_numpy()
+    np.testing.assert_allclose(logits[1:5], np.load(scored / "eval_test_logits.npy")[1:5], atol=2e-6)
+    assert np.isfinite(logits).all() and abs(logits[0] - np.load(scored / "eval_test_logits.npy")[0]) > 1e-4
+
+
+def test_without_times_the_whole_past_is_read_and_a_column_may_list_it(scored, planted, tmp_path):
+    rows = rows_of(planted, "test")
+    user = np.asarray(planted.interactions["user"])[np.asarray(planted.split_rows("test"))]
+    late = rows.set_column(3, "time", pa.array(np.full(len(rows), np.iinfo(np.int32).max)))
+    first, last = Past(planted).ranges(user, None)
+    items = planted.item_table.column("id").to_numpy()
+    past = [items[planted.events["item"][a:b]].tolist() for a, b in zip(first, last, strict=True)]
+    listed = rows.drop_columns(["time"]).append_column("past", pa.array(past))
+    found = {}
+    for name, one, columns in (
+        ("late", late, {}), ("untimed", rows.drop_columns(["time"]), {}), ("listed", listed, {"history": "past"}),
+    ):  # fmt: skip
+        pq.write_table(one, tmp_path / f"{name}.parquet")
+        predict(scored, tmp_path / f"{name}.parquet", tmp_path / f"{name}-scores.parquet", columns=columns)
+        found[name] = pq.read_table(tmp_path / f"{name}-scores.parquet").column("logit").to_numpy()
+    np.testing.assert_array_equal(found["late"], found["untimed"])
+    np.testing.assert_allclose(found["listed"], found["untimed"], atol=2e-6)
+    assert (found["late"] != np.load(scored / "eval_test_logits.npy")).any()
+
+
+def test_the_past_of_each_row_is_its_range(planted):
+    columns = planted.interactions
+    for split in ("train", "valid", "test"):
+        rows = np.asarray(planted.split_rows(split))
+        start, end = Past(planted).ranges(columns["user"][rows].astype(np.int64), np.asarray(columns["time"][rows]))
+        np.testing.assert_array_equal(start, columns["history_start"][rows])
+        np.testing.assert_array_equal(end, columns["history_end"][rows])
+    nobody = Past(planted).ranges(np.array([planted.num_users]), np.array([10**9]))
+    assert nobody[0][0] == nobody[1][0]
+
+
+def test_the_past_where_splits_interleave_and_where_it_came_with_the_rows(tmp_path):
+    random = np.random.default_rng(0)
+    n = 400
+    log = pa.table(
+        {
+            "user": random.integers(0, 20, n), "item": random.integers(0, 30, n), "label": random.integers(0, 2, n),
+            "time": np.arange(n), "part": np.array(["train", "valid", "test"])[random.integers(0, 3, n)],
+        }
+    )  # fmt: skip
+    pq.write_table(log, tmp_path / "log.parquet")
+    mixed = table(tmp_path / "mixed", interactions=tmp_path / "log.parquet", split="column:part", events="all")
+    assert "original" in mixed.events
+    rows, columns = np.asarray(mixed.split_rows("test")), mixed.interactions
+    start, end = Past(mixed).ranges(columns["user"][rows].astype(np.int64), np.asarray(columns["time"][rows]))
+    np.testing.assert_array_equal(end - start, columns["history_end"][rows] - columns["history_start"][rows])
+    past = [[int(one) for one in random.integers(0, 30, random.integers(0, 5))] for _ in range(n)]
+    pq.write_table(log.append_column("past", pa.array(past)), tmp_path / "given.parquet")
+    given = table(tmp_path / "given", interactions=tmp_path / "given.parquet", columns={"history": "past"})
+    assert "history=" in user_error(Past, given)
+
+
+def test_what_it_refuses(scored, planted, test_rows, tmp_path):
+    out = tmp_path / "scores.parquet"
+    rows = rows_of(planted, "test", 0, 5)
+    renamed = tmp_path / "renamed.parquet"
+    pq.write_table(rows.rename_columns(["note", "uid", "item", "time", "slot"]), renamed)
+    assert "--columns user=" in user_error(lambda: predict(scored, renamed, out))
+    predict(scored, renamed, tmp_path / "ok.parquet", columns={"user": "uid"})
+    bare = tmp_path / "bare.parquet"
+    pq.write_table(rows.drop_columns(["slot"]), bare)
+    assert "--without slot" in user_error(lambda: predict(scored, bare, out))
+    assert predict(scored, bare, tmp_path / "bare-scores.parquet", without=["slot"]).rows == 5
+    missing = tmp_path / "missing.csv"
+    missing.write_text("user,item,time,slot\n1,,5,0\n")
+    assert "no item" in user_error(lambda: predict(scored, missing, out))
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(rows.slice(0, 0), empty)
+    assert "no rows" in user_error(lambda: predict(scored, empty, out))
+    assert ".parquet or .csv" in user_error(lambda: predict(scored, test_rows, tmp_path / "scores.xlsx"))
+    assert "exists already" in user_error(lambda: predict(scored, test_rows, renamed))
+    assert "no role" in user_error(lambda: predict(scored, test_rows, out, columns={"usr": "user"}))
+    other = tmp_path / "two"
+    other.mkdir()
+    pq.write_table(rows, other / "a.parquet")
+    pq.write_table(rows.drop_columns(["item"]), other / "b.parquet")
+    assert "b.parquet" in user_error(lambda: predict(scored, other, out))
+    assert not out.exists()
+
+
+def test_ids_alone_and_codes_are_scored_too(planted, tmp_path, test_rows):
+    config = small_config(planted, model__content="none", data__batch_size=128)
+    config.optim.multipliers = ()
+    train.train(config, tmp_path / "ids")
+    predict(tmp_path / "ids", test_rows, tmp_path / "scores.parquet")
+    found = pq.read_table(tmp_path / "scores.parquet").column("logit").to_numpy()
+    assert np.isfinite(found).all() and found.std() > 0
