@@ -101,6 +101,7 @@ class BatchBuilder:
       label: which of the dataset's labels.
       encode: which of its distinct items a batch names for encoding: "none", "candidates", or "all".
       queries: name of the context field that says which query, and [field size, L] i32 words of each; None without.
+      row_weights: whether the dataset's weights, if it has such, count in training.
 
     Attributes:
       user_rows, item_rows: [U, C], [I, C] i64 table rows of all users and items, of ids that training never shows `unknown`'s.
@@ -120,8 +121,9 @@ class BatchBuilder:
         label: str = CLICK,
         encode: str = "none",
         queries: tuple[str, np.ndarray] | None = None,
+        row_weights: bool = True,
     ):
-        self.dataset = dataset
+        self.dataset, self.row_weights = dataset, row_weights
         self.encode, self.queries = encode, queries
         self.label = label
         self._label = dataset.label(label)
@@ -172,10 +174,10 @@ class BatchBuilder:
         """(the batch without content, the items whose content it wants)."""
         columns_ = self.dataset.interactions
         item, user = columns_["item"][rows], columns_["user"][rows]
-        batch = {
-            "label": self._label[rows].astype(np.float32),
-            "weight": np.ones(len(rows), np.float32) if weight is None else weight,
-        }
+        weight = np.ones(len(rows), np.float32) if weight is None else weight
+        if self.row_weights and key is not None and "weight" in columns_:  # in training; a score has none
+            weight = weight * columns_["weight"][rows]
+        batch = {"label": self._label[rows].astype(np.float32), "weight": weight}
         event_index, batch["history_mask"] = self._history(rows)
         batch |= self._items(item, event_index, batch["history_mask"], buckets)
         history = event_index, batch["history_mask"]

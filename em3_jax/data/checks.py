@@ -79,6 +79,12 @@ def check_dataset(dataset: Dataset) -> None:
         row = _first(~((columns["probability"] >= 0) & (columns["probability"] <= 1)))
         if row is not None:
             raise UserError(f"interactions/probability.npy row {row}: not in [0, 1]; prepare the dataset again")
+    if "weight" in columns:
+        row = _first(~(np.isfinite(columns["weight"]) & (columns["weight"] >= 0)))
+        if row is not None:
+            raise UserError(f"interactions/weight.npy row {row}: not a number from 0 up; mend the source")
+        if not np.asarray(columns["weight"])[np.asarray(dataset.split_rows("train"))].any():
+            raise UserError("interactions/weight.npy: every training row has weight 0; nothing would be learnt")
     _check_histories(columns, events["time"])
     _check_fields(dataset)
     for folder in sorted((dataset.root / "features").glob("[!.]*")):

@@ -6,6 +6,7 @@
         split u8         0 train, 1 valid, 2 test                  history_start, history_end i64   an event range
         context_<field> i32                                        probability f32   true click probability, if planted
         label_<name> u8   a further label, 0 or 1; 255 = the row is not part of that scenario
+        weight f32   how much a row counts in the training loss, where the source says it; 0 = not at all
         group i32   session, query or impression, where the source says it; the model does not read it
     events/<column>.npy               the history events, the ones of a history side by side, oldest first:
         item i32, time i64, field_<name> i32                       original i64   where an event is stored more than once:
@@ -48,7 +49,7 @@ INTERACTION_DTYPES: _Dtypes = {
     "history_start": np.int64, "history_end": np.int64,
 }  # fmt: skip
 EVENT_DTYPES: _Dtypes = {"item": np.int32, "time": np.int64}
-OPTIONAL_INTERACTION_DTYPES: _Dtypes = {"probability": np.float32, "group": np.int32}
+OPTIONAL_INTERACTION_DTYPES: _Dtypes = {"probability": np.float32, "group": np.int32, "weight": np.float32}
 OPTIONAL_EVENT_DTYPES: _Dtypes = {"original": np.int64}
 CLICK = "click"  # the name of the column `label`
 NOT_PART = 255

@@ -85,6 +85,7 @@ def write_model(
         "history_length": length,
         "fields": fields_to_json(fields),
         "vocabularies": {group: dataset.meta["vocabularies"].get(group, {}) for group in ("context", "event")},
+        "numbers": {group: dataset.meta.get("numbers", {}).get(group, {}) for group in ("context", "event")},
         "looked_up": widths,
         "platforms": list(platforms),
         "programs": programs.facts(made, programs.SIZES),

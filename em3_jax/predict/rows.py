@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import PADDING
+from em3_jax.core.ranges import Ranges
 from em3_jax.data import canonical
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, FeatureSet
@@ -103,9 +104,14 @@ class Resolver:
         self._users, self._items = (
             id_index.build(original_ids(table)) for table in (dataset.user_table, dataset.item_table)
         )
-        words = dataset.meta["vocabularies"].get("context", {})
+        words, cut = (dataset.meta.get(key, {}).get("context", {}) for key in ("vocabularies", "numbers"))
         self._values = {
-            field.name: FieldValues(f"context field '{field.name}'", words.get(field.name) or (), field.size)
+            field.name: FieldValues(
+                f"context field '{field.name}'",
+                words.get(field.name) or (),
+                field.size,
+                Ranges.from_json(cut[field.name]) if field.name in cut else None,
+            )
             for field in dataset.fields.context
         }
         self._past = None if read.history or not history_length else Past(dataset)
@@ -163,8 +169,9 @@ class Resolver:
         words = canonical.texts(column).combine_chunks()
         ids, known = self._values[field].ids(words.dictionary.to_pylist())
         codes = words.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        missing = int(self._values[field].ids([None])[0][0])
         self._count(f"new values of {field}, rows", int((~np.append(known, True))[codes].sum()))
-        return np.append(ids, 1)[codes].astype(np.int32)
+        return np.append(ids, missing)[codes].astype(np.int32)
 
     def _times(self, where: str, table: pa.Table) -> np.ndarray:
         """[n] i64 in the dataset's unit."""

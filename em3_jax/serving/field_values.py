@@ -12,6 +12,7 @@ import numpy as np
 
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN
+from em3_jax.core.ranges import Ranges
 from em3_jax.core.values import canonical
 
 LONGEST_ECHO = 100  # characters of a request that are repeated when it is refused
@@ -70,10 +71,11 @@ class FieldValues:
       what: the field, for messages.
       values: its vocabulary, of the ids 2, 3, ...; empty where the dataset has none.
       size: number of its ids.
+      ranges: of a field of numbers, where they are cut.
     """
 
-    def __init__(self, what: str, values: Sequence, size: int):
-        self._what, self._size = what, size
+    def __init__(self, what: str, values: Sequence, size: int, ranges: Ranges | None = None):
+        self._what, self._size, self._ranges = what, size, ranges
         written = {str(value): FIRST_KNOWN + k for k, value in enumerate(values)}
         forms = {
             form: FIRST_KNOWN + k
@@ -102,12 +104,23 @@ class FieldValues:
         if isinstance(value, str) and value in self._ids:
             return self._ids[value]
         form = canonical(value)
+        if self._ranges is not None:
+            return self._of_number(form)
         if form is None:
             return UNKNOWN
         known = self._ids.get(form, _NOT_KNOWN)
         if known == _NOT_KNOWN and isinstance(value, _NUMBERS) and not isinstance(value, bool):
             return self._of_numbers.get(form, _NOT_KNOWN)
         return known
+
+    def _of_number(self, form: str | None) -> int:
+        """The id of a number, as text; None = it is missing."""
+        assert self._ranges is not None
+        try:
+            number = np.nan if form is None else float(form)
+        except ValueError:
+            return _NOT_KNOWN
+        return int(self._ranges.ids([number])[0])
 
     def _own_id(self, value: Any) -> int:
         form = canonical(value)

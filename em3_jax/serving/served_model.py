@@ -17,6 +17,7 @@ import numpy as np
 from em3_jax.core.calibration import NONE, Calibration
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import PADDING, UNKNOWN
+from em3_jax.core.ranges import Ranges
 from em3_jax.core.values import canonical
 from em3_jax.serving.field_values import LONGEST_ECHO, FieldValues, Unknown
 from em3_jax.serving.id_index import IdIndex
@@ -125,7 +126,9 @@ class Model:
         for name in self._names(group):
             size = len(self._lookups[group][name])
             what = f"{WORDS[group]} field '{name}'"
-            result[name] = FieldValues(what, vocabularies.get(name) or (), size)
+            cut = facts.get("numbers", {}).get(group, {}).get(name)
+            ranges = None if cut is None else Ranges.from_json(cut)
+            result[name] = FieldValues(what, vocabularies.get(name) or (), size, ranges)
         return result
 
     def _nothing(self, size: int) -> tuple[Any, Any, dict]:

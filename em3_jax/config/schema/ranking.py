@@ -61,6 +61,8 @@ class Data:
     items_per_batch: Annotated[int, Whole(0, empty="0: as many as come")] = 0
     # share of the training rows that is read, drawn once; a smaller one is part of a larger
     rows_share: Annotated[float, Number(most=1.0, above=True)] = 1.0
+    # whether the weights of the dataset's rows, if it has such, count in the loss; metrics have none
+    row_weights: Switch = True
     most_rows_per_user: Count = 0  # training rows of a user that are read, drawn once; 0 = all
     augment: Augment = Augment()
     # an id seen n times becomes `unknown` with probability alpha / (alpha + n)

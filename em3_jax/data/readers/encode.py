@@ -91,7 +91,7 @@ def many_numbers(what: str, ids: np.ndarray, values: list[str]) -> list[str]:
         return []
     return [
         f"{what} holds {len(values):,} different numbers in {known:,} values; each is a category of its own and "
-        "hardly any is seen twice: round it or cut it into 10 to 50 ranges before"
+        "hardly any is seen twice: name it as numbers (--item-numbers, --user-numbers, ...), which are cut into ranges"
     ]
 
 

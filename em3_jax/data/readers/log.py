@@ -27,6 +27,7 @@ def write_log(
     context: dict[str, np.ndarray] | None = None,
     event: dict[str, np.ndarray] | None = None,
     labels: dict[str, np.ndarray] | None = None,
+    weight: np.ndarray | None = None,
     group: np.ndarray | None = None,
     outside: dict[str, np.ndarray] | None = None,
     given: Written | None = None,
@@ -44,6 +45,7 @@ def write_log(
       is_event: [n] bool, the rows that later histories show; all by default.
       context, event: field name -> ids [n] i32.
       labels: name -> [n] u8, further labels.
+      weight: [n] f32, of each row in the training loss.
       group: [n] i32, the session, query or impression of each row.
       outside: columns user, item, time, split and field_<name> [m] of events that are no rows, and are history like the
         others.
@@ -57,6 +59,7 @@ def write_log(
     columns |= {f"context_{name}": ids for name, ids in (context or {}).items()}
     columns |= {f"label_{name}": values for name, values in (labels or {}).items()}
     columns |= {} if group is None else {"group": group}
+    columns |= {} if weight is None else {"weight": weight}
     if not isinstance(split, tuple):
         columns["split"] = split
     unsorted = bool((time[1:] < time[:-1]).any())

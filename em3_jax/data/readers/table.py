@@ -18,23 +18,26 @@ import pyarrow as pa
 
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import Dataset, hash_files, hash_ids
+from em3_jax.data.readers import table_numbers as cut
 from em3_jax.data.readers.delimited import TextFormat, check_format
 from em3_jax.data.readers.files import nearest, read_array
 from em3_jax.data.readers.negatives import BY
 from em3_jax.data.readers.source import Paths, Source
 from em3_jax.data.readers.splits import Split, Whole, is_by_items, parse
 from em3_jax.data.readers.table_clicks import Clicks, check_clicks
-from em3_jax.data.readers.table_dataset import Files, Read, finish, matched, write_interactions
+from em3_jax.data.readers.table_dataset import Files, Read, finish, matched, ranged, write_interactions
 from em3_jax.data.readers.table_history import ORDERS, Events, Given, merged, read_events, read_given
-from em3_jax.data.readers.table_log import Log, read_log, require_order
+from em3_jax.data.readers.table_log import Log, More, read_log, require_order
 from em3_jax.data.readers.table_match import Ends
+from em3_jax.data.readers.table_numbers import BINS
+from em3_jax.data.readers.table_numbers import Options as Cut
 from em3_jax.data.readers.table_part import Multi, Part, check_multi, part_of_log, read_part
 from em3_jax.data.readers.table_times import AUTO, NO_TIMES, UNTIMED, Times, Untimed
 from em3_jax.data.writer import DatasetWriter
 
 Names = tuple[str, ...]
 Roles = dict[str, str]
-ROLES = ("user", "item", "label", "time", "user_key", "item_key", "group", "history")
+ROLES = ("user", "item", "label", "time", "user_key", "item_key", "group", "history", "weight")
 
 
 def table(
@@ -45,6 +48,7 @@ def table(
     users: Paths | None = None,
     columns: dict[str, str] | None = None,
     label: str | None = None,
+    labels: dict[str, str] | None = None,
     item_fields: tuple[str, ...] = (),
     item_text: tuple[str, ...] = (),
     item_image: str | None = None,
@@ -52,6 +56,12 @@ def table(
     user_fields: tuple[str, ...] = (),
     context_fields: tuple[str, ...] = (),
     event_fields: tuple[str, ...] = (),
+    item_numbers: tuple[str, ...] = (),
+    user_numbers: tuple[str, ...] = (),
+    context_numbers: tuple[str, ...] = (),
+    event_numbers: tuple[str, ...] = (),
+    number_bins: int = BINS,
+    numbers_like: str = "",
     features: dict[str, str | Path] | None = None,
     separator: str = "|",
     max_values: int = 8,
@@ -87,14 +97,21 @@ def table(
       columns: role -> column, for the roles user, item, label, time of the interactions; a role not named is a column of
         that name. `item_key`, `user_key`: the id's column in the items and users file, where it is another. `history`: a
         column of the items that each row's user took before, as a list or text. `group`: a session, query or impression, by
-        which GAUC is taken and LEMUR's contrast masked; the model does not read it.
+        which GAUC is taken and LEMUR's contrast masked; the model does not read it. `weight`: numbers from 0 up, how much a
+        row counts in the training loss.
       label: a rule such as "rating>=4", in place of a column of 0 and 1.
+      labels: name=column or name=rule of further labels, such as buy=bought,long=seconds>=30, which runs learn with
+        --config.data.label=<name>; a row without a value is not part of that label.
       item_fields, user_fields: categorical columns; `name:multi` for several values, a list or text with separators.
       item_text: columns of the items that hold texts.
       item_image: column of the items, path of an image or of a folder of frames; `name:multi` for several.
       image_root: what the paths are relative to; default the folder of the items file.
       context_fields: categorical columns of the interactions that describe the impression.
       event_fields: categorical columns of the interactions that describe them once they are history.
+      item_numbers, user_numbers, context_numbers, event_numbers: columns of numbers, which become fields of ranges with
+        about as many training rows each; what is missing is a value of its own.
+      number_bins: most ranges of such a field.
+      numbers_like: a dataset whose ranges are taken over, as where the log has grown.
       features: name -> .npy file with one row an item, in the order of the items file; a row of zeros is missing.
       separator: between the values of a `:multi` column of texts.
       max_values: most values of a `:multi` field that are kept.
@@ -150,11 +167,17 @@ def table(
     if events_table is not None:
         files = files._replace(events=Source(events_table, check_format(text)))
     events = _events(events, roles, files.events, history_fields or {}, event_fields)
-    _check_given(files, item_fields or item_text or item_image or features, user_fields)
+    _check_given(files, item_fields or item_text or item_image or features or item_numbers, user_fields or user_numbers)
+    cut.check(Cut(number_bins, numbers_like))
+    if event_numbers and (events_table is not None or "history" in roles):
+        raise UserError(
+            "--event-numbers: are of the interactions, and histories come from elsewhere here; leave them out"
+        )
     with DatasetWriter(out, overwrite) as writer:
         times = Times(time_unit, time_format)
         fields = (context_fields, () if events == "none" else event_fields)
-        log = read_log(files.interactions, roles, label, rule, *fields, times, clicks.alone)
+        more = More(labels or {}, context_numbers, () if events == "none" else event_numbers)
+        log = read_log(files.interactions, roles, label, rule, *fields, times, clicks.alone, more)
         if in_order:
             require_order(files.interactions, log)
         log = _with_note(files.interactions, log, time_unit, untimed)
@@ -162,12 +185,16 @@ def table(
         log = _with_history(files, log, roles, history_fields or {}, *how)
         log, outside = _with_events(files, log, roles, event_fields, times, events)
         root = None if files.items is None else _image_root(files.items, image_root)
-        of_items = (item_fields, multi, item_text, item_image, root)
-        ends = _ends(files, roles, Read(log, outside), of_items, (user_fields, multi), drop_unknown)
+        of_items = (item_fields, multi, item_text, item_image, root, item_numbers)
+        of_users = (user_fields, multi, (), None, None, user_numbers)
+        ends = _ends(files, roles, Read(log, outside), of_items, of_users, drop_unknown)
         of_label = label or f"column {roles['label']}"
         found = matched(files, ends, Read(log, outside), clicks, of_label, rule)
+        found, ends, ranges = ranged(found, ends, Cut(number_bins, numbers_like))
         _write_features(writer, features or {}, files.items, ends.item_part.table)
-        facts: dict[str, Any] = {"split": rule, "only_clicks": as_retrieval}
+        more_facts = {"numbers": ranges} if ranges else {}
+        more_facts |= {"labels": {name: f"{rule} where it is there" for name, rule in labels.items()}} if labels else {}
+        facts: dict[str, Any] = {"split": rule, "only_clicks": as_retrieval, "more": more_facts}
         facts["was_unsorted"] = write_interactions(writer, found, ends, events, rule, untimed)
         return finish(writer, files, found, ends, image_root=root if item_image else None, **facts)
 

@@ -3,13 +3,14 @@
 Letters: n interactions.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
-from em3_jax.data.format import Dataset, hash_files
+from em3_jax.data.format import NOT_PART, Dataset, hash_files
 from em3_jax.data.readers.encode import Encoded, rows_of
 from em3_jax.data.readers.log import write_log
 from em3_jax.data.readers.rows import rows_of_file
@@ -20,6 +21,7 @@ from em3_jax.data.readers.table_history import Events
 from em3_jax.data.readers.table_log import Log
 from em3_jax.data.readers.table_match import Ends, as_written, match, match_events, match_history
 from em3_jax.data.readers.table_match import taken as taken_before
+from em3_jax.data.readers.table_numbers import Options, with_ranges
 from em3_jax.data.readers.table_times import Untimed, drawn_order
 from em3_jax.data.writer import DatasetWriter
 
@@ -92,6 +94,13 @@ def matched(files: Files, ends: Ends, read: Read, clicks: Clicks, label: str, sp
     return Matched(ready, events, dropped | ready.dropped, label_rule, notes)
 
 
+def ranged(found: Matched, ends: Ends, options: Options) -> tuple[Matched, Ends, dict]:
+    """(interactions, ends, facts for dataset.json) with numbers as fields of ranges; see `table_numbers`."""
+    ready, parts = found.ready, (ends.item_part, ends.user_part)
+    log, items, users, facts = with_ranges(ready.log, ready.item, ready.user, parts, options)
+    return found._replace(ready=ready._replace(log=log)), ends._replace(item_part=items, user_part=users), facts
+
+
 def _without_new_items(
     log: Log, outside: Events | None, of_each: np.ndarray, ends: Ends
 ) -> tuple[Log, Events | None, list[str]]:
@@ -139,10 +148,16 @@ def write_interactions(
         is_event=is_event,
         context={name: ids for name, (ids, _) in log.context.items()},
         event={name: ids for name, (ids, _) in log.event.items()} if log.history is None else {},
+        labels=_further_labels(log.labels, drawn), weight=log.weight,
         group=log.group, outside=found.outside, given=as_written(log.history, ends.item_part),
         cycles=untimed is not None and untimed.histories == "others",
     )  # fmt: skip
     return was_unsorted and untimed is None
+
+
+def _further_labels(labels: Mapping[str, np.ndarray], drawn: np.ndarray) -> dict[str, np.ndarray]:
+    """Further labels; negatives that were drawn [n] bool were never shown, so nothing of theirs was observed."""
+    return {name: np.where(drawn, NOT_PART, values).astype(np.uint8) for name, values in labels.items()}
 
 
 def finish(
@@ -155,6 +170,7 @@ def finish(
     was_unsorted: bool,
     only_clicks: bool,
     image_root: Path | None,
+    more: dict[str, Any],
 ) -> Dataset:
     """The dataset, once all arrays are written.
 
@@ -163,6 +179,7 @@ def finish(
       was_unsorted: the interactions were not in the order of time.
       only_clicks: it is for retrieval.
       image_root: what paths of images are relative to; None without any.
+      more: facts worth keeping besides.
     """
     log, sources, interactions = found.ready.log, files.given(), files.interactions
     items, users = ends.item_part, ends.user_part
@@ -195,6 +212,7 @@ def finish(
             **of_whole(split),
             "rows": rows,
             "image_root": None if image_root is None else str(image_root),
+            **more,
         },
     )
 

@@ -1,6 +1,7 @@
 """The interactions of the table reader: which column is what, and what may stand in it."""
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +9,10 @@ import pyarrow as pa
 
 from em3_jax.core.errors import UserError
 from em3_jax.data.canonical import words_and_codes
+from em3_jax.data.format import NOT_PART
 from em3_jax.data.readers.encode import Encoded, encode, field_names, many_numbers
 from em3_jax.data.readers.files import column_names, place, read_table, require_numbers, require_values, text_of
+from em3_jax.data.readers.numbers import Values, read_numbers
 from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.splits import Shares, Split, Whole, parts_named
 from em3_jax.data.readers.table_history import Given
@@ -23,6 +26,22 @@ HINTS = {
 COMPARISONS = {
     ">=": np.greater_equal, "<=": np.less_equal, "==": np.equal, "!=": np.not_equal, ">": np.greater, "<": np.less,
 }  # fmt: skip
+
+
+class More(NamedTuple):
+    """What columns of the interactions say besides.
+
+    Attributes:
+      labels: name -> a column of 0 and 1, or a rule; a row without a value is not part of that label.
+      context_numbers, event_numbers: columns of numbers.
+    """
+
+    labels: Mapping[str, str] = {}
+    context_numbers: tuple[str, ...] = ()
+    event_numbers: tuple[str, ...] = ()
+
+
+NOTHING_MORE = More()
 
 
 class Log(NamedTuple):
@@ -39,6 +58,9 @@ class Log(NamedTuple):
       group: [n] i32 number of the session, query or impression of each; None where no column says it.
       history: what comes with each, instead of its user's earlier interactions; None where nothing does.
       notes: what is worth telling.
+      weight: [n] f32 how much each counts in training; None where no column says it.
+      labels: name -> [n] u8, further labels, see `Dataset.label`.
+      numbers: "context" and "event" -> columns that are yet to be cut into ranges.
     """
 
     user: pa.ChunkedArray
@@ -52,6 +74,9 @@ class Log(NamedTuple):
     group: np.ndarray | None
     history: Given | None
     notes: list[str]
+    weight: np.ndarray | None = None
+    labels: Mapping[str, np.ndarray] = {}
+    numbers: Mapping[str, Values] = {}
 
     def take(self, rows: np.ndarray) -> "Log":
         """The rows [m]."""
@@ -68,6 +93,12 @@ class Log(NamedTuple):
             event=event,
             group=None if self.group is None else self.group[rows],
             history=None if self.history is None else self.history.take(rows),
+            weight=None if self.weight is None else self.weight[rows],
+            labels={name: values[rows] for name, values in self.labels.items()},
+            numbers={
+                group: {name: values[rows] for name, values in of_group.items()}
+                for group, of_group in self.numbers.items()
+            },
         )
 
 
@@ -80,11 +111,13 @@ def read_log(
     event_fields: tuple[str, ...],
     times: Times,
     clicks_alone: bool = False,
+    more: More = NOTHING_MORE,
 ) -> Log:
     """The interactions file, each value checked; arguments as those of `table`.
 
     Args:
       clicks_alone: without a label, every row is a click.
+      more: what else its columns say.
     """
     label_column, compare, threshold = _label_rule(label) if label else (roles["label"], np.equal, 1.0)
     split_column = [split] if isinstance(split, str) else []
@@ -104,10 +137,16 @@ def read_log(
                 f"{path}: no column '{role}' (there are: {', '.join(have)}); say which it is with --columns "
                 f"{role}=...{hint}"
             )
-    table = read_table(path, [*own, *texts], texts)
+    rules = {name: _rule(rule) for name, rule in more.labels.items()}
+    weight_column = [roles["weight"]] if "weight" in roles else []
+    others = [*(column for column, *_ in rules.values()), *more.context_numbers, *more.event_numbers, *weight_column]
+    if both := sorted(texts & {*others} - {*context_fields, *event_fields}):
+        raise UserError(f"{path}: column '{both[0]}' holds ids, and is named as numbers or a label; name another")
+    texts -= {*others}
+    table = read_table(path, [*own, *texts, *others, *context_fields, *event_fields], texts)
     if table.num_rows == 0:
         raise UserError(f"{path}: there are no rows; is it the right file?")
-    needed = [*own, *split_column, *([roles["group"]] if "group" in roles else [])]
+    needed = [*own, *split_column, *([roles["group"]] if "group" in roles else []), *weight_column]
     require_values(path, table.select(list(dict.fromkeys(needed))))
     for role in ("user", "item"):
         require_numbers(path, roles[role], table.column(roles[role]))
@@ -139,6 +178,12 @@ def read_log(
         group=group,
         history=None,
         notes=list(dict.fromkeys(notes)),
+        weight=_weights(path, weight_column[0], table.column(weight_column[0])) if weight_column else None,
+        labels={name: _further(path, name, table.column(rule[0]), *rule) for name, rule in rules.items()},
+        numbers={
+            "context": read_numbers(path, table, more.context_numbers, "--context-numbers"),
+            "event": read_numbers(path, table, more.event_numbers, "--event-numbers"),
+        },
     )
 
 
@@ -162,9 +207,19 @@ def _label_rule(rule: str) -> tuple[str, np.ufunc, float]:
 
 
 def _labels(
-    path: Source, name: str, column: pa.ChunkedArray, compare: np.ufunc, threshold: float, plain: bool
+    path: Source,
+    name: str,
+    column: pa.ChunkedArray,
+    compare: np.ufunc,
+    threshold: float,
+    plain: bool,
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """[n] bool."""
+    """[n] bool.
+
+    Args:
+      rows: [n] of the file, for messages; None = all.
+    """
     if not (pa.types.is_boolean(column.type) or _is_number(column.type)):
         raise UserError(
             f"{path}: column '{name}' holds {column.type}, e.g. '{text_of(column[0])}'; labels must be numbers"
@@ -174,8 +229,56 @@ def _labels(
     if len(bad):
         value = values[bad[0]]
         advice = "drop or mend the row" if not np.isfinite(value) else f"give 0 or 1, or a rule: --label '{name}>=...'"
-        raise UserError(f"{place(path, bad[0])}: label '{name}' is {value:g}; {advice}")
+        row = bad[0] if rows is None else rows[bad[0]]
+        raise UserError(f"{place(path, row)}: label '{name}' is {value:g}; {advice}")
     return compare(values, threshold)
+
+
+def _rule(rule: str) -> tuple[str, np.ufunc | None, float]:
+    """(column, comparison, number) of a rule, or of a column of 0 and 1, which has no comparison."""
+    if not any(sign in rule for sign in COMPARISONS):
+        return rule, None, 1.0
+    return _label_rule(rule)
+
+
+def _further(
+    path: Source, name: str, column: pa.ChunkedArray, column_name: str, compare: np.ufunc | None, threshold: float
+) -> np.ndarray:
+    """[n] u8 of a further label: 0, 1, or `NOT_PART` where it was not observed."""
+    there = column.is_valid().to_numpy(zero_copy_only=False)
+    if pa.types.is_floating(column.type):
+        there = there & ~np.isnan(column.fill_null(np.nan).to_numpy(zero_copy_only=False))
+    if not there.any():
+        raise UserError(
+            f"{path}: label '{name}' is never observed, column '{column_name}' is empty; leave it out of --labels"
+        )
+    rows = np.flatnonzero(there)
+    of_rows = column.take(pa.array(rows))
+    plain = compare is None
+    found = _labels(path, column_name, of_rows, compare or np.equal, threshold, plain, rows)
+    if found.all() or not found.any():
+        every = int(found[0])
+        raise UserError(
+            f"{path}: label '{name}' is {every} in every row that has it; both classes are needed, change its rule"
+        )
+    result = np.full(len(column), NOT_PART, np.uint8)
+    result[rows] = found
+    return result
+
+
+def _weights(path: Source, name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """[n] f32."""
+    if not _is_number(column.type):
+        raise UserError(
+            f"{path}: column '{name}' holds {column.type}, e.g. '{text_of(column[0])}'; weights must be numbers"
+        )
+    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if len(bad):
+        raise UserError(f"{place(path, bad[0])}: weight '{name}' is {values[bad[0]]:g}; give a number from 0 up")
+    if not values.any():
+        raise UserError(f"{path}: every weight '{name}' is 0, so that nothing would be learnt; leave the weight out")
+    return values.astype(np.float32)
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from em3_jax.data.readers.encode import (
     many_numbers,
 )
 from em3_jax.data.readers.files import column_names, nearest, not_single, read_verbatim, require_distinct
+from em3_jax.data.readers.numbers import read_numbers
 from em3_jax.data.readers.parquet import as_text
 from em3_jax.data.readers.source import Source
 
@@ -31,13 +33,17 @@ _LIST_TEXT = r"^\s*\[.*\]\s*$"
 
 
 class Part(NamedTuple):
-    """The users or the items: `table`, `fields`, `words` as for `DatasetWriter.finish`, and what is worth a note."""
+    """The users or the items: `table`, `fields`, `words` as for `DatasetWriter.finish`, and what is worth a note.
+
+    `numbers` are columns that are yet to be cut into ranges: name -> f64, NaN where there is none.
+    """
 
     table: pa.Table
     fields: tuple[Field, ...]
     words: dict[str, list]
     text_columns: list[str]
     notes: list[str]
+    numbers: Mapping[str, np.ndarray] = {}
 
 
 class Multi(NamedTuple):
@@ -70,6 +76,7 @@ def read_part(
     text: tuple[str, ...] = (),
     image: str | None = None,
     image_root: Path | None = None,
+    numbers: tuple[str, ...] = (),
 ) -> Part:
     """The users or items of a file.
 
@@ -79,9 +86,10 @@ def read_part(
       fields: categorical columns, `name:multi` for several values.
       text: columns that are texts.
       image: column of paths of images, maybe with `:multi`, relative to `image_root`.
+      numbers: columns of numbers.
     """
     parsed = {name.removesuffix(":multi"): name.endswith(":multi") for name in fields}
-    names = [key, *parsed, *text, *([image.removesuffix(":multi")] if image else [])]
+    names = [key, *parsed, *text, *([image.removesuffix(":multi")] if image else []), *numbers]
     if key not in (have := column_names(source)):
         raise UserError(
             f"{source}: no column '{key}' for the {kind}s' ids; {nearest(key, have)}; name it with "
@@ -101,7 +109,8 @@ def read_part(
         assert image_root is not None  # who names images says what their paths are relative to
         extra["image"], gone = _images(source, read, image, multi.separator, image_root)
         notes += gone
-    return Part(*entity_table(kind, ids, encoded, extra), list(text_columns), notes)
+    made = Part(*entity_table(kind, ids, encoded, extra), list(text_columns), notes)
+    return made._replace(numbers=read_numbers(source, read, numbers, f"--{kind}-numbers"))
 
 
 def _texts(source: Source, name: str, column: pa.ChunkedArray) -> pa.Array:

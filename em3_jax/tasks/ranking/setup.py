@@ -216,4 +216,5 @@ def _builder(
         label=data.label,
         encode=encode,
         queries=queries,
+        row_weights=data.row_weights,
     )

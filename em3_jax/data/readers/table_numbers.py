@@ -1,0 +1,134 @@
+"""Columns of numbers of the table reader: cut into ranges at quantiles of the training rows, each range a value of a field.
+
+What was cut where is kept in dataset.json, `numbers`, so that a service, `em3 predict` and a longer log cut alike.
+Letters: n interactions, m numbers, k edges.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from em3_jax.core import paths
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import FIRST_KNOWN, Field
+from em3_jax.core.ranges import Ranges
+from em3_jax.data.readers.encode import Encoded
+from em3_jax.data.readers.log import chronological_split
+from em3_jax.data.readers.table_log import Log
+from em3_jax.data.readers.table_part import Part
+
+BINS = 16
+
+
+class Options(NamedTuple):
+    """How numbers are cut.
+
+    Attributes:
+      bins: most ranges of a field.
+      like: a dataset whose ranges are taken over; "" = they are fitted.
+    """
+
+    bins: int = BINS
+    like: str | Path = ""
+
+
+def check(options: Options) -> None:
+    """Refuses what cannot be."""
+    if not 2 <= options.bins <= 1000:
+        raise UserError(f"--number-bins {options.bins}: give 2 to 1000")
+
+
+def fitted(values: Mapping[str, np.ndarray], training: np.ndarray, group: str, options: Options) -> dict[str, Ranges]:
+    """Field -> where it is cut.
+
+    Args:
+      values: of a group of fields.
+      training: [r] places among the values, one for each training row.
+      group: "user", "item", "context" or "event".
+
+    Raises:
+      UserError: the dataset to be like has no such field; no training row has a number.
+    """
+    if options.like and values:
+        there = _there(options.like).get(group, {})
+        for name in values:
+            if name not in there:
+                raise UserError(
+                    f"--numbers-like {options.like}: has no numbers '{name}' of the {group}; fit them afresh"
+                )
+        return {name: Ranges.from_json(there[name]) for name in values}
+    result = {}
+    for name, of_all in values.items():
+        of_rows = of_all[training]
+        if np.isnan(of_rows).all():
+            raise UserError(f"numbers '{name}': no training row has one; leave the column out")
+        result[name] = Ranges.fitted(of_rows, options.bins)
+    return result
+
+
+def _there(root: str | Path) -> dict[str, Any]:
+    path = paths.local(root) / "dataset.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("numbers", {})
+    except (OSError, ValueError):
+        raise UserError(f"--numbers-like {root}: is no dataset; give a folder made by `em3 prepare`") from None
+
+
+def encoded(values: Mapping[str, np.ndarray], ranges: Mapping[str, Ranges]) -> dict[str, Encoded]:
+    """Field -> ids and words; without a value it is `unknown`, or a value of its own where training has such rows."""
+    return {name: (ranges[name].ids(of_all), ranges[name].words()) for name, of_all in values.items()}
+
+
+def with_ranges(log: Log, item: np.ndarray, user: np.ndarray, parts: tuple[Part, Part], options: Options):
+    """(log, items, users, facts for dataset.json) with the numbers as fields.
+
+    Args:
+      log: with `numbers` of the context and of events.
+      item, user: [n] rows.
+      parts: the items and the users, with their `numbers`.
+    """
+    split = log.split
+    if isinstance(split, tuple):
+        shares, split = split, np.empty(len(log.time), np.uint8)
+        split[np.argsort(log.time, kind="stable")] = chronological_split(len(split), shares)
+    train = np.flatnonzero(np.asarray(split) == 0)
+    facts: dict[str, dict[str, Any]] = {}
+
+    def fields(group: str, values: Mapping[str, np.ndarray], training: np.ndarray) -> dict[str, Encoded]:
+        found = fitted(values, training, group, options)
+        if found:
+            facts[group] = {name: ranges.to_json() for name, ranges in found.items()}
+        return encoded(values, found)
+
+    of_context, of_event = (log.numbers.get(group, {}) for group in ("context", "event"))
+    log = log._replace(
+        context=_joined(log.context, fields("context", of_context, train), "context"),
+        event=_joined(log.event, fields("event", of_event, train), "event"),
+        numbers={},
+    )
+    items = with_fields(parts[0], fields("item", parts[0].numbers, item[train]), "item")
+    users = with_fields(parts[1], fields("user", parts[1].numbers, user[train]), "user")
+    return log, items, users, facts
+
+
+def with_fields(part: Part, more: dict[str, Encoded], kind: str) -> Part:
+    """The users or items with further fields."""
+    words = _joined(part.words, {name: values for name, (_, values) in more.items()}, kind)
+    table = part.table
+    for name, (ids, _) in more.items():
+        if name in table.column_names:
+            raise UserError(f"{kind}s: column '{name}' is given twice; name it once")
+        table = table.append_column(name, pa.array(ids, pa.int32()))
+    sizes = tuple(Field(name, len(values) + FIRST_KNOWN) for name, (_, values) in more.items())
+    return part._replace(table=table, fields=(*part.fields, *sizes), words=words, numbers={})
+
+
+def _joined(fields: dict, more: dict, kind: str) -> dict:
+    for name in more:
+        if name in fields:
+            raise UserError(f"{kind} fields: '{name}' is given as categories and as numbers; name it once")
+    return fields | more
