@@ -45,7 +45,8 @@ def evaluate(
       calibrate: what to fit on validation, "platt" or "isotonic", and to keep with the run; "" = nothing.
       kept_negatives: see `core.calibration.Calibration`; with `calibrate`.
 
-    Where the run has a calibration, the report has "calibration": {"method", "kept_negatives", "before", "after",
+    Where it learns further labels, the report has "labels": {label: {metric: value}}, on the rows of the split that
+    have the label. Where the run has a calibration, the report has "calibration": {"method", "kept_negatives", "before", "after",
     "deciles"}, all of rows as the split has them.
     """
     directory = Path(directory)
@@ -89,6 +90,13 @@ def evaluate(
             "after": calibration.measured(labels, after),
             "deciles": calibration.deciles(labels, after),
         }
+    if parts.work.task.labels:
+        first = getattr(run.config.data, "label", CLICK)
+        rows = np.asarray(parts.work.dataset.split_rows(split, first))
+        result["labels"] = {
+            name: ranking_evaluation.further(parts.work.dataset, rows, name, arrays[f"logits_{name}"])
+            for name in parts.work.task.labels
+        }
     for name, array in arrays.items():
         np.save(directory / f"eval_{split}_{name}.npy", array)
     for kind, moved in moved_by.items():
@@ -128,6 +136,8 @@ def main() -> None:
     result = evaluate(args.workdir, args.split, args.step, args.data, args.calibrate or "", kept)
     print(f"{args.workdir}: step {result['step']:,} ({result['chosen_by']}), split {args.split}")
     print(ranking_evaluation.table(result["slices"]))
+    if found := result.get("labels"):
+        print(f"\n{ranking_evaluation.table_of_labels(found)}")
     if found := result.get("calibration"):
         share = f", of {found['kept_negatives']:g} of the log's negatives" if found["kept_negatives"] < 1 else ""
         print(f"\ncalibration: {found['method']}, fitted on validation{share}")

@@ -23,6 +23,7 @@ from em3_jax.models.backbones.din import DIN
 from em3_jax.models.fusion.flows import Mean, OneFlow, TwoFlow
 from em3_jax.models.fusion.fq_former import FusionQFormer, MaskedFusionQFormer
 from em3_jax.models.fusion.frozen import AS_THEY_ARE, Frozen
+from em3_jax.models.heads import Heads
 from em3_jax.models.lora import LoRA
 from em3_jax.models.retrieval.bm3 import BM3
 from em3_jax.models.retrieval.collaborative import BPR, LightGCN
@@ -73,12 +74,30 @@ def content_fusion(name: str, settings: ranking.FusionSettings) -> nn.Module:
     return Frozen(scale=1.0) if name == AS_THEY_ARE else fusion(name, settings)
 
 
-def backbone(name: str, settings: ranking.BackboneSettings) -> nn.Module:
-    """The backbone: config.model.backbone, built with config.model.backbone_settings."""
+def backbone(name: str, settings: ranking.BackboneSettings, heads: ranking.Heads | None = None) -> nn.Module:
+    """The backbone: config.model.backbone, built with config.model.backbone_settings.
+
+    Args:
+      heads: config.model.heads; None = it has none.
+
+    Raises:
+      UserError: there are further labels, and it has no heads for them.
+    """
     made = sections.part("config.model.backbone", name, BACKBONES)
     where = "config.model.backbone_settings.attention_score"
     attention_score = sections.part(where, settings.attention_score, SCORES)
-    return made(BackboneSettings(**parse.entries(settings) | {"attention_score": attention_score}))
+    given = parse.entries(settings) | {"attention_score": attention_score, "heads": _heads(name, made, heads)}
+    return made(BackboneSettings(**given))
+
+
+def _heads(name: str, made: Any, heads: ranking.Heads | None) -> Heads | None:
+    """What a backbone's further labels are learnt with."""
+    if heads is None or not heads.labels:
+        return None
+    if not getattr(made, "has_heads", False):
+        known = ", ".join(sorted(one for one, module in BACKBONES.items() if getattr(module, "has_heads", False)))
+        raise UserError(f"config.model.heads.labels: backbone {name} has no heads for further labels; choose {known}")
+    return Heads(heads.labels, heads.kind, heads.experts, heads.own_experts, tuple(heads.hidden))
 
 
 def retrieval(name: str, settings: Any, num_users: int, num_items: int) -> nn.Module:

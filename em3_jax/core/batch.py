@@ -4,7 +4,7 @@ Letters of shapes: B examples (of a request, its candidates), T history, S disti
 over the catalogue, its items), C of them whose content comes along (those to encode, or all S),
 N tokens of an item, E their width, R distinct table rows, O and P the items and rows that devices
 own, L words of a query; V nodes of a graph, W entries of a group, G further groups, see
-`sparse.Adjacency`; D width of what is looked up. A field group's name stands for the columns of its
+`sparse.Adjacency`; H further labels; D width of what is looked up. A field group's name stands for the columns of its
 fields. Of clicks, S, C, R, O and P are bucket sizes.
 """
 
@@ -60,6 +60,7 @@ CATALOGUE: Keys = {
 CLICKS: Keys = CATALOGUE | {
     "label": Key(F32, "B", "0 or 1"),
     "weight": Key(F32, "B", "0 = the row only fills the batch"),
+    "labels": Key(F32, "B H", "further labels, -1 = not observed", given="labels"),
     "item_position": Key(I32, "B", "the candidate", into="item_id"),
     # The history is the last T strictly earlier events, newest last; the mask says which there are.
     "history_position": Key(I32, "B T", "the events' items", into="item_id"),

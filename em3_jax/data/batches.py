@@ -14,7 +14,7 @@ from em3_jax.core import rng
 from em3_jax.core.fields import UNKNOWN, Fields, columns, to_rows
 from em3_jax.core.types import Batch
 from em3_jax.data.buckets import Buckets, round_up
-from em3_jax.data.format import CLICK, Dataset, FeatureSet
+from em3_jax.data.format import CLICK, NOT_PART, Dataset, FeatureSet
 
 
 class Distinct:
@@ -102,6 +102,7 @@ class BatchBuilder:
       encode: which of its distinct items a batch names for encoding: "none", "candidates", or "all".
       queries: name of the context field that says which query, and [field size, L] i32 words of each; None without.
       row_weights: whether the dataset's weights, if it has such, count in training.
+      labels: further ones of the dataset, in batches beside the first.
 
     Attributes:
       user_rows, item_rows: [U, C], [I, C] i64 table rows of all users and items, of ids that training never shows `unknown`'s.
@@ -122,8 +123,11 @@ class BatchBuilder:
         encode: str = "none",
         queries: tuple[str, np.ndarray] | None = None,
         row_weights: bool = True,
+        labels: tuple[str, ...] = (),
     ):
-        self.dataset, self.row_weights = dataset, row_weights
+        self.dataset, self.row_weights, self.labels = dataset, row_weights, labels
+        for name in labels:
+            dataset.label(name)  # or there is no such label
         self.encode, self.queries = encode, queries
         self.label = label
         self._label = dataset.label(label)
@@ -178,6 +182,9 @@ class BatchBuilder:
         if self.row_weights and key is not None and "weight" in columns_:  # in training; a score has none
             weight = weight * columns_["weight"][rows]
         batch = {"label": self._label[rows].astype(np.float32), "weight": weight}
+        if self.labels:
+            further = np.stack([self.dataset.label(name)[rows] for name in self.labels], axis=1)
+            batch["labels"] = np.where(further == NOT_PART, -1, further).astype(np.float32)
         event_index, batch["history_mask"] = self._history(rows)
         batch |= self._items(item, event_index, batch["history_mask"], buckets)
         history = event_index, batch["history_mask"]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from em3_jax import metrics
-from em3_jax.data.format import CLICK, Dataset, FeatureSet
+from em3_jax.data.format import CLICK, NOT_PART, Dataset, FeatureSet
 from em3_jax.data.pipeline import EvaluationSource, batches
 from em3_jax.evaluation import influence
 from em3_jax.evaluation import retrieval as retrieval_evaluation
@@ -32,6 +32,41 @@ def predict(source: EvaluationSource, predict_batch: Callable, place: Callable |
         result = predict_batch(batch)
         results.append(jax.block_until_ready(result) if in_turn else result)
     return np.concatenate(jax.device_get(results))[: len(source.rows)]
+
+
+def of_labels(logits: np.ndarray, labels: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """([n] logits of the first label, {"logits": these, "logits_<label>": [n] of each further one}).
+
+    Args:
+      logits: [n], or [n, 1 + H] of the first and the further labels.
+    """
+    if logits.ndim == 1:
+        return logits, {"logits": logits}
+    first = np.ascontiguousarray(logits[:, 0])
+    further = {f"logits_{name}": np.ascontiguousarray(logits[:, 1 + k]) for k, name in enumerate(labels)}
+    return first, {"logits": first} | further
+
+
+def further(dataset: Dataset, rows: np.ndarray, label: str, logits: np.ndarray) -> dict[str, float]:
+    """The metrics of a further label on the rows that have it.
+
+    Args:
+      rows: [n] of the interactions.
+      logits: [n].
+    """
+    values = np.asarray(dataset.label(label)[rows])
+    there = values != NOT_PART
+    of_rows, scored, group = values[there], logits[there], np.asarray(dataset.group[rows])[there]
+    probability = 1.0 / (1.0 + np.exp(-scored.astype(np.float64)))
+    return {
+        "n": int(there.sum()),
+        "rate": float(of_rows.mean()) if len(of_rows) else float("nan"),
+        "auc": metrics.auc(of_rows, scored),
+        "gauc": metrics.gauc(of_rows, scored, group).value,
+        "logloss": metrics.logloss(of_rows, scored),
+        "normalized_entropy": metrics.normalized_entropy(of_rows, scored),
+        "calibration": metrics.calibration(of_rows, probability),
+    }
 
 
 def slices(
@@ -165,6 +200,17 @@ def headline(dataset: Dataset) -> tuple[str, ...]:
     """The metrics of clicks to show while training, one of which chooses the best step."""
     has_queries = f"context_{QUERY}" in dataset.interactions
     return ("auc", "gauc", *(["qauc"] if has_queries else []), "logloss")
+
+
+def table_of_labels(labels: dict[str, dict[str, float]]) -> str:
+    """The metrics of further labels as text, one line a label."""
+    names = ["n", "rate", "auc", "gauc", "logloss", "calibration"]
+    width = max([*map(len, labels), len("further label")]) + 2
+    lines = [f"{'further label':<{width}}" + "".join(f"{name:>13}" for name in names)]
+    for label, values in labels.items():
+        cells = [f"{values[n]:>13,}" if isinstance(values[n], int) else f"{values[n]:>13.4f}" for n in names]
+        lines.append(f"{label:<{width}}" + "".join(cells))
+    return "\n".join(lines)
 
 
 def table(report: dict[str, dict[str, float]]) -> str:

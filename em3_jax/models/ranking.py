@@ -88,18 +88,16 @@ def event_embeddings(rows: jax.Array, batch: Batch, fields: Fields) -> Events:
 class RankingModel(nn.Module):
     """Click logits from IDs and, if there is a fusion module, from content (eq. 1, 6-8).
 
-        Attributes:
-          fields: the dataset's categorical fields.
-          backbone: module from `backbones.Features` to (logit [B], named scalars).
-          fusion: module from content tokens to item embeddings [S, D]; None is the ID-only model.
-          fusion_chunk: most items that it sees at once in training, see `fusion.chunks`; 0 = all.
-          content_score, content_hidden: of the attention on content, see `TargetAttention`.
-          content_events: whether that attention reads the history's event fields, as the one on IDs does.
-          content_parts: "item": the candidate's content c_A; "user": the user's content interest u_A; both: their product too;
-    from em3_jax.models.quantiser import Quantised, ResidualQuantiser, usage
-    from em3_jax.models.similarity import item_vectors
-          content_aggregator: how the history's content becomes u_A, see `aggregators`; each of its channels that is as wide as
-            c_A has a product with it.
+    Attributes:
+      fields: the dataset's categorical fields.
+      backbone: module from `backbones.Features` to (logit [B], named scalars).
+      fusion: module from content tokens to item embeddings [S, D]; None is the ID-only model.
+      fusion_chunk: most items that it sees at once in training, see `fusion.chunks`; 0 = all.
+      content_score, content_hidden: of the attention on content, see `TargetAttention`.
+      content_events: whether that attention reads the history's event fields, as the one on IDs does.
+      content_parts: "item": the candidate's content c_A; "user": the user's content interest u_A; both: their product too;
+      content_aggregator: how the history's content becomes u_A, see `aggregators`; each of its channels that is as wide as
+        c_A has a product with it.
     """
 
     fields: Fields

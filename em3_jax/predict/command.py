@@ -1,10 +1,10 @@
 """Scores the rows of a file: em3 predict --workdir=runs/em3 --rows tomorrow.parquet --out scores.parquet
 
 Writes the rows as they are with a column `probability` (and `logit`) beside them, in their order, by the run's calibration where
-it has one (`em3 eval --calibrate`). Users, items and values that the dataset does not know are scored as of which nothing is
-known, and counted. A row's history is what the dataset has of its user before the row's time; without a column of times, all of
-it; or what a column of the file lists. Rows are read and written a piece at a time, so a file may be longer than memory; stopped
-and called again, it goes on.
+it has one (`em3 eval --calibrate`), and `probability_<label>` of each further label that it learns. Users, items and values that
+the dataset does not know are scored as of which nothing is known, and counted. A row's history is what the dataset has of its
+user before the row's time; without a column of times, all of it; or what a column of the file lists. Rows are read and written a
+piece at a time, so a file may be longer than memory; stopped and called again, it goes on.
 """
 
 import functools
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from em3_jax import cli
 from em3_jax.core import paths, strict_json
-from em3_jax.core.calibration import Calibration
+from em3_jax.core.calibration import NONE, Calibration
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.core.progress import Progress
@@ -113,7 +113,7 @@ def predict(
             path = folder / f"{number:06}.parquet"
             if not path.exists():
                 logits = scorer(resolver(str(source), table))
-                _write(path, _with_scores(table, logits, map_))
+                _write(path, _with_scores(table, *ranking_evaluation.of_labels(logits, scorer.labels), map_))
             done += table.num_rows
             progress.advance(table.num_rows)
         progress.close()
@@ -138,10 +138,11 @@ class _Scorer:
         run.check_data()
         self.opened = runs.Opened(run, config, run.experiment, run.state(step))
         self.dataset = self.opened.parts.work.dataset
+        self.labels = self.opened.parts.work.task.labels
         self.builder = _builder(self.opened)
 
     def __call__(self, rows: Rows) -> np.ndarray:
-        """[n] f32."""
+        """[n] f32, or [n, 1 + H] where the run has further labels."""
         sets, there = self._sets(self.opened), self.builder.host_features
         needs_host = rows.has_new_items and len(there) < len(sets)
         opened = self._on_host if needs_host else self.opened
@@ -152,7 +153,8 @@ class _Scorer:
         assert work.evaluation is not None
         buckets, n = work.evaluation("test").buckets, len(rows.interactions["user"])
         source = EvaluationSource(builder, range(n), opened.config.eval.batch_size, buckets, work.shards)
-        return ranking_evaluation.predict(source, lambda batch: program.predict(opened.state, batch), program.place)
+        predict_ = program.predict_all or program.predict
+        return ranking_evaluation.predict(source, lambda batch: predict_(opened.state, batch), program.place)
 
     @functools.cached_property
     def _on_host(self) -> runs.Opened:
@@ -170,9 +172,14 @@ def _builder(opened: runs.Opened) -> BatchBuilder:
     return work.builder(work.dataset)
 
 
-def _with_scores(table: pa.Table, logits: np.ndarray, map_: Calibration) -> pa.Table:
+def _with_scores(table: pa.Table, logits: np.ndarray, of_all: dict[str, np.ndarray], map_: Calibration) -> pa.Table:
+    """The table with the probability and the logit of the first label, and the probabilities of further ones."""
     table = table.append_column(PROBABILITY, pa.array(map_.probability(logits)))
-    return table.append_column(LOGIT, pa.array(logits))
+    table = table.append_column(LOGIT, pa.array(logits))
+    for name, further in of_all.items():
+        if label := name.removeprefix("logits").removeprefix("_"):
+            table = table.append_column(f"{PROBABILITY}_{label}", pa.array(NONE.probability(further)))
+    return table
 
 
 def _plan(source: Source, read: Read, data_hash: str, step: int, map_: Calibration, size: int) -> dict[str, Any]:

@@ -122,6 +122,11 @@ class Task(abc.ABC):
         """Whether the task has `lookup` and `score`, which a service needs."""
         return False
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Further labels that the task has `predict_all` for, beside the first."""
+        return ()
+
     def inputs(self, rows: jax.Array | None, constants: Any, batch: Batch) -> Any:
         """What the other methods take as `inputs`.
 
@@ -151,6 +156,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def predict(self, params: Params, inputs: Any) -> Any:
         """Logits [B] f32; in pretraining, means over the batch; in retrieval, all embeddings."""
+
+    def predict_all(self, params: Params, inputs: Any) -> jax.Array:
+        """Logits [B, 1 + H] f32 of all labels, the first one's as `predict` gives them."""
+        raise NotImplementedError(f"{type(self).__name__} has one label")
 
     def embed(self, params: Params, inputs: Any) -> jax.Array:
         """[S, D] content embeddings of the inputs' items."""

@@ -117,6 +117,9 @@ class WithEncoders(WrappedTask):
     def predict(self, params: Params, inputs: Inputs) -> Any:
         return self.task.predict(params, self._encoded(params, inputs))
 
+    def predict_all(self, params: Params, inputs: Inputs) -> jax.Array:
+        return self.task.predict_all(params, self._encoded(params, inputs))
+
     def embed(self, params: Params, inputs: Inputs) -> jax.Array:
         return self.task.embed(params, self._encoded(params, inputs))
 

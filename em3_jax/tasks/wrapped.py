@@ -35,6 +35,10 @@ class WrappedTask(Task):
     def can_be_served(self) -> bool:
         return self.task.can_be_served
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.task.labels
+
     def inputs(self, rows: jax.Array | None, constants: Any, batch: Batch) -> Any:
         return self.task.inputs(rows, constants, batch)
 
@@ -46,6 +50,9 @@ class WrappedTask(Task):
 
     def predict(self, params: Params, inputs: Any) -> Any:
         return self.task.predict(params, inputs)
+
+    def predict_all(self, params: Params, inputs: Any) -> jax.Array:
+        return self.task.predict_all(params, inputs)
 
     def embed(self, params: Params, inputs: Any) -> jax.Array:
         return self.task.embed(params, inputs)

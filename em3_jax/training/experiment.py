@@ -55,7 +55,7 @@ class Experiment:
           errors: whether to find how each user moves the metrics, too.
         """
         assert self.work.evaluate is not None
-        return self.work.evaluate(self.program.predict, state, split, errors)
+        return self.work.evaluate(self.program.predict_all or self.program.predict, state, split, errors)
 
 
 def build(

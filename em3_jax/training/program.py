@@ -30,6 +30,7 @@ class Program:
       shapes: of the state, with where its leaves lie; to restore one into.
       train_step, train_steps: of one batch and of several, stacked; see `step.TrainStep`.
       predict: (state, batch) -> what the task predicts, on all devices.
+      predict_all: (state, batch) -> [B, 1 + H] logits of all labels; None where there is one.
       embed: (state, batch) -> [S, D] content embeddings of the batch's items; None without.
       frozen: parameter name -> whether the config freezes it.
     """
@@ -41,6 +42,7 @@ class Program:
     train_step: step.TrainStep
     train_steps: step.TrainStep
     predict: Predict
+    predict_all: Predict | None
     embed: Predict | None
     frozen: dict[str, bool]
 
@@ -102,6 +104,7 @@ def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program
         train_step=train_step(several=False),
         train_steps=train_step(several=True),
         predict=applied(work.task.predict),
+        predict_all=applied(work.task.predict_all) if work.task.labels else None,
         embed=applied(work.task.embed) if work.task.embeds else None,
         frozen=frozen,
     )

@@ -127,12 +127,7 @@ def test_a_longer_log_is_cut_alike(tmp_path):
     assert fresh.meta["numbers"] != first.meta["numbers"]
     like = str(tmp_path / "a" / "out")
     assert "no numbers" in user_error(
-        lambda: made(
-            tmp_path,
-            parquet(tmp_path, log(size=np.arange(N))),
-            context_numbers=("size",),
-            numbers_like=like,
-        )
+        lambda: made(tmp_path, parquet(tmp_path, log(size=np.arange(N))), context_numbers=("size",), numbers_like=like)
     )
 
 

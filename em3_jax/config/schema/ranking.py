@@ -28,6 +28,7 @@ from em3_jax.config.schema.types import (
     Weight,
 )
 
+HEADS = ("shared_bottom", "mmoe", "ple", "esmm")
 AGGREGATORS = ("attentive", "multi_query", "sum", "mean", "max", "concat")
 Parts = Annotated[tuple[str, ...], Several(Choice(("item", "user", "similarity", "simtier")))]
 
@@ -107,6 +108,20 @@ class BackboneSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Further labels, which are learnt beside config.data.label."""
+
+    labels: Names = ()  # further labels of the dataset, a head each
+    # how they share the model; esmm: of one further label, which clicked rows alone have, over all rows
+    kind: Annotated[str, Choice(HEADS)] = "shared_bottom"
+    experts: Size = 4  # experts of all labels, of mmoe and ple
+    own_experts: Size = 1  # experts of each label besides, of ple
+    hidden: Sizes = (32,)  # widths of a label's tower
+    weights: Mapping[str, Weight] = field(default_factory=dict)  # label -> weight of its loss, else 1
+    learn_weights: Switch = False  # whether each loss has a weight that trains (uncertainty)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cic:
     """Content-ID-Contrastive learning (EM3, eq. 11 to 13)."""
 
@@ -160,6 +175,7 @@ class RankingSettings(Encoders):
     quantiser: Quantiser = Quantiser()
     cic: Cic = Cic()
     loss: Loss = "binary_cross_entropy"  # loss of the logits
+    heads: Heads = Heads()
     # precision of activations; parameters, table rows, logits, losses and sums of gradients stay
     # f32
     precision: Annotated[str, Choice(("f32", "bf16"))] = "f32"

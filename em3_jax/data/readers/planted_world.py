@@ -13,7 +13,20 @@ from em3_jax.data.readers.planted_interest import INTERESTS, Interest
 QUALITY = 0.75
 TAIL, ACTIVITY = 0.7, 0.8
 CARDS = 16  # mean copies of an item or user in its deck
-_STREAMS = ("world", "items", "users", "image", "text", "rows", "choices", "arrivals", "words", "pictures", "unrelated")
+_STREAMS = (
+    "world",
+    "items",
+    "users",
+    "image",
+    "text",
+    "rows",
+    "choices",
+    "arrivals",
+    "words",
+    "pictures",
+    "unrelated",
+    "labels",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.data.format import SPLITS, Dataset, hash_ids
 from em3_jax.data.histories import history_ranges, sort_events
-from em3_jax.data.readers import planted_content, planted_interest, planted_pictures, planted_split
+from em3_jax.data.readers import planted_content, planted_interest, planted_labels, planted_pictures, planted_split
 from em3_jax.data.readers.planted_world import (
     World,
     affinity_of,
@@ -119,6 +119,7 @@ def synthetic(
     picture_side: int = 0,
     interest: str = "taste",
     content_share: float = 1.0,
+    labels: bool = False,
     split: str = "",
     overwrite: bool = False,
 ) -> Dataset:
@@ -141,6 +142,7 @@ def synthetic(
       picture_side: of raw pictures, in pixels; 0 = 16 of plain ones, 32 of those by category.
       interest: what clicks depend on: taste, or nearest, the past item most like the candidate.
       content_share: how much of what content shows is about clicks, from 0 to 1.
+      labels: further labels: buy, of clicks alone, and like, of some rows; see `planted_labels`.
       split: in place of that in time: "items:0.7,0.1,0.2", "users:0.8,0.1,0.1" or "folds:5:0", by a hash
         of the seed and the ids, see `em3 prepare table --help`; the log stays as it is.
       overwrite: replace an existing dataset.
@@ -148,7 +150,7 @@ def synthetic(
     arguments = {k: v for k, v in locals().items() if k not in ("out", "overwrite")}
     # These keep a dataset's hash where they are not used.
     later = {"drift": 0.0, "arrivals": 0.0, "raw": False, "interest": "taste"}
-    later |= {"pictures": "plain", "picture_side": 0, "content_share": 1.0, "split": ""}
+    later |= {"pictures": "plain", "picture_side": 0, "content_share": 1.0, "split": "", "labels": False}
     arguments = {name: value for name, value in arguments.items() if later.get(name, ()) != value}
     _check_arguments(arguments)
     rule = held_out(split, "planted data", "no --split")
@@ -159,6 +161,8 @@ def synthetic(
         world = make_world(seed, users, items, latent, cold_share, new_users, interest)
         world = _with_arrivals(world, seed, arrivals, interactions)
         events = _write_rows(writer, world, seed, interactions, choices, drift)
+        if labels:
+            planted_labels.write(writer, world, seed)
         if rule is not None:
             events = planted_split.hold_out(writer, rule, seed, events, {"user": users, "item": items})
         _write_histories(writer, *events)
@@ -194,7 +198,8 @@ def synthetic(
             split_rule=rule.told() if rule else BY_TIME,
             source_hash=hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest(),
             time_unit="seconds",
-            extra={"arguments": arguments, "bayes_auc": _bayes_auc(writer.path, is_cold), **of_whole(rule)},
+            extra={"arguments": arguments, "bayes_auc": _bayes_auc(writer.path, is_cold), **of_whole(rule)}
+            | ({"labels": planted_labels.RULES} if labels else {}),
         )
 
 
@@ -246,6 +251,9 @@ def _check_arguments(arguments: dict) -> None:
                 raise UserError(f"{option} is {value}; give a number from 0 to 1")
         elif name in ("pictures", "split"):
             continue  # see `planted_pictures` and `splits`
+        elif name == "labels":
+            if arguments.get("drift") or "interest" in arguments:
+                raise UserError("--labels are of one taste that stays; leave out --drift and --interest")
         elif name == "interest":
             if value not in planted_interest.INTERESTS:
                 raise UserError(f"{option} '{value}' is unknown; give taste or nearest")

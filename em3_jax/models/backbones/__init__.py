@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import jax
 
+from em3_jax.models.heads import Heads
+
 
 class BackboneSettings(NamedTuple):
     """What all backbones are built from; each uses what it knows.
@@ -20,6 +22,7 @@ class BackboneSettings(NamedTuple):
       dropout: rate in the DNN.
       attention_score, attention_hidden: of DIN's attention, see `TargetAttention`.
       cross_layers: of DCN v2.
+      heads: of further labels; None without any. Backbones that have them say so, `has_heads = True`.
     """
 
     hidden: tuple[int, ...]
@@ -27,6 +30,7 @@ class BackboneSettings(NamedTuple):
     attention_score: Callable
     attention_hidden: int
     cross_layers: int
+    heads: Heads | None = None
 
 
 class Features(NamedTuple):

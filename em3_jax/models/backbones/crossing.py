@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from em3_jax.core import exchange
 from em3_jax.models.attention import gather_slots
 from em3_jax.models.backbones import BackboneSettings, Features
+from em3_jax.models.heads import added, top
 from em3_jax.models.mlp import MLP
 
 
@@ -32,10 +33,11 @@ class DeepFM(nn.Module):
     """DeepFM (Guo et al., IJCAI 2017): first-order weights + factorization machine + DNN, added up.
 
     The first component of an embedding is its first-order weight, the others are its FM vector. A content feature has a
-    weight per dimension, and an FC layer makes its vector.
+    weight per dimension, and an FC layer makes its vector. Further labels have DNNs of their own.
     """
 
     settings: BackboneSettings
+    has_heads = True
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -49,8 +51,8 @@ class DeepFM(nn.Module):
         vector = jnp.concatenate(vectors, axis=1)
         # sum over pairs <v_i, v_j> = (|sum v|^2 - sum |v|^2) / 2, Rendle 2010
         pairs = 0.5 * (jnp.square(vector.sum(axis=1)) - jnp.square(vector).sum(axis=1)).sum(axis=-1)
-        deep = MLP(s.hidden, 1, s.dropout, name="dnn")(flat, train=train)[:, 0]
-        return first_order + pairs + deep, {}
+        deep, further = top(s, flat, train)
+        return added(first_order + pairs, deep, further)
 
 
 class DCNv2(nn.Module):
@@ -73,10 +75,11 @@ class DCNv2(nn.Module):
 class WideDeep(nn.Module):
     """Wide & Deep (Cheng et al., DLRS 2016): a linear model of the fields beside a DNN.
 
-    The first component of an embedding is its weight in the linear part.
+    The first component of an embedding is its weight in the linear part. Further labels have DNNs of their own.
     """
 
     settings: BackboneSettings
+    has_heads = True
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -85,4 +88,4 @@ class WideDeep(nn.Module):
         wide = fields[:, :, 0].sum(axis=1)
         for k, content in enumerate(features.content):
             wide += nn.Dense(1, name=f"content_weight_{k}")(content)[:, 0]
-        return wide + MLP(s.hidden, 1, s.dropout, name="dnn")(flat, train=train)[:, 0], {}
+        return added(wide, *top(s, flat, train))

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from em3_jax.core import exchange
 from em3_jax.models.attention import TargetAttention, entropies
 from em3_jax.models.backbones import BackboneSettings, Features
-from em3_jax.models.mlp import MLP
+from em3_jax.models.heads import top
 
 
 class DIN(nn.Module):
     """Target attention over the history's items; a DNN on everything side by side."""
 
     settings: BackboneSettings
+    has_heads = True
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -25,5 +26,5 @@ class DIN(nn.Module):
         target = exchange.rows(items, f.candidate)
         parts = [exchange.rows(flat, f.candidate), interest, interest * target]
         parts += [f.others.reshape(f.candidate.shape[0], -1), *f.content]
-        logit = MLP(s.hidden, 1, s.dropout, name="dnn")(jnp.concatenate(parts, axis=-1), train=train)
-        return logit[:, 0], entropies("id_attention", weight, f.mask)
+        logit, further = top(s, jnp.concatenate(parts, axis=-1), train)
+        return logit, further | entropies("id_attention", weight, f.mask)

@@ -123,7 +123,7 @@ def work_on_clicks(
     """
     data, table = config.data, config.tables
     check_order(data)
-    make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries)  # noqa: E731
+    make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries, task.labels)  # noqa: E731
     rows = training_rows(dataset, data.label, data.most_rows_per_user, data.rows_share)
     key = f"{data.label}-{data.most_rows_per_user}"
     key += f"-{data.rows_share:g}" if data.rows_share < 1 else ""
@@ -139,11 +139,12 @@ def work_on_clicks(
     def evaluate(predict: work.Predict, state: State, split: str, errors: bool = True) -> work.Report:
         source = evaluation(split)
         logits = ranking_evaluation.predict(source, lambda batch: predict(state, batch), place)
+        logits, arrays = ranking_evaluation.of_labels(logits, task.labels)
         share, rows = config.eval.popular_share, np.asarray(source.rows)
         # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
         scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label)
         moved_by = ranking_evaluation.errors(scored) if errors else {}
-        return work.Report(ranking_evaluation.evaluate(scored), {"logits": logits}, moved_by)
+        return work.Report(ranking_evaluation.evaluate(scored), arrays, moved_by)
 
     return work.Work(
         task=task,
@@ -201,7 +202,12 @@ def _code_sets(dataset: Dataset, data: Data) -> list[CodeSet]:
 
 
 def _builder(
-    dataset: Dataset, data: Data, host_features: tuple[FeatureSet, ...], encode: str, queries: Any
+    dataset: Dataset,
+    data: Data,
+    host_features: tuple[FeatureSet, ...],
+    encode: str,
+    queries: Any,
+    labels: tuple[str, ...],
 ) -> BatchBuilder:
     known = [field.name for _, fields in dataset.fields.groups() for field in fields]
     for name in data.unknown_floor:
@@ -217,4 +223,5 @@ def _builder(
         encode=encode,
         queries=queries,
         row_weights=data.row_weights,
+        labels=labels,
     )

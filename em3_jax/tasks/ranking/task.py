@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from em3_jax.config import registry
 from em3_jax.config.schema.ranking import RankingSettings
 from em3_jax.core import rng
-from em3_jax.core.errors import UserError
+from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import Fields
 from em3_jax.models import similarity
 from em3_jax.models.aggregators import AGGREGATORS, ATTEND
@@ -26,6 +26,7 @@ from em3_jax.models.similarity import item_vectors
 from em3_jax.tasks import CONTENT, Inputs, Intermediates, Loss, Params, Task
 from em3_jax.tasks.cic import ContentIdContrast, content_id_contrast
 from em3_jax.tasks.clicks import LossOfClicks, check_logit, ranking_loss
+from em3_jax.tasks.heads import FurtherLabels
 
 PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
@@ -44,6 +45,7 @@ class RankingTask(Task):
       encoders: feature set -> folder of the encoder that has to read it first.
       dtype: of the activations.
       commitment: weight of the loss that keeps content near its codes, if the model has a quantiser.
+      further: the labels that are learnt besides; None without any.
     """
 
     model: RankingModel
@@ -52,6 +54,11 @@ class RankingTask(Task):
     encoders: Mapping[str, str]
     dtype: Any
     commitment: float = 0.0
+    further: FurtherLabels | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return () if self.further is None else self.further.labels
 
     @property
     def uses_content(self) -> bool:
@@ -75,12 +82,17 @@ class RankingTask(Task):
         params = {"model": variables["params"]}
         if self.contrast is not None:
             params["cic"] = self.contrast.init(key, out)
+        if self.further is not None and (own := self.further.init()):
+            params["heads"] = own
         return params
 
     def loss(self, params: Params, inputs: Inputs, key: jax.Array, step: jax.Array) -> Loss:
         rngs = {"dropout": rng.stream(key, "dropout", step)}
         logit, out = self._apply(params, inputs, train=True, rngs=rngs)
         total, aux = ranking_loss(self.loss_of_clicks, logit, out, inputs.batch)
+        if self.further is not None:
+            total, of_labels = self.further.loss(params.get("heads", {}), total, logit, out, inputs.batch)
+            aux |= of_labels
         if self.contrast is not None:
             of_heads, drawn = self._lowered(params["cic"]), rng.stream(key, "negatives", step)
             value, of_contrast = self.contrast.loss(of_heads, inputs, out, drawn)
@@ -93,6 +105,10 @@ class RankingTask(Task):
 
     def predict(self, params: Params, inputs: Inputs) -> jax.Array:
         return self._apply(params, inputs, train=False)[0]
+
+    def predict_all(self, params: Params, inputs: Inputs) -> jax.Array:
+        logit, out = self._apply(params, inputs, train=False)
+        return jnp.concatenate([logit[:, None], out["further"]], axis=1)
 
     def embed(self, params: Params, inputs: Inputs) -> jax.Array:
         content = (inputs.tokens, inputs.tokens_mask)
@@ -163,7 +179,7 @@ def ranking(fields: Fields, settings: RankingSettings) -> RankingTask:
     contrast = content_id_contrast(settings.cic, fields)
     ranker = RankingModel(
         fields=fields,
-        backbone=registry.backbone(settings.backbone, settings.backbone_settings),
+        backbone=registry.backbone(settings.backbone, settings.backbone_settings, settings.heads),
         fusion=fusion,
         fusion_chunk=settings.fusion_chunk,
         content_score=registry.score(settings.content_score),
@@ -180,7 +196,27 @@ def ranking(fields: Fields, settings: RankingSettings) -> RankingTask:
         encoders=encoders,
         dtype=PRECISIONS[settings.precision],
         commitment=settings.quantiser.commitment,
+        further=_further(settings),
     )
+
+
+def _further(settings: RankingSettings) -> FurtherLabels | None:
+    """What is learnt beside the first label."""
+    heads = settings.heads
+    where, labels = "config.model.heads", heads.labels
+    if twice := [name for k, name in enumerate(labels) if name in labels[:k]]:
+        raise UserError(f"{where}.labels: '{twice[0]}' is named twice; name it once")
+    for name in heads.weights:
+        if name not in labels:
+            hint = nearest(name, labels) if labels else f"name it in {where}.labels"
+            raise UserError(f"{where}.weights.{name}: no such further label; {hint}")
+    if heads.kind == "esmm" and labels and len(labels) != 1:
+        raise UserError(
+            f"{where}.kind=esmm: is of one further label, such as a conversion; {where}.labels has {len(labels)}"
+        )
+    if not labels:
+        return None
+    return FurtherLabels(labels, heads.weights, heads.learn_weights, heads.kind == "esmm")
 
 
 def _quantiser(settings: RankingSettings) -> ResidualQuantiser | None:

@@ -1,0 +1,82 @@
+"""Several labels on one model against a model a label, on planted clicks, purchases and likes.
+
+em3 prepare synthetic --labels --out /tmp/labels
+python -m benchmarks.heads --data /tmp/labels --out /tmp/heads --seeds 3
+
+Of each label the test AUC (and of `buy` over all rows that of a click and a purchase, P(click) P(buy)), the mean over the seeds
+and their standard deviation, and the difference to the label's own model, paired by seed. The config is that of
+configs/em3_synthetic.py; --variant id_only leaves content out. Stopped and called again, it goes on.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from em3_jax import metrics
+from em3_jax.data.format import CLICK, NOT_PART, open_dataset
+from em3_jax.trials import runs
+from em3_jax.trials.runs import PlannedRun
+
+CONFIG = "configs/em3_synthetic.py"
+LABELS = ("buy", "like")
+ALONE = {label: {"data.label": label} for label in (CLICK, *LABELS)}
+TOGETHER: Mapping[str, Mapping[str, Any]] = {
+    **{kind: {"model.heads.labels": LABELS, "model.heads.kind": kind} for kind in ("shared_bottom", "mmoe", "ple")},
+    "uncertainty": {"model.heads.labels": LABELS, "model.heads.kind": "mmoe", "model.heads.learn_weights": True},
+    "esmm": {"model.heads.labels": ("buy",), "model.heads.kind": "esmm"},
+}
+BOTH = "click and buy"
+
+
+def logits_of(folder: Path, label: str) -> np.ndarray:
+    """[n] test logits of a label that a run has learnt; its own one is the first."""
+    further = folder / f"eval_test_logits_{label}.npy"
+    return np.load(further if further.exists() else folder / "eval_test_logits.npy")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--variant", default="")
+    args = parser.parse_args()
+    planned = {name: PlannedRun(name, args.variant, changes) for name, changes in (ALONE | TOGETHER).items()}
+    how = {"config": CONFIG, "changes": {}, "data": args.data, "seeds": args.seeds, "root": args.out}
+    runs.run_all(runs.make_jobs(planned, **how), args.jobs)
+    dataset = open_dataset(args.data)
+    rows = {label: np.asarray(dataset.split_rows("test", label)) for label in (CLICK, *LABELS)}
+    click = np.asarray(dataset.label(CLICK)[rows[CLICK]])
+    bought = np.asarray(dataset.label("buy")[rows[CLICK]])
+    found: dict[tuple[str, str], list[float]] = {}
+    for name in planned:
+        for seed in range(args.seeds):
+            folder = args.out / f"{name}-{seed}"
+            learnt = [name] if name in ALONE else [CLICK, *TOGETHER[name]["model.heads.labels"]]
+            for label in learnt:
+                values = np.asarray(dataset.label(label)[rows[CLICK]])
+                own = logits_of(folder, label)
+                there = values != NOT_PART
+                scores = own[there] if len(own) == len(there) else own
+                found.setdefault((label, name), []).append(metrics.auc(values[there], scores))
+            if name not in ALONE and "buy" in learnt:
+                probability = [
+                    1 / (1 + np.exp(-logits_of(folder, label).astype(np.float64))) for label in (CLICK, "buy")
+                ]
+                found.setdefault((BOTH, name), []).append(
+                    metrics.auc((click == 1) & (bought == 1), np.prod(probability, axis=0))
+                )
+    for (label, name), values in sorted(found.items()):
+        line = f"{label:<15}{name:<16}{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}"
+        if (label, label) in found and name != label:
+            test = metrics.paired_t_test(values, found[label, label])
+            line += f"   to its own model {test.mean_difference:+.4f}, p {test.p:.3f}"
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The losses of further labels, beside that of the first. Letters: B examples, H further labels."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from em3_jax import losses
+from em3_jax.core.types import Batch
+from em3_jax.tasks import Intermediates, Logged
+
+NOT_OBSERVED = -1.0
+"""Of a further label, where the row is not part of it."""
+LOG_VARIANCE = "log_variance"
+
+
+@dataclasses.dataclass(frozen=True)
+class FurtherLabels:
+    """What is learnt besides.
+
+    Attributes:
+      labels: their names.
+      weights: label -> its loss's weight, 1 where it is not named.
+      learns_weights: whether each loss has a weight of its own that trains: of losses L_k and
+        log-variances s_k, sum_k exp(-s_k) L_k + s_k / 2 (Kendall et al., CVPR 2018, eq. 10, of
+        likelihoods; the first label's among them).
+      entire_space: ESMM: the one further label is of clicked rows, as a conversion is, and its loss is
+        that of a click and a conversion over all rows, P = sigmoid(first) sigmoid(further) (Ma et al.,
+        SIGIR 2018, eq. 3 and 4).
+    """
+
+    labels: tuple[str, ...]
+    weights: Mapping[str, float]
+    learns_weights: bool
+    entire_space: bool
+
+    def init(self) -> dict[str, jax.Array]:
+        """Parameters of the losses; {} without any."""
+        return {LOG_VARIANCE: jnp.zeros(1 + len(self.labels))} if self.learns_weights else {}
+
+    def loss(
+        self, params: Mapping[str, jax.Array], first: jax.Array, logit: jax.Array, out: Intermediates, batch: Batch
+    ) -> tuple[jax.Array, Logged]:
+        """(loss [] of all labels, {"<label>_loss": []}).
+
+        Args:
+          params: of `init`.
+          first: [] the loss of the first label.
+          logit: [B] its logit.
+          out: with "further" [B, H].
+          batch: with "labels" [B, H] f32, `NOT_OBSERVED` among them, "label" [B] and "weight" [B].
+        """
+        of_each = []
+        for k, name in enumerate(self.labels):
+            label, further = batch["labels"][:, k], out["further"][:, k]
+            observed = label != NOT_OBSERVED
+            if self.entire_space:
+                # What was not clicked is no conversion; a click whose conversion was not observed says nothing.
+                both = jnp.where(observed, label, 0.0) * batch["label"]
+                there = observed | (batch["label"] == 0)
+                value = _of_both(logit, further, both, jnp.where(there, batch["weight"], 0.0))
+            else:
+                value = losses.binary_cross_entropy(further, label, where=observed, weights=batch["weight"])
+            of_each.append(value * self.weights.get(name, 1.0))
+        logged: Logged = {f"{name}_loss": value for name, value in zip(self.labels, of_each, strict=True)}
+        if not self.learns_weights:
+            return first + sum(of_each), logged
+        variance = params[LOG_VARIANCE]
+        return jnp.sum(jnp.exp(-variance) * jnp.stack([first, *of_each]) + variance / 2), logged
+
+
+def _of_both(first: jax.Array, further: jax.Array, both: jax.Array, weight: jax.Array) -> jax.Array:
+    """[] the mean negative log-likelihood of both [B] 0/1, P = sigmoid(first) sigmoid(further), from logits.
+
+    1 - P = sigmoid(-first) + sigmoid(first) sigmoid(-further), whose logarithm is not that of a difference.
+    """
+    first, further = first.astype(jnp.float32), further.astype(jnp.float32)
+    yes = jax.nn.log_sigmoid(first) + jax.nn.log_sigmoid(further)
+    no = jnp.logaddexp(jax.nn.log_sigmoid(-first), jax.nn.log_sigmoid(first) + jax.nn.log_sigmoid(-further))
+    value = -(both * yes + (1 - both) * no)
+    count = weight.sum()
+    return jnp.where(count > 0, jnp.sum(weight * value) / jnp.where(count > 0, count, 1.0), 0.0)

@@ -1,0 +1,200 @@
+"""Several labels on one model: towers and experts against their formulas, losses against plain ones, runs from end to end."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from scipy import special
+
+from em3_jax import evaluate as evaluation
+from em3_jax import losses, metrics, train
+from em3_jax.config import parse
+from em3_jax.data.format import NOT_PART
+from em3_jax.data.readers.synthetic import synthetic
+from em3_jax.predict.command import predict
+from em3_jax.tasks.heads import NOT_OBSERVED, FurtherLabels
+from em3_jax.training import experiment
+from tests.conftest import user_error
+from tests.predict.test_predict import rows_of
+from tests.test_train import small_config
+
+pytestmark = pytest.mark.quickly_compiled
+B, LABELS = 32, ("buy", "like")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    return synthetic(tmp_path_factory.mktemp("labelled") / "data", interactions=4000, users=100, items=150, labels=True)
+
+
+def config_of(dataset, labels=LABELS, **changes):
+    config = small_config(dataset, model__heads__labels=labels, model__heads__hidden=(8,), eval__batch_size=128)
+    for key, value in changes.items():
+        section = config.model.heads if hasattr(config.model.heads, key) else config.model
+        setattr(section, key, value)
+    return config
+
+
+def random_batch(seed: int = 0) -> dict:
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 2, (B, 2)).astype(np.float32)
+    labels[random.random((B, 2)) < 0.3] = NOT_OBSERVED
+    return {
+        "label": jnp.asarray(random.integers(0, 2, B), jnp.float32), "labels": jnp.asarray(labels),
+        "weight": jnp.asarray((random.random(B) < 0.8).astype(np.float32) * random.random(B)),
+    }  # fmt: skip
+
+
+def test_the_planted_labels_are_what_they_say(labelled):
+    click, buy, like = labelled.label("click"), labelled.label("buy"), labelled.label("like")
+    np.testing.assert_array_equal(buy == NOT_PART, click == 0)
+    assert 0.1 < buy[click == 1].mean() < 0.45 and 0.55 < (like != NOT_PART).mean() < 0.65
+
+
+def test_without_further_labels_nothing_has_changed(planted):
+    """The parameters of a single label have the names that they had, so older runs are read."""
+    parts = experiment.build(small_config(planted))
+    names = {
+        "/".join(str(k.key) for k in path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(parts.program.shapes.params)
+    }
+    assert any(name.startswith("model/backbone/dnn/Dense_0") for name in names)
+    assert not any("tower" in name or name.startswith("heads") for name in names)
+    assert parts.program.predict_all is None and "labels" not in parts.work.source[0]
+
+
+@pytest.mark.parametrize("kind, backbone", [("shared_bottom", "din"), ("mmoe", "deepfm"), ("ple", "wide_deep")])
+def test_every_kind_trains_every_head(labelled, kind, backbone):
+    parts = experiment.build(config_of(labelled, kind=kind, backbone=backbone))
+    state, program = parts.program.init(), parts.program
+    batch = program.place(parts.work.source[0])
+    logits = program.predict_all(state, batch)
+    assert logits.shape == (len(batch["label"]), 3)
+    np.testing.assert_array_equal(logits[:, 0], program.predict(state, batch))
+    before = {name: np.asarray(leaf) for name, leaf in _leaves(state.params).items()}
+    after, aux = program.train_step(state, parts.work.constants, batch)
+    moved = {name for name, leaf in _leaves(after.params).items() if (np.asarray(leaf) != before[name]).any()}
+    assert {name for name in before if "tower" in name and name.endswith("kernel")} <= moved
+    assert {"buy_loss", "like_loss"} <= set(aux)
+
+
+def _leaves(tree) -> dict:
+    return {"/".join(str(k.key) for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_mmoe_is_its_formula(labelled):
+    """y_k = tower_k(sum_i softmax(W_k x)_i relu(expert_i(x))), with the parameters as they lie."""
+    import flax.linen as nn
+
+    from em3_jax.models.backbones import BackboneSettings
+    from em3_jax.models.heads import Heads, top
+
+    class Alone(nn.Module):
+        settings: BackboneSettings
+
+        @nn.compact
+        def __call__(self, x):
+            return top(self.settings, x, False)
+
+    settings = BackboneSettings((6, 5), 0.0, None, 0, 0, Heads(("buy",), "mmoe", 3, 1, (4,)))
+    x = jax.random.normal(jax.random.key(0), (B, 7))
+    (first, further), variables = Alone(settings).init_with_output(jax.random.key(1), x)
+    params = jax.tree.map(np.asarray, variables["params"])
+
+    def mlp(p, value):
+        for k in range(len(p)):
+            value = value @ p[f"Dense_{k}"]["kernel"] + p[f"Dense_{k}"]["bias"]
+            value = np.maximum(value, 0) if k + 1 < len(p) else value
+        return value
+
+    experts = np.stack([np.maximum(mlp(params[f"expert_{k}"], np.asarray(x)), 0) for k in range(3)])
+    for name, found in (("first", first), ("buy", further["further"][:, 0])):
+        gate = special.softmax(np.asarray(x) @ params[f"gate_{name}"]["kernel"], axis=1)
+        expected = mlp(params[f"tower_{name}"], np.einsum("bk,kbe->be", gate, experts))[:, 0]
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_losses_are_of_observed_rows_and_weighted():
+    batch, random = random_batch(), np.random.default_rng(1)
+    further = jnp.asarray(random.standard_normal((B, 2)), jnp.float32)
+    task = FurtherLabels(LABELS, {"like": 0.25}, False, False)
+    first = jnp.float32(0.7)
+    total, logged = task.loss({}, first, jnp.zeros(B), {"further": further}, batch)
+    expected = 0.7
+    for k, factor in enumerate((1.0, 0.25)):
+        kept = np.asarray(batch["labels"][:, k]) != NOT_OBSERVED
+        weight = np.asarray(batch["weight"])[kept]
+        rows = metrics.losses_of_rows(np.asarray(batch["labels"])[kept, k], np.asarray(further)[kept, k])
+        expected += factor * float((weight * rows).sum() / weight.sum())
+    assert float(total) == pytest.approx(expected, rel=1e-5) and set(logged) == {"buy_loss", "like_loss"}
+    none = batch | {"labels": jnp.full((B, 2), NOT_OBSERVED)}
+    assert float(task.loss({}, first, jnp.zeros(B), {"further": further}, none)[0]) == pytest.approx(0.7)
+
+
+def test_esmm_is_the_likelihood_of_both_over_all_rows():
+    random = np.random.default_rng(2)
+    click = random.integers(0, 2, B).astype(np.float32)
+    buy = np.where(click == 1, random.integers(0, 2, B), NOT_OBSERVED).astype(np.float32)
+    batch = {"label": jnp.asarray(click), "labels": jnp.asarray(buy[:, None]), "weight": jnp.ones(B)}
+    a, b = (jnp.asarray(4 * random.standard_normal(B), jnp.float32) for _ in range(2))
+    task = FurtherLabels(("buy",), {}, False, True)
+    total, _ = task.loss({}, jnp.float32(0.0), a, {"further": b[:, None]}, batch)
+    p = special.expit(np.asarray(a, np.float64)) * special.expit(np.asarray(b, np.float64))
+    both = np.where(buy == 1, click, 0)
+    assert float(total) == pytest.approx(-np.mean(both * np.log(p) + (1 - both) * np.log1p(-p)), rel=1e-5)
+    # A click whose conversion was not observed says nothing; large logits stay finite.
+    first = int(np.argmax(click))
+    hidden = batch | {"labels": batch["labels"].at[first, 0].set(NOT_OBSERVED)}
+    value = lambda b: task.loss({}, jnp.float32(0.0), a, {"further": b[:, None]}, hidden)[0]  # noqa: E731
+    assert float(jax.grad(value)(b)[first]) == 0.0
+    assert np.isfinite(float(task.loss({}, jnp.float32(0.0), 80 * a, {"further": 80 * b[:, None]}, batch)[0]))
+
+
+def test_learnt_weights_are_kendalls():
+    batch = random_batch(3)
+    task = FurtherLabels(LABELS, {}, True, False)
+    further = jnp.ones((B, 2))
+    params = {"log_variance": jnp.asarray([0.3, -0.2, 0.5])}
+    total, logged = task.loss(params, jnp.float32(0.7), jnp.zeros(B), {"further": further}, batch)
+    each = np.array([0.7, logged["buy_loss"], logged["like_loss"]])
+    s = np.array([0.3, -0.2, 0.5])
+    assert float(total) == pytest.approx(float(np.sum(np.exp(-s) * each + s / 2)), rel=1e-5)
+    assert task.init()["log_variance"].shape == (3,)
+    assert losses.binary_cross_entropy(jnp.zeros(1), jnp.zeros(1)) > 0
+
+
+def test_a_run_learns_all_labels_reports_and_predicts_them(labelled, tmp_path):
+    config = config_of(labelled, kind="mmoe", learn_weights=True)
+    config.train.epochs = 2.0
+    train.train(config, tmp_path / "run")
+    report = evaluation.evaluate(tmp_path / "run", "test")
+    assert set(report["labels"]) == set(LABELS)
+    rows = np.asarray(labelled.split_rows("test"))
+    buy = labelled.label("buy")[rows]
+    logits = np.load(tmp_path / "run" / "eval_test_logits_buy.npy")
+    kept = buy != NOT_PART
+    assert report["labels"]["buy"]["n"] == kept.sum()
+    assert report["labels"]["buy"]["auc"] == pytest.approx(metrics.auc(buy[kept], logits[kept]))
+    assert json.loads((tmp_path / "run" / "eval_test.json").read_text())["labels"] == report["labels"]
+    pq.write_table(rows_of(labelled, "test"), tmp_path / "rows.parquet")
+    predict(tmp_path / "run", tmp_path / "rows.parquet", tmp_path / "scores.parquet")
+    found = pq.read_table(tmp_path / "scores.parquet")
+    np.testing.assert_allclose(
+        found.column("probability_buy").to_numpy(), special.expit(logits.astype(np.float64)), atol=1e-6
+    )
+    assert {"probability", "probability_like", "logit"} <= set(found.column_names)
+
+
+def test_contradictions_are_one_line(labelled, planted):
+    def said(**changes) -> str:
+        return user_error(lambda: experiment.build(parse.parse(config_of(labelled, **changes))))
+
+    assert "no label 'sold'" in said(labels=("sold",))
+    assert "'buy' is named twice" in said(labels=("buy", "buy"))
+    assert "no such further label" in said(labels=("buy",), weights={"like": 1.0})
+    assert "one further label" in said(kind="esmm")
+    assert "din" in said(backbone="dcnv2")
+    assert "no label 'buy'" in user_error(lambda: experiment.build(config_of(planted)))
