@@ -38,6 +38,7 @@ COMMANDS = {
     "predict": Command(
         "em3_jax.predict.command", "scores the rows of a file, and writes them with their probabilities"
     ),
+    "recommend": Command("em3_jax.predict.recommend", "the best items of each user, by a ranking or retrieval run"),
     "compare": Command("em3_jax.evaluation.compare", "evaluated runs side by side, with how sure the differences are"),
     "importance": Command("em3_jax.protocols.importance", "what each input of a run is worth, by permuting it"),
     "missing": Command("em3_jax.protocols.missing", "what runs lose where a share of the items lacks a modality"),

@@ -87,6 +87,18 @@ class Rows:
         return builder.reading(view, users, items, sets)
 
 
+def values_of(dataset: Dataset) -> dict[str, FieldValues]:
+    """Context field -> the ids of its values."""
+    words, cut = (dataset.meta.get(key, {}).get("context", {}) for key in ("vocabularies", "numbers"))
+    result = {}
+    for field in dataset.fields.context:
+        ranges = Ranges.from_json(cut[field.name]) if field.name in cut else None
+        result[field.name] = FieldValues(
+            f"context field '{field.name}'", words.get(field.name) or (), field.size, ranges
+        )
+    return result
+
+
 class Resolver:
     """Makes `Rows` of tables.
 
@@ -104,16 +116,7 @@ class Resolver:
         self._users, self._items = (
             id_index.build(original_ids(table)) for table in (dataset.user_table, dataset.item_table)
         )
-        words, cut = (dataset.meta.get(key, {}).get("context", {}) for key in ("vocabularies", "numbers"))
-        self._values = {
-            field.name: FieldValues(
-                f"context field '{field.name}'",
-                words.get(field.name) or (),
-                field.size,
-                Ranges.from_json(cut[field.name]) if field.name in cut else None,
-            )
-            for field in dataset.fields.context
-        }
+        self._values = values_of(dataset)
         self._past = None if read.history or not history_length else Past(dataset)
         self.unknown: dict[str, int] = {}
 

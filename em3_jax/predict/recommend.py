@@ -1,0 +1,268 @@
+"""The best items of each user: em3 recommend --workdir=runs/em3 --out top.parquet --count 100
+
+Writes a row for each user and place in the list: `user`, `rank` from 1, `item`, `score` (of a ranking run the probability, by its
+calibration; of a retrieval run the product of the embeddings). Ranked are all items of the dataset, or those that --candidates
+lists, but those that the user has had already, in a history or as a click (--keep-seen ranks them, too). A ranking run scores
+each user with each item, with the whole history that the dataset has of the user; a retrieval run compares embeddings, block by
+block. Stopped and called again, it goes on.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from em3_jax import cli
+from em3_jax.config.schema import Retrieval
+from em3_jax.core import paths
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import UNKNOWN
+from em3_jax.core.progress import Progress
+from em3_jax.data.format import Dataset
+from em3_jax.data.readers.files import column_names, read_table
+from em3_jax.data.readers.source import Paths, Source
+from em3_jax.evaluation import full_ranking
+from em3_jax.evaluation import ranking as ranking_evaluation
+from em3_jax.evaluation.full_ranking import NO_ITEM, Seen
+from em3_jax.export.model import original_ids
+from em3_jax.predict import pieces
+from em3_jax.predict.past import Past
+from em3_jax.predict.pieces import Pieces
+from em3_jax.predict.rows import Rows, values_of
+from em3_jax.predict.scorer import Scorer
+from em3_jax.serving import id_index
+from em3_jax.training.run import Run
+
+COUNT = 100
+PAIRS = 1 << 20
+"""Pairs of a user and an item that are scored before they are written, about."""
+
+
+class Recommended(NamedTuple):
+    """What `recommend` did: users whose lists were written, rows of all of them, seconds."""
+
+    users: int
+    rows: int
+    seconds: float
+
+
+def recommend(
+    directory: str | Path,
+    out: str | Path,
+    *,
+    count: int = COUNT,
+    users: Paths | None = None,
+    candidates: Paths | None = None,
+    context: Mapping[str, str] | None = None,
+    keep_seen: bool = False,
+    step: int | None = None,
+    data_root: str | Path | None = None,
+    pairs: int = PAIRS,
+) -> Recommended:
+    """Writes each user's best items to `out`.
+
+    Args:
+      directory: the folder of a ranking or retrieval run.
+      out: a .parquet or .csv file.
+      count: items of a list; fewer where fewer are left.
+      users: a file with a column `user`; None = all of the dataset.
+      candidates: a file with a column `item`; None = all of the dataset.
+      context: context field -> its value, of all impressions; a field that is not named is unknown.
+      keep_seen: whether to rank what the user has had already.
+      step: checkpoint; the best on validation by default.
+      data_root: where the dataset lies now, if it was moved.
+      pairs: of a user and an item, that are scored at once, about.
+
+    Raises:
+      UserError: whatever the user can mend; what is done is kept.
+    """
+    if count < 1:
+        raise UserError(f"--count {count}: give 1 or more")
+    out, context = pieces.checked(out), dict(context or {})
+    run = Run.open(directory, data_root)
+    ranker: _ByRanking | _ByRetrieval
+    if isinstance(run.config, Retrieval):
+        if context:
+            raise UserError("--context: a retrieval run reads none; leave it out")
+        ranker = _ByRetrieval(run, step)
+    else:
+        ranker = _ByRanking(Scorer(directory, data_root, step), context)
+    dataset = ranker.dataset
+    user = _named(dataset.user_table, "user", users)
+    item = _named(dataset.item_table, "item", candidates)
+    seen = _Taken(dataset) if not keep_seen else None
+    at_once = max(pairs // len(item), 1)
+    plan = {
+        "data": run.data_hash, "step": ranker.step, "count": count, "users": user.tolist(), "items": item.tolist(),
+        "context": context, "keep_seen": keep_seen, "at_once": at_once, "scores": ranker.plan,
+    }  # fmt: skip
+    began, rows = time.perf_counter(), 0
+    ids = [original_ids(table) for table in (dataset.user_table, dataset.item_table)]
+    with Pieces(out, plan) as made:
+        progress = Progress(len(user), unit="user")
+        for number, start in enumerate(range(0, len(user), at_once)):
+            part = user[start : start + at_once]
+            if not made.has(number):
+                best, score = ranker(part, item, count, seen)
+                made.write(number, _table(ids, part, best, score))
+            progress.advance(len(part))
+        progress.close()
+        made.finish()
+    rows = pieces.rows_of(out)
+    return Recommended(len(user), rows, time.perf_counter() - began)
+
+
+class _Taken:
+    """The items that each user has had: those of the user's events, and of clicked rows."""
+
+    def __init__(self, dataset: Dataset):
+        columns = dataset.interactions
+        clicked = np.flatnonzero(np.asarray(columns["label"]) == 1)
+        self._user, self._item = np.asarray(columns["user"])[clicked], np.asarray(columns["item"])[clicked]
+        order = np.argsort(self._user, kind="stable")
+        self._user, self._item = self._user[order], self._item[order]
+        self._events, self._past = dataset.events["item"], None
+        try:
+            self._past = Past(dataset)
+        except UserError:  # histories that came with rows are no user's
+            pass
+
+    def of(self, user: int) -> np.ndarray:
+        """Rows of the items."""
+        first, last = np.searchsorted(self._user, [user, user + 1])
+        found = [self._item[first:last]]
+        if self._past is not None:
+            start, end = self._past.ranges(np.array([user]), None)
+            found.append(np.asarray(self._events[start[0] : end[0]]))
+        return np.unique(np.concatenate(found))
+
+
+def _had(seen: _Taken | None, user: np.ndarray) -> list[np.ndarray]:
+    """What each user has had; of nobody anything, where that is ranked, too."""
+    return [] if seen is None else [seen.of(int(one)) for one in user]
+
+
+class _ByRanking:
+    """Lists by the scores of a ranking run."""
+
+    def __init__(self, scorer: Scorer, context: Mapping[str, str]):
+        self._scorer, self.dataset, self.step = scorer, scorer.dataset, scorer.step
+        self.plan = scorer.calibration.to_json()
+        values = values_of(self.dataset)
+        for name in context:
+            if name not in values:
+                known = ", ".join(values) or "there are none"
+                raise UserError(f"--context {name}=...: no such context field; {known}")
+        self._context = {name: UNKNOWN for name in values}
+        for name, value in context.items():
+            ids, known_values = values[name].ids([value])
+            if not known_values[0]:
+                raise UserError(f"--context {name}={value}: training has no such value")
+            self._context[name] = int(ids[0])
+        self._past = Past(self.dataset) if scorer.history_length else None
+
+    def __call__(self, user: np.ndarray, item: np.ndarray, count: int, seen: _Taken | None):
+        """([users, count] rows of items, `NO_ITEM` where there are fewer; their probabilities)."""
+        n = len(user) * len(item)
+        of_user, of_item = np.repeat(user, len(item)), np.tile(item, len(user))
+        columns = {"user": of_user, "item": of_item, "label": np.zeros(n, np.uint8), "time": np.zeros(n, np.int64)}
+        columns |= {name: np.zeros(n, np.uint8) for name in self.dataset.interactions if name.startswith("label_")}
+        columns |= {f"context_{name}": np.full(n, id_, np.int32) for name, id_ in self._context.items()}
+        ranges = (np.zeros(n, np.int64),) * 2 if self._past is None else self._past.ranges(of_user, None)
+        columns |= dict(zip(("history_start", "history_end"), ranges, strict=True))
+        logits = self._scorer(Rows(self.dataset, columns, self.dataset.events))
+        first, _ = ranking_evaluation.of_labels(logits, self._scorer.labels)
+        score = self._scorer.calibration.probability(first).reshape(len(user), len(item))
+        for k, had in enumerate(_had(seen, user)):
+            score[k, np.isin(item, had)] = -np.inf
+        order = np.argsort(-score, axis=1, kind="stable")[:, :count]
+        best = np.take_along_axis(score, order, axis=1)
+        return np.where(np.isfinite(best), item[order], NO_ITEM), best
+
+
+class _ByRetrieval:
+    """Lists by the embeddings of a retrieval run."""
+
+    plan = "embeddings"
+
+    def __init__(self, run: Run, step: int | None):
+        parts = run.experiment
+        run.check_data()
+        state = run.state(step)
+        self.dataset, self.step = parts.work.dataset, int(state.step)
+        settings: Any = parts.config.eval
+        self._blocks = {"user_block": settings.user_block, "item_block": settings.item_block}
+        self._users, self._items = parts.program.predict(state, {})
+
+    def __call__(self, user: np.ndarray, item: np.ndarray, count: int, seen: _Taken | None):
+        """([users, count] rows of items, `NO_ITEM` where there are fewer; their scores)."""
+        place = np.full(self.dataset.num_items, -1)
+        place[item] = np.arange(len(item))
+        row, taken = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for k, had in enumerate(_had(seen, user)):
+            own = place[had]
+            own = own[own >= 0]
+            row.append(np.full(len(own), k))
+            taken.append(own)
+        left_out = Seen(np.concatenate(row), np.concatenate(taken))
+        users, items = self._users[user], self._items[item]
+        lists = full_ranking.best_items(users, items, left_out, k=min(count, len(item)), **self._blocks)
+        score = np.einsum("ud,ukd->uk", np.asarray(users), np.asarray(items)[np.maximum(lists, 0)])
+        return np.where(lists == NO_ITEM, NO_ITEM, item[np.maximum(lists, 0)]), score
+
+
+def _named(table: pa.Table, kind: str, given: Paths | None) -> np.ndarray:
+    """Rows of the users or items that a file names, or of all."""
+    if given is None:
+        return np.arange(table.num_rows)
+    source = Source(given)
+    if kind not in column_names(source):
+        raise UserError(f"{source}: no column '{kind}' (there are: {', '.join(column_names(source))}); name it so")
+    words = read_table(source, [kind], {kind}).column(kind).drop_null().to_pylist()
+    if not words:
+        raise UserError(f"{source}: names no {kind}; is it the right file?")
+    rows = id_index.build(original_ids(table)).find(words)
+    if (rows < 0).any():
+        missed = words[int(np.argmax(rows < 0))]
+        raise UserError(
+            f"{source}: {kind} '{missed}' is not in the dataset ({int((rows < 0).sum()):,} such); leave it out"
+        )
+    return np.asarray(list(dict.fromkeys(rows.tolist())), np.int64)
+
+
+def _table(ids: list[np.ndarray], user: np.ndarray, best: np.ndarray, score: np.ndarray) -> pa.Table:
+    """A row for each place of each list that has an item."""
+    row, place = np.nonzero(best != NO_ITEM)
+    return pa.table(
+        {
+            "user": ids[0][user[row]],
+            "rank": (place + 1).astype(np.int32),
+            "item": ids[1][best[row, place]],
+            "score": score[row, place],
+        }
+    )
+
+
+def main() -> None:
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a ranking or retrieval run")
+    parser.add_argument("--out", type=paths.local, required=True, help="the .parquet or .csv file to write")
+    parser.add_argument("--count", type=int, default=COUNT, help=f"items of a list (default {COUNT})")
+    parser.add_argument("--users", default="all", help="a file with a column user (default: all)")
+    parser.add_argument("--candidates", default="all", help="a file with a column item (default: all)")
+    parser.add_argument("--context", type=cli.as_pairs, default={}, help="field=value,... of all impressions")
+    parser.add_argument("--keep-seen", action="store_true", help="rank what the user has had already, too")
+    parser.add_argument("--step", type=int, help="checkpoint (default: the best on validation)")
+    parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")
+    args = parser.parse_args()
+    users, candidates = (None if one == "all" else one for one in (args.users, args.candidates))
+    done = recommend(
+        args.workdir, args.out, count=args.count, users=users, candidates=candidates, context=args.context,
+        keep_seen=args.keep_seen, step=args.step, data_root=args.data,
+    )  # fmt: skip
+    print(
+        f"{args.out}: {done.users:,} users, {done.rows:,} rows, {done.users / max(done.seconds, 1e-9):,.0f} users a second"
+    )

@@ -1,0 +1,73 @@
+"""A run, opened to score rows that are not in its dataset. Letters: n rows, H further labels."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from em3_jax.data.batches import BatchBuilder
+from em3_jax.data.format import FeatureSet
+from em3_jax.data.pipeline import EvaluationSource
+from em3_jax.evaluation import calibration
+from em3_jax.evaluation import ranking as ranking_evaluation
+from em3_jax.predict.rows import Rows
+from em3_jax.protocols import runs
+
+
+class Scorer:
+    """A ranking run's logits of rows, computed as `em3 eval` does, so that rows of a split get the same bits.
+
+    Features that lie on the devices hold the dataset's items alone. Rows whose candidate is new are scored by a program
+    whose features come with the batches.
+
+    Args:
+      directory: the run's folder.
+      data_root: the dataset folder, if it was moved since training.
+      step: checkpoint to score; None = the best on validation.
+
+    Attributes:
+      run, config, dataset, labels, step: of the run; `labels` are the further ones.
+      calibration: that it keeps.
+      history_length: T.
+    """
+
+    def __init__(self, directory: str | Path, data_root: str | Path | None, step: int | None):
+        self._args, self._step = runs.ranking(directory, data_root), step
+        self.run, self.config = self._args
+        self.run.check_data()
+        self._opened = runs.Opened(self.run, self.config, self.run.experiment, self.run.state(step))
+        work = self._opened.parts.work
+        self.dataset, self.labels = work.dataset, work.task.labels
+        self.step = int(self._opened.state.step)
+        self.calibration = calibration.read(self.run.folder, self.step)
+        self._builder = _builder(self._opened)
+        self.history_length = self._builder.history_length
+
+    def __call__(self, rows: Rows) -> np.ndarray:
+        """[n] f32, or [n, 1 + H] where the run has further labels."""
+        sets, there = _sets(self._opened), self._builder.host_features
+        on_host = rows.has_new_items and len(there) < len(sets)
+        opened = self._on_host if on_host else self._opened
+        builder = rows.read_by(_builder(opened) if on_host else self._builder, sets if on_host else there)
+        program, work = opened.parts.program, opened.parts.work
+        assert work.evaluation is not None  # as runs of task ranking have it
+        buckets, n = work.evaluation("test").buckets, len(rows.interactions["user"])
+        source = EvaluationSource(builder, range(n), self.config.eval.batch_size, buckets, work.shards)
+        predict = program.predict_all or program.predict
+        return ranking_evaluation.predict(source, lambda batch: predict(opened.state, batch), program.place)
+
+    @functools.cached_property
+    def _on_host(self) -> runs.Opened:
+        return runs.opened_on_host(*self._args, self._step)
+
+
+def _sets(opened: runs.Opened) -> tuple[FeatureSet, ...]:
+    work = opened.parts.work
+    return tuple(work.feature_sets) if work.task.uses_content else ()
+
+
+def _builder(opened: runs.Opened) -> BatchBuilder:
+    work = opened.parts.work
+    assert work.builder is not None  # as runs of task ranking have it
+    builder: BatchBuilder = work.builder(work.dataset)
+    return builder
