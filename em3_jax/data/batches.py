@@ -183,8 +183,9 @@ class BatchBuilder:
             weight = weight * columns_["weight"][rows]
         batch = {"label": self._label[rows].astype(np.float32), "weight": weight}
         if self.labels:
-            further = np.stack([self.dataset.label(name)[rows] for name in self.labels], axis=1)
-            batch["labels"] = np.where(further == NOT_PART, -1, further).astype(np.float32)
+            further = np.stack([self.dataset.label(name)[rows] for name in self.labels], axis=1).astype(np.float32)
+            further[further == NOT_PART] = -1.0
+            batch["labels"] = further
         event_index, batch["history_mask"] = self._history(rows)
         batch |= self._items(item, event_index, batch["history_mask"], buckets)
         history = event_index, batch["history_mask"]

@@ -85,6 +85,14 @@ def _leaves(tree) -> dict:
     return {"/".join(str(k.key) for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def test_batches_have_the_labels_of_their_rows(labelled):
+    source = experiment.build(config_of(labelled)).work.source
+    batch, rows = source.builder(np.arange(500), buckets=source.buckets), np.arange(500)
+    for k, name in enumerate(LABELS):
+        values = labelled.label(name)[rows].astype(np.float64)
+        np.testing.assert_array_equal(batch["labels"][:, k], np.where(values == NOT_PART, NOT_OBSERVED, values))
+
+
 def test_mmoe_is_its_formula(labelled):
     """y_k = tower_k(sum_i softmax(W_k x)_i relu(expert_i(x))), with the parameters as they lie."""
     import flax.linen as nn
@@ -172,6 +180,9 @@ def test_a_run_learns_all_labels_reports_and_predicts_them(labelled, tmp_path):
     train.train(config, tmp_path / "run")
     report = evaluation.evaluate(tmp_path / "run", "test")
     assert set(report["labels"]) == set(LABELS)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    of_labels = [line[f"train/{name}_loss"] for line in lines for name in LABELS if f"train/{name}_loss" in line]
+    assert of_labels and all(0 < value < 2 for value in of_labels)
     rows = np.asarray(labelled.split_rows("test"))
     buy = labelled.label("buy")[rows]
     logits = np.load(tmp_path / "run" / "eval_test_logits_buy.npy")
