@@ -17,6 +17,7 @@ import numpy as np
 
 from em3_jax import metrics
 from em3_jax.data.format import CLICK, NOT_PART, open_dataset
+from em3_jax.evaluation.ranking import given_click
 from em3_jax.trials import runs
 from em3_jax.trials.runs import PlannedRun
 
@@ -33,8 +34,8 @@ BOTH = "click and buy"
 
 def logits_of(folder: Path, label: str) -> np.ndarray:
     """[n] test logits of a label that a run has learnt; its own one is the first."""
-    further = folder / f"eval_test_logits_{label}.npy"
-    return np.load(further if further.exists() else folder / "eval_test_logits.npy")
+    names = (f"eval_test_logits_{given_click(label)}.npy", f"eval_test_logits_{label}.npy", "eval_test_logits.npy")
+    return np.load(next(path for name in names if (path := folder / name).exists()))
 
 
 def main() -> None:

@@ -262,4 +262,7 @@ def as_pairs(text: str) -> dict[str, str]:
     parts = [part.partition("=") for part in as_list(text)]
     if not all(sign and value for _, sign, value in parts):
         raise argparse.ArgumentTypeError(f"'{text}': write name=value, separated by commas")
+    names = [name.strip() for name, _, _ in parts]
+    if twice := [name for k, name in enumerate(names) if name in names[:k]]:
+        raise argparse.ArgumentTypeError(f"'{text}': '{twice[0]}' is named twice; name it once")
     return {name.strip(): value.strip() for name, _, value in parts}

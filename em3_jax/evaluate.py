@@ -21,7 +21,7 @@ from em3_jax.core import paths, strict_json, trees
 from em3_jax.core.calibration import METHODS
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
-from em3_jax.data.format import CLICK, SPLITS
+from em3_jax.data.format import CLICK, NOT_PART, SPLITS
 from em3_jax.evaluation import calibration
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.training.run import Run
@@ -79,7 +79,7 @@ def evaluate(
         },
         "slices": report,
     }
-    if (found := calibration.read(directory, int(state.step))).method:
+    if (found := calibration.read(directory, int(state.step)).first).method:
         label = getattr(run.config.data, "label", CLICK)
         labels = np.asarray(parts.work.dataset.label(label)[np.asarray(parts.work.dataset.split_rows(split, label))])
         after = found.of_rows(arrays["logits"])
@@ -91,11 +91,10 @@ def evaluate(
             "deciles": calibration.deciles(labels, after),
         }
     if parts.work.task.labels:
-        first = getattr(run.config.data, "label", CLICK)
-        rows = np.asarray(parts.work.dataset.split_rows(split, first))
+        rows, values = _further(run, split)
         result["labels"] = {
-            name: ranking_evaluation.further(parts.work.dataset, rows, name, arrays[f"logits_{name}"])
-            for name in parts.work.task.labels
+            name: ranking_evaluation.further(parts.work.dataset, rows, of_rows, arrays[f"logits_{name}"])
+            for name, of_rows in values.items()
         }
     for name, array in arrays.items():
         np.save(directory / f"eval_{split}_{name}.npy", array)
@@ -105,6 +104,15 @@ def evaluate(
     return result
 
 
+def _further(run: Run, split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """([n] the rows of a split, {further label: [n] values}); see `ranking_evaluation.values_of`."""
+    work, first = run.experiment.work, getattr(run.config.data, "label", CLICK)
+    rows = np.asarray(work.dataset.split_rows(split, first))
+    if not work.task.labels:
+        return rows, {}
+    return rows, ranking_evaluation.values_of(work.dataset, rows, first, work.task.labels, work.task.entire_space)
+
+
 def _calibrate(run: Run, state: State, method: str, kept_negatives: float) -> None:
     """Fits a calibration on validation and keeps it with the run."""
     parts, label = run.experiment, getattr(run.config.data, "label", CLICK)
@@ -112,7 +120,12 @@ def _calibrate(run: Run, state: State, method: str, kept_negatives: float) -> No
     if "logits" not in arrays:
         raise UserError(f"{run.folder}: --calibrate is for runs that predict clicks, and this one ranks all items")
     rows = np.asarray(parts.work.dataset.split_rows("valid", label))
-    fitted = calibration.fitted(parts.work.dataset.label(label)[rows], arrays["logits"], method, kept_negatives)
+    first = calibration.fitted(parts.work.dataset.label(label)[rows], arrays["logits"], method, kept_negatives)
+    further = {}
+    for name, values in _further(run, "valid")[1].items():
+        there = values != NOT_PART
+        further[name] = calibration.fitted(values[there], arrays[f"logits_{name}"][there], method, name=f"label {name}")
+    fitted = calibration.Calibrations(first, further)
     facts = {"split": "valid", "rows": len(rows), "step": int(state.step), "data_hash": run.data_hash}
     calibration.write(run.folder, fitted, facts)
 
@@ -133,6 +146,8 @@ def main() -> None:
     if args.kept_negatives is not None and not args.calibrate:
         raise UserError("--kept-negatives is kept with a calibration; give --calibrate platt or isotonic with it")
     kept = 1.0 if args.kept_negatives is None else args.kept_negatives
+    if args.calibrate:
+        calibration.check(args.calibrate, kept)
     result = evaluate(args.workdir, args.split, args.step, args.data, args.calibrate or "", kept)
     print(f"{args.workdir}: step {result['step']:,} ({result['chosen_by']}), split {args.split}")
     print(ranking_evaluation.table(result["slices"]))
@@ -142,6 +157,8 @@ def main() -> None:
         share = f", of {found['kept_negatives']:g} of the log's negatives" if found["kept_negatives"] < 1 else ""
         print(f"\ncalibration: {found['method']}, fitted on validation{share}")
         print(calibration.table(found["before"], found["after"], found["deciles"]))
+        if found["kept_negatives"] < 1:
+            print("These are of the rows as they are; what is predicted and served is of the whole log, and lower.")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import optimize
@@ -12,6 +13,7 @@ from em3_jax import metrics
 from em3_jax.core import strict_json
 from em3_jax.core.calibration import METHODS, NONE, Calibration
 from em3_jax.core.errors import UserError
+from em3_jax.evaluation.ranking import given_click
 
 FILE = "calibration.json"
 """In the folder of a run."""
@@ -19,7 +21,19 @@ DECILES = 10
 MOST_KNOTS = 200  # of an isotonic fit; more say nothing, and a service reads them at each request
 
 
-def fitted(labels: np.ndarray, logits: np.ndarray, method: str, kept_negatives: float = 1.0) -> Calibration:
+def check(method: str, kept_negatives: float) -> None:
+    """Refuses a method that is none, and a share that is none."""
+    if method not in METHODS:
+        raise UserError(f"--calibrate {method}: choose {' or '.join(METHODS)}")
+    if not 0 < kept_negatives <= 1:
+        raise UserError(
+            f"--kept-negatives {kept_negatives:g}: give the share of the negatives that was kept, above 0 to 1"
+        )
+
+
+def fitted(
+    labels: np.ndarray, logits: np.ndarray, method: str, kept_negatives: float = 1.0, name: str = "clicks"
+) -> Calibration:
     """The calibration of rows.
 
     Args:
@@ -28,25 +42,21 @@ def fitted(labels: np.ndarray, logits: np.ndarray, method: str, kept_negatives: 
       method: "platt" is a logistic regression on the logit (Platt 1999); "isotonic" the non-decreasing
         rates that are the likeliest (Zadrozny and Elkan 2002), with lines between them in logits.
       kept_negatives: see `Calibration`; it moves what is fitted and takes no part in it.
+      name: what the labels are, for messages.
 
     Raises:
-      UserError: no such method, a share that is none, one class alone, or a slope that is not above 0.
+      UserError: see `check`; one class alone, or a slope that is not above 0.
     """
-    if method not in METHODS:
-        raise UserError(f"--calibrate {method}: choose {' or '.join(METHODS)}")
-    if not 0 < kept_negatives <= 1:
-        raise UserError(
-            f"--kept-negatives {kept_negatives:g}: give the share of the negatives that was kept, above 0 to 1"
-        )
+    check(method, kept_negatives)
     labels, logits = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
     if not len(labels) or labels.min() == labels.max():
-        raise UserError("--calibrate: the validation rows have one class alone, and both are needed")
+        raise UserError(f"--calibrate: the validation rows have one class of {name} alone, and both are needed")
     if method == "isotonic":
         return _isotonic(labels, logits, kept_negatives)
     slope, intercept = metrics.calibration_line(labels, logits)
     if not slope > 0:
         raise UserError(
-            f"--calibrate platt: on validation clicks do not rise with the score (slope {slope:.3g}); "
+            f"--calibrate platt: on validation {name} do not rise with the score (slope {slope:.3g}); "
             "there is nothing to calibrate, train the run further"
         )
     at = (0.0, 1.0)
@@ -104,15 +114,50 @@ def deciles(labels: np.ndarray, logits: np.ndarray) -> list[dict[str, float]]:
     ]
 
 
-def write(folder: Path, calibration: Calibration, facts: dict[str, Any]) -> None:
-    """Keeps a calibration with its run, and `facts` of what it was fitted on; a reader sees the old or the new one."""
+class Calibrations(NamedTuple):
+    """Those of a run: of its first label, and of the further ones by the names of `ranking.of_labels`."""
+
+    first: Calibration
+    further: Mapping[str, Calibration]
+
+    def of(self, label: str) -> Calibration:
+        """That of a further label; `NONE` where nothing was fitted."""
+        return self.further.get(label, NONE)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return self.first.to_json() | {"labels": {name: one.to_json() for name, one in self.further.items()}}
+
+
+def probabilities(found: Calibrations, first: np.ndarray, further: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{"": [n] of a click in the whole log, further label: [n]}, calibrated.
+
+    What is of a click and something after it is the product of both. Negatives that were not kept are the first label's:
+    of other further labels the probabilities are those of rows as they were kept.
+
+    Args:
+      first: [n] logits of the first label.
+      further: label -> [n] logits, see `ranking.of_labels`.
+    """
+    result = {"": found.first.probability(first)}
+    for name, logits in further.items():
+        given = given_click(name)
+        if given in further:
+            result[name] = result[""] * found.of(given).probability(further[given])
+        else:
+            result[name] = found.of(name).probability(logits)
+    return result
+
+
+def write(folder: Path, found: Calibrations, facts: dict[str, Any]) -> None:
+    """Keeps calibrations with their run, and `facts` of what they were fitted on; a reader sees the old or the new ones."""
     temporary = folder / f"{FILE}.tmp"
-    temporary.write_text(strict_json.dumps(calibration.to_json() | {"fitted_on": facts}, indent=1), encoding="utf-8")
+    temporary.write_text(strict_json.dumps(found.to_json() | {"fitted_on": facts}, indent=1), encoding="utf-8")
     temporary.replace(folder / FILE)
 
 
-def read(folder: str | Path, step: int) -> Calibration:
-    """The calibration of a run; `NONE` where there is none.
+def read(folder: str | Path, step: int) -> Calibrations:
+    """The calibrations of a run; `NONE` where there are none.
 
     Args:
       step: that is scored.
@@ -122,12 +167,13 @@ def read(folder: str | Path, step: int) -> Calibration:
     """
     path = Path(folder) / FILE
     if not path.exists():
-        return NONE
+        return Calibrations(NONE, {})
     again = "fit it again with `em3 eval --calibrate`, or delete it"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        found, fitted_at = Calibration.from_json(facts), int(facts["fitted_on"]["step"])
-    except (ValueError, KeyError, TypeError) as error:
+        further = {name: Calibration.from_json(one) for name, one in facts.get("labels", {}).items()}
+        found, fitted_at = Calibrations(Calibration.from_json(facts), further), int(facts["fitted_on"]["step"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from None
     if fitted_at != step:
         raise UserError(f"{path}: was fitted on step {fitted_at:,}, and this is step {step:,}; {again}")

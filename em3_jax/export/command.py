@@ -124,7 +124,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
         )
         seconds = time.perf_counter() - began
         facts = write_model(folder, parts, state, encoded.widths, carried, settings.platforms)
-        if (found := calibration.read(directory, int(state.step))).method:
+        if (found := calibration.read(directory, int(state.step)).first).method:
             facts["calibration"] = found.to_json()
         manifest = {
             "checkpoint": {"workdir": directory.name, "step": int(state.step), "model_hash": model_hash},

@@ -1,10 +1,12 @@
 """Scores the rows of a file: em3 predict --workdir=runs/em3 --rows tomorrow.parquet --out scores.parquet
 
 Writes the rows as they are with a column `probability` (and `logit`) beside them, in their order, by the run's calibration where
-it has one (`em3 eval --calibrate`), and `probability_<label>` of each further label that it learns. Users, items and values that
-the dataset does not know are scored as of which nothing is known, and counted. A row's history is what the dataset has of its
-user before the row's time; without a column of times, all of it; or what a column of the file lists. Rows are read and written a
-piece at a time, so a file may be longer than memory; stopped and called again, it goes on.
+it has one (`em3 eval --calibrate`), and `probability_<label>` of each further label that it learns, calibrated as well; of ESMM
+that of a click and the label, and `probability_<label>_given_click`. Users, items and values that the dataset does not know are
+scored as of which nothing is known, and counted. A row's history is what the dataset has of its user before the row's time;
+without a column of times, all of it; or what a column of the file lists. Times are dates, or numbers as the dataset counts them;
+numbers that are dates in another unit are converted. Rows are read and written a piece at a time, so a file may be longer than
+memory; stopped and called again, it goes on.
 """
 
 import time
@@ -17,7 +19,6 @@ import pyarrow as pa
 
 from em3_jax import cli
 from em3_jax.core import paths
-from em3_jax.core.calibration import NONE, Calibration
 from em3_jax.core.errors import UserError
 from em3_jax.core.progress import Progress
 from em3_jax.data.readers.source import Paths, Source
@@ -54,6 +55,7 @@ def predict(
     columns: Mapping[str, str] | None = None,
     without: Sequence[str] = (),
     time_format: str = "",
+    history_separator: str = "|",
     step: int | None = None,
     data_root: str | Path | None = None,
     piece: int = PIECE,
@@ -67,6 +69,7 @@ def predict(
       columns: role (user, item, time, history) or context field -> column, where its name is another.
       without: context fields that the files have no column for.
       time_format: of times that are texts, as Python's strptime has it; default ISO 8601.
+      history_separator: between the items of a history that is a text.
       step: checkpoint to score; the best on validation by default.
       data_root: where the dataset lies now, if it was moved.
       piece: rows in memory at once, about.
@@ -76,8 +79,10 @@ def predict(
     """
     out, source = pieces.checked(out), Source(rows)
     scorer = Scorer(directory, data_root, step)
-    read = which(source.names, columns or {}, without, scorer.dataset)._replace(time_format=time_format)
-    written = [PROBABILITY, LOGIT, *(f"{PROBABILITY}_{label}" for label in scorer.labels)]
+    read = which(source.names, columns or {}, without, scorer.dataset)
+    read = read._replace(time_format=time_format, separator=history_separator)
+    labels = [*scorer.labels, *map(ranking_evaluation.given_click, scorer.labels)]
+    written = [PROBABILITY, LOGIT, *(f"{PROBABILITY}_{label}" for label in labels)]
     if taken := [name for name in written if name in source.names]:
         raise UserError(f"{source}: has a column '{taken[0]}' already; rename it")
     resolver = Resolver(scorer.dataset, scorer.history_length, read)
@@ -86,13 +91,12 @@ def predict(
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source.files]
     plan = {"files": stats, "read": read._asdict(), "data": scorer.run.data_hash, "step": scorer.step, "size": size}
     began, done = time.perf_counter(), 0
-    with Pieces(out, plan | {"calibration": scorer.calibration.to_json()}) as made:
+    with Pieces(out, plan | {"calibration": scorer.calibrations.to_json()}) as made:
         progress = Progress(source.rows, unit="row")
         for number, table in enumerate(files.pieces(source, size)):
             if not made.has(number):
-                logits = scorer(resolver(str(source), table))
-                of_all = ranking_evaluation.of_labels(logits, scorer.labels)
-                made.write(number, _with_scores(table, *of_all, scorer.calibration))
+                logits, further = scorer(resolver(source, table))
+                made.write(number, _with_scores(table, logits, scorer.probabilities(logits, further)))
             done += table.num_rows
             progress.advance(table.num_rows)
         progress.close()
@@ -102,13 +106,13 @@ def predict(
     return Predicted(done, time.perf_counter() - began, resolver.unknown)
 
 
-def _with_scores(table: pa.Table, logits: np.ndarray, of_all: dict[str, np.ndarray], map_: Calibration) -> pa.Table:
+def _with_scores(table: pa.Table, logits: np.ndarray, probabilities: dict[str, np.ndarray]) -> pa.Table:
     """The table with the probability and the logit of the first label, and the probabilities of further ones."""
-    table = table.append_column(PROBABILITY, pa.array(map_.probability(logits)))
+    table = table.append_column(PROBABILITY, pa.array(probabilities[""]))
     table = table.append_column(LOGIT, pa.array(logits))
-    for name, further in of_all.items():
-        if label := name.removeprefix("logits").removeprefix("_"):
-            table = table.append_column(f"{PROBABILITY}_{label}", pa.array(NONE.probability(further)))
+    for name, probability in probabilities.items():
+        if name:
+            table = table.append_column(f"{PROBABILITY}_{name}", pa.array(probability))
     return table
 
 
@@ -124,11 +128,15 @@ def main() -> None:
     )
     parser.add_argument("--without", type=cli.as_list, default=(), help="context fields that the rows do not have")
     parser.add_argument("--time-format", default="", help='of times that are texts, e.g. "%%d.%%m.%%Y %%H:%%M"')
+    parser.add_argument(
+        "--history-separator", default="|", help="between the items of a history that is a text (default |)"
+    )
     parser.add_argument("--step", type=int, help="checkpoint to score (default: the best on validation)")
     parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")
     args = parser.parse_args()
     done = predict(
         args.workdir, args.rows, args.out, columns=args.columns, without=args.without, time_format=args.time_format,
+        history_separator=args.history_separator,
         step=args.step, data_root=args.data,
     )  # fmt: skip
     print(f"{args.out}: {done.rows:,} rows, {done.rows / max(done.seconds, 1e-9):,.0f} a second")

@@ -50,6 +50,8 @@ class Pieces:
         return self
 
     def __exit__(self, kind, value, trace) -> None:
+        if not any(self._folder.glob("*.parquet")):
+            shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.__exit__(kind, value, trace)
 
     def has(self, number: int) -> bool:

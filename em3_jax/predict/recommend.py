@@ -25,7 +25,6 @@ from em3_jax.data.format import Dataset
 from em3_jax.data.readers.files import column_names, read_table
 from em3_jax.data.readers.source import Paths, Source
 from em3_jax.evaluation import full_ranking
-from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.evaluation.full_ranking import NO_ITEM, Seen
 from em3_jax.export.model import original_ids
 from em3_jax.predict import pieces
@@ -150,7 +149,7 @@ class _ByRanking:
 
     def __init__(self, scorer: Scorer, context: Mapping[str, str]):
         self._scorer, self.dataset, self.step = scorer, scorer.dataset, scorer.step
-        self.plan = scorer.calibration.to_json()
+        self.plan = scorer.calibrations.to_json()
         values = values_of(self.dataset)
         for name in context:
             if name not in values:
@@ -173,9 +172,8 @@ class _ByRanking:
         columns |= {f"context_{name}": np.full(n, id_, np.int32) for name, id_ in self._context.items()}
         ranges = (np.zeros(n, np.int64),) * 2 if self._past is None else self._past.ranges(of_user, None)
         columns |= dict(zip(("history_start", "history_end"), ranges, strict=True))
-        logits = self._scorer(Rows(self.dataset, columns, self.dataset.events))
-        first, _ = ranking_evaluation.of_labels(logits, self._scorer.labels)
-        score = self._scorer.calibration.probability(first).reshape(len(user), len(item))
+        logits, _ = self._scorer(Rows(self.dataset, columns, self.dataset.events))
+        score = self._scorer.calibrations.first.probability(logits).reshape(len(user), len(item))
         for k, had in enumerate(_had(seen, user)):
             score[k, np.isin(item, had)] = -np.inf
         order = np.argsort(-score, axis=1, kind="stable")[:, :count]

@@ -14,9 +14,11 @@ import pyarrow as pa
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import PADDING
 from em3_jax.core.ranges import Ranges
-from em3_jax.data import canonical
+from em3_jax.data import canonical, times
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.data.readers.source import Source
+from em3_jax.data.readers.table_part import column_of
 from em3_jax.data.readers.table_times import AUTO, OF_DATES, Times, read_times
 from em3_jax.export.model import original_ids
 from em3_jax.predict.past import Past
@@ -34,6 +36,7 @@ class Read(NamedTuple):
       time, history: columns; "" = there is none.
       contexts: context field -> column.
       time_format: of times that are texts.
+      separator: between the items of a history that is a text.
     """
 
     user: str
@@ -42,6 +45,7 @@ class Read(NamedTuple):
     history: str
     contexts: Mapping[str, str]
     time_format: str = ""
+    separator: str = "|"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,16 +124,16 @@ class Resolver:
         self._past = None if read.history or not history_length else Past(dataset)
         self.unknown: dict[str, int] = {}
 
-    def __call__(self, where: str, table: pa.Table) -> Rows:
+    def __call__(self, source: Source, table: pa.Table) -> Rows:
         """The rows of a table, in their order.
 
         Args:
-          where: the file, for messages.
+          source: the files, for messages.
 
         Raises:
           UserError: an item is missing, or a time is none.
         """
-        dataset, read, n = self._dataset, self._read, table.num_rows
+        dataset, read, n, where = self._dataset, self._read, table.num_rows, str(source)
         user = self._find("user", where, table.column(read.user), self._users, dataset.num_users, True)
         item = self._find("item", where, table.column(read.item), self._items, dataset.num_items, False)
         columns: dict[str, Any] = {"user": user, "item": item, "label": np.zeros(n, np.uint8)}
@@ -139,7 +143,7 @@ class Resolver:
             columns[f"context_{field}"] = self._context(field, table.column(column) if column else None, n)
         events = dataset.events
         if read.history:
-            columns["history_start"], columns["history_end"], events = self._given(table.column(read.history))
+            columns["history_start"], columns["history_end"], events = self._given(source, table.column(read.history))
         elif self._past is not None:
             time = self._times(where, table) if read.time else None
             columns["history_start"], columns["history_end"] = self._past.ranges(user, time)
@@ -177,21 +181,35 @@ class Resolver:
         return np.append(ids, missing)[codes].astype(np.int32)
 
     def _times(self, where: str, table: pa.Table) -> np.ndarray:
-        """[n] i64 in the dataset's unit."""
-        name, unit = self._read.time, self._dataset.meta["time_unit"]
+        """[n] i64 in the dataset's unit: dates, and numbers that are dates in another unit, are converted."""
+        name, unit = self._read.time, times.unit_of(self._dataset)
         column = table.column(name)
         if column.null_count:
-            raise UserError(f"{where}: column '{name}' has rows without a time; fill them, or leave time out")
-        if unit == OF_DATES:
-            return read_times(Path(where), name, column, Times(AUTO, self._read.time_format))[0]
-        if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-            raise UserError(f"{where}: column '{name}' holds dates, and the dataset counts {unit}; give such numbers")
-        return read_times(Path(where), name, column, Times(unit))[0]
+            raise UserError(f"{where}: column '{name}' has rows without a time; fill them, or name no time")
+        is_text = pa.types.is_string(column.type) and bool(self._read.time_format)
+        found, of = read_times(Path(where), name, column, Times(AUTO, self._read.time_format if is_text else ""))
+        if unit == times.ORDER and of == OF_DATES and not pa.types.is_integer(column.type):
+            raise UserError(
+                f"{where}: column '{name}' holds dates, and the dataset's times are an order; give such numbers"
+            )
+        if unit != times.ORDER and of not in (unit, times.ORDER):
+            whole, rest = times.NANOSECONDS[of], times.NANOSECONDS[unit]
+            found = found * (whole // rest) if whole >= rest else found // (rest // whole)
+        first = int(self._dataset.interactions["time"][0])
+        early = int((found < first).sum())
+        if early == len(found):
+            shown = times.shown(first, unit)
+            raise UserError(
+                f"{where}: every '{name}' is before the dataset's first time, {shown}; is it counted in {unit}?"
+            )
+        self._count("times before the dataset's first, rows", early)
+        return found
 
-    def _given(self, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """(starts, ends [n], events) of a column of lists of items, oldest first; those that are new are left out."""
+    def _given(self, source: Source, column: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """(starts, ends [n], events) of a column of lists of items, or of such texts, oldest first; new items are left out."""
         if not canonical.is_list(column.type):
-            raise UserError(f"--columns history: holds {column.type}; give a column of lists of items, oldest first")
+            name, between = self._read.history, self._read.separator
+            column = column_of(source, pa.table({name: column}), name, True, between, "--history-separator")
         lists = canonical.lists(column)
         words = canonical.texts(lists.flatten()).combine_chunks()
         known = self._items.find(words.dictionary.to_pylist()) if len(words.dictionary) else np.zeros(0, np.int64)

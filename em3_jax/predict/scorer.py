@@ -27,7 +27,7 @@ class Scorer:
 
     Attributes:
       run, config, dataset, labels, step: of the run; `labels` are the further ones.
-      calibration: that it keeps.
+      calibrations: that it keeps.
       history_length: T.
     """
 
@@ -39,12 +39,12 @@ class Scorer:
         work = self._opened.parts.work
         self.dataset, self.labels = work.dataset, work.task.labels
         self.step = int(self._opened.state.step)
-        self.calibration = calibration.read(self.run.folder, self.step)
+        self.calibrations = calibration.read(self.run.folder, self.step)
         self._builder = _builder(self._opened)
         self.history_length = self._builder.history_length
 
-    def __call__(self, rows: Rows) -> np.ndarray:
-        """[n] f32, or [n, 1 + H] where the run has further labels."""
+    def __call__(self, rows: Rows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """([n] f32 logits, {further label: [n] of it}), see `evaluation.ranking.of_labels`."""
         sets, there = _sets(self._opened), self._builder.host_features
         on_host = rows.has_new_items and len(there) < len(sets)
         opened = self._on_host if on_host else self._opened
@@ -54,7 +54,12 @@ class Scorer:
         buckets, n = work.evaluation("test").buckets, len(rows.interactions["user"])
         source = EvaluationSource(builder, range(n), self.config.eval.batch_size, buckets, work.shards)
         predict = program.predict_all or program.predict
-        return ranking_evaluation.predict(source, lambda batch: predict(opened.state, batch), program.place)
+        logits = ranking_evaluation.predict(source, lambda batch: predict(opened.state, batch), program.place)
+        return ranking_evaluation.of_labels(logits, self.labels, work.task.entire_space)
+
+    def probabilities(self, logits: np.ndarray, further: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """{"": [n] of a click, further label: [n]} of what a call gives, calibrated."""
+        return calibration.probabilities(self.calibrations, logits, further)
 
     @functools.cached_property
     def _on_host(self) -> runs.Opened:

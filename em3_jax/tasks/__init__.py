@@ -127,6 +127,11 @@ class Task(abc.ABC):
         """Further labels that the task has `predict_all` for, beside the first."""
         return ()
 
+    @property
+    def entire_space(self) -> bool:
+        """Whether the one further label is of clicked rows and learnt over all rows (ESMM)."""
+        return False
+
     def inputs(self, rows: jax.Array | None, constants: Any, batch: Batch) -> Any:
         """What the other methods take as `inputs`.
 

@@ -39,6 +39,10 @@ class WrappedTask(Task):
     def labels(self) -> tuple[str, ...]:
         return self.task.labels
 
+    @property
+    def entire_space(self) -> bool:
+        return self.task.entire_space
+
     def inputs(self, rows: jax.Array | None, constants: Any, batch: Batch) -> Any:
         return self.task.inputs(rows, constants, batch)
 

@@ -85,9 +85,13 @@ def plan(rows: int, rungs: Sequence[Rung], budget: float, cores: int) -> Plan:
             return one
     need = math.ceil(plans[-1].seconds / 60)
     raise UserError(
-        f"--budget {budget / 60:.2g}min: the smallest ladder on these data takes about {need} "
+        f"--budget {_told(budget)}: the smallest ladder on these data takes about {need} "
         f"min on {cores} cores; give --budget {need}min or more"
     )
+
+
+def _told(seconds: float) -> str:
+    return f"{seconds / 60:.3g}min" if seconds >= 60 else f"{seconds:.3g}s"
 
 
 def estimate(rows: float, rungs: Sequence[Rung], seeds: int, cores: int) -> float:

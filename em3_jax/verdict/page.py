@@ -34,7 +34,8 @@ def page(found: dict[str, Any]) -> str:
 
 def _ladder(found: dict[str, Any]) -> str:
     """A row a rung: what it is, its metrics, its gain as a bar with its interval, its cost."""
-    gains = [row["gain"] for row in found["ladder"] if row["gain"]]
+    # Popularity, which is no way for content, is far from all others and would set the scale.
+    gains = [row["gain"] for row in found["ladder"] if row["p_corrected"] is not None]
     scale = _Scale(0.0, *(v for gain in gains for v in (gain["low"], gain["high"])), width=220, left=10)
     ids = next(row for row in found["ladder"] if row["name"] == IDS)
     body = ""
@@ -42,7 +43,7 @@ def _ladder(found: dict[str, Any]) -> str:
         gain = row["gain"]
         best = ' class="best"' if row["name"] == found["recommended"] else ""
         best = ' class="behind"' if row["share"] < found["top"] else best
-        bar = _bar(scale, gain, 22) if gain else ""
+        bar = _bar(scale, gain, 22) if gain and row["p_corrected"] is not None else ""
         numbers = f"{gain['value']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})" if gain else ""
         cost = f"{row['gigaflops'] / ids['gigaflops']:.1f} x" if row["gigaflops"] and ids["gigaflops"] else ""
         p = f"{row['p_corrected']:.2g}" if row["p_corrected"] is not None else ""
@@ -68,7 +69,7 @@ def _ladder_notes(found: dict[str, Any]) -> str:
         "<p class='note'>Test split, read once, after the choice on validation. A rung that was left behind, in grey, stands "
         "at the share of the training rows that it got to, against IDs there: not to be compared with the others. "
         f"Intervals: bootstrap over {found['by']}s, paired, and the seeds (a difference moves by {found['seed_sd']:.4f} "
-        "from seed to seed). p: against IDs, corrected for all rungs (Holm). FLOPs: of a training step, in those of IDs "
+        "from seed to seed). p: against IDs, corrected for all ways (Holm). FLOPs: of a training step, in those of IDs "
         "alone.</p>\n"
     )
 

@@ -121,7 +121,7 @@ def test_without_missing_numbers_in_training_a_missing_one_is_unknown():
 
 def test_a_longer_log_is_cut_alike(tmp_path):
     first = shop(tmp_path / "a")
-    again = shop(tmp_path / "b", numbers_like=str(tmp_path / "a" / "out"), split="0.5,0.2,0.3")
+    again = shop(tmp_path / "b", numbers_like=str(tmp_path / "a" / "out"), number_bins=16, split="0.5,0.2,0.3")
     assert again.meta["numbers"] == first.meta["numbers"]
     fresh = shop(tmp_path / "c", split="0.5,0.2,0.3")
     assert fresh.meta["numbers"] != first.meta["numbers"]
@@ -234,6 +234,9 @@ BAD = {
     "a label never observed": (log(b=NOTHING), BUY, "never observed", "buy"),
     "a label of one class": (log(b=ONES), BUY, "both classes", "buy"),
     "a label that is neither": (log(b=np.r_[2.0, ONES[1:]]), BUY, "row 0", "2"),
+    "the first label's name": (log(b=np.arange(N) % 2), {"labels": {"click": "b"}}, "--labels click", "first"),
+    "a label that is no name": (log(b=np.arange(N) % 2), {"labels": {"a/b": "b"}}, "a/b", "letters"),
+    "ranges and bins": (log(size=np.arange(N)), {**SIZE, "number_bins": 4, "numbers_like": "x"}, "--number-bins 4", "leave"),
     "twice a field": (log(size=np.arange(N)), {**SIZE, "context_fields": ("size",)}, "size", "once"),
     "few bins": (log(size=np.arange(N)), {**SIZE, "number_bins": 1}, "--number-bins 1", "2 to 1000"),
     "no such dataset": (log(size=np.arange(N)), {**SIZE, "numbers_like": "nowhere"}, "nowhere", "no dataset"),

@@ -14,6 +14,7 @@ from em3_jax import losses, metrics, train
 from em3_jax.config import parse
 from em3_jax.data.format import NOT_PART
 from em3_jax.data.readers.synthetic import synthetic
+from em3_jax.evaluation import calibration
 from em3_jax.predict.command import predict
 from em3_jax.tasks.heads import NOT_OBSERVED, FurtherLabels
 from em3_jax.training import experiment
@@ -197,6 +198,30 @@ def test_a_run_learns_all_labels_reports_and_predicts_them(labelled, tmp_path):
         found.column("probability_buy").to_numpy(), special.expit(logits.astype(np.float64)), atol=1e-6
     )
     assert {"probability", "probability_like", "logit"} <= set(found.column_names)
+
+
+def test_esmm_reports_and_predicts_the_label_of_all_rows_and_given_a_click(labelled, tmp_path):
+    config = config_of(labelled, labels=("buy",), kind="esmm", content="none")
+    config.optim.multipliers, config.train.epochs = (), 1.0
+    train.train(config, tmp_path / "run")
+    report = evaluation.evaluate(tmp_path / "run", "test", calibrate="platt", kept_negatives=0.5)
+    rows = np.asarray(labelled.split_rows("test"))
+    click, buy = labelled.label("click")[rows], labelled.label("buy")[rows]
+    assert report["labels"]["buy"]["n"] == len(rows) and report["labels"]["buy_given_click"]["n"] == click.sum()
+    names = ("", "_buy_given_click", "_buy")
+    folder = tmp_path / "run"
+    first, given, of_both = (np.load(folder / f"eval_test_logits{name}.npy").astype(np.float64) for name in names)
+    np.testing.assert_allclose(special.expit(of_both), special.expit(first) * special.expit(given), rtol=1e-5)
+    assert report["labels"]["buy"]["auc"] == pytest.approx(metrics.auc((click == 1) & (buy == 1), of_both))
+    pq.write_table(rows_of(labelled, "test"), tmp_path / "rows.parquet")
+    predict(tmp_path / "run", tmp_path / "rows.parquet", tmp_path / "scores.parquet")
+    written = pq.read_table(tmp_path / "scores.parquet")
+    found = {name: written.column(name).to_numpy() for name in written.column_names if name.startswith("prob")}
+    kept = calibration.read(tmp_path / "run", report["step"])
+    np.testing.assert_allclose(found["probability"], kept.first.probability(first))
+    np.testing.assert_allclose(found["probability_buy"], found["probability"] * found["probability_buy_given_click"])
+    np.testing.assert_allclose(found["probability_buy_given_click"], kept.of("buy_given_click").probability(given))
+    assert (found["probability_buy"] < found["probability"]).all()
 
 
 def test_contradictions_are_one_line(labelled, planted):

@@ -91,7 +91,7 @@ def test_json_and_back():
 
 def test_what_cannot_be_fitted():
     labels, logits = miscalibrated(300, 1.0, 0.0)
-    assert "one class alone" in user_error(calibration.fitted, np.zeros(300), logits, "platt")
+    assert "one class of clicks alone" in user_error(calibration.fitted, np.zeros(300), logits, "platt")
     assert "do not rise" in user_error(calibration.fitted, labels, -3 * logits, "platt")
     assert "--kept-negatives 0" in user_error(calibration.fitted, labels, logits, "platt", 0.0)
     assert "platt or isotonic" in user_error(calibration.fitted, labels, logits, "spline")
@@ -107,7 +107,7 @@ def test_the_line_where_it_is_undefined():
 def test_a_run_keeps_it_and_the_service_gives_it(scored, tmp_path):
     report = evaluation.evaluate(scored, "test", calibrate="platt", kept_negatives=0.5)
     found, logits = report["calibration"], np.load(scored / "eval_test_logits.npy")
-    kept = calibration.read(scored, report["step"])
+    kept = calibration.read(scored, report["step"]).first
     assert found["after"]["logloss"] <= found["before"]["logloss"] + 0.02 and len(found["deciles"]) == 10
     again = evaluation.evaluate(scored, "test")
     assert again["calibration"] == found, "it is kept, and what was fitted is the same"

@@ -8,10 +8,12 @@ import pytest
 
 from em3_jax import evaluate as evaluation
 from em3_jax import train
+from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.table import table
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.predict.command import predict
 from em3_jax.predict.past import Past
+from em3_jax.predict.rows import Resolver, which
 from tests.conftest import user_error
 from tests.test_train import small_config
 
@@ -117,6 +119,42 @@ def test_without_times_the_whole_past_is_read_and_a_column_may_list_it(scored, p
     assert (found["late"] != np.load(scored / "eval_test_logits.npy")).any()
 
 
+def test_times_in_another_unit_are_converted_and_what_is_too_early_is_told(planted, tmp_path):
+    """Of a log in milliseconds: dates, and seconds, are the same moments; before its first time there is no past."""
+    random, n = np.random.default_rng(0), 300
+    when = 1_600_000_000 + 60 * np.arange(n)
+    log = {"user": random.integers(0, 12, n), "item": random.integers(0, 20, n), "label": random.integers(0, 2, n)}
+    dates = pa.array(when * 1000, pa.timestamp("ms"))
+    pq.write_table(pa.table(log | {"time": dates}), tmp_path / "log.parquet")
+    dataset = table(tmp_path / "data", interactions=tmp_path / "log.parquet", events="all")
+    read = which(["user", "item", "time"], {}, (), dataset)
+    source, found = Source(tmp_path / "log.parquet"), {}
+    texts = pa.array([f"{moment.as_py():%d.%m.%Y %H:%M:%S}" for moment in dates])
+    numbers = pa.array((when * 1000).astype(str))
+    forms = {"dates": dates, "seconds": pa.array(when), "texts": texts, "numbers": numbers}
+    for name, column in forms.items():
+        own = read._replace(time_format="%d.%m.%Y %H:%M:%S" if name == "texts" else "")
+        rows = Resolver(dataset, 5, own)(source, pa.table(log | {"time": column}).slice(200))
+        found[name] = rows.interactions["history_end"]
+    assert all((one == found["dates"]).all() for one in found.values())
+    resolver = Resolver(dataset, 5, read)
+    early = np.r_[1000, when[200:] * 1000]
+    resolver(source, pa.table({name: column[:101] for name, column in log.items()} | {"time": early}))
+    assert resolver.unknown["times before the dataset's first, rows"] == 1
+    late = pa.table(log | {"time": np.full(n, 5)})
+    assert "milliseconds" in user_error(lambda: Resolver(dataset, 5, read)(source, late)) and planted.num_users
+
+
+def test_histories_as_texts(planted, tmp_path):
+    read = which(["user", "item", "slot", "past"], {"history": "past"}, (), planted)
+    items = [str(one) for one in planted.item_table.column("id").to_pylist()[:4]]
+    user = planted.user_table.column("id").to_pylist()[:2]
+    log = pa.table({"user": user, "item": items[:2], "slot": ["0", "0"], "past": [" ".join(items), None]})
+    (tmp_path / "rows.csv").write_text("user,item,past\n")
+    found = Resolver(planted, 5, read._replace(separator=" "))(Source(tmp_path / "rows.csv"), log)
+    assert (found.interactions["history_end"] - found.interactions["history_start"]).tolist() == [4, 0]
+
+
 def test_the_past_of_each_row_is_its_range(planted):
     columns = planted.interactions
     for split in ("train", "valid", "test"):
@@ -174,7 +212,7 @@ def test_what_it_refuses(scored, planted, test_rows, tmp_path):
     pq.write_table(rows, other / "a.parquet")
     pq.write_table(rows.drop_columns(["item"]), other / "b.parquet")
     assert "b.parquet" in user_error(lambda: predict(scored, other, out))
-    assert not out.exists()
+    assert not out.exists() and not list(tmp_path.glob(".*.parts")), "nothing is left of what was refused"
 
 
 def test_ids_alone_and_codes_are_scored_too(planted, tmp_path, test_rows):

@@ -101,7 +101,8 @@ def table(
         row counts in the training loss.
       label: a rule such as "rating>=4", in place of a column of 0 and 1.
       labels: name=column or name=rule of further labels, such as buy=bought,long=seconds>=30, which runs learn with
-        --config.data.label=<name>; a row without a value is not part of that label.
+        --config.data.label=<name>, or several at once with --config.model.heads.labels; a row without a value is not part of
+        that label.
       item_fields, user_fields: categorical columns; `name:multi` for several values, a list or text with separators.
       item_text: columns of the items that hold texts.
       item_image: column of the items, path of an image or of a folder of frames; `name:multi` for several.
@@ -110,7 +111,7 @@ def table(
       event_fields: categorical columns of the interactions that describe them once they are history.
       item_numbers, user_numbers, context_numbers, event_numbers: columns of numbers, which become fields of ranges with
         about as many training rows each; what is missing is a value of its own.
-      number_bins: most ranges of such a field.
+      number_bins: most ranges of such a field, 2 to 1000, beside what is missing.
       numbers_like: a dataset whose ranges are taken over, as where the log has grown.
       features: name -> .npy file with one row an item, in the order of the items file; a row of zeros is missing.
       separator: between the values of a `:multi` column of texts.

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from em3_jax.core.errors import UserError
 from em3_jax.data.canonical import words_and_codes
-from em3_jax.data.format import NOT_PART
+from em3_jax.data.format import CLICK, NOT_PART
 from em3_jax.data.readers.encode import Encoded, encode, field_names, many_numbers
 from em3_jax.data.readers.files import column_names, place, read_table, require_numbers, require_values, text_of
 from em3_jax.data.readers.numbers import Values, read_numbers
@@ -137,6 +137,7 @@ def read_log(
                 f"{path}: no column '{role}' (there are: {', '.join(have)}); say which it is with --columns "
                 f"{role}=...{hint}"
             )
+    _check_names(more.labels)
     rules = {name: _rule(rule) for name, rule in more.labels.items()}
     weight_column = [roles["weight"]] if "weight" in roles else []
     others = [*(column for column, *_ in rules.values()), *more.context_numbers, *more.event_numbers, *weight_column]
@@ -214,11 +215,13 @@ def _labels(
     threshold: float,
     plain: bool,
     rows: np.ndarray | None = None,
+    option: str = "--label '",
 ) -> np.ndarray:
     """[n] bool.
 
     Args:
       rows: [n] of the file, for messages; None = all.
+      option: that takes a rule, for messages.
     """
     if not (pa.types.is_boolean(column.type) or _is_number(column.type)):
         raise UserError(
@@ -228,10 +231,19 @@ def _labels(
     bad = np.flatnonzero(~np.isfinite(values) if not plain else ~np.isin(values, (0, 1)))
     if len(bad):
         value = values[bad[0]]
-        advice = "drop or mend the row" if not np.isfinite(value) else f"give 0 or 1, or a rule: --label '{name}>=...'"
+        advice = "drop or mend the row" if not np.isfinite(value) else f"give 0 or 1, or a rule: {option}{name}>=...'"
         row = bad[0] if rows is None else rows[bad[0]]
         raise UserError(f"{place(path, row)}: label '{name}' is {value:g}; {advice}")
     return compare(values, threshold)
+
+
+def _check_names(labels: Mapping[str, str]) -> None:
+    """Refuses names of labels that cannot be columns, or are the first one's."""
+    for name in labels:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise UserError(f"--labels {name}=...: a label's name has letters, digits and _ alone; choose another")
+        if name in (CLICK, "label"):
+            raise UserError(f"--labels {name}=...: is the first label's name; choose another, or give it as --label")
 
 
 def _rule(rule: str) -> tuple[str, np.ufunc | None, float]:
@@ -255,7 +267,7 @@ def _further(
     rows = np.flatnonzero(there)
     of_rows = column.take(pa.array(rows))
     plain = compare is None
-    found = _labels(path, column_name, of_rows, compare or np.equal, threshold, plain, rows)
+    found = _labels(path, column_name, of_rows, compare or np.equal, threshold, plain, rows, f"--labels '{name}=")
     if found.all() or not found.any():
         every = int(found[0])
         raise UserError(

@@ -38,6 +38,8 @@ class Options(NamedTuple):
 
 def check(options: Options) -> None:
     """Refuses what cannot be."""
+    if options.like and options.bins != BINS:
+        raise UserError(f"--number-bins {options.bins}: ranges are those of --numbers-like; leave one of them out")
     if not 2 <= options.bins <= 1000:
         raise UserError(f"--number-bins {options.bins}: give 2 to 1000")
 

@@ -139,7 +139,8 @@ def work_on_clicks(
     def evaluate(predict: work.Predict, state: State, split: str, errors: bool = True) -> work.Report:
         source = evaluation(split)
         logits = ranking_evaluation.predict(source, lambda batch: predict(state, batch), place)
-        logits, arrays = ranking_evaluation.of_labels(logits, task.labels)
+        logits, further = ranking_evaluation.of_labels(logits, task.labels, task.entire_space)
+        arrays = {"logits": logits} | {f"logits_{name}": one for name, one in further.items()}
         share, rows = config.eval.popular_share, np.asarray(source.rows)
         # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
         scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label)

@@ -61,6 +61,10 @@ class RankingTask(Task):
         return () if self.further is None else self.further.labels
 
     @property
+    def entire_space(self) -> bool:
+        return self.further is not None and self.further.entire_space
+
+    @property
     def uses_content(self) -> bool:
         return self.model.fusion is not None
 
