@@ -368,9 +368,9 @@ def test_the_keys_of_a_batch_are_listed_in_the_schema_alone(module):
         "def f(x):\n  return {'label': x.a, 'weight': x.b, **x.c, 'row_id': x.d}",
         "batch = dict(item_id=1, item_mask=2, label=3)",
         "Key = Literal['item_id', 'item_mask', 'label']",
-        "class Clicks(TypedDict):\n  label: int\n  weight: int\n  group: int",
+        "class Clicks(TypedDict):\n  label: int\n  item_row: int\n  group: int",
         "KEYS = 'item_id item_mask item_row'.split()",
-        '"""Makes batches.\n\n| key | of |\n|---|---|\n| label, weight | B |\n| group | B |\n"""',
+        '"""Makes batches.\n\n| key | of |\n|---|---|\n| label, item_row | B |\n| group | B |\n"""',
         'def f():\n  """request: "candidate" [b, W], "user_row" [C], "history_mask" [T]."""',
     ],
 )

@@ -60,7 +60,7 @@ CATALOGUE: Keys = {
 CLICKS: Keys = CATALOGUE | {
     "label": Key(F32, "B", "0 or 1"),
     "weight": Key(F32, "B", "0 = the row only fills the batch"),
-    "labels": Key(F32, "B H", "further labels, -1 = not observed", given="labels"),
+    "further": Key(F32, "B H", "further labels, -1 = not observed", given="labels"),
     "item_position": Key(I32, "B", "the candidate", into="item_id"),
     # The history is the last T strictly earlier events, newest last; the mask says which there are.
     "history_position": Key(I32, "B T", "the events' items", into="item_id"),

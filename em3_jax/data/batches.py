@@ -185,7 +185,7 @@ class BatchBuilder:
         if self.labels:
             further = np.stack([self.dataset.label(name)[rows] for name in self.labels], axis=1).astype(np.float32)
             further[further == NOT_PART] = -1.0
-            batch["labels"] = further
+            batch["further"] = further
         event_index, batch["history_mask"] = self._history(rows)
         batch |= self._items(item, event_index, batch["history_mask"], buckets)
         history = event_index, batch["history_mask"]

@@ -49,11 +49,11 @@ class FurtherLabels:
           first: [] the loss of the first label.
           logit: [B] its logit.
           out: with "further" [B, H].
-          batch: with "labels" [B, H] f32, `NOT_OBSERVED` among them, "label" [B] and "weight" [B].
+          batch: of clicks, whose further labels are `NOT_OBSERVED` where a row is not part of them.
         """
         of_each = []
         for k, name in enumerate(self.labels):
-            label, further = batch["labels"][:, k], out["further"][:, k]
+            label, further = batch["further"][:, k], out["further"][:, k]
             observed = label != NOT_OBSERVED
             if self.entire_space:
                 # What was not clicked is no conversion; a click whose conversion was not observed says nothing.

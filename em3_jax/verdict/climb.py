@@ -32,7 +32,7 @@ SETTINGS: tuple[Mapping[str, Any], ...] = (
 """What IDs alone try, and the best of it all rungs have; the first is the config as it stands."""
 SLOW: Mapping[str, Any] = {"optim.multipliers": (("^model/(fusion|content_attention)/", 0.1),)}
 """What rungs that train content try besides: at the full rate it may learn by heart before IDs and fields have learnt."""
-ALIKE = ("data.label", "data.batch_size", "data.unknown_floor", "train.epochs", "train.log_every", "train.patience")
+ALIKE = ("data.label", "data.batch_size", "train.epochs", "train.log_every", "train.patience")
 """Settings that a rung with a config of its own has from the others'."""
 METRIC = "auc"
 
@@ -167,6 +167,8 @@ class Climb:
         """
         rung = self.rung(name)
         alike = {key: recipes.lookup(self._whole, key) for key in ALIKE} if rung.config else {}
+        floors = self._whole.data.unknown_floor.items() if rung.config else ()
+        alike |= {f"data.unknown_floor.{field}": floor for field, floor in floors}
         return {**alike, **self.settings, **self.own.get(rung.settings_of or name, {})}
 
     @functools.cached_property

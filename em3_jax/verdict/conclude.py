@@ -12,7 +12,7 @@ from em3_jax.protocols.inputs import ALL_CONTENT, CONTENT
 from em3_jax.verdict import forecast as ahead
 from em3_jax.verdict import popularity
 from em3_jax.verdict.climb import METRIC, Climb
-from em3_jax.verdict.ladder import FUSION, IDS
+from em3_jax.verdict.ladder import FUSION, IDS, POPULARITY
 from em3_jax.verdict.measure import Rows, Spread, holm, spread
 
 PAYS, NO_DIFFERENCE, HARMS = "pays", "no difference", "harms"
@@ -114,7 +114,7 @@ def _popularity(climbed: Climb, test: Rows, ids: np.ndarray, moved: Spread) -> d
         for name, metric in (("gain", "auc"), ("gauc_gain", "gauc"))
     }
     about = "the item's rate of clicks in training, drawn to the mean where it has few rows"
-    row = {"name": "popularity", "label": "popularity", "about": about, "share": 1.0, "seeds": 1}
+    row = {"name": POPULARITY, "label": "popularity", "about": about, "share": 1.0, "seeds": 1}
     return row | values | gains | {"p_corrected": None, "gigaflops": None}
 
 

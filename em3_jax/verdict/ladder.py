@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from em3_jax.trials.runs import PlannedRun
 
 IDS, FUSION = "ids", "em3"
+POPULARITY = "popularity"
+"""Of the row of what needs no model; it is no rung."""
 LEMUR = "configs/lemur.py"
 CODES = "verdict"
 """Name of the code set."""

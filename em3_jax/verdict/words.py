@@ -3,7 +3,7 @@
 from typing import Any
 
 from em3_jax.verdict.conclude import HARMS, NO_DIFFERENCE, PAYS
-from em3_jax.verdict.ladder import FUSION
+from em3_jax.verdict.ladder import FUSION, IDS, POPULARITY
 
 MOST_OF = 0.9  # share of a gain that is "all of it"
 
@@ -46,6 +46,13 @@ def untold(found: dict[str, Any]) -> list[str]:
             f"A gain smaller than {max(found['gain']['high'], 0):.4f} AUC: {_split(found, 'test')['rows']:,} test rows do not "
             "show it."
         )
+    rates = {row["name"]: row["auc"] for row in found["ladder"]}
+    if rates.get(POPULARITY, 0.0) > rates[IDS]:
+        said = f"Popularity of all training rows has {rates[POPULARITY]:.4f} AUC, above IDs alone at {rates[IDS]:.4f}"
+        why = (
+            "the budget held a part of the rows" if found["top"] < 1 else "the model has not learnt what a count tells"
+        )
+        result.append(f"What a model that has learnt enough would say: {said}; {why}.")
     dropped = [row["label"] for row in found["ladder"] if row["share"] < found["top"]]
     if dropped:
         result.append(f"Whether {_list(dropped)} would catch up on all rows: they were left behind on part of them.")

@@ -44,7 +44,7 @@ def random_batch(seed: int = 0) -> dict:
     labels = random.integers(0, 2, (B, 2)).astype(np.float32)
     labels[random.random((B, 2)) < 0.3] = NOT_OBSERVED
     return {
-        "label": jnp.asarray(random.integers(0, 2, B), jnp.float32), "labels": jnp.asarray(labels),
+        "label": jnp.asarray(random.integers(0, 2, B), jnp.float32), "further": jnp.asarray(labels),
         "weight": jnp.asarray((random.random(B) < 0.8).astype(np.float32) * random.random(B)),
     }  # fmt: skip
 
@@ -64,7 +64,7 @@ def test_without_further_labels_nothing_has_changed(planted):
     }
     assert any(name.startswith("model/backbone/dnn/Dense_0") for name in names)
     assert not any("tower" in name or name.startswith("heads") for name in names)
-    assert parts.program.predict_all is None and "labels" not in parts.work.source[0]
+    assert parts.program.predict_all is None and "further" not in parts.work.source[0]
 
 
 @pytest.mark.parametrize("kind, backbone", [("shared_bottom", "din"), ("mmoe", "deepfm"), ("ple", "wide_deep")])
@@ -91,7 +91,7 @@ def test_batches_have_the_labels_of_their_rows(labelled):
     batch, rows = source.builder(np.arange(500), buckets=source.buckets), np.arange(500)
     for k, name in enumerate(LABELS):
         values = labelled.label(name)[rows].astype(np.float64)
-        np.testing.assert_array_equal(batch["labels"][:, k], np.where(values == NOT_PART, NOT_OBSERVED, values))
+        np.testing.assert_array_equal(batch["further"][:, k], np.where(values == NOT_PART, NOT_OBSERVED, values))
 
 
 def test_mmoe_is_its_formula(labelled):
@@ -134,12 +134,12 @@ def test_losses_are_of_observed_rows_and_weighted():
     total, logged = task.loss({}, first, jnp.zeros(B), {"further": further}, batch)
     expected = 0.7
     for k, factor in enumerate((1.0, 0.25)):
-        kept = np.asarray(batch["labels"][:, k]) != NOT_OBSERVED
+        kept = np.asarray(batch["further"][:, k]) != NOT_OBSERVED
         weight = np.asarray(batch["weight"])[kept]
-        rows = metrics.losses_of_rows(np.asarray(batch["labels"])[kept, k], np.asarray(further)[kept, k])
+        rows = metrics.losses_of_rows(np.asarray(batch["further"])[kept, k], np.asarray(further)[kept, k])
         expected += factor * float((weight * rows).sum() / weight.sum())
     assert float(total) == pytest.approx(expected, rel=1e-5) and set(logged) == {"buy_loss", "like_loss"}
-    none = batch | {"labels": jnp.full((B, 2), NOT_OBSERVED)}
+    none = batch | {"further": jnp.full((B, 2), NOT_OBSERVED)}
     assert float(task.loss({}, first, jnp.zeros(B), {"further": further}, none)[0]) == pytest.approx(0.7)
 
 
@@ -147,7 +147,7 @@ def test_esmm_is_the_likelihood_of_both_over_all_rows():
     random = np.random.default_rng(2)
     click = random.integers(0, 2, B).astype(np.float32)
     buy = np.where(click == 1, random.integers(0, 2, B), NOT_OBSERVED).astype(np.float32)
-    batch = {"label": jnp.asarray(click), "labels": jnp.asarray(buy[:, None]), "weight": jnp.ones(B)}
+    batch = {"label": jnp.asarray(click), "further": jnp.asarray(buy[:, None]), "weight": jnp.ones(B)}
     a, b = (jnp.asarray(4 * random.standard_normal(B), jnp.float32) for _ in range(2))
     task = FurtherLabels(("buy",), {}, False, True)
     total, _ = task.loss({}, jnp.float32(0.0), a, {"further": b[:, None]}, batch)
@@ -156,7 +156,7 @@ def test_esmm_is_the_likelihood_of_both_over_all_rows():
     assert float(total) == pytest.approx(-np.mean(both * np.log(p) + (1 - both) * np.log1p(-p)), rel=1e-5)
     # A click whose conversion was not observed says nothing; large logits stay finite.
     first = int(np.argmax(click))
-    hidden = batch | {"labels": batch["labels"].at[first, 0].set(NOT_OBSERVED)}
+    hidden = batch | {"further": batch["further"].at[first, 0].set(NOT_OBSERVED)}
     value = lambda b: task.loss({}, jnp.float32(0.0), a, {"further": b[:, None]}, hidden)[0]  # noqa: E731
     assert float(jax.grad(value)(b)[first]) == 0.0
     assert np.isfinite(float(task.loss({}, jnp.float32(0.0), 80 * a, {"further": 80 * b[:, None]}, batch)[0]))

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from em3_jax import metrics
 from em3_jax.config import recipes
 from em3_jax.core import strict_json
 from em3_jax.data.readers.synthetic import synthetic
@@ -19,7 +20,8 @@ from em3_jax.trials import runs
 from em3_jax.verdict import climb, command, page, words
 from em3_jax.verdict.budget import MORE_OF_IDS, Plan
 from em3_jax.verdict.command import verdict
-from em3_jax.verdict.ladder import FUSION, IDS, LADDER
+from em3_jax.verdict.ladder import FUSION, IDS, LADDER, POPULARITY
+from em3_jax.verdict.popularity import PRIOR
 from tests.conftest import ROOT, user_error
 
 pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(90)]
@@ -187,6 +189,46 @@ def test_sentences_of_each_verdict(made):
     without = pays | {"slices": slices[2:]}
     assert any("never shows" in one and "not there" in one for one in words.untold(without))
     assert "<svg" in page.page(pays)
+    popular = [row | {"auc": 0.9} if row["name"] == POPULARITY else row for row in found["ladder"]]
+    assert any("Popularity of all training rows has 0.9000" in one for one in words.untold(found | {"ladder": popular}))
+
+
+def test_popularity_is_by_training_rows_alone(made, planted):
+    """The smoothed rate of clicks of each item; an item that training does not show has the mean rate."""
+    _, found = made
+    row = next(one for one in found["ladder"] if one["name"] == POPULARITY)
+    train, test = (np.asarray(planted.split_rows(split)) for split in ("train", "test"))
+    item, label = planted.interactions["item"], planted.interactions["label"]
+    mean = label[train].mean()
+    expected = []
+    for one in item[test]:
+        own = label[train][item[train] == one]
+        expected.append((own.sum() + PRIOR * mean) / (len(own) + PRIOR))
+    assert row["auc"] == pytest.approx(metrics.auc(label[test], np.array(expected)), abs=1e-4)
+    assert row["p_corrected"] is None and row["share"] == 1.0
+
+
+def test_the_chosen_rung_and_ids_have_the_seeds(made):
+    _, found = made
+    seeds = {row["name"]: row["seeds"] for row in found["ladder"]}
+    assert seeds[IDS] == found["seeds"] + MORE_OF_IDS and seeds[found["best"]] == found["seeds"]
+
+
+def test_lemur_is_a_rung_where_there_is_raw_content(tmp_path):
+    """Its run has a config of its own, on the same batches for as long as the others; it is built, not trained."""
+    raw = synthetic(tmp_path / "raw", interactions=1500, users=60, items=60, raw=True, image_tokens=0, text_tokens=0)
+    rungs = (LADDER[0], *command._of_raw(raw))
+    assert [rung.name for rung in rungs] == [IDS, "lemur"]
+    ladder = climb.Climb(raw, CONFIG, CHANGES, rungs, Plan(1.0, 2, 0.0), tmp_path / "out", 1)
+    planned = ladder._planned(rungs[1], 0.4, ladder.settings_for("lemur"))
+    (job,) = ladder._jobs([planned], seeds=1, splits=("valid", "test")).values()
+    config = job.config
+    assert config.task == "lemur" and set(config.data.features) == {"raw_image", "raw_text"}
+    assert config.data.batch_size == 128 and config.train.epochs == 1.0 and config.data.rows_share == 0.4
+    assert "item" in config.data.unknown_floor and job.splits == ("valid", "test")
+    assert experiment.build(config).work.task.can_be_served
+    said = command._training(ladder, "lemur", CONFIG)
+    assert "configs/lemur.py" in said and "raw_image" in said
 
 
 def test_data_on_which_there_is_nothing_to_compare(planted, tmp_path):

@@ -160,9 +160,7 @@ def synthetic(
     with DatasetWriter(out, overwrite) as writer:
         world = make_world(seed, users, items, latent, cold_share, new_users, interest)
         world = _with_arrivals(world, seed, arrivals, interactions)
-        events = _write_rows(writer, world, seed, interactions, choices, drift)
-        if labels:
-            planted_labels.write(writer, world, seed)
+        events = _write_rows(writer, world, seed, interactions, choices, drift, labels)
         if rule is not None:
             events = planted_split.hold_out(writer, rule, seed, events, {"user": users, "item": items})
         _write_histories(writer, *events)
@@ -264,7 +262,7 @@ def _check_arguments(arguments: dict) -> None:
 
 
 def _write_rows(
-    writer: DatasetWriter, world: World, seed: int, rows: int, choices: float, drift: float
+    writer: DatasetWriter, world: World, seed: int, rows: int, choices: float, drift: float, labels: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Writes the interaction columns but the histories; returns the events: user i32, item i32, time i64, each [E]."""
     dtypes = {
@@ -291,6 +289,8 @@ def _write_rows(
         offset, draw = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         probability, label = planted_interest.nearest_clicks(world.content, columns, events[0], offset, draw)
         columns["probability"][:], columns["label"][:] = probability, label
+    if labels:
+        planted_labels.write(writer, world, seed)
     click = np.flatnonzero(columns["label"])
     events.append((columns["user"][click], columns["item"][click], columns["time"][click]))
     user, item, time = (np.concatenate(arrays) for arrays in zip(*events, strict=True))

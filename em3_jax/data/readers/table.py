@@ -13,7 +13,6 @@ sorted by time here; rows of equal time keep the order of the file.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from em3_jax.core.errors import UserError
@@ -26,17 +25,16 @@ from em3_jax.data.readers.source import Paths, Source
 from em3_jax.data.readers.splits import Split, Whole, is_by_items, parse
 from em3_jax.data.readers.table_clicks import Clicks, check_clicks
 from em3_jax.data.readers.table_dataset import Files, Read, finish, matched, ranged, write_interactions
-from em3_jax.data.readers.table_history import ORDERS, Events, Given, merged, read_events, read_given
-from em3_jax.data.readers.table_log import Log, More, read_log, require_order
+from em3_jax.data.readers.table_history import ORDERS, Events, Given
+from em3_jax.data.readers.table_log import More
 from em3_jax.data.readers.table_match import Ends
 from em3_jax.data.readers.table_numbers import BINS
 from em3_jax.data.readers.table_numbers import Options as Cut
 from em3_jax.data.readers.table_part import Multi, Part, check_multi, part_of_log, read_part
+from em3_jax.data.readers.table_reading import Names, Reading, Roles, read_all
 from em3_jax.data.readers.table_times import AUTO, NO_TIMES, UNTIMED, Times, Untimed
 from em3_jax.data.writer import DatasetWriter
 
-Names = tuple[str, ...]
-Roles = dict[str, str]
 ROLES = ("user", "item", "label", "time", "user_key", "item_key", "group", "history", "weight")
 
 
@@ -150,54 +148,72 @@ def table(
       column_names, item_column_names, user_column_names: of all columns of the interactions, items and users, in order.
       overwrite: replace an existing dataset.
     """
-    multi = Multi(separator, max_values)
-    check_multi(multi)
+    check_multi(multi := Multi(separator, max_values))
     text = TextFormat(delimiter, quoting, encoding, header)
-    files = Files(
-        _source(interactions, text, column_names),
-        None if items is None else _source(items, text, item_column_names),
-        None if users is None else _source(users, text, user_column_names),
-        events=None,
-    )
-    roles = _roles(columns or {})
-    rule = parse(split)
+    given = ((interactions, column_names), (items, item_column_names), (users, user_column_names))
+    files = _files(given, events_table, text)
+    roles, rule = _roles(columns or {}), parse(split)
     clicks = check_clicks(Clicks(negatives, negatives_by, seed, as_retrieval, is_by_items(rule)))
     needing = {"--events-table": events_table is not None, "--in-order": in_order}
     untimed = _untimed(time_unit, events, untimed_histories, clicks)
     events = _timed(time_unit, rule, events, needing, "history" in roles)
-    if events_table is not None:
-        files = files._replace(events=Source(events_table, check_format(text)))
     events = _events(events, roles, files.events, history_fields or {}, event_fields)
     _check_given(files, item_fields or item_text or item_image or features or item_numbers, user_fields or user_numbers)
-    cut.check(Cut(number_bins, numbers_like))
-    if event_numbers and (events_table is not None or "history" in roles):
-        raise UserError(
-            "--event-numbers: are of the interactions, and histories come from elsewhere here; leave them out"
-        )
+    elsewhere = events_table is not None or "history" in roles
+    cuts = _checked(Cut(number_bins, numbers_like), event_numbers, elsewhere)
+    more = More(labels or {}, context_numbers, () if events == "none" else event_numbers)
+    fields = (context_fields, () if events == "none" else event_fields, event_fields)
+    histories = (history_fields or {}, history_separator or separator, history_order)
+    how = Reading(
+        roles, label, rule, *fields, Times(time_unit, time_format), clicks, more, in_order, untimed, histories
+    )
     with DatasetWriter(out, overwrite) as writer:
-        times = Times(time_unit, time_format)
-        fields = (context_fields, () if events == "none" else event_fields)
-        more = More(labels or {}, context_numbers, () if events == "none" else event_numbers)
-        log = read_log(files.interactions, roles, label, rule, *fields, times, clicks.alone, more)
-        if in_order:
-            require_order(files.interactions, log)
-        log = _with_note(files.interactions, log, time_unit, untimed)
-        how = (history_separator or separator, history_order)
-        log = _with_history(files, log, roles, history_fields or {}, *how)
-        log, outside = _with_events(files, log, roles, event_fields, times, events)
+        read = read_all(files, how, events)
         root = None if files.items is None else _image_root(files.items, image_root)
         of_items = (item_fields, multi, item_text, item_image, root, item_numbers)
         of_users = (user_fields, multi, (), None, None, user_numbers)
-        ends = _ends(files, roles, Read(log, outside), of_items, of_users, drop_unknown)
-        of_label = label or f"column {roles['label']}"
-        found = matched(files, ends, Read(log, outside), clicks, of_label, rule)
-        found, ends, ranges = ranged(found, ends, Cut(number_bins, numbers_like))
+        ends = _ends(files, roles, read, of_items, of_users, drop_unknown)
+        found = matched(files, ends, read, clicks, label or f"column {roles['label']}", rule)
+        found, ends, ranges = ranged(found, ends, cuts)
         _write_features(writer, features or {}, files.items, ends.item_part.table)
-        more_facts = {"numbers": ranges} if ranges else {}
-        more_facts |= {"labels": {name: f"{rule} where it is there" for name, rule in labels.items()}} if labels else {}
-        facts: dict[str, Any] = {"split": rule, "only_clicks": as_retrieval, "more": more_facts}
+        facts: dict[str, Any] = {"split": rule, "only_clicks": as_retrieval, "more": _facts(ranges, labels or {})}
         facts["was_unsorted"] = write_interactions(writer, found, ends, events, rule, untimed)
         return finish(writer, files, found, ends, image_root=root if item_image else None, **facts)
+
+
+def _files(given: tuple[tuple[Paths | None, Names], ...], events: Paths | None, text: TextFormat) -> Files:
+    """What is read.
+
+    Args:
+      given: interactions, items and users, each with the names of its columns; None = there are none.
+      events: a table of events.
+      text: how text files are written.
+    """
+    log, items, users = (None if paths is None else _source(paths, text, names) for paths, names in given)
+    assert log is not None  # the one that has to be given
+    return Files(log, items, users, None if events is None else Source(events, check_format(text)))
+
+
+def _checked(options: Cut, of_events: Names, elsewhere: bool) -> Cut:
+    """The options about numbers; refuses what does not go together.
+
+    Args:
+      of_events: columns of numbers of events.
+      elsewhere: histories are not of the interactions.
+    """
+    cut.check(options)
+    if of_events and elsewhere:
+        raise UserError(
+            "--event-numbers: are of the interactions, and histories come from elsewhere here; leave them out"
+        )
+    return options
+
+
+def _facts(ranges: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
+    """What dataset.json says of numbers and of further labels; {} without any."""
+    facts = {"numbers": ranges} if ranges else {}
+    rules = {name: f"{rule} where it is there" for name, rule in labels.items()}
+    return facts | ({"labels": rules} if rules else {})
 
 
 def _source(paths: Paths, text: TextFormat, names: Names) -> Source:
@@ -252,39 +268,6 @@ def _untimed(unit: str, events: str | None, histories: str, clicks: Clicks) -> U
             "leave one out"
         )
     return Untimed(histories, clicks.seed)
-
-
-def _with_note(source: Source, log: Log, unit: str, untimed: Untimed | None) -> Log:
-    """The log with a note on what histories hold, where there are no times."""
-    if unit != NO_TIMES:
-        return log
-    note = f"{source.name} has no times, so its rows are no history of others"
-    if untimed is not None:
-        which = "the other rows" if untimed.histories == "others" else "the rows before it"
-        note = (
-            f"{source.name} has no times: histories hold {which} of a user in an order drawn with seed {untimed.seed}"
-        )
-    return log._replace(notes=[*log.notes, note])
-
-
-def _with_history(
-    files: Files, log: Log, roles: dict[str, str], fields: dict[str, str], between: str, order: str
-) -> Log:
-    """The log with the histories of a column of it, if there is one; see `read_given`."""
-    if "history" not in roles:
-        return log
-    given = read_given(files.interactions, roles["history"], fields, between, order)
-    return log._replace(history=given, event=given.event)
-
-
-def _with_events(
-    files: Files, log: Log, roles: dict[str, str], fields: Names, times: Times, events: str
-) -> tuple[Log, Events | None]:
-    """(log, table of events; None without one), their event fields numbered alike."""
-    if files.events is None:
-        return log, None
-    outside = read_events(files.events, roles, fields, times, log.time_unit)
-    return _one_vocabulary(log, outside, events)
 
 
 def _ends(files: Files, roles: Roles, read: Read, of_items: tuple, of_users: tuple, drop_unknown: bool) -> Ends:
@@ -352,21 +335,6 @@ def _all_named(used: pa.ChunkedArray, *others: Given | Events | pa.ChunkedArray 
     """A column of ids and those of histories after it."""
     columns = [other if isinstance(other, pa.ChunkedArray) else other.item for other in others if other is not None]
     return pa.chunked_array([chunk for column in (used, *columns) for chunk in column.chunks], used.type)
-
-
-def _one_vocabulary(log: Log, outside: Events, events: str) -> tuple[Log, Events]:
-    """Event fields of the interactions and of the table of events, which are the same fields."""
-    own, others = {}, {}
-    if (
-        events == "none"
-    ):  # the interactions are no events: they have the fields' values, and no event of theirs is written
-        of_none = np.zeros(len(log.user), np.int32)
-        own = {name: (of_none, values) for name, (_, values) in outside.event.items()}
-        return log._replace(event=own), outside
-    for name, encoded in log.event.items():
-        ids, of_others, values = merged(encoded, outside.event[name])
-        own[name], others[name] = (ids, values), (of_others, values)
-    return log._replace(event=own), outside._replace(event=others)
 
 
 def _write_features(
