@@ -35,7 +35,7 @@ def evaluate(
     calibrate: str = "",
     kept_negatives: float = 1.0,
 ) -> dict:
-    """The report of a run on a split: {"step", "split", "slices": {slice: {metric: value}}, ...}.
+    """The report of a run on a split.
 
     Args:
       directory: the run's folder.
@@ -45,9 +45,10 @@ def evaluate(
       calibrate: what to fit on validation, "platt" or "isotonic", and to keep with the run; "" = nothing.
       kept_negatives: see `core.calibration.Calibration`; with `calibrate`.
 
-    Where it learns further labels, the report has "labels": {label: {metric: value}}, on the rows of the split that
-    have the label. Where the run has a calibration, the report has "calibration": {"method", "kept_negatives", "before", "after",
-    "deciles"}, all of rows as the split has them.
+    Returns:
+      {"step", "split", "slices": {slice: {metric: value}}, ...}. Of a run with further labels, "labels": {label: {metric:
+      value}} on the rows that have the label; of one with a calibration, "calibration": {"method", "kept_negatives",
+      "before", "after", "deciles"} of the rows as the split has them.
     """
     directory = Path(directory)
     run = Run.open(directory, data_root)
@@ -116,7 +117,7 @@ def _further(run: Run, split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def _calibrate(run: Run, state: State, method: str, kept_negatives: float) -> None:
     """Fits a calibration on validation and keeps it with the run."""
     parts, label = run.experiment, getattr(run.config.data, "label", CLICK)
-    _, arrays, _ = parts.evaluate(state, "valid")
+    arrays = parts.evaluate(state, "valid", errors=False).arrays
     if "logits" not in arrays:
         raise UserError(f"{run.folder}: --calibrate is for runs that predict clicks, and this one ranks all items")
     rows = np.asarray(parts.work.dataset.split_rows("valid", label))

@@ -95,7 +95,7 @@ def predict(
         progress = Progress(source.rows, unit="row")
         for number, table in enumerate(files.pieces(source, size)):
             if not made.has(number):
-                logits, further = scorer(resolver(source, table))
+                logits, further = scorer(resolver(source.after(done), table))
                 made.write(number, _with_scores(table, logits, scorer.probabilities(logits, further)))
             done += table.num_rows
             progress.advance(table.num_rows)

@@ -35,8 +35,8 @@ class Past:
         np.minimum.at(first, user, start)
         if (first[user] != start).any():
             raise UserError(
-                f"{dataset.root}: its histories came with its rows; say which column of the rows to score has theirs, "
-                "with --columns history=..."
+                f"{dataset.root}: its histories came with its rows, or have no times, and are no user's; say which column "
+                "of the rows to score has theirs, with --columns history=..."
             )
         last = np.zeros(dataset.num_users, np.int64)
         np.maximum.at(last, user, end)

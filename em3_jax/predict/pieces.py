@@ -64,11 +64,12 @@ class Pieces:
         pq.write_table(table, temporary)
         temporary.replace(self._path(number))
 
-    def finish(self) -> None:
-        """Makes one file of all pieces, in the order of their numbers."""
+    def finish(self) -> int:
+        """Makes one file of all pieces, in the order of their numbers; returns its rows."""
         temporary = self._folder / f"joined{self.out.suffix.lower()}"
         tables = self._tables()
         first = next(tables)
+        rows = first.num_rows
         is_text = self.out.suffix.lower() == ".csv"
         try:
             made: Any = (
@@ -78,10 +79,12 @@ class Pieces:
                 writer.write_table(first)
                 for table in tables:
                     writer.write_table(table)
+                    rows += table.num_rows
         except pa.ArrowException as error:
             raise UserError(f"--out {self.out}: cannot be written so ({error}); give a .parquet file") from None
         temporary.replace(self.out)
         shutil.rmtree(self._folder)
+        return rows
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06}.parquet"
@@ -99,11 +102,3 @@ def checked(out: str | Path) -> Path:
     if out.exists():
         raise UserError(f"--out {out}: exists already; choose another, or delete it")
     return out
-
-
-def rows_of(out: Path) -> int:
-    """How many rows a result has."""
-    if out.suffix.lower() == ".csv":
-        return int(pa.csv.read_csv(out).num_rows)
-    with pq.ParquetFile(out) as file:
-        return int(file.metadata.num_rows)

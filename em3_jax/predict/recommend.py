@@ -7,6 +7,7 @@ each user with each item, with the whole history that the dataset has of the use
 block. Stopped and called again, it goes on.
 """
 
+import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,10 +96,10 @@ def recommend(
     seen = _Taken(dataset) if not keep_seen else None
     at_once = max(pairs // len(item), 1)
     plan = {
-        "data": run.data_hash, "step": ranker.step, "count": count, "users": user.tolist(), "items": item.tolist(),
+        "data": run.data_hash, "step": ranker.step, "count": count, "users": _hash(user), "items": _hash(item),
         "context": context, "keep_seen": keep_seen, "at_once": at_once, "scores": ranker.plan,
     }  # fmt: skip
-    began, rows = time.perf_counter(), 0
+    began = time.perf_counter()
     ids = [original_ids(table) for table in (dataset.user_table, dataset.item_table)]
     with Pieces(out, plan) as made:
         progress = Progress(len(user), unit="user")
@@ -109,8 +110,7 @@ def recommend(
                 made.write(number, _table(ids, part, best, score))
             progress.advance(len(part))
         progress.close()
-        made.finish()
-    rows = pieces.rows_of(out)
+        rows = made.finish()
     return Recommended(len(user), rows, time.perf_counter() - began)
 
 
@@ -170,8 +170,10 @@ class _ByRanking:
         columns = {"user": of_user, "item": of_item, "label": np.zeros(n, np.uint8), "time": np.zeros(n, np.int64)}
         columns |= {name: np.zeros(n, np.uint8) for name in self.dataset.interactions if name.startswith("label_")}
         columns |= {f"context_{name}": np.full(n, id_, np.int32) for name, id_ in self._context.items()}
-        ranges = (np.zeros(n, np.int64),) * 2 if self._past is None else self._past.ranges(of_user, None)
-        columns |= dict(zip(("history_start", "history_end"), ranges, strict=True))
+        nothing = np.zeros(len(user), np.int64)
+        ranges = (nothing, nothing) if self._past is None else self._past.ranges(user, None)
+        of_each = (np.repeat(one, len(item)) for one in ranges)
+        columns |= dict(zip(("history_start", "history_end"), of_each, strict=True))
         logits, _ = self._scorer(Rows(self.dataset, columns, self.dataset.events))
         score = self._scorer.calibrations.first.probability(logits).reshape(len(user), len(item))
         for k, had in enumerate(_had(seen, user)):
@@ -229,6 +231,10 @@ def _named(table: pa.Table, kind: str, given: Paths | None) -> np.ndarray:
             f"{source}: {kind} '{missed}' is not in the dataset ({int((rows < 0).sum()):,} such); leave it out"
         )
     return np.asarray(list(dict.fromkeys(rows.tolist())), np.int64)
+
+
+def _hash(rows: np.ndarray) -> str:
+    return hashlib.sha256(rows.tobytes()).hexdigest()
 
 
 def _table(ids: list[np.ndarray], user: np.ndarray, best: np.ndarray, score: np.ndarray) -> pa.Table:

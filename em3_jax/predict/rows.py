@@ -5,7 +5,6 @@ Letters: n rows, I items, U users, C columns of a field group.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,20 +74,30 @@ class Rows:
     def has_new_items(self) -> bool:
         return bool((self.interactions["item"] == self.dataset.num_items).any())
 
-    def read_by(self, builder: BatchBuilder, host_features: Sequence[FeatureSet]) -> BatchBuilder:
+    def read_by(self, builder: BatchBuilder) -> BatchBuilder:
         """The builder of these rows' batches, in their order.
 
         Args:
-          builder: of the run's batches.
-          host_features: the feature sets that come with the batches.
+          builder: of `with_unknown`.
         """
-        users, items = (
-            np.vstack([rows, _of_unknown(self.dataset, kind)])
-            for kind, rows in (("user", builder.user_rows), ("item", builder.item_rows))
-        )
-        sets = tuple(_AndUnknown(one.name, one.tokens, one.mask, one.manifest) for one in host_features)
         view = dataclasses.replace(self.dataset, interactions=self.interactions, events=self.events)
-        return builder.reading(view, users, items, sets)
+        return builder.reading(view, builder.user_rows, builder.item_rows, builder.host_features)
+
+
+def with_unknown(builder: BatchBuilder, host_features: Sequence[FeatureSet]) -> BatchBuilder:
+    """The builder of a run's batches with one more user and item, of which nothing is known.
+
+    Args:
+      builder: of the run's batches.
+      host_features: the feature sets that come with the batches.
+    """
+    dataset = builder.dataset
+    users, items = (
+        np.vstack([rows, _of_unknown(dataset, kind)])
+        for kind, rows in (("user", builder.user_rows), ("item", builder.item_rows))
+    )
+    sets = tuple(_AndUnknown(one.name, one.tokens, one.mask, one.manifest) for one in host_features)
+    return builder.reading(dataset, users, items, sets)
 
 
 def values_of(dataset: Dataset) -> dict[str, FieldValues]:
@@ -128,14 +137,14 @@ class Resolver:
         """The rows of a table, in their order.
 
         Args:
-          source: the files, for messages.
+          source: the files; it begins with the table's first row, for messages.
 
         Raises:
           UserError: an item is missing, or a time is none.
         """
-        dataset, read, n, where = self._dataset, self._read, table.num_rows, str(source)
-        user = self._find("user", where, table.column(read.user), self._users, dataset.num_users, True)
-        item = self._find("item", where, table.column(read.item), self._items, dataset.num_items, False)
+        dataset, read, n = self._dataset, self._read, table.num_rows
+        user = self._find("user", source, table.column(read.user), self._users, dataset.num_users, True)
+        item = self._find("item", source, table.column(read.item), self._items, dataset.num_items, False)
         columns: dict[str, Any] = {"user": user, "item": item, "label": np.zeros(n, np.uint8)}
         columns |= {name: np.zeros(n, np.uint8) for name in dataset.interactions if name.startswith("label_")}
         columns["time"] = np.zeros(n, np.int64)
@@ -145,7 +154,7 @@ class Resolver:
         if read.history:
             columns["history_start"], columns["history_end"], events = self._given(source, table.column(read.history))
         elif self._past is not None:
-            time = self._times(where, table) if read.time else None
+            time = self._times(source, table) if read.time else None
             columns["history_start"], columns["history_end"] = self._past.ranges(user, time)
         else:
             columns["history_start"] = columns["history_end"] = np.zeros(n, np.int64)
@@ -156,7 +165,7 @@ class Resolver:
             self.unknown[name] = self.unknown.get(name, 0) + number
 
     def _find(
-        self, kind: str, where: str, column: pa.ChunkedArray, index: id_index.IdIndex, number: int, may_miss: bool
+        self, kind: str, source: Source, column: pa.ChunkedArray, index: id_index.IdIndex, number: int, may_miss: bool
     ) -> np.ndarray:
         """[n] i64 rows of the ids of a column; `number` = it is new, or there is none."""
         words = canonical.texts(column).combine_chunks()
@@ -164,7 +173,7 @@ class Resolver:
         codes = words.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         if not may_miss and (codes < 0).any():
             row = int(np.argmax(codes < 0))
-            raise UserError(f"{where}: row {row + 1} of a piece has no {kind}; give one for each row")
+            raise UserError(f"{source.place(row)}: has no {kind}; give one for each row")
         rows = np.append(known, -1)[codes]
         self._count(f"new {kind}s, rows", int((rows < 0).sum()))
         return np.where(rows < 0, number, rows)
@@ -180,17 +189,18 @@ class Resolver:
         self._count(f"new values of {field}, rows", int((~np.append(known, True))[codes].sum()))
         return np.append(ids, missing)[codes].astype(np.int32)
 
-    def _times(self, where: str, table: pa.Table) -> np.ndarray:
+    def _times(self, source: Source, table: pa.Table) -> np.ndarray:
         """[n] i64 in the dataset's unit: dates, and numbers that are dates in another unit, are converted."""
         name, unit = self._read.time, times.unit_of(self._dataset)
         column = table.column(name)
         if column.null_count:
-            raise UserError(f"{where}: column '{name}' has rows without a time; fill them, or name no time")
+            place = source.place(int(np.argmax(column.is_null().to_numpy())))
+            raise UserError(f"{place}: column '{name}' is empty; fill it in, or give rows without such a column")
         is_text = pa.types.is_string(column.type) and bool(self._read.time_format)
-        found, of = read_times(Path(where), name, column, Times(AUTO, self._read.time_format if is_text else ""))
+        found, of = read_times(source, name, column, Times(AUTO, self._read.time_format if is_text else ""))
         if unit == times.ORDER and of == OF_DATES and not pa.types.is_integer(column.type):
             raise UserError(
-                f"{where}: column '{name}' holds dates, and the dataset's times are an order; give such numbers"
+                f"{source}: column '{name}' holds dates, and the dataset's times are an order; give such numbers"
             )
         if unit != times.ORDER and of not in (unit, times.ORDER):
             whole, rest = times.NANOSECONDS[of], times.NANOSECONDS[unit]
@@ -200,7 +210,7 @@ class Resolver:
         if early == len(found):
             shown = times.shown(first, unit)
             raise UserError(
-                f"{where}: every '{name}' is before the dataset's first time, {shown}; is it counted in {unit}?"
+                f"{source}: every '{name}' is before the dataset's first time, {shown}; is it counted in {unit}?"
             )
         self._count("times before the dataset's first, rows", early)
         return found

@@ -10,7 +10,7 @@ from em3_jax.data.format import FeatureSet
 from em3_jax.data.pipeline import EvaluationSource
 from em3_jax.evaluation import calibration
 from em3_jax.evaluation import ranking as ranking_evaluation
-from em3_jax.predict.rows import Rows
+from em3_jax.predict.rows import Rows, with_unknown
 from em3_jax.protocols import runs
 
 
@@ -40,15 +40,15 @@ class Scorer:
         self.dataset, self.labels = work.dataset, work.task.labels
         self.step = int(self._opened.state.step)
         self.calibrations = calibration.read(self.run.folder, self.step)
-        self._builder = _builder(self._opened)
-        self.history_length = self._builder.history_length
+        builder = _builder(self._opened)
+        self.history_length = builder.history_length
+        self._builder = with_unknown(builder, builder.host_features)
 
     def __call__(self, rows: Rows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """([n] f32 logits, {further label: [n] of it}), see `evaluation.ranking.of_labels`."""
-        sets, there = _sets(self._opened), self._builder.host_features
-        on_host = rows.has_new_items and len(there) < len(sets)
-        opened = self._on_host if on_host else self._opened
-        builder = rows.read_by(_builder(opened) if on_host else self._builder, sets if on_host else there)
+        on_host = rows.has_new_items and len(self._builder.host_features) < len(_sets(self._opened))
+        opened, builder = self._on_host if on_host else (self._opened, self._builder)
+        builder = rows.read_by(builder)
         program, work = opened.parts.program, opened.parts.work
         assert work.evaluation is not None  # as runs of task ranking have it
         buckets, n = work.evaluation("test").buckets, len(rows.interactions["user"])
@@ -62,8 +62,10 @@ class Scorer:
         return calibration.probabilities(self.calibrations, logits, further)
 
     @functools.cached_property
-    def _on_host(self) -> runs.Opened:
-        return runs.opened_on_host(*self._args, self._step)
+    def _on_host(self) -> tuple[runs.Opened, BatchBuilder]:
+        """The run with features that come with the batches, and what builds these."""
+        opened = runs.opened_on_host(*self._args, self._step)
+        return opened, with_unknown(_builder(opened), _sets(opened))
 
 
 def _sets(opened: runs.Opened) -> tuple[FeatureSet, ...]:

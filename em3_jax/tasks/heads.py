@@ -51,7 +51,7 @@ class FurtherLabels:
           out: with "further" [B, H].
           batch: of clicks, whose further labels are `NOT_OBSERVED` where a row is not part of them.
         """
-        of_each = []
+        of_each, logged = [], {}
         for k, name in enumerate(self.labels):
             label, further = batch["further"][:, k], out["further"][:, k]
             observed = label != NOT_OBSERVED
@@ -62,8 +62,8 @@ class FurtherLabels:
                 value = _of_both(logit, further, both, jnp.where(there, batch["weight"], 0.0))
             else:
                 value = losses.binary_cross_entropy(further, label, where=observed, weights=batch["weight"])
+            logged[f"{name}_loss"] = value
             of_each.append(value * self.weights.get(name, 1.0))
-        logged: Logged = {f"{name}_loss": value for name, value in zip(self.labels, of_each, strict=True)}
         if not self.learns_weights:
             return first + sum(of_each), logged
         variance = params[LOG_VARIANCE]

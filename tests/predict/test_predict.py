@@ -38,24 +38,24 @@ def rows_of(dataset, split: str, first: int = 0, last: int | None = None) -> pa.
 
 
 @pytest.fixture(scope="module")
-def test_rows(planted, tmp_path_factory):
+def rows_file(planted, tmp_path_factory):
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     pq.write_table(rows_of(planted, "test"), path, row_group_size=37)
     return path
 
 
-def test_the_scores_are_those_of_eval(scored, test_rows, tmp_path):
+def test_the_scores_are_those_of_eval(scored, rows_file, tmp_path):
     evaluation.evaluate(scored, "test")  # here, where programs are compiled as those of `predict` are
-    done = predict(scored, test_rows, tmp_path / "scores.parquet")
+    done = predict(scored, rows_file, tmp_path / "scores.parquet")
     found, expected = pq.read_table(tmp_path / "scores.parquet"), np.load(scored / "eval_test_logits.npy")
     np.testing.assert_array_equal(found.column("logit").to_numpy(), expected)
     assert done.rows == len(expected) and not done.unknown
-    assert found.select(range(5)).equals(pq.read_table(test_rows)), "the rows are as they were, in their order"
+    assert found.select(range(5)).equals(pq.read_table(rows_file)), "the rows are as they were, in their order"
     np.testing.assert_allclose(found.column("probability").to_numpy(), 1 / (1 + np.exp(-expected.astype(np.float64))))
 
 
-def test_text_files_in_pieces_give_the_same(scored, test_rows, tmp_path):
-    read = pq.read_table(test_rows)
+def test_text_files_in_pieces_give_the_same(scored, rows_file, tmp_path):
+    read = pq.read_table(rows_file)
     for k, part in enumerate((read.slice(0, 150), read.slice(150))):
         pa.csv.write_csv(part, tmp_path / f"part{k}.csv")
     predict(scored, str(tmp_path / "part*.csv"), tmp_path / "scores.csv", piece=128)
@@ -64,7 +64,29 @@ def test_text_files_in_pieces_give_the_same(scored, test_rows, tmp_path):
     assert found.column("note").to_pylist() == read.column("note").to_pylist()
 
 
-def test_killed_it_goes_on(scored, test_rows, tmp_path, monkeypatch):
+def test_folders_say_values_and_text_is_read_as_prepare_reads_it(scored, planted, tmp_path):
+    """A partition's name is a column; quotes that enclose nothing are part of values; a row is named by its file and line."""
+    rows = rows_of(planted, "test", 0, 8)
+    for slot in ("a", "b"):
+        (tmp_path / "log" / f"slot={slot}").mkdir(parents=True)
+        pq.write_table(rows.drop_columns(["slot"]), tmp_path / "log" / f"slot={slot}" / "part.parquet")
+    done = predict(scored, tmp_path / "log", tmp_path / "scores.parquet")
+    assert done.rows == 16 and done.unknown == {"new values of slot, rows": 16}
+    lines = [
+        "note\tuser\titem\ttime\tslot",
+        *('"12" vinyl\t{user}\t{item}\t{time}\t{slot}'.format(**r) for r in rows.to_pylist()),
+    ]
+    (tmp_path / "rows.tsv").write_text("\n".join(lines) + "\n")
+    predict(scored, tmp_path / "rows.tsv", tmp_path / "text.parquet")
+    assert pq.read_table(tmp_path / "text.parquet").column("note").to_pylist() == ['"12" vinyl'] * 8
+    lines[7] = lines[7].replace("\t", "\t", 1).rsplit("\t", 3)[0] + "\t\t5\tx"
+    (tmp_path / "broken.tsv").write_text("\n".join(lines) + "\n")
+    assert "broken.tsv line 8" in user_error(
+        lambda: predict(scored, tmp_path / "broken.tsv", tmp_path / "x.csv", piece=1)
+    )
+
+
+def test_killed_it_goes_on(scored, rows_file, tmp_path, monkeypatch):
     out, calls = tmp_path / "scores.parquet", []
     whole = ranking_evaluation.predict
 
@@ -76,9 +98,9 @@ def test_killed_it_goes_on(scored, test_rows, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ranking_evaluation, "predict", dies_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        predict(scored, test_rows, out, piece=128)
+        predict(scored, rows_file, out, piece=128)
     assert not out.exists()
-    done = predict(scored, test_rows, out, piece=128)
+    done = predict(scored, rows_file, out, piece=128)
     assert len(calls) == 1 + -(-done.rows // 128), "the first piece is not scored again"
     assert not (tmp_path / ".scores.parquet.parts").exists()
     np.testing.assert_allclose(
@@ -187,7 +209,7 @@ def test_the_past_where_splits_interleave_and_where_it_came_with_the_rows(tmp_pa
     assert "history=" in user_error(Past, given)
 
 
-def test_what_it_refuses(scored, planted, test_rows, tmp_path):
+def test_what_it_refuses(scored, planted, rows_file, tmp_path):
     out = tmp_path / "scores.parquet"
     rows = rows_of(planted, "test", 0, 5)
     renamed = tmp_path / "renamed.parquet"
@@ -200,13 +222,14 @@ def test_what_it_refuses(scored, planted, test_rows, tmp_path):
     assert predict(scored, bare, tmp_path / "bare-scores.parquet", without=["slot"]).rows == 5
     missing = tmp_path / "missing.csv"
     missing.write_text("user,item,time,slot\n1,,5,0\n")
-    assert "no item" in user_error(lambda: predict(scored, missing, out))
+    said = user_error(lambda: predict(scored, missing, out))
+    assert "missing.csv line 2" in said and "no item" in said
     empty = tmp_path / "empty.parquet"
     pq.write_table(rows.slice(0, 0), empty)
     assert "no rows" in user_error(lambda: predict(scored, empty, out))
-    assert ".parquet or .csv" in user_error(lambda: predict(scored, test_rows, tmp_path / "scores.xlsx"))
-    assert "exists already" in user_error(lambda: predict(scored, test_rows, renamed))
-    assert "no role" in user_error(lambda: predict(scored, test_rows, out, columns={"usr": "user"}))
+    assert ".parquet or .csv" in user_error(lambda: predict(scored, rows_file, tmp_path / "scores.xlsx"))
+    assert "exists already" in user_error(lambda: predict(scored, rows_file, renamed))
+    assert "no role" in user_error(lambda: predict(scored, rows_file, out, columns={"usr": "user"}))
     other = tmp_path / "two"
     other.mkdir()
     pq.write_table(rows, other / "a.parquet")
@@ -215,10 +238,10 @@ def test_what_it_refuses(scored, planted, test_rows, tmp_path):
     assert not out.exists() and not list(tmp_path.glob(".*.parts")), "nothing is left of what was refused"
 
 
-def test_ids_alone_and_codes_are_scored_too(planted, tmp_path, test_rows):
+def test_ids_alone_and_codes_are_scored_too(planted, tmp_path, rows_file):
     config = small_config(planted, model__content="none", data__batch_size=128)
     config.optim.multipliers = ()
     train.train(config, tmp_path / "ids")
-    predict(tmp_path / "ids", test_rows, tmp_path / "scores.parquet")
+    predict(tmp_path / "ids", rows_file, tmp_path / "scores.parquet")
     found = pq.read_table(tmp_path / "scores.parquet").column("logit").to_numpy()
     assert np.isfinite(found).all() and found.std() > 0

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,10 +187,7 @@ class TextFile:
         types |= dict.fromkeys(map(str, unnamed), TEXTS)
         table = self._parse(numbered, [*map(str, places), *map(str, unnamed)], types)
         if table.num_rows != self.rows:
-            raise UserError(
-                f"{self.path}: {self.rows} rows by its line ends, but {table.num_rows} by its quotes; "
-                "mend the quotes, or pass --quoting off if they are part of the values"
-            )
+            raise self._lost(table.num_rows)
         full = [k + 1 for k in unnamed if table.column(str(k)).null_count < table.num_rows]
         note = f"{self.path.name}: column number {', '.join(map(str, full))} has no name in the header; it is left out"
         self.notes += [note] if full and note not in self.notes else []
@@ -198,7 +196,38 @@ class TextFile:
             raise not_utf8(self.path, self._data)
         return _without_blanks(table) if self._blanks else table
 
-    def _parse(self, names: list[str], columns: list[str], types: dict[str, pa.DataType]) -> pa.Table:
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All columns that have a name, as the texts that stand there, some rows at a time; null where nothing stands.
+
+        Raises:
+          UserError: as `read`.
+        """
+        named = {str(k): name for k, name in enumerate(self.names) if name}
+        parse, convert = self._options(list(named), dict.fromkeys(named, pa.string()))
+        numbered = [str(k) for k in range(len(self.names))]
+        options = pa.csv.ReadOptions(column_names=numbered, block_size=self._block_size())
+        rows = 0
+        try:
+            source = pa.BufferReader(pa.py_buffer(self._body))
+            for batch in pa.csv.open_csv(source, options, parse, convert) if self.rows else ():
+                rows += batch.num_rows
+                table = pa.Table.from_batches([batch]).rename_columns(list(named.values()))
+                yield from (_without_blanks(table) if self._blanks else table).to_batches()
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise self._error(str(error)) from None
+        if rows != self.rows:
+            raise self._lost(rows)
+
+    def _lost(self, rows: int) -> UserError:
+        return UserError(
+            f"{self.path}: {self.rows} rows by its line ends, but {rows} by its quotes; "
+            "mend the quotes, or pass --quoting off if they are part of the values"
+        )
+
+    def _options(
+        self, columns: list[str], types: dict[str, pa.DataType]
+    ) -> tuple[pa.csv.ParseOptions, pa.csv.ConvertOptions]:
+        """How the body is cut, and what its columns become."""
         parse = pa.csv.ParseOptions(
             delimiter=self._delimiter,
             quote_char='"' if self.layout.quoted else False,
@@ -211,6 +240,10 @@ class TextFile:
             null_values=[""],  # "NA" and "null" may be somebody's ids
             strings_can_be_null=True,
         )
+        return parse, convert
+
+    def _parse(self, names: list[str], columns: list[str], types: dict[str, pa.DataType]) -> pa.Table:
+        parse, convert = self._options(columns, types)
         if not self.rows:
             return pa.table({name: pa.array([], types.get(name, pa.null())) for name in columns})
         for threads in (True, False):  # the second is slower, but counts rows
@@ -252,8 +285,9 @@ class TextFile:
 def _without_blanks(table: pa.Table) -> pa.Table:
     """The blanks that stand after the delimiters, as after those of the header, are not part of texts."""
     for k, column in enumerate(table.columns):
-        if column.type == TEXTS:
+        if column.type in (TEXTS, pa.string()):
             text = pc.utf8_ltrim(column.cast(pa.string()), " ")
             text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-            table = table.set_column(k, table.column_names[k], text.dictionary_encode().cast(TEXTS))
+            text = text.dictionary_encode().cast(TEXTS) if column.type == TEXTS else text
+            table = table.set_column(k, table.column_names[k], text)
     return table

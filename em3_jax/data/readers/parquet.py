@@ -12,7 +12,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.data import canonical
 
 SUFFIXES = (".parquet", ".pq")
-_ROWS = 1 << 20
+_ROWS, _FEW = 1 << 20, 1 << 16
 _WHOLE = {pa.float32(): 2.0**24, pa.float64(): 2.0**53}  # below, each whole number has its own
 _MOMENTS = pa.timestamp("us"), pa.timestamp("us", "UTC")
 
@@ -41,6 +41,10 @@ class ParquetFile:
     def place(self, row: int) -> str:
         """Where row number `row` (from 0) stands, for messages."""
         return f"{self.path} row {row} (counted from 0)"
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All columns as they stand, some rows at a time."""
+        return parquet_batches(self.path, self.names, rows=_FEW)
 
     def read(self, columns: list[str], texts: set[str]) -> pa.Table:
         """The named columns; but those of `texts` as numbers and times, where that is what they hold."""

@@ -1,9 +1,10 @@
 """A table that somebody brings: a file, several, a pattern such as parts/*.csv, or a folder of parts."""
 
+import copy
 import functools
 import glob
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ class Source:
     """
 
     def __init__(self, given: Paths, text: TextFormat = AS_USUAL):
+        self._before = 0
         given = _given(given)
         found = [_files(path) for path in given]
         self.files = [file for files in found for file in files]
@@ -72,9 +74,24 @@ class Source:
         """Rows of all files, by their line ends or footers."""
         return sum(part.rows for part in self.parts)
 
+    def batches(self) -> Iterator[tuple[Path, pa.Table]]:
+        """(file, some of its rows), all columns: as they stand, of text files and of folder names as texts."""
+        for part, values in zip(self.parts, self.partitions, strict=True):
+            for batch in part.batches():
+                table = pa.Table.from_batches([batch])
+                for name in (one for one in values if one not in part.names):
+                    table = table.append_column(name, pa.array([values[name]] * table.num_rows, pa.string()))
+                yield part.path, table
+
+    def after(self, rows: int) -> "Source":
+        """The same, whose `place` counts from row number `rows` on: of a piece of it, for messages."""
+        other = copy.copy(self)
+        other._before = rows
+        return other
+
     def place(self, row: int | np.integer) -> str:
         """Where row number `row` (from 0) of all stands: the line of a text file, the row of any other."""
-        row = int(row)
+        row = int(row) + self._before
         for part in self.parts:
             if row < part.rows:
                 return part.place(row)
