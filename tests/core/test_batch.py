@@ -1,5 +1,7 @@
 """core.batch: batches as they are built have the keys, dtypes and shapes of the schema alone."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from em3_jax.core.types import WHOLE, Batch, Shards
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.blocks import build
 from em3_jax.data.catalogue import CataloguePass, CatalogueSource
+from em3_jax.data.format import NOT_PART
 from em3_jax.data.pairs import PairSource, training_pairs
 from tests.tiny import FIELDS, TOKENS
 
@@ -63,6 +66,17 @@ def test_clicks(tiny, given, encode, shards):
         expected |= {"O": 32 * shards.total, "P": 64 * shards.total}
     expected |= {"C": content} if has & {"host_features", "encode"} else {}
     assert sizes_of(batch, CLICKS, has) == expected
+
+
+def test_further_labels(tiny):
+    """Beside the first; -1 where a row is not part of one."""
+    values = np.array([0, 1, NOT_PART], np.uint8)[np.arange(len(tiny.dataset.interactions["label"])) % 3]
+    columns = {**tiny.dataset.interactions, "label_buy": values}
+    dataset = dataclasses.replace(tiny.dataset, meta={**tiny.dataset.meta, "labels": {"buy": ""}}, interactions=columns)
+    builder = BatchBuilder(dataset, **SETTINGS, labels=("buy",))
+    batch = builder(np.arange(B), buckets=Buckets(64, 128))
+    assert sizes_of(batch, CLICKS, {"labels"})["H"] == 1
+    np.testing.assert_array_equal(batch["further"][:, 0], np.array([0.0, 1.0, -1.0])[np.arange(B) % 3])
 
 
 def test_content_comes_of_the_items_to_encode_alone(tiny):

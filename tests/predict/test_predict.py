@@ -72,18 +72,16 @@ def test_folders_say_values_and_text_is_read_as_prepare_reads_it(scored, planted
         pq.write_table(rows.drop_columns(["slot"]), tmp_path / "log" / f"slot={slot}" / "part.parquet")
     done = predict(scored, tmp_path / "log", tmp_path / "scores.parquet")
     assert done.rows == 16 and done.unknown == {"new values of slot, rows": 16}
-    lines = [
-        "note\tuser\titem\ttime\tslot",
-        *('"12" vinyl\t{user}\t{item}\t{time}\t{slot}'.format(**r) for r in rows.to_pylist()),
-    ]
-    (tmp_path / "rows.tsv").write_text("\n".join(lines) + "\n")
+    many = rows_of(planted, "test", 0, 80).to_pylist()
+    cells = [('"12" vinyl', str(r["user"]), str(r["item"]), str(r["time"]), str(r["slot"])) for r in many]
+    head = ("note", "user", "item", "time", "slot")
+    (tmp_path / "rows.tsv").write_text("".join("\t".join(line) + "\n" for line in (head, *cells)))
     predict(scored, tmp_path / "rows.tsv", tmp_path / "text.parquet")
-    assert pq.read_table(tmp_path / "text.parquet").column("note").to_pylist() == ['"12" vinyl'] * 8
-    lines[7] = lines[7].replace("\t", "\t", 1).rsplit("\t", 3)[0] + "\t\t5\tx"
-    (tmp_path / "broken.tsv").write_text("\n".join(lines) + "\n")
-    assert "broken.tsv line 8" in user_error(
-        lambda: predict(scored, tmp_path / "broken.tsv", tmp_path / "x.csv", piece=1)
-    )
+    assert pq.read_table(tmp_path / "text.parquet").column("note").to_pylist() == ['"12" vinyl'] * 80
+    cells[70] = (*cells[70][:2], "", *cells[70][3:])
+    (tmp_path / "broken.tsv").write_text("".join("\t".join(line) + "\n" for line in (head, *cells)))
+    said = user_error(lambda: predict(scored, tmp_path / "broken.tsv", tmp_path / "x.csv", piece=64))
+    assert "broken.tsv line 72" in said, "in the second piece, and counted in the file"
 
 
 def test_killed_it_goes_on(scored, rows_file, tmp_path, monkeypatch):
