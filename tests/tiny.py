@@ -4,6 +4,7 @@ Equal times, users without events, rows and items that training never shows, pad
 several values, two event fields, splits that are no ranges, items that miss one modality or both.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from em3_jax.core.fields import Field, Fields
-from em3_jax.data.format import Dataset, hash_ids
+from em3_jax.data.format import NOT_PART, Dataset, hash_ids
 from em3_jax.data.histories import history_ranges, sort_events
 from em3_jax.data.writer import DatasetWriter
 
@@ -80,6 +81,13 @@ def write_tiny(root: Path, num_events: int = EVENTS) -> Tiny:
             time_unit="order",
         )
     return Tiny(dataset, rows, events, users, items)
+
+
+def with_label(dataset: Dataset) -> Dataset:
+    """The dataset with a further label, "buy": its rows are 0, 1 and no part of it, in turns."""
+    values = np.array([0, 1, NOT_PART], np.uint8)[np.arange(len(dataset.interactions["label"])) % 3]
+    columns = {**dataset.interactions, "label_buy": values}
+    return dataclasses.replace(dataset, meta={**dataset.meta, "labels": {"buy": ""}}, interactions=columns)
 
 
 def _log(random: np.random.Generator, num_events: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

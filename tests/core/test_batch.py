@@ -1,7 +1,5 @@
 """core.batch: batches as they are built have the keys, dtypes and shapes of the schema alone."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -10,9 +8,8 @@ from em3_jax.core.types import WHOLE, Batch, Shards
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.blocks import build
 from em3_jax.data.catalogue import CataloguePass, CatalogueSource
-from em3_jax.data.format import NOT_PART
 from em3_jax.data.pairs import PairSource, training_pairs
-from tests.tiny import FIELDS, TOKENS
+from tests.tiny import FIELDS, TOKENS, with_label
 
 B, T, L = 40, 5, 3
 SETTINGS = {"history_length": T, "unknown_alpha": 3.0, "unknown_floor": {}}
@@ -70,10 +67,7 @@ def test_clicks(tiny, given, encode, shards):
 
 def test_further_labels(tiny):
     """Beside the first; -1 where a row is not part of one."""
-    values = np.array([0, 1, NOT_PART], np.uint8)[np.arange(len(tiny.dataset.interactions["label"])) % 3]
-    columns = {**tiny.dataset.interactions, "label_buy": values}
-    dataset = dataclasses.replace(tiny.dataset, meta={**tiny.dataset.meta, "labels": {"buy": ""}}, interactions=columns)
-    builder = BatchBuilder(dataset, **SETTINGS, labels=("buy",))
+    builder = BatchBuilder(with_label(tiny.dataset), **SETTINGS, labels=("buy",))
     batch = builder(np.arange(B), buckets=Buckets(64, 128))
     assert sizes_of(batch, CLICKS, {"labels"})["H"] == 1
     np.testing.assert_array_equal(batch["further"][:, 0], np.array([0.0, 1.0, -1.0])[np.arange(B) % 3])

@@ -18,6 +18,7 @@ from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.training import experiment
 from tests.conftest import ROOT, user_error
 from tests.planted_pairs import planted_pairs
+from tests.tiny import with_label
 
 pytestmark = pytest.mark.seconds(400)
 
@@ -264,7 +265,8 @@ def test_all_batch_keys_by_example_are_split_and_no_others(tiny):
     """Else an array of the examples would be copied to all devices, or a distinct block be cut."""
     settings = {"history_length": 5, "unknown_alpha": 0.0, "unknown_floor": {}}
     queries = ("slot", np.zeros((5, 3), np.int32))
-    builder = BatchBuilder(tiny.dataset, **settings, encode="candidates", queries=queries)
+    given = {"encode": "candidates", "queries": queries, "labels": ("buy",)}
+    builder = BatchBuilder(with_label(tiny.dataset), **settings, **given)
     batch = builder(np.arange(29), buckets=Buckets(64, 128))
     by_example = {name for name, value in batch.items() if len(value) == 29}
     assert by_example | {"user", "positive", "negative"} == BY_EXAMPLE  # the others are of pairs
