@@ -2,8 +2,9 @@
 
 python -m benchmarks.predict --workdir runs/demo/em3 --times 10 --repeats 5
 
-Evaluation scores the test split in batches and keeps logits; `predict` reads the same rows, repeated, from a Parquet file, finds ids
-and histories, scores them, and writes the rows with their probabilities. Both are run once before, so that nothing is compiled.
+Evaluation scores the test split in batches and keeps logits; `predict` reads the same rows,
+repeated, from a Parquet file, finds ids and histories, scores them, and writes the rows with
+their probabilities. Both are run once before, so that nothing is compiled.
 """
 
 import argparse
