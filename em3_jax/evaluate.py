@@ -21,8 +21,9 @@ from em3_jax.core import paths, strict_json, trees
 from em3_jax.core.calibration import METHODS
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
-from em3_jax.data.format import CLICK, NOT_PART, SPLITS
+from em3_jax.data.format import CLICK, SPLITS, observed
 from em3_jax.evaluation import calibration
+from em3_jax.evaluation import labels as evaluated_labels
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.training.run import Run
 
@@ -59,12 +60,13 @@ def evaluate(
     state = run.state(step)
     if calibrate:
         _calibrate(run, state, calibrate, kept_negatives)
-    report, arrays, moved_by = parts.evaluate(state, split)
+    report, arrays, moved_by, labels = parts.evaluate(state, split)
     held = parts.work.dataset.meta.get("held_out", "user")
     clusters = held if held in moved_by else "user"
     for name, metric in moved_by[clusters].moved:
-        error = moved_by[clusters].error(name, metric, report[name][metric]).error
-        report[name][f"{metric}_se"] = error
+        of_slice = report[name] if name in report else labels[name.removeprefix(evaluated_labels.slice_of(""))]
+        error = moved_by[clusters].error(name, metric, of_slice[metric]).error
+        of_slice[f"{metric}_se"] = error
     sizes = {name: leaf.size for name, leaf in trees.named_leaves(state.params).items()}
     result = {
         "split": split,
@@ -82,36 +84,23 @@ def evaluate(
     }
     if (found := calibration.read(directory, int(state.step)).first).method:
         label = getattr(run.config.data, "label", CLICK)
-        labels = np.asarray(parts.work.dataset.label(label)[np.asarray(parts.work.dataset.split_rows(split, label))])
+        clicked = np.asarray(parts.work.dataset.label(label)[np.asarray(parts.work.dataset.split_rows(split, label))])
         after = found.of_rows(arrays["logits"])
         result["calibration"] = {
             "method": found.method,
             "kept_negatives": found.kept_negatives,
-            "before": calibration.measured(labels, arrays["logits"]),
-            "after": calibration.measured(labels, after),
-            "deciles": calibration.deciles(labels, after),
+            "before": calibration.measured(clicked, arrays["logits"]),
+            "after": calibration.measured(clicked, after),
+            "deciles": calibration.deciles(clicked, after),
         }
-    if parts.work.task.labels:
-        rows, values = _further(run, split)
-        result["labels"] = {
-            name: ranking_evaluation.further(parts.work.dataset, rows, of_rows, arrays[f"logits_{name}"])
-            for name, of_rows in values.items()
-        }
+    if labels:
+        result["labels"] = labels
     for name, array in arrays.items():
         np.save(directory / f"eval_{split}_{name}.npy", array)
     for kind, moved in moved_by.items():
         moved.save(directory / f"eval_{split}_{kind}s.npz")
     (directory / f"eval_{split}.json").write_text(strict_json.dumps(result, indent=1), encoding="utf-8")
     return result
-
-
-def _further(run: Run, split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """([n] the rows of a split, {further label: [n] values}); see `ranking_evaluation.values_of`."""
-    work, first = run.experiment.work, getattr(run.config.data, "label", CLICK)
-    rows = np.asarray(work.dataset.split_rows(split, first))
-    if not work.task.labels:
-        return rows, {}
-    return rows, ranking_evaluation.values_of(work.dataset, rows, first, work.task.labels, work.task.entire_space)
 
 
 def _calibrate(run: Run, state: State, method: str, kept_negatives: float) -> None:
@@ -122,9 +111,12 @@ def _calibrate(run: Run, state: State, method: str, kept_negatives: float) -> No
         raise UserError(f"{run.folder}: --calibrate is for runs that predict clicks, and this one ranks all items")
     rows = np.asarray(parts.work.dataset.split_rows("valid", label))
     first = calibration.fitted(parts.work.dataset.label(label)[rows], arrays["logits"], method, kept_negatives)
-    further = {}
-    for name, values in _further(run, "valid")[1].items():
-        there = values != NOT_PART
+    task, further = parts.work.task, {}
+    what = evaluated_labels.What(task.labels, task.amounts, task.entire_space)
+    for name, values in evaluated_labels.values_of(parts.work.dataset, rows, label, what).items():
+        if name in what.amounts:  # an expectation, not a probability
+            continue
+        there = observed(values)
         further[name] = calibration.fitted(values[there], arrays[f"logits_{name}"][there], method, name=f"label {name}")
     fitted = calibration.Calibrations(first, further)
     facts = {"split": "valid", "rows": len(rows), "step": int(state.step), "data_hash": run.data_hash}
@@ -153,7 +145,7 @@ def main() -> None:
     print(f"{args.workdir}: step {result['step']:,} ({result['chosen_by']}), split {args.split}")
     print(ranking_evaluation.table(result["slices"]))
     if found := result.get("labels"):
-        print(f"\n{ranking_evaluation.table_of_labels(found)}")
+        print(f"\n{evaluated_labels.table(found)}")
     if found := result.get("calibration"):
         share = f", of {found['kept_negatives']:g} of the log's negatives" if found["kept_negatives"] < 1 else ""
         print(f"\ncalibration: {found['method']}, fitted on validation{share}")

@@ -227,7 +227,7 @@ class _Loop:
         seconds = {"time/evaluation_seconds": time.perf_counter() - began}
         self.writer.write(step, {f"valid/{name}": value for name, value in report.items()} | seconds)
         value = report[self.parts.config.eval.metric]
-        sign, best = metrics.METRIC_SIGNS[self.parts.config.eval.metric], notes["best_value"]
+        sign, best = metrics.sign(self.parts.config.eval.metric), notes["best_value"]
         better = best is None or math.isnan(best) or sign * value > sign * best  # NaN: where one class alone was there
         shown = "  ".join(f"{name} {report[name]:.4f}" for name in self.parts.work.headline)
         self.progress.say(f"step {step:>7,}  valid {shown}{self.attention}{'  best' if better else ''}")

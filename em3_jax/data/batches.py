@@ -14,7 +14,7 @@ from em3_jax.core import rng
 from em3_jax.core.fields import UNKNOWN, Fields, columns, to_rows
 from em3_jax.core.types import Batch
 from em3_jax.data.buckets import Buckets, round_up
-from em3_jax.data.format import CLICK, NOT_PART, Dataset, FeatureSet
+from em3_jax.data.format import CLICK, Dataset, FeatureSet, observed
 
 
 class Distinct:
@@ -183,9 +183,8 @@ class BatchBuilder:
             weight = weight * columns_["weight"][rows]
         batch = {"label": self._label[rows].astype(np.float32), "weight": weight}
         if self.labels:
-            further = np.stack([self.dataset.label(name)[rows] for name in self.labels], axis=1).astype(np.float32)
-            further[further == NOT_PART] = -1.0
-            batch["further"] = further
+            values = [self.dataset.label(name)[rows] for name in self.labels]
+            batch["further"] = np.stack([np.where(observed(one), one, np.float32(-1)) for one in values], axis=1)
         event_index, batch["history_mask"] = self._history(rows)
         batch |= self._items(item, event_index, batch["history_mask"], buckets)
         history = event_index, batch["history_mask"]

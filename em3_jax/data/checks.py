@@ -64,6 +64,10 @@ def check_dataset(dataset: Dataset) -> None:
     for name in dataset.meta.get("labels", {}):
         values = np.asarray(dataset.label(name))
         _check_range(f"interactions/label_{name}", np.where(values == NOT_PART, 0, values), 0, 2)
+    for name in dataset.amounts:
+        row = _first(np.asarray(dataset.label(name)) < 0)
+        if row is not None:
+            raise UserError(f"interactions/amount_{name}.npy row {row}: below 0; mend the source")
     _check_range("interactions/split", columns["split"], 0, 3)
     _check_range("events/item", events["item"], 0, dataset.num_items)
     _check_range("interactions/history_start", columns["history_start"], 0, len(events["item"]) + 1)

@@ -6,6 +6,7 @@
         split u8         0 train, 1 valid, 2 test                  history_start, history_end i64   an event range
         context_<field> i32                                        probability f32   true click probability, if planted
         label_<name> u8   a further label, 0 or 1; 255 = the row is not part of that scenario
+        amount_<name> f32   a further label that is an amount from 0 up, such as seconds; NaN = not observed
         weight f32   how much a row counts in the training loss, where the source says it; 0 = not at all
         group i32   session, query or impression, where the source says it; the model does not read it
     events/<column>.npy               the history events, the ones of a history side by side, oldest first:
@@ -59,6 +60,11 @@ NUMBERS_OF = {"uint16": "float16", "uint32": "float32"}
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ADDED = ("features", "codes")
 """Folders of what is made of a dataset's items, and may be added to it at any time."""
+
+
+def observed(values: np.ndarray) -> np.ndarray:
+    """[n] bool: which of a label's values [n] there are, see `Dataset.label`."""
+    return values != NOT_PART if values.dtype == np.uint8 else ~np.isnan(values)
 
 
 def load_array(path: Path, dtype: DTypeLike | None = None, shape: _Shape = None) -> np.ndarray:
@@ -181,11 +187,21 @@ class Dataset:
         return _field_ids(self.item_table, self.fields.item)
 
     def label(self, name: str) -> np.ndarray:
-        """[rows] u8: the label `name`, "click" or a further one; `NOT_PART` where a row does not belong to it."""
+        """[rows] the label `name`: u8 of "click" or a further one, `NOT_PART` where a row does not belong to it.
+
+        Of an amount f32, NaN where it was not observed.
+        """
         labels = self.meta.get("labels", {})
-        if name != CLICK and name not in labels:
-            raise UserError(f"{self.root}: no label '{name}'; there are: {', '.join([CLICK, *labels])}")
-        return self.interactions["label" if name == CLICK else f"label_{name}"]
+        if name != CLICK and name not in labels and name not in self.amounts:
+            there = ", ".join([CLICK, *labels, *self.amounts])
+            raise UserError(f"{self.root}: no label '{name}'; there are: {there}")
+        kind = "amount" if name in self.amounts else "label"
+        return self.interactions["label" if name == CLICK else f"{kind}_{name}"]
+
+    @property
+    def amounts(self) -> tuple[str, ...]:
+        """The further labels that are amounts."""
+        return tuple(self.meta.get("amounts", {}))
 
     @property
     def group(self) -> np.ndarray:
@@ -198,7 +214,7 @@ class Dataset:
             raise UserError(f"unknown split '{split}'; choose one of {', '.join(SPLITS)}")
         if label != CLICK:
             rows = np.asarray(self.split_rows(split))
-            return rows[self.label(label)[rows] != NOT_PART]
+            return rows[observed(self.label(label)[rows])]
         first, count, contiguous = self.meta["splits"][split]
         if contiguous:
             return range(first, first + count)
@@ -268,6 +284,7 @@ def open_dataset(root: str | Path) -> Dataset:
     rows, num_events = meta["counts"]["interactions"], meta["counts"]["events"]
     dtypes = INTERACTION_DTYPES | {f"context_{f.name}": np.int32 for f in fields.context}
     dtypes |= {f"label_{name}": np.uint8 for name in meta.get("labels", {})}
+    dtypes |= {f"amount_{name}": np.float32 for name in meta.get("amounts", {})}
     dtypes |= _present(root / "interactions", OPTIONAL_INTERACTION_DTYPES)
     interactions = {n: load_array(root / "interactions" / f"{n}.npy", d, (rows,)) for n, d in dtypes.items()}
     dtypes = EVENT_DTYPES | {f"field_{f.name}": np.int32 for f in fields.event}

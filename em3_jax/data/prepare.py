@@ -131,6 +131,7 @@ def report(dataset: Dataset) -> str:
         f"{counts['events']} history events",
         f"  label  {meta['label_rule']}",
         *(f"  label {name}  {rule}" for name, rule in meta.get("labels", {}).items()),
+        *(f"  amount {name}  {rule}" for name, rule in meta.get("amounts", {}).items()),
         f"  split  {meta['split_rule']}",
         f"  time   {_times(dataset)}",
         *(f"  rows   {line}" for line in rows.told(meta.get("rows", {}))),

@@ -17,7 +17,7 @@ from em3_jax.data import times
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.blocks import build
 from em3_jax.data.checks import counts_of
-from em3_jax.data.format import CLICK, NOT_PART, Dataset
+from em3_jax.data.format import CLICK, Dataset, observed
 
 SPANS = ("seconds", "minutes", "hours", "days")
 MOST_WINDOWS = 100_000
@@ -109,7 +109,7 @@ def as_of(dataset: Dataset, row: int, label: str = CLICK, history_length: int | 
 def rows_of(dataset: Dataset, window: Window, label: str) -> np.ndarray:
     """[n] i64 interaction rows of a window that have the label."""
     rows = np.arange(window.first, window.end)
-    return rows if label == CLICK else rows[dataset.label(label)[rows] != NOT_PART]
+    return rows if label == CLICK else rows[observed(dataset.label(label)[rows])]
 
 
 @dataclasses.dataclass(frozen=True)

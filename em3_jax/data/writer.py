@@ -130,7 +130,8 @@ class DatasetWriter:
         if group == "interactions":
             dtypes = INTERACTION_DTYPES | OPTIONAL_INTERACTION_DTYPES
         for name, array in arrays.items():
-            dtype = dtypes.get(name, np.uint8 if name.startswith("label_") else np.int32)
+            kinds = {"label": np.uint8, "amount": np.float32}
+            dtype = dtypes.get(name, kinds.get(name.partition("_")[0], np.int32))
             np.save(self.path / group / f"{name}.npy", np.asarray(array).astype(dtype))
 
     def features(self, name: str, tokens: np.ndarray, mask: np.ndarray, manifest: dict, item_hash: str) -> None:

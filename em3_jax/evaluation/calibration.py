@@ -13,7 +13,7 @@ from em3_jax import metrics
 from em3_jax.core import strict_json
 from em3_jax.core.calibration import METHODS, NONE, Calibration
 from em3_jax.core.errors import UserError
-from em3_jax.evaluation.ranking import given_click
+from em3_jax.evaluation.labels import given_click
 
 FILE = "calibration.json"
 """In the folder of a run."""
@@ -115,7 +115,7 @@ def deciles(labels: np.ndarray, logits: np.ndarray) -> list[dict[str, float]]:
 
 
 class Calibrations(NamedTuple):
-    """Those of a run: of its first label, and of the further ones by the names of `ranking.of_labels`."""
+    """Those of a run: of its first label, and of the further ones by the names of `labels.parted`."""
 
     first: Calibration
     further: Mapping[str, Calibration]
@@ -137,7 +137,7 @@ def probabilities(found: Calibrations, first: np.ndarray, further: Mapping[str, 
 
     Args:
       first: [n] logits of the first label.
-      further: label -> [n] logits, see `ranking.of_labels`.
+      further: label -> [n] logits, see `labels.parted`.
     """
     result = {"": found.first.probability(first)}
     for name, logits in further.items():

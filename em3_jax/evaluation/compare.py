@@ -6,10 +6,14 @@ interval that the test rows leave, in which rows of one user count as one (of on
 held out, or as --by says), and p. With several seeds p is of the t-test over pairs of runs of one seed; with one
 run each it is of the test rows. Reads what `eval.py` wrote.
 
+Of runs that learn several labels the further ones are rows of their own, `label buy`; --label buy
+compares that label alone, also with runs that learn no other (--config.data.label=buy).
+
 A seed may be several runs, each of another fold of the same items: ids=f0+f1+f2,g0+g1+g2 has two seeds of
 three. Their test splits are pooled, and measured as one.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +24,8 @@ import numpy as np
 from em3_jax import cli, metrics
 from em3_jax.core import paths, strict_json
 from em3_jax.core.errors import UserError, nearest
-from em3_jax.data.format import SPLITS
-from em3_jax.evaluation import folds
+from em3_jax.data.format import CLICK, SPLITS
+from em3_jax.evaluation import folds, labels
 from em3_jax.evaluation.influence import KINDS, ByCluster, error_of
 
 NAN = float("nan")
@@ -130,6 +134,38 @@ def _read_moved(path: Path) -> ByCluster | None:
         raise UserError(f"{path}: cannot be read; evaluate the run again") from None
 
 
+def of_label(model: Model, label: str) -> Model:
+    """The model, of one of its labels alone.
+
+    Raises:
+      UserError: a run does not learn it.
+    """
+    reports, moved_by = [], []
+    for number, report in enumerate(model.reports):
+        known, config = report.get("labels", {}), report["config"]
+        first = config["data"].get("label", CLICK)
+        if label != first and label not in known:
+            raise UserError(f"--label {label}: {model.name} does not learn it; {nearest(label, [first, *known])}")
+        values = report["slices"]["all"] if label == first else known[label]
+        config = config | {"data": config["data"] | {"label": label}}
+        reports.append(report | {"slices": {"all": values}, "labels": {}, "config": config})
+        if model.moved_by is not None:
+            name = "all" if label == first else labels.slice_of(label)
+            moved = model.moved_by[number]
+            kept = {("all", metric): one for (of, metric), one in moved.moved.items() if of == name}
+            moved_by.append(dataclasses.replace(moved, moved=kept))
+    return model._replace(reports=reports, moved_by=None if model.moved_by is None else moved_by)
+
+
+def _with_labels(model: Model, names: Sequence[str]) -> Model:
+    """The model with further labels among its slices."""
+    more = [{labels.slice_of(name): report["labels"][name] for name in names} for report in model.reports]
+    reports = [
+        report | {"slices": report["slices"] | of_labels} for report, of_labels in zip(model.reports, more, strict=True)
+    ]
+    return model._replace(reports=reports)
+
+
 def check_paired(models: Sequence[Model]) -> None:
     """Refuses models whose runs do not belong together: other data, another label, other seeds."""
     first = models[0]
@@ -138,8 +174,8 @@ def check_paired(models: Sequence[Model]) -> None:
         raise UserError("these runs were made on different datasets; compare runs on one dataset")
     tasks = {(report["config"].get("task"), report["config"]["data"].get("label")) for report in reports}
     if len({label for _, label in tasks}) > 1:
-        labels = ", ".join(sorted(str(label) for _, label in tasks))
-        raise UserError(f"these runs predict different labels ({labels}); compare runs of one label")
+        named = ", ".join(sorted(str(label) for _, label in tasks))
+        raise UserError(f"these runs predict different labels ({named}); compare runs of one label, or give --label")
     if len({model.by for model in models}) > 1:
         raise UserError("these runs count their rows by user and by item; choose one with --by")
     for model in models[1:]:
@@ -157,12 +193,19 @@ def _list(seeds: list[int]) -> str:
 def compare(models: Sequence[Model], metric: str) -> dict[str, dict]:
     """Slice -> {"n", "bayes", model name -> values}, see `measured`."""
     check_paired(models)
+    names = labels.common([report for model in models for report in model.reports])
+    models = [_with_labels(model, names) for model in models]
     slices = models[0].reports[0]["slices"]
-    if metric not in slices["all"]:
-        known = [name for name in slices["all"] if not name.endswith("_se") and not name.startswith("bayes_")]
+    if not any(metric in of_slice for of_slice in slices.values()):
+        known = [name for of in slices.values() for name in of if not name.endswith("_se")]
+        known = [name for name in dict.fromkeys(known) if not name.startswith("bayes_")]
         raise UserError(f"--metric {metric}: these runs have none; {nearest(metric, known)}")
     result = {}
     for name, first in slices.items():
+        is_same = name == "all" or name.startswith(labels.slice_of(""))  # what is popular a run may say itself
+        if is_same and any(model.reports[0]["slices"].get(name, first)["n"] != first["n"] for model in models[1:]):
+            hint = f"; of ESMM's give --label {labels.given_click('<label>')}" if len(slices) == 1 else ""
+            raise UserError(f"{name}: these runs were measured on different rows, so they cannot be compared{hint}")
         result[name] = {"n": first["n"], "bayes": first.get(f"bayes_{metric}", NAN)}
         for model in models:
             result[name][model.name] = measured(models[0], model, name, metric)
@@ -257,10 +300,14 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="name=workdir[,workdir...]; the first is the baseline")
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--metric", default="auc", help="auc, gauc, qauc, logloss, calibration; recall@20, ...")
+    parser.add_argument(
+        "--label", default="", help="compare this label alone (default: the first, and those common to all)"
+    )
     parser.add_argument("--by", default="", choices=KINDS, help="whose rows count as one (default: as the runs say)")
     parser.add_argument("--json", type=paths.local, help="also write the numbers to this file")
     args = parser.parse_args()
     models = [load(spec, args.split, args.by) for spec in args.models]
+    models = [of_label(model, args.label) for model in models] if args.label else models
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         raise UserError(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from em3_jax import metrics
-from em3_jax.data.format import CLICK, NOT_PART, Dataset, FeatureSet
+from em3_jax.data.format import CLICK, Dataset, FeatureSet
 from em3_jax.data.pipeline import EvaluationSource, batches
 from em3_jax.evaluation import influence
 from em3_jax.evaluation import retrieval as retrieval_evaluation
@@ -32,78 +32,6 @@ def predict(source: EvaluationSource, predict_batch: Callable, place: Callable |
         result = predict_batch(batch)
         results.append(jax.block_until_ready(result) if in_turn else result)
     return np.concatenate(jax.device_get(results))[: len(source.rows)]
-
-
-def of_labels(
-    logits: np.ndarray, labels: Sequence[str], entire_space: bool = False
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """([n] logits of the first label, {further label: [n] its logits}).
-
-    Args:
-      logits: [n], or [n, 1 + H] of the first and the further labels.
-      entire_space: the further label is of clicked rows (ESMM): there are its logits given a click, by the name
-        `given_click`, and those of a click and it.
-    """
-    if logits.ndim == 1:
-        return logits, {}
-    first = np.ascontiguousarray(logits[:, 0])
-    further = {name: np.ascontiguousarray(logits[:, 1 + k]) for k, name in enumerate(labels)}
-    if entire_space:
-        (name,) = labels
-        further = {name: both(first, further[name]), given_click(name): further[name]}
-    return first, further
-
-
-def given_click(label: str) -> str:
-    """What a label of clicked rows alone is called, where the label itself is of all rows."""
-    return f"{label}_given_click"
-
-
-def both(first: np.ndarray, further: np.ndarray) -> np.ndarray:
-    """[n] f32 logits of sigmoid(first) sigmoid(further), without rounding either to 0 or 1."""
-    a, b = first.astype(np.float64), further.astype(np.float64)
-    no_click, click = -np.logaddexp(0.0, a), -np.logaddexp(0.0, -a)
-    yes = click - np.logaddexp(0.0, -b)
-    return (yes - np.logaddexp(no_click, click - np.logaddexp(0.0, b))).astype(np.float32)
-
-
-def values_of(
-    dataset: Dataset, rows: np.ndarray, first: str, labels: Sequence[str], entire_space: bool
-) -> dict[str, np.ndarray]:
-    """{further label: [n] u8 its values, `NOT_PART` where a row has none}, by the names of `of_labels`.
-
-    Args:
-      rows: [n] of the interactions.
-      first: the label that says what a click is.
-    """
-    values = {name: np.asarray(dataset.label(name)[rows]) for name in labels}
-    if not entire_space:
-        return values
-    (name,) = labels
-    clicked = np.asarray(dataset.label(first)[rows]) == 1
-    return {name: np.where(clicked, values[name], 0), given_click(name): np.where(clicked, values[name], NOT_PART)}
-
-
-def further(dataset: Dataset, rows: np.ndarray, values: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """The metrics of a further label on the rows that have it.
-
-    Args:
-      rows: [n] of the interactions.
-      values: [n] u8 of the label, see `values_of`.
-      logits: [n].
-    """
-    there = values != NOT_PART
-    of_rows, scored, group = values[there], logits[there], np.asarray(dataset.group[rows])[there]
-    probability = 1.0 / (1.0 + np.exp(-scored.astype(np.float64)))
-    return {
-        "n": int(there.sum()),
-        "rate": float(of_rows.mean()) if len(of_rows) else float("nan"),
-        "auc": metrics.auc(of_rows, scored),
-        "gauc": metrics.gauc(of_rows, scored, group).value,
-        "logloss": metrics.logloss(of_rows, scored),
-        "normalized_entropy": metrics.normalized_entropy(of_rows, scored),
-        "calibration": metrics.calibration(of_rows, probability),
-    }
 
 
 def slices(
@@ -237,17 +165,6 @@ def headline(dataset: Dataset) -> tuple[str, ...]:
     """The metrics of clicks to show while training, one of which chooses the best step."""
     has_queries = f"context_{QUERY}" in dataset.interactions
     return ("auc", "gauc", *(["qauc"] if has_queries else []), "logloss")
-
-
-def table_of_labels(labels: dict[str, dict[str, float]]) -> str:
-    """The metrics of further labels as text, one line a label."""
-    names = ["n", "rate", "auc", "gauc", "logloss", "calibration"]
-    width = max([*map(len, labels), len("further label")]) + 2
-    lines = [f"{'further label':<{width}}" + "".join(f"{name:>13}" for name in names)]
-    for label, values in labels.items():
-        cells = [f"{values[n]:>13,}" if isinstance(values[n], int) else f"{values[n]:>13.4f}" for n in names]
-        lines.append(f"{label:<{width}}" + "".join(cells))
-    return "\n".join(lines)
 
 
 def table(report: dict[str, dict[str, float]]) -> str:

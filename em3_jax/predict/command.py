@@ -1,12 +1,14 @@
 """Scores the rows of a file: em3 predict --workdir=runs/em3 --rows tomorrow.parquet --out scores.parquet
 
-Writes the rows as they are with a column `probability` (and `logit`) beside them, in their order, by the run's calibration where
-it has one (`em3 eval --calibrate`), and `probability_<label>` of each further label that it learns, calibrated as well; of ESMM
-that of a click and the label, and `probability_<label>_given_click`. Users, items and values that the dataset does not know are
-scored as of which nothing is known, and counted. A row's history is what the dataset has of its user before the row's time;
-without a column of times, all of it; or what a column of the file lists. Times are dates, or numbers as the dataset counts them;
-numbers that are dates in another unit are converted. Rows are read and written a piece at a time, so a file may be longer than
-memory; stopped and called again, it goes on.
+Writes the rows as they are with a column `probability` (and `logit`) beside them, in their order, by
+the run's calibration where it has one (`em3 eval --calibrate`), and `probability_<label>` of each
+further label that it learns, calibrated as well; of ESMM that of a click and the label, and
+`probability_<label>_given_click`; of a label that is an amount `expected_<label>`. Users, items and
+values that the dataset does not know are scored as of which nothing is known, and counted. A row's
+history is what the dataset has of its user before the row's time; without a column of times, all of
+it; or what a column of the file lists. Times are dates, or numbers as the dataset counts them;
+numbers that are dates in another unit are converted. Rows are read and written a piece at a time, so
+a file may be longer than memory; stopped and called again, it goes on.
 """
 
 import time
@@ -22,7 +24,7 @@ from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.progress import Progress
 from em3_jax.data.readers.source import Paths, Source
-from em3_jax.evaluation import ranking as ranking_evaluation
+from em3_jax.evaluation.labels import given_click
 from em3_jax.predict import files, pieces
 from em3_jax.predict.pieces import Pieces
 from em3_jax.predict.rows import Resolver, which
@@ -30,7 +32,7 @@ from em3_jax.predict.scorer import Scorer
 
 PIECE = 1 << 17
 """Rows in memory at once, about."""
-PROBABILITY, LOGIT = "probability", "logit"
+PROBABILITY, LOGIT, EXPECTED = "probability", "logit", "expected"
 
 
 class Predicted(NamedTuple):
@@ -81,8 +83,9 @@ def predict(
     scorer = Scorer(directory, data_root, step)
     read = which(source.names, columns or {}, without, scorer.dataset)
     read = read._replace(time_format=time_format, separator=history_separator)
-    labels = [*scorer.labels, *map(ranking_evaluation.given_click, scorer.labels)]
-    written = [PROBABILITY, LOGIT, *(f"{PROBABILITY}_{label}" for label in labels)]
+    labels = [*scorer.what.labels, *map(given_click, scorer.what.labels)]
+    expected = [f"{EXPECTED}_{label}" for label in scorer.what.amounts]
+    written = [PROBABILITY, LOGIT, *(f"{PROBABILITY}_{label}" for label in labels), *expected]
     if taken := [name for name in written if name in source.names]:
         raise UserError(f"{source}: has a column '{taken[0]}' already; rename it")
     resolver = Resolver(scorer.dataset, scorer.history_length, read)
@@ -96,7 +99,8 @@ def predict(
         for number, table in enumerate(files.pieces(source, size)):
             if not made.has(number):
                 logits, further = scorer(resolver(source.after(done), table))
-                made.write(number, _with_scores(table, logits, scorer.probabilities(logits, further)))
+                scores = scorer.probabilities(logits, further), scorer.expected(further)
+                made.write(number, _with_scores(table, logits, *scores))
             done += table.num_rows
             progress.advance(table.num_rows)
         progress.close()
@@ -106,13 +110,17 @@ def predict(
     return Predicted(done, time.perf_counter() - began, resolver.unknown)
 
 
-def _with_scores(table: pa.Table, logits: np.ndarray, probabilities: dict[str, np.ndarray]) -> pa.Table:
-    """The table with the probability and the logit of the first label, and the probabilities of further ones."""
+def _with_scores(
+    table: pa.Table, logits: np.ndarray, probabilities: dict[str, np.ndarray], expected: dict[str, np.ndarray]
+) -> pa.Table:
+    """The table with the probability and the logit of the first label, and what is predicted of further ones."""
     table = table.append_column(PROBABILITY, pa.array(probabilities[""]))
     table = table.append_column(LOGIT, pa.array(logits))
     for name, probability in probabilities.items():
         if name:
             table = table.append_column(f"{PROBABILITY}_{name}", pa.array(probability))
+    for name, amount in expected.items():
+        table = table.append_column(f"{EXPECTED}_{name}", pa.array(amount))
     return table
 
 

@@ -147,6 +147,7 @@ class Resolver:
         item = self._find("item", source, table.column(read.item), self._items, dataset.num_items, False)
         columns: dict[str, Any] = {"user": user, "item": item, "label": np.zeros(n, np.uint8)}
         columns |= {name: np.zeros(n, np.uint8) for name in dataset.interactions if name.startswith("label_")}
+        columns |= {f"amount_{name}": np.zeros(n, np.float32) for name in dataset.amounts}
         columns["time"] = np.zeros(n, np.int64)
         for field, column in read.contexts.items():
             columns[f"context_{field}"] = self._context(field, table.column(column) if column else None, n)

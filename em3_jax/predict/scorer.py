@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from em3_jax.core import amounts
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.pipeline import EvaluationSource
-from em3_jax.evaluation import calibration
+from em3_jax.evaluation import calibration, labels
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.predict.rows import Rows, with_unknown
 from em3_jax.protocols import runs
@@ -26,7 +27,8 @@ class Scorer:
       step: checkpoint to score; None = the best on validation.
 
     Attributes:
-      run, config, dataset, labels, step: of the run; `labels` are the further ones.
+      run, config, dataset, step: of the run.
+      what: its further labels.
       calibrations: that it keeps.
       history_length: T.
     """
@@ -37,7 +39,8 @@ class Scorer:
         self.run.check_data()
         self._opened = runs.Opened(self.run, self.config, self.run.experiment, self.run.state(step))
         work = self._opened.parts.work
-        self.dataset, self.labels = work.dataset, work.task.labels
+        self.dataset, task = work.dataset, work.task
+        self.what = labels.What(task.labels, task.amounts, task.entire_space)
         self.step = int(self._opened.state.step)
         self.calibrations = calibration.read(self.run.folder, self.step)
         builder = _builder(self._opened)
@@ -45,7 +48,7 @@ class Scorer:
         self._builder = with_unknown(builder, builder.host_features)
 
     def __call__(self, rows: Rows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """([n] f32 logits, {further label: [n] of it}), see `evaluation.ranking.of_labels`."""
+        """([n] f32 logits, {further label: [n] of it}), see `evaluation.labels.parted`."""
         on_host = rows.has_new_items and len(self._builder.host_features) < len(_sets(self._opened))
         opened, builder = self._on_host if on_host else (self._opened, self._builder)
         builder = rows.read_by(builder)
@@ -55,11 +58,16 @@ class Scorer:
         source = EvaluationSource(builder, range(n), self.config.eval.batch_size, buckets, work.shards)
         predict = program.predict_all or program.predict
         logits = ranking_evaluation.predict(source, lambda batch: predict(opened.state, batch), program.place)
-        return ranking_evaluation.of_labels(logits, self.labels, work.task.entire_space)
+        return labels.parted(logits, self.what)
 
     def probabilities(self, logits: np.ndarray, further: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """{"": [n] of a click, further label: [n]} of what a call gives, calibrated."""
-        return calibration.probabilities(self.calibrations, logits, further)
+        """{"": [n] of a click, further label: [n]} of what a call gives, calibrated; amounts are not among it."""
+        scored = {name: one for name, one in further.items() if name not in self.what.amounts}
+        return calibration.probabilities(self.calibrations, logits, scored)
+
+    def expected(self, further: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Label -> [n] expected amounts of what a call gives."""
+        return {name: amounts.expected(loss, further[name]) for name, loss in self.what.amounts.items()}
 
     @functools.cached_property
     def _on_host(self) -> tuple[runs.Opened, BatchBuilder]:

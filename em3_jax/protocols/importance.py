@@ -65,7 +65,7 @@ class _Lost:
     """What a metric loses by the permutations of an input, draw after draw."""
 
     def __init__(self, metric: str):
-        self._sign = metrics.METRIC_SIGNS[metric]
+        self._sign = metrics.sign(metric)
         self._values: list[float] = []
         self._moved: list[np.ndarray] = []
 

@@ -17,7 +17,7 @@ from em3_jax.config import parse
 from em3_jax.config.sections import differences
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError, nearest
-from em3_jax.metrics import METRIC_SIGNS, OF_CONTENT
+from em3_jax.metrics import METRIC_SIGNS, OF_CONTENT, sign
 from em3_jax.report import page as plot_page
 from em3_jax.report import panels
 from em3_jax.report.panels import METRICS, Line, Panel
@@ -98,7 +98,7 @@ def load(folder: Path, name: str) -> Logged:
     if f"valid/{metric}" not in values:
         known = (key.removeprefix("valid/") for key in FIRST["validation"] if key in values)
         metric = next((name for name in known if name in METRIC_SIGNS), "")
-    scores = {step: METRIC_SIGNS[metric] * value for step, value in values.get(f"valid/{metric}", {}).items()}
+    scores = {step: sign(metric) * value for step, value in values.get(f"valid/{metric}", {}).items()}
     scores = {step: score for step, score in scores.items() if math.isfinite(score)}
     if grown_after is not None:  # validation is another set since
         scores = {step: score for step, score in scores.items() if step > grown_after}

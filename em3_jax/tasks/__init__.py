@@ -128,6 +128,11 @@ class Task(abc.ABC):
         return ()
 
     @property
+    def amounts(self) -> Mapping[str, str]:
+        """Those of the further labels that are amounts -> the loss that they are learnt by, see `core.amounts`."""
+        return {}
+
+    @property
     def entire_space(self) -> bool:
         """Whether the one further label is of clicked rows and learnt over all rows (ESMM)."""
         return False
@@ -163,7 +168,7 @@ class Task(abc.ABC):
         """Logits [B] f32; in pretraining, means over the batch; in retrieval, all embeddings."""
 
     def predict_all(self, params: Params, inputs: Any) -> jax.Array:
-        """Logits [B, 1 + H] f32 of all labels, the first one's as `predict` gives them."""
+        """Logits [B, 1 + H] f32 of all labels, the first one's as `predict` gives them; scores of amounts."""
         raise NotImplementedError(f"{type(self).__name__} has one label")
 
     def embed(self, params: Params, inputs: Any) -> jax.Array:

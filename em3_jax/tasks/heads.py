@@ -2,17 +2,21 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from em3_jax import losses
+from em3_jax.core import amounts
+from em3_jax.core.amounts import Amount
 from em3_jax.core.types import Batch
 from em3_jax.tasks import Intermediates, Logged
 
 NOT_OBSERVED = -1.0
 """Of a further label, where the row is not part of it."""
 LOG_VARIANCE = "log_variance"
+AMOUNTS = "amounts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +32,32 @@ class FurtherLabels:
       entire_space: ESMM: the one further label is of clicked rows, as a conversion is, and its loss is
         that of a click and a conversion over all rows, P = sigmoid(first) sigmoid(further) (Ma et al.,
         SIGIR 2018, eq. 3 and 4).
+      amounts: those of the labels that are amounts -> how they are learnt.
     """
 
     labels: tuple[str, ...]
     weights: Mapping[str, float]
     learns_weights: bool
     entire_space: bool
+    amounts: Mapping[str, Amount] = dataclasses.field(default_factory=dict)
 
-    def init(self) -> dict[str, jax.Array]:
-        """Parameters of the losses; {} without any."""
-        return {LOG_VARIANCE: jnp.zeros(1 + len(self.labels))} if self.learns_weights else {}
+    def init(self) -> dict[str, Any]:
+        """Parameters of the losses; {} without any. Shift and scale of amounts are kept here and do not train."""
+        own = {LOG_VARIANCE: jnp.zeros(1 + len(self.labels))} if self.learns_weights else {}
+        kept = {name: jnp.array([one.shift, one.scale], jnp.float32) for name, one in self.amounts.items()}
+        return own | ({AMOUNTS: kept} if kept else {})
+
+    def scores(self, params: Mapping[str, Any], further: jax.Array) -> jax.Array:
+        """[B, H] f32 logits, and of amounts scores z, see `core.amounts`, of what the model's heads give, [B, H]."""
+        further = further.astype(jnp.float32)
+        for k, name in enumerate(self.labels):
+            if name in self.amounts:
+                shift, scale = jax.lax.stop_gradient(params[AMOUNTS][name])
+                further = further.at[:, k].set(shift + scale * further[:, k])
+        return further
 
     def loss(
-        self, params: Mapping[str, jax.Array], first: jax.Array, logit: jax.Array, out: Intermediates, batch: Batch
+        self, params: Mapping[str, Any], first: jax.Array, logit: jax.Array, out: Intermediates, batch: Batch
     ) -> tuple[jax.Array, Logged]:
         """(loss [] of all labels, {"<label>_loss": []}).
 
@@ -55,7 +72,10 @@ class FurtherLabels:
         for k, name in enumerate(self.labels):
             label, further = batch["further"][:, k], out["further"][:, k]
             observed = label != NOT_OBSERVED
-            if self.entire_space:
+            if name in self.amounts:
+                kept = jax.lax.stop_gradient(params[AMOUNTS][name])
+                value = loss_of_amount(self.amounts[name].loss, further, label, kept, observed, batch["weight"])
+            elif self.entire_space:
                 # What was not clicked is no conversion; a click whose conversion was not observed says nothing.
                 both = jnp.where(observed, label, 0.0) * batch["label"]
                 there = observed | (batch["label"] == 0)
@@ -68,6 +88,32 @@ class FurtherLabels:
             return first + sum(of_each), logged
         variance = params[LOG_VARIANCE]
         return jnp.sum(jnp.exp(-variance) * jnp.stack([first, *of_each]) + variance / 2), logged
+
+
+def loss_of_amount(
+    loss: str, head: jax.Array, amount: jax.Array, kept: jax.Array, observed: jax.Array, weight: jax.Array
+) -> jax.Array:
+    """[] the mean loss of an amount, in units in which it is about 1 at first.
+
+    Args:
+      loss: one of `core.amounts.LOSSES`.
+      head, amount: [B] what the head gives, x; y.
+      kept: [2] shift and scale.
+      observed: [B] bool.
+      weight: [B].
+    """
+    shift, scale = kept
+    weight = jnp.where(observed, weight, 0.0)
+    head = jnp.where(weight > 0, head.astype(jnp.float32), 0.0)
+    amount = jnp.where(weight > 0, amount, 0.0)
+    if loss == "tweedie":
+        mean, power = amount * jnp.exp(-shift), amounts.POWER  # of units in which the mean is 1
+        values = jnp.exp((2 - power) * head) / (2 - power) - mean * jnp.exp((1 - power) * head) / (1 - power)
+    else:
+        target = jnp.log1p(amount) if loss == "log" else amount
+        values = jnp.square(head - (target - shift) / scale) / 2
+    count = weight.sum()
+    return jnp.where(count > 0, jnp.sum(weight * values) / jnp.where(count > 0, count, 1.0), 0.0)
 
 
 def _of_both(first: jax.Array, further: jax.Array, both: jax.Array, weight: jax.Array) -> jax.Array:

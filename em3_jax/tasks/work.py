@@ -3,7 +3,7 @@
 `training.program` adds what is alike for all of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -27,11 +27,13 @@ class Report(NamedTuple):
       slices: slice -> metric -> value.
       arrays: name -> array behind them.
       moved_by: "user" or "item" -> how each of them moves the slices; {} where that was not asked for.
+      labels: further label -> metric -> value; {} without any.
     """
 
     slices: dict[str, dict[str, float]]
     arrays: dict[str, np.ndarray]
     moved_by: dict[str, ByCluster]
+    labels: Mapping[str, dict[str, float]] = {}
 
 
 class Evaluate(Protocol):

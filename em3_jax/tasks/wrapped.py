@@ -1,6 +1,7 @@
 """Tasks made of another task: what is not written here is as that one has it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,6 +39,10 @@ class WrappedTask(Task):
     @property
     def labels(self) -> tuple[str, ...]:
         return self.task.labels
+
+    @property
+    def amounts(self) -> Mapping[str, str]:
+        return self.task.amounts
 
     @property
     def entire_space(self) -> bool:

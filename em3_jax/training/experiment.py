@@ -46,7 +46,7 @@ class Experiment:
 
     def validate(self, state: State) -> dict[str, float]:
         """{metric: value} on validation."""
-        return self.work.validate(self.program.predict, state)
+        return self.work.validate(self.program.predict_all or self.program.predict, state)
 
     def evaluate(self, state: State, split: str, errors: bool = True) -> Report:
         """What is measured on a split; only for a task that scores one, see `Work.evaluate`.

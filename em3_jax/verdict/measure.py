@@ -137,7 +137,7 @@ class Rows:
         self, model: np.ndarray, base: np.ndarray, metric: str, spread: "Spread", keep: np.ndarray | slice = slice(None)
     ) -> Gain:
         """The difference of two rungs' scores [K, n]; for logloss, that of `base` less `model`'s."""
-        sign = metrics.METRIC_SIGNS[metric]
+        sign = metrics.sign(metric)
         n = len(self.label[keep])
         value = float(sign * (self.value(model, metric, keep).mean() - self.value(base, metric, keep).mean()))
         if not np.isfinite(value):

@@ -27,9 +27,11 @@ from em3_jax.config.schema.types import (
     Switch,
     Weight,
 )
+from em3_jax.core import amounts
 
 HEADS = ("shared_bottom", "mmoe", "ple", "esmm")
 AGGREGATORS = ("attentive", "multi_query", "sum", "mean", "max", "concat")
+AmountLoss = Annotated[str, Choice(amounts.LOSSES)]
 Parts = Annotated[tuple[str, ...], Several(Choice(("item", "user", "similarity", "simtier")))]
 
 
@@ -112,6 +114,8 @@ class Heads:
     """Further labels, which are learnt beside config.data.label."""
 
     labels: Names = ()  # further labels of the dataset, a head each
+    # further label that is an amount -> how it is learnt; log: squared error of log(1 + y)
+    losses: Mapping[str, AmountLoss] = field(default_factory=dict)
     # how they share the model; esmm: of one further label, which clicked rows alone have, over all rows
     kind: Annotated[str, Choice(HEADS)] = "shared_bottom"
     experts: Size = 4  # experts of all labels, of mmoe and ple

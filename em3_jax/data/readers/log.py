@@ -27,6 +27,7 @@ def write_log(
     context: dict[str, np.ndarray] | None = None,
     event: dict[str, np.ndarray] | None = None,
     labels: dict[str, np.ndarray] | None = None,
+    amounts: dict[str, np.ndarray] | None = None,
     weight: np.ndarray | None = None,
     group: np.ndarray | None = None,
     outside: dict[str, np.ndarray] | None = None,
@@ -45,6 +46,7 @@ def write_log(
       is_event: [n] bool, the rows that later histories show; all by default.
       context, event: field name -> ids [n] i32.
       labels: name -> [n] u8, further labels.
+      amounts: name -> [n] f32, further labels that are amounts.
       weight: [n] f32, of each row in the training loss.
       group: [n] i32, the session, query or impression of each row.
       outside: columns user, item, time, split and field_<name> [m] of events that are no rows, and are history like the
@@ -58,6 +60,7 @@ def write_log(
     columns = {"user": user, "item": item, "label": label, "time": time}
     columns |= {f"context_{name}": ids for name, ids in (context or {}).items()}
     columns |= {f"label_{name}": values for name, values in (labels or {}).items()}
+    columns |= {f"amount_{name}": values for name, values in (amounts or {}).items()}
     columns |= {} if group is None else {"group": group}
     columns |= {} if weight is None else {"weight": weight}
     if not isinstance(split, tuple):

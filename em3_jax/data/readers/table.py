@@ -47,6 +47,7 @@ def table(
     columns: dict[str, str] | None = None,
     label: str | None = None,
     labels: dict[str, str] | None = None,
+    amounts: dict[str, str] | None = None,
     item_fields: tuple[str, ...] = (),
     item_text: tuple[str, ...] = (),
     item_image: str | None = None,
@@ -101,6 +102,8 @@ def table(
       labels: name=column or name=rule of further labels, such as buy=bought,long=seconds>=30, which runs learn with
         --config.data.label=<name>, or several at once with --config.model.heads.labels; a row without a value is not part of
         that label.
+      amounts: name=column of further labels that are numbers from 0 up, such as dwell=seconds, which runs learn with
+        --config.model.heads.labels and --config.model.heads.losses.<name>; a row without a value is not part of that label.
       item_fields, user_fields: categorical columns; `name:multi` for several values, a list or text with separators.
       item_text: columns of the items that hold texts.
       item_image: column of the items, path of an image or of a folder of frames; `name:multi` for several.
@@ -159,13 +162,12 @@ def table(
     events = _timed(time_unit, rule, events, needing, "history" in roles)
     events = _events(events, roles, files.events, history_fields or {}, event_fields)
     _check_given(files, item_fields or item_text or item_image or features or item_numbers, user_fields or user_numbers)
-    elsewhere = events_table is not None or "history" in roles
-    cuts = _checked(Cut(number_bins, numbers_like), event_numbers, elsewhere)
-    more = More(labels or {}, context_numbers, () if events == "none" else event_numbers)
+    cuts = _checked(Cut(number_bins, numbers_like), event_numbers, events_table is not None or "history" in roles)
+    besides = More(labels or {}, amounts or {}, context_numbers, () if events == "none" else event_numbers)
     fields = (context_fields, () if events == "none" else event_fields, event_fields)
     histories = (history_fields or {}, history_separator or separator, history_order)
     how = Reading(
-        roles, label, rule, *fields, Times(time_unit, time_format), clicks, more, in_order, untimed, histories
+        roles, label, rule, *fields, Times(time_unit, time_format), clicks, besides, in_order, untimed, histories
     )
     with DatasetWriter(out, overwrite) as writer:
         read = read_all(files, how, events)
@@ -176,9 +178,15 @@ def table(
         found = matched(files, ends, read, clicks, label or f"column {roles['label']}", rule)
         found, ends, ranges = ranged(found, ends, cuts)
         _write_features(writer, features or {}, files.items, ends.item_part.table)
-        facts: dict[str, Any] = {"split": rule, "only_clicks": as_retrieval, "more": _facts(ranges, labels or {})}
-        facts["was_unsorted"] = write_interactions(writer, found, ends, events, rule, untimed)
-        return finish(writer, files, found, ends, image_root=root if item_image else None, **facts)
+        was_unsorted = write_interactions(writer, found, ends, events, rule, untimed)
+        facts = (
+            rule,
+            was_unsorted,
+            as_retrieval,
+            root if item_image else None,
+            _facts(ranges, labels or {}, amounts or {}),
+        )
+        return finish(writer, files, found, ends, *facts)
 
 
 def _files(given: tuple[tuple[Paths | None, Names], ...], events: Paths | None, text: TextFormat) -> Files:
@@ -209,11 +217,13 @@ def _checked(options: Cut, of_events: Names, elsewhere: bool) -> Cut:
     return options
 
 
-def _facts(ranges: dict[str, Any], labels: dict[str, str]) -> dict[str, Any]:
+def _facts(ranges: dict[str, Any], labels: dict[str, str], amounts: dict[str, str]) -> dict[str, Any]:
     """What dataset.json says of numbers and of further labels; {} without any."""
     facts = {"numbers": ranges} if ranges else {}
-    rules = {name: f"{rule} where it is there" for name, rule in labels.items()}
-    return facts | ({"labels": rules} if rules else {})
+    for kind, given in (("labels", labels), ("amounts", amounts)):
+        rules = {name: f"{rule} where it is there" for name, rule in given.items()}
+        facts |= {kind: rules} if rules else {}
+    return facts
 
 
 def _source(paths: Paths, text: TextFormat, names: Names) -> Source:

@@ -148,7 +148,7 @@ def write_interactions(
         is_event=is_event,
         context={name: ids for name, (ids, _) in log.context.items()},
         event={name: ids for name, (ids, _) in log.event.items()} if log.history is None else {},
-        labels=_further_labels(log.labels, drawn), weight=log.weight,
+        labels=_further_labels(log.labels, drawn), amounts=_amounts(log.amounts, drawn), weight=log.weight,
         group=log.group, outside=found.outside, given=as_written(log.history, ends.item_part),
         cycles=untimed is not None and untimed.histories == "others",
     )  # fmt: skip
@@ -160,12 +160,16 @@ def _further_labels(labels: Mapping[str, np.ndarray], drawn: np.ndarray) -> dict
     return {name: np.where(drawn, NOT_PART, values).astype(np.uint8) for name, values in labels.items()}
 
 
+def _amounts(amounts: Mapping[str, np.ndarray], drawn: np.ndarray) -> dict[str, np.ndarray]:
+    """Amounts, none of which was observed of negatives that were drawn [n] bool."""
+    return {name: np.where(drawn, np.float32(np.nan), values) for name, values in amounts.items()}
+
+
 def finish(
     writer: DatasetWriter,
     files: Files,
     found: Matched,
     ends: Ends,
-    *,
     split: Split,
     was_unsorted: bool,
     only_clicks: bool,

@@ -33,10 +33,12 @@ class More(NamedTuple):
 
     Attributes:
       labels: name -> a column of 0 and 1, or a rule; a row without a value is not part of that label.
+      amounts: name -> a column of numbers from 0 up, to be learnt; a row without a value is not part of it.
       context_numbers, event_numbers: columns of numbers.
     """
 
     labels: Mapping[str, str] = {}
+    amounts: Mapping[str, str] = {}
     context_numbers: tuple[str, ...] = ()
     event_numbers: tuple[str, ...] = ()
 
@@ -60,6 +62,7 @@ class Log(NamedTuple):
       notes: what is worth telling.
       weight: [n] f32 how much each counts in training; None where no column says it.
       labels: name -> [n] u8, further labels, see `Dataset.label`.
+      amounts: name -> [n] f32, NaN = not observed.
       numbers: "context" and "event" -> columns that are yet to be cut into ranges.
     """
 
@@ -76,6 +79,7 @@ class Log(NamedTuple):
     notes: list[str]
     weight: np.ndarray | None = None
     labels: Mapping[str, np.ndarray] = {}
+    amounts: Mapping[str, np.ndarray] = {}
     numbers: Mapping[str, Values] = {}
 
     def take(self, rows: np.ndarray) -> "Log":
@@ -95,6 +99,7 @@ class Log(NamedTuple):
             history=None if self.history is None else self.history.take(rows),
             weight=None if self.weight is None else self.weight[rows],
             labels={name: values[rows] for name, values in self.labels.items()},
+            amounts={name: values[rows] for name, values in self.amounts.items()},
             numbers={
                 group: {name: values[rows] for name, values in of_group.items()}
                 for group, of_group in self.numbers.items()
@@ -137,10 +142,11 @@ def read_log(
                 f"{path}: no column '{role}' (there are: {', '.join(have)}); say which it is with --columns "
                 f"{role}=...{hint}"
             )
-    _check_names(more.labels)
+    _check_names(more.labels, more.amounts)
     rules = {name: _rule(rule) for name, rule in more.labels.items()}
     weight_column = [roles["weight"]] if "weight" in roles else []
-    others = [*(column for column, *_ in rules.values()), *more.context_numbers, *more.event_numbers, *weight_column]
+    judged = [*(column for column, *_ in rules.values()), *more.amounts.values()]
+    others = [*judged, *more.context_numbers, *more.event_numbers, *weight_column]
     if both := sorted(texts & {*others} - {*context_fields, *event_fields}):
         raise UserError(f"{path}: column '{both[0]}' holds ids, and is named as numbers or a label; name another")
     texts -= {*others}
@@ -181,6 +187,7 @@ def read_log(
         notes=list(dict.fromkeys(notes)),
         weight=_weights(path, weight_column[0], table.column(weight_column[0])) if weight_column else None,
         labels={name: _further(path, name, table.column(rule[0]), *rule) for name, rule in rules.items()},
+        amounts=_amounts(path, table, more.amounts),
         numbers={
             "context": read_numbers(path, table, more.context_numbers, "--context-numbers"),
             "event": read_numbers(path, table, more.event_numbers, "--event-numbers"),
@@ -237,13 +244,33 @@ def _labels(
     return compare(values, threshold)
 
 
-def _check_names(labels: Mapping[str, str]) -> None:
-    """Refuses names of labels that cannot be columns, or are the first one's."""
-    for name in labels:
+def _check_names(labels: Mapping[str, str], amounts: Mapping[str, str]) -> None:
+    """Refuses names of labels that cannot be columns, or are the first one's, or are given twice."""
+    for option, name in [*(("--labels", one) for one in labels), *(("--amounts", one) for one in amounts)]:
         if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-            raise UserError(f"--labels {name}=...: a label's name has letters, digits and _ alone; choose another")
-        if name in (CLICK, "label"):
-            raise UserError(f"--labels {name}=...: is the first label's name; choose another, or give it as --label")
+            raise UserError(f"{option} {name}=...: a label's name has letters, digits and _ alone; choose another")
+        if name in (CLICK, "label", "mean"):
+            raise UserError(f"{option} {name}=...: is the first label's name, or all labels'; choose another")
+        if option == "--amounts" and name in labels:
+            raise UserError(f"--amounts {name}=...: is a name in --labels, too; choose another")
+
+
+def _amounts(path: Source, table: pa.Table, amounts: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Name -> [n] f32."""
+    read = read_numbers(path, table, tuple(dict.fromkeys(amounts.values())), "--amounts")
+    of_column = dict(zip(dict.fromkeys(amounts.values()), read.values(), strict=True))
+    result = {}
+    for name, column in amounts.items():
+        values = of_column[column]
+        below = np.flatnonzero(values < 0)
+        if len(below):
+            raise UserError(
+                f"{place(path, below[0])}: amount '{name}' is {values[below[0]]:g}; amounts are numbers from 0 up"
+            )
+        if np.nanmin(values) == np.nanmax(values):
+            raise UserError(f"{path}: amount '{name}' is {np.nanmin(values):g} in every row; leave it out of --amounts")
+        result[name] = values.astype(np.float32)
+    return result
 
 
 def _rule(rule: str) -> tuple[str, np.ufunc | None, float]:

@@ -10,14 +10,16 @@ from jax.sharding import Mesh
 
 from em3_jax.config.schema import OnClicks, Ranking
 from em3_jax.config.schema.ranking import Data
-from em3_jax.core import sharding
+from em3_jax.core import amounts, sharding
+from em3_jax.core.amounts import Amount
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.types import WHOLE, Shards, State
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.codes import CodeSet, read_codes, with_codes
-from em3_jax.data.format import Dataset, FeatureSet, open_dataset
+from em3_jax.data.format import Dataset, FeatureSet, observed, open_dataset
 from em3_jax.data.known import as_trained
 from em3_jax.data.pipeline import BY_ITEM, bucket_sizes, evaluation_source, training_rows, training_source
+from em3_jax.evaluation import labels as labels_evaluation
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.features import in_model, placement, raw_encoders, scratch_encoders
 from em3_jax.features.prior import prior
@@ -79,7 +81,7 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     """The work of config.task = "ranking"."""
     data = config.data
     dataset = open_clicks(data)
-    task = ranking_task(dataset.fields, config.model)
+    task = ranking_task(dataset.fields, config.model, _amounts(dataset, config))
     _check_history(config, task)
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
@@ -93,6 +95,30 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     task_with_encoders = WithEncoders(task, encoders) if encoders else task
     encode = "candidates" if encoders and data.history_length and not _reads_history(config, task) else "none"
     return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders, encode=encode)
+
+
+def _amounts(dataset: Dataset, config: Ranking) -> dict[str, Amount]:
+    """The further labels that are amounts, as they begin: of the training rows that have one.
+
+    Raises:
+      UserError: a label is no amount and has a loss of one, or the reverse; no training row has one.
+    """
+    heads, result = config.model.heads, {}
+    where, known = "config.model.heads.losses", ", ".join(amounts.LOSSES)
+    for name in heads.labels:
+        is_amount = name in dataset.amounts
+        if is_amount and name not in heads.losses:
+            raise UserError(f"{where}: label '{name}' is an amount; say how it is learnt, {where}.{name}={known}")
+        if not is_amount and name in heads.losses:
+            raise UserError(f"{where}.{name}: label '{name}' is 0 or 1 and has no loss of amounts; leave it out")
+        if is_amount and heads.kind == "esmm":
+            raise UserError(f"config.model.heads.kind=esmm: label '{name}' is an amount; choose shared_bottom or mmoe")
+        if is_amount:
+            values = np.asarray(dataset.label(name)[np.asarray(dataset.split_rows("train", config.data.label))])
+            if not (values := values[observed(values)]).size:
+                raise UserError(f"config.model.heads.labels: no training row has a '{name}'; leave it out")
+            result[name] = amounts.fitted(heads.losses[name], values)
+    return result
 
 
 def _reads_history(config: Ranking, task: RankingTask) -> bool:
@@ -122,6 +148,7 @@ def work_on_clicks(
       make_memory: see `work.Work`.
     """
     data, table = config.data, config.tables
+    what = labels_evaluation.What(task.labels, task.amounts, task.entire_space)
     check_order(data)
     make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries, task.labels)  # noqa: E731
     rows = training_rows(dataset, data.label, data.most_rows_per_user, data.rows_share)
@@ -139,13 +166,20 @@ def work_on_clicks(
     def evaluate(predict: work.Predict, state: State, split: str, errors: bool = True) -> work.Report:
         source = evaluation(split)
         logits = ranking_evaluation.predict(source, lambda batch: predict(state, batch), place)
-        logits, further = ranking_evaluation.of_labels(logits, task.labels, task.entire_space)
+        logits, further = labels_evaluation.parted(logits, what)
         arrays = {"logits": logits} | {f"logits_{name}": one for name, one in further.items()}
         share, rows = config.eval.popular_share, np.asarray(source.rows)
         # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
         scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label)
+        others = labels_evaluation.Further.of(dataset, rows, further, data.label, what)
         moved_by = ranking_evaluation.errors(scored) if errors else {}
-        return work.Report(ranking_evaluation.evaluate(scored), arrays, moved_by)
+        for kind, moved in moved_by.items():
+            others.add_errors(moved, np.asarray(dataset.interactions[kind][rows]))
+        return work.Report(ranking_evaluation.evaluate(scored), arrays, moved_by, others.report())
+
+    def validate(predict: work.Predict, state: State) -> dict[str, float]:
+        report = evaluate(predict, state, "valid", False)
+        return report.slices["all"] | labels_evaluation.to_choose_by(report.slices["all"], report.labels)
 
     return work.Work(
         task=task,
@@ -165,13 +199,13 @@ def work_on_clicks(
             unit=unit,
         ),
         evaluation=evaluation,
-        headline=ranking_evaluation.headline(dataset),
+        headline=(*ranking_evaluation.headline(dataset), *labels_evaluation.headline(what)),
         make_tables=lambda key: id_table.init(
             key, num_rows, table.width, table.init_scale, row_optimizer, length, form
         ),
         row_optimizer=row_optimizer,
         table_l2=table.l2,
-        validate=lambda predict, state: evaluate(predict, state, "valid", False).slices["all"],
+        validate=validate,
         evaluate=evaluate,
         shards=shards,
         make_memory=make_memory,
@@ -191,6 +225,11 @@ def open_clicks(data: Data) -> Dataset:
     if dataset.meta.get("only_clicks"):
         raise UserError(
             f"{data.root}: holds clicks alone, nothing to rank them against; prepare it with --negatives 3 (mmrec: --as-clicks)"
+        )
+    if data.label in dataset.amounts:
+        raise UserError(
+            f"config.data.label={data.label}: is an amount; learn it beside a label of 0 and 1, "
+            f"config.model.heads.labels={data.label}"
         )
     return with_codes(dataset, _code_sets(dataset, data))
 

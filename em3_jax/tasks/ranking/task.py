@@ -5,6 +5,7 @@ content embedding.
 """
 
 import dataclasses
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from em3_jax.config import registry
 from em3_jax.config.schema.ranking import RankingSettings
 from em3_jax.core import rng
+from em3_jax.core.amounts import Amount
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import Fields
 from em3_jax.models import similarity
@@ -59,6 +61,10 @@ class RankingTask(Task):
     @property
     def labels(self) -> tuple[str, ...]:
         return () if self.further is None else self.further.labels
+
+    @property
+    def amounts(self) -> Mapping[str, str]:
+        return {} if self.further is None else {name: one.loss for name, one in self.further.amounts.items()}
 
     @property
     def entire_space(self) -> bool:
@@ -112,7 +118,9 @@ class RankingTask(Task):
 
     def predict_all(self, params: Params, inputs: Inputs) -> jax.Array:
         logit, out = self._apply(params, inputs, train=False)
-        return jnp.concatenate([logit[:, None], out["further"]], axis=1)
+        assert self.further is not None  # or there is one label
+        further = self.further.scores(params.get("heads", {}), out["further"])
+        return jnp.concatenate([logit[:, None], further], axis=1)
 
     def embed(self, params: Params, inputs: Inputs) -> jax.Array:
         content = (inputs.tokens, inputs.tokens_mask)
@@ -166,11 +174,14 @@ class RankingTask(Task):
         return jax.tree.map(lambda leaf: leaf.astype(self.dtype), tree)
 
 
-def ranking(fields: Fields, settings: RankingSettings) -> RankingTask:
+def ranking(
+    fields: Fields, settings: RankingSettings, amounts: Mapping[str, Amount] = types.MappingProxyType({})
+) -> RankingTask:
     """The task of a config.
 
     Args:
       fields: the dataset's categorical fields.
+      amounts: the further labels that are amounts, as they begin.
       settings: config.model. Of `content`, "none" is IDs alone, "pre_extracted" the feature sets'
         vectors as they are, "end_to_end" a fusion module that trains with the ranker, and "raw"
         has encoders in the model, which `raw.WithEncoders` puts before it.
@@ -200,27 +211,28 @@ def ranking(fields: Fields, settings: RankingSettings) -> RankingTask:
         encoders=encoders,
         dtype=PRECISIONS[settings.precision],
         commitment=settings.quantiser.commitment,
-        further=_further(settings),
+        further=_further(settings, amounts),
     )
 
 
-def _further(settings: RankingSettings) -> FurtherLabels | None:
+def _further(settings: RankingSettings, amounts: Mapping[str, Amount]) -> FurtherLabels | None:
     """What is learnt beside the first label."""
     heads = settings.heads
     where, labels = "config.model.heads", heads.labels
     if twice := [name for k, name in enumerate(labels) if name in labels[:k]]:
         raise UserError(f"{where}.labels: '{twice[0]}' is named twice; name it once")
-    for name in heads.weights:
-        if name not in labels:
-            hint = nearest(name, labels) if labels else f"name it in {where}.labels"
-            raise UserError(f"{where}.weights.{name}: no such further label; {hint}")
+    for setting, named in (("weights", heads.weights), ("losses", heads.losses)):
+        for name in named:
+            if name not in labels:
+                hint = nearest(name, labels) if labels else f"name it in {where}.labels"
+                raise UserError(f"{where}.{setting}.{name}: no such further label; {hint}")
     if heads.kind == "esmm" and labels and len(labels) != 1:
         raise UserError(
             f"{where}.kind=esmm: is of one further label, such as a conversion; {where}.labels has {len(labels)}"
         )
     if not labels:
         return None
-    return FurtherLabels(labels, heads.weights, heads.learn_weights, heads.kind == "esmm")
+    return FurtherLabels(labels, heads.weights, heads.learn_weights, heads.kind == "esmm", amounts)
 
 
 def _quantiser(settings: RankingSettings) -> ResidualQuantiser | None:

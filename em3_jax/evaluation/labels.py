@@ -1,0 +1,221 @@
+"""Further labels of a run, beside the first: their logits, and the metrics of each. Letter: n rows."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from em3_jax import metrics
+from em3_jax.core import amounts
+from em3_jax.data.format import NOT_PART, Dataset, observed
+from em3_jax.evaluation import influence
+
+MEAN = "mean"
+"""What stands for all labels in the name of a metric that chooses the step."""
+Metrics = dict[str, float]
+
+
+class What(NamedTuple):
+    """Which further labels a run learns; see `tasks.Task`.
+
+    Attributes:
+      labels: their names.
+      amounts: those that are amounts -> their loss.
+      entire_space: the one further label is of clicked rows (ESMM).
+    """
+
+    labels: Sequence[str] = ()
+    amounts: Mapping[str, str] = {}
+    entire_space: bool = False
+
+
+def parted(logits: np.ndarray, what: What) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """([n] logits of the first label, {further label: [n] its logits, or scores of an amount}).
+
+    Of ESMM there are the logits given a click, by the name `given_click`, and those of a click and the label.
+
+    Args:
+      logits: [n], or [n, 1 + H] of the first and the further labels.
+    """
+    if logits.ndim == 1:
+        return logits, {}
+    first = np.ascontiguousarray(logits[:, 0])
+    further = {name: np.ascontiguousarray(logits[:, 1 + k]) for k, name in enumerate(what.labels)}
+    if what.entire_space:
+        (name,) = what.labels
+        further = {name: both(first, further[name]), given_click(name): further[name]}
+    return first, further
+
+
+def given_click(label: str) -> str:
+    """What a label of clicked rows alone is called, where the label itself is of all rows."""
+    return f"{label}_given_click"
+
+
+def both(first: np.ndarray, further: np.ndarray) -> np.ndarray:
+    """[n] f32 logits of sigmoid(first) sigmoid(further), without rounding either to 0 or 1."""
+    a, b = first.astype(np.float64), further.astype(np.float64)
+    no_click, click = -np.logaddexp(0.0, a), -np.logaddexp(0.0, -a)
+    yes = click - np.logaddexp(0.0, -b)
+    return (yes - np.logaddexp(no_click, click - np.logaddexp(0.0, b))).astype(np.float32)
+
+
+def values_of(dataset: Dataset, rows: np.ndarray, first: str, what: What) -> dict[str, np.ndarray]:
+    """{further label: [n] its values, see `Dataset.label`}, by the names of `parted`.
+
+    Args:
+      rows: [n] of the interactions.
+      first: the label that says what a click is.
+    """
+    values = {name: np.asarray(dataset.label(name)[rows]) for name in what.labels}
+    if not what.entire_space:
+        return values
+    (name,) = what.labels
+    clicked = np.asarray(dataset.label(first)[rows]) == 1
+    return {name: np.where(clicked, values[name], 0), given_click(name): np.where(clicked, values[name], NOT_PART)}
+
+
+class Further(NamedTuple):
+    """The further labels of a split's rows, on the rows that have each.
+
+    Attributes:
+      what: the labels.
+      values, logits: label -> [n].
+      group: [n] what GAUC is by.
+    """
+
+    what: What
+    values: dict[str, np.ndarray]
+    logits: Mapping[str, np.ndarray]
+    group: np.ndarray
+
+    @classmethod
+    def of(
+        cls, dataset: Dataset, rows: np.ndarray, logits: Mapping[str, np.ndarray], first: str, what: What
+    ) -> "Further":
+        """Of the interaction rows [n]; `logits` as `parted` gives them, {} = there are none; `first` as in `values_of`."""
+        what = what if logits else What()
+        return cls(what, values_of(dataset, rows, first, what), logits, np.asarray(dataset.group[rows]))
+
+    def report(self) -> dict[str, Metrics]:
+        """Label -> metric -> value."""
+        return {name: self._measured(name, *self._there(name)[1:]) for name in self.values}
+
+    def add_errors(self, moved: influence.ByCluster, of_row: np.ndarray) -> None:
+        """Adds how each user, or item, moves the metrics, as slices by the name of `slice_of`.
+
+        Args:
+          of_row: [n] the user (item) of each row.
+        """
+        for name in self.values:
+            there, values, logits, group = self._there(name)
+            for metric, one in self._influences(name, values, logits, group).items():
+                moved.add(slice_of(name), metric, one, of_row[there])
+
+    def _there(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """([n] bool which rows have the label; of these [m] values, logits, groups)."""
+        there = observed(self.values[name])
+        return there, self.values[name][there], self.logits[name][there], self.group[there]
+
+    def _measured(self, name: str, values: np.ndarray, logits: np.ndarray, group: np.ndarray) -> Metrics:
+        if name in self.what.amounts:
+            return of_amount(values, amounts.expected(self.what.amounts[name], logits))
+        probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+        return {
+            "n": len(values),
+            "rate": float(values.mean()) if len(values) else float("nan"),
+            "auc": metrics.auc(values, logits),
+            "gauc": metrics.gauc(values, logits, group).value,
+            "logloss": metrics.logloss(values, logits),
+            "normalized_entropy": metrics.normalized_entropy(values, logits),
+            "calibration": metrics.calibration(values, probability),
+        }
+
+    def _influences(self, name: str, values: np.ndarray, logits: np.ndarray, group: np.ndarray) -> dict[str, Any]:
+        if name in self.what.amounts:
+            predicted = amounts.expected(self.what.amounts[name], logits)
+            off = predicted - values.astype(np.float64)
+            rmse = np.sqrt(np.mean(off**2)) if len(off) else 0.0
+            of_rmse = influence.mean_influence(off**2) / (2 * rmse) if rmse else np.full(off.shape, np.nan)
+            return {"mae": influence.mean_influence(np.abs(off)), "rmse": of_rmse}
+        probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+        return {
+            "auc": influence.auc_influence(values, logits),
+            "gauc": influence.gauc_influence(values, logits, group),
+            "logloss": influence.logloss_influence(values, logits),
+            "calibration": influence.calibration_influence(values, probability),
+        }
+
+
+def slice_of(label: str) -> str:
+    """The name of a further label among slices."""
+    return f"label {label}"
+
+
+def of_amount(values: np.ndarray, predicted: np.ndarray) -> Metrics:
+    """The metrics of an amount.
+
+    `rmsle` is the root mean squared error of log(1 + y); `r2` the share of the variance that is
+    predicted; `calibration` the sum of what is predicted in that of what was observed.
+
+    Args:
+      values, predicted: [n] from 0 up.
+    """
+    values, predicted = values.astype(np.float64), predicted.astype(np.float64)
+    if not len(values):
+        return {"n": 0} | dict.fromkeys(("mean", "rmse", "mae", "rmsle", "r2", "calibration"), float("nan"))
+    off, variance, total = predicted - values, float(values.var()), float(values.sum())
+    return {
+        "n": len(values),
+        "mean": float(values.mean()),
+        "rmse": float(np.sqrt(np.mean(off**2))),
+        "mae": float(np.mean(np.abs(off))),
+        "rmsle": float(np.sqrt(np.mean((np.log1p(predicted) - np.log1p(values)) ** 2))),
+        "r2": 1 - float(np.mean(off**2)) / variance if variance else float("nan"),
+        "calibration": float(predicted.sum()) / total if total else float("nan"),
+    }
+
+
+def headline(what: What) -> tuple[str, ...]:
+    """The metrics of further labels to show while training, each of which may choose the best step."""
+    if not what.labels:
+        return ()
+    named = tuple(f"{name}_{'rmse' if name in what.amounts else 'auc'}" for name in what.labels)
+    return (*named, f"{MEAN}_auc") if len(what.amounts) < len(what.labels) else named
+
+
+def to_choose_by(first: Metrics, labels: Mapping[str, Metrics]) -> Metrics:
+    """{"<label>_<metric>": value} of further labels, and "mean_auc" of all labels that have an AUC.
+
+    Args:
+      first: the metrics of the first label.
+    """
+    if not labels:
+        return {}
+    result = {f"{name}_{metric}": value for name, of in labels.items() for metric, value in of.items() if metric != "n"}
+    return result | {f"{MEAN}_auc": float(np.mean([of["auc"] for of in (first, *labels.values()) if "auc" in of]))}
+
+
+def table(labels: dict[str, Metrics]) -> str:
+    """The metrics of further labels as text, one line a label; amounts below."""
+    parts = []
+    kinds = (
+        ("further label", ["n", "rate", "auc", "gauc", "logloss", "calibration"]),
+        ("amount", ["n", "mean", "rmse", "mae", "rmsle", "r2", "calibration"]),
+    )
+    for title, names in kinds:
+        shown = {label: of for label, of in labels.items() if names[2] in of}
+        width = max([*map(len, shown), len(title)]) + 2
+        lines = [f"{title:<{width}}" + "".join(f"{name:>13}" for name in names)]
+        for label, of in shown.items():
+            cells = [f"{of[n]:>13,}" if isinstance(of[n], int) else f"{of[n]:>13.4f}" for n in names]
+            lines.append(f"{label:<{width}}" + "".join(cells))
+        parts += ["\n".join(lines)] if shown else []
+    return "\n\n".join(parts)
+
+
+def common(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The further labels that all reports of `eval.py` have."""
+    named = [list(report.get("labels", {})) for report in reports]
+    return [name for name in named[0] if all(name in other for other in itertools.chain(named[1:]))] if named else []

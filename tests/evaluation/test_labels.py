@@ -1,0 +1,225 @@
+"""Labels that are amounts, metrics of further labels, the step that they choose, and runs compared by one of them."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from em3_jax import evaluate as evaluation
+from em3_jax import metrics, train
+from em3_jax.core import amounts
+from em3_jax.core.amounts import Amount
+from em3_jax.data.readers.table import table
+from em3_jax.evaluation import compare, labels
+from em3_jax.predict.command import predict
+from em3_jax.tasks.heads import NOT_OBSERVED, FurtherLabels, loss_of_amount
+from em3_jax.training import experiment
+from tests.conftest import user_error
+from tests.test_train import small_config
+
+pytestmark = pytest.mark.quickly_compiled
+ROWS, USERS, ITEMS = 3000, 40, 30
+
+
+def log(seed: int = 0) -> pa.Table:
+    """Clicks, buys and seconds of items that each have a length; seconds of clicked rows alone."""
+    random = np.random.default_rng(seed)
+    user, item = random.integers(0, USERS, ROWS), random.integers(0, ITEMS, ROWS)
+    click = random.random(ROWS) < 0.2 + 0.6 * (item % 3 == user % 3)
+    buy = random.random(ROWS) < 0.1 + 0.5 * (item % 2)
+    seconds = random.gamma(2.0, 1.0 + item, ROWS) * (random.random(ROWS) < 0.8)
+    return pa.table(
+        {
+            "user": user, "item": item, "time": np.arange(ROWS) + 1_600_000_000, "label": click.astype(int),
+            "bought": buy.astype(int), "seconds": pa.array(np.where(click, seconds, np.nan), from_pandas=True),
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shop")
+    pq.write_table(log(), folder / "log.parquet")
+    given = {"labels": {"buy": "bought"}, "amounts": {"dwell": "seconds"}}
+    return table(folder / "data", interactions=folder / "log.parquet", split="0.6,0.2,0.2", **given)
+
+
+def config_of(dataset, **changes):
+    heads = {"labels": ("buy", "dwell"), "hidden": (8,), "losses": {"dwell": "tweedie"}} | changes
+    config = small_config(
+        dataset, model__content="none", data__features=(), model__cic__id_fields=("item",), eval__batch_size=128
+    )
+    for name, value in heads.items():
+        setattr(config.model.heads, name, value)
+    config.tables.learning_rate, config.train.epochs = 0.2, 2.0
+    return config
+
+
+@pytest.fixture(scope="module")
+def several(shop, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("several") / "run"
+    config = config_of(shop)
+    config.eval.metric = "dwell_rmse"
+    found = train.train(config, folder)
+    return folder, found, evaluation.evaluate(folder, "test")
+
+
+def test_amounts_are_kept_as_they_are(shop):
+    values = shop.label("dwell")
+    expected = log().column("seconds").to_numpy(zero_copy_only=False).astype(np.float32)
+    np.testing.assert_array_equal(values, expected)
+    assert values.dtype == np.float32 and np.isnan(values[shop.label("click") == 0]).all()
+    assert len(shop.split_rows("train", "dwell")) == int(np.sum(shop.label("click")[:1800]))
+
+
+def test_losses_of_amounts_are_their_formulas_and_least_at_the_truth():
+    random = np.random.default_rng(0)
+    amount = np.where(random.random(64) < 0.3, 0.0, random.gamma(2.0, 30.0, 64)).astype(np.float32)
+    observed, weight = random.random(64) < 0.7, random.random(64).astype(np.float32)
+    head = random.standard_normal(64).astype(np.float32)
+    kept = observed & (weight > 0)
+    w, y, x = weight[kept].astype(np.float64), amount[kept].astype(np.float64), head[kept].astype(np.float64)
+    for loss in amounts.LOSSES:
+        how = amounts.fitted(loss, amount[observed])
+        args = (jnp.asarray(amount), jnp.array([how.shift, how.scale]), jnp.asarray(observed), jnp.asarray(weight))
+        z = how.shift + how.scale * x
+        if loss == "tweedie":  # of mu = exp(z), up to what does not depend on it: 2 sqrt(mu) + 2 y / sqrt(mu)
+            rows = (2 * np.exp(z / 2) + 2 * y * np.exp(-z / 2)) / np.exp(how.shift / 2)
+        else:
+            rows = ((z - (np.log1p(y) if loss == "log" else y)) / how.scale) ** 2 / 2
+        found = loss_of_amount(loss, jnp.asarray(head), *args)
+        assert float(found) == pytest.approx(np.average(rows, weights=w), rel=1e-4)
+        # Of one number for all rows the best is the mean: of y, or of log(1 + y).
+        target = np.log1p(y) if loss == "log" else y
+        best = np.average(target, weights=w)
+        at_best = ((np.log(best) if loss == "tweedie" else best) - how.shift) / how.scale
+        slope = jax.grad(lambda x, loss=loss, args=args: loss_of_amount(loss, jnp.full(64, x), *args))(at_best)
+        assert abs(float(slope)) < 1e-3
+        expected = amounts.expected(loss, np.array([how.shift + how.scale * at_best]))
+        assert expected[0] == pytest.approx(np.expm1(best) if loss == "log" else best, rel=1e-4)
+    none = loss_of_amount("log", jnp.ones(64), *args[:2], jnp.zeros(64, bool), args[3])
+    assert float(none) == 0.0
+
+
+def test_shift_and_scale_are_kept_and_take_no_gradient():
+    task = FurtherLabels(("dwell",), {}, False, False, {"dwell": Amount("log", 2.0, 0.5)})
+    params = task.init()
+    batch = {"label": jnp.ones(4), "weight": jnp.ones(4), "further": jnp.array([[3.0], [9.0], [NOT_OBSERVED], [0.0]])}
+    value = lambda p, x: task.loss(p, jnp.float32(0), jnp.zeros(4), {"further": x}, batch)[0]  # noqa: E731
+    of_params, of_head = jax.grad(value, (0, 1))(params, jnp.ones((4, 1)))
+    assert not np.any(of_params["amounts"]["dwell"]) and of_head[2, 0] == 0 and np.all(of_head[[0, 1, 3], 0] != 0)
+    np.testing.assert_allclose(task.scores(params, jnp.ones((4, 1)))[:, 0], 2.5)
+
+
+def test_the_report_is_of_the_scores_and_a_label_chooses_the_step(several, shop):
+    folder, found, report = several
+    rows = np.asarray(shop.split_rows("test"))
+    values = shop.label("dwell")[rows]
+    there, scores = ~np.isnan(values), np.load(folder / "eval_test_logits_dwell.npy")
+    predicted = np.exp(scores[there].astype(np.float64))
+    of = report["labels"]["dwell"]
+    assert of["n"] == there.sum() and of["mae"] == pytest.approx(np.abs(predicted - values[there]).mean())
+    assert of["rmse"] == pytest.approx(np.sqrt(np.mean((predicted - values[there]) ** 2))) and of["rmse_se"] > 0
+    assert of["r2"] > 0.05, "an item's length is learnt"
+    assert 0.8 < of["calibration"] < 1.25
+    buy = report["labels"]["buy"]
+    assert buy["auc"] == pytest.approx(
+        metrics.auc(shop.label("buy")[rows], np.load(folder / "eval_test_logits_buy.npy"))
+    )
+    assert buy["auc_se"] > 0
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    valid = {line["step"]: line for line in logged if "valid/dwell_rmse" in line}
+    best = min(valid, key=lambda step: valid[step]["valid/dwell_rmse"])
+    assert found["best_step"] == best and found["best_value"] == pytest.approx(valid[best]["valid/dwell_rmse"])
+    one = valid[best]
+    assert one["valid/mean_auc"] == pytest.approx((one["valid/auc"] + one["valid/buy_auc"]) / 2)
+
+
+def test_predict_writes_expected_amounts(several, shop, tmp_path):
+    folder = several[0]
+    rows = np.asarray(shop.split_rows("test"))
+    pq.write_table(log().take(rows), tmp_path / "rows.parquet")
+    predict(folder, tmp_path / "rows.parquet", tmp_path / "scores.parquet")
+    found = pq.read_table(tmp_path / "scores.parquet")
+    scores = np.load(folder / "eval_test_logits_dwell.npy").astype(np.float64)
+    np.testing.assert_allclose(found.column("expected_dwell").to_numpy(), np.exp(scores), rtol=1e-5)
+    assert "probability_buy" in found.column_names and "probability_dwell" not in found.column_names
+    report = evaluation.evaluate(folder, "test", calibrate="platt")
+    assert report["calibration"]["method"] == "platt"
+    kept = json.loads((folder / "calibration.json").read_text())["labels"]
+    assert set(kept) == {"buy"}, "an amount has no probability to calibrate"
+    (folder / "calibration.json").unlink()
+
+
+def test_compare_shows_further_labels_and_one_alone(several, shop, tmp_path, capsys, monkeypatch):
+    folder = several[0]
+    config = small_config(
+        shop, model__content="none", data__features=(), model__cic__id_fields=("item",), data__label="buy"
+    )
+    train.train(config, tmp_path / "alone")
+    evaluation.evaluate(tmp_path / "alone", "test")
+    monkeypatch.setattr(sys, "argv", ["compare", f"alone={tmp_path / 'alone'}", f"all={folder}", "--label", "buy"])
+    compare.main()
+    shown = capsys.readouterr().out
+    alone, of_all = (json.loads((one / "eval_test.json").read_text()) for one in (tmp_path / "alone", folder))
+    assert f"{alone['slices']['all']['auc']:.4f}" in shown and f"{of_all['labels']['buy']['auc']:.4f}" in shown
+    assert "+" in shown.split("all", 2)[2] or "-" in shown
+    models = [compare.load(f"{name}={folder}", "test") for name in ("a", "b")]
+    rows = compare.compare(models, "auc")
+    assert (
+        rows["label buy"]["a"]["mean"] == of_all["labels"]["buy"]["auc"] and rows["label buy"]["b"]["difference"] == 0
+    )
+    rows = compare.compare(models, "rmse")
+    assert rows["label dwell"]["a"]["mean"] == of_all["labels"]["dwell"]["rmse"]
+    said = user_error(compare.check_paired, [compare.load(str(one), "test") for one in (folder, tmp_path / "alone")])
+    assert "different labels" in said and "--label" in said
+    assert "does not learn it" in user_error(compare.of_label, models[0], "like")
+
+
+@pytest.mark.parametrize(
+    "losses, words",
+    [
+        ({}, ("'dwell' is an amount", "tweedie")),
+        ({"dwell": "log", "buy": "log"}, ("losses.buy", "0 or 1")),
+        ({"dwell": "log", "like": "log"}, ("losses.like", "no such further label")),
+    ],
+)
+def test_losses_that_do_not_go_with_the_labels(shop, losses, words):
+    said = user_error(experiment.build, config_of(shop, losses=losses))
+    assert all(word in said for word in words)
+
+
+def test_labels_and_metrics_that_cannot_be(shop):
+    alone = {"model__content": "none", "data__features": (), "model__cic__id_fields": ("item",)}
+    said = user_error(experiment.build, small_config(shop, data__label="dwell", **alone))
+    assert "data.label=dwell" in said and "is an amount" in said
+    config = config_of(shop)
+    config.eval.metric = "buy_rmse"
+    said = user_error(experiment.build, config)
+    assert "eval.metric=buy_rmse" in said and "not a metric of this run" in said
+
+
+def test_columns_that_are_no_amounts(tmp_path):
+    def said(read: pa.Table, name: str = "dwell") -> str:
+        pq.write_table(read, tmp_path / "log.parquet")
+        given = {"labels": {"buy": "bought"}, "amounts": {name: "seconds"}}
+        return user_error(lambda: table(tmp_path / "data", interactions=tmp_path / "log.parquet", **given))
+
+    read = log()
+    at = read.column_names.index("seconds")
+    below = read.set_column(at, "seconds", pa.array(np.where(np.arange(ROWS) == 7, -1.0, 2.0)))
+    assert "amount 'dwell' is -1" in said(below)
+    assert "in every row" in said(read.set_column(at, "seconds", pa.array(np.full(ROWS, 2.0))))
+    for name, word in (("click", "first label"), ("buy", "in --labels"), ("a b", "letters")):
+        assert word in said(read, name)
+
+
+def test_reports_without_further_labels_are_as_before():
+    assert labels.to_choose_by({"auc": 0.5}, {}) == {} and labels.headline(labels.What()) == ()
+    assert labels.common([{"slices": {}}, {"labels": {"a": {}}}]) == []
+    assert labels.of_amount(np.zeros(0, np.float32), np.zeros(0))["n"] == 0
