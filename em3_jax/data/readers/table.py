@@ -10,6 +10,7 @@ another. Items and users come from their tables, in that order, or else from the
 sorted by time here; rows of equal time keep the order of the file.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,24 +170,45 @@ def table(
     how = Reading(
         roles, label, rule, *fields, Times(time_unit, time_format), clicks, besides, in_order, untimed, histories
     )
+    root = None if files.items is None else _image_root(files.items, image_root)
+    of_items = (item_fields, multi, item_text, item_image, root, item_numbers)
+    of_users = (user_fields, multi, (), None, None, user_numbers)
     with DatasetWriter(out, overwrite) as writer:
-        read = read_all(files, how, events)
-        root = None if files.items is None else _image_root(files.items, image_root)
-        of_items = (item_fields, multi, item_text, item_image, root, item_numbers)
-        of_users = (user_fields, multi, (), None, None, user_numbers)
-        ends = _ends(files, roles, read, of_items, of_users, drop_unknown)
-        found = matched(files, ends, read, clicks, label or f"column {roles['label']}", rule)
-        found, ends, ranges = ranged(found, ends, cuts)
-        _write_features(writer, features or {}, files.items, ends.item_part.table)
-        was_unsorted = write_interactions(writer, found, ends, events, rule, untimed)
-        facts = (
-            rule,
-            was_unsorted,
-            as_retrieval,
-            root if item_image else None,
-            _facts(ranges, labels or {}, amounts or {}),
-        )
-        return finish(writer, files, found, ends, *facts)
+        return _made(writer, files, how, events, (of_items, of_users), drop_unknown, cuts, features or {})
+
+
+def _made(
+    writer: DatasetWriter,
+    files: Files,
+    how: Reading,
+    events: str,
+    parts: tuple[tuple, tuple],
+    drop_unknown: bool,
+    cuts: Cut,
+    features: dict[str, str | Path],
+) -> Dataset:
+    """The dataset, once all options are known to go together.
+
+    Args:
+      events: which interactions enter histories.
+      parts: the further arguments of `read_part`, of items and users.
+      drop_unknown: whether rows that name others are dropped.
+      cuts: how numbers are.
+      features: arrays to take over.
+    """
+    read = read_all(files, how, events)
+    ends = _ends(files, how.roles, read, *parts, drop_unknown)
+    found = matched(files, ends, read, how.clicks, how.label or f"column {how.roles['label']}", how.rule)
+    found, ends, ranges = ranged(found, ends, cuts)
+    _write_features(writer, features, files.items, ends.item_part.table)
+    return finish(
+        writer, files, found, ends,
+        split=how.rule,
+        was_unsorted=write_interactions(writer, found, ends, events, how.rule, how.untimed),
+        only_clicks=how.clicks.as_retrieval,
+        image_root=parts[0][4] if parts[0][3] else None,
+        more=_facts(ranges, how.more.labels, how.more.amounts),
+    )  # fmt: skip
 
 
 def _files(given: tuple[tuple[Paths | None, Names], ...], events: Paths | None, text: TextFormat) -> Files:
@@ -217,7 +239,7 @@ def _checked(options: Cut, of_events: Names, elsewhere: bool) -> Cut:
     return options
 
 
-def _facts(ranges: dict[str, Any], labels: dict[str, str], amounts: dict[str, str]) -> dict[str, Any]:
+def _facts(ranges: dict[str, Any], labels: Mapping[str, str], amounts: Mapping[str, str]) -> dict[str, Any]:
     """What dataset.json says of numbers and of further labels; {} without any."""
     facts = {"numbers": ranges} if ranges else {}
     for kind, given in (("labels", labels), ("amounts", amounts)):

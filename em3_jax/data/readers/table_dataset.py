@@ -170,6 +170,7 @@ def finish(
     files: Files,
     found: Matched,
     ends: Ends,
+    *,
     split: Split,
     was_unsorted: bool,
     only_clicks: bool,
