@@ -14,6 +14,7 @@ from em3_jax.core import paths, publish, strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
 from em3_jax.core.lock import Lock
+from em3_jax.core.mapped import parts
 from em3_jax.core.values import canonical
 from em3_jax.data.checks import check_dataset, count_training, history_reach, summarise
 from em3_jax.data.features import write_features
@@ -200,11 +201,15 @@ class DatasetWriter:
         """name -> [first row, rows, contiguous]; row lists are written only for splits that are no single range."""
         result = {}
         for code, name in enumerate(SPLITS):
-            rows = np.flatnonzero(split == code).astype(np.int64)
-            first, count = (int(rows[0]), len(rows)) if len(rows) else (0, 0)
-            contiguous = count == 0 or int(rows[-1]) - first + 1 == count
+            first = last = count = 0
+            for part in parts(len(split), split):
+                rows = np.flatnonzero(split[part] == code)
+                if len(rows):
+                    first = first if count else int(part.start + rows[0])
+                    last, count = int(part.start + rows[-1]), count + len(rows)
+            contiguous = count == 0 or last - first + 1 == count
             if not contiguous:
-                np.save(self.path / "splits" / f"{name}.npy", rows)
+                np.save(self.path / "splits" / f"{name}.npy", np.flatnonzero(split == code).astype(np.int64))
             result[name] = [first, count, contiguous]
         return result
 
