@@ -53,6 +53,14 @@ def leftovers(final: Path) -> list[Path]:
     return list(final.glob(f".{final.name}.tmp-*")) if final.is_dir() else []
 
 
+def abandoned(final: Path) -> list[Path]:
+    """What killed writers have left beside `final`; who holds its lock may remove it.
+
+    A folder that was being replaced when its writer was killed is not among it: it is whole.
+    """
+    return [path for path in final.parent.glob(f".{final.name}.tmp-*") if not path.name.endswith("-old")]
+
+
 def replace(built: Path, final: Path, last: str) -> None:
     """Puts the folder `built`, see `building_place`, in the place of `final`, whether that is there or not.
 

@@ -135,3 +135,61 @@ def history_ranges(
     end = np.empty(len(row_key), np.int64)
     end[order] = np.searchsorted(event_key, row_key[order], side="left")
     return first[row_user].astype(np.int64), end
+
+
+class Running:
+    """The same ranges of rows that come in the order of time, some at a time; what is kept grows with users alone.
+
+    Of a log whose splits follow one another in time, so that every event is stored once.
+
+    Args:
+      start: [U] i64 the first event of each user, those of all users side by side.
+    """
+
+    def __init__(self, start: np.ndarray):
+        self._start, self._next = start, start.copy()
+        self._time = np.iinfo(np.int64).min
+        self._users, self._counts = np.zeros(0, np.int64), np.zeros(0, np.int64)  # events at that time, of these users
+
+    def __call__(
+        self, user: np.ndarray, time: np.ndarray, is_event: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(start, end [m] i64 of each row's history; place [k] i64 of each event among the stored ones, in row order).
+
+        Args:
+          user, time, is_event: [m] of the next rows, m at most 2^22; none is before those of the last call.
+        """
+        rows = len(user)
+        bits = max(int(rows - 1).bit_length(), 1)
+        order = (user.astype(np.int64) << bits) | np.arange(rows)
+        order.sort()  # faster than argsort, and equal users keep their order
+        index, user_of = order & ((1 << bits) - 1), order >> bits
+        event, time_of = is_event[index], time[index]
+        until = np.cumsum(event)
+        before = until - event
+        is_new_user = np.concatenate([[True], user_of[1:] != user_of[:-1]])[:rows]
+        is_new_time = is_new_user | np.concatenate([[True], time_of[1:] != time_of[:-1]])[:rows]
+        of_user = np.maximum.accumulate(np.where(is_new_user, before, 0))
+        earlier = np.maximum.accumulate(np.where(is_new_time, before, 0))
+        known = self._next[user_of]
+        place, end = known + (before - of_user), known + (earlier - of_user)
+        same = np.flatnonzero(time_of == self._time)
+        if len(same) and len(self._users):  # those of the last call at this very moment are not earlier
+            found = np.minimum(np.searchsorted(self._users, user_of[same]), len(self._users) - 1)
+            end[same] -= np.where(self._users[found] == user_of[same], self._counts[found], 0)
+        first = np.flatnonzero(is_new_user)
+        last = np.append(first[1:], rows) - 1
+        self._next[user_of[first]] += until[last] - before[first]
+        self._keep(user, time, is_event)
+        result, of_event = np.empty(rows, np.int64), np.empty(rows, np.int64)
+        result[index], of_event[index] = end, place
+        return self._start[user], result, of_event[is_event]
+
+    def _keep(self, user: np.ndarray, time: np.ndarray, is_event: np.ndarray) -> None:
+        """Remembers the events at the last moment."""
+        tail = np.searchsorted(time, time[-1]) if len(time) else 0
+        users = user[tail:][is_event[tail:]].astype(np.int64)
+        if len(time) and time[-1] == self._time:
+            users = np.concatenate([np.repeat(self._users, self._counts), users])
+        self._users, self._counts = np.unique(users, return_counts=True)
+        self._time = int(time[-1]) if len(time) else self._time

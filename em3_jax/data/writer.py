@@ -102,7 +102,7 @@ class DatasetWriter:
 
     def __enter__(self) -> "DatasetWriter":
         self._lock.__enter__()
-        for left in (self.path, *publish.leftovers(self.root)):
+        for left in (self.path, *publish.leftovers(self.root), *publish.abandoned(self.root)):
             shutil.rmtree(left, ignore_errors=True)
         for folder in ("interactions", "events", "splits", "counts", "features"):
             (self.path / folder).mkdir(parents=True)

@@ -79,14 +79,19 @@ def field_names(columns: list[str]) -> tuple[dict[str, str], list[str]]:
     return names, [f"column '{column}' is the field {names[column]}" for column in alike]
 
 
-def many_numbers(what: str, ids: np.ndarray, values: list[str]) -> list[str]:
+def known_of(ids: np.ndarray) -> int:
+    """How many of the ids of a field stand for a value."""
+    return int(np.count_nonzero(ids >= FIRST_KNOWN))
+
+
+def many_numbers(what: str, known: int, values: list[str]) -> list[str]:
     """A note where nearly every value of a field is a number of its own, so that it says nothing.
 
     Args:
       what: the column, for the note.
-      ids, values: the field, encoded.
+      known: how many values are there.
+      values: the different ones.
     """
-    known = int((ids >= FIRST_KNOWN).sum())
     if len(values) < 20 or 2 * len(values) < known or not all(map(_NUMBER.fullmatch, values)):
         return []
     return [

@@ -10,29 +10,26 @@ another. Items and users come from their tables, in that order, or else from the
 sorted by time here; rows of equal time keep the order of the file.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from em3_jax.core.errors import UserError
-from em3_jax.data.format import Dataset, hash_files, hash_ids
+from em3_jax.data.format import Dataset
 from em3_jax.data.readers import table_numbers as cut
 from em3_jax.data.readers.delimited import TextFormat, check_format
-from em3_jax.data.readers.files import nearest, read_array
+from em3_jax.data.readers.files import nearest
 from em3_jax.data.readers.negatives import BY
 from em3_jax.data.readers.source import Paths, Source
 from em3_jax.data.readers.splits import Split, Whole, is_by_items, parse
 from em3_jax.data.readers.table_clicks import Clicks, check_clicks
-from em3_jax.data.readers.table_dataset import Files, Read, finish, matched, ranged, write_interactions
-from em3_jax.data.readers.table_history import ORDERS, Events, Given
+from em3_jax.data.readers.table_dataset import Files
+from em3_jax.data.readers.table_history import ORDERS
 from em3_jax.data.readers.table_log import More
-from em3_jax.data.readers.table_match import Ends
+from em3_jax.data.readers.table_made import ENGINES, check_engine, made
 from em3_jax.data.readers.table_numbers import BINS
 from em3_jax.data.readers.table_numbers import Options as Cut
-from em3_jax.data.readers.table_part import Multi, Part, check_multi, part_of_log, read_part
-from em3_jax.data.readers.table_reading import Names, Reading, Roles, read_all
+from em3_jax.data.readers.table_part import Multi, check_multi
+from em3_jax.data.readers.table_reading import Names, Reading
 from em3_jax.data.readers.table_times import AUTO, NO_TIMES, UNTIMED, Times, Untimed
 from em3_jax.data.writer import DatasetWriter
 
@@ -87,6 +84,7 @@ def table(
     column_names: tuple[str, ...] = (),
     item_column_names: tuple[str, ...] = (),
     user_column_names: tuple[str, ...] = (),
+    engine: str = ENGINES[0],
     overwrite: bool = False,
 ) -> Dataset:
     """The dataset in folder `out`, from tables.
@@ -150,8 +148,11 @@ def table(
       encoding: of text files, as Python names it; default UTF-8, or UTF-16 where that is certain.
       header: whether text files have one; default yes, but for those whose columns are named here.
       column_names, item_column_names, user_column_names: of all columns of the interactions, items and users, in order.
+      engine: duckdb = logs of Parquet files in bounded memory, however long, where the options allow; memory = all at once;
+        auto = duckdb from a million rows on where it can. The dataset is the same.
       overwrite: replace an existing dataset.
     """
+    check_engine(engine)
     check_multi(multi := Multi(separator, max_values))
     text = TextFormat(delimiter, quoting, encoding, header)
     given = ((interactions, column_names), (items, item_column_names), (users, user_column_names))
@@ -174,41 +175,7 @@ def table(
     of_items = (item_fields, multi, item_text, item_image, root, item_numbers)
     of_users = (user_fields, multi, (), None, None, user_numbers)
     with DatasetWriter(out, overwrite) as writer:
-        return _made(writer, files, how, events, (of_items, of_users), drop_unknown, cuts, features or {})
-
-
-def _made(
-    writer: DatasetWriter,
-    files: Files,
-    how: Reading,
-    events: str,
-    parts: tuple[tuple, tuple],
-    drop_unknown: bool,
-    cuts: Cut,
-    features: dict[str, str | Path],
-) -> Dataset:
-    """The dataset, once all options are known to go together.
-
-    Args:
-      events: which interactions enter histories.
-      parts: the further arguments of `read_part`, of items and users.
-      drop_unknown: whether rows that name others are dropped.
-      cuts: how numbers are.
-      features: arrays to take over.
-    """
-    read = read_all(files, how, events)
-    ends = _ends(files, how.roles, read, *parts, drop_unknown)
-    found = matched(files, ends, read, how.clicks, how.label or f"column {how.roles['label']}", how.rule)
-    found, ends, ranges = ranged(found, ends, cuts)
-    _write_features(writer, features, files.items, ends.item_part.table)
-    return finish(
-        writer, files, found, ends,
-        split=how.rule,
-        was_unsorted=write_interactions(writer, found, ends, events, how.rule, how.untimed),
-        only_clicks=how.clicks.as_retrieval,
-        image_root=parts[0][4] if parts[0][3] else None,
-        more=_facts(ranges, how.more.labels, how.more.amounts),
-    )  # fmt: skip
+        return made(writer, files, how, events, (of_items, of_users), drop_unknown, cuts, features or {}, engine)
 
 
 def _files(given: tuple[tuple[Paths | None, Names], ...], events: Paths | None, text: TextFormat) -> Files:
@@ -237,15 +204,6 @@ def _checked(options: Cut, of_events: Names, elsewhere: bool) -> Cut:
             "--event-numbers: are of the interactions, and histories come from elsewhere here; leave them out"
         )
     return options
-
-
-def _facts(ranges: dict[str, Any], labels: Mapping[str, str], amounts: Mapping[str, str]) -> dict[str, Any]:
-    """What dataset.json says of numbers and of further labels; {} without any."""
-    facts = {"numbers": ranges} if ranges else {}
-    for kind, given in (("labels", labels), ("amounts", amounts)):
-        rules = {name: f"{rule} where it is there" for name, rule in given.items()}
-        facts |= {kind: rules} if rules else {}
-    return facts
 
 
 def _source(paths: Paths, text: TextFormat, names: Names) -> Source:
@@ -302,33 +260,6 @@ def _untimed(unit: str, events: str | None, histories: str, clicks: Clicks) -> U
     return Untimed(histories, clicks.seed)
 
 
-def _ends(files: Files, roles: Roles, read: Read, of_items: tuple, of_users: tuple, drop_unknown: bool) -> Ends:
-    """What ids may name.
-
-    Args:
-      of_items, of_users: the further arguments of `read_part`.
-      drop_unknown: whether rows that name others are dropped.
-    """
-    log, outside = read
-    item_part = _part("item", files.items, roles, (log.item, log.history, outside), of_items)
-    user_part = _part("user", files.users, roles, (log.user, outside and outside.user), of_users)
-    return Ends(files.items, item_part, files.users, user_part, drop_unknown)
-
-
-def _part(kind: str, source: Source | None, roles: Roles, named: tuple, options: tuple) -> Part:
-    """The items or the users: of their file, or else those that are named.
-
-    Args:
-      kind: "item" or "user".
-      source: their file; None without one.
-      named: the columns whose ids they are without a file, see `_all_named`.
-      options: the further arguments of `read_part`.
-    """
-    if source is None:
-        return part_of_log(kind, _all_named(*named))
-    return read_part(kind, source, roles[f"{kind}_key"], *options)
-
-
 def _roles(columns: dict[str, str]) -> dict[str, str]:
     """Role -> column name, complete."""
     for role in columns:
@@ -361,22 +292,3 @@ def _events(
             "theirs with --history-fields name=column"
         )
     return "none"
-
-
-def _all_named(used: pa.ChunkedArray, *others: Given | Events | pa.ChunkedArray | None) -> pa.ChunkedArray:
-    """A column of ids and those of histories after it."""
-    columns = [other if isinstance(other, pa.ChunkedArray) else other.item for other in others if other is not None]
-    return pa.chunked_array([chunk for column in (used, *columns) for chunk in column.chunks], used.type)
-
-
-def _write_features(
-    writer: DatasetWriter, files: dict[str, str | Path], items: Source | None, item_table: pa.Table
-) -> None:
-    """Takes over arrays of features, name -> file with a row for each item."""
-    for name, file in files.items():
-        path = Path(file)
-        tokens = read_array(path, item_table.num_rows, of=str(items))
-        tokens = tokens[:, None] if tokens.ndim == 2 else tokens
-        manifest = {"encoder": f"ready made, {path.name}", "file_hash": hash_files([path])}
-        mask, item_hash = (tokens != 0).any(axis=-1), hash_ids(item_table.column("id"))
-        writer.features(name, tokens, mask, manifest, item_hash)

@@ -11,7 +11,7 @@ import numpy as np
 
 from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.data.format import NOT_PART, Dataset, hash_files
-from em3_jax.data.readers.encode import Encoded, rows_of
+from em3_jax.data.readers.encode import rows_of
 from em3_jax.data.readers.log import write_log
 from em3_jax.data.readers.rows import rows_of_file
 from em3_jax.data.readers.source import Source
@@ -62,6 +62,35 @@ class Matched(NamedTuple):
     dropped: dict[str, int]
     label_rule: str
     notes: list[str]
+
+
+class Told(NamedTuple):
+    """What dataset.json says of the interactions.
+
+    Attributes:
+      kept: rows of the file that were kept.
+      dropped: reason -> rows dropped.
+      label_rule: what a click is, in words.
+      time_unit: see `data.times`.
+      notes: what is worth a note.
+      context, event: field name -> values.
+    """
+
+    kept: int
+    dropped: dict[str, int]
+    label_rule: str
+    time_unit: str
+    notes: list[str]
+    context: Mapping[str, list]
+    event: Mapping[str, list]
+
+
+def told_of(found: Matched) -> Told:
+    """What is to be told of interactions in memory."""
+    log = found.ready.log
+    context, event = ({name: values for name, (_, values) in of.items()} for of in (log.context, log.event))
+    kept, notes = int((~found.ready.drawn).sum()), [*log.notes, *found.notes]
+    return Told(kept, found.dropped, found.label_rule, log.time_unit, notes, context, event)
 
 
 def matched(files: Files, ends: Ends, read: Read, clicks: Clicks, label: str, split: Split) -> Matched:
@@ -168,7 +197,7 @@ def _amounts(amounts: Mapping[str, np.ndarray], drawn: np.ndarray) -> dict[str, 
 def finish(
     writer: DatasetWriter,
     files: Files,
-    found: Matched,
+    interactions_told: Told,
     ends: Ends,
     *,
     split: Split,
@@ -180,34 +209,29 @@ def finish(
     """The dataset, once all arrays are written.
 
     Args:
+      interactions_told: what is told of the interactions.
       split: the rule.
       was_unsorted: the interactions were not in the order of time.
       only_clicks: it is for retrieval.
       image_root: what paths of images are relative to; None without any.
       more: facts worth keeping besides.
     """
-    log, sources, interactions = found.ready.log, files.given(), files.interactions
+    log, sources, interactions = interactions_told, files.given(), files.interactions
     items, users = ends.item_part, ends.user_part
-    kept = int((~found.ready.drawn).sum())
-    notes = [*items.notes, *users.notes, *log.notes, *found.notes]
+    notes = [*items.notes, *users.notes, *log.notes]
     notes += [note for source in sources for note in source.notes]
     if was_unsorted:
         notes.append(f"{interactions.name} was not in the order of time and has been sorted")
-    rows = {interactions.name: rows_of_file(interactions.rows, kept, found.dropped)}
+    rows = {interactions.name: rows_of_file(interactions.rows, log.kept, log.dropped)}
     return writer.finish(
         name=interactions.stem,
         users=users.table,
         items=items.table,
         fields=Fields(users.fields, items.fields, _fields(log.context), _fields(log.event)),
-        vocabularies={
-            "user": users.words,
-            "item": items.words,
-            "context": {name: values for name, (_, values) in log.context.items()},
-            "event": {name: values for name, (_, values) in log.event.items()},
-        },
+        vocabularies={"user": users.words, "item": items.words, "context": dict(log.context), "event": dict(log.event)},
         text_columns=items.text_columns,
         provenance=f"own tables: {', '.join(source.name for source in sources)}",
-        label_rule=found.label_rule,
+        label_rule=log.label_rule,
         split_rule=told(split),
         source_hash=hash_files([file for source in sources for file in source.files]),
         time_unit=log.time_unit,
@@ -222,5 +246,5 @@ def finish(
     )
 
 
-def _fields(encoded: dict[str, Encoded]) -> tuple[Field, ...]:
-    return tuple(Field(name, len(values) + FIRST_KNOWN) for name, (_, values) in encoded.items())
+def _fields(words: Mapping[str, list]) -> tuple[Field, ...]:
+    return tuple(Field(name, len(values) + FIRST_KNOWN) for name, values in words.items())

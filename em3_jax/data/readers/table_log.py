@@ -10,7 +10,7 @@ import pyarrow as pa
 from em3_jax.core.errors import UserError
 from em3_jax.data.canonical import words_and_codes
 from em3_jax.data.format import CLICK, NOT_PART
-from em3_jax.data.readers.encode import Encoded, encode, field_names, many_numbers
+from em3_jax.data.readers.encode import Encoded, encode, field_names, known_of, many_numbers
 from em3_jax.data.readers.files import column_names, place, read_table, require_numbers, require_values, text_of
 from em3_jax.data.readers.numbers import Values, read_numbers
 from em3_jax.data.readers.source import Source
@@ -124,7 +124,7 @@ def read_log(
       clicks_alone: without a label, every row is a click.
       more: what else its columns say.
     """
-    label_column, compare, threshold = _label_rule(label) if label else (roles["label"], np.equal, 1.0)
+    label_column, compare, threshold = label_rule(label) if label else (roles["label"], np.equal, 1.0)
     split_column = [split] if isinstance(split, str) else []
     texts = {roles["user"], roles["item"], *context_fields, *event_fields, *split_column}
     texts -= {label_column, roles["time"]}  # these are compared as numbers, also where they serve as a field
@@ -142,8 +142,8 @@ def read_log(
                 f"{path}: no column '{role}' (there are: {', '.join(have)}); say which it is with --columns "
                 f"{role}=...{hint}"
             )
-    _check_names(more.labels, more.amounts)
-    rules = {name: _rule(rule) for name, rule in more.labels.items()}
+    check_names(more.labels, more.amounts)
+    rules = {name: rule_of(rule) for name, rule in more.labels.items()}
     weight_column = [roles["weight"]] if "weight" in roles else []
     judged = [*(column for column, *_ in rules.values()), *more.amounts.values()]
     others = [*judged, *more.context_numbers, *more.event_numbers, *weight_column]
@@ -164,7 +164,8 @@ def read_log(
         names, renamed = field_names(list(columns))
         for name in columns:
             encoded[names[name]] = encode(table.column(name))
-            notes += many_numbers(f"{path.name}: column '{name}'", *encoded[names[name]])
+            ids, values = encoded[names[name]]
+            notes += many_numbers(f"{path.name}: column '{name}'", known_of(ids), values)
         notes += renamed
     time, time_unit = np.zeros(table.num_rows, np.int64), ORDER
     if timed:
@@ -206,7 +207,7 @@ def require_order(path: Source, log: Log) -> None:
         )
 
 
-def _label_rule(rule: str) -> tuple[str, np.ufunc, float]:
+def label_rule(rule: str) -> tuple[str, np.ufunc, float]:
     """(column, comparison, number) of a rule such as "rating>=4"."""
     match = re.fullmatch(r"\s*(.+?)\s*(>=|<=|==|!=|>|<)\s*(-?(?:\d+\.?\d*|\.\d+))\s*", rule, re.ASCII)
     if not match:
@@ -244,7 +245,7 @@ def _labels(
     return compare(values, threshold)
 
 
-def _check_names(labels: Mapping[str, str], amounts: Mapping[str, str]) -> None:
+def check_names(labels: Mapping[str, str], amounts: Mapping[str, str]) -> None:
     """Refuses names of labels that cannot be columns, or are the first one's, or are given twice."""
     for option, name in [*(("--labels", one) for one in labels), *(("--amounts", one) for one in amounts)]:
         if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
@@ -273,11 +274,11 @@ def _amounts(path: Source, table: pa.Table, amounts: Mapping[str, str]) -> dict[
     return result
 
 
-def _rule(rule: str) -> tuple[str, np.ufunc | None, float]:
+def rule_of(rule: str) -> tuple[str, np.ufunc | None, float]:
     """(column, comparison, number) of a rule, or of a column of 0 and 1, which has no comparison."""
     if not any(sign in rule for sign in COMPARISONS):
         return rule, None, 1.0
-    return _label_rule(rule)
+    return label_rule(rule)
 
 
 def _further(

@@ -21,6 +21,7 @@ from em3_jax.data.readers.encode import (
     entity_table,
     field_names,
     image_paths,
+    known_of,
     many_numbers,
 )
 from em3_jax.data.readers.files import column_names, nearest, not_single, read_verbatim, require_distinct
@@ -134,7 +135,8 @@ def _encode_fields(
                 notes.append(f"{source.name}: {cut} rows have more than {multi.max_values} {name}; the first are kept")
         else:
             encoded[names[name]] = encode(column)
-        notes += many_numbers(f"{source.name}: column '{name}'", *encoded[names[name]])
+        ids, values = encoded[names[name]]
+        notes += many_numbers(f"{source.name}: column '{name}'", known_of(ids), values)
     return encoded, [*notes, *renamed]
 
 

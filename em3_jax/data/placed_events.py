@@ -1,0 +1,65 @@
+"""Events that come in the order of time and are stored user by user: each at its place, in bounded memory."""
+
+from typing import Any
+
+import numpy as np
+
+from em3_jax.data.writer import DatasetWriter
+
+BUCKET = 1 << 22
+"""Events that are in memory at once, about."""
+
+
+class PlacedEvents:
+    """The columns of a dataset's events.
+
+    Args:
+      writer: of the dataset.
+      dtypes: column -> its dtype.
+      count: E, how many events there will be; each place from 0 to E - 1 is put once.
+      folder: of the writer's, for what waits to be placed.
+    """
+
+    def __init__(self, writer: DatasetWriter, dtypes: dict[str, Any], count: int, folder: str):
+        self.dtypes, self._count = dtypes, count
+        self._record = np.dtype([("at", np.int64), *dtypes.items()])
+        self._columns = {name: writer.appender(f"events/{name}", dtype) for name, dtype in dtypes.items()}
+        self._paths = [writer.path / folder / f"events-{k}" for k in range(-(-count // BUCKET))]
+        self._files = [open(path, "wb") for path in self._paths]
+
+    def put(self, at: np.ndarray, values: dict[str, np.ndarray]) -> None:
+        """Takes events.
+
+        Args:
+          at: [m] i64 their places.
+          values: column -> [m].
+        """
+        records = np.empty(len(at), self._record)
+        records["at"] = at
+        for name in self.dtypes:
+            records[name] = values[name]
+        bucket = (at // BUCKET).astype(np.uint16)
+        if len(self._files) > 1:
+            order = np.argsort(bucket, kind="stable")  # of 16 bits: by radix
+            records, bucket = records[order], bucket[order]
+        ends = np.searchsorted(bucket, np.arange(len(self._files)), side="right")
+        for file, first, end in zip(
+            self._files, np.concatenate([[0], ends[:-1]]) if len(ends) else [], ends, strict=True
+        ):
+            file.write(records[first:end].data)
+
+    def finish(self) -> None:
+        """Writes the columns."""
+        for k, (file, path) in enumerate(zip(self._files, self._paths, strict=True)):
+            file.close()
+            records = np.fromfile(path, self._record)
+            size = min(BUCKET, self._count - k * BUCKET)
+            if len(records) != size:
+                raise AssertionError(f"{len(records)} events came for {size} places")
+            for name, column in self._columns.items():
+                placed = np.empty(size, self.dtypes[name])
+                placed[records["at"] - k * BUCKET] = records[name]
+                column.append(placed)
+            path.unlink()
+        for column in self._columns.values():
+            column.close()

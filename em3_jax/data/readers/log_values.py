@@ -1,0 +1,164 @@
+"""What values of a log have to be, and what SQL makes of them; see `log_engine`."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from em3_jax.data import times
+from em3_jax.data.readers.files import place
+from em3_jax.data.readers.log_engine import PLACE, LogEngine, UnsuitedError, name_of
+from em3_jax.data.readers.parquet import parquet_batches
+from em3_jax.data.readers.source import Source
+from em3_jax.data.readers.table_log import COMPARISONS
+from em3_jax.data.readers.table_times import AUTO, Times, read_times
+
+Rule = tuple[str, Any, float]
+"""(column, comparison, number) of a label; without a comparison it is 1 or 0 as it stands."""
+_SIGNS: dict[Any, str] = {compare: {"==": "=", "!=": "<>"}.get(sign, sign) for sign, compare in COMPARISONS.items()}
+
+
+class Clock(NamedTuple):
+    """The times: as SQL has them, their unit, and whether rows stand in their order."""
+
+    value: str
+    unit: str
+    in_order: bool
+
+
+def clock(source: Source, name: str, options: Times) -> Clock:
+    """The times of a log, which are read once for it."""
+    least, most, before, in_order, rows = None, None, None, True, 0
+    kind: Any = None
+    for part in source.parts:
+        for batch in parquet_batches(part.path, [name], rows=1 << 20):
+            column, kind = batch.column(0), batch.column(0).type
+            if column.null_count:
+                row = rows + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+                raise UnsuitedError(f"{place(source, row)}: column '{name}' is empty; fill it in or drop the row")
+            if not pa.types.is_integer(kind):
+                column = column.cast(pa.timestamp("ms", getattr(kind, "tz", None)), safe=False)
+            values = column.cast(pa.int64()).to_numpy()
+            if len(values):
+                low, high = int(values.min()), int(values.max())
+                least, most = (low, high) if least is None or most is None else (min(least, low), max(most, high))
+                in_order = in_order and bool(
+                    (np.diff(values, prepend=values[:1] if before is None else before) >= 0).all()
+                )
+                before = values[-1:]
+            rows += len(values)
+    if least is None or most is None:
+        raise UnsuitedError(f"{source}: there are no rows; is it the right file?")
+    ends, column = np.array([least, most]), f"log.{name_of(name)}"
+    if pa.types.is_integer(kind):
+        if options.unit == AUTO and any(times.is_plausible(ends, unit).sum() == 1 for unit in times.BY_SIZE):
+            raise UnsuitedError  # whether some are dates in another unit, all of them say
+        return Clock(
+            f"CAST({column} AS BIGINT)", read_times(source, name, pa.chunked_array([ends]), options)[1], in_order
+        )
+    if least < 0:
+        raise UnsuitedError  # what rounds down, and what towards zero, differs
+    unit = read_times(source, name, pa.chunked_array([pa.array(ends, pa.timestamp("ms"))]), options)[1]
+    if kind == pa.timestamp("ns", getattr(kind, "tz", None)):  # which DuckDB 2.0 has no epoch_ms of
+        return Clock(f"epoch_ns({column}) // 1000000", unit, in_order)
+    moment = f"CAST({column} AS TIMESTAMP)" if pa.types.is_date32(kind) else column
+    return Clock(f"epoch_ms({moment})", unit, in_order)
+
+
+def number(column: str) -> str:
+    return f"CAST(log.{name_of(column)} AS DOUBLE)"
+
+
+def there(column: str) -> str:
+    """Whether a row has a value; not by `isnan`, which DuckDB 2.0 takes for false where a file's statistics leave NaN out."""
+    return f"coalesce(isfinite({number(column)}), false)"
+
+
+def holds(column: str, compare: np.ufunc | None, threshold: float) -> str:
+    """Whether a rule holds, or a column is 1."""
+    return f"({number(column)} {'=' if compare is None else _SIGNS[compare]} {threshold!r})"
+
+
+class Judged(NamedTuple):
+    """The columns of a log that are no ids.
+
+    Attributes:
+      label: what a click is.
+      further: name -> rule of further labels.
+      amounts: name -> column.
+      weight, group: columns; "" = there is none.
+    """
+
+    label: Rule
+    further: dict[str, Rule]
+    amounts: dict[str, str]
+    weight: str
+    group: str
+
+
+def check_types(engine: LogEngine, time: str, ids: set[str]) -> None:
+    """Refuses columns that are not of the plain types.
+
+    Args:
+      time, ids: the column of times, those of ids and fields; others hold numbers.
+    """
+    of_ids = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
+    of_numbers = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_float32, pa.types.is_float64)
+    of_times = (pa.types.is_timestamp, pa.types.is_date32, pa.types.is_integer)
+    for name, kind in engine.types.items():
+        known = of_times if name == time else of_ids if name in ids else of_numbers
+        if not any(is_kind(kind) for is_kind in known) or (name == time and kind == pa.uint64()):
+            raise UnsuitedError
+
+
+def check_values(engine: LogEngine, judged: Judged) -> None:
+    """Refuses labels, amounts, weights and groups that are none, in one pass over the log."""
+    asked = _of_labels(judged) | _of_amounts(judged.amounts)
+    at, label = f"min({name_of(PLACE)}) FILTER (WHERE ", judged.label
+    for name in (one for one in (label[0], judged.weight, judged.group) if one):
+        asked["empty", name] = f"{at}{name_of(name)} IS NULL)"
+    asked["bad", label[0]] = f"{at}{_wrong(label)})"
+    if weight := judged.weight:
+        asked["bad", weight] = f"{at}NOT (isfinite({number(weight)}) AND {number(weight)} >= 0))"
+        asked["some", weight] = f"count(*) FILTER (WHERE {number(weight)} > 0)"
+    asked["clicks", ""] = f"count(*) FILTER (WHERE {holds(*label)})"
+    found = dict(zip(asked, engine.one(f"SELECT {', '.join(asked.values())} FROM log"), strict=True))
+    for (what, name), value in found.items():
+        if what in ("empty", "bad") and value is not None:
+            raise UnsuitedError(f"{place(engine.source, value)}: column '{name}' is {what}; mend it or drop the row")
+        if (what, value) == ("some", 0) or (what == "different" and value < 2):
+            raise UnsuitedError(f"{engine.source}: '{name}' has no value, or the same in every row; leave it out")
+        if what == "yes" and value in (0, found["some", name]):
+            raise UnsuitedError(f"{engine.source}: label '{name}' has one class alone; change its rule")
+    if found["clicks", ""] == engine.source.rows:
+        raise UnsuitedError(f"{engine.source}: every row is a click; draw negatives with --negatives 3")
+
+
+def _of_labels(judged: Judged) -> dict[tuple[str, str], str]:
+    """(what, further label) -> what to ask."""
+    asked = {}
+    for name, rule in judged.further.items():
+        asked["bad", name] = (
+            f"min({name_of(PLACE)}) FILTER (WHERE isinf({number(rule[0])}) OR {there(rule[0])} AND {_wrong(rule)})"
+        )
+        asked["some", name] = f"count(*) FILTER (WHERE {there(rule[0])})"
+        asked["yes", name] = f"count(*) FILTER (WHERE {there(rule[0])} AND {holds(*rule)})"
+    return asked
+
+
+def _of_amounts(amounts: dict[str, str]) -> dict[tuple[str, str], str]:
+    """(what, amount) -> what to ask."""
+    asked = {}
+    for name, column in amounts.items():
+        wrong = f"isinf({number(column)}) OR ({there(column)} AND {number(column)} < 0)"
+        asked["bad", name] = f"min({name_of(PLACE)}) FILTER (WHERE {wrong})"
+        low, high = (f"{of}({number(column)}) FILTER (WHERE {there(column)})" for of in ("min", "max"))
+        asked["different", name] = f"CASE WHEN {high} > {low} THEN 2 ELSE 1 END"
+    return asked
+
+
+def _wrong(rule: Rule) -> str:
+    """Whether a value is none that the rule judges."""
+    column, compare, _ = rule
+    finite = f"NOT isfinite({number(column)})"
+    return f"({finite} OR {number(column)} NOT IN (0, 1))" if compare is None else finite

@@ -1,0 +1,199 @@
+"""The table reader in bounded memory: the same bytes as in memory, whatever the log, its order, files and options."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from em3_jax.core import mapped
+from em3_jax.data import histories, placed_events
+from em3_jax.data.readers import log_engine, table_made, table_streamed
+from em3_jax.data.readers.table import table
+from tests.conftest import user_error
+
+ROWS = 700
+
+
+def log(seed: int = 0, **changes) -> pa.Table:
+    """A log in no order, with moments that several rows share."""
+    random = np.random.default_rng(seed)
+    click = random.random(ROWS) < 0.5
+    columns = {
+        "user": random.integers(0, 40, ROWS) * 3,
+        "item": np.array([f"i{k}" if k % 5 else f"{k}.0" for k in random.integers(0, 60, ROWS)], object),
+        "time": 1_600_000_000 + random.integers(0, 150, ROWS),
+        "label": click.astype(np.int8),
+        "stars": random.integers(1, 6, ROWS).astype(np.float32),
+        "device": pa.array(random.choice(["phone", "True", "", "5.0", "5", "tv"], ROWS)).dictionary_encode(),
+        "slot": pa.array(random.integers(0, 9, ROWS), mask=random.random(ROWS) < 0.2),
+        "session": random.integers(0, 90, ROWS),
+        "weigh": random.random(ROWS),
+        "bought": pa.array((random.random(ROWS) < 0.4).astype(np.int8), mask=~click),
+        "seconds": pa.array(np.where(click, random.gamma(2, 30, ROWS), np.nan)),
+    }
+    return pa.table(columns | changes)
+
+
+def both(tmp_path, files, **options):
+    """The dataset in memory and by the engine; what `open_dataset` gives of each."""
+    made = []
+    for engine in ("memory", "duckdb"):
+        made.append(table(tmp_path / engine, interactions=files, engine=engine, overwrite=True, **options))
+    return made
+
+
+def same(one, other):
+    files = [sorted(p.relative_to(made.root) for p in made.root.rglob("*") if p.is_file()) for made in (one, other)]
+    assert files[0] == files[1], "nothing else lies there"
+    for name in sorted(files[0], key=lambda name: name.suffix == ".json"):
+        if name.suffix == ".npy":
+            np.testing.assert_array_equal(np.load(one.root / name), np.load(other.root / name), err_msg=str(name))
+        assert (one.root / name).read_bytes() == (other.root / name).read_bytes(), name
+
+
+FULL = {
+    "context_fields": ("device", "slot"), "event_fields": ("slot", "stars"), "label": "stars>=4",
+    "labels": {"buy": "bought", "long": "seconds>=60"}, "amounts": {"dwell": "seconds"},
+    "columns": {"group": "session", "weight": "weigh"}, "split": "0.6,0.2,0.2",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("events", ["clicks", "all", "none"])
+def test_the_same_bytes_of_a_full_log(tmp_path, events, monkeypatch):
+    """In small batches and buckets, so that moments lie across their borders."""
+    monkeypatch.setattr(log_engine, "BATCH", 64)
+    monkeypatch.setattr(placed_events, "BUCKET", 50)
+    monkeypatch.setitem(mapped.parts.__kwdefaults__, "size", 61)
+    pq.write_table(log(), tmp_path / "log.parquet", row_group_size=100)
+    options = FULL | {"event_fields": ("slot",)} | ({"event_fields": ()} if events == "none" else {})
+    same(*both(tmp_path, tmp_path / "log.parquet", events=events, **options))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_bytes_of_sorted_and_unsorted_parts_of_several_files(tmp_path, seed):
+    read = log(seed)
+    read = read.sort_by("time") if seed == 1 else read
+    for k in range(3):
+        (tmp_path / "parts" / f"day={k}").mkdir(parents=True)
+        pq.write_table(read.slice(k * 233, 233 + (k == 2)), tmp_path / "parts" / f"day={k}" / "part.parquet")
+    made = both(tmp_path, tmp_path / "parts", context_fields=("day", "device"), event_fields=("day",))
+    same(*made)
+    assert ("has been sorted" in " ".join(made[1].meta["notes"])) == (seed != 1)
+
+
+@pytest.mark.parametrize("kind", ["s", "us", "ns", "date", "zone", "order"])
+def test_the_same_bytes_of_every_kind_of_time(tmp_path, kind):
+    time = 1_600_000_000 + np.random.default_rng(1).integers(0, 10**7, ROWS)
+    made = {"order": pa.array(time % 1000), "zone": pa.array(time * 10**6, pa.timestamp("us", "Europe/Berlin"))}
+    made["date"] = pa.array(time // 86400, pa.int32()).cast(pa.date32())
+    column = made[kind] if kind in made else pa.array(time, pa.timestamp("s")).cast(pa.timestamp(kind))
+    pq.write_table(log(time=column), tmp_path / "log.parquet")
+    same(*both(tmp_path, tmp_path / "log.parquet"))
+
+
+def test_the_same_bytes_with_files_of_items_and_users(tmp_path):
+    pq.write_table(log(), tmp_path / "log.parquet")
+    items = pa.table({"item": [f"i{k}" for k in range(1, 50)], "brand": [f"b{k % 7}" for k in range(1, 50)]})
+    users = pa.table({"user": [3 * k for k in range(2, 40)], "age": list(range(2, 40))})
+    pq.write_table(items, tmp_path / "items.parquet")
+    pq.write_table(users, tmp_path / "users.parquet")
+    files = {"items": tmp_path / "items.parquet", "users": tmp_path / "users.parquet"}
+    fields = {"item_fields": ("brand",), "user_fields": ("age",)}
+    made = both(tmp_path, tmp_path / "log.parquet", drop_unknown=True, **files, **fields)
+    same(*made)
+    assert len(made[1].meta["rows"]["log.parquet"]["dropped"]) == 2
+    said = [user_error(lambda e=e: both_of(tmp_path, e, **files, **fields)) for e in ("memory", "duckdb")]
+    assert said[0] == said[1] and "such rows" in said[0]
+
+
+def both_of(tmp_path, engine, **options):
+    return table(tmp_path / "x", interactions=tmp_path / "log.parquet", engine=engine, **options)
+
+
+def test_running_histories_are_those_of_the_whole_log():
+    random = np.random.default_rng(0)
+    for users, moments in ((5, 20), (50, 400), (1, 3)):
+        user, time = random.integers(0, users, ROWS), np.sort(random.integers(0, moments, ROWS))
+        is_event = random.random(ROWS) < 0.6
+        events, no_split = np.flatnonzero(is_event), np.zeros(ROWS, np.uint8)
+        whole = histories.histories(user[events], time[events], no_split[events], user, time, no_split)
+        count = np.bincount(user[events], minlength=users)
+        running = histories.Running(np.cumsum(count) - count)
+        first, found = 0, []
+        while first < ROWS:
+            part = slice(first, first + int(random.integers(1, 60)))
+            found.append(running(user[part], time[part], is_event[part]))
+            first = part.stop
+        start, end, place = (np.concatenate(column) for column in zip(*found, strict=True))
+        some = end > start
+        np.testing.assert_array_equal(end - start, whole.end - whole.start)
+        np.testing.assert_array_equal(start[some], whole.start[some])
+        np.testing.assert_array_equal(np.argsort(place), whole.order)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label": pa.array([2.0] + [0.0, 1.0] * 349 + [1.0])},
+        {"user": pa.array([None, *range(699)])},
+        {"time": pa.array([None] * 2 + [5] * 698)},
+        {"label": pa.array([1] * ROWS)},
+        {"weigh": pa.array([-1.0] + [1.0] * 699)},
+        {"weigh": pa.array([0.0] * ROWS)},
+        {"bought": pa.array([0] * ROWS)},
+        {"seconds": pa.array([3.0] * ROWS)},
+        {"session": pa.array([None] + [1] * 699)},
+    ],
+)
+def test_what_is_wrong_is_said_as_in_memory(tmp_path, changes):
+    pq.write_table(log(**changes), tmp_path / "log.parquet")
+    options = {"labels": {"buy": "bought"}, "amounts": {"dwell": "seconds"}, "columns": FULL["columns"]}
+    said = [user_error(lambda e=e: both_of(tmp_path, e, **options)) for e in ("memory", "duckdb")]
+    assert said[0] == said[1]
+
+
+def test_a_log_too_long_for_memory_says_itself_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_made, "MOST_IN_MEMORY", 10)
+    pq.write_table(log(label=pa.array([0, 1, 2] + [0] * 697)), tmp_path / "log.parquet")
+    said = user_error(lambda: both_of(tmp_path, "duckdb"))
+    assert "log.parquet row 2" in said and "'label' is bad" in said
+    assert not (tmp_path / "x").exists()
+
+
+def test_types_that_sql_reads_otherwise_are_read_in_memory(tmp_path):
+    ids = pa.array(np.random.default_rng(0).integers(0, 9, ROWS).astype(np.float64))
+    pq.write_table(log(user=ids), tmp_path / "log.parquet")
+    same(*both(tmp_path, tmp_path / "log.parquet"))
+
+
+def test_engines(tmp_path, monkeypatch):
+    pq.write_table(log(), tmp_path / "log.parquet")
+    assert "--engine 'duck'" in user_error(lambda: both_of(tmp_path, "duck"))
+    said = user_error(lambda: both_of(tmp_path, "duckdb", context_numbers=("slot",)))
+    assert "--engine duckdb: takes Parquet files" in said
+    called = []
+    real = table_streamed.streamed
+    monkeypatch.setattr(table_made, "streamed", lambda *given: called.append(1) or real(*given))
+    table(tmp_path / "a", interactions=tmp_path / "log.parquet")
+    assert not called, "a short log"
+    monkeypatch.setattr(table_made, "LEAST_ROWS", 500)
+    table(tmp_path / "b", interactions=tmp_path / "log.parquet")
+    assert called == [1]
+
+
+def test_killed_it_leaves_nothing_and_starts_again(tmp_path):
+    pq.write_table(log(), tmp_path / "log.parquet")
+    code = (
+        "import os, signal, sys\n"
+        "from em3_jax.data import placed_events\n"
+        "placed_events.PlacedEvents.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from em3_jax.data.readers.table import table\n"
+        "table(sys.argv[2], interactions=sys.argv[1], engine='duckdb')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "log.parquet"), str(tmp_path / "x")])
+    assert done.returncode == -9 and not (tmp_path / "x" / "dataset.json").exists()
+    both_of(tmp_path, "duckdb")
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")) == ["log.parquet", "x"]
