@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -188,11 +189,7 @@ class DatasetWriter:
         }  # fmt: skip
         _write_json(self.path / "dataset.json", meta)
         dataset = open_dataset(self.path)
-        check_dataset(dataset)
-        count_training(dataset)
-        meta["summary"] = summarise(dataset)
-        meta["history_reach"] = history_reach(dataset)
-        meta["data_hash"] = hash_data(self.path)
+        meta |= _looked_at(dataset)
         _write_json(self.path / "dataset.json", meta)
         self._publish()
         return open_dataset(self.root)
@@ -230,6 +227,25 @@ class DatasetWriter:
         if (self.root / "dataset.json").is_file():
             self._keep_features()
         publish.replace(self.path, self.root, last="dataset.json")
+
+
+def _looked_at(dataset: Dataset) -> dict:
+    """Checks a dataset and counts its training rows; what dataset.json says of both. Each looks through all rows."""
+    with ThreadPoolExecutor() as threads:
+        checked = threads.submit(check_dataset, dataset)
+        try:
+            count_training(dataset)
+            found: dict[str, Future] = {
+                "summary": threads.submit(summarise, dataset),
+                "history_reach": threads.submit(history_reach, dataset),
+                "data_hash": threads.submit(hash_data, dataset.root),
+            }
+            result = {name: one.result() for name, one in found.items()}
+        except Exception:
+            checked.result()  # says it better
+            raise
+        checked.result()
+    return result
 
 
 def _content_of(root: Path) -> tuple:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from em3_jax.core import rng
+from em3_jax.core import draws, rng
 
 
 def _chi_square(counts: np.ndarray) -> float:
@@ -31,7 +31,9 @@ def test_stream_is_a_function_of_name_and_step():
 
 
 def test_keys_do_not_depend_on_the_process():
-    program = "from em3_jax.core import rng; print(rng.numpy_key(3, 'shuffle', 1), rng.permute([5], 10**6, 7)[0])"
+    program = (
+        "from em3_jax.core import draws, rng; print(rng.numpy_key(3, 'shuffle', 1), rng.permute([5], 10**6, 7)[0])"
+    )
     fresh = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert fresh == [str(rng.numpy_key(3, "shuffle", 1)), str(rng.permute([5], 10**6, 7)[0])]
 
@@ -142,7 +144,7 @@ def test_uniform_hash_is_uniform(dtype):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_uniform_hash_never_rounds_up_to_one(dtype, monkeypatch):
-    monkeypatch.setattr(rng, "_mix", lambda x: np.full(np.shape(x), 2**64 - 1, np.uint64))  # the largest hash
+    monkeypatch.setattr(draws, "_mix", lambda x: np.full(np.shape(x), 2**64 - 1, np.uint64))  # the largest hash
     assert rng.uniform_hash(0, [1], dtype=dtype)[0] == 1 - np.finfo(dtype).epsneg
 
 

@@ -84,13 +84,13 @@ class Judged(NamedTuple):
 
     Attributes:
       label: what a click is.
-      further: name -> rule of further labels.
+      others: name -> rule of further labels.
       amounts: name -> column.
       weight, group: columns; "" = there is none.
     """
 
     label: Rule
-    further: dict[str, Rule]
+    others: dict[str, Rule]
     amounts: dict[str, str]
     weight: str
     group: str
@@ -135,9 +135,9 @@ def check_values(engine: LogEngine, judged: Judged) -> None:
 
 
 def _of_labels(judged: Judged) -> dict[tuple[str, str], str]:
-    """(what, further label) -> what to ask."""
+    """(what, others label) -> what to ask."""
     asked = {}
-    for name, rule in judged.further.items():
+    for name, rule in judged.others.items():
         asked["bad", name] = (
             f"min({name_of(PLACE)}) FILTER (WHERE isinf({number(rule[0])}) OR {there(rule[0])} AND {_wrong(rule)})"
         )

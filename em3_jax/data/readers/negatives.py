@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from em3_jax.core import rng
+from em3_jax.core import draws
 from em3_jax.core.errors import UserError
 from em3_jax.data.histories import history_ranges
 
@@ -153,7 +153,7 @@ def _draw(
         for attempt in range(_TRIES + 1):
             if not len(open_):
                 break
-            uniform = rng.uniform_hash(rng.numpy_key(seed, "negatives", column, attempt), place[open_])
+            uniform = draws.uniform_hash(draws.numpy_key(seed, "negatives", column, attempt), place[open_])
             if attempt == _TRIES:  # a user who has nearly all there is
                 for row, share in zip(open_, uniform, strict=True):
                     left = pool[: size[row]]

@@ -42,6 +42,17 @@ class More(NamedTuple):
     context_numbers: tuple[str, ...] = ()
     event_numbers: tuple[str, ...] = ()
 
+    @property
+    def rules(self) -> dict[str, tuple[str, np.ufunc | None, float]]:
+        """Name of a label -> (column, comparison, number)."""
+        return {name: rule_of(rule) for name, rule in self.labels.items()}
+
+    @property
+    def columns(self) -> list[str]:
+        """All of them."""
+        judged = [*(column for column, *_ in self.rules.values()), *self.amounts.values()]
+        return [*judged, *self.context_numbers, *self.event_numbers]
+
 
 NOTHING_MORE = More()
 
@@ -143,10 +154,8 @@ def read_log(
                 f"{role}=...{hint}"
             )
     check_names(more.labels, more.amounts)
-    rules = {name: rule_of(rule) for name, rule in more.labels.items()}
     weight_column = [roles["weight"]] if "weight" in roles else []
-    judged = [*(column for column, *_ in rules.values()), *more.amounts.values()]
-    others = [*judged, *more.context_numbers, *more.event_numbers, *weight_column]
+    others = [*more.columns, *weight_column]
     if both := sorted(texts & {*others} - {*context_fields, *event_fields}):
         raise UserError(f"{path}: column '{both[0]}' holds ids, and is named as numbers or a label; name another")
     texts -= {*others}
@@ -187,7 +196,7 @@ def read_log(
         history=None,
         notes=list(dict.fromkeys(notes)),
         weight=_weights(path, weight_column[0], table.column(weight_column[0])) if weight_column else None,
-        labels={name: _further(path, name, table.column(rule[0]), *rule) for name, rule in rules.items()},
+        labels={name: _further(path, name, table.column(rule[0]), *rule) for name, rule in more.rules.items()},
         amounts=_amounts(path, table, more.amounts),
         numbers={
             "context": read_numbers(path, table, more.context_numbers, "--context-numbers"),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from em3_jax.core.ahead import ahead
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN
 from em3_jax.core.progress import Progress
@@ -26,7 +27,7 @@ from em3_jax.data.readers.log_values import Judged, check_types, check_values, h
 from em3_jax.data.readers.log_values import clock as clock_of
 from em3_jax.data.readers.splits import Whole
 from em3_jax.data.readers.table_dataset import Files, Told
-from em3_jax.data.readers.table_log import check_names, label_rule, rule_of
+from em3_jax.data.readers.table_log import check_names, label_rule
 from em3_jax.data.readers.table_match import Ends
 from em3_jax.data.readers.table_part import Part, read_part
 from em3_jax.data.readers.table_reading import Reading
@@ -113,7 +114,7 @@ class _Reader:
         roles, more = how.roles, how.more
         check_names(more.labels, more.amounts)
         label = label_rule(how.label) if how.label else (roles["label"], None, 1.0)
-        rules = {name: rule_of(rule) for name, rule in more.labels.items()}
+        rules = more.rules
         self._judged = Judged(label, rules, dict(more.amounts), roles.get("weight", ""), roles.get("group", ""))
         numbers = [label[0], *(rule[0] for rule in rules.values()), *more.amounts.values(), self._judged.weight]
         self._ids = {roles["user"], roles["item"], *how.context_fields, *how.event_fields, self._judged.group} - {""}
@@ -157,7 +158,7 @@ class _Reader:
         shown = ", ".join(f"{column.value} AS {name_of(column.name)}" for column in columns)
         query = f"SELECT {shown}, log.{name_of(PLACE)} AS place FROM log {joins}"
         query += "" if clock.in_order else " ORDER BY time, place"
-        stream = _whole(engine.stream(query), kept)
+        stream = _whole(ahead(engine.stream(query)), kept)
         was_unsorted = self._write(writer, stream, [*columns], start, kept)
         words_of = {"context": context.words, "event": event.words}
         rule = how.clicks.rule(how.label or f"column {roles['label']}", False)
@@ -243,7 +244,7 @@ class _Reader:
             _Column("label", f"CAST({self._is_click} AS UTINYINT)", np.uint8),
             _Column("time", clock, np.int64),
         ]
-        for name, (column, compare, threshold) in self._judged.further.items():
+        for name, (column, compare, threshold) in self._judged.others.items():
             value = f"CASE WHEN {there(column)} THEN CAST({holds(column, compare, threshold)} AS UTINYINT) ELSE {NOT_PART} END"
             columns.append(_Column(f"label_{name}", f"CAST({value} AS UTINYINT)", np.uint8))
         for name, column in self._how.more.amounts.items():
