@@ -6,8 +6,8 @@ python -m benchmarks.prepare --rows 10000000 --repeats 3 --folder /tmp/prepare -
 The log is drawn: a user for each 20 rows, 100,000 items, times in no order, a label, and two fields. The
 bare script numbers ids by their first row, codes the fields, sorts by time, splits and writes one Parquet
 file: no histories, counts, checks or report. Each call is a process of its own; `peak` is the largest
-memory that it held, files that it mapped among it. --against names a checkout with an environment
-`.venv` of its own, whose `em3 prepare table` takes its turn.
+memory that it held, files that it mapped among it. --against names a checkout, whose `em3 prepare
+table` takes its turn, in this environment.
 """
 
 import argparse
@@ -112,7 +112,16 @@ def main() -> None:
     log, out = args.folder / f"{args.rows}.parquet", args.folder / "out"
     if not log.exists():
         write_log(log, args.rows)
-    options = ["prepare", "table", "--interactions", str(log), "--context-fields", FIELDS, "--out", str(out)]
+    options = [
+        "prepare",
+        "table",
+        "--interactions",
+        str(log.absolute()),
+        "--context-fields",
+        FIELDS,
+        "--out",
+        str(out.absolute()),
+    ]
     ways = {
         "ours": ([sys.executable, "-m", "em3_jax", *options, "--overwrite"], None),
         "bare": (
@@ -122,7 +131,11 @@ def main() -> None:
     }
     if args.against:
         older = args.against.absolute()
-        ways["older"] = ([str(older / ".venv/bin/em3"), *options, "--overwrite"], older)
+        module = ["em3_jax"] if (older / "em3_jax/__main__.py").exists() else ["em3_jax.prepare"]
+        ways["older"] = (
+            [sys.executable, "-m", *module, *options[len(module[0].split(".")) - 1 :], "--overwrite"],
+            older,
+        )
     ways = {name: way for name, way in ways.items() if args.only in ("", name)}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(args.repeats):

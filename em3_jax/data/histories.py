@@ -165,12 +165,12 @@ class Running:
         order.sort()  # faster than argsort, and equal users keep their order
         index, user_of = order & ((1 << bits) - 1), order >> bits
         event, time_of = is_event[index], time[index]
-        until = np.cumsum(event)
+        until = np.cumsum(event, dtype=np.int32)
         before = until - event
         is_new_user = np.concatenate([[True], user_of[1:] != user_of[:-1]])[:rows]
         is_new_time = is_new_user | np.concatenate([[True], time_of[1:] != time_of[:-1]])[:rows]
-        of_user = np.maximum.accumulate(np.where(is_new_user, before, 0))
-        earlier = np.maximum.accumulate(np.where(is_new_time, before, 0))
+        of_user = np.maximum.accumulate(np.where(is_new_user, before, np.int32(0)))
+        earlier = np.maximum.accumulate(np.where(is_new_time, before, np.int32(0)))
         known = self._next[user_of]
         place, end = known + (before - of_user), known + (earlier - of_user)
         same = np.flatnonzero(time_of == self._time)

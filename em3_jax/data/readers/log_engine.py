@@ -54,6 +54,8 @@ class Words(NamedTuple):
         Args:
           order: of the texts: "first" = of the rows in which they stand, "sorted" = by their bytes.
         """
+        if order == "first" and pa.types.is_integer(self.key.type) and not self.form.null_count:
+            return self.form, np.arange(len(self.form), dtype=np.int32)  # each has a text of its own
         texts = pc.unique(self.form.drop_null())
         texts = texts.take(pc.sort_indices(texts)) if order == "sorted" else texts
         number = pc.index_in(self.form, value_set=texts).fill_null(-1)

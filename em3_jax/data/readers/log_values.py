@@ -19,11 +19,30 @@ _SIGNS: dict[Any, str] = {compare: {"==": "=", "!=": "<>"}.get(sign, sign) for s
 
 
 class Clock(NamedTuple):
-    """The times: as SQL has them, their unit, and whether rows stand in their order."""
+    """The times of a log.
+
+    Attributes:
+      value: of a row, in SQL.
+      unit: see `data.times`.
+      in_order: whether rows stand in their order.
+      least, most: the first and the last.
+    """
 
     value: str
     unit: str
     in_order: bool
+    least: int
+    most: int
+
+    def keyed(self, rows: int) -> tuple[str, int]:
+        """(SQL of a number whose order is that of time and place, how many bits of it are the place); 0 = there is none.
+
+        Sorting by one number is faster than by two.
+        """
+        bits = max(rows - 1, 1).bit_length()
+        if (self.most - self.least).bit_length() + bits > 62:
+            return "", 0
+        return f"((({self.value}) - {self.least}) << {bits}) | log.{name_of(PLACE)}", bits
 
 
 def clock(source: Source, name: str, options: Times) -> Clock:
@@ -53,16 +72,15 @@ def clock(source: Source, name: str, options: Times) -> Clock:
     if pa.types.is_integer(kind):
         if options.unit == AUTO and any(times.is_plausible(ends, unit).sum() == 1 for unit in times.BY_SIZE):
             raise UnsuitedError  # whether some are dates in another unit, all of them say
-        return Clock(
-            f"CAST({column} AS BIGINT)", read_times(source, name, pa.chunked_array([ends]), options)[1], in_order
-        )
+        unit = read_times(source, name, pa.chunked_array([ends]), options)[1]
+        return Clock(f"CAST({column} AS BIGINT)", unit, in_order, least, most)
     if least < 0:
         raise UnsuitedError  # what rounds down, and what towards zero, differs
     unit = read_times(source, name, pa.chunked_array([pa.array(ends, pa.timestamp("ms"))]), options)[1]
     if kind == pa.timestamp("ns", getattr(kind, "tz", None)):  # which DuckDB 2.0 has no epoch_ms of
-        return Clock(f"epoch_ns({column}) // 1000000", unit, in_order)
+        return Clock(f"epoch_ns({column}) // 1000000", unit, in_order, least, most)
     moment = f"CAST({column} AS TIMESTAMP)" if pa.types.is_date32(kind) else column
-    return Clock(f"epoch_ms({moment})", unit, in_order)
+    return Clock(f"epoch_ms({moment})", unit, in_order, least, most)
 
 
 def number(column: str) -> str:

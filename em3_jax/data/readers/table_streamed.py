@@ -8,6 +8,7 @@ read in memory, too, which says it best. Letters: n rows, U users, k events.
 
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from em3_jax.data.placed_events import PlacedEvents
 from em3_jax.data.readers.encode import entity_table, field_names, many_numbers
 from em3_jax.data.readers.files import column_names, place, require_columns, require_numbers
 from em3_jax.data.readers.log_engine import PLACE, LogEngine, UnsuitedError, Words, name_of
-from em3_jax.data.readers.log_values import Judged, check_types, check_values, holds, number, there
+from em3_jax.data.readers.log_values import Clock, Judged, check_types, check_values, holds, number, there
 from em3_jax.data.readers.log_values import clock as clock_of
 from em3_jax.data.readers.splits import Whole
 from em3_jax.data.readers.table_dataset import Files, Told
@@ -131,10 +132,12 @@ class _Reader:
         """What `streamed` does."""
         how, roles = self._how, self._how.roles
         check_types(engine, roles["time"], self._ids)
-        clock = clock_of(self._source, roles["time"], how.times)
-        check_values(engine, self._judged)
-        is_event = {"clicks": self._is_click, "all": "true", "none": "false"}[self._events]
-        words = {kind: engine.words(roles[kind], is_event) for kind in ("item", "user")}
+        with ThreadPoolExecutor() as threads:
+            looked = threads.submit(clock_of, self._source, roles["time"], how.times)  # beside what DuckDB does
+            check_values(engine, self._judged)
+            is_event = {"clicks": self._is_click, "all": "true", "none": "false"}[self._events]
+            words = {kind: engine.words(roles[kind], is_event) for kind in ("item", "user")}
+            clock = looked.result()
         ends, numbers = self._ends(words, parts, drop_unknown)
         for kind, of_kind in words.items():
             engine.keep(kind, of_kind, numbers[kind])
@@ -143,7 +146,7 @@ class _Reader:
         kept = self._source.rows - sum(dropped.values())
         if not kept:
             raise UnsuitedError(f"{self._source}: no row is left, the ids of none are in the files of items and users")
-        columns = [*self._plain(engine, clock.value), *context.columns, *event.columns]
+        columns = [*self._plain(engine), *context.columns, *event.columns]
         start = self._start(
             engine, words["user"], numbers["user"], ends.user_part.table.num_rows, is_event, bool(dropped)
         )
@@ -155,11 +158,8 @@ class _Reader:
             ]
             + [*context.joins, *event.joins]
         )
-        shown = ", ".join(f"{column.value} AS {name_of(column.name)}" for column in columns)
-        query = f"SELECT {shown}, log.{name_of(PLACE)} AS place FROM log {joins}"
-        query += "" if clock.in_order else " ORDER BY time, place"
-        stream = _whole(ahead(engine.stream(query)), kept)
-        was_unsorted = self._write(writer, stream, [*columns], start, kept)
+        stream = ahead(_in_order(engine, columns, joins, clock, kept))
+        was_unsorted = self._write(writer, stream, columns, start, kept)
         words_of = {"context": context.words, "event": event.words}
         rule = how.clicks.rule(how.label or f"column {roles['label']}", False)
         return Streamed(Told(kept, dropped, rule, clock.unit, notes, **words_of), ends, was_unsorted)
@@ -235,14 +235,13 @@ class _Reader:
             np.add.at(count, numbers, words.events)
         return np.concatenate([[0], np.cumsum(count)])
 
-    def _plain(self, engine: LogEngine, clock: str) -> list[_Column]:
-        """The columns but for fields."""
+    def _plain(self, engine: LogEngine) -> list[_Column]:
+        """The columns but for the time and fields."""
         roles = self._how.roles
         columns = [
             _Column("user", '"user".number', np.int32),
             _Column("item", '"item".number', np.int32),
             _Column("label", f"CAST({self._is_click} AS UTINYINT)", np.uint8),
-            _Column("time", clock, np.int64),
         ]
         for name, (column, compare, threshold) in self._judged.others.items():
             value = f"CASE WHEN {there(column)} THEN CAST({holds(column, compare, threshold)} AS UTINYINT) ELSE {NOT_PART} END"
@@ -298,22 +297,17 @@ class _Reader:
         of_events = {column.name: column.dtype for column in columns if column.name.startswith("field_")}
         stored = PlacedEvents(writer, {"item": np.int32, "time": np.int64} | of_events, int(start[-1]), _FOLDER)
         dtypes = {column.name: column.dtype for column in columns if column.name not in of_events}
-        dtypes |= {"split": np.uint8, "history_start": np.int64, "history_end": np.int64}
+        dtypes |= {"time": np.int64, "split": np.uint8, "history_start": np.int64, "history_end": np.int64}
         files = {name: writer.appender(f"interactions/{name}", dtype) for name, dtype in dtypes.items()}
-        running, progress, done, before, was_unsorted = Running(start[:-1]), Progress(rows, unit="row"), 0, -1, False
-        for batch in stream:
-            number = done + np.arange(len(batch["user"]))
-            batch["split"] = np.minimum(np.searchsorted(borders, number, side="right"), 2)
-            is_event = {
-                "clicks": batch["label"] != 0, "all": np.ones(len(number), bool), "none": np.zeros(len(number), bool)
-            }[self._events]  # fmt: skip
-            batch["history_start"], batch["history_end"], at = running(batch["user"], batch["time"], is_event)
-            stored.put(at, {name: batch[name][is_event] for name in stored.dtypes})
+        progress, before, was_unsorted = Progress(rows, unit="row"), -1, False
+        for batch in ahead(_with_histories(stream, start, borders, self._events)):
+            is_event = batch["is_event"]
+            stored.put(batch["place_of_event"], {name: batch[name][is_event] for name in stored.dtypes})
             for name, file in files.items():
                 file.append(batch[name])
             was_unsorted = was_unsorted or bool((np.diff(batch["place"], prepend=before) < 0).any())
-            before, done = batch["place"][-1], done + len(number)
-            progress.advance(len(number))
+            before = batch["place"][-1]
+            progress.advance(len(is_event))
         for file in files.values():
             file.close()
         stored.finish()
@@ -329,16 +323,53 @@ class _Fields(NamedTuple):
     words: dict[str, list]
 
 
-def _whole(stream: Iterator[dict[str, np.ndarray]], rows: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of a stream that has so many rows, none of them empty and all in the order of time."""
-    found, before = 0, None
+def _with_histories(
+    stream: Iterator[dict[str, np.ndarray]], start: np.ndarray, borders: np.ndarray, events: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """The batches with split and history of each row; which rows are events, and the places of these.
+
+    Args:
+      start: [U + 1] the first event of each user.
+      borders: [3] where the splits end.
+      events: which rows are events.
+    """
+    running, done = Running(start[:-1]), 0
     for batch in stream:
-        if not len(batch["time"]):
-            continue
+        rows = len(batch["user"])
+        batch["split"] = np.minimum(np.searchsorted(borders, done + np.arange(rows), side="right"), 2)
+        batch["is_event"] = batch["label"] != 0 if events == "clicks" else np.full(rows, events == "all")
+        found = running(batch["user"], batch["time"], batch["is_event"])
+        batch["history_start"], batch["history_end"], batch["place_of_event"] = found
+        done += rows
+        yield batch
+
+
+def _in_order(
+    engine: LogEngine, columns: list[_Column], joins: str, clock: Clock, rows: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The rows in the order of time, those of one moment as they stand: columns, "time" and "place".
+
+    Args:
+      rows: how many there have to be.
+    """
+    shown = ", ".join(f"{column.value} AS {name_of(column.name)}" for column in columns)
+    key, bits = clock.keyed(engine.source.rows)
+    if bits:
+        query = f"SELECT {shown}, {key} AS moment FROM log {joins}" + ("" if clock.in_order else " ORDER BY moment")
+    else:
+        query = f"SELECT {shown}, {clock.value} AS time, log.{name_of(PLACE)} AS place FROM log {joins}"
+        query += "" if clock.in_order else " ORDER BY time, place"
+    found, before = 0, np.iinfo(np.int64).min
+    for batch in engine.stream(query):
+        if bits:
+            moment = batch.pop("moment")
+            batch["time"], batch["place"] = (moment >> bits) + clock.least, moment & ((1 << bits) - 1)
         time = batch["time"]
-        if (np.diff(time, prepend=time[:1] if before is None else before) < 0).any():
+        if not len(time):
+            continue
+        if time[0] < before or (time[1:] < time[:-1]).any():
             raise AssertionError("rows came in another order than that of time")
-        before, found = time[-1:], found + len(time)
+        before, found = time[-1], found + len(time)
         yield batch
     if found != rows:
         raise AssertionError(f"{found} rows came, not {rows}")
