@@ -40,6 +40,7 @@ class Source:
         found = [_files(path) for path in given]
         self.files = [file for files in found for file in files]
         self.partitions = [values for path, files in zip(given, found, strict=True) for values in _hive(path, files)]
+        self._counts = [len(files) for files in found]
         self._text, self._shown = text, str(given[0]) if len(given) == 1 else f"{given[0]} (and {len(given) - 1} more)"
         self.name, self.parent = given[0].name, given[0].parent
         packed = given[0].suffix.lower() in COMPRESSIONS
@@ -82,6 +83,20 @@ class Source:
                 for name in (one for one in values if one not in part.names):
                     table = table.append_column(name, pa.array([values[name]] * table.num_rows, pa.string()))
                 yield part.path, table
+
+    def name_parts(self, column: str, names: Sequence[str]) -> None:
+        """Gives what was given names, in a column of all rows: of the first path the first name, and so on.
+
+        Raises:
+          UserError: there are more or fewer paths than names.
+        """
+        if len(self._counts) != len(names):
+            raise UserError(
+                f"{self}: {len(self._counts)} files, folders or patterns; give {len(names)}, of {', '.join(names)}, with "
+                "commas"
+            )
+        of_files = [name for name, count in zip(names, self._counts, strict=True) for _ in range(count)]
+        self.partitions = [values | {column: name} for values, name in zip(self.partitions, of_files, strict=True)]
 
     def after(self, rows: int) -> "Source":
         """The same, whose `place` counts from row number `rows` on: of a piece of it, for messages."""

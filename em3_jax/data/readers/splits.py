@@ -18,6 +18,8 @@ from em3_jax.data.readers.source import Source
 
 Shares = tuple[float, float, float]
 KINDS = {"items": "item", "users": "user", "folds": "item"}
+OF_FILES = "part by file"
+"""The column that says of which part a file's rows are, where three are given for them."""
 NAMES = {
     "train": 0, "0": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "1": 1, "test": 2, "2": 2,
 }  # fmt: skip
@@ -92,12 +94,14 @@ def parse(split: str) -> Split:
     """What an option says.
 
     "0.8,0.1,0.1", "column:<name>", "items:" or "users:" and shares or a column, "folds:<n>[:<test>]",
-    "folds:<column>:<test>[,<valid>]".
+    "folds:<column>:<test>[,<valid>]", "files".
 
     Raises:
       UserError: it says something else.
     """
     kind, colon, rest = split.partition(":")
+    if split == "files":
+        return OF_FILES
     if not colon:
         return _shares(split, split)
     if kind == "column":
@@ -166,7 +170,7 @@ def of_whole(split: Split | None) -> dict[str, str]:
 def told(split: Split) -> str:
     """The rule in words."""
     if isinstance(split, str):
-        return f"column:{split}"
+        return "by files" if split == OF_FILES else f"column:{split}"
     return split.told() if isinstance(split, Whole) else f"by time, shares {_written(split)}"
 
 
@@ -247,6 +251,6 @@ def _shares(text: str, split: str) -> Shares:
     if not min(shares) > 0 or not abs(sum(shares) - 1) <= 1e-6:  # NaN is neither
         raise UserError(
             f"split '{split}': give three shares that sum to 1, e.g. 0.8,0.1,0.1, or items:0.7,0.1,0.2, "
-            "users:0.8,0.1,0.1, items:<column>, folds:5, folds:<column>:<test> or column:<name>"
+            "users:0.8,0.1,0.1, items:<column>, folds:5, folds:<column>:<test>, column:<name> or files"
         )
     return shares

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from em3_jax.core.errors import UserError
-from em3_jax.data.format import Dataset
+from em3_jax.data.format import SPLITS, Dataset
 from em3_jax.data.readers import table_numbers as cut
 from em3_jax.data.readers.delimited import TextFormat, check_format
 from em3_jax.data.readers.files import nearest
 from em3_jax.data.readers.negatives import BY
 from em3_jax.data.readers.source import Paths, Source
-from em3_jax.data.readers.splits import Split, Whole, is_by_items, parse
+from em3_jax.data.readers.splits import OF_FILES, Split, Whole, is_by_items, parse
 from em3_jax.data.readers.table_clicks import Clicks, check_clicks
 from em3_jax.data.readers.table_dataset import Files
 from em3_jax.data.readers.table_history import ORDERS
@@ -121,7 +121,8 @@ def table(
         "users:<column>", a column of their file that says train, valid or test (or 0, 1, 2);
         "folds:5:0", items in so many parts by that hash, number 0 test and the next valid;
         "folds:<column>:<test>[,<valid>]", a column of the items of which these values are test and
-        valid (default the next one); or "column:<name>" of train, valid, test for each row. By items or
+        valid (default the next one); "column:<name>" of train, valid, test for each row; or "files": three files of
+        interactions, with commas, are train, valid and test. By items or
         folds, histories hold training rows alone.
       events: "clicks", "all" or "none", the interactions that enter histories; default clicks, but none where histories are
         given or are in a table.
@@ -158,6 +159,8 @@ def table(
     given = ((interactions, column_names), (items, item_column_names), (users, user_column_names))
     files = _files(given, events_table, text)
     roles, rule = _roles(columns or {}), parse(split)
+    if rule == OF_FILES:
+        files.interactions.name_parts(OF_FILES, SPLITS)
     clicks = check_clicks(Clicks(negatives, negatives_by, seed, as_retrieval, is_by_items(rule)))
     needing = {"--events-table": events_table is not None, "--in-order": in_order}
     untimed = _untimed(time_unit, events, untimed_histories, clicks)

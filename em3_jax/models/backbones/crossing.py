@@ -56,9 +56,13 @@ class DeepFM(nn.Module):
 
 
 class DCNv2(nn.Module):
-    """DCN v2 (Wang et al., WWW 2021), parallel: full-rank cross layers beside a DNN, one FC layer on both."""
+    """DCN v2 (Wang et al., WWW 2021), parallel: full-rank cross layers beside a DNN, one FC layer on both.
+
+    With further labels each has an FC layer of its own on the cross layers, and what `heads.top` makes of the DNN.
+    """
 
     settings: BackboneSettings
+    has_heads = True
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -67,6 +71,10 @@ class DCNv2(nn.Module):
         crossed = flat
         for k in range(s.cross_layers):
             crossed = flat * nn.Dense(flat.shape[-1], name=f"cross_{k}")(crossed) + crossed
+        if s.heads is not None:
+            of_each = nn.Dense(1 + len(s.heads.labels), name="out")(crossed)
+            first, further = top(s, flat, train)
+            return first + of_each[:, 0], {"further": further["further"] + of_each[:, 1:]}
         deep = MLP(s.hidden[:-1], s.hidden[-1], s.dropout, name="dnn")(flat, train=train)
         logit = nn.Dense(1, name="out")(jnp.concatenate([crossed, nn.relu(deep)], axis=-1))
         return logit[:, 0], {}
