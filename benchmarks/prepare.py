@@ -29,9 +29,9 @@ PART = 1_000_000
 FIELDS = "device,slot"
 
 
-def write_log(path: Path, rows: int) -> None:
+def write_log(path: Path, rows: int, users: int) -> None:
     """A log of so many rows, a part at a time."""
-    random, users, items = np.random.default_rng(0), max(rows // 20, 1), 100_000
+    random, items = np.random.default_rng(0), 100_000
     temporary, made = path.with_suffix(".tmp"), None
     devices = pa.array([f"device {k}" for k in range(8)])
     for first in range(0, rows, PART):
@@ -99,6 +99,7 @@ def measured(command: list[str], cwd: Path | None = None) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--users", type=int, help="default: one for each 20 rows")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, required=True, help="for the log and what is made of it")
     parser.add_argument("--against", type=Path, help="an older checkout")
@@ -109,9 +110,9 @@ def main() -> None:
         bare(*args.bare)
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    log, out = args.folder / f"{args.rows}.parquet", args.folder / "out"
+    log, out = args.folder / f"{args.rows}-{args.users or 'by-rows'}.parquet", args.folder / "out"
     if not log.exists():
-        write_log(log, args.rows)
+        write_log(log, args.rows, args.users or max(args.rows // 20, 1))
     options = [
         "prepare",
         "table",

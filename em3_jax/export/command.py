@@ -1,9 +1,11 @@
 """Writes what a run has learnt into a store that services read: em3 export --workdir runs/em3 --out store/
 
-The store gets a new version: content embeddings of all items, by original id, and the ranking model compiled ahead of time, which
-takes ids and looked-up embeddings. Readers see the old version or the new one, never a mixture (`em3_jax.serving`). A killed
-export goes on where it stopped. With --update, items whose content is as it was in the version before are not encoded again, and
-the dataset may have new items since training; with --every 1h it goes on looking for newer checkpoints until it is stopped.
+The store gets a new version: content embeddings of all items, by original id, and the ranking model
+compiled ahead of time, which takes ids and looked-up embeddings; with --format onnx as an ONNX file,
+too. Readers see the old version or the new one, never a mixture (`em3_jax.serving`). A killed export
+goes on where it stopped. With --update, items whose content is as it was in the version before are
+not encoded again, and the dataset may have new items since training; with --every 1h it goes on
+looking for newer checkpoints until it is stopped.
 """
 
 import hashlib
@@ -61,6 +63,7 @@ class Settings(NamedTuple):
       batch_size: items encoded at once.
       platforms: for which the ranking model is compiled.
       other_data: the store may go over from another dataset to the run's.
+      with_onnx: the ranking model as an ONNX file as well, see `onnx_model`.
     """
 
     data_root: str | Path | None = None
@@ -71,6 +74,7 @@ class Settings(NamedTuple):
     batch_size: int = 2048
     platforms: tuple[str, ...] = scorer.PLATFORMS
     other_data: bool = False
+    with_onnx: bool = False
 
 
 class Exported(NamedTuple):
@@ -113,7 +117,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
             "model": model_hash,
             "data": parts.work.dataset.meta["data_hash"],
             "features": parts.feature_hashes,
-            "settings": [settings.dtype, settings.batch_size],
+            "settings": [settings.dtype, settings.batch_size, *(["onnx"] if settings.with_onnx else [])],
             "calibration": calibration.read(directory, int(state.step)).to_json(),
             "reuses": reusable and reusable.name,
         }
@@ -123,7 +127,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
             folder, parts, state, dtype=settings.dtype, batch_size=settings.batch_size, reusable=reusable
         )
         seconds = time.perf_counter() - began
-        facts = write_model(folder, parts, state, encoded.widths, carried, settings.platforms)
+        facts = write_model(folder, parts, state, encoded.widths, carried, settings.platforms, settings.with_onnx)
         if (found := calibration.read(directory, int(state.step)).first).method:
             facts["calibration"] = found.to_json()
         manifest = {
@@ -290,6 +294,9 @@ def main() -> None:
     parser.add_argument(
         "--other-data", action="store_true", help="let the store go over from another dataset to that of this run"
     )
+    parser.add_argument(
+        "--format", choices=("store", "onnx"), default="store", help="onnx adds ranker.onnx to the version"
+    )
     args = parser.parse_args()
     every = parse_interval(args.every) if args.every else 0.0
     if args.keep < 1 or args.batch_size < 1:
@@ -299,7 +306,7 @@ def main() -> None:
         raise UserError(f"--platforms: give some of {', '.join(scorer.PLATFORMS)}, rocm")
     settings = Settings(
         args.data, args.checkpoint or ("newest" if every else "best"), args.dtype, args.update, args.keep,
-        args.batch_size, args.platforms, args.other_data,
+        args.batch_size, args.platforms, args.other_data, args.format == "onnx",
     )  # fmt: skip
 
     def show(done: Exported) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from em3_jax.core import trees
 from em3_jax.core.types import State
 from em3_jax.data.format import fields_to_json
-from em3_jax.export import scorer
+from em3_jax.export import onnx_model, scorer
 from em3_jax.serving import id_index, programs
 from em3_jax.training.experiment import Experiment
 
@@ -29,7 +29,13 @@ def original_ids(table) -> np.ndarray:
 
 
 def write_model(
-    folder: Path, parts: Experiment, state: State, widths: dict[str, int], carried: bool, platforms: Sequence[str]
+    folder: Path,
+    parts: Experiment,
+    state: State,
+    widths: dict[str, int],
+    carried: bool,
+    platforms: Sequence[str],
+    with_onnx: bool = False,
 ) -> dict[str, Any]:
     """Writes tables, ids, parameters and the compiled programs.
 
@@ -39,6 +45,7 @@ def write_model(
       widths: of what is looked up, by name.
       carried: the dataset has grown since training: ids of which nothing has been learnt stand for `unknown`.
       platforms: for which to compile.
+      with_onnx: whether to write the model as an ONNX file as well.
     """
     assert parts.work.builder is not None  # what can be served has clicks
     dataset, builder = parts.work.dataset, parts.work.builder(parts.work.dataset)
@@ -60,7 +67,7 @@ def write_model(
         offsets = fields.offsets()[kind]
         of_unknown = [offsets[field.name] if k == 0 else 0 for field in specs for k in range(field.length)]
         arrays[f"{kind}_rows"] = np.vstack([arrays[f"{kind}_rows"], of_unknown])
-    facts = {}
+    facts: dict[str, Any] = {}
     for kind, ids in (("user", original_ids(dataset.user_table)), ("item", original_ids(dataset.item_table))):
         index = id_index.build(ids)
         arrays |= {f"{kind}_words": index.words, f"{kind}_slots": index.slots}
@@ -75,10 +82,14 @@ def write_model(
     (folder / "params.npz").write_bytes(buffer.getvalue())
     length = builder.history_length
     of_table = jax.ShapeDtypeStruct(table.shape, table.dtype)
+    task = parts.work.task
+    if with_onnx:
+        request = scorer.request_shapes(fields, length, widths, onnx_model.CANDIDATES)
+        facts["onnx"] = onnx_model.write_onnx(folder / onnx_model.FILE, task, state.params, table, request)
     made = []
     for size in programs.SIZES:
         request = scorer.request_shapes(fields, length, widths, size)
-        program = scorer.compile_ahead(parts.work.task, state.params, of_table, request, platforms)
+        program = scorer.compile_ahead(task, state.params, of_table, request, platforms)
         (folder / programs.file_name(size)).write_bytes(program.serialize())
         made.append(program)
     return facts | {

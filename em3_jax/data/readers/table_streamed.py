@@ -146,10 +146,11 @@ class _Reader:
         kept = self._source.rows - sum(dropped.values())
         if not kept:
             raise UnsuitedError(f"{self._source}: no row is left, the ids of none are in the files of items and users")
-        columns = [*self._plain(engine), *context.columns, *event.columns]
         start = self._start(
             engine, words["user"], numbers["user"], ends.user_part.table.num_rows, is_event, bool(dropped)
         )
+        del words, numbers  # as long as there are users
+        columns = [*self._plain(engine), *context.columns, *event.columns]
         joins = " ".join(
             [
                 f"JOIN {name_of(kind)} ON log.{name_of(roles[kind])} = {name_of(kind)}.key "

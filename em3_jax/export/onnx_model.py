@@ -1,0 +1,159 @@
+"""The ranking model as one ONNX file, by jax2onnx: what `export.scorer` computes, parameters and ID table within.
+
+    inputs   the arrays of a request, see `core.batch.REQUEST`, for `CANDIDATES` candidates; "candidate.<name>" and
+             "history.<name>" of what is looked up. A shorter request is padded with row 0
+    output   logit [CANDIDATES] f32
+
+The rows of ids and what is looked up of items are those of the store's version that the file lies in.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from em3_jax.core import trees
+from em3_jax.core.errors import UserError
+from em3_jax.export import scorer
+from em3_jax.tasks import Task
+
+FILE = "ranker.onnx"
+CANDIDATES = 64
+PACKAGES = "jax2onnx onnx-ir sympy mpmath"
+_NEARLY = 1e-4  # of the logits' size; f32 sums in another order differ by less
+_INLINED = {
+    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr",
+}  # fmt: skip
+"""Primitives that hold a program -> the parameter that it is."""
+
+
+def write_onnx(path: Path, task: Task, params: Any, table: np.ndarray, request: dict[str, Any]) -> dict[str, Any]:
+    """Writes the model to a file, and compares it with the run where onnxruntime is there.
+
+    Args:
+      params: of the task.
+      table: [V, W] f32 the ID embedding table.
+      request: of `scorer.request_shapes`, for `CANDIDATES` candidates.
+
+    Returns:
+      {"candidates", "inputs": {name: [shape, dtype]}}, and "largest_difference" of a drawn request's
+      logits where it was compared.
+
+    Raises:
+      UserError: the packages are missing; the converter does not know an operation, which is named;
+        the file gives other logits.
+    """
+    _require()
+    structure, names = jax.tree.structure(params), list(trees.named_leaves(params))
+    flat = {name: np.asarray(leaf) for name, leaf in trees.named_leaves(params).items()}
+    score = scorer.scorer(task, lambda flat: jax.tree.unflatten(structure, [flat[name] for name in names]))
+    given = trees.named_leaves(request)
+    shapes = [shape for shape in given.values() if 0 not in shape.shape]
+    inputs = [name.replace("/", ".") for name, shape in given.items() if 0 not in shape.shape]
+    of_request = jax.tree.structure(request)
+
+    def logits(*arrays: Any) -> jax.Array:
+        left = iter(arrays)
+        every = [np.zeros(one.shape, one.dtype) if 0 in one.shape else next(left) for one in given.values()]
+        result: jax.Array = score(flat, table, jax.tree.unflatten(of_request, every))
+        return result
+
+    _convert(path, jax.make_jaxpr(logits)(*shapes), shapes, inputs)
+    facts: dict[str, Any] = {
+        "candidates": CANDIDATES,
+        "inputs": {name: [list(one.shape), one.dtype.name] for name, one in zip(inputs, shapes, strict=True)},
+    }
+    if importlib.util.find_spec("onnxruntime") is None:
+        return facts
+    return facts | {"largest_difference": _compared(path, jax.jit(logits), shapes, inputs, len(table))}
+
+
+def _require() -> None:
+    if importlib.util.find_spec("jax2onnx") is None:
+        raise UserError(
+            f"--format onnx: needs jax2onnx, which asks for older versions of other packages: "
+            f"pip install --no-deps {PACKAGES}"
+        )
+
+
+def _convert(path: Path, program: core.ClosedJaxpr, shapes: Sequence[Any], inputs: Sequence[str]) -> None:
+    from jax2onnx import to_onnx  # an optional package, which patches jax.numpy when it is imported
+
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    try:
+        to_onnx(
+            lambda *arrays: evaluated(program.jaxpr, program.consts, arrays)[0],
+            list(shapes),
+            model_name="em3_jax",
+            return_mode="file",
+            output_path=str(path),
+            input_names=list(inputs),
+            output_names=["logit"],
+        )
+    except NotImplementedError as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"--format onnx: jax2onnx cannot write an operation of this model ({said})") from None
+
+
+def evaluated(program: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """The outputs of a program on CPUs, its operations called one by one.
+
+    What it calls is inlined, and of what depends on the platform that of CPUs is taken: converters
+    know neither.
+    """
+    known: dict[core.Var, Any] = dict(zip([*program.constvars, *program.invars], [*consts, *args], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else known[atom]
+
+    for equation in program.eqns:
+        name, values = equation.primitive.name, [read(one) for one in equation.invars]
+        is_known = bool(values) and isinstance(values[0], int | np.integer)
+        if name == "platform_index":
+            groups = equation.params["platforms"]
+            found = [next((k for k, one in enumerate(groups) if one is None or "cpu" in one), len(groups) - 1)]
+        elif name == "cond" and is_known:
+            branch = equation.params["branches"][int(values[0])]
+            found = evaluated(branch.jaxpr, branch.consts, values[1:])
+        elif name in ("convert_element_type", "clamp") and all(isinstance(one, int | np.integer) for one in values):
+            found = [values[0] if name == "convert_element_type" else min(max(values[1], values[0]), values[2])]
+        elif name in _INLINED:
+            inner = equation.params[_INLINED[name]]
+            found = evaluated(inner.jaxpr, inner.consts, values)
+        else:
+            found = equation.primitive.bind(*values, **equation.params)
+            found = list(found) if equation.primitive.multiple_results else [found]
+        known.update(zip(equation.outvars, found, strict=True))
+    return [read(one) for one in program.outvars]
+
+
+def _compared(path: Path, logits: Callable, shapes: Sequence[Any], inputs: Sequence[str], rows: int) -> float:
+    """The largest difference of the logits of a drawn request.
+
+    Args:
+      rows: V, of the table.
+    """
+    import onnxruntime
+
+    random = np.random.default_rng(0)
+    arrays: list[np.ndarray] = []
+    for shape in shapes:
+        if shape.dtype == np.bool_:
+            arrays.append(random.random(shape.shape) < 0.7)
+        elif np.issubdtype(shape.dtype, np.integer):
+            arrays.append(random.integers(0, rows, shape.shape).astype(shape.dtype))
+        else:
+            arrays.append(random.standard_normal(shape.shape).astype(shape.dtype))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found = session.run(None, dict(zip(inputs, arrays, strict=True)))[0]
+    expected = np.asarray(logits(*arrays))
+    off = float(np.abs(found - expected).max())
+    if not off <= _NEARLY * max(float(np.abs(expected).max()), 1.0):
+        raise UserError(f"--format onnx: the file's logits are {off:.3g} off those of the run; export without it")
+    return off
