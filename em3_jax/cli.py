@@ -22,6 +22,7 @@ EXTRAS = dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "starlette",
 EXTRAS |= dict.fromkeys(("huggingface_hub", "onnx", "safetensors", "tokenizers", "transformers"), "encoders")
 EXTRAS |= dict.fromkeys(("sklearn", "threadpoolctl"), "analysis")
 EXTRAS |= dict.fromkeys(("libtpu", "jax_cuda12_plugin", "jax_cuda12_pjrt", "nvidia_cuda_nvcc_cu12"), "plan")
+EXTRAS |= dict.fromkeys(("jax2onnx", "onnxruntime"), "onnx")
 """Imported package -> the extra of `pyproject.toml` that brings it."""
 
 

@@ -150,8 +150,12 @@ def _compared(path: Path, logits: Callable, shapes: Sequence[Any], inputs: Seque
             arrays.append(random.integers(0, rows, shape.shape).astype(shape.dtype))
         else:
             arrays.append(random.standard_normal(shape.shape).astype(shape.dtype))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(None, dict(zip(inputs, arrays, strict=True)))[0]
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        found = session.run(None, dict(zip(inputs, arrays, strict=True)))[0]
+    except Exception as error:  # its errors have no class in common
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"--format onnx: onnxruntime cannot run what jax2onnx has written ({said})") from None
     expected = np.asarray(logits(*arrays))
     off = float(np.abs(found - expected).max())
     if not off <= _NEARLY * max(float(np.abs(expected).max()), 1.0):
