@@ -15,6 +15,7 @@ from em3_jax.core.fields import UNKNOWN, Fields, columns, to_rows
 from em3_jax.core.types import Batch
 from em3_jax.data.buckets import Buckets, round_up
 from em3_jax.data.format import CLICK, Dataset, FeatureSet, observed
+from em3_jax.data.segments import LAST, Segment, Sought
 
 
 class Distinct:
@@ -103,8 +104,10 @@ class BatchBuilder:
       queries: name of the context field that says which query, and [field size, L] i32 words of each; None without.
       row_weights: whether the dataset's weights, if it has such, count in training.
       labels: further ones of the dataset, in batches beside the first.
+      segments: what the slots of a history hold; () = the last T events.
 
     Attributes:
+      history_length: slots of all segments.
       user_rows, item_rows: [U, C], [I, C] i64 table rows of all users and items, of ids that training never shows `unknown`'s.
       unknown: [table rows] i32 the row of `unknown` of each row's field.
       context_lookup, event_lookup: the same of these fields, for each [size] i32 from an id to its row.
@@ -124,6 +127,7 @@ class BatchBuilder:
         queries: tuple[str, np.ndarray] | None = None,
         row_weights: bool = True,
         labels: tuple[str, ...] = (),
+        segments: tuple[Segment, ...] = (),
     ):
         self.dataset, self.row_weights, self.labels = dataset, row_weights, labels
         for name in labels:
@@ -131,7 +135,9 @@ class BatchBuilder:
         self.encode, self.queries = encode, queries
         self.label = label
         self._label = dataset.label(label)
-        self.history_length = history_length
+        self.segments = segments or (Segment(LAST, history_length),)
+        self.history_length = sum(segment.length for segment in self.segments)
+        self._sought = self._seeking(dataset)
         self.distinct_items = distinct_items
         self.host_features = host_features
         fields, offsets = dataset.fields, dataset.fields.offsets()
@@ -213,6 +219,8 @@ class BatchBuilder:
         other = copy.copy(self)
         other.dataset, other._label = dataset, dataset.label(self.label)
         other._events = _with_an_event(dataset.events)
+        if dataset.events is not self.dataset.events:
+            other._sought = self._seeking(dataset)
         other.user_rows, other.item_rows, other.host_features = user_rows, item_rows, host_features
         other._distinct_item = Distinct(len(item_rows))
         return other
@@ -227,13 +235,26 @@ class BatchBuilder:
         )  # without which a slot's mask says it is the first
         return {"encode_position": _pad(position, size, fill=position[0]), "encode_mask": _pad(mask, size, fill=False)}
 
+    def _seeking(self, dataset: Dataset) -> dict[str, Sought]:
+        """Segment -> what finds its events, of those that are not the last ones."""
+        return {one.name: Sought(dataset, one) for one in self.segments if one.event_field or one.item_field}
+
     def _history(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(index into the events [B, T] i64, mask [B, T]): the last T events of each row, right-aligned."""
-        start = self.dataset.interactions["history_start"][rows][:, None]
-        end = self.dataset.interactions["history_end"][rows][:, None]
-        index = end + np.arange(-self.history_length, 0)  # [B, T]
-        mask = index >= start
-        return np.maximum(index, 0, out=index), mask
+        """(index into the events [B, T] i64, mask [B, T]): of each segment the last events of each row, right-aligned."""
+        start = self.dataset.interactions["history_start"][rows]
+        end = self.dataset.interactions["history_end"][rows]
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+        for segment in self.segments:
+            if segment.name in self._sought:
+                found.append(self._sought[segment.name](self.dataset.interactions["item"][rows], start, end))
+                continue
+            index = end[:, None] + np.arange(-segment.length, 0)  # [B, T]
+            mask = index >= start[:, None]
+            found.append((np.maximum(index, 0, out=index), mask))
+        if len(found) == 1:
+            return found[0]
+        indices, masks = zip(*found, strict=True)
+        return np.concatenate(indices, axis=1), np.concatenate(masks, axis=1)
 
     def _items(self, item: np.ndarray, event_index: np.ndarray, mask: np.ndarray, buckets: Buckets) -> Batch:
         # Empty slots repeat the candidate, so they add no item to the distinct block.

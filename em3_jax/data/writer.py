@@ -34,6 +34,8 @@ from em3_jax.data.format import (
     open_dataset,
 )
 
+_MOST_TOGETHER = 1 << 24  # events, of which checks and counts hold some bytes each
+
 
 def _write_json(path: Path, value: dict) -> None:
     path.write_text(strict_json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -230,16 +232,20 @@ class DatasetWriter:
 
 
 def _looked_at(dataset: Dataset) -> dict:
-    """Checks a dataset and counts its training rows; what dataset.json says of both. Each looks through all rows."""
-    with ThreadPoolExecutor() as threads:
+    """Checks a dataset and counts its training rows; what dataset.json says of both.
+
+    Each looks through all rows: side by side where what they hold of the events is little, else one after the other.
+    """
+    together = len(dataset.events["item"]) <= _MOST_TOGETHER
+    with ThreadPoolExecutor(None if together else 1) as threads:
         checked = threads.submit(check_dataset, dataset)
+        if not together:
+            checked.result()
         try:
             count_training(dataset)
-            found: dict[str, Future] = {
-                "summary": threads.submit(summarise, dataset),
-                "history_reach": threads.submit(history_reach, dataset),
-                "data_hash": threads.submit(hash_data, dataset.root),
-            }
+            made = {"summary": summarise, "history_reach": history_reach}
+            found: dict[str, Future] = {name: threads.submit(one, dataset) for name, one in made.items()}
+            found["data_hash"] = threads.submit(hash_data, dataset.root)
             result = {name: one.result() for name, one in found.items()}
         except Exception:
             checked.result()  # says it better

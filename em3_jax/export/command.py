@@ -101,7 +101,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
     if not parts.work.task.can_be_served:
         raise UserError(
             f"{directory}: cannot be served: its task, {run.config.task}, scores no "
-            "clicks, or it reads the words of a query; "
+            "clicks, or it reads the words of a query, or several histories; "
             "`em3 vectors` writes its embeddings"
         )
     with store.writing(out) as folder:

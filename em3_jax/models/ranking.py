@@ -98,6 +98,7 @@ class RankingModel(nn.Module):
       content_parts: "item": the candidate's content c_A; "user": the user's content interest u_A; both: their product too;
       content_aggregator: how the history's content becomes u_A, see `aggregators`; each of its channels that is as wide as
         c_A has a product with it.
+      segments: see `backbones.Features`.
     """
 
     fields: Fields
@@ -110,6 +111,7 @@ class RankingModel(nn.Module):
     content_parts: Sequence[str]
     content_aggregator: Callable = attentive
     quantiser: ResidualQuantiser | None = None
+    segments: Sequence[tuple[str, int]] = ()
 
     @nn.compact
     def __call__(
@@ -150,8 +152,9 @@ class RankingModel(nn.Module):
                     embedding = coded.vectors
             content, out = self._content(embedding, tokens, tokens_mask, batch, events, items, coded)
         features = Features(
-            items, batch["item_position"], batch["history_position"], batch["history_mask"], *events, others, content
-        )
+            items, batch["item_position"], batch["history_position"], batch["history_mask"], *events, others, content,
+            tuple((name, length) for name, length in self.segments),
+        )  # fmt: skip
         logit, scalars = self.backbone(features, train=train)
         return logit, {"item_fields": items} | out | scalars
 

@@ -88,7 +88,7 @@ def longer(tree: Any, length: int) -> Any:
 def slots(parts: Experiment) -> int:
     """How many items the examples of a batch name, each as often as it is named: candidates and histories."""
     data: Any = parts.config.data
-    return data.batch_size * (1 + data.history_length)
+    return data.batch_size * (1 + data.slots)
 
 
 def named(parts: Experiment) -> int:

@@ -16,6 +16,7 @@ from em3_jax.config.schema.types import (
     ContentFusion,
     Count,
     Dropout,
+    Field,
     Folders,
     Loss,
     Name,
@@ -57,6 +58,15 @@ class Data:
     placement: Annotated[str, Choice(("auto", "device", "host"))] = "auto"
     # T, past events of a user that an example reads; 0 for models that read none
     history_length: Count = 50
+    # event field, such as action, whose values have histories of their own
+    histories_by: Field = ""
+    # value of histories_by -> how many of its last events an example reads besides
+    histories: Mapping[str, Size] = field(default_factory=dict)
+    # item field, such as category or codes of content: past events of the candidate's value are read
+    # besides, however long ago (SIM)
+    similar_by: Field = ""
+    similar_length: Size = 50  # last events of the candidate's value of similar_by that are read
+    similar_within: Count = 0  # last events of a user among which similar ones are sought; 0 = all
     batch_size: Size = 1024  # B, examples of all devices together
     # order of the training rows; by_item bounds how many candidates a batch has
     order: Annotated[str, Choice(("shuffled", "chronological", "by_item"))] = "shuffled"
@@ -72,6 +82,16 @@ class Data:
     unknown_alpha: Weight = 0.25
     # field -> least probability that an id of it becomes `unknown`
     unknown_floor: Mapping[str, Share] = field(default_factory=lambda: {"user": 0.0})
+
+    @property
+    def slots(self) -> int:
+        """Of an example's history, in all."""
+        return self.history_length + sum(self.histories.values()) + (self.similar_length if self.similar_by else 0)
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether an example reads more than its last events."""
+        return bool(self.histories or self.histories_by or self.similar_by)
 
 
 @dataclass(frozen=True, kw_only=True)

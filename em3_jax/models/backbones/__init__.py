@@ -46,6 +46,7 @@ class Features(NamedTuple):
       events, event_position: [E, W] table rows and [B, T, C] i32 positions of the events' own fields; None without any.
       others: [B, F_o, W] embeddings of the user and context fields.
       content: [B, D] arrays, the content features that are in use (EM3's c_A and u_A); empty without content.
+      segments: (name, slots) of the parts of the history, side by side; () = it is one.
     """
 
     items: jax.Array
@@ -56,3 +57,18 @@ class Features(NamedTuple):
     event_position: jax.Array | None
     others: jax.Array
     content: tuple[jax.Array, ...]
+    segments: tuple[tuple[str, int], ...] = ()
+
+    def parts(self) -> list[tuple[str, "Features"]]:
+        """(name, features that have this part of the history alone) of each segment; of one history its own, by no name."""
+        if not self.segments:
+            return [("", self)]
+        result, start = [], 0
+        for name, length in self.segments:
+            part = slice(start, start + length)
+            position = None if self.event_position is None else self.event_position[:, part]
+            history, mask = self.history[:, part], self.mask[:, part]
+            own = self._replace(history=history, mask=mask, event_position=position, segments=())
+            result.append((name, own))
+            start += length
+        return result

@@ -1,6 +1,6 @@
 """Backbones that cross features instead of attending: DeepFM, DCN v2, Wide & Deep.
 
-Their history is the mean of its items. Content features are further fields beside the ID fields.
+Their history is the mean of its items, one for each of its segments. Content features are further fields beside the ID fields.
 """
 
 import flax.linen as nn
@@ -21,11 +21,13 @@ class Fields(nn.Module):
     def __call__(self, features: Features) -> tuple[jax.Array, jax.Array]:
         f, width = features, features.items.shape[-1]
         items = nn.Dense(width, name="item")(f.items.reshape(f.items.shape[0], -1))  # [S, W]
-        slots = gather_slots(items, f.history, f.events, f.event_position)
-        count = jnp.maximum(f.mask.sum(axis=1, keepdims=True), 1)
-        history = jnp.einsum("bt,btw->bw", f.mask.astype(slots.dtype), slots) / count
+        means = []
+        for _, of in f.parts():
+            slots = gather_slots(items, of.history, of.events, of.event_position)
+            count = jnp.maximum(of.mask.sum(axis=1, keepdims=True), 1)
+            means.append((jnp.einsum("bt,btw->bw", of.mask.astype(slots.dtype), slots) / count)[:, None])
         target = exchange.rows(f.items, f.candidate)
-        fields = jnp.concatenate([target, history[:, None], f.others], axis=1)
+        fields = jnp.concatenate([target, *means, f.others], axis=1)
         return fields, jnp.concatenate([fields.reshape(fields.shape[0], -1), *f.content], axis=-1)
 
 

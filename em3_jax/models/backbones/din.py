@@ -11,7 +11,7 @@ from em3_jax.models.heads import top
 
 
 class DIN(nn.Module):
-    """Target attention over the history's items; a DNN on everything side by side."""
+    """Target attention over the history's items, one for each of its segments; a DNN on everything side by side."""
 
     settings: BackboneSettings
     has_heads = True
@@ -21,10 +21,18 @@ class DIN(nn.Module):
         s, f = self.settings, features
         flat = f.items.reshape(f.items.shape[0], -1)
         items = nn.Dense(f.items.shape[-1], name="item")(flat)  # [S, W]
-        attention = TargetAttention(s.attention_score, s.attention_hidden, name="attention")
-        interest, weight = attention(items, f.candidate, f.history, f.mask, f.events, f.event_position)
+        interests: list[jax.Array] = []
+        scalars: dict[str, jax.Array] = {}
+        for name, of in f.parts():
+            own = f"_{name}" if name else ""
+            attention = TargetAttention(s.attention_score, s.attention_hidden, name=f"attention{own}")
+            interest, weight = attention(items, of.candidate, of.history, of.mask, of.events, of.event_position)
+            interests.append(interest)
+            scalars |= entropies(f"id_attention{own}", weight, of.mask)
         target = exchange.rows(items, f.candidate)
-        parts = [exchange.rows(flat, f.candidate), interest, interest * target]
+        parts = [exchange.rows(flat, f.candidate)]
+        for interest in interests:
+            parts += [interest, interest * target]
         parts += [f.others.reshape(f.candidate.shape[0], -1), *f.content]
         logit, further = top(s, jnp.concatenate(parts, axis=-1), train)
-        return logit, further | entropies("id_attention", weight, f.mask)
+        return logit, further | scalars

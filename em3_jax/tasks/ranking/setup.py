@@ -19,6 +19,7 @@ from em3_jax.data.codes import CodeSet, read_codes, with_codes
 from em3_jax.data.format import Dataset, FeatureSet, observed, open_dataset
 from em3_jax.data.known import as_trained
 from em3_jax.data.pipeline import BY_ITEM, bucket_sizes, evaluation_source, training_rows, training_source
+from em3_jax.data.segments import Segment, segments
 from em3_jax.evaluation import labels as labels_evaluation
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.features import in_model, placement, raw_encoders, scratch_encoders
@@ -30,6 +31,7 @@ from em3_jax.tasks.ranking.task import RankingTask
 from em3_jax.tasks.ranking.task import ranking as ranking_task
 from em3_jax.tasks.raw import WithEncoders
 
+ALL = 1 << 30  # events of a history: what is sought may be of any time
 OF_HISTORY = ("user", *similarity.PARTS)  # the parts of content that are of it
 
 
@@ -61,7 +63,7 @@ def check_order(data: Data) -> None:
 
 def _check_history(config: Ranking, task: RankingTask) -> None:
     """Refuses what a history of length 0 never shows, and a longer one whose items nothing reads."""
-    length, parts = config.data.history_length, config.model.content_parts
+    length, parts = config.data.slots, config.model.content_parts
     where = f"config.data.history_length={length}:"
     of_history = [name for name in parts if name in OF_HISTORY] if task.uses_content else []
     if not length and of_history:
@@ -81,7 +83,8 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     """The work of config.task = "ranking"."""
     data = config.data
     dataset = open_clicks(data)
-    task = ranking_task(dataset.fields, config.model, _amounts(dataset, config))
+    parts = [(one.name, one.length) for one in segments_of(dataset, data)] if data.has_segments else []
+    task = ranking_task(dataset.fields, config.model, _amounts(dataset, config), parts)
     _check_history(config, task)
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
@@ -93,7 +96,7 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     scratch = scratch_encoders.scratch(config, dataset)
     encoders = raw_encoders.load(task.encoders, content.sets, how, scratch)
     task_with_encoders = WithEncoders(task, encoders) if encoders else task
-    encode = "candidates" if encoders and data.history_length and not _reads_history(config, task) else "none"
+    encode = "candidates" if encoders and data.slots and not _reads_history(config, task) else "none"
     return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders, encode=encode)
 
 
@@ -154,7 +157,7 @@ def work_on_clicks(
     rows = training_rows(dataset, data.label, data.most_rows_per_user, data.rows_share)
     key = f"{data.label}-{data.most_rows_per_user}"
     key += f"-{data.rows_share:g}" if data.rows_share < 1 else ""
-    known = as_trained(dataset, rows, data.history_length, key)
+    known = as_trained(dataset, rows, ALL if data.has_segments else data.history_length, key)
     builder = make_builder(known)
     row_optimizer = id_table.row_optimizer(table.optimizer, table.learning_rate)
     num_rows, length = dataset.fields.num_rows, sharding.padded(dataset.fields.num_rows, mesh)
@@ -234,6 +237,12 @@ def open_clicks(data: Data) -> Dataset:
     return with_codes(dataset, _code_sets(dataset, data))
 
 
+def segments_of(dataset: Dataset, data: Data) -> tuple[Segment, ...]:
+    """What the slots of a history hold."""
+    similar = (data.similar_by, data.similar_length, data.similar_within)
+    return segments(dataset, data.history_length, data.histories_by, dict(data.histories), *similar)
+
+
 def _code_sets(dataset: Dataset, data: Data) -> list[CodeSet]:
     """Those that config.data.codes names."""
     if twice := [name for k, name in enumerate(data.codes) if name in data.codes[:k]]:
@@ -264,4 +273,5 @@ def _builder(
         queries=queries,
         row_weights=data.row_weights,
         labels=labels,
+        segments=segments_of(dataset, data) if data.has_segments else (),
     )

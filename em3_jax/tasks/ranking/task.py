@@ -6,7 +6,7 @@ content embedding.
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -84,7 +84,7 @@ class RankingTask(Task):
 
     @property
     def can_be_served(self) -> bool:
-        return True
+        return not self.model.segments  # a request has one history
 
     def init(self, key: jax.Array, inputs: Inputs) -> Params:
         (logit, out), variables = self.model.init_with_output(key, *inputs, train=False)
@@ -175,13 +175,17 @@ class RankingTask(Task):
 
 
 def ranking(
-    fields: Fields, settings: RankingSettings, amounts: Mapping[str, Amount] = types.MappingProxyType({})
+    fields: Fields,
+    settings: RankingSettings,
+    amounts: Mapping[str, Amount] = types.MappingProxyType({}),
+    segments: Sequence[tuple[str, int]] = (),
 ) -> RankingTask:
     """The task of a config.
 
     Args:
       fields: the dataset's categorical fields.
       amounts: the further labels that are amounts, as they begin.
+      segments: (name, slots) of the parts of a history; () = it is one.
       settings: config.model. Of `content`, "none" is IDs alone, "pre_extracted" the feature sets'
         vectors as they are, "end_to_end" a fusion module that trains with the ranker, and "raw"
         has encoders in the model, which `raw.WithEncoders` puts before it.
@@ -203,6 +207,7 @@ def ranking(
         content_parts=tuple(settings.content_parts),
         content_aggregator=AGGREGATORS[settings.content_aggregator],
         quantiser=_quantiser(settings),
+        segments=tuple(segments),
     )
     return RankingTask(
         model=ranker,

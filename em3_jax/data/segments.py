@@ -1,0 +1,151 @@
+"""Which of a user's past events an example reads: the last ones, and besides the last of a kind, or the last like the candidate.
+
+A long history costs an example two binary searches, however long it is: all events stand in one sorted array, by
+user, by what is sought of them, and by time. SIM (Pi et al., Search-based User Interest Modeling, CIKM 2020, section
+3.1) seeks the events of the candidate's category so ("hard search"); with codes of content as the item field (`em3
+codes`) it seeks those of like content. Letters: B examples, E events, K slots.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from em3_jax.core.errors import UserError, nearest
+from em3_jax.core.fields import FIRST_KNOWN, columns
+from em3_jax.data.format import Dataset
+
+LAST = "last"
+SIMILAR = "similar"
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A part of the slots of an example's history.
+
+    Attributes:
+      name: of what it holds.
+      length: K.
+      event_field, value: events whose field has this id; "" = of all.
+      item_field: events whose item has the candidate's value of this field; "" = of all.
+      within: of the last so many events alone; 0 = of all.
+    """
+
+    name: str
+    length: int
+    event_field: str = ""
+    value: int = 0
+    item_field: str = ""
+    within: int = 0
+
+
+class Found(NamedTuple):
+    """Events of a segment: [B, K] i64 places among the events, oldest first; [B, K] bool whether there is one."""
+
+    place: np.ndarray
+    mask: np.ndarray
+
+
+def segments(
+    dataset: Dataset, length: int, by: str, lengths: dict[str, int], similar: str, similar_length: int, within: int
+) -> tuple[Segment, ...]:
+    """The segments of config.data, that of the last events at the end.
+
+    Args:
+      length: T, of the last events.
+      by, lengths: event field, and value -> K of the histories of its own events.
+      similar, similar_length, within: item field of those like the candidate, K, and of how many; "" = there are none.
+
+    Raises:
+      UserError: a field or a value is none, or K is more than the events that it is of.
+    """
+    result = []
+    known = {field.name: field for field in dataset.fields.event}
+    if lengths and by not in known:
+        hint = nearest(by, known) if known else "the dataset has no event fields"
+        raise UserError(f"config.data.histories_by={by or 'none'}: names no event field; {hint}")
+    if by and not lengths:
+        raise UserError(f"config.data.histories_by={by}: says of which values in config.data.histories, e.g. buy=20")
+    words = dataset.meta["vocabularies"].get("event", {}).get(by, [])
+    for word, slots in lengths.items():
+        if word not in words:
+            raise UserError(f"config.data.histories.{word}: no value of event field '{by}'; {nearest(word, words)}")
+        result.append(Segment(f"of_{word}", slots, event_field=by, value=FIRST_KNOWN + words.index(word)))
+    if similar:
+        fields = {field.name: field for field in dataset.fields.item[1:]}
+        if similar not in fields:
+            raise UserError(f"config.data.similar_by={similar}: names no item field; {nearest(similar, fields)}")
+        if fields[similar].length > 1:
+            raise UserError(f"config.data.similar_by={similar}: has several values an item; name a field of one")
+        if within and similar_length > within:
+            raise UserError(
+                f"config.data.similar_length={similar_length}: is more than config.data.similar_within={within}, of which "
+                "they are; choose less"
+            )
+        result.append(Segment(SIMILAR, similar_length, item_field=similar, within=within))
+    return (*result, Segment(LAST, length))
+
+
+class Sought:
+    """The events of a dataset by what a segment seeks of them.
+
+    Args:
+      dataset: whose events and whose ranges of them.
+      segment: one that seeks.
+    """
+
+    def __init__(self, dataset: Dataset, segment: Segment):
+        self._segment, self._events = segment, len(dataset.events["item"])
+        self._first = _runs(dataset)
+        if segment.event_field:
+            keys = np.asarray(dataset.events[f"field_{segment.event_field}"])
+            self._of_item, self._keys = None, int(keys.max(initial=0)) + 1
+        else:
+            column = columns(dataset.fields.item)[segment.item_field].start
+            # One more item stands for one of which nothing is known.
+            self._of_item = np.append(dataset.item_field_ids[:, column], 0)
+            keys = self._of_item[np.asarray(dataset.events["item"])]
+            self._keys = int(self._of_item.max(initial=0)) + 1
+        place = np.arange(self._events)
+        pairs, number = np.unique(self._run(place) * self._keys + keys, return_inverse=True)
+        self._pairs = pairs  # [P] user and key
+        self._sorted = number * (self._events + 1) + place
+        self._sorted.sort()
+
+    def _run(self, place: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._first, place, side="right") - 1
+
+    def __call__(self, item: np.ndarray, start: np.ndarray, end: np.ndarray) -> Found:
+        """The last events that it seeks.
+
+        Args:
+          item: [B] the candidates.
+          start, end: [B] i64 ranges of the examples' histories.
+        """
+        segment = self._segment
+        low = np.maximum(start, end - segment.within) if segment.within else start
+        if not self._events:
+            return Found(np.zeros((len(item), segment.length), np.int64), np.zeros((len(item), segment.length), bool))
+        key = np.full(len(item), segment.value) if self._of_item is None else self._of_item[item]
+        pair = self._run(start) * self._keys + key
+        number = np.minimum(np.searchsorted(self._pairs, pair), len(self._pairs) - 1)
+        there = (self._pairs[number] == pair) & (key >= FIRST_KNOWN)
+        group = number * (self._events + 1)
+        first, last = np.searchsorted(self._sorted, group + low), np.searchsorted(self._sorted, group + end)
+        at = last[:, None] + np.arange(-segment.length, 0)
+        mask = (at >= first[:, None]) & there[:, None]
+        index = self._sorted[np.maximum(at, 0)] % (self._events + 1)
+        return Found(np.where(mask, index, 0), mask)
+
+
+def _runs(dataset: Dataset) -> np.ndarray:
+    """[R] i64 ascending: where the events begin of which ranges of histories share some."""
+    start, end = (np.asarray(dataset.interactions[f"history_{name}"]) for name in ("start", "end"))
+    some = end > start
+    first = np.unique(start[some])
+    if not len(first):
+        return np.zeros(1, np.int64)
+    last = np.zeros(len(first), np.int64)
+    np.maximum.at(last, np.searchsorted(first, start[some]), end[some])
+    until = np.concatenate([[0], np.maximum.accumulate(last)[:-1]])
+    return np.union1d(first[first >= until], [0])
