@@ -125,9 +125,9 @@ def importance(
         raise UserError(f"--repeats {repeats}: give 1 or more")
     if most_rows < 0:
         raise UserError(f"--rows {most_rows}: give a number of rows, or 0 for all")
-    found = runs.ranking(directory, data_root)
-    runs.one_history(*found)
-    run, config, parts, state = runs.opened_on_host(*found, step)
+    asked = runs.ranking(directory, data_root)
+    runs.one_history(*asked)
+    run, config, parts, state = runs.opened_on_host(*asked, step)
     work = parts.work
     assert work.builder is not None  # as runs of task ranking have it
     every = np.asarray(work.dataset.split_rows(split, config.data.label))
