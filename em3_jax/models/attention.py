@@ -163,6 +163,7 @@ class TargetAttention(nn.Module):
         events: jax.Array | None = None,
         event_position: jax.Array | None = None,
         target: jax.Array | None = None,
+        similarity: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """(interest [B, D], weights [B, T]); an empty history gives zeros.
 
@@ -172,20 +173,27 @@ class TargetAttention(nn.Module):
           history, mask: [B, T] i32 positions of the history in `items`; bool.
           events, event_position: of the events' own fields, see `gather_slots`; [R, W] where they weigh.
           target: [B, D] what asks in the place of c_A, the candidate's own.
+          similarity: [B, T] f32 how near each slot's content is to the candidate's; a learnt multiple of it, 1 at first,
+            is added to the score.
         """
         is_plain = not self.events_weigh or events is None
         # Slots first: the order of the program decides how XLA fuses it, and so its last bits.
         slots = gather_slots(items, history, *(events, event_position) if is_plain else ())
         target = exchange.rows(items, candidate) if target is None else target
         score = self.score(self.hidden)
+        nearness: jax.Array | float = 0.0
+        if similarity is not None:
+            nearness = similarity * self.param("similarity_weight", nn.initializers.ones, ())
         if is_plain:
-            weight = masked_softmax(score(target, slots), mask)
+            own = score(target, slots)
+            weight = masked_softmax(own if similarity is None else own + nearness, mask)
             return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight
         assert events is not None and event_position is not None  # without events it is plain
         width, fields = events.shape[-1], range(event_position.shape[-1])
         event = jnp.asarray(sum(exchange.rows(events, event_position[..., k]) for k in fields))
         event = nn.LayerNorm(use_bias=False, use_scale=False, name="event_norm")(event)  # [B, T, W]
         of_event = jnp.einsum("bw,btw->bt", nn.Dense(width, name="event_query")(target), event)
+        of_event = of_event if similarity is None else of_event + nearness
         weight = masked_softmax(score(target, slots) + of_event, mask)
         factor = 1 + event @ self.param("event_factor", nn.initializers.zeros, (width,))
         return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype) * factor, slots), weight

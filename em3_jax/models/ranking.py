@@ -99,6 +99,8 @@ class RankingModel(nn.Module):
       content_aggregator: how the history's content becomes u_A, see `aggregators`; each of its channels that is as wide as
         c_A has a product with it.
       segments: see `backbones.Features`.
+      similar_attention: whether the backbone's attention reads the cosines of content embeddings (SA-TA: semantic-aware
+        target attention, Wu et al., MUSE, 2025).
     """
 
     fields: Fields
@@ -112,6 +114,7 @@ class RankingModel(nn.Module):
     content_aggregator: Callable = attentive
     quantiser: ResidualQuantiser | None = None
     segments: Sequence[tuple[str, int]] = ()
+    similar_attention: bool = False
 
     @nn.compact
     def __call__(
@@ -151,9 +154,14 @@ class RankingModel(nn.Module):
                     coded = self.quantiser(embedding, _counted(tokens_mask, batch, len(embedding)))
                     embedding = coded.vectors
             content, out = self._content(embedding, tokens, tokens_mask, batch, events, items, coded)
+        near = None
+        if self.similar_attention and "content" in out:
+            near = similarity.with_history(
+                similarity.unit(out["content"].astype(jnp.float32)), batch["item_position"], batch["history_position"]
+            )
         features = Features(
             items, batch["item_position"], batch["history_position"], batch["history_mask"], *events, others, content,
-            tuple((name, length) for name, length in self.segments),
+            tuple((name, length) for name, length in self.segments), near,
         )  # fmt: skip
         logit, scalars = self.backbone(features, train=train)
         return logit, {"item_fields": items} | out | scalars

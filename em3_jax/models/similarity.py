@@ -37,7 +37,7 @@ def history_similarity(unit: jax.Array, candidate: jax.Array, history: jax.Array
       candidate: [B] i32 position of the candidate among them.
       history, mask: [B, T] i32 positions of the history; bool.
     """
-    cosine = _with_history(unit, candidate, history)
+    cosine = with_history(unit, candidate, history)
     mean = jnp.sum(cosine, axis=1, where=mask) / jnp.maximum(mask.sum(axis=1), 1)
     most = largest(cosine, 1, mask, initial=-1.0)
     return jnp.stack([mean, jnp.where(mask.any(axis=1), most, 0.0)], axis=1)
@@ -57,13 +57,13 @@ def history_tiers(unit: jax.Array, candidate: jax.Array, history: jax.Array, mas
 
     Args: as of `history_similarity`.
     """
-    cosine = _with_history(unit, candidate, history)
+    cosine = with_history(unit, candidate, history)
     tier = jnp.clip(jnp.floor((cosine + 1) / 2 * TIERS), 0, TIERS - 1).astype(jnp.int32)
     counts = jnp.sum(jax.nn.one_hot(tier, TIERS), axis=1, where=mask[..., None])
     return counts / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
 
 
-def _with_history(unit: jax.Array, candidate: jax.Array, history: jax.Array) -> jax.Array:
+def with_history(unit: jax.Array, candidate: jax.Array, history: jax.Array) -> jax.Array:
     """[B, T] cosine of the candidate with each item of the history.
 
     On CPUs the candidates' with all distinct items, of which the history's are then picked: a

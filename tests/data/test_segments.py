@@ -151,3 +151,25 @@ def test_lemur_reads_one_history(shop):
     assert "task lemur reads one history" in user_error(
         lemur, parse.parse(config_of(shop, data__similar_by="category")), None
     )
+
+
+def test_the_attention_on_ids_may_read_the_contents_cosines(planted):
+    """It trains their weight, over all segments, and one network without content refuses it."""
+    config = small_config(
+        planted,
+        model__similar_attention=True,
+        data__similar_by="category",
+        data__similar_length=4,
+        data__history_length=4,
+    )
+    parts = experiment.build(config)
+    state, program = parts.program.init(), parts.program
+    batch = program.place(parts.work.source[0])
+    names = state.params["model"]["backbone"]
+    assert names["attention_similar"]["similarity_weight"] == names["attention_last"]["similarity_weight"] == 1.0
+    before = np.asarray(names["attention_last"]["similarity_weight"])
+    after, _ = program.train_step(state, parts.work.constants, batch)
+    assert after.params["model"]["backbone"]["attention_last"]["similarity_weight"] != before
+    for changes in ({"model__content": "none"}, {"model__backbone": "deepfm"}):
+        said = user_error(experiment.build, small_config(planted, model__similar_attention=True, **changes))
+        assert said.startswith("config.model.similar_attention")

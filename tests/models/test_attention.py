@@ -219,3 +219,21 @@ def test_events_that_weigh_start_as_if_there_were_none_of_their_factor(score):
     np.testing.assert_allclose(interest, np.einsum("bt,btd->bd", weight, slots), rtol=1e-5, atol=1e-6)
     flipped = [*arguments[:4], -arguments[4], arguments[5]]
     assert np.abs(module.apply({"params": params}, *flipped)[1] - weight).max() > 0.05
+
+
+@pytest.mark.parametrize("events", ["", "weigh"])
+def test_similarity_is_added_to_the_scores_by_a_learnt_weight(events):
+    """SA-TA: softmax(a(c, h) + w cos), w = 1 at first; without it the bits are as they were."""
+    arguments = make_arguments(events)
+    given = dict(zip(("events", "event_position"), arguments[4:], strict=False))
+    near = np.random.default_rng(3).uniform(-1, 1, (B, T)).astype(np.float32)
+    module = TargetAttention(SCORES["mean"], K, events_weigh=events == "weigh")
+    variables = module.init(jax.random.key(0), *arguments[:4], **given, similarity=near)
+    assert variables["params"]["similarity_weight"] == 1.0
+    weighed = {"params": variables["params"] | {"similarity_weight": jnp.float32(2.5)}}
+    _, weight = module.apply(weighed, *arguments[:4], **given, similarity=near)
+    _, without = module.apply(weighed, *arguments[:4], **given)
+    expected = np.asarray(without) * np.exp(2.5 * near)  # of softmaxes: w exp(x) / sum
+    total = expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(weight, expected / np.where(total > 0, total, 1), atol=1e-6)
+    assert not np.asarray(weight)[EMPTY].any()

@@ -185,6 +185,8 @@ class RankingSettings(Encoders):
     content_hidden: Size = 32
     # whether the target attention on content reads the history's event fields, a rating say
     content_events: Switch = False
+    # whether DIN's attention on IDs adds a learnt multiple of the content's cosines to its scores (SA-TA)
+    similar_attention: Switch = False
     # feature set -> folder of its encoder, name of a known one, or of one that trains from scratch:
     # cnn:cnn, cnn:se, cnn:cbam, cnn:cscnn, cnn:deepctr, cnn:vgg16, cnn:dicm, cnn:hccm
     encoders: Folders = field(default_factory=dict)

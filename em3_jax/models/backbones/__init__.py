@@ -46,6 +46,7 @@ class Features(NamedTuple):
       events, event_position: [E, W] table rows and [B, T, C] i32 positions of the events' own fields; None without any.
       others: [B, F_o, W] embeddings of the user and context fields.
       content: [B, D] arrays, the content features that are in use (EM3's c_A and u_A); empty without content.
+      similarity: [B, T] f32 cosines of the candidate's content with the history's; None where they are not read.
       segments: (name, slots) of the parts of the history, side by side; () = it is one.
     """
 
@@ -58,6 +59,7 @@ class Features(NamedTuple):
     others: jax.Array
     content: tuple[jax.Array, ...]
     segments: tuple[tuple[str, int], ...] = ()
+    similarity: jax.Array | None = None
 
     def parts(self) -> list[tuple[str, "Features"]]:
         """(name, features that have this part of the history alone) of each segment; of one history its own, by no name."""
@@ -68,7 +70,8 @@ class Features(NamedTuple):
             part = slice(start, start + length)
             position = None if self.event_position is None else self.event_position[:, part]
             history, mask = self.history[:, part], self.mask[:, part]
-            own = self._replace(history=history, mask=mask, event_position=position, segments=())
+            near = None if self.similarity is None else self.similarity[:, part]
+            own = self._replace(history=history, mask=mask, event_position=position, similarity=near, segments=())
             result.append((name, own))
             start += length
         return result

@@ -15,6 +15,7 @@ class DIN(nn.Module):
 
     settings: BackboneSettings
     has_heads = True
+    reads_similarity = True
 
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -26,7 +27,8 @@ class DIN(nn.Module):
         for name, of in f.parts():
             own = f"_{name}" if name else ""
             attention = TargetAttention(s.attention_score, s.attention_hidden, name=f"attention{own}")
-            interest, weight = attention(items, of.candidate, of.history, of.mask, of.events, of.event_position)
+            slots = (of.history, of.mask, of.events, of.event_position)
+            interest, weight = attention(items, of.candidate, *slots, similarity=of.similarity)
             interests.append(interest)
             scalars |= entropies(f"id_attention{own}", weight, of.mask)
         target = exchange.rows(items, f.candidate)

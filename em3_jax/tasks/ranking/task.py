@@ -195,10 +195,16 @@ def ranking(
     """
     encoders = _check_content(settings)
     fusion = _fusion(settings)
+    backbone = registry.backbone(settings.backbone, settings.backbone_settings, settings.heads)
+    if settings.similar_attention and (fusion is None or not getattr(backbone, "reads_similarity", False)):
+        raise UserError(
+            "config.model.similar_attention: is of DIN's attention on IDs, and reads content; set config.model.backbone=din "
+            "and a config.model.content, or leave it out"
+        )
     contrast = content_id_contrast(settings.cic, fields)
     ranker = RankingModel(
         fields=fields,
-        backbone=registry.backbone(settings.backbone, settings.backbone_settings, settings.heads),
+        backbone=backbone,
         fusion=fusion,
         fusion_chunk=settings.fusion_chunk,
         content_score=registry.score(settings.content_score),
@@ -208,6 +214,7 @@ def ranking(
         content_aggregator=AGGREGATORS[settings.content_aggregator],
         quantiser=_quantiser(settings),
         segments=tuple(segments),
+        similar_attention=settings.similar_attention,
     )
     return RankingTask(
         model=ranker,
