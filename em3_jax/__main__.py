@@ -53,7 +53,7 @@ COMMANDS = {
     "serve": Command("em3_jax.serving.http", "serves a store over HTTP"),
     "plan": Command("em3_jax.plan.command", "what a training step costs on TPUs and GPUs that are not here"),
     "verdict": Command("em3_jax.verdict.command", "whether content pays on a dataset, and which way of using it"),
-    "convert-config": Command("em3_jax.config.fuxictr", "an experiment of FuxiCTR as a mapping and a recipe"),
+    "convert-config": Command("em3_jax.config.convert_config", "an experiment of FuxiCTR as a mapping and a recipe"),
     "reproduce": Command("reproduce.command", "the tables of the papers, in a checkout"),
 }
 

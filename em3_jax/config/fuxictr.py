@@ -1,20 +1,18 @@
-"""Moves a FuxiCTR experiment over: em3 convert-config fuxictr model_config.yaml dataset_config.yaml --experiment DIN_x1
+"""An experiment of FuxiCTR in the terms of em3_jax: a mapping for `em3 prepare table`, and a recipe.
 
-Reads the two YAML files of an experiment and writes, into the folder --out, a mapping for `em3 prepare table` and a recipe
-for `em3 train`. DIN, DCNv2, DeepFM and WideDeep are known. FuxiCTR has columns where em3_jax has users, items and
-impressions: --user and --item name the columns of ids where their names do not say it; other columns become fields of the
-impressions. What is not carried over is told, a line for each key.
+DIN, DCNv2, DeepFM and WideDeep are known. FuxiCTR has columns where em3_jax has users, items and
+impressions: columns of ids are found by their names, or named; others become fields of the impressions.
 """
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from em3_jax import cli
-from em3_jax.core import paths
+from em3_jax.config import parse, recipes, schema
 from em3_jax.core.errors import UserError, nearest
 
 BACKBONES = {"DIN": "din", "DCNv2": "dcnv2", "DeepFM": "deepfm", "WideDeep": "wide_deep"}
@@ -60,10 +58,12 @@ def convert(
     data = _Data(dataset, model, folder, user, item)
     settings, notes = _settings(model)
     settings["data.root"], settings["data.history_length"] = "data", data.history_length
+    _check(settings)
     lines = [f"    config.{key} = {value!r}" for key, value in settings.items()]
+    plain_name = re.sub(r"[^\w .:/-]", "_", name)
     recipe = "\n".join(
         [
-            f'"""{name} of FuxiCTR, by `em3 convert-config`.',
+            f'"""{plain_name} of FuxiCTR, by `em3 convert-config`.',
             "",
             "em3 prepare table --mapping mapping.toml --out data",
             'em3 train --config=recipe.py --config.data.root=data --workdir=run"""',
@@ -91,8 +91,8 @@ def _settings(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     settings: dict[str, Any] = {"model.backbone": BACKBONES[kind], "model.content": "none", "model.cic.weight": 0.0}
     settings |= {"tables.optimizer": "lazy_adam", "train.eval_every": 0, "optim.clip_norm": 10.0}
     if "learning_rate" in given:
-        settings |= {"optim.learning_rate": float(given["learning_rate"])}
-        settings |= {"tables.learning_rate": float(given.pop("learning_rate"))}
+        rate = _one(float, "learning_rate", given.pop("learning_rate"))
+        settings |= {"optim.learning_rate": rate, "tables.learning_rate": rate}
     for key, setting, kind_of in (
         ("embedding_dim", "tables.width", int),
         ("batch_size", "data.batch_size", int),
@@ -101,19 +101,20 @@ def _settings(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         ("early_stop_patience", "train.patience", int),
         ("net_dropout", "model.backbone_settings.dropout", float),
         ("num_cross_layers", "model.backbone_settings.cross_layers", int),
-        ("embedding_regularizer", "tables.l2", _penalty),
     ):
         if key in given:
-            settings[setting] = kind_of(given.pop(key))
+            settings[setting] = _one(kind_of, key, given.pop(key))
+    if "embedding_regularizer" in given:
+        settings["tables.l2"] = _penalty(given.pop("embedding_regularizer"), notes)
     settings["eval.batch_size"] = max(int(settings.get("data.batch_size", 1024)), 1024)
     for key in ("dnn_hidden_units", "parallel_dnn_hidden_units", "hidden_units"):
         if key in given:
-            settings["model.backbone_settings.hidden"] = tuple(map(int, given.pop(key)))
-    if hidden := given.pop("attention_hidden_units", None):
+            settings["model.backbone_settings.hidden"] = _several(key, given.pop(key))
+    if hidden := _several("attention_hidden_units", given.pop("attention_hidden_units", ())):
         settings |= {"model.backbone_settings.attention_score": "mlp"}
-        settings |= {"model.backbone_settings.attention_hidden": int(hidden[0])}
+        settings |= {"model.backbone_settings.attention_hidden": hidden[0]}
         if len(hidden) > 1:
-            notes.append(f"attention_hidden_units {hidden}: the attention has one hidden layer, of {hidden[0]}")
+            notes.append(f"attention_hidden_units {list(hidden)}: the attention has one hidden layer, of {hidden[0]}")
     settings["eval.metric"] = _metric(given.pop("monitor", "auc"), notes)
     notes += [
         f"{key} {_shown(value)}: {why}"
@@ -151,14 +152,46 @@ def _not_carried(key: str, value: Any, backbone: str, settings: Mapping[str, Any
     return why.get(key, "no such setting here")
 
 
-def _penalty(value: Any) -> float:
-    """The l2 part of a regularizer: a number, or "l2(1e-5)"."""
-    found = re.search(r"[-+.\deE]+", str(value).replace("l2", "").replace("l1", ""))
-    return float(found[0]) if found else 0.0
+def _check(settings: Mapping[str, Any]) -> None:
+    """Refuses values that a config cannot have."""
+    config = parse.editable(schema.Ranking())
+    for name, value in settings.items():
+        recipes.change(config, name, value)
+    parse.parse(config)
+
+
+def _one(kind: Callable[[Any], Any], key: str, value: Any) -> Any:
+    """A number."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return kind(float(value)) if kind is int else kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{key} {_shown(value)}: is no number; mend it") from None
+
+
+def _several(key: str, value: Any) -> tuple[int, ...]:
+    """Whole numbers: a list, one alone, or a text of either."""
+    value = yaml.safe_load(value) if isinstance(value, str) else value
+    return tuple(_one(int, key, one) for one in (value if isinstance(value, list | tuple) else [value]))
+
+
+def _penalty(value: Any, notes: list[str]) -> float:
+    """The l2 part of a regularizer: a number, "l2(1e-5)", "l1_l2(1e-6,1e-5)"; others are told."""
+    text = str(value).strip().lower()
+    if text in ("none", "", "null"):
+        return 0.0
+    number = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
+    if found := re.fullmatch(rf"(?:l2(?:_reg)?\()?{number}\)?", text):
+        return float(found[1])
+    found = re.fullmatch(rf"l1_l2(?:_reg)?\({number},\s*{number}\)", text)
+    notes.append(f"embedding_regularizer {_shown(value)}: of it the l2 part alone, if it has one")
+    return float(found[2]) if found else 0.0
 
 
 def _metric(monitor: Any, notes: list[str]) -> str:
     """What chooses the step."""
+    monitor = monitor or "auc"
     first = next(iter(monitor)) if isinstance(monitor, Mapping) else monitor
     if isinstance(monitor, Mapping) and len(monitor) > 1:
         notes.append(f"monitor {dict(monitor)}: {first} alone chooses the step")
@@ -186,34 +219,45 @@ class _Data:
         self._columns = _columns(dataset, self.notes)
         names = list(self._columns)
         target, sequence = (_listed(model.get(key)) for key in ("din_target_field", "din_sequence_field"))
-        self._item = item or next(iter(target), "") or _found(names, ITEMS)
-        self._user = user or _found(names, USERS)
-        for kind, name in (("user", self._user), ("item", self._item)):
-            if name not in names:
-                said = f"no column '{name}'; {nearest(name, names)}" if name else f"no column says the {kind}"
-                raise UserError(f"--{kind}: {said}; name the column of its ids")
-        label = dataset.get("label_col")
-        label = label[0] if isinstance(label, list) and label else label
-        if not isinstance(label, Mapping) or "name" not in label:
-            raise UserError("label_col: names no column; is this the section of a dataset?")
-        self._label, self._sequences = str(label["name"]), [one for one in sequence if one in names]
         sequences = [name for name in names if self._columns[name].get("type") == "sequence"]
+        plain = [name for name in names if name not in sequences]
+        self._item = item or next((one for one in target if one in plain), "") or _found(plain, ITEMS)
+        self._user = user or _found(plain, USERS)
+        for kind, name in (("user", self._user), ("item", self._item)):
+            if name not in plain:
+                said = (
+                    f"no column '{name}' of single values; {nearest(name, plain)}"
+                    if name
+                    else f"no column says the {kind}"
+                )
+                raise UserError(f"--{kind}: {said}; name the column of its ids")
+        if self._user == self._item:
+            raise UserError(f"--user, --item: both are '{self._user}'; name the columns of their ids")
+        self._label = _label(dataset.get("label_col"), self.notes)
+        self._sequences = [one for one in dict.fromkeys(sequence) if one in sequences]
+        for name in sequence:
+            if name not in sequences:
+                raise UserError(
+                    f"din_sequence_field {name}: no active column of type sequence; {nearest(name, sequences)}"
+                )
         if not self._sequences and sequences and model.get("model") == "DIN":
             self._sequences = sequences[:1]
-        self._targets = target
         for name in sequences:
             if name not in self._sequences:
                 self.notes.append(f"feature {name}: a sequence that no attention reads; left out")
         history = self._columns[self._sequences[0]] if self._sequences else {}
-        self.history_length = int(history.get("max_len", 50)) if self._sequences else 0
+        most = history.get("max_len")
+        self.history_length = _one(int, "max_len", 50 if most is None else most) if self._sequences else 0
         for key in ("min_categr_count",):
             if dataset.get(key, 1) != 1:
                 self.notes.append(f"{key} {dataset[key]}: rare values keep ids; see config.data.unknown_alpha")
 
     def _path(self, dataset: Mapping[str, Any], folder: Path, part: str) -> str:
         given = dataset.get(f"{part}_data")
-        if not given:
-            raise UserError(f"{part}_data: the dataset names no file; give the section that has its three files")
+        if isinstance(given, str) and re.match(r"[A-Za-z]:[\\/]", given):
+            raise UserError(f"{part}_data {given}: a path of another system; give one that is here")
+        if not isinstance(given, str) or not given:
+            raise UserError(f"{part}_data: the dataset names no one file; give the section that has its three files")
         path = (folder / str(given)).resolve()
         if path.suffix in (".npz", ".h5"):
             raise UserError(
@@ -227,7 +271,7 @@ class _Data:
         lines = [f"interactions = {_toml(self._files)}", 'split = "files"', 'time_unit = "none"']
         if self._sequences:
             roles["history"] = self._sequences[0]
-            splitter = self._columns[self._sequences[0]].get("splitter", "^")
+            splitter = self._columns[self._sequences[0]].get("splitter") or "^"
             lines.append(f"history_separator = {_toml(str(splitter))}")
             if others := self._sequences[1:]:
                 fields = {one: one for one in others}
@@ -248,9 +292,12 @@ def _columns(dataset: Mapping[str, Any], notes: list[str]) -> dict[str, dict[str
     """Name -> what feature_cols says of it, of active columns."""
     result: dict[str, dict[str, Any]] = {}
     known = {"name", "active", "dtype", "type", "splitter", "max_len", "source", "padding", "vocab_size", "na_value"}
-    for group in dataset.get("feature_cols") or []:
+    groups = dataset.get("feature_cols") or []
+    if not isinstance(groups, list) or not all(isinstance(group, Mapping) for group in groups):
+        raise UserError("feature_cols: is no list of columns, each with a name; is this the section of a dataset?")
+    for group in groups:
         for name in _listed(group.get("name")):
-            if not group.get("active", True):
+            if str(group.get("active", True)).lower() in ("false", "0", "no"):
                 continue
             kind = group.get("type", "categorical")
             if kind == "meta":
@@ -265,6 +312,16 @@ def _columns(dataset: Mapping[str, Any], notes: list[str]) -> dict[str, dict[str
     if not result:
         raise UserError("feature_cols: names no active column; is this the section of a dataset?")
     return result
+
+
+def _label(given: Any, notes: list[str]) -> str:
+    """The column of the label, of several the first."""
+    labels = given if isinstance(given, list) else [given]
+    names = [name for one in labels if isinstance(one, Mapping) for name in _listed(one.get("name"))]
+    if not names:
+        raise UserError("label_col: names no column; is this the section of a dataset?")
+    notes += [f"label {name}: further labels are columns of --labels; see the README" for name in names[1:]]
+    return names[0]
 
 
 def _listed(value: Any) -> list[str]:
@@ -287,60 +344,4 @@ def _toml(value: Any) -> str:
         return "{ " + ", ".join(f"{_toml(key)} = {_toml(one)}" for key, one in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def read(path: Path, section: str) -> tuple[str, dict[str, Any]]:
-    """(name, section) of a YAML file, over what its section Base says.
-
-    Args:
-      section: its name; "" = the only one there is.
-
-    Raises:
-      UserError: the file is not there, is no such YAML, or has not that section.
-    """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]}); give a config of FuxiCTR") from None
-    sections = (
-        {str(name): one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
-    )
-    base = sections.pop("Base", {})
-    if not section and len(sections) == 1:
-        section = next(iter(sections))
-    if section not in sections:
-        names = ", ".join(sections) or "none"
-        hint = nearest(section, sections) if section and sections else f"there are: {names}"
-        raise UserError(f"{path}: which section? {hint}; give --experiment, or dataset_id in the model's section")
-    return section, base | sections[section]
-
-
-def main() -> None:
-    parser = cli.Parser(description=__doc__)
-    parser.add_argument("program", choices=("fuxictr",), help="whose configs they are")
-    parser.add_argument("model_config", type=paths.local, help="its model_config.yaml")
-    parser.add_argument("dataset_config", type=paths.local, help="its dataset_config.yaml")
-    parser.add_argument("--experiment", default="", help="the section of the model's file (default: its only one)")
-    parser.add_argument("--user", default="", help="the column of users' ids (default: by its name)")
-    parser.add_argument("--item", default="", help="the column of items' ids (default: DIN's target, or by its name)")
-    parser.add_argument("--out", type=paths.local, required=True, help="the folder for mapping.toml and recipe.py")
-    args = parser.parse_args()
-    name, model = read(args.model_config, args.experiment)
-    _, dataset = read(args.dataset_config, str(model.get("dataset_id") or ""))
-    made = convert(model, dataset, name, args.dataset_config.absolute().parent, args.user, args.item)
-    for file in ("mapping.toml", "recipe.py"):
-        if (args.out / file).exists():
-            raise UserError(f"{args.out / file}: exists already; choose another --out")
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "mapping.toml").write_text(made.mapping, encoding="utf-8")
-    (args.out / "recipe.py").write_text(made.recipe, encoding="utf-8")
-    for note in made.notes:
-        print(f"not carried over: {note}")
-    print(
-        f"next: em3 prepare table --mapping {args.out / 'mapping.toml'} --out {args.out / 'data'}; "
-        f"em3 train --config={args.out / 'recipe.py'} --config.data.root={args.out / 'data'} --workdir={args.out / 'run'}"
-    )
+    return json.dumps(str(value), ensure_ascii=False)  # a text of TOML is one of JSON

@@ -128,7 +128,8 @@ def _first_earlier(time: np.ndarray) -> int | None:
     before = None
     for part in parts(len(time), time):
         block = time[part]
-        row = _first(np.diff(block, prepend=block[:1] if before is None else before) < 0)
+        earlier = np.concatenate([[before is not None and block[0] < before[0]], block[1:] < block[:-1]])
+        row = _first(earlier)  # differences may not fit
         if row is not None:
             return int(part.start + row)
         before = block[-1:].copy()
@@ -162,7 +163,8 @@ def _times_back(event_time: np.ndarray) -> np.ndarray:
     result, before, last = np.zeros(len(event_time), np.int32), 0, event_time[:1]
     for part in parts(len(event_time), event_time):
         block = event_time[part]
-        np.cumsum(np.diff(block, prepend=last) < 0, dtype=np.int32, out=result[part])
+        back = np.concatenate([[block[0] < last[0]], block[1:] < block[:-1]])
+        np.cumsum(back, dtype=np.int32, out=result[part])
         result[part] += before
         before, last = int(result[part][-1]), block[-1:].copy()
     return result

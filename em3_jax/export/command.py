@@ -98,10 +98,12 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
     directory = Path(directory)
     run = Run.open(directory, settings.data_root)
     record, parts = run.record, run.experiment
+    if getattr(run.config.data, "has_segments", False):
+        raise UserError(f"{directory}: cannot be served: it reads several histories, and a request has one")
     if not parts.work.task.can_be_served:
         raise UserError(
             f"{directory}: cannot be served: its task, {run.config.task}, scores no "
-            "clicks, or it reads the words of a query, or several histories; "
+            "clicks, or it reads the words of a query; "
             "`em3 vectors` writes its embeddings"
         )
     with store.writing(out) as folder:

@@ -83,6 +83,7 @@ def _require() -> None:
 
 
 def _convert(path: Path, program: core.ClosedJaxpr, shapes: Sequence[Any], inputs: Sequence[str]) -> None:
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)  # of parts that are not there it would tell at length
     from jax2onnx import to_onnx  # an optional package, which patches jax.numpy when it is imported
 
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)

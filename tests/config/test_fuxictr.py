@@ -9,7 +9,7 @@ import yaml
 
 from em3_jax import evaluate as evaluation
 from em3_jax import train
-from em3_jax.config import fuxictr, parse, recipes
+from em3_jax.config import convert_config, fuxictr, parse, recipes
 from em3_jax.data import prepare
 from em3_jax.data.format import open_dataset
 from tests.conftest import user_error
@@ -58,7 +58,7 @@ def files(tmp_path):
 
 def called(folder, *more):
     sys.argv = ["em3 convert-config", "fuxictr", str(folder / "model.yaml"), str(folder / "data.yaml"), *more]
-    fuxictr.main()
+    convert_config.main()
 
 
 def test_an_experiment_from_its_files_to_a_report(files, capsys, monkeypatch):
@@ -117,9 +117,19 @@ def test_the_other_models_make_configs_that_are_right(model, backbone, tmp_path)
         ({"model": "AutoInt"}, {}, "model 'AutoInt'"),
         ({"model": "DeepFM"}, {}, "--item: no column says the item"),
         ({}, {"train_data": "train.npz"}, "holds what FuxiCTR has encoded"),
+        ({}, {"train_data": ["a.csv", "b.csv"]}, "train_data"),
+        ({}, {"train_data": "C:\\data\\tr.csv"}, "a path of another system"),
         ({}, {"valid_data": None}, "valid_data"),
         ({}, {"label_col": None}, "label_col"),
+        ({}, {"label_col": {"name": None}}, "label_col"),
         ({}, {"feature_cols": []}, "feature_cols"),
+        ({}, {"feature_cols": ["userid"]}, "feature_cols: is no list of columns"),
+        ({"dnn_hidden_units": "many"}, {}, "dnn_hidden_units many: is no number"),
+        ({"learning_rate": "fast"}, {}, "learning_rate fast: is no number"),
+        ({"batch_size": [1]}, {}, "batch_size [1]: is no number"),
+        ({"net_dropout": 1.5}, {}, "config.model.backbone_settings.dropout"),
+        ({"embedding_dim": 0}, {}, "config.tables.width"),
+        ({"din_sequence_field": "pid"}, {}, "din_sequence_field pid: no active column of type sequence"),
     ],
 )
 def test_what_cannot_be_converted_is_told(model, data, words, tmp_path):
@@ -142,3 +152,36 @@ def test_three_files_are_the_three_parts(files):
     options = ["--split", "files", "--time-unit", "none", "--columns", "user=userid,item=ad,label=clk"]
     said = user_error(prepare.main, ["table", "--interactions", log, *options, "--out", str(files / "x")])
     assert "2 files" in said and "give 3" in said
+
+
+@pytest.mark.parametrize(
+    "key, value, setting, expected",
+    [
+        ("dnn_hidden_units", 16, "hidden", (16,)),
+        ("dnn_hidden_units", "16", "hidden", (16,)),
+        ("dnn_hidden_units", "[16, 8]", "hidden", (16, 8)),
+        ("attention_hidden_units", "64", "attention_hidden", 64),
+        ("embedding_regularizer", "l1_l2(1e-6,1e-5)", "l2", 1e-5),
+        ("embedding_regularizer", "l1(1e-5)", "l2", 0.0),
+        ("embedding_regularizer", "none", "l2", 0.0),
+        ("monitor", {}, "metric", "auc"),
+    ],
+)
+def test_forms_of_a_value(key, value, setting, expected, tmp_path):
+    (tmp_path / "recipe.py").write_text(fuxictr.convert(DIN | {key: value}, DATA, 'a"""b\\', tmp_path).recipe)
+    found = parse.parse(recipes.load(str(tmp_path / "recipe.py"), ""))
+    of = {"l2": found.tables, "metric": found.eval}.get(setting, found.model.backbone_settings)
+    assert getattr(of, setting) == expected
+
+
+def test_labels_and_columns_of_odd_names(tmp_path):
+    columns = [*DATA["feature_cols"], {"name": 'a\n"b', "type": "categorical"}, {"name": "off", "active": "False"}]
+    data = DATA | {"feature_cols": columns, "label_col": [{"name": ["clk"]}, {"name": "buy"}]}
+    made = fuxictr.convert(DIN, data, "x", tmp_path)
+    mapping = tomllib.loads(made.mapping)
+    assert mapping["columns"]["label"] == "clk" and mapping["context_fields"] == ["pid", 'a\n"b']
+    assert any(note.startswith("label buy") for note in made.notes)
+    assert "both are 'ad'" in user_error(lambda: fuxictr.convert(DIN, DATA, "x", tmp_path, user="ad"))
+    assert "no column 'clicks' of single values" in user_error(
+        lambda: fuxictr.convert(DIN, DATA, "x", tmp_path, user="clicks")
+    )

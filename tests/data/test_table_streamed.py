@@ -86,10 +86,12 @@ def test_the_same_bytes_of_sorted_and_unsorted_parts_of_several_files(tmp_path, 
 
 @pytest.mark.parametrize("kind", ["s", "us", "ns", "date", "zone", "order"])
 def test_the_same_bytes_of_every_kind_of_time(tmp_path, kind):
-    time = 1_600_000_000 + np.random.default_rng(1).integers(0, 10**7, ROWS)
-    made = {"order": pa.array(time % 1000), "zone": pa.array(time * 10**6, pa.timestamp("us", "Europe/Berlin"))}
+    random = np.random.default_rng(1)
+    time = 1_600_000_000 + random.integers(0, 10**7, ROWS)
+    finer = time * 10**9 + random.integers(0, 10**9, ROWS)  # what is finer than a millisecond is cut off, not rounded
+    made = {"order": pa.array(time % 1000), "zone": pa.array(finer // 1000, pa.timestamp("us", "Europe/Berlin"))}
     made["date"] = pa.array(time // 86400, pa.int32()).cast(pa.date32())
-    column = made[kind] if kind in made else pa.array(time, pa.timestamp("s")).cast(pa.timestamp(kind))
+    column = made[kind] if kind in made else pa.array(finer, pa.timestamp("ns")).cast(pa.timestamp(kind), safe=False)
     pq.write_table(log(time=column), tmp_path / "log.parquet")
     same(*both(tmp_path, tmp_path / "log.parquet"))
 
@@ -146,6 +148,10 @@ def test_running_histories_are_those_of_the_whole_log():
         {"bought": pa.array([0] * ROWS)},
         {"seconds": pa.array([3.0] * ROWS)},
         {"session": pa.array([None] + [1] * 699)},
+        {"seconds": pa.array([1e39] + [1.0] * 699)},
+        {"seconds": pa.array([True] + [False] * 699)},
+        {"weigh": pa.array([True] + [False] * 699)},
+        {"weigh": pa.array([1e39] + [1.0] * 699)},
     ],
 )
 def test_what_is_wrong_is_said_as_in_memory(tmp_path, changes):
@@ -153,6 +159,12 @@ def test_what_is_wrong_is_said_as_in_memory(tmp_path, changes):
     options = {"labels": {"buy": "bought"}, "amounts": {"dwell": "seconds"}, "columns": FULL["columns"]}
     said = [user_error(lambda e=e: both_of(tmp_path, e, **options)) for e in ("memory", "duckdb")]
     assert said[0] == said[1]
+
+
+def test_whole_numbers_beyond_floats_are_judged_by_a_rule(tmp_path):
+    stars = pa.array([2**53 + 1, 2**62] * (ROWS // 2))
+    pq.write_table(log(stars=stars), tmp_path / "log.parquet")
+    same(*both(tmp_path, tmp_path / "log.parquet", label="stars>=4611686018427387904"))
 
 
 def test_a_log_too_long_for_memory_says_itself_what_is_wrong(tmp_path, monkeypatch):
@@ -163,10 +175,35 @@ def test_a_log_too_long_for_memory_says_itself_what_is_wrong(tmp_path, monkeypat
     assert not (tmp_path / "x").exists()
 
 
-def test_types_that_sql_reads_otherwise_are_read_in_memory(tmp_path):
-    ids = pa.array(np.random.default_rng(0).integers(0, 9, ROWS).astype(np.float64))
-    pq.write_table(log(user=ids), tmp_path / "log.parquet")
+OTHERS = np.arange(ROWS) % 7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"user": pa.array(OTHERS.astype(np.float64))},
+        {"USER": pa.array(OTHERS)},
+        {"Label": pa.array(OTHERS)},
+        {"FILE_ROW_NUMBER": pa.array(OTHERS)},
+        {"time": pa.array(np.append(np.arange(ROWS - 1), 10**17), pa.timestamp("ms"))},
+    ],
+)
+def test_what_sql_reads_otherwise_is_read_in_memory(tmp_path, changes, capsys):
+    read = log(**changes)
+    pq.write_table(read.select(sorted(read.column_names)), tmp_path / "log.parquet")  # capitals first
     same(*both(tmp_path, tmp_path / "log.parquet"))
+    assert "read as a whole" in capsys.readouterr().out
+
+
+def test_a_file_whose_name_is_a_pattern_is_that_file(tmp_path):
+    for name, seed in (("a[1]", 0), ("a1", 1), ("a?", 2)):
+        pq.write_table(log(seed), tmp_path / f"{name}.parquet")
+    same(*both(tmp_path, [tmp_path / "a[1].parquet", tmp_path / "a?.parquet"]))
+
+
+def test_a_field_that_is_named_twice_is_one(tmp_path):
+    pq.write_table(log(), tmp_path / "log.parquet")
+    same(*both(tmp_path, tmp_path / "log.parquet", context_fields=("slot", "slot")))
 
 
 def test_engines(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """A log in Parquet files as a table of DuckDB, which numbers ids and sorts in bounded memory, however long the log."""
 
+import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +90,8 @@ class LogEngine:
             shown = [
                 name_of(one) if one in part.names else f"{_text(values[one])} AS {name_of(one)}" for one in columns
             ]
-            path = f"read_parquet({_text(part.path)}, file_row_number = true, hive_partitioning = false)"
+            literal = glob.escape(str(part.path))  # a name is a pattern to DuckDB
+            path = f"read_parquet({_text(literal)}, file_row_number = true, hive_partitioning = false)"
             parts.append(f"SELECT {', '.join(shown)}, file_row_number + {rows} AS {name_of(PLACE)} FROM {path}")
             rows += part.rows
         self._connection.execute(f"CREATE VIEW log AS {' UNION ALL '.join(parts)}")
@@ -102,7 +104,7 @@ class LogEngine:
 
     def one(self, query: str) -> tuple[Any, ...]:
         """The one row that a query gives."""
-        (row,) = self._run(query).fetchall()
+        (row,) = self._fetched(query, "fetchall")
         return row
 
     def words(self, column: str, is_event: str = "false") -> Words:
@@ -112,10 +114,11 @@ class LogEngine:
           is_event: a condition.
         """
         name, place = name_of(column), name_of(PLACE)
-        found = self._run(
+        found = self._fetched(
             f"SELECT {name} AS key, min({place}) AS first, count(*) AS rows, count(*) FILTER (WHERE {is_event}) AS events "
-            "FROM log GROUP BY 1 ORDER BY first"
-        ).to_arrow_table()
+            "FROM log GROUP BY 1 ORDER BY first",
+            "to_arrow_table",
+        )
         key = found.column("key").combine_chunks()
         numbers = [found.column(one).to_numpy() for one in ("first", "rows", "events")]
         return Words(key, canonical.forms_of(key), *numbers)
@@ -130,7 +133,7 @@ class LogEngine:
     def stream(self, query: str) -> Iterator[dict[str, np.ndarray]]:
         """The rows of a query, some at a time: column -> [m]."""
         try:
-            for batch in self._run(query).to_arrow_reader(BATCH):
+            for batch in self._connection.sql(query).to_arrow_reader(BATCH):
                 yield {
                     name: column.to_numpy(zero_copy_only=False)
                     for name, column in zip(batch.schema.names, batch.columns, strict=True)
@@ -138,13 +141,17 @@ class LogEngine:
         except (duckdb.Error, pa.ArrowException) as error:
             raise self._refused(error) from None
 
-    def _run(self, query: str) -> duckdb.DuckDBPyRelation:
+    def _fetched(self, query: str, how: str) -> Any:
+        """All rows of a query at once."""
         try:
-            return self._connection.sql(query)
+            return getattr(self._connection.sql(query), how)()
         except duckdb.Error as error:
             raise self._refused(error) from None
 
-    def _refused(self, error: Exception) -> UserError:
+    def _refused(self, error: Exception) -> Exception:
+        """What to raise: a value that SQL has no place for is read in memory."""
+        if isinstance(error, duckdb.ConversionException | duckdb.OutOfRangeException | duckdb.BinderException):
+            return UnsuitedError()
         said = str(error).splitlines()[0][:200]
         return UserError(f"{self.source}: {said}; is it whole, and is there room on the disk of --out?")
 
@@ -164,7 +171,11 @@ def _types(source: Source, columns: list[str]) -> dict[str, pa.DataType]:
     types: dict[str, pa.DataType] = {}
     for part, values in zip(source.parts, source.partitions, strict=True):
         schema = getattr(getattr(part, "file", None), "schema_arrow", None)
-        if schema is None or "file_row_number" in schema.names or PLACE in schema.names:
+        if schema is None:
+            raise UnsuitedError
+        folded = [name.casefold() for name in (*schema.names, *(one for one in values if one not in schema.names))]
+        # SQL does not tell names by their case.
+        if len(set(folded)) < len(folded) or {"file_row_number", PLACE} & set(folded):
             raise UnsuitedError
         for name in columns:
             if name not in schema.names and name not in values:

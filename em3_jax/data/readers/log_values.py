@@ -10,7 +10,7 @@ from em3_jax.data.readers.files import place
 from em3_jax.data.readers.log_engine import PLACE, LogEngine, UnsuitedError, name_of
 from em3_jax.data.readers.parquet import parquet_batches
 from em3_jax.data.readers.source import Source
-from em3_jax.data.readers.table_log import COMPARISONS
+from em3_jax.data.readers.table_log import COMPARISONS, MOST
 from em3_jax.data.readers.table_times import AUTO, Times, read_times
 
 Rule = tuple[str, Any, float]
@@ -61,9 +61,8 @@ def clock(source: Source, name: str, options: Times) -> Clock:
             if len(values):
                 low, high = int(values.min()), int(values.max())
                 least, most = (low, high) if least is None or most is None else (min(least, low), max(most, high))
-                in_order = in_order and bool(
-                    (np.diff(values, prepend=values[:1] if before is None else before) >= 0).all()
-                )
+                in_order = in_order and bool((values[1:] >= values[:-1]).all())
+                in_order = in_order and (before is None or bool(values[0] >= before[0]))
                 before = values[-1:]
             rows += len(values)
     if least is None or most is None:
@@ -77,8 +76,10 @@ def clock(source: Source, name: str, options: Times) -> Clock:
     if least < 0:
         raise UnsuitedError  # what rounds down, and what towards zero, differs
     unit = read_times(source, name, pa.chunked_array([pa.array(ends, pa.timestamp("ms"))]), options)[1]
-    if kind == pa.timestamp("ns", getattr(kind, "tz", None)):  # which DuckDB 2.0 has no epoch_ms of
+    if getattr(kind, "unit", "") == "ns":  # which DuckDB 2.0 has no epoch_ms of
         return Clock(f"epoch_ns({column}) // 1000000", unit, in_order, least, most)
+    if getattr(kind, "unit", "") == "us":  # which it rounds
+        return Clock(f"epoch_us({column}) // 1000", unit, in_order, least, most)
     moment = f"CAST({column} AS TIMESTAMP)" if pa.types.is_date32(kind) else column
     return Clock(f"epoch_ms({moment})", unit, in_order, least, most)
 
@@ -114,18 +115,21 @@ class Judged(NamedTuple):
     group: str
 
 
-def check_types(engine: LogEngine, time: str, ids: set[str]) -> None:
+def check_types(engine: LogEngine, time: str, ids: set[str], judged: Judged) -> None:
     """Refuses columns that are not of the plain types.
 
     Args:
-      time, ids: the column of times, those of ids and fields; others hold numbers.
+      time, ids: the column of times, those of ids and fields; others hold numbers, labels truth values as well.
     """
+    amounts = {*judged.amounts.values(), judged.weight}
     of_ids = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
     of_numbers = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_float32, pa.types.is_float64)
     of_times = (pa.types.is_timestamp, pa.types.is_date32, pa.types.is_integer)
     for name, kind in engine.types.items():
         known = of_times if name == time else of_ids if name in ids else of_numbers
         if not any(is_kind(kind) for is_kind in known) or (name == time and kind == pa.uint64()):
+            raise UnsuitedError
+        if name in amounts and pa.types.is_boolean(kind):
             raise UnsuitedError
 
 
@@ -137,7 +141,7 @@ def check_values(engine: LogEngine, judged: Judged) -> None:
         asked["empty", name] = f"{at}{name_of(name)} IS NULL)"
     asked["bad", label[0]] = f"{at}{_wrong(label)})"
     if weight := judged.weight:
-        asked["bad", weight] = f"{at}NOT (isfinite({number(weight)}) AND {number(weight)} >= 0))"
+        asked["bad", weight] = f"{at}NOT (isfinite({number(weight)}) AND {number(weight)} BETWEEN 0 AND {MOST}))"
         asked["some", weight] = f"count(*) FILTER (WHERE {number(weight)} > 0)"
     asked["clicks", ""] = f"count(*) FILTER (WHERE {holds(*label)})"
     found = dict(zip(asked, engine.one(f"SELECT {', '.join(asked.values())} FROM log"), strict=True))
@@ -168,7 +172,7 @@ def _of_amounts(amounts: dict[str, str]) -> dict[tuple[str, str], str]:
     """(what, amount) -> what to ask."""
     asked = {}
     for name, column in amounts.items():
-        wrong = f"isinf({number(column)}) OR ({there(column)} AND {number(column)} < 0)"
+        wrong = f"isinf({number(column)}) OR ({there(column)} AND {number(column)} NOT BETWEEN 0 AND {MOST})"
         asked["bad", name] = f"min({name_of(PLACE)}) FILTER (WHERE {wrong})"
         low, high = (f"{of}({number(column)}) FILTER (WHERE {there(column)})" for of in ("min", "max"))
         asked["different", name] = f"CASE WHEN {high} > {low} THEN 2 ELSE 1 END"

@@ -31,7 +31,7 @@ def _numbers(source: Source, name: str, column: pa.ChunkedArray, option: str) ->
     """[m] f64."""
     kind = column.type
     if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind):
-        values = pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+        values = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64)
     else:
         words = texts(column).combine_chunks()
         known = np.array([_parsed(word) for word in words.dictionary.to_pylist()] + [None], object)

@@ -95,6 +95,8 @@ class Source:
                 f"{self}: {len(self._counts)} files, folders or patterns; give {len(names)}, of {', '.join(names)}, with "
                 "commas"
             )
+        if twice := [file for k, file in enumerate(self.files) if file in self.files[:k]]:
+            raise UserError(f"{twice[0]}: is named twice; each of {', '.join(names)} has files of its own")
         of_files = [name for name, count in zip(names, self._counts, strict=True) for _ in range(count)]
         self.partitions = [values | {column: name} for values, name in zip(self.partitions, of_files, strict=True)]
 

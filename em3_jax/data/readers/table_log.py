@@ -23,6 +23,8 @@ HINTS = {
     "label": "; where every row is a click, --negatives 3 or --as-retrieval",
     "time": "; where there is none, --time-unit none",
 }
+MOST = float(np.finfo(np.float32).max)
+"""Of amounts and weights, which are kept in 32 bits."""
 COMPARISONS = {
     ">=": np.greater_equal, "<=": np.less_equal, "==": np.equal, "!=": np.not_equal, ">": np.greater, "<": np.less,
 }  # fmt: skip
@@ -244,7 +246,7 @@ def _labels(
         raise UserError(
             f"{path}: column '{name}' holds {column.type}, e.g. '{text_of(column[0])}'; labels must be numbers"
         )
-    values = column.cast(pa.float64()).to_numpy()
+    values = column.cast(pa.float64(), safe=False).to_numpy()
     bad = np.flatnonzero(~np.isfinite(values) if not plain else ~np.isin(values, (0, 1)))
     if len(bad):
         value = values[bad[0]]
@@ -272,10 +274,10 @@ def _amounts(path: Source, table: pa.Table, amounts: Mapping[str, str]) -> dict[
     result = {}
     for name, column in amounts.items():
         values = of_column[column]
-        below = np.flatnonzero(values < 0)
-        if len(below):
+        bad = np.flatnonzero((values < 0) | (values > MOST))
+        if len(bad):
             raise UserError(
-                f"{place(path, below[0])}: amount '{name}' is {values[below[0]]:g}; amounts are numbers from 0 up"
+                f"{place(path, bad[0])}: amount '{name}' is {values[bad[0]]:g}; amounts are numbers from 0 up, of 32 bits"
             )
         if np.nanmin(values) == np.nanmax(values):
             raise UserError(f"{path}: amount '{name}' is {np.nanmin(values):g} in every row; leave it out of --amounts")
@@ -321,8 +323,8 @@ def _weights(path: Source, name: str, column: pa.ChunkedArray) -> np.ndarray:
         raise UserError(
             f"{path}: column '{name}' holds {column.type}, e.g. '{text_of(column[0])}'; weights must be numbers"
         )
-    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    bad = np.flatnonzero(~((values >= 0) & (values <= MOST)))
     if len(bad):
         raise UserError(f"{place(path, bad[0])}: weight '{name}' is {values[bad[0]]:g}; give a number from 0 up")
     if not values.any():

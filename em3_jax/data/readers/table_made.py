@@ -83,7 +83,7 @@ def _streamed(
         if engine == "duckdb":
             raise UserError(
                 "--engine duckdb: takes Parquet files, split by shares in time order, without columns of numbers, drawn "
-                "negatives, or histories that come with rows; leave it out"
+                "negatives, --as-retrieval, --in-order, --time-format, or histories that come with rows; leave --engine out"
             )
         return None
     if engine == "auto" and files.interactions.rows < LEAST_ROWS:
@@ -93,6 +93,8 @@ def _streamed(
     except UnsuitedError as reason:
         if reason.fault and files.interactions.rows > MOST_IN_MEMORY:
             raise UserError(reason.fault) from None
+        if not reason.fault:
+            print(f"{files.interactions}: has columns that are read in memory alone; the log is read as a whole")
         return None
 
 

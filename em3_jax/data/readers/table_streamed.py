@@ -131,7 +131,7 @@ class _Reader:
     ) -> Streamed:
         """What `streamed` does."""
         how, roles = self._how, self._how.roles
-        check_types(engine, roles["time"], self._ids)
+        check_types(engine, roles["time"], self._ids, self._judged)
         with ThreadPoolExecutor() as threads:
             looked = threads.submit(clock_of, self._source, roles["time"], how.times)  # beside what DuckDB does
             check_values(engine, self._judged)
@@ -265,6 +265,7 @@ class _Reader:
         """(context fields, event fields, notes)."""
         notes, made = [], []
         for group, columns in (("context", self._how.context_fields), ("event", self._how.event_fields)):
+            columns = tuple(dict.fromkeys(columns))
             names, renamed = field_names(list(columns))
             fields = _Fields([], [], {})
             for column in columns:

@@ -153,6 +153,10 @@ def work_on_clicks(
     data, table = config.data, config.tables
     what = labels_evaluation.What(task.labels, task.amounts, task.entire_space)
     check_order(data)
+    if not data.similar_by and (data.similar_within or data.similar_length != Data.similar_length):
+        raise UserError(
+            "config.data.similar_length, similar_within: are of config.data.similar_by, which names no field"
+        )
     make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries, task.labels)  # noqa: E731
     rows = training_rows(dataset, data.label, data.most_rows_per_user, data.rows_share)
     key = f"{data.label}-{data.most_rows_per_user}"
