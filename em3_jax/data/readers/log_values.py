@@ -157,7 +157,7 @@ def check_values(engine: LogEngine, judged: Judged) -> None:
 
 
 def _of_labels(judged: Judged) -> dict[tuple[str, str], str]:
-    """(what, others label) -> what to ask."""
+    """(what, further label) -> what to ask."""
     asked = {}
     for name, rule in judged.others.items():
         asked["bad", name] = (
