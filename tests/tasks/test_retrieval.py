@@ -185,7 +185,7 @@ def test_the_report_does_not_depend_on_the_blocks(pairs, finished, reports):
         config = small_config(pairs, eval__user_block=user_block, eval__item_block=item_block)
         parts = experiment.build(config)
         state, _ = checkpoint.Checkpoints(finished).restore(jax.eval_shape(parts.program.init))
-        slices, arrays, moved_by = parts.evaluate(state, "test")
+        slices, arrays, moved_by, _ = parts.evaluate(state, "test")
         for name, values in slices.items():
             np.testing.assert_equal(values, {metric: reports["test"]["slices"][name][metric] for metric in values})
         assert moved_by["user"].moved.keys() >= {("all", "recall@20"), ("warm items", "ndcg@10")}
