@@ -135,6 +135,7 @@ def small(config, root):
     config.data.update(root=str(root), batch_size=64, history_length=length)
     config.model.backbone_settings.hidden = (8,)
     config.model.cnn.widths = (4, 6)
+    config.data.augment.crop = min(config.data.augment.crop, 14)  # of 16
     return config
 
 
