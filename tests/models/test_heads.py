@@ -67,7 +67,9 @@ def test_without_further_labels_nothing_has_changed(planted):
     assert parts.program.predict_all is None and "further" not in parts.work.source[0]
 
 
-@pytest.mark.parametrize("kind, backbone", [("shared_bottom", "din"), ("mmoe", "deepfm"), ("ple", "wide_deep")])
+@pytest.mark.parametrize(
+    "kind, backbone", [("shared_bottom", "din"), ("mmoe", "deepfm"), ("ple", "wide_deep"), ("mmoe", "dcnv2")]
+)
 def test_every_kind_trains_every_head(labelled, kind, backbone):
     parts = experiment.build(config_of(labelled, kind=kind, backbone=backbone))
     state, program = parts.program.init(), parts.program
@@ -232,5 +234,5 @@ def test_contradictions_are_one_line(labelled, planted):
     assert "'buy' is named twice" in said(labels=("buy", "buy"))
     assert "no such further label" in said(labels=("buy",), weights={"like": 1.0})
     assert "one further label" in said(kind="esmm")
-    assert "din" in said(backbone="dcnv2")
+    assert "din" in said(backbone="deepctr")
     assert "no label 'buy'" in user_error(lambda: experiment.build(config_of(planted)))
