@@ -12,8 +12,6 @@ table` takes its turn, in this environment.
 
 import argparse
 import json
-import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -151,6 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.nice(0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     main()

@@ -112,9 +112,8 @@ def _calibrate(run: Run, state: State, method: str, kept_negatives: float) -> No
     rows = np.asarray(parts.work.dataset.split_rows("valid", label))
     first = calibration.fitted(parts.work.dataset.label(label)[rows], arrays["logits"], method, kept_negatives)
     task, further = parts.work.task, {}
-    what = evaluated_labels.What(task.labels, task.amounts, task.entire_space)
-    for name, values in evaluated_labels.values_of(parts.work.dataset, rows, label, what).items():
-        if name in what.amounts:  # an expectation, not a probability
+    for name, values in evaluated_labels.values_of(parts.work.dataset, rows, label, task.labels).items():
+        if name in task.labels.amounts:  # an expectation, not a probability
             continue
         there = observed(values)
         further[name] = calibration.fitted(values[there], arrays[f"logits_{name}"][there], method, name=f"label {name}")

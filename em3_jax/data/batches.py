@@ -15,7 +15,7 @@ from em3_jax.core.fields import UNKNOWN, Fields, columns, to_rows
 from em3_jax.core.types import Batch
 from em3_jax.data.buckets import Buckets, round_up
 from em3_jax.data.format import CLICK, Dataset, FeatureSet, observed
-from em3_jax.data.segments import LAST, Segment, Sought
+from em3_jax.data.segments import LAST, Segment, Segments
 
 
 class Distinct:
@@ -104,7 +104,7 @@ class BatchBuilder:
       queries: name of the context field that says which query, and [field size, L] i32 words of each; None without.
       row_weights: whether the dataset's weights, if it has such, count in training.
       labels: further ones of the dataset, in batches beside the first.
-      segments: what the slots of a history hold; () = the last T events.
+      segments: what the slots of a history hold; None = the last T events.
 
     Attributes:
       history_length: slots of all segments.
@@ -127,7 +127,7 @@ class BatchBuilder:
         queries: tuple[str, np.ndarray] | None = None,
         row_weights: bool = True,
         labels: tuple[str, ...] = (),
-        segments: tuple[Segment, ...] = (),
+        segments: Segments | None = None,
     ):
         self.dataset, self.row_weights, self.labels = dataset, row_weights, labels
         for name in labels:
@@ -135,9 +135,9 @@ class BatchBuilder:
         self.encode, self.queries = encode, queries
         self.label = label
         self._label = dataset.label(label)
-        self.segments = segments or (Segment(LAST, history_length),)
-        self.history_length = sum(segment.length for segment in self.segments)
-        self._sought = self._seeking(dataset)
+        self.segments = segments or Segments((Segment(LAST, history_length),))
+        self.history_length = self.segments.slots
+        self._sought = self.segments.indexes(dataset)
         self.distinct_items = distinct_items
         self.host_features = host_features
         fields, offsets = dataset.fields, dataset.fields.offsets()
@@ -219,8 +219,7 @@ class BatchBuilder:
         other = copy.copy(self)
         other.dataset, other._label = dataset, dataset.label(self.label)
         other._events = _with_an_event(dataset.events)
-        if dataset.events is not self.dataset.events:
-            other._sought = self._seeking(dataset)
+        other._sought = self.segments.indexes(dataset)
         other.user_rows, other.item_rows, other.host_features = user_rows, item_rows, host_features
         other._distinct_item = Distinct(len(item_rows))
         return other
@@ -235,18 +234,14 @@ class BatchBuilder:
         )  # without which a slot's mask says it is the first
         return {"encode_position": _pad(position, size, fill=position[0]), "encode_mask": _pad(mask, size, fill=False)}
 
-    def _seeking(self, dataset: Dataset) -> dict[str, Sought]:
-        """Segment -> what finds its events, of those that are not the last ones."""
-        return {one.name: Sought(dataset, one) for one in self.segments if one.event_field or one.item_field}
-
     def _history(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(index into the events [B, T] i64, mask [B, T]): of each segment the last events of each row, right-aligned."""
         start = self.dataset.interactions["history_start"][rows]
         end = self.dataset.interactions["history_end"][rows]
         found: list[tuple[np.ndarray, np.ndarray]] = []
-        for segment in self.segments:
-            if segment.name in self._sought:
-                found.append(self._sought[segment.name](self.dataset.interactions["item"][rows], start, end))
+        for segment in self.segments.parts:
+            if segment.seeks in self._sought:
+                found.append(self._sought[segment.seeks](segment, self.dataset.interactions["item"][rows], start, end))
                 continue
             index = end[:, None] + np.arange(-segment.length, 0)  # [B, T]
             mask = index >= start[:, None]

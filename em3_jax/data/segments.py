@@ -38,6 +38,11 @@ class Segment:
     item_field: str = ""
     within: int = 0
 
+    @property
+    def seeks(self) -> tuple[str, str]:
+        """The fields that an index has to be by; empty ones of the last events."""
+        return self.event_field, self.item_field
+
 
 class Found(NamedTuple):
     """Events of a segment: [B, K] i64 places among the events, oldest first; [B, K] bool whether there is one."""
@@ -48,7 +53,7 @@ class Found(NamedTuple):
 
 def segments(
     dataset: Dataset, length: int, by: str, lengths: dict[str, int], similar: str, similar_length: int, within: int
-) -> tuple[Segment, ...]:
+) -> "Segments":
     """The segments of config.data, that of the last events at the end.
 
     Args:
@@ -59,7 +64,7 @@ def segments(
     Raises:
       UserError: a field or a value is none, or K is more than the events that it is of.
     """
-    result = []
+    result: list[Segment] = []
     known = {field.name: field for field in dataset.fields.event}
     if lengths and by not in known:
         hint = nearest(by, known) if known else "the dataset has no event fields"
@@ -83,25 +88,51 @@ def segments(
                 "they are; choose less"
             )
         result.append(Segment(SIMILAR, similar_length, item_field=similar, within=within))
-    return (*result, Segment(LAST, length))
+    return Segments((*result, Segment(LAST, length)))
+
+
+class Segments:
+    """The segments of a run's histories, and the indexes that find their events.
+
+    Args:
+      parts: in the order of the slots.
+    """
+
+    def __init__(self, parts: tuple[Segment, ...]):
+        self.parts = parts
+        self._events: dict[str, np.ndarray] | None = None
+        self._indexes: dict[tuple[str, str], Sought] = {}
+
+    @property
+    def slots(self) -> int:
+        """Of all segments."""
+        return sum(part.length for part in self.parts)
+
+    def indexes(self, dataset: Dataset) -> "dict[tuple[str, str], Sought]":
+        """`Segment.seeks` -> index of a dataset's events; of the same events as the last time the same ones."""
+        if dataset.events is not self._events:
+            wanted = dict.fromkeys(part.seeks for part in self.parts if any(part.seeks))
+            self._indexes = {fields: Sought(dataset, *fields) for fields in wanted}
+            self._events = dataset.events
+        return self._indexes
 
 
 class Sought:
-    """The events of a dataset by what a segment seeks of them.
+    """The events of a dataset by what segments seek of them.
 
     Args:
       dataset: whose events and whose ranges of them.
-      segment: one that seeks.
+      event_field, item_field: one of them, by which events are sought.
     """
 
-    def __init__(self, dataset: Dataset, segment: Segment):
-        self._segment, self._events = segment, len(dataset.events["item"])
+    def __init__(self, dataset: Dataset, event_field: str, item_field: str):
+        self._events = len(dataset.events["item"])
         self._first = _runs(dataset)
-        if segment.event_field:
-            keys = np.asarray(dataset.events[f"field_{segment.event_field}"])
+        if event_field:
+            keys = np.asarray(dataset.events[f"field_{event_field}"])
             self._of_item, self._keys = None, int(keys.max(initial=0)) + 1
         else:
-            column = columns(dataset.fields.item)[segment.item_field].start
+            column = columns(dataset.fields.item)[item_field].start
             # One more item stands for one of which nothing is known.
             self._of_item = np.append(dataset.item_field_ids[:, column], 0)
             keys = self._of_item[np.asarray(dataset.events["item"])]
@@ -115,14 +146,14 @@ class Sought:
     def _run(self, place: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._first, place, side="right") - 1
 
-    def __call__(self, item: np.ndarray, start: np.ndarray, end: np.ndarray) -> Found:
-        """The last events that it seeks.
+    def __call__(self, segment: Segment, item: np.ndarray, start: np.ndarray, end: np.ndarray) -> Found:
+        """The last events that a segment seeks.
 
         Args:
+          segment: by the index's field.
           item: [B] the candidates.
           start, end: [B] i64 ranges of the examples' histories.
         """
-        segment = self._segment
         low = np.maximum(start, end - segment.within) if segment.within else start
         if not self._events:
             return Found(np.zeros((len(item), segment.length), np.int64), np.zeros((len(item), segment.length), bool))

@@ -1,6 +1,5 @@
 """Further labels of a run, beside the first: their logits, and the metrics of each. Letter: n rows."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,21 +15,21 @@ MEAN = "mean"
 Metrics = dict[str, float]
 
 
-class What(NamedTuple):
+class Labels(NamedTuple):
     """Which further labels a run learns; see `tasks.Task`.
 
     Attributes:
-      labels: their names.
+      names: of all of them.
       amounts: those that are amounts -> their loss.
       entire_space: the one further label is of clicked rows (ESMM).
     """
 
-    labels: Sequence[str] = ()
+    names: tuple[str, ...] = ()
     amounts: Mapping[str, str] = {}
     entire_space: bool = False
 
 
-def parted(logits: np.ndarray, what: What) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def parted(logits: np.ndarray, what: Labels) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """([n] logits of the first label, {further label: [n] its logits, or scores of an amount}).
 
     Of ESMM there are the logits given a click, by the name `given_click`, and those of a click and the label.
@@ -41,9 +40,9 @@ def parted(logits: np.ndarray, what: What) -> tuple[np.ndarray, dict[str, np.nda
     if logits.ndim == 1:
         return logits, {}
     first = np.ascontiguousarray(logits[:, 0])
-    further = {name: np.ascontiguousarray(logits[:, 1 + k]) for k, name in enumerate(what.labels)}
+    further = {name: np.ascontiguousarray(logits[:, 1 + k]) for k, name in enumerate(what.names)}
     if what.entire_space:
-        (name,) = what.labels
+        (name,) = what.names
         further = {name: both(first, further[name]), given_click(name): further[name]}
     return first, further
 
@@ -61,17 +60,17 @@ def both(first: np.ndarray, further: np.ndarray) -> np.ndarray:
     return (yes - np.logaddexp(no_click, click - np.logaddexp(0.0, b))).astype(np.float32)
 
 
-def values_of(dataset: Dataset, rows: np.ndarray, first: str, what: What) -> dict[str, np.ndarray]:
+def values_of(dataset: Dataset, rows: np.ndarray, first: str, what: Labels) -> dict[str, np.ndarray]:
     """{further label: [n] its values, see `Dataset.label`}, by the names of `parted`.
 
     Args:
       rows: [n] of the interactions.
       first: the label that says what a click is.
     """
-    values = {name: np.asarray(dataset.label(name)[rows]) for name in what.labels}
+    values = {name: np.asarray(dataset.label(name)[rows]) for name in what.names}
     if not what.entire_space:
         return values
-    (name,) = what.labels
+    (name,) = what.names
     clicked = np.asarray(dataset.label(first)[rows]) == 1
     return {name: np.where(clicked, values[name], 0), given_click(name): np.where(clicked, values[name], NOT_PART)}
 
@@ -85,17 +84,17 @@ class Further(NamedTuple):
       group: [n] what GAUC is by.
     """
 
-    what: What
+    what: Labels
     values: dict[str, np.ndarray]
     logits: Mapping[str, np.ndarray]
     group: np.ndarray
 
     @classmethod
     def of(
-        cls, dataset: Dataset, rows: np.ndarray, logits: Mapping[str, np.ndarray], first: str, what: What
+        cls, dataset: Dataset, rows: np.ndarray, logits: Mapping[str, np.ndarray], first: str, what: Labels
     ) -> "Further":
         """Of the interaction rows [n]; `logits` as `parted` gives them, {} = there are none; `first` as in `values_of`."""
-        what = what if logits else What()
+        what = what if logits else Labels()
         return cls(what, values_of(dataset, rows, first, what), logits, np.asarray(dataset.group[rows]))
 
     def report(self) -> dict[str, Metrics]:
@@ -177,12 +176,12 @@ def of_amount(values: np.ndarray, predicted: np.ndarray) -> Metrics:
     }
 
 
-def headline(what: What) -> tuple[str, ...]:
+def headline(what: Labels) -> tuple[str, ...]:
     """The metrics of further labels to show while training, each of which may choose the best step."""
-    if not what.labels:
+    if not what.names:
         return ()
-    named = tuple(f"{name}_{'rmse' if name in what.amounts else 'auc'}" for name in what.labels)
-    return (*named, f"{MEAN}_auc") if len(what.amounts) < len(what.labels) else named
+    named = tuple(f"{name}_{'rmse' if name in what.amounts else 'auc'}" for name in what.names)
+    return (*named, f"{MEAN}_auc") if len(what.amounts) < len(what.names) else named
 
 
 def to_choose_by(first: Metrics, labels: Mapping[str, Metrics]) -> Metrics:
@@ -217,5 +216,5 @@ def table(labels: dict[str, Metrics]) -> str:
 
 def common(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     """The further labels that all reports of `eval.py` have."""
-    named = [list(report.get("labels", {})) for report in reports]
-    return [name for name in named[0] if all(name in other for other in itertools.chain(named[1:]))] if named else []
+    named = [report.get("labels", {}) for report in reports]
+    return [name for name in named[0] if all(name in other for other in named)]

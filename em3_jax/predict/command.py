@@ -83,7 +83,7 @@ def predict(
     scorer = Scorer(directory, data_root, step)
     read = which(source.names, columns or {}, without, scorer.dataset)
     read = read._replace(time_format=time_format, separator=history_separator)
-    labels = [*scorer.what.labels, *map(given_click, scorer.what.labels)]
+    labels = [*scorer.what.names, *map(given_click, scorer.what.names)]
     expected = [f"{EXPECTED}_{label}" for label in scorer.what.amounts]
     written = [PROBABILITY, LOGIT, *(f"{PROBABILITY}_{label}" for label in labels), *expected]
     if taken := [name for name in written if name in source.names]:

@@ -39,8 +39,7 @@ class Scorer:
         self.run.check_data()
         self._opened = runs.Opened(self.run, self.config, self.run.experiment, self.run.state(step))
         work = self._opened.parts.work
-        self.dataset, task = work.dataset, work.task
-        self.what = labels.What(task.labels, task.amounts, task.entire_space)
+        self.dataset, self.what = work.dataset, work.task.labels
         self.step = int(self._opened.state.step)
         self.calibrations = calibration.read(self.run.folder, self.step)
         builder = _builder(self._opened)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from em3_jax.core import exchange
 from em3_jax.core.types import Batch
+from em3_jax.evaluation.labels import Labels
 from em3_jax.features.tokens import standardise
 from em3_jax.tables import slabs
 
@@ -123,19 +124,9 @@ class Task(abc.ABC):
         return False
 
     @property
-    def labels(self) -> tuple[str, ...]:
+    def labels(self) -> Labels:
         """Further labels that the task has `predict_all` for, beside the first."""
-        return ()
-
-    @property
-    def amounts(self) -> Mapping[str, str]:
-        """Those of the further labels that are amounts -> the loss that they are learnt by, see `core.amounts`."""
-        return {}
-
-    @property
-    def entire_space(self) -> bool:
-        """Whether the one further label is of clicked rows and learnt over all rows (ESMM)."""
-        return False
+        return Labels()
 
     def inputs(self, rows: jax.Array | None, constants: Any, batch: Batch) -> Any:
         """What the other methods take as `inputs`.

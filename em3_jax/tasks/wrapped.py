@@ -1,12 +1,12 @@
 """Tasks made of another task: what is not written here is as that one has it."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from em3_jax.core.types import Batch
+from em3_jax.evaluation.labels import Labels
 from em3_jax.tasks import Inputs, Loss, Params, Task
 
 
@@ -37,16 +37,8 @@ class WrappedTask(Task):
         return self.task.can_be_served
 
     @property
-    def labels(self) -> tuple[str, ...]:
+    def labels(self) -> Labels:
         return self.task.labels
-
-    @property
-    def amounts(self) -> Mapping[str, str]:
-        return self.task.amounts
-
-    @property
-    def entire_space(self) -> bool:
-        return self.task.entire_space
 
     def inputs(self, rows: jax.Array | None, constants: Any, batch: Batch) -> Any:
         return self.task.inputs(rows, constants, batch)

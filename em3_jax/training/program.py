@@ -104,7 +104,7 @@ def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program
         train_step=train_step(several=False),
         train_steps=train_step(several=True),
         predict=applied(work.task.predict),
-        predict_all=applied(work.task.predict_all) if work.task.labels else None,
+        predict_all=applied(work.task.predict_all) if work.task.labels.names else None,
         embed=applied(work.task.embed) if work.task.embeds else None,
         frozen=frozen,
     )

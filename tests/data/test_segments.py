@@ -1,5 +1,7 @@
 """Several histories and long ones: the events that an example reads against a plain search, and runs from end to end."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,8 +72,9 @@ def test_events_are_those_of_a_plain_search(shop, within):
     given = columns["item"][rows], columns["history_start"][rows], columns["history_end"][rows]
     category = shop.item_field_ids[:, 1]
     buy = FIRST_KNOWN + shop.meta["vocabularies"]["event"]["action"].index("buy")
-    alike = Sought(shop, Segment("similar", 7, item_field="category", within=within))(*given)
-    bought = Sought(shop, Segment("of_buy", 4, event_field="action", value=buy, within=within))(*given)
+    alike = Segment("similar", 7, item_field="category", within=within)
+    bought = Segment("of_buy", 4, event_field="action", value=buy, within=within)
+    alike, bought = (Sought(shop, *one.seeks)(one, *given) for one in (alike, bought))
     for k, row in enumerate(rows):
         own = category[columns["item"][row]]
         expected = plainly(shop, row, lambda p, own=own: category[shop.events["item"][p]] == own, 7, within)
@@ -81,9 +84,23 @@ def test_events_are_those_of_a_plain_search(shop, within):
     assert not alike.mask[:, 0].all() and (alike.mask[:, :-1] <= alike.mask[:, 1:]).all(), "right-aligned"
 
 
+def test_events_are_sorted_once_for_all_that_is_sought_by_a_field(shop):
+    parts = segments(shop, 5, "action", {"buy": 3, "view": 2}, "category", 4, 0)
+    indexes = parts.indexes(shop)
+    assert set(indexes) == {("action", ""), ("", "category")}
+    later = dataclasses.replace(shop, counts={})  # as a window of a stream has it
+    assert parts.indexes(later) is indexes
+    assert parts.indexes(dataclasses.replace(shop, events=dict(shop.events))) is not indexes
+
+
 def test_a_batch_has_the_segments_side_by_side(shop):
     parts = segments(shop, 5, "action", {"buy": 3, "view": 2}, "category", 4, 0)
-    assert [(one.name, one.length) for one in parts] == [("of_buy", 3), ("of_view", 2), ("similar", 4), ("last", 5)]
+    assert [(one.name, one.length) for one in parts.parts] == [
+        ("of_buy", 3),
+        ("of_view", 2),
+        ("similar", 4),
+        ("last", 5),
+    ]
     options = {"history_length": 5, "unknown_alpha": 0.0, "unknown_floor": {}}
     one, several = BatchBuilder(shop, **options), BatchBuilder(shop, **options, segments=parts)
     rows = np.arange(1000, 1064)

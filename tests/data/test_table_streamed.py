@@ -45,7 +45,7 @@ def both(tmp_path, files, **options):
     return made
 
 
-def same(one, other):
+def assert_same(one, other):
     files = [sorted(p.relative_to(made.root) for p in made.root.rglob("*") if p.is_file()) for made in (one, other)]
     assert files[0] == files[1], "nothing else lies there"
     for name in sorted(files[0], key=lambda name: name.suffix == ".json"):
@@ -69,7 +69,7 @@ def test_the_same_bytes_of_a_full_log(tmp_path, events, monkeypatch):
     monkeypatch.setitem(mapped.parts.__kwdefaults__, "size", 61)
     pq.write_table(log(), tmp_path / "log.parquet", row_group_size=100)
     options = FULL | {"event_fields": ("slot",)} | ({"event_fields": ()} if events == "none" else {})
-    same(*both(tmp_path, tmp_path / "log.parquet", events=events, **options))
+    assert_same(*both(tmp_path, tmp_path / "log.parquet", events=events, **options))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -80,7 +80,7 @@ def test_the_same_bytes_of_sorted_and_unsorted_parts_of_several_files(tmp_path, 
         (tmp_path / "parts" / f"day={k}").mkdir(parents=True)
         pq.write_table(read.slice(k * 233, 233 + (k == 2)), tmp_path / "parts" / f"day={k}" / "part.parquet")
     made = both(tmp_path, tmp_path / "parts", context_fields=("day", "device"), event_fields=("day",))
-    same(*made)
+    assert_same(*made)
     assert ("has been sorted" in " ".join(made[1].meta["notes"])) == (seed != 1)
 
 
@@ -93,7 +93,7 @@ def test_the_same_bytes_of_every_kind_of_time(tmp_path, kind):
     made["date"] = pa.array(time // 86400, pa.int32()).cast(pa.date32())
     column = made[kind] if kind in made else pa.array(finer, pa.timestamp("ns")).cast(pa.timestamp(kind), safe=False)
     pq.write_table(log(time=column), tmp_path / "log.parquet")
-    same(*both(tmp_path, tmp_path / "log.parquet"))
+    assert_same(*both(tmp_path, tmp_path / "log.parquet"))
 
 
 def test_the_same_bytes_with_files_of_items_and_users(tmp_path):
@@ -105,7 +105,7 @@ def test_the_same_bytes_with_files_of_items_and_users(tmp_path):
     files = {"items": tmp_path / "items.parquet", "users": tmp_path / "users.parquet"}
     fields = {"item_fields": ("brand",), "user_fields": ("age",)}
     made = both(tmp_path, tmp_path / "log.parquet", drop_unknown=True, **files, **fields)
-    same(*made)
+    assert_same(*made)
     assert len(made[1].meta["rows"]["log.parquet"]["dropped"]) == 2
     said = [user_error(lambda e=e: both_of(tmp_path, e, **files, **fields)) for e in ("memory", "duckdb")]
     assert said[0] == said[1] and "such rows" in said[0]
@@ -164,7 +164,7 @@ def test_what_is_wrong_is_said_as_in_memory(tmp_path, changes):
 def test_whole_numbers_beyond_floats_are_judged_by_a_rule(tmp_path):
     stars = pa.array([2**53 + 1, 2**62] * (ROWS // 2))
     pq.write_table(log(stars=stars), tmp_path / "log.parquet")
-    same(*both(tmp_path, tmp_path / "log.parquet", label="stars>=4611686018427387904"))
+    assert_same(*both(tmp_path, tmp_path / "log.parquet", label="stars>=4611686018427387904"))
 
 
 def test_a_log_too_long_for_memory_says_itself_what_is_wrong(tmp_path, monkeypatch):
@@ -191,19 +191,19 @@ OTHERS = np.arange(ROWS) % 7
 def test_what_sql_reads_otherwise_is_read_in_memory(tmp_path, changes, capsys):
     read = log(**changes)
     pq.write_table(read.select(sorted(read.column_names)), tmp_path / "log.parquet")  # capitals first
-    same(*both(tmp_path, tmp_path / "log.parquet"))
+    assert_same(*both(tmp_path, tmp_path / "log.parquet"))
     assert "read as a whole" in capsys.readouterr().out
 
 
 def test_a_file_whose_name_is_a_pattern_is_that_file(tmp_path):
     for name, seed in (("a[1]", 0), ("a1", 1), ("a?", 2)):
         pq.write_table(log(seed), tmp_path / f"{name}.parquet")
-    same(*both(tmp_path, [tmp_path / "a[1].parquet", tmp_path / "a?.parquet"]))
+    assert_same(*both(tmp_path, [tmp_path / "a[1].parquet", tmp_path / "a?.parquet"]))
 
 
 def test_a_field_that_is_named_twice_is_one(tmp_path):
     pq.write_table(log(), tmp_path / "log.parquet")
-    same(*both(tmp_path, tmp_path / "log.parquet", context_fields=("slot", "slot")))
+    assert_same(*both(tmp_path, tmp_path / "log.parquet", context_fields=("slot", "slot")))
 
 
 def test_engines(tmp_path, monkeypatch):
@@ -234,3 +234,12 @@ def test_killed_it_leaves_nothing_and_starts_again(tmp_path):
     assert done.returncode == -9 and not (tmp_path / "x" / "dataset.json").exists()
     both_of(tmp_path, "duckdb")
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")) == ["log.parquet", "x"]
+
+
+@pytest.mark.parametrize("engine", ["memory", "auto"])
+def test_a_part_of_another_type_is_named(tmp_path, engine):
+    for k, stars in enumerate((pa.array([1, 2] * 350), pa.array([[1]] * 700))):
+        pq.write_table(log(slot=stars), tmp_path / f"part-{k}.parquet")
+    files = f"{tmp_path / 'part-0.parquet'},{tmp_path / 'part-1.parquet'}"
+    said = user_error(lambda: table(tmp_path / "x", interactions=files, context_fields=("slot",), engine=engine))
+    assert "part-1.parquet: column 'slot' holds list" in said and "int64 in the files before" in said

@@ -220,6 +220,6 @@ def test_columns_that_are_no_amounts(tmp_path):
 
 
 def test_reports_without_further_labels_are_as_before():
-    assert labels.to_choose_by({"auc": 0.5}, {}) == {} and labels.headline(labels.What()) == ()
+    assert labels.to_choose_by({"auc": 0.5}, {}) == {} and labels.headline(labels.Labels()) == ()
     assert labels.common([{"slices": {}}, {"labels": {"a": {}}}]) == []
     assert labels.of_amount(np.zeros(0, np.float32), np.zeros(0))["n"] == 0

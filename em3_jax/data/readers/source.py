@@ -147,9 +147,11 @@ class Source:
                     chunked = [parquet.as_text(column) for column in chunked]
                 merged = pa.concat_tables([pa.table({name: c}) for c in chunked], promote_options="permissive")
             except (pa.ArrowException, ValueError):
-                shown = " and ".join(sorted(map(str, kinds)))
+                first = tables[0].column(k).type
+                other = next(n for n, table in enumerate(tables) if table.column(k).type != first)
                 raise UserError(
-                    f"{self}: column '{name}' holds {shown} in different files; write it in one type"
+                    f"{self.parts[other].path}: column '{name}' holds {tables[other].column(k).type}, and {first} in the "
+                    "files before; write it in one type"
                 ) from None
             columns[name] = merged.column(0)
         return pa.table(columns)

@@ -29,7 +29,7 @@ from em3_jax.data.readers.table_made import ENGINES, check_engine, made
 from em3_jax.data.readers.table_numbers import BINS
 from em3_jax.data.readers.table_numbers import Options as Cut
 from em3_jax.data.readers.table_part import Multi, check_multi
-from em3_jax.data.readers.table_reading import Names, Reading
+from em3_jax.data.readers.table_reading import Asked, Names, Reading
 from em3_jax.data.readers.table_times import AUTO, NO_TIMES, UNTIMED, Times, Untimed
 from em3_jax.data.writer import DatasetWriter
 
@@ -178,7 +178,7 @@ def table(
     of_items = (item_fields, multi, item_text, item_image, root, item_numbers)
     of_users = (user_fields, multi, (), None, None, user_numbers)
     with DatasetWriter(out, overwrite) as writer:
-        return made(writer, files, how, events, (of_items, of_users), drop_unknown, cuts, features or {}, engine)
+        return made(writer, Asked(files, how, events, (of_items, of_users), drop_unknown), cuts, features or {}, engine)
 
 
 def _files(given: tuple[tuple[Paths | None, Names], ...], events: Paths | None, text: TextFormat) -> Files:

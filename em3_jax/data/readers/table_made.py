@@ -16,7 +16,7 @@ from em3_jax.data.readers.table_history import Events, Given
 from em3_jax.data.readers.table_match import Ends
 from em3_jax.data.readers.table_numbers import Options as Cut
 from em3_jax.data.readers.table_part import Part, part_of_log, read_part
-from em3_jax.data.readers.table_reading import Reading, Roles, read_all
+from em3_jax.data.readers.table_reading import Asked, Roles, read_all
 from em3_jax.data.readers.table_streamed import LEAST_ROWS, MOST_IN_MEMORY, Streamed, is_suited, streamed
 from em3_jax.data.writer import DatasetWriter
 
@@ -30,31 +30,17 @@ def check_engine(engine: str) -> None:
         raise UserError(f"--engine '{engine}': {nearest(engine, ENGINES)}")
 
 
-def made(
-    writer: DatasetWriter,
-    files: Files,
-    how: Reading,
-    events: str,
-    parts: tuple[tuple, tuple],
-    drop_unknown: bool,
-    cuts: Cut,
-    features: Features,
-    engine: str,
-) -> Dataset:
+def made(writer: DatasetWriter, asked: Asked, cuts: Cut, features: Features, engine: str) -> Dataset:
     """The dataset.
 
     Args:
-      events: which interactions enter histories.
-      parts: the further arguments of `read_part`, of items and users.
-      drop_unknown: whether rows that name others are dropped.
       cuts: how numbers are.
       features: arrays to take over.
       engine: one of `ENGINES`.
     """
+    files, how, events, parts, drop_unknown = asked
     facts: dict[str, Any] = {"more": _facts({}, how.more.labels, how.more.amounts)}
-    done = None
-    if engine != "memory":
-        done = _streamed(writer, files, how, events, parts, drop_unknown, engine)
+    done = None if engine == "memory" else _streamed(writer, asked, engine)
     if done is None:
         read = read_all(files, how, events)
         ends = _ends(files, how.roles, read, *parts, drop_unknown)
@@ -69,32 +55,25 @@ def made(
     return finish(writer, files, told, ends, split=how.rule, **facts)
 
 
-def _streamed(
-    writer: DatasetWriter,
-    files: Files,
-    how: Reading,
-    events: str,
-    parts: tuple[tuple, tuple],
-    drop_unknown: bool,
-    engine: str,
-) -> Streamed | None:
+def _streamed(writer: DatasetWriter, asked: Asked, engine: str) -> Streamed | None:
     """What was written by `table_streamed`; None where the log is to be read in memory."""
-    if not is_suited(files, how, bool(parts[0][5] or parts[1][5])):
+    log = asked.files.interactions
+    if not is_suited(asked):
         if engine == "duckdb":
             raise UserError(
                 "--engine duckdb: takes Parquet files, split by shares in time order, without columns of numbers, drawn "
                 "negatives, --as-retrieval, --in-order, --time-format, or histories that come with rows; leave --engine out"
             )
         return None
-    if engine == "auto" and files.interactions.rows < LEAST_ROWS:
+    if engine == "auto" and log.rows < LEAST_ROWS:
         return None
     try:
-        return streamed(writer, files, how, events, parts, drop_unknown)
+        return streamed(writer, asked)
     except UnsuitedError as reason:
-        if reason.fault and files.interactions.rows > MOST_IN_MEMORY:
+        if reason.fault and log.rows > MOST_IN_MEMORY:
             raise UserError(reason.fault) from None
         if not reason.fault:
-            print(f"{files.interactions}: has columns that are read in memory alone; the log is read as a whole")
+            print(f"{log}: has columns that are read in memory alone; the log is read as a whole")
         return None
 
 

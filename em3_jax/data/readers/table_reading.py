@@ -38,6 +38,24 @@ class Reading(NamedTuple):
     histories: tuple[dict[str, str], str, str]
 
 
+class Asked(NamedTuple):
+    """What a dataset is to be made of, once all options are known to go together.
+
+    Attributes:
+      files: what is read.
+      how: how interactions are.
+      events: which of them enter histories: "clicks", "all" or "none".
+      parts: the further arguments of `read_part`, of items and users.
+      drop_unknown: whether rows that name items or users that are in no file are dropped.
+    """
+
+    files: Files
+    how: Reading
+    events: str
+    parts: tuple[tuple, tuple]
+    drop_unknown: bool
+
+
 def read_all(files: Files, how: Reading, events: str) -> Read:
     """The interactions, with histories if they have such, and the table of events.
 

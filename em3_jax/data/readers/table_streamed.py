@@ -27,11 +27,11 @@ from em3_jax.data.readers.log_engine import PLACE, LogEngine, UnsuitedError, Wor
 from em3_jax.data.readers.log_values import Clock, Judged, check_types, check_values, holds, number, there
 from em3_jax.data.readers.log_values import clock as clock_of
 from em3_jax.data.readers.splits import Whole
-from em3_jax.data.readers.table_dataset import Files, Told
+from em3_jax.data.readers.table_dataset import Told
 from em3_jax.data.readers.table_log import check_names, label_rule
 from em3_jax.data.readers.table_match import Ends
 from em3_jax.data.readers.table_part import Part, read_part
-from em3_jax.data.readers.table_reading import Reading
+from em3_jax.data.readers.table_reading import Asked
 from em3_jax.data.readers.table_times import NO_TIMES
 from em3_jax.data.writer import DatasetWriter
 
@@ -54,17 +54,14 @@ class Streamed(NamedTuple):
     was_unsorted: bool
 
 
-def is_suited(files: Files, how: Reading, cuts_of_parts: bool) -> bool:
-    """Whether the options are among those that can be read this way.
-
-    Args:
-      cuts_of_parts: there are numbers of items or users.
-    """
+def is_suited(asked: Asked) -> bool:
+    """Whether the options are among those that can be read this way."""
+    files, how = asked.files, asked.how
     in_time = not isinstance(how.rule, str | Whole) and how.times.unit != NO_TIMES and not how.times.format
-    alone = files.events is None and "history" not in how.roles and not how.in_order
-    numbers = bool(cuts_of_parts or how.more.context_numbers or how.more.event_numbers)
-    own = not how.clicks.alone and not numbers
-    return in_time and alone and own and all(hasattr(part, "file") for part in files.interactions.parts)
+    alone = files.events is None and "history" not in how.roles and not how.in_order and not how.clicks.alone
+    of_parts = any(part[5] for part in asked.parts)
+    numbers = bool(of_parts or how.more.context_numbers or how.more.event_numbers)
+    return in_time and alone and not numbers and all(hasattr(part, "file") for part in files.interactions.parts)
 
 
 class _Column(NamedTuple):
@@ -81,24 +78,17 @@ class _Column(NamedTuple):
     dtype: Any
 
 
-def streamed(
-    writer: DatasetWriter, files: Files, how: Reading, events: str, parts: tuple[tuple, tuple], drop_unknown: bool
-) -> Streamed:
+def streamed(writer: DatasetWriter, asked: Asked) -> Streamed:
     """Writes the interactions and events of a log.
-
-    Args:
-      events: which interactions enter histories: "clicks", "all" or "none".
-      parts: the further arguments of `read_part`, of items and users.
-      drop_unknown: whether rows that name items or users that are in no file are dropped.
 
     Raises:
       UnsuitedError: the types of its columns, or a value, are none that it can be read so with.
     """
-    reader = _Reader(files, how, events)
+    reader = _Reader(asked)
     folder = writer.path / _FOLDER
     try:
-        with LogEngine(files.interactions, reader.columns, folder) as engine:
-            return reader.write(writer, engine, parts, drop_unknown)
+        with LogEngine(asked.files.interactions, reader.columns, folder) as engine:
+            return reader.write(writer, engine)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -110,8 +100,9 @@ class _Reader:
       columns: of the files, that are read.
     """
 
-    def __init__(self, files: Files, how: Reading, events: str):
-        self._files, self._how, self._events, self._source = files, how, events, files.interactions
+    def __init__(self, asked: Asked):
+        self._files, self._how, self._events, self._parts, self._drop_unknown = asked
+        self._source, how = asked.files.interactions, asked.how
         roles, more = how.roles, how.more
         check_names(more.labels, more.amounts)
         label = label_rule(how.label) if how.label else (roles["label"], None, 1.0)
@@ -126,9 +117,7 @@ class _Reader:
         require_columns(self._source, named, have)
         self.columns = list(dict.fromkeys(named))
 
-    def write(
-        self, writer: DatasetWriter, engine: LogEngine, parts: tuple[tuple, tuple], drop_unknown: bool
-    ) -> Streamed:
+    def write(self, writer: DatasetWriter, engine: LogEngine) -> Streamed:
         """What `streamed` does."""
         how, roles = self._how, self._how.roles
         check_types(engine, roles["time"], self._ids, self._judged)
@@ -138,7 +127,7 @@ class _Reader:
             is_event = {"clicks": self._is_click, "all": "true", "none": "false"}[self._events]
             words = {kind: engine.words(roles[kind], is_event) for kind in ("item", "user")}
             clock = looked.result()
-        ends, numbers = self._ends(words, parts, drop_unknown)
+        ends, numbers = self._ends(words)
         for kind, of_kind in words.items():
             engine.keep(kind, of_kind, numbers[kind])
         dropped = self._dropped(engine, ends, words, numbers)
@@ -151,30 +140,35 @@ class _Reader:
         )
         del words, numbers  # as long as there are users
         columns = [*self._plain(engine), *context.columns, *event.columns]
-        joins = " ".join(
-            [
-                f"JOIN {name_of(kind)} ON log.{name_of(roles[kind])} = {name_of(kind)}.key "
-                f"AND {name_of(kind)}.number >= 0"
-                for kind in ("item", "user")
-            ]
-            + [*context.joins, *event.joins]
-        )
+        group = self._judged.group
+        of_group = [f'JOIN "group of" ON log.{name_of(group)} = "group of".key'] if group else []
+        joins = " ".join([self._joined(), *of_group, *context.joins, *event.joins])
         stream = ahead(_in_order(engine, columns, joins, clock, kept))
         was_unsorted = self._write(writer, stream, columns, start, kept)
         words_of = {"context": context.words, "event": event.words}
         rule = how.clicks.rule(how.label or f"column {roles['label']}", False)
         return Streamed(Told(kept, dropped, rule, clock.unit, notes, **words_of), ends, was_unsorted)
 
+    def _joined(self, condition: str = "{}.number >= 0") -> str:
+        """Joins of the log with the items and users that rows name.
+
+        Args:
+          condition: that their numbers have to meet.
+        """
+        joins = []
+        for kind in ("item", "user"):
+            of, column = name_of(kind), name_of(self._how.roles[kind])
+            joins.append(f"JOIN {of} ON log.{column} = {of}.key AND {condition.format(of)}")
+        return " ".join(joins)
+
     @property
     def _is_click(self) -> str:
         return holds(*self._judged.label)
 
-    def _ends(
-        self, words: Mapping[str, Words], parts: tuple[tuple, tuple], drop_unknown: bool
-    ) -> tuple[Ends, dict[str, np.ndarray]]:
+    def _ends(self, words: Mapping[str, Words]) -> tuple[Ends, dict[str, np.ndarray]]:
         """(what ids may name; kind -> [m] i32 number of each of the words, -1 = it is in no file)."""
         made, numbers = {}, {}
-        options, roles = dict(zip(("item", "user"), parts, strict=True)), self._how.roles
+        options, roles = dict(zip(("item", "user"), self._parts, strict=True)), self._how.roles
         for kind, source in (("item", self._files.items), ("user", self._files.users)):
             of = words[kind]
             if of.form.null_count:
@@ -195,26 +189,25 @@ class _Reader:
                 found = pa.compute.index_in(of.form, value_set=ids).fill_null(-1)
                 numbers[kind] = found.to_numpy(zero_copy_only=False).astype(np.int32)
                 absent = np.flatnonzero(numbers[kind] < 0)
-                if len(absent) and not drop_unknown:
+                if len(absent) and not self._drop_unknown:
                     where, value = place(self._source, int(of.first[absent[0]])), of.form[int(absent[0])].as_py()
                     raise UserError(
                         f"{where}: {kind} '{value}' is not in {source} ({int(of.rows[absent].sum())} such rows); add it there, "
                         "or drop such rows with --drop-unknown"
                     )
-        return Ends(self._files.items, made["item"], self._files.users, made["user"], drop_unknown), numbers
+        return Ends(self._files.items, made["item"], self._files.users, made["user"], self._drop_unknown), numbers
 
     def _dropped(
         self, engine: LogEngine, ends: Ends, words: Mapping[str, Words], numbers: Mapping[str, np.ndarray]
     ) -> dict[str, int]:
         """Reason -> rows; a row whose item and user are both unknown counts under the item."""
-        result, roles = {}, self._how.roles
+        result = {}
         if absent := int(words["item"].rows[numbers["item"] < 0].sum()):
             result[f"their item is not in {ends.name('item')}"] = absent
         if (numbers["user"] < 0).any():
-            joins = " ".join(
-                f"JOIN {name_of(kind)} ON log.{name_of(roles[kind])} = {name_of(kind)}.key" for kind in words
+            (absent,) = engine.one(
+                f'SELECT count(*) FROM log {self._joined("true")} WHERE "item".number >= 0 AND "user".number < 0'
             )
-            (absent,) = engine.one(f'SELECT count(*) FROM log {joins} WHERE "item".number >= 0 AND "user".number < 0')
             result[f"their user is not in {ends.name('user')}"] = absent
         return result
 
@@ -224,12 +217,7 @@ class _Reader:
         """[U + 1] i64: the first event of each user; the last is their number."""
         count = np.zeros(users, np.int64)
         if some_dropped:
-            roles = self._how.roles
-            joins = " ".join(
-                f"JOIN {name_of(kind)} ON log.{name_of(roles[kind])} = {name_of(kind)}.key AND {name_of(kind)}.number >= 0"
-                for kind in ("item", "user")
-            )
-            query = f'SELECT "user".number AS user, count(*) AS events FROM log {joins} WHERE {is_event} GROUP BY 1'
+            query = f'SELECT "user".number AS user, count(*) AS events FROM log {self._joined()} WHERE {is_event} GROUP BY 1'
             for batch in engine.stream(query):
                 count[batch["user"]] = batch["events"]
         else:
@@ -257,8 +245,7 @@ class _Reader:
             if words.form.null_count:
                 raise UnsuitedError(f"{self._source}: column '{roles['group']}' is empty in some rows; fill it in")
             engine.keep("group of", words, words.numbered("first")[1])
-            value = f'(SELECT number FROM "group of" WHERE key = log.{name_of(roles["group"])})'
-            columns.append(_Column("group", value, np.int32))
+            columns.append(_Column("group", '"group of".number', np.int32))
         return columns
 
     def _fields(self, engine: LogEngine) -> tuple["_Fields", "_Fields", list[str]]:

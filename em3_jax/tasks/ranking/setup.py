@@ -19,7 +19,7 @@ from em3_jax.data.codes import CodeSet, read_codes, with_codes
 from em3_jax.data.format import Dataset, FeatureSet, observed, open_dataset
 from em3_jax.data.known import as_trained
 from em3_jax.data.pipeline import BY_ITEM, bucket_sizes, evaluation_source, training_rows, training_source
-from em3_jax.data.segments import Segment, segments
+from em3_jax.data.segments import Segments, segments
 from em3_jax.evaluation import labels as labels_evaluation
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.features import in_model, placement, raw_encoders, scratch_encoders
@@ -83,8 +83,9 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     """The work of config.task = "ranking"."""
     data = config.data
     dataset = open_clicks(data)
-    parts = [(one.name, one.length) for one in segments_of(dataset, data)] if data.has_segments else []
-    task = ranking_task(dataset.fields, config.model, _amounts(dataset, config), parts)
+    parts = segments_of(dataset, data)
+    named = [] if parts is None else [(one.name, one.length) for one in parts.parts]
+    task = ranking_task(dataset.fields, config.model, _amounts(dataset, config), named)
     _check_history(config, task)
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
@@ -97,7 +98,7 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     encoders = raw_encoders.load(task.encoders, content.sets, how, scratch)
     task_with_encoders = WithEncoders(task, encoders) if encoders else task
     encode = "candidates" if encoders and data.slots and not _reads_history(config, task) else "none"
-    return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders, encode=encode)
+    return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders, encode=encode, parts=parts)
 
 
 def _amounts(dataset: Dataset, config: Ranking) -> dict[str, Amount]:
@@ -140,6 +141,7 @@ def work_on_clicks(
     encode: str = "none",
     queries: tuple[str, np.ndarray] | None = None,
     make_memory: Callable = dict,
+    parts: Segments | None = None,
 ) -> work.Work:
     """The work of a task on clicks.
 
@@ -149,19 +151,16 @@ def work_on_clicks(
       encoders: the raw encoders, whose weights are among the parameters.
       encode, queries: see `BatchBuilder`.
       make_memory: see `work.Work`.
+      parts: what the slots of a history hold; None = the last events.
     """
     data, table = config.data, config.tables
-    what = labels_evaluation.What(task.labels, task.amounts, task.entire_space)
+    what = task.labels
     check_order(data)
-    if not data.similar_by and (data.similar_within or data.similar_length != Data.similar_length):
-        raise UserError(
-            "config.data.similar_length, similar_within: are of config.data.similar_by, which names no field"
-        )
-    make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries, task.labels)  # noqa: E731
+    make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries, what.names, parts)  # noqa: E731
     rows = training_rows(dataset, data.label, data.most_rows_per_user, data.rows_share)
     key = f"{data.label}-{data.most_rows_per_user}"
     key += f"-{data.rows_share:g}" if data.rows_share < 1 else ""
-    known = as_trained(dataset, rows, ALL if data.has_segments else data.history_length, key)
+    known = as_trained(dataset, rows, data.history_length if parts is None else ALL, key)
     builder = make_builder(known)
     row_optimizer = id_table.row_optimizer(table.optimizer, table.learning_rate)
     num_rows, length = dataset.fields.num_rows, sharding.padded(dataset.fields.num_rows, mesh)
@@ -241,8 +240,14 @@ def open_clicks(data: Data) -> Dataset:
     return with_codes(dataset, _code_sets(dataset, data))
 
 
-def segments_of(dataset: Dataset, data: Data) -> tuple[Segment, ...]:
-    """What the slots of a history hold."""
+def segments_of(dataset: Dataset, data: Data) -> Segments | None:
+    """What the slots of a history hold; None = the last events alone."""
+    if not data.similar_by and (data.similar_within or data.similar_length != Data.similar_length):
+        raise UserError(
+            "config.data.similar_length, similar_within: are of config.data.similar_by, which names no field"
+        )
+    if not data.has_segments:
+        return None
     similar = (data.similar_by, data.similar_length, data.similar_within)
     return segments(dataset, data.history_length, data.histories_by, dict(data.histories), *similar)
 
@@ -261,6 +266,7 @@ def _builder(
     encode: str,
     queries: Any,
     labels: tuple[str, ...],
+    parts: Segments | None,
 ) -> BatchBuilder:
     known = [field.name for _, fields in dataset.fields.groups() for field in fields]
     for name in data.unknown_floor:
@@ -277,5 +283,5 @@ def _builder(
         queries=queries,
         row_weights=data.row_weights,
         labels=labels,
-        segments=segments_of(dataset, data) if data.has_segments else (),
+        segments=parts,
     )

@@ -19,6 +19,7 @@ from em3_jax.core import rng
 from em3_jax.core.amounts import Amount
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import Fields
+from em3_jax.evaluation.labels import Labels
 from em3_jax.models import similarity
 from em3_jax.models.aggregators import AGGREGATORS, ATTEND
 from em3_jax.models.fusion.frozen import Frozen
@@ -59,16 +60,11 @@ class RankingTask(Task):
     further: FurtherLabels | None = None
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        return () if self.further is None else self.further.labels
-
-    @property
-    def amounts(self) -> Mapping[str, str]:
-        return {} if self.further is None else {name: one.loss for name, one in self.further.amounts.items()}
-
-    @property
-    def entire_space(self) -> bool:
-        return self.further is not None and self.further.entire_space
+    def labels(self) -> Labels:
+        own = self.further
+        if own is None:
+            return Labels()
+        return Labels(own.labels, {name: one.loss for name, one in own.amounts.items()}, own.entire_space)
 
     @property
     def uses_content(self) -> bool:
