@@ -30,6 +30,7 @@ COMMANDS = {
     "prepare": Command(
         "em3_jax.data.prepare", "makes a dataset of a log: MovieLens, tables of your own, planted truth, ..."
     ),
+    "shop": Command("em3_jax.data.shop", "a planted shop's log as files: several labels, numbers, sessions, a weight"),
     "extract": Command("em3_jax.features.extract", "content features by a frozen encoder, or from ready arrays"),
     "features": Command("em3_jax.features.command", "the feature sets of a dataset: lists them, or makes one"),
     "raw": Command("em3_jax.features.raw", "raw content, token ids and pixels, for encoders that train from scratch"),

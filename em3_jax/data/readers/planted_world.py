@@ -26,6 +26,7 @@ _STREAMS = (
     "pictures",
     "unrelated",
     "labels",
+    "shop",
 )
 
 
