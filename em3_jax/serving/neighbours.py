@@ -45,7 +45,7 @@ class Neighbours:
         self._index = self._build(step)
 
     def _build(self, step: int):
-        faiss = _faiss()
+        faiss = load_faiss()
         width = self._vectors.shape[1]
         if self._approximate:
             index = faiss.IndexHNSWFlat(width, LINKS, faiss.METRIC_INNER_PRODUCT)
@@ -113,7 +113,7 @@ class Neighbours:
         """Faiss's own answer: (cosines [n, wanted] f32, positions [n, wanted] i64, -1 = none)."""
         if not self._approximate:
             return self._index.search(self._unit(queries), wanted)
-        breadth = _faiss().SearchParametersHNSW(efSearch=max(SEARCH_BREADTH, 2 * wanted))
+        breadth = load_faiss().SearchParametersHNSW(efSearch=max(SEARCH_BREADTH, 2 * wanted))
         return self._index.search(self._unit(queries), wanted, params=breadth)
 
     def _decide(self, query: np.ndarray, rows: np.ndarray, left_out: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +130,12 @@ class Neighbours:
         return rows[best], score[best]
 
 
-def _faiss():
+def load_faiss():
+    """The package.
+
+    Raises:
+      UserError: it is not installed.
+    """
     try:
         import faiss
     except ImportError as error:

@@ -89,6 +89,26 @@ def test_candidates_of_a_file_and_a_kill(scored, planted, some_users, tmp_path, 
     assert all(set(listed) <= set(some) for listed in read(tmp_path / "top.parquet").values())
 
 
+def test_each_user_has_candidates_of_its_own(scored, planted, some_users, tmp_path):
+    users, items = (table.column("id").to_pylist() for table in (planted.user_table, planted.item_table))
+    own = {users[0]: items[:4], users[2]: items[3:9], users[9]: items[:2]}
+    pairs = [(user, item) for user, some in own.items() for item in some]
+    pq.write_table(
+        pa.table(dict(zip(("user", "item"), zip(*pairs, strict=True), strict=True))), tmp_path / "own.parquet"
+    )
+    options = {"count": 5, "keep_seen": True}
+    recommend(scored, tmp_path / "own_top.parquet", candidates=tmp_path / "own.parquet", users=some_users, **options)
+    found = read(tmp_path / "own_top.parquet")
+    assert {user: len(some) for user, some in found.items()} == {users[0]: 4, users[2]: 5}, (
+        "the third was not asked for"
+    )
+    recommend(scored, tmp_path / "top.parquet", users=some_users, count=len(items), keep_seen=True)
+    for user, some in found.items():
+        of_all = [one for one in read(tmp_path / "top.parquet")[user] if one in own[user]]
+        assert some == of_all[:5]
+    assert "--approximate" in user_error(lambda: recommend(scored, tmp_path / "x.parquet", approximate=True))
+
+
 def test_a_retrieval_runs_lists_are_those_of_its_evaluation(tmp_path):
     random = np.random.default_rng(0)
     users, items = 40, 60
@@ -116,6 +136,11 @@ def test_a_retrieval_runs_lists_are_those_of_its_evaluation(tmp_path):
             :20
         ]
         assert not set(new[user]) & set(own.tolist()) and len(new[user]) == min(50, items - len(own))
+    recommend(tmp_path / "run", tmp_path / "near.parquet", count=50, approximate=True)
+    near = read(tmp_path / "near.parquet")
+    shared = [len(set(near[user][:10]) & set(new[user][:10])) for user in range(users)]
+    assert np.mean(shared) > 9.5 and all(not set(near[user]) - set(range(items)) for user in range(users))
+    assert all(len(near[user]) == len(new[user]) for user in range(users)), "what was had is no loss of length"
     assert "--context" in user_error(lambda: recommend(tmp_path / "run", tmp_path / "x.parquet", context={"a": "b"}))
 
 
