@@ -27,6 +27,7 @@ from em3_jax.evaluation import calibration
 from em3_jax.export import same_data, scorer
 from em3_jax.export.items import encode_items
 from em3_jax.export.model import write_model
+from em3_jax.export.rounding import Cost, cost
 from em3_jax.serving import store
 from em3_jax.tables import packing
 from em3_jax.training import growth
@@ -35,7 +36,7 @@ from em3_jax.training.experiment import Experiment
 from em3_jax.training.processes import Interrupts
 from em3_jax.training.run import Run
 
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "float16", "int8")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SAME_ENCODER = (
     "kind",
@@ -78,12 +79,20 @@ class Settings(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """What an export did: the name of the version, items encoded, items taken over, seconds of encoding."""
+    """What an export did.
+
+    Attributes:
+      version: its name.
+      encoded, reused: items encoded, and taken over.
+      seconds: of encoding.
+      rounding: what storing vectors in fewer bits costs; None where it was not measured.
+    """
 
     version: str
     encoded: int
     reused: int
     seconds: float
+    rounding: Cost | None = None
 
 
 def export(directory: str | Path, out: str | Path, settings: Settings) -> Exported:
@@ -129,6 +138,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
             folder, parts, state, dtype=settings.dtype, batch_size=settings.batch_size, reusable=reusable
         )
         seconds = time.perf_counter() - began
+        rounded = None if settings.dtype == DTYPES[0] else cost(parts, state, encoded.vectors)
         facts = write_model(folder, parts, state, encoded.widths, carried, settings.platforms, settings.with_onnx)
         if (found := calibration.read(directory, int(state.step)).first).method:
             facts["calibration"] = found.to_json()
@@ -145,10 +155,10 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
             },
             "dtype": settings.dtype,
             "serving": facts,
-        }
+        } | ({"rounding": rounded._asdict()} if rounded else {})
         version = store.publish(out, manifest, settings.keep)
     reused = parts.work.dataset.num_items - encoded.count if encoded.widths else 0
-    return Exported(version, encoded.count, reused, seconds)
+    return Exported(version, encoded.count, reused, seconds, rounded)
 
 
 def _step(checkpoints: Checkpoints, which: str) -> int | None:
@@ -285,7 +295,12 @@ def main() -> None:
     parser.add_argument("--out", type=paths.local, required=True, help="the store; made if it is not there")
     parser.add_argument("--data", type=paths.local, help="the dataset folder, if it was moved since training")
     parser.add_argument("--checkpoint", help="best (default), newest (default with --every), or a step")
-    parser.add_argument("--dtype", choices=DTYPES, default=defaults.dtype, help="of the stored vectors")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=defaults.dtype,
+        help="of the stored vectors; what fewer bits cost in AUC is told",
+    )
     parser.add_argument("--update", action="store_true", help="encode new and changed items alone")
     parser.add_argument("--every", metavar="TIME", help="go on exporting newer checkpoints: 30m, 1h, 1d")
     parser.add_argument("--keep", type=int, default=defaults.keep, help=f"versions to keep (default {defaults.keep})")
@@ -317,6 +332,8 @@ def main() -> None:
             f"{args.out}: version {done.version} published: {done.encoded:,} items encoded{rate}, {done.reused:,} taken over",
             flush=True,
         )
+        if done.rounding is not None:
+            print(done.rounding.told(settings.dtype), flush=True)
 
     if every:
         keep_exporting(args.workdir, args.out, settings, every, show)

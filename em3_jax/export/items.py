@@ -25,6 +25,7 @@ from em3_jax.export.model import original_ids
 from em3_jax.features.placement import Features
 from em3_jax.serving import store
 from em3_jax.serving.id_index import IdIndex
+from em3_jax.serving.vectors import PREFIX, SCALE, Vectors, stored
 from em3_jax.tasks.wrapped import OnGivenTokens
 from em3_jax.training import embeddings, step
 from em3_jax.training.experiment import Experiment
@@ -49,10 +50,15 @@ def _hashed(rows: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """What was done: `count` items encoded, the others taken over; `widths` of what is looked up, by name."""
+    """What was done: `count` items encoded, the others taken over; `vectors` is what is looked up, by name."""
 
     count: int
-    widths: dict[str, int]
+    vectors: dict[str, Vectors]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Name -> W."""
+        return {name: one.width for name, one in self.vectors.items()}
 
 
 def encode_items(
@@ -69,9 +75,7 @@ def encode_items(
     items, sets = parts.work.dataset.num_items, parts.work.content_sets
     lookup, nothing = _lookup(parts, state), _nothing_known(parts, batch_size)
     widths = {name: one.shape[1] for name, one in jax.eval_shape(lookup, nothing).items()}
-    vectors = {
-        name: store.array_file(folder, f"looked_up.{name}", (items + 1, width), dtype) for name, width in widths.items()
-    }
+    vectors = {name: _file(folder, name, (items + 1, width), dtype) for name, width in widths.items()}
     digest = store.array_file(folder, "content_digest", (items, 2), np.uint64)
     has_content = store.array_file(folder, "has_content", (items + 1,), np.bool_)
     count = 0
@@ -84,15 +88,27 @@ def encode_items(
             _encode(folder, lookup, source, sets, vectors, digest)
     if reusable is None:
         for name, one in lookup(nothing).items():
-            vectors[name][items] = np.asarray(one)[0]
+            vectors[name].write(items, np.asarray(one)[0])
     for name, array in vectors.items():
-        for start in range(0, len(array), 4096):
-            if not np.isfinite(array[start : start + 4096]).all():
+        for start in range(0, items + 1, 4096):
+            if not array.finite(slice(start, start + 4096)):
                 raise UserError(
                     f"{folder}: some vectors '{name}' are not finite in {dtype}; choose --dtype float32, or look at the run"
                 )
-    _flush((*vectors.values(), digest, has_content))
-    return Encoded(count, widths)
+    _flush((*_arrays(vectors), digest, has_content))
+    return Encoded(count, vectors)
+
+
+def _file(folder: Path, name: str, shape: tuple[int, int], dtype: str) -> Vectors:
+    """Writable vectors of a version in the making."""
+    values = store.array_file(folder, f"{PREFIX}{name}", shape, dtype)
+    return Vectors(
+        values, store.array_file(folder, f"{SCALE}{name}", shape[:1], np.float32) if dtype == "int8" else None
+    )
+
+
+def _arrays(vectors: dict[str, Vectors]) -> list[np.ndarray]:
+    return [array for one in vectors.values() for array in one if array is not None]
 
 
 def _lookup(parts: Experiment, state: State) -> Callable[[Batch], dict[str, jax.Array]]:
@@ -126,7 +142,7 @@ def _encode(
     lookup: Callable,
     source: CataloguePass,
     feature_sets: Sequence[FeatureSet],
-    vectors: dict[str, np.ndarray],
+    vectors: dict[str, Vectors],
     digest: np.ndarray,
 ) -> None:
     """Encodes the items of `source`, from the batch on that progress.json names."""
@@ -140,7 +156,7 @@ def _encode(
         while len(waiting) > most:
             members, found = waiting.pop(0)
             for name, one in found.items():
-                vectors[name][members] = np.asarray(one)[: len(members)]
+                vectors[name].write(members, np.asarray(one)[: len(members)])
 
     encoded = min(done * batch_size, len(todo))
     bar = Progress(len(todo), encoded, unit="item")
@@ -154,7 +170,7 @@ def _encode(
             bar.advance(len(members))
             if interrupts.received or time.monotonic() - saved > SAVE_SECONDS:
                 keep(most=0)
-                _save(progress, [*vectors.values(), digest], k + 1)
+                _save(progress, [*_arrays(vectors), digest], k + 1)
                 saved = time.monotonic()
             if interrupts.received:
                 raise UserError(f"{folder}: stopped after {encoded:,} items; run the same command again to go on")
@@ -182,10 +198,13 @@ def _nothing_known(parts: Experiment, size: int) -> Batch:
     return batch | ({"tokens": tokens, "tokens_mask": masks} if tokens else {})
 
 
-def _take_over(reusable: store.Version, parts: Experiment, vectors: dict, digest: np.ndarray) -> np.ndarray:
+def _take_over(
+    reusable: store.Version, parts: Experiment, vectors: dict[str, Vectors], digest: np.ndarray
+) -> np.ndarray:
     """Copies the vectors of items whose content is as it was, and of unknown ones; returns the others [n]."""
     facts = reusable.manifest["serving"]
     index = IdIndex(reusable["item_words"], reusable["item_slots"], facts["item_ids"] == "text")
+    there = stored(reusable.starting_with(PREFIX), reusable.starting_with(SCALE))
     row = index.find(original_ids(parts.work.dataset.item_table))
     for start in range(0, len(row), 4096):
         some = np.arange(start, min(start + 4096, len(row)))
@@ -195,7 +214,7 @@ def _take_over(reusable: store.Version, parts: Experiment, vectors: dict, digest
         kept = some[row[some] >= 0]
         digest[kept] = now[row[some] >= 0]
         for name, array in vectors.items():
-            array[kept] = reusable[f"looked_up.{name}"][row[kept]]
+            array.copy_rows(kept, there[name], row[kept])
     for name, array in vectors.items():
-        array[-1] = reusable[f"looked_up.{name}"][-1]
+        array.copy_rows(np.array([-1]), there[name], np.array([-1]))
     return np.flatnonzero(row < 0)

@@ -19,6 +19,7 @@ from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import PADDING, UNKNOWN
 from em3_jax.core.ranges import Ranges
 from em3_jax.core.values import canonical
+from em3_jax.serving import vectors
 from em3_jax.serving.field_values import LONGEST_ECHO, FieldValues, Unknown
 from em3_jax.serving.id_index import IdIndex
 from em3_jax.serving.neighbours import Neighbours
@@ -105,7 +106,7 @@ class Model:
             for kind in ("item", "user")
         )
         self._item_rows, self._user_rows = version["item_rows"], version["user_rows"]
-        self._looked_up = version.starting_with("looked_up.")
+        self._looked_up = vectors.stored(version.starting_with(vectors.PREFIX), version.starting_with(vectors.SCALE))
         self._lookups = {group: version.starting_with(f"{group}_lookup.") for group in ("context", "event")}
         self._values = {group: self._values_of(group, facts) for group in WORDS}
         self._programs = Programs(version)
@@ -152,7 +153,7 @@ class Model:
         """
         self._need_content()
         row = self.items.find(item_ids)
-        return Lookup(np.take(self._looked_up[CONTENT], row, axis=0), row >= 0)  # row -1 is the unknown item's
+        return Lookup(self._looked_up[CONTENT].rows(row), row >= 0)  # row -1 is the unknown item's
 
     def score(
         self,
@@ -216,7 +217,7 @@ class Model:
             raise UserError(f"item {item_id!r}: not in the store")
         if not self.version["has_content"][row[0]]:
             raise UserError(f"item {item_id!r}: has no content to compare")
-        query = np.asarray(self._looked_up[CONTENT][row], np.float32)
+        query = self._looked_up[CONTENT].rows(row)
         found, cosine = self._neighbours.search(query, count, leave_out=row)
         some = found[0] >= 0
         return list(zip(self.items.ids(found[0][some]), cosine[0][some].tolist(), strict=True))
@@ -228,8 +229,7 @@ class Model:
 
     @functools.cached_property
     def _built_neighbours(self) -> Neighbours:
-        vectors = np.asarray(self._looked_up[CONTENT][:-1], np.float32)
-        return Neighbours(vectors, self.version["has_content"][:-1])
+        return Neighbours(self._looked_up[CONTENT].rows(slice(-1)), self.version["has_content"][:-1])
 
     def _item_row(self, name: str, ids: Sequence | np.ndarray, unknown: Unknown) -> np.ndarray:
         """[n] i64 rows of a request's items; -1 = unknown."""
@@ -275,7 +275,7 @@ class Model:
             return np.take(array, row, axis=0)
 
         def looked_up(row: np.ndarray) -> dict[str, np.ndarray]:
-            return {name: np.asarray(take(array, row), np.float32) for name, array in self._looked_up.items()}
+            return {name: one.rows(row) for name, one in self._looked_up.items()}
 
         request: dict[str, Any] = {"event_row": event_row, "context_row": context_row}
         request |= {"user_row": self._user_rows[user], "history_mask": slots >= 0}

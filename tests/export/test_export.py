@@ -20,6 +20,7 @@ from em3_jax.data.batches import Buckets
 from em3_jax.data.catalogue import CataloguePass
 from em3_jax.data.features import write_features
 from em3_jax.export import command as export
+from em3_jax.metrics import auc
 from em3_jax.serving import store
 from em3_jax.serving.programs import SIZES, file_name
 from em3_jax.serving.service import Model, Service
@@ -149,11 +150,34 @@ def test_looked_up_embeddings_are_those_of_the_model_and_unknown_ids_are_flagged
     ids = parts.work.dataset.item_table.column("id").to_numpy()
     order = np.random.default_rng(0).permutation(items)
     vectors, known = model.lookup(np.append(ids[order], ids.max() + 5))
-    assert vectors.dtype == np.float16 and known.tolist() == [True] * items + [False]
+    assert vectors.dtype == np.float32 and known.tolist() == [True] * items + [False]
     np.testing.assert_allclose(vectors[:-1], embedded[order], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(vectors[-1], embedded[3], rtol=1e-3, atol=1e-4, err_msg="item 3 has no content either")
     mask = np.asarray(store.open_current(tmp_path)["has_content"])
     assert not mask[3] and not mask[-1] and mask.sum() == items - 1
+
+
+@pytest.mark.parametrize(("dtype", "off"), [("float16", 1e-3), ("int8", 0.1)])
+def test_what_rounding_costs_is_that_of_the_scores_served(runs, tiny, tmp_path, dtype, off):
+    done = export.export(runs("em3"), tmp_path, PLAIN._replace(dtype=dtype))
+    version = store.open_current(tmp_path, verify=True)
+    assert version["looked_up.content"].dtype == dtype and done.rounding is not None
+    parts = Run.open(runs("em3")).experiment
+    source = parts.work.evaluation("valid")
+    label = np.asarray(tiny.dataset.label("click"))[np.asarray(source.rows)]
+    state, _ = Checkpoints(runs("em3")).restore(parts.program.shapes)
+    exact = parts.work.evaluate(parts.program.predict, state, "valid", False).arrays["logits"]
+    assert 0 < done.rounding.largest < off
+    assert done.rounding.auc + done.rounding.loss == pytest.approx(auc(label, exact))
+    model = Model(version)
+    ids = tiny.dataset.item_table.column("id").to_numpy()
+    vectors, _ = model.lookup(ids)
+    embedded = np.asarray(parts.program.embed(state, CataloguePass(np.arange(len(ids)), len(ids), ())[0]))
+    most = np.abs(embedded).max(axis=1, keepdims=True)
+    assert (np.abs(vectors - embedded) <= most * (0.501 / 127 if dtype == "int8" else 1e-3)).all()
+    again = export.export(runs("em3"), tmp_path, PLAIN._replace(dtype=dtype, update=True))
+    assert again.encoded == 0, "all are taken over"
+    np.testing.assert_array_equal(Model(store.open_current(tmp_path)).lookup(ids)[0], vectors)
 
 
 def test_unknown_users_items_and_long_histories(runs, tiny, tmp_path):
@@ -320,7 +344,7 @@ with Service(sys.argv[1], sizes=()) as service:
     lines = done.stdout.splitlines()
     assert lines[0] == "2 (1, 16)" and lines[1] == "5" and lines[2] == "set()"
     core = {"calibration", "errors", "fields", "lock", "paths", "public", "ranges", "strict_json", "values"}
-    serving = {"field_values", "id_index", "neighbours", "programs", "served_model", "service", "store"}
+    serving = {"field_values", "id_index", "neighbours", "programs", "served_model", "service", "store", "vectors"}
     allowed = {"core", "serving"} | {f"core.{name}" for name in core} | {f"serving.{name}" for name in serving}
     assert lines[3] == str(sorted(f"em3_jax.{name}" for name in allowed))
 
