@@ -6,12 +6,17 @@ what is behind it: the scores eval_<split>_logits.npy, or each user's list eval_
 and eval_<split>_items.npz, how much each user and each item moves each metric, from which `em3 compare` knows how sure a
 difference is. Standard errors count the rows of one user as one, or of one item where whole items are held out.
 
+--at 5,10 adds NDCG@5, NDCG@10 and MRR of the rows of a group (session, query or impression; the user where there is none),
+--group-by hour,category adds GAUC of the rows of an hour and of a category: any field of users, items or the context. Both are of
+all labels, and stand in for config.eval.at and config.eval.group_by of the run.
+
 --calibrate fits on validation what turns scores into probabilities and keeps it with the run (calibration.json); reports have
 log-loss and calibration with it as well, and `em3 export` and `em3 predict` apply it. Where the log's negatives were sampled
 down before, --kept-negatives 0.1 says to which share, and what is served are the probabilities of the whole log.
 """
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,10 +27,29 @@ from em3_jax.core.calibration import METHODS
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
 from em3_jax.data.format import CLICK, SPLITS, observed
-from em3_jax.evaluation import calibration
+from em3_jax.evaluation import calibration, groups
 from em3_jax.evaluation import labels as evaluated_labels
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.training.run import Run
+
+
+class Beside(NamedTuple):
+    """What to measure beside what every evaluation does.
+
+    Attributes:
+      at, group_by: in place of the run's config.eval.at and .group_by; None = as these are.
+    """
+
+    at: tuple[int, ...] | None = None
+    group_by: tuple[str, ...] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Of config.eval."""
+        given = {"at": self.at, "group_by": self.group_by}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+AS_THE_RUN = Beside()
 
 
 def evaluate(
@@ -35,6 +59,7 @@ def evaluate(
     data_root: str | Path | None = None,
     calibrate: str = "",
     kept_negatives: float = 1.0,
+    beside: Beside = AS_THE_RUN,
 ) -> dict:
     """The report of a run on a split.
 
@@ -45,6 +70,7 @@ def evaluate(
       data_root: where the dataset lies now, if it was moved.
       calibrate: what to fit on validation, "platt" or "isotonic", and to keep with the run; "" = nothing.
       kept_negatives: see `core.calibration.Calibration`; with `calibrate`.
+      beside: what else to measure.
 
     Returns:
       {"step", "split", "slices": {slice: {metric: value}}, ...}. Of a run with further labels, "labels": {label: {metric:
@@ -52,7 +78,9 @@ def evaluate(
       "before", "after", "deciles"} of the rows as the split has them.
     """
     directory = Path(directory)
-    run = Run.open(directory, data_root)
+    run = Run.open(directory, data_root, beside.settings())
+    if run.measure and not hasattr(run.config.eval, "at"):
+        raise UserError(f"{directory}: --at and --group-by are of runs that score clicks; leave them out")
     record, parts = run.record, run.experiment
     if parts.work.evaluate is None:
         raise UserError(f"{directory}: trained on content alone, there are no clicks to score; use `em3 vectors`")
@@ -134,17 +162,24 @@ def main() -> None:
         type=float,
         help="with --calibrate: share of the log's negatives that the data hold (default 1)",
     )
+    parser.add_argument("--at", type=cli.as_numbers(int, "whole numbers, 5,10"), help="lengths K of NDCG@K, 5,10")
+    parser.add_argument("--group-by", type=cli.as_list, help="fields that GAUC is taken by as well, hour,category")
     args = parser.parse_args()
+    if args.at and min(args.at) < 1:
+        raise UserError(f"--at {min(args.at)}: lengths of lists are 1 or more")
+    beside = Beside(args.at, args.group_by)
     if args.kept_negatives is not None and not args.calibrate:
         raise UserError("--kept-negatives is kept with a calibration; give --calibrate platt or isotonic with it")
     kept = 1.0 if args.kept_negatives is None else args.kept_negatives
     if args.calibrate:
         calibration.check(args.calibrate, kept)
-    result = evaluate(args.workdir, args.split, args.step, args.data, args.calibrate or "", kept)
+    result = evaluate(args.workdir, args.split, args.step, args.data, args.calibrate or "", kept, beside)
     print(f"{args.workdir}: step {result['step']:,} ({result['chosen_by']}), split {args.split}")
     print(ranking_evaluation.table(result["slices"]))
     if found := result.get("labels"):
         print(f"\n{evaluated_labels.table(found)}")
+    if counted := groups.counts({"all": result["slices"]["all"], **result.get("labels", {})}):
+        print(f"\n{counted}")
     if found := result.get("calibration"):
         share = f", of {found['kept_negatives']:g} of the log's negatives" if found["kept_negatives"] < 1 else ""
         print(f"\ncalibration: {found['method']}, fitted on validation{share}")

@@ -20,14 +20,18 @@ OF_LISTS = tuple(f"{name}@{k}" for name in ("recall", "ndcg", "precision", "map"
 OF_CLICKS = {"auc": 1, "gauc": 1, "qauc": 1, "logloss": -1}
 OF_CONTENT = {"contrast_loss": -1, "contrast_accuracy": 1, "category_loss": -1, "category_accuracy": 1}
 OF_AMOUNTS = {"rmse": -1, "mae": -1, "rmsle": -1, "r2": 1}
+OF_GROUPS = ("ndcg", "mrr")
+"""Of rows within their groups; NDCG is that of a length, ndcg@7."""
 METRIC_SIGNS = OF_CLICKS | OF_CONTENT | dict.fromkeys(OF_LISTS, 1)
 """What may choose the best step, and whether more is better (1) or less (-1)."""
 
 
 def sign(metric: str) -> int:
     """Whether more of a metric is better (1) or less (-1); that of a further label is called <label>_<metric>."""
-    own = metric.rpartition("_")[2]
-    return METRIC_SIGNS[metric] if metric in METRIC_SIGNS else (METRIC_SIGNS | OF_AMOUNTS)[own]
+    if metric in METRIC_SIGNS:
+        return METRIC_SIGNS[metric]
+    own = metric.rpartition("_")[2].partition("@")[0]
+    return 1 if own in OF_GROUPS or "gauc_by_" in metric else (METRIC_SIGNS | OF_AMOUNTS)[own]
 
 
 class Gauc(NamedTuple):

@@ -299,7 +299,7 @@ def main() -> None:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("models", nargs="+", help="name=workdir[,workdir...]; the first is the baseline")
     parser.add_argument("--split", default="test", choices=SPLITS)
-    parser.add_argument("--metric", default="auc", help="auc, gauc, qauc, logloss, calibration; recall@20, ...")
+    parser.add_argument("--metric", default="auc", help="auc, gauc, qauc, logloss, calibration, ndcg@10, gauc_by_hour; recall@20, ...")
     parser.add_argument(
         "--label", default="", help="compare this label alone (default: the first, and those common to all)"
     )

@@ -8,7 +8,9 @@ import numpy as np
 from em3_jax import metrics
 from em3_jax.core import amounts
 from em3_jax.data.format import NOT_PART, Dataset, observed
-from em3_jax.evaluation import influence
+from em3_jax.evaluation import columns, influence
+from em3_jax.evaluation.groups import NOTHING, Asked, Groups
+from em3_jax.evaluation.groups import shown as shown_columns
 
 MEAN = "mean"
 """What stands for all labels in the name of a metric that chooses the step."""
@@ -81,69 +83,113 @@ class Further(NamedTuple):
     Attributes:
       what: the labels.
       values, logits: label -> [n].
-      group: [n] what GAUC is by.
+      groups: of the rows, what GAUC is by and what was asked for besides.
     """
 
     what: Labels
     values: dict[str, np.ndarray]
     logits: Mapping[str, np.ndarray]
-    group: np.ndarray
+    groups: Groups
 
     @classmethod
     def of(
-        cls, dataset: Dataset, rows: np.ndarray, logits: Mapping[str, np.ndarray], first: str, what: Labels
+        cls,
+        dataset: Dataset,
+        rows: np.ndarray,
+        logits: Mapping[str, np.ndarray],
+        first: str,
+        what: Labels,
+        asked: Asked = NOTHING,
     ) -> "Further":
         """Of the interaction rows [n]; `logits` as `parted` gives them, {} = there are none; `first` as in `values_of`."""
         what = what if logits else Labels()
-        return cls(what, values_of(dataset, rows, first, what), logits, np.asarray(dataset.group[rows]))
+        return cls(what, values_of(dataset, rows, first, what), logits, Groups.of(dataset, rows, asked))
 
     def report(self) -> dict[str, Metrics]:
         """Label -> metric -> value."""
-        return {name: self._measured(name, *self._there(name)[1:]) for name in self.values}
+        return {one.label: one.measured() for one in self.heads()}
 
-    def add_errors(self, moved: influence.ByCluster, of_row: np.ndarray) -> None:
+    def heads(self) -> list["Head"]:
+        """Each label on the rows that have it."""
+        result = []
+        for name, values in self.values.items():
+            there, scores = observed(values), self.logits[name]
+            is_amount = name in self.what.amounts
+            own = amounts.expected(self.what.amounts[name], scores[there]) if is_amount else scores[there]
+            result.append(Head(name, slice_of(name), there, values[there], own, self.groups.part(there), is_amount))
+        return result
+
+    def add_errors(self, moved: influence.ByCluster, kind: str, of_row: np.ndarray) -> None:
         """Adds how each user, or item, moves the metrics, as slices by the name of `slice_of`.
 
         Args:
+          kind: "user" or "item", which of them.
           of_row: [n] the user (item) of each row.
         """
-        for name in self.values:
-            there, values, logits, group = self._there(name)
-            for metric, one in self._influences(name, values, logits, group).items():
-                moved.add(slice_of(name), metric, one, of_row[there])
+        for one in self.heads():
+            for metric, values in one.influences().items():
+                moved.add(one.slice_name, metric, values, of_row[one.there])
+            one.groups.add_errors(moved, one.slice_name, kind, one.values, one.scores, of_row[one.there], one.is_amount)
 
-    def _there(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """([n] bool which rows have the label; of these [m] values, logits, groups)."""
-        there = observed(self.values[name])
-        return there, self.values[name][there], self.logits[name][there], self.group[there]
 
-    def _measured(self, name: str, values: np.ndarray, logits: np.ndarray, group: np.ndarray) -> Metrics:
-        if name in self.what.amounts:
-            return of_amount(values, amounts.expected(self.what.amounts[name], logits))
-        probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+class Head(NamedTuple):
+    """One label on the rows of a split that have it. Letter: m rows.
+
+    Attributes:
+      label: its name.
+      slice_name: what it is called among slices.
+      there: [n] bool: which of the split's rows have it.
+      values: [m] 0/1, or an amount.
+      scores: [m] logits; of an amount what is expected.
+      groups: of the m rows.
+      is_amount: whether it is one.
+    """
+
+    label: str
+    slice_name: str
+    there: np.ndarray
+    values: np.ndarray
+    scores: np.ndarray
+    groups: Groups
+    is_amount: bool = False
+
+    @property
+    def probability(self) -> np.ndarray:
+        """[m] f64, of a label that is no amount."""
+        return 1.0 / (1.0 + np.exp(-self.scores.astype(np.float64)))
+
+    def measured(self) -> Metrics:
+        """Metric -> value."""
+        values, scores, within = (
+            self.values,
+            self.scores,
+            self.groups.measured(self.values, self.scores, self.is_amount),
+        )
+        if self.is_amount:
+            return of_amount(values, scores) | within
         return {
             "n": len(values),
             "rate": float(values.mean()) if len(values) else float("nan"),
-            "auc": metrics.auc(values, logits),
-            "gauc": metrics.gauc(values, logits, group).value,
-            "logloss": metrics.logloss(values, logits),
-            "normalized_entropy": metrics.normalized_entropy(values, logits),
-            "calibration": metrics.calibration(values, probability),
-        }
+            "auc": metrics.auc(values, scores),
+            "gauc": metrics.gauc(values, scores, self.groups.own).value,
+            "logloss": metrics.logloss(values, scores),
+            "normalized_entropy": metrics.normalized_entropy(values, scores),
+            "calibration": metrics.calibration(values, self.probability),
+        } | within
 
-    def _influences(self, name: str, values: np.ndarray, logits: np.ndarray, group: np.ndarray) -> dict[str, Any]:
-        if name in self.what.amounts:
-            predicted = amounts.expected(self.what.amounts[name], logits)
-            off = predicted - values.astype(np.float64)
+    def influences(self) -> dict[str, np.ndarray]:
+        """Metric -> [m] influence of the rows, of those that are not of groups that were asked for."""
+        values, scores = self.values, self.scores
+        if self.is_amount:
+            off = scores - values.astype(np.float64)
             rmse = np.sqrt(np.mean(off**2)) if len(off) else 0.0
             of_rmse = influence.mean_influence(off**2) / (2 * rmse) if rmse else np.full(off.shape, np.nan)
             return {"mae": influence.mean_influence(np.abs(off)), "rmse": of_rmse}
-        probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
         return {
-            "auc": influence.auc_influence(values, logits),
-            "gauc": influence.gauc_influence(values, logits, group),
-            "logloss": influence.logloss_influence(values, logits),
-            "calibration": influence.calibration_influence(values, probability),
+            "auc": influence.auc_influence(values, scores),
+            "gauc": influence.gauc_influence(values, scores, self.groups.own),
+            "logloss": influence.logloss_influence(values, scores),
+            "calibration": influence.calibration_influence(values, self.probability),
         }
 
 
@@ -176,11 +222,14 @@ def of_amount(values: np.ndarray, predicted: np.ndarray) -> Metrics:
     }
 
 
-def headline(what: Labels) -> tuple[str, ...]:
+def headline(what: Labels, asked: Asked = NOTHING) -> tuple[str, ...]:
     """The metrics of further labels to show while training, each of which may choose the best step."""
     if not what.names:
         return ()
-    named = tuple(f"{name}_{'rmse' if name in what.amounts else 'auc'}" for name in what.names)
+    named: tuple[str, ...] = ()
+    for name in what.names:
+        own = ("rmse", *(f"ndcg@{k}" for k in asked.at)) if name in what.amounts else ("auc", *asked.headline())
+        named += tuple(f"{name}_{metric}" for metric in own)
     return (*named, f"{MEAN}_auc") if len(what.amounts) < len(what.names) else named
 
 
@@ -206,10 +255,9 @@ def table(labels: dict[str, Metrics]) -> str:
     for title, names in kinds:
         shown = {label: of for label, of in labels.items() if names[2] in of}
         width = max([*map(len, shown), len(title)]) + 2
-        lines = [f"{title:<{width}}" + "".join(f"{name:>13}" for name in names)]
-        for label, of in shown.items():
-            cells = [f"{of[n]:>13,}" if isinstance(of[n], int) else f"{of[n]:>13.4f}" for n in names]
-            lines.append(f"{label:<{width}}" + "".join(cells))
+        names = shown_columns(list(shown.values()), names) if shown else names
+        lines = [columns.header(title, names, width)]
+        lines += [columns.row(label, of, names, width) for label, of in shown.items()]
         parts += ["\n".join(lines)] if shown else []
     return "\n\n".join(parts)
 

@@ -10,7 +10,7 @@ import numpy as np
 from em3_jax import metrics
 from em3_jax.data.format import CLICK, Dataset, FeatureSet
 from em3_jax.data.pipeline import EvaluationSource, batches
-from em3_jax.evaluation import influence
+from em3_jax.evaluation import columns, groups, influence
 from em3_jax.evaluation import retrieval as retrieval_evaluation
 
 QUERY = "query"  # the context field whose values group the rows of QAUC, where a dataset has it
@@ -71,6 +71,7 @@ class Scored:
       features: sets of content features; the items without one are a slice.
       popular_share: see `slices`.
       label_name: which of the dataset's labels.
+      asked: what to measure within groups, too.
     """
 
     dataset: Dataset
@@ -79,6 +80,7 @@ class Scored:
     features: Sequence[FeatureSet]
     popular_share: float
     label_name: str = CLICK
+    asked: groups.Asked = groups.NOTHING
 
     @property
     def label(self) -> np.ndarray:
@@ -86,9 +88,9 @@ class Scored:
         return self.dataset.label(self.label_name)[self.rows]
 
     @property
-    def group(self) -> np.ndarray:
-        """[n] what GAUC is by: the dataset's groups, or else the users."""
-        return self.dataset.group[self.rows]
+    def groups(self) -> groups.Groups:
+        """What GAUC is by, the dataset's groups or else the users, and what was asked for besides."""
+        return groups.Groups.of(self.dataset, self.rows, self.asked)
 
     @property
     def probability(self) -> np.ndarray:
@@ -110,7 +112,8 @@ def evaluate(scored: Scored) -> dict[str, dict[str, float]]:
 
     GAUC is by `Dataset.group`, the users where the dataset has no groups; `gauc_users` counts them.
     """
-    logits, label, group, probability = scored.logits, scored.label, scored.group, scored.probability
+    logits, label, grouped, probability = scored.logits, scored.label, scored.groups, scored.probability
+    group = grouped.own
     query = scored.column(f"context_{QUERY}")
     planted = scored.column("probability") if scored.label_name == CLICK else None
     result: dict[str, dict[str, float]] = {}
@@ -138,12 +141,15 @@ def evaluate(scored: Scored) -> dict[str, dict[str, float]]:
         if planted is not None:
             result[name]["bayes_auc"] = metrics.auc(label[keep], planted[keep])
             result[name]["bayes_gauc"] = metrics.gauc(label[keep], planted[keep], group[keep]).value
+        if scored.asked != groups.NOTHING:
+            result[name] |= grouped.part(keep).measured(label[keep], logits[keep])
     return result
 
 
 def errors(scored: Scored) -> dict[str, influence.ByCluster]:
     """How each "user" and each "item" moves the metrics of `evaluate`."""
-    logits, label, group, probability = scored.logits, scored.label, scored.group, scored.probability
+    logits, label, grouped, probability = scored.logits, scored.label, scored.groups, scored.probability
+    group = grouped.own
     query = scored.column(f"context_{QUERY}")
     of_row = {kind: np.asarray(scored.dataset.interactions[kind][scored.rows]) for kind in influence.KINDS}
     result = {kind: influence.ByCluster.of(clusters) for kind, clusters in of_row.items()}
@@ -158,13 +164,16 @@ def errors(scored: Scored) -> dict[str, influence.ByCluster]:
             moved["qauc"] = influence.gauc_influence(label[keep], logits[keep], query[keep])
         for (metric, values), (kind, one) in itertools.product(moved.items(), result.items()):
             one.add(name, metric, values, of_row[kind][keep])
+        if scored.asked != groups.NOTHING:
+            for kind, one in result.items():
+                grouped.part(keep).add_errors(one, name, kind, label[keep], logits[keep], of_row[kind][keep])
     return result
 
 
-def headline(dataset: Dataset) -> tuple[str, ...]:
+def headline(dataset: Dataset, asked: groups.Asked = groups.NOTHING) -> tuple[str, ...]:
     """The metrics of clicks to show while training, one of which chooses the best step."""
     has_queries = f"context_{QUERY}" in dataset.interactions
-    return ("auc", "gauc", *(["qauc"] if has_queries else []), "logloss")
+    return ("auc", "gauc", *(["qauc"] if has_queries else []), *asked.headline(), "logloss")
 
 
 def table(report: dict[str, dict[str, float]]) -> str:
@@ -172,15 +181,15 @@ def table(report: dict[str, dict[str, float]]) -> str:
     names = ["n", "click_rate", "auc", "gauc", "logloss", "calibration"]
     if "auc" not in report["all"]:
         names = ["n", "positives", *retrieval_evaluation.HEADLINE, "precision@20", "map@20"]
+    else:
+        names = groups.shown(list(report.values()), names)
     if "qauc" in report["all"]:
         names.insert(4, "qauc")
     if any("bayes_auc" in values for values in report.values()):
         names.append("bayes_auc")
     width = max(map(len, report)) + 2
-    lines = [f"{'slice':<{width}}" + "".join(f"{name:>13}" for name in names)]
-    for slice_name, values in report.items():
-        cells = [f"{values[n]:>13,}" if isinstance(values[n], int) else f"{values[n]:>13.4f}" for n in names]
-        lines.append(f"{slice_name:<{width}}" + "".join(cells))
+    lines = [columns.header("slice", names, width)]
+    lines += [columns.row(name, values, names, width) for name, values in report.items()]
     if left_out := report["all"].get("users_left_out"):
         lines.append(f"left out: {left_out:,} users without a training interaction")
     return "\n".join(lines)

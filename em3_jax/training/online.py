@@ -27,6 +27,7 @@ from em3_jax.data import follow, stream, times
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.pipeline import EvaluationSource, batches
 from em3_jax.evaluation import ranking as ranking_evaluation
+from em3_jax.evaluation.groups import Asked
 from em3_jax.training import experiment, growth, logs, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.curve import CURVE, read_curve
@@ -215,9 +216,9 @@ class _Stream:
             logits = ranking_evaluation.predict(
                 source, lambda batch: parts.program.predict(state, batch), parts.program.place
             )
-        share = self.config.eval.popular_share
+        share, asked = self.config.eval.popular_share, Asked(self.config.eval.at, self.config.eval.group_by)
         report = ranking_evaluation.evaluate(
-            ranking_evaluation.Scored(known, rows, logits, parts.work.feature_sets, share, self.label)
+            ranking_evaluation.Scored(known, rows, logits, parts.work.feature_sets, share, self.label, asked)
         )
         return {name: report[name] for name in SLICES}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +23,24 @@ class Run:
       folder: its --workdir.
       record: what its run.json says, see `rundir.read`.
       data_root: the dataset folder, if it was moved since training; None = where it was.
+      measure: settings of config.eval to measure with in place of the run's own.
     """
 
     folder: Path
     record: dict[str, Any]
     data_root: str | Path | None = None
+    measure: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: str | Path, data_root: str | Path | None = None) -> "Run":
+    def open(
+        cls, folder: str | Path, data_root: str | Path | None = None, measure: Mapping[str, Any] | None = None
+    ) -> "Run":
         """The run of a folder.
 
         Raises:
           UserError: there is none, or its run.json is damaged.
         """
-        return cls(Path(folder), rundir.read(folder), data_root)
+        return cls(Path(folder), rundir.read(folder), data_root, measure or {})
 
     @functools.cached_property
     def config(self) -> Config:
@@ -56,7 +61,10 @@ class Run:
         """
         from em3_jax.training import experiment  # whoever only reads the record does not wait for JAX
 
-        return experiment.of_run(self.config, self.data_root)
+        config: Any = self.config
+        if self.measure:
+            config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, **self.measure))
+        return experiment.of_run(config, self.data_root)
 
     def check_data(self, grown: bool = False) -> None:
         """Refuses a dataset, feature sets or own files other than those of the run; arguments as of `rundir.check_data`."""

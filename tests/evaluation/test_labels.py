@@ -12,10 +12,10 @@ import pytest
 
 from em3_jax import evaluate as evaluation
 from em3_jax import metrics, train
-from em3_jax.core import amounts
+from em3_jax.core import amounts, strict_json
 from em3_jax.core.amounts import Amount
 from em3_jax.data.readers.table import table
-from em3_jax.evaluation import compare, labels
+from em3_jax.evaluation import compare, labels, ndcg
 from em3_jax.predict.command import predict
 from em3_jax.tasks.heads import NOT_OBSERVED, FurtherLabels, loss_of_amount
 from em3_jax.training import experiment
@@ -179,6 +179,43 @@ def test_compare_shows_further_labels_and_one_alone(several, shop, tmp_path, cap
     said = user_error(compare.check_paired, [compare.load(str(one), "test") for one in (folder, tmp_path / "alone")])
     assert "different labels" in said and "--label" in said
     assert "does not learn it" in user_error(compare.of_label, models[0], "like")
+
+
+def test_all_labels_are_measured_within_groups_when_asked(several, shop, monkeypatch, capsys):
+    folder, before = several[0], json.loads(strict_json.dumps(several[2]))
+    monkeypatch.setattr(sys, "argv", ["eval", f"--workdir={folder}", "--at", "3,5", "--group-by=item"])
+    evaluation.main()
+    shown, report = capsys.readouterr().out, json.loads((folder / "eval_test.json").read_text())
+    rows = np.asarray(shop.split_rows("test"))
+    columns = {name: shop.interactions[name][rows] for name in ("user", "item")}
+    for label, of in (("click", report["slices"]["all"]), ("buy", report["labels"]["buy"])):
+        values = shop.label(label)[rows]
+        logits = np.load(folder / f"eval_test_logits{'' if label == 'click' else '_buy'}.npy")
+        lists = ndcg.of_groups(values, logits, columns["user"], (3, 5))
+        assert of["ndcg@5"] == lists.mean("ndcg@5") and of["mrr"] == lists.mean("mrr") and of["mrr_se"] > 0
+        assert of["gauc_by_item"] == metrics.gauc(values, logits, columns["item"]).value
+        assert f"{of['mrr']:.4f}" in shown and f"{of['gauc_by_item']:.4f}" in shown
+    dwell = shop.label("dwell")[rows]
+    there, scores = ~np.isnan(dwell), np.load(folder / "eval_test_logits_dwell.npy")
+    lists = ndcg.of_groups(dwell[there], scores[there], columns["user"][there], (3,))
+    of = report["labels"]["dwell"]
+    assert of["ndcg@3"] == pytest.approx(lists.mean("ndcg@3")) and not {"mrr", "gauc_by_item"} & set(of)
+    assert "less those of one row" in shown and report["config"] == before["config"]
+    for found, old in ((report["slices"], before["slices"]), (report["labels"], before["labels"])):
+        assert {name: {key: found[name][key] for key in of} for name, of in old.items()} == old, "as it was"
+    monkeypatch.setattr(sys, "argv", ["eval", f"--workdir={folder}", "--group-by=itme"])
+    assert "group_by=itme: no such field; did you mean 'item'?" in user_error(evaluation.main)
+    monkeypatch.setattr(sys, "argv", ["eval", f"--workdir={folder}", "--at=0"])
+    assert "--at 0" in user_error(evaluation.main)
+    assert json.loads(strict_json.dumps(evaluation.evaluate(folder, "test"))) == before
+
+
+def test_what_is_asked_for_may_choose_the_step(shop):
+    config = config_of(shop)
+    config.eval.at, config.eval.group_by, config.eval.metric = (3,), ("item",), "buy_ndcg@3"
+    headline = experiment.build(config).work.headline
+    assert {"ndcg@3", "mrr", "gauc_by_item", "buy_mrr", "buy_gauc_by_item", "dwell_ndcg@3"} <= set(headline)
+    assert "dwell_mrr" not in headline
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,19 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from em3_jax.config.kinds import Choice, Folder, Number, Text, Whole
-from em3_jax.config.schema.types import Above, Count, Multipliers, Name, Patterns, Share, Size, Switch, Weight
+from em3_jax.config.schema.types import (
+    Above,
+    Count,
+    Multipliers,
+    Name,
+    Names,
+    Patterns,
+    Share,
+    Size,
+    Sizes,
+    Switch,
+    Weight,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +79,10 @@ class Eval:
     metric: Name = "auc"  # metric that chooses the best step on validation
     # share of the items, by training showings, that make the slice of popular ones
     popular_share: Share = 0.1
+    # lengths K of NDCG@K within groups (sessions, or else users), with which goes MRR; empty: none
+    at: Sizes = ()
+    # fields that GAUC is taken by as well: a field of users, items or the context, user, item, group
+    group_by: Names = ()
 
 
 @dataclass(frozen=True, kw_only=True)

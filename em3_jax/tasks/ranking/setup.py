@@ -20,6 +20,7 @@ from em3_jax.data.format import Dataset, FeatureSet, observed, open_dataset
 from em3_jax.data.known import as_trained
 from em3_jax.data.pipeline import BY_ITEM, bucket_sizes, evaluation_source, training_rows, training_source
 from em3_jax.data.segments import Segments, segments
+from em3_jax.evaluation import groups as groups_evaluation
 from em3_jax.evaluation import labels as labels_evaluation
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.features import in_model, placement, raw_encoders, scratch_encoders
@@ -154,7 +155,8 @@ def work_on_clicks(
       parts: what the slots of a history hold; None = the last events.
     """
     data, table = config.data, config.tables
-    what = task.labels
+    what, asked = task.labels, groups_evaluation.Asked(config.eval.at, config.eval.group_by)
+    groups_evaluation.check(dataset, asked)
     check_order(data)
     make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries, what.names, parts)  # noqa: E731
     rows = training_rows(dataset, data.label, data.most_rows_per_user, data.rows_share)
@@ -176,11 +178,11 @@ def work_on_clicks(
         arrays = {"logits": logits} | {f"logits_{name}": one for name, one in further.items()}
         share, rows = config.eval.popular_share, np.asarray(source.rows)
         # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
-        scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label)
-        others = labels_evaluation.Further.of(dataset, rows, further, data.label, what)
+        scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label, asked)
+        others = labels_evaluation.Further.of(dataset, rows, further, data.label, what, asked)
         moved_by = ranking_evaluation.errors(scored) if errors else {}
         for kind, moved in moved_by.items():
-            others.add_errors(moved, np.asarray(dataset.interactions[kind][rows]))
+            others.add_errors(moved, kind, np.asarray(dataset.interactions[kind][rows]))
         return work.Report(ranking_evaluation.evaluate(scored), arrays, moved_by, others.report())
 
     def validate(predict: work.Predict, state: State) -> dict[str, float]:
@@ -205,7 +207,7 @@ def work_on_clicks(
             unit=unit,
         ),
         evaluation=evaluation,
-        headline=(*ranking_evaluation.headline(dataset), *labels_evaluation.headline(what)),
+        headline=(*ranking_evaluation.headline(dataset, asked), *labels_evaluation.headline(what, asked)),
         make_tables=lambda key: id_table.init(
             key, num_rows, table.width, table.init_scale, row_optimizer, length, form
         ),
