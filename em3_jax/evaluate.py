@@ -10,13 +10,17 @@ difference is. Standard errors count the rows of one user as one, or of one item
 --group-by hour,category adds GAUC of the rows of an hour and of a category: any field of users, items or the context. Both are of
 all labels, and stand in for config.eval.at and config.eval.group_by of the run.
 
+--bootstrap 1000 draws the users 1,000 times again (items, where whole items are held out), and prints and stores 95 % intervals
+of each label's metrics; runs with the same --seed have the same draws, of which `em3 compare` makes intervals of differences.
+
 --calibrate fits on validation what turns scores into probabilities and keeps it with the run (calibration.json); reports have
 log-loss and calibration with it as well, and `em3 export` and `em3 predict` apply it. Where the log's negatives were sampled
 down before, --kept-negatives 0.1 says to which share, and what is served are the probabilities of the whole log.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -27,7 +31,7 @@ from em3_jax.core.calibration import METHODS
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
 from em3_jax.data.format import CLICK, SPLITS, observed
-from em3_jax.evaluation import calibration, groups
+from em3_jax.evaluation import bootstrap, calibration, groups
 from em3_jax.evaluation import labels as evaluated_labels
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.training.run import Run
@@ -38,10 +42,14 @@ class Beside(NamedTuple):
 
     Attributes:
       at, group_by: in place of the run's config.eval.at and .group_by; None = as these are.
+      bootstrap: samples of users for intervals; 0 = none.
+      seed: of these samples.
     """
 
     at: tuple[int, ...] | None = None
     group_by: tuple[str, ...] | None = None
+    bootstrap: int = 0
+    seed: int = 0
 
     def settings(self) -> dict[str, Any]:
         """Of config.eval."""
@@ -79,8 +87,8 @@ def evaluate(
     """
     directory = Path(directory)
     run = Run.open(directory, data_root, beside.settings())
-    if run.measure and not hasattr(run.config.eval, "at"):
-        raise UserError(f"{directory}: --at and --group-by are of runs that score clicks; leave them out")
+    if beside != AS_THE_RUN and not hasattr(run.config.eval, "at"):
+        raise UserError(f"{directory}: --at, --group-by and --bootstrap are of runs that score clicks; leave them out")
     record, parts = run.record, run.experiment
     if parts.work.evaluate is None:
         raise UserError(f"{directory}: trained on content alone, there are no clicks to score; use `em3 vectors`")
@@ -123,12 +131,26 @@ def evaluate(
         }
     if labels:
         result["labels"] = labels
+    if beside.bootstrap:
+        rows, heads = _heads(run, split, arrays)
+        of_row = np.asarray(parts.work.dataset.interactions[clusters][rows])
+        samples = bootstrap.sampled(heads, of_row, clusters, beside.bootstrap, beside.seed)
+        result["bootstrap"] = bootstrap.report(samples, clusters, evaluated_labels.by_slice(result))
+        samples.save(directory / f"eval_{split}_bootstrap.npz")
     for name, array in arrays.items():
         np.save(directory / f"eval_{split}_{name}.npy", array)
     for kind, moved in moved_by.items():
         moved.save(directory / f"eval_{split}_{kind}s.npz")
     (directory / f"eval_{split}.json").write_text(strict_json.dumps(result, indent=1), encoding="utf-8")
     return result
+
+
+def _heads(run: Run, split: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, list[evaluated_labels.Head]]:
+    """([n] interaction rows of a split, each label of them) of the scores that a report of the split has."""
+    parts, config = run.experiment, cast(Any, run.experiment.config)
+    dataset, asked = parts.work.dataset, groups.Asked(config.eval.at, config.eval.group_by)
+    rows = np.asarray(dataset.split_rows(split, config.data.label))
+    return rows, evaluated_labels.heads(dataset, rows, arrays, config.data.label, parts.work.task.labels, asked)
 
 
 def _calibrate(run: Run, state: State, method: str, kept_negatives: float) -> None:
@@ -164,10 +186,14 @@ def main() -> None:
     )
     parser.add_argument("--at", type=cli.as_numbers(int, "whole numbers, 5,10"), help="lengths K of NDCG@K, 5,10")
     parser.add_argument("--group-by", type=cli.as_list, help="fields that GAUC is taken by as well, hour,category")
+    parser.add_argument("--bootstrap", type=int, metavar="SAMPLES", help="95 %% intervals by drawing users again, 1000")
+    parser.add_argument("--seed", type=int, default=0, help="of --bootstrap's draws (default 0)")
     args = parser.parse_args()
+    if args.bootstrap is not None:
+        bootstrap.check(args.bootstrap, args.seed)
     if args.at and min(args.at) < 1:
         raise UserError(f"--at {min(args.at)}: lengths of lists are 1 or more")
-    beside = Beside(args.at, args.group_by)
+    beside = Beside(args.at, args.group_by, args.bootstrap or 0, args.seed)
     if args.kept_negatives is not None and not args.calibrate:
         raise UserError("--kept-negatives is kept with a calibration; give --calibrate platt or isotonic with it")
     kept = 1.0 if args.kept_negatives is None else args.kept_negatives
@@ -180,6 +206,8 @@ def main() -> None:
         print(f"\n{evaluated_labels.table(found)}")
     if counted := groups.counts({"all": result["slices"]["all"], **result.get("labels", {})}):
         print(f"\n{counted}")
+    if drawn := result.get("bootstrap"):
+        print(f"\n{bootstrap.table(drawn, evaluated_labels.by_slice(result))}")
     if found := result.get("calibration"):
         share = f", of {found['kept_negatives']:g} of the log's negatives" if found["kept_negatives"] < 1 else ""
         print(f"\ncalibration: {found['method']}, fitted on validation{share}")

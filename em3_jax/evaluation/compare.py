@@ -11,13 +11,15 @@ compares that label alone, also with runs that learn no other (--config.data.lab
 
 A seed may be several runs, each of another fold of the same items: ids=f0+f1+f2,g0+g1+g2 has two seeds of
 three. Their test splits are pooled, and measured as one.
+Intervals are by influence, see `influence`; --bootstrap takes those of `em3 eval --bootstrap`, as do metrics that have no
+influence, where all runs have the same draws. --metric auc,gauc,ndcg@10 shows one table a metric.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,10 +27,12 @@ from em3_jax import cli, metrics
 from em3_jax.core import paths, strict_json
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.data.format import CLICK, SPLITS
-from em3_jax.evaluation import folds, labels
+from em3_jax.evaluation import bootstrap, folds, labels
+from em3_jax.evaluation.bootstrap import Samples
 from em3_jax.evaluation.influence import KINDS, ByCluster, error_of
 
 NAN = float("nan")
+Kept = TypeVar("Kept")
 
 
 class Model(NamedTuple):
@@ -40,12 +44,14 @@ class Model(NamedTuple):
       moved_by: how each user, or item, moves the metrics, one per run; None where a run was evaluated
         without it.
       by: "user" or "item", which of them.
+      samples: the metrics on bootstrap samples, one per run; None where a run was evaluated without it.
     """
 
     name: str
     reports: list[dict]
     moved_by: list[ByCluster] | None
     by: str = KINDS[0]
+    samples: list[Samples] | None = None
 
     @property
     def seeds(self) -> list[int]:
@@ -60,6 +66,14 @@ class Model(NamedTuple):
         runs = [run.moved.get((slice_name, metric)) for run in self.moved_by or []]
         known = [run for run in runs if run is not None]
         if not known or len(known) < len(runs):
+            return np.zeros(0)
+        return np.mean(known, axis=0)
+
+    def drawn(self, slice_name: str, metric: str) -> np.ndarray:
+        """[R] f64 mean over the runs on each bootstrap sample; empty where the runs have not the same draws."""
+        runs = self.samples or []
+        known = [run.values[slice_name, metric] for run in runs if (slice_name, metric) in run.values]
+        if not known or len(known) < len(runs) or not all(run.paired(runs[0]) for run in runs):
             return np.zeros(0)
         return np.mean(known, axis=0)
 
@@ -90,20 +104,25 @@ def of_folds(name: str, seeds: Sequence[Sequence[Path]], split: str, by: str = "
         reports = [_evaluated(folder, split) for folder in folders]
         kind = by or reports[0].get("clusters", KINDS[0])
         result: tuple[dict, ByCluster | None]
+        samples = None
         if len(folders) > 1:
             result = folds.pooled(folders, reports, split, kind)
         else:
-            result = reports[0], _read_moved(folders[0] / f"eval_{split}_{kind}s.npz")
-        runs.append((*result, folders[0]))
+            result = reports[0], _read(folders[0] / f"eval_{split}_{kind}s.npz", ByCluster.load)
+            if reports[0].get("bootstrap", {}).get("clusters") == kind:
+                samples = _read(folders[0] / f"eval_{split}_bootstrap.npz", Samples.load)
+        runs.append((*result, folders[0], samples))
     runs.sort(key=lambda run: run[0]["config"]["seed"])
-    for (first, _, one), (second, _, other) in itertools.pairwise(runs):
+    for (first, _, one, _), (second, _, other, _) in itertools.pairwise(runs):
         if first["config"]["seed"] == second["config"]["seed"]:
             raise UserError(
                 f"{name}: {one} and {other} have the same seed {first['config']['seed']}; name one run a seed"
             )
-    moved_by = [moved for _, moved, _ in runs if moved is not None]
+    moved_by = [moved for _, moved, _, _ in runs if moved is not None]
+    drawn = [samples for *_, samples in runs if samples is not None]
     kind = by or runs[0][0].get("clusters", KINDS[0])
-    return Model(name, [run[0] for run in runs], moved_by if len(moved_by) == len(runs) else None, kind)
+    known = moved_by if len(moved_by) == len(runs) else None
+    return Model(name, [run[0] for run in runs], known, kind, drawn if len(drawn) == len(runs) else None)
 
 
 def _evaluated(folder: Path, split: str) -> dict:
@@ -113,10 +132,10 @@ def _evaluated(folder: Path, split: str) -> dict:
         raise UserError(f"{folder}: no such folder; give the --workdir of a run that was evaluated")
     if not path.exists():
         raise UserError(f"{path}: file missing; run `em3 eval --workdir={folder} --split={split}` first")
-    return _read(path)
+    return _read_report(path)
 
 
-def _read(path: Path) -> dict:
+def _read_report(path: Path) -> dict:
     try:
         report = strict_json.loads_report(path.read_text(encoding="utf-8"))
         report["slices"]["all"], report["config"]["seed"], report["data_hash"]
@@ -125,11 +144,12 @@ def _read(path: Path) -> dict:
     return report
 
 
-def _read_moved(path: Path) -> ByCluster | None:
+def _read(path: Path, load: Callable[[Path], Kept]) -> Kept | None:
+    """What `eval.py` keeps of the rows; None where there is none."""
     if not path.exists():
         return None
     try:
-        return ByCluster.load(path)
+        return load(path)
     except (OSError, ValueError, KeyError):
         raise UserError(f"{path}: cannot be read; evaluate the run again") from None
 
@@ -140,7 +160,7 @@ def of_label(model: Model, label: str) -> Model:
     Raises:
       UserError: a run does not learn it.
     """
-    reports, moved_by = [], []
+    reports, moved_by, samples = [], [], []
     for number, report in enumerate(model.reports):
         known, config = report.get("labels", {}), report["config"]
         first = config["data"].get("label", CLICK)
@@ -149,12 +169,15 @@ def of_label(model: Model, label: str) -> Model:
         values = report["slices"]["all"] if label == first else known[label]
         config = config | {"data": config["data"] | {"label": label}}
         reports.append(report | {"slices": {"all": values}, "labels": {}, "config": config})
+        name = "all" if label == first else labels.slice_of(label)
+        as_all = lambda kept, name=name: {("all", m): one for (of, m), one in kept.items() if of == name}  # noqa: E731
         if model.moved_by is not None:
-            name = "all" if label == first else labels.slice_of(label)
             moved = model.moved_by[number]
-            kept = {("all", metric): one for (of, metric), one in moved.moved.items() if of == name}
-            moved_by.append(dataclasses.replace(moved, moved=kept))
-    return model._replace(reports=reports, moved_by=None if model.moved_by is None else moved_by)
+            moved_by.append(dataclasses.replace(moved, moved=as_all(moved.moved)))
+        if model.samples is not None:
+            drawn = model.samples[number]
+            samples.append(drawn._replace(values=as_all(drawn.values)))
+    return model._replace(reports=reports, moved_by=moved_by or None, samples=samples or None)
 
 
 def _with_labels(model: Model, names: Sequence[str]) -> Model:
@@ -190,7 +213,21 @@ def _list(seeds: list[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def compare(models: Sequence[Model], metric: str) -> dict[str, dict]:
+def check_sampled(models: Sequence[Model]) -> None:
+    """Refuses runs that were evaluated without bootstrap samples, or on other draws than the first."""
+    for model in models:
+        if model.samples is None:
+            raise UserError(
+                f"{model.name}: has no bootstrap samples; run `em3 eval --bootstrap 1000` on its runs first"
+            )
+        if not all(run.paired((models[0].samples or [])[0]) for run in model.samples):
+            raise UserError(
+                f"{model.name}: its bootstrap samples are not those of {models[0].name}; evaluate both with the same "
+                "--bootstrap and --seed"
+            )
+
+
+def compare(models: Sequence[Model], metric: str, by_samples: bool = False) -> dict[str, dict]:
     """Slice -> {"n", "bayes", model name -> values}, see `measured`."""
     check_paired(models)
     names = labels.common([report for model in models for report in model.reports])
@@ -208,46 +245,57 @@ def compare(models: Sequence[Model], metric: str) -> dict[str, dict]:
             raise UserError(f"{name}: these runs were measured on different rows, so they cannot be compared{hint}")
         result[name] = {"n": first["n"], "bayes": first.get(f"bayes_{metric}", NAN)}
         for model in models:
-            result[name][model.name] = measured(models[0], model, name, metric)
+            result[name][model.name] = measured(models[0], model, name, metric, by_samples)
     return result
 
 
-def measured(base: Model, model: Model, slice_name: str, metric: str) -> dict[str, float]:
+def measured(base: Model, model: Model, slice_name: str, metric: str, by_samples: bool = False) -> dict[str, float]:
     """What is known of a model in a slice, and of its difference from the model `base`.
 
     "mean" and "sd" over the seeds; "se", the standard error of the mean that the test rows leave; and against
     the first model: "difference", its 95 % interval "low" to "high" over the test rows, "p_rows" of the same,
     "p_seeds" of the paired t-test over the seeds, and "p", that of the seeds where there are several.
+
+    Args:
+      by_samples: takes errors of the bootstrap where they are known, too, and not only where those by influence are not.
     """
     values, moved = model.values(slice_name, metric), model.moved(slice_name, metric)
-    result = {
-        "mean": float(values.mean()),
-        "sd": float(values.std(ddof=1)) if len(values) > 1 else NAN,
-        "se": error_of(float(values.mean()), moved).error,
-    }
+    drawn = model.drawn(slice_name, metric)
+    of_samples = len(drawn) > 0 and (by_samples or not len(moved))
+    error = bootstrap.interval(drawn)["se"] if of_samples else error_of(float(values.mean()), moved).error
+    result = {"mean": float(values.mean()), "sd": float(values.std(ddof=1)) if len(values) > 1 else NAN, "se": error}
     if model is base:
         return result
     others, others_moved = base.values(slice_name, metric), base.moved(slice_name, metric)
-    paired = len(moved) == len(others_moved) and len(moved) > 0
-    error = error_of(float((values - others).mean()), moved - others_moved if paired else np.zeros(0))
-    p_seeds = metrics.paired_t_test(values, others).p
+    difference, p_seeds = float((values - others).mean()), metrics.paired_t_test(values, others).p
+    others_drawn = base.drawn(slice_name, metric)
+    if of_samples and len(others_drawn) and (model.samples or [])[0].paired((base.samples or [])[0]):
+        between = bootstrap.interval(drawn - others_drawn)
+        low, high, p_rows = between["low"], between["high"], bootstrap.p_value(drawn - others_drawn)
+    else:
+        paired = len(moved) == len(others_moved) and len(moved) > 0
+        _, _, low, high, p_rows, _ = error_of(difference, moved - others_moved if paired else np.zeros(0))
     return result | {
-        "difference": error.value,
-        "low": error.low,
-        "high": error.high,
-        "p_rows": error.p,
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "p_rows": p_rows,
         "p_seeds": p_seeds,
-        "p": p_seeds if len(values) > 1 else error.p,
+        "p": p_seeds if len(values) > 1 else p_rows,
     }
 
 
 def table(models: Sequence[Model], rows: dict[str, dict], metric: str, split: str) -> str:
-    """The comparison as text: a line for each model in each slice."""
+    """The comparison as text: a line for each model in each slice, and what they mean."""
+    return f"{_lines(models, rows, metric, split)}\n\n{_legend(models)}"
+
+
+def _lines(models: Sequence[Model], rows: dict[str, dict], metric: str, split: str) -> str:
     planted = any(np.isfinite(row["bayes"]) for row in rows.values())
     seeds = len(models[0].reports)
     width = max(len("model"), *(len(model.name) for model in models)) + 2
     first_column = max(len(f"{metric} on {split}"), *map(len, rows)) + 2
-    mean_width = 18 if seeds > 1 else 9
+    mean_width = max(18 if seeds > 1 else 9, len(metric) + 2)
     lines = [
         f"{f'{metric} on {split}':<{first_column}}{'n':>8}  {'model':<{width}}{metric:>{mean_width}}{'± rows':>9}"
         f"{'difference':>12}{'95 % over rows':>20}{'p':>10}" + (f"{'gap closed':>12}" if planted else "")
@@ -266,23 +314,26 @@ def table(models: Sequence[Model], rows: dict[str, dict], metric: str, split: st
             if not is_base:
                 interval = f"{value['low']:+.4f} to {value['high']:+.4f}" if np.isfinite(value["low"]) else ""
                 line += f"{value['difference']:>+12.4f}{interval:>20}{_number(value['p'], '.2g'):>10}"
-                if planted:
+                if np.isfinite(row["bayes"]):
                     line += f"{(value['mean'] - base) / (row['bayes'] - base):>12.0%}"
             lines.append(line)
-        if planted:
-            lines.append(f"{'':<{first_column}}{'':>8}  {'Bayes':<{width}}{row['bayes']:>9.4f}")
-    return "\n".join([*(line.rstrip() for line in lines), "", _legend(models)])
+        if np.isfinite(row["bayes"]):
+            lines.append(
+                f"{'':<{first_column}}{'':>8}  {'Bayes':<{width}}{row['bayes']:>{mean_width if seeds == 1 else 9}.4f}"
+            )
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _number(value: float, form: str) -> str:
     return f"{value:{form}}" if np.isfinite(value) else ""
 
 
-def _legend(models: Sequence[Model]) -> str:
+def _legend(models: Sequence[Model], by_samples: bool = False) -> str:
     seeds = len(models[0].reports)
     spread = "mean ± standard deviation over the seeds; " if seeds > 1 else ""
     test = f"paired t-test over {seeds} seeds" if seeds > 1 else "of the test rows"
     text = f"{spread}± rows: standard error of the test rows, those of one {models[0].by} counted as one; p: {test}"
+    text += "\nerrors and intervals over rows are of the bootstrap samples" if by_samples else ""
     if any(model.moved_by is None for model in models):
         text += "\nsome runs were evaluated before errors were kept: run eval.py on them again for intervals"
     return text
@@ -299,10 +350,16 @@ def main() -> None:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("models", nargs="+", help="name=workdir[,workdir...]; the first is the baseline")
     parser.add_argument("--split", default="test", choices=SPLITS)
-    parser.add_argument("--metric", default="auc", help="auc, gauc, qauc, logloss, calibration, ndcg@10, gauc_by_hour; recall@20, ...")
+    parser.add_argument(
+        "--metric",
+        type=cli.as_list,
+        default=("auc",),
+        help="one or several: auc, gauc, logloss, calibration, ndcg@10, gauc_by_hour, rmse; recall@20, ... (default auc)",
+    )
     parser.add_argument(
         "--label", default="", help="compare this label alone (default: the first, and those common to all)"
     )
+    parser.add_argument("--bootstrap", action="store_true", help="intervals of `em3 eval --bootstrap`")
     parser.add_argument("--by", default="", choices=KINDS, help="whose rows count as one (default: as the runs say)")
     parser.add_argument("--json", type=paths.local, help="also write the numbers to this file")
     args = parser.parse_args()
@@ -313,7 +370,10 @@ def main() -> None:
         raise UserError(
             f"two models are called {max(names, key=names.count)}; give each a name of its own: name=workdir"
         )
-    rows = compare(models, args.metric)
-    print(table(models, rows, args.metric, args.split))
+    if args.bootstrap:
+        check_sampled(models)
+    rows = {metric: compare(models, metric, args.bootstrap) for metric in args.metric}
+    print("\n\n".join(_lines(models, rows[metric], metric, args.split) for metric in args.metric))
+    print(f"\n{_legend(models, args.bootstrap)}")
     if args.json:
-        _write(args.json, rows)
+        _write(args.json, rows[args.metric[0]] if len(args.metric) == 1 else rows)

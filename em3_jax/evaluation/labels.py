@@ -193,9 +193,36 @@ class Head(NamedTuple):
         }
 
 
+def heads(
+    dataset: Dataset,
+    rows: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
+    first: str,
+    what: Labels,
+    asked: Asked = NOTHING,
+) -> list[Head]:
+    """All labels of a split, the first of all rows and as slice "all".
+
+    Args:
+      rows: [n] of the split, that have the first label.
+      arrays: "logits" and "logits_<label>" -> [n], as a report of a split has them.
+      first, what: see `values_of`.
+      asked: what to measure within groups, too.
+    """
+    values, own = np.asarray(dataset.label(first)[rows]), Groups.of(dataset, rows, asked)
+    further = {name.removeprefix("logits_"): one for name, one in arrays.items() if name.startswith("logits_")}
+    all_rows = Head(first, "all", np.ones(len(rows), bool), values, arrays["logits"], own)
+    return [all_rows, *Further.of(dataset, rows, further, first, what, asked).heads()]
+
+
 def slice_of(label: str) -> str:
     """The name of a further label among slices."""
     return f"label {label}"
+
+
+def by_slice(report: Mapping[str, Any]) -> dict[str, Metrics]:
+    """{"all": metric -> value of the first label, "label <name>": that of a further one} of what `eval.py` writes."""
+    return {"all": report["slices"]["all"], **{slice_of(name): of for name, of in report.get("labels", {}).items()}}
 
 
 def of_amount(values: np.ndarray, predicted: np.ndarray) -> Metrics:

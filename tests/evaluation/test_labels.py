@@ -210,6 +210,41 @@ def test_all_labels_are_measured_within_groups_when_asked(several, shop, monkeyp
     assert json.loads(strict_json.dumps(evaluation.evaluate(folder, "test"))) == before
 
 
+def test_intervals_by_drawing_users_again_and_what_compare_makes_of_them(several, monkeypatch, capsys):
+    folder = several[0]
+
+    def call(command, *arguments) -> str:
+        monkeypatch.setattr(sys, "argv", ["em3", *arguments])
+        command.main()
+        return capsys.readouterr().out
+
+    compared = f"a={folder}", f"b={folder}", "--metric", "rmse,normalized_entropy,ndcg@3"
+    shown = call(evaluation, f"--workdir={folder}", "--at=3", "--bootstrap=200", "--seed=1")
+    report = json.loads((folder / "eval_test.json").read_text())
+    drawn, values = report["bootstrap"], labels.by_slice(report)
+    assert (drawn["samples"], drawn["seed"], drawn["clusters"]) == (200, 1, "user") and "200 samples" in shown
+    assert set(drawn["intervals"]) == {"all", "label buy", "label dwell"}
+    for name, of in drawn["intervals"].items():
+        assert "ndcg@3" in of and ("rmse" if name == "label dwell" else "normalized_entropy") in of
+        for metric, one in of.items():
+            assert one["low"] <= one["value"] + one["se"] and one["value"] == values[name][metric]
+            if f"{metric}_se" in values[name]:
+                assert one["se"] == pytest.approx(values[name][f"{metric}_se"], rel=0.3), metric
+    shown = call(compare, *compared)
+    dwell = next(line for line in shown.splitlines() if line.startswith("label dwell"))
+    assert f"{report['labels']['dwell']['rmse']:.4f}" in dwell
+    entropy = shown.split("normalized_entropy on test")[1].splitlines()
+    assert f"{drawn['intervals']['all']['normalized_entropy']['se']:.4f}" in entropy[1] and "+0.0000 to" in entropy[2]
+    shown = call(compare, *compared, "--bootstrap", "--json", str(folder / "compared.json"))
+    assert f"{drawn['intervals']['label dwell']['rmse']['se']:.4f}" in shown and "bootstrap samples" in shown
+    kept = json.loads((folder / "compared.json").read_text())
+    assert set(kept) == {"rmse", "normalized_entropy", "ndcg@3"} and kept["rmse"]["label dwell"]["b"]["low"] == 0
+    shown = call(compare, *compared[:2], "--label=buy", "--bootstrap")
+    assert f"{drawn['intervals']['label buy']['auc']['se']:.4f}" in shown
+    evaluation.evaluate(folder, "test")
+    assert "has no bootstrap samples" in user_error(call, compare, *compared[:2], "--bootstrap")
+
+
 def test_what_is_asked_for_may_choose_the_step(shop):
     config = config_of(shop)
     config.eval.at, config.eval.group_by, config.eval.metric = (3,), ("item",), "buy_ndcg@3"
