@@ -5,7 +5,8 @@ over the catalogue, its items), C of them whose content comes along (those to en
 N tokens of an item, E their width, R distinct table rows, O and P the items and rows that devices
 own, L words of a query; V nodes of a graph, W entries of a group, G further groups, see
 `sparse.Adjacency`; H further labels; D width of what is looked up. A field group's name stands for the columns of its
-fields. Of clicks, S, C, R, O and P are bucket sizes.
+fields, user_numbers and the like for the numbers of a group that are read as values. Of clicks, S,
+C, R, O and P are bucket sizes.
 """
 
 from typing import NamedTuple
@@ -69,6 +70,11 @@ CLICKS: Keys = CATALOGUE | {
     "user_row": Key(I32, "B user", "fields of the user", into="row_id"),
     "context_row": Key(I32, "B context", "fields of the impression", into="row_id"),
     "item_row": Key(I32, "S item", "fields of the items", into="row_id"),
+    # Numbers that the model reads as values, NaN = missing; see `models.numbers`.
+    "history_number": Key(F32, "B T event_numbers", "numbers of the events", given="event_numbers"),
+    "user_number": Key(F32, "B user_numbers", "numbers of the user", given="user_numbers"),
+    "context_number": Key(F32, "B context_numbers", "numbers of the impression", given="context_numbers"),
+    "item_number": Key(F32, "S item_numbers", "numbers of the items", given="item_numbers"),
     # Its own id was neither never seen nor replaced by `unknown`.
     "item_is_known": Key(BOOL, "S", "the item's own id is in use"),
     # row_id[0] = 0 is the padding row, surplus rows lie beyond the table.
@@ -105,6 +111,15 @@ REQUEST: Keys = {
     "event_row": Key(I32, "T event", "fields of the events", becomes="history_row"),
     "user_row": Key(I32, "user", "fields of the user", becomes="user_row"),
     "context_row": Key(I32, "B context", "fields of the impressions", becomes="context_row"),
+    "candidate_number": Key(F32, "B item_numbers", "numbers of the candidates", given="item_numbers"),
+    "history_number": Key(F32, "T item_numbers", "numbers of the history's items", given="item_numbers"),
+    "event_number": Key(
+        F32, "T event_numbers", "numbers of the events", given="event_numbers", becomes="history_number"
+    ),
+    "user_number": Key(F32, "user_numbers", "numbers of the user", given="user_numbers", becomes="user_number"),
+    "context_number": Key(
+        F32, "B context_numbers", "numbers of the impressions", given="context_numbers", becomes="context_number"
+    ),
     "candidate": Key(F32, "B D", "what was looked up of the candidates", named=True),
     "history": Key(F32, "T D", "the same of the history's items", named=True),
 }

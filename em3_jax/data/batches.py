@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike
 from em3_jax.core import rng
 from em3_jax.core.fields import UNKNOWN, Fields, columns, to_rows
 from em3_jax.core.types import Batch
+from em3_jax.data import number_columns
 from em3_jax.data.buckets import Buckets, round_up
 from em3_jax.data.format import CLICK, Dataset, FeatureSet, observed
 from em3_jax.data.segments import LAST, Segment, Segments
@@ -109,6 +110,7 @@ class BatchBuilder:
     Attributes:
       history_length: slots of all segments.
       user_rows, item_rows: [U, C], [I, C] i64 table rows of all users and items, of ids that training never shows `unknown`'s.
+      user_numbers, item_numbers: [U, m], [I, m] f32 their numbers that are read as values, NaN = missing.
       unknown: [table rows] i32 the row of `unknown` of each row's field.
       context_lookup, event_lookup: the same of these fields, for each [size] i32 from an id to its row.
     """
@@ -153,6 +155,8 @@ class BatchBuilder:
         self.item_rows = self._canonical[_field_rows(dataset.item_field_ids, fields.item, offsets["item"])].astype(
             np.int64
         )
+        self.user_numbers = number_columns.of_table(dataset.user_table, dataset.numbers.user)
+        self.item_numbers = number_columns.of_table(dataset.item_table, dataset.numbers.item)
         self._unknown_item_row = offsets["item"][fields.item[0].name]
         # Always in row_id: padding, which must come first; unknown rows, the target of replacements; event fields, whose
         # positions then follow from their ids without a search over all B x T events.
@@ -195,6 +199,7 @@ class BatchBuilder:
         batch |= self._items(item, event_index, batch["history_mask"], buckets)
         history = event_index, batch["history_mask"]
         batch |= self._table_rows(rows, user, batch["item_id"], history, key, buckets)
+        batch |= self._numbers(rows, user, batch["item_id"], event_index)
         with_content = batch["item_id"]
         if self.encode != "none":
             batch |= self._to_encode(batch, buckets) | {"group": self.dataset.group[rows]}
@@ -207,7 +212,13 @@ class BatchBuilder:
         return batch, with_content
 
     def reading(
-        self, dataset: Dataset, user_rows: np.ndarray, item_rows: np.ndarray, host_features: tuple[FeatureSet, ...]
+        self,
+        dataset: Dataset,
+        user_rows: np.ndarray,
+        item_rows: np.ndarray,
+        host_features: tuple[FeatureSet, ...],
+        user_numbers: np.ndarray,
+        item_numbers: np.ndarray,
     ) -> "BatchBuilder":
         """A builder of the same batches of other inputs, for measuring what an input is worth.
 
@@ -215,12 +226,14 @@ class BatchBuilder:
           dataset: whose interactions and events are read; its users and items are the rows of the next two.
           user_rows, item_rows: [U', C], [I', C] i64 table rows, see the attributes.
           host_features: the content of these items, all of it; none lies on the device.
+          user_numbers, item_numbers: [U', m], [I', m] f32, see the attributes.
         """
         other = copy.copy(self)
         other.dataset, other._label = dataset, dataset.label(self.label)
         other._events = _with_an_event(dataset.events)
         other._sought = self.segments.indexes(dataset)
         other.user_rows, other.item_rows, other.host_features = user_rows, item_rows, host_features
+        other.user_numbers, other.item_numbers = user_numbers, item_numbers
         other._distinct_item = Distinct(len(item_rows))
         return other
 
@@ -302,6 +315,16 @@ class BatchBuilder:
             values = positions[np.take(self._events[f"field_{field.name}"], event_index)]
             result["history_row"][:, :, k] = np.where(mask, values, 0)  # an empty slot reads the padding row
         return result
+
+    def _numbers(self, rows: np.ndarray, user: np.ndarray, item_id: np.ndarray, event_index: np.ndarray) -> Batch:
+        """The numbers of each group that are read as values; {} without any."""
+        of, columns_ = self.dataset.numbers, self.dataset.interactions
+        batch = {"item_number": np.take(self.item_numbers, item_id, axis=0)} if of.item else {}
+        batch |= {"user_number": np.take(self.user_numbers, user, axis=0)} if of.user else {}
+        batch |= {"context_number": number_columns.of_columns(columns_, of.context, rows)} if of.context else {}
+        if of.event:
+            batch["history_number"] = number_columns.of_columns(self._events, of.event, event_index)
+        return batch
 
     def _replace(self, rows: np.ndarray, position: np.ndarray, replaced: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(rows, position) with the rows where `replaced` [len(rows)] gives way to their field's unknown row."""

@@ -190,7 +190,9 @@ def _block(part: Batch, items: np.ndarray, rows: np.ndarray, owners: int, entrie
     for name in ("item_position", "history_position"):
         result[name] = item_place[part[name]].astype(np.int32)
     count = len(items)
-    for name, fill in (("item_mask", False), ("item_is_known", False), ("item_row", 0)):
+    fills = [("item_mask", False), ("item_is_known", False), ("item_row", 0)]
+    fills += [("item_number", np.nan)] if "item_number" in part else []
+    for name, fill in fills:
         spread = np.full((entries, *part[name].shape[1:]), fill, result[name].dtype)
         spread[item_place] = result[name][:count]
         result[name] = spread

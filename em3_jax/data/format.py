@@ -9,14 +9,15 @@
         amount_<name> f32   a further label that is an amount from 0 up, such as seconds; NaN = not observed
         weight f32   how much a row counts in the training loss, where the source says it; 0 = not at all
         group i32   session, query or impression, where the source says it; the model does not read it
+        number_<name> f32   a number of the context, whose range is context_<name>; NaN = missing
     events/<column>.npy               the history events, the ones of a history side by side, oldest first:
-        item i32, time i64, field_<name> i32                       original i64   where an event is stored more than once:
+        item i32, time i64, field_<name> i32, number_<name> f32    original i64   where an event is stored more than once:
                                                                    the first place that stores it
     splits/<name>.npy i64             rows of a split, only where they are not one contiguous range
     counts/<...>.npy i64              how often training rows show each user, item, and field value
-    users.parquet, items.parquet      column `id` (original id), encoded fields; items: text columns, and `image`, a path
-                                      relative to `image_root` of dataset.json, of a picture or a folder of frames, or a
-                                      list of pictures (null = none)
+    users.parquet, items.parquet      column `id` (original id), encoded fields, number_<name> f32 as above; items: text
+                                      columns, and `image`, a path relative to `image_root` of dataset.json, of a
+                                      picture or a folder of frames, or a list of pictures (null = none)
     features/<name>/                  tokens.npy [I, N, D] f16, f32, or bf16 as u16; mask.npy [I, N] bool; manifest.json
                                       raw: pixels u8, N images of D = H * W * 3; or token ids i32, N of all texts, D = 1;
                                       or maps of an encoder's lower part, the bits of f16 or f32 numbers as u16 or u32
@@ -40,6 +41,7 @@ from numpy.typing import DTypeLike
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
+from em3_jax.core.numbers import NO_NUMBERS, Numbers, value_column
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
@@ -157,7 +159,7 @@ class FeatureSet:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """An opened dataset directory; all columns memory-mapped."""
+    """An opened dataset directory; all columns memory-mapped. `numbers` are those that a run reads as values."""
 
     root: Path
     meta: dict
@@ -167,6 +169,7 @@ class Dataset:
     counts: dict[str, np.ndarray]
     user_table: pa.Table
     item_table: pa.Table
+    numbers: Numbers = NO_NUMBERS
 
     @property
     def num_users(self) -> int:
@@ -285,14 +288,18 @@ def open_dataset(root: str | Path) -> Dataset:
     dtypes = INTERACTION_DTYPES | {f"context_{f.name}": np.int32 for f in fields.context}
     dtypes |= {f"label_{name}": np.uint8 for name in meta.get("labels", {})}
     dtypes |= {f"amount_{name}": np.float32 for name in meta.get("amounts", {})}
-    dtypes |= _present(root / "interactions", OPTIONAL_INTERACTION_DTYPES)
+    dtypes |= _present(root / "interactions", OPTIONAL_INTERACTION_DTYPES | _numbers(meta, "context"))
     interactions = {n: load_array(root / "interactions" / f"{n}.npy", d, (rows,)) for n, d in dtypes.items()}
     dtypes = EVENT_DTYPES | {f"field_{f.name}": np.int32 for f in fields.event}
-    dtypes |= _present(root / "events", OPTIONAL_EVENT_DTYPES)
+    dtypes |= _present(root / "events", OPTIONAL_EVENT_DTYPES | _numbers(meta, "event"))
     events = {n: load_array(root / "events" / f"{n}.npy", d, (num_events,)) for n, d in dtypes.items()}
     counts = {p.stem: load_array(p, np.int64) for p in sorted((root / "counts").glob("*.npy"))}
     user_table, item_table = (_read_table(root / f"{n}s.parquet", meta["counts"][f"{n}s"]) for n in ("user", "item"))
     return Dataset(root, meta, fields, interactions, events, counts, user_table, item_table)
+
+
+def _numbers(meta: dict, group: str) -> _Dtypes:
+    return {value_column(name): np.float32 for name in meta.get("numbers", {}).get(group, {})}
 
 
 def _present(folder: Path, dtypes: dict) -> dict:

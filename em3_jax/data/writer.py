@@ -134,7 +134,7 @@ class DatasetWriter:
         if group == "interactions":
             dtypes = INTERACTION_DTYPES | OPTIONAL_INTERACTION_DTYPES
         for name, array in arrays.items():
-            kinds = {"label": np.uint8, "amount": np.float32}
+            kinds = {"label": np.uint8, "amount": np.float32, "number": np.float32}
             dtype = dtypes.get(name, kinds.get(name.partition("_")[0], np.int32))
             np.save(self.path / group / f"{name}.npy", np.asarray(array).astype(dtype))
 

@@ -63,6 +63,10 @@ def write_model(
         arrays |= {
             name: np.where(touched[rows], rows, unknown[rows]) for name, rows in arrays.items() if name != "table"
         }
+    values = {group: [number.name for number in of] for group, of in dataset.numbers.groups()}
+    for kind, of_all in (("user", builder.user_numbers), ("item", builder.item_numbers)):
+        if kind in values:  # the last row is that of one who is not known
+            arrays[f"{kind}_numbers"] = np.vstack([of_all, np.full(len(values[kind]), np.nan, np.float32)])
     for kind, specs in (("user", fields.user), ("item", fields.item)):
         offsets = fields.offsets()[kind]
         of_unknown = [offsets[field.name] if k == 0 else 0 for field in specs for k in range(field.length)]
@@ -84,14 +88,15 @@ def write_model(
     of_table = jax.ShapeDtypeStruct(table.shape, table.dtype)
     task = parts.work.task
     if with_onnx:
-        request = scorer.request_shapes(fields, length, widths, onnx_model.CANDIDATES)
+        request = scorer.request_shapes(fields, length, widths, onnx_model.CANDIDATES, dataset.numbers)
         facts["onnx"] = onnx_model.write_onnx(folder / onnx_model.FILE, task, state.params, table, request)
     made = []
     for size in programs.SIZES:
-        request = scorer.request_shapes(fields, length, widths, size)
+        request = scorer.request_shapes(fields, length, widths, size, dataset.numbers)
         program = scorer.compile_ahead(task, state.params, of_table, request, platforms)
         (folder / programs.file_name(size)).write_bytes(program.serialize())
         made.append(program)
+    facts |= {"values": values} if values else {}
     return facts | {
         "history_length": length,
         "fields": fields_to_json(fields),

@@ -70,8 +70,9 @@ def _difference(served: Mapping[str, Any], dataset: Dataset) -> str:
     if found < LEAST * len(rows):
         return f"of {len(rows)} rows sampled of it, {found} are in this one"
     for group in ("context", "event"):
-        names = [field.name for field in getattr(dataset.fields, group)]
-        for name, *_ in served["serving"]["fields"][group]:
+        names = [one.name for of in (dataset.fields, dataset.numbers) for one in getattr(of, group)]
+        served_names = [name for name, *_ in served["serving"]["fields"][group]]
+        for name in [*served_names, *served["serving"].get("values", {}).get(group, [])]:
             if name not in names:
                 return f"its {group} field '{name}', which requests may name, is not in this one"
     return ""

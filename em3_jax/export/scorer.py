@@ -16,6 +16,7 @@ from jax import export
 from em3_jax.core import trees
 from em3_jax.core.batch import REQUEST, Key
 from em3_jax.core.fields import Fields
+from em3_jax.core.numbers import NO_NUMBERS, Numbers
 from em3_jax.tasks import Inputs, Task
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -44,10 +45,12 @@ def scorer(task: Task, unflatten: Any) -> Any:
         candidate = jnp.arange(number, dtype=jnp.int32)
         batch = {"label": jnp.zeros(number), "item_id": jnp.arange(number + length)}
         batch["item_row"] = jnp.concatenate([request["candidate_row"], request["history_row"]])
+        if "candidate_number" in request:
+            batch["item_number"] = jnp.concatenate([request["candidate_number"], request["history_number"]])
         history = for_all(number + jnp.arange(length, dtype=jnp.int32))
         batch |= {"item_position": candidate, "history_position": history}
         for name, key in REQUEST.items():
-            if key.becomes:
+            if key.becomes and name in request:
                 of_each = key.axes[0] == "B"
                 batch[key.becomes] = request[name] if of_each else for_all(request[name])
         return task.score(unflatten(params), Inputs(table, both, {}, batch)).astype(jnp.float32)
@@ -55,16 +58,20 @@ def scorer(task: Task, unflatten: Any) -> Any:
     return score
 
 
-def request_shapes(fields: Fields, length: int, looked_up: Mapping[str, int], number: int) -> dict[str, Any]:
+def request_shapes(
+    fields: Fields, length: int, looked_up: Mapping[str, int], number: int, numbers: Numbers = NO_NUMBERS
+) -> dict[str, Any]:
     """The shapes of a request.
 
     Args:
       number: b.
       length: T.
       looked_up: name -> width of what is looked up of an item.
+      numbers: that are read as values; of groups without, a request has none.
     """
     sizes = {group: sum(field.length for field in of) for group, of in fields.groups()}
-    sizes |= {"B": number, "T": length}
+    given = {f"{group}_numbers": len(of) for group, of in numbers.groups()}
+    sizes |= {"B": number, "T": length} | given
 
     def shape(key: Key, **more: int) -> jax.ShapeDtypeStruct:
         of = sizes | more
@@ -73,7 +80,8 @@ def request_shapes(fields: Fields, length: int, looked_up: Mapping[str, int], nu
     def shapes(key: Key) -> Any:
         return {name: shape(key, D=width) for name, width in looked_up.items()}
 
-    return {name: shapes(key) if key.named else shape(key) for name, key in REQUEST.items()}
+    keys = {name: key for name, key in REQUEST.items() if not key.given or key.given in given}
+    return {name: shapes(key) if key.named else shape(key) for name, key in keys.items()}
 
 
 def compile_ahead(

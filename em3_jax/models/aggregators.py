@@ -60,9 +60,8 @@ def multi_query(seen: Behaviours, score: Callable, hidden: int) -> Aggregated:
     query = nn.Dense(seen.items.shape[-1], name="content_id_query")(ids)
     name = "content_attention_of_ids"
     attention = TargetAttention(score, hidden, events_weigh=True, name=name)
-    events, position = seen.events or (None, None)
     place = (seen.items, seen.candidate, seen.history, seen.mask)
-    of_ids, weight = attention(*place, events, position, query)
+    of_ids, weight = attention(*place, *seen.events, target=query)
     return (interest, of_ids), scalars | entropies(name, weight, seen.mask)
 
 

@@ -114,7 +114,11 @@ class MeanScore(nn.Module):
 
 
 def gather_slots(
-    items: jax.Array, history: jax.Array, events: jax.Array | None = None, event_position: jax.Array | None = None
+    items: jax.Array,
+    history: jax.Array,
+    events: jax.Array | None = None,
+    event_position: jax.Array | None = None,
+    event_values: jax.Array | None = None,
 ) -> jax.Array:
     """[B, T, D] the history's items, with what is known of each event added.
 
@@ -123,13 +127,25 @@ def gather_slots(
       history: [B, T] i32 positions in `items`.
       events: [R, D] table rows with the embeddings of event fields.
       event_position: [B, T, C] i32 positions in `events`.
+      event_values: [B, T, D] what is known of the events besides.
     """
     slots = exchange.rows(items, history)
     if events is not None:
         assert event_position is not None  # the fields of events come with their rows
         for k in range(event_position.shape[-1]):
             slots = slots + exchange.rows(events, event_position[..., k])
-    return slots
+    return slots if event_values is None else slots + event_values
+
+
+def event_sum(
+    events: jax.Array | None, event_position: jax.Array | None, event_values: jax.Array | None
+) -> jax.Array | None:
+    """[B, T, W] all that is known of each event, see `gather_slots`; None where nothing is."""
+    if events is None:
+        return event_values
+    assert event_position is not None  # the fields of events come with their rows
+    found = jnp.asarray(sum(exchange.rows(events, event_position[..., k]) for k in range(event_position.shape[-1])))
+    return found if event_values is None else found + event_values
 
 
 class TargetAttention(nn.Module):
@@ -162,6 +178,7 @@ class TargetAttention(nn.Module):
         mask: jax.Array,
         events: jax.Array | None = None,
         event_position: jax.Array | None = None,
+        event_values: jax.Array | None = None,
         target: jax.Array | None = None,
         similarity: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
@@ -171,14 +188,14 @@ class TargetAttention(nn.Module):
           items: [S, D] embeddings of the distinct items.
           candidate: [B] i32 position of the candidate in `items`.
           history, mask: [B, T] i32 positions of the history in `items`; bool.
-          events, event_position: of the events' own fields, see `gather_slots`; [R, W] where they weigh.
+          events, event_position, event_values: what is known of each event, see `gather_slots`; W wide where they weigh.
           target: [B, D] what asks in the place of c_A, the candidate's own.
           similarity: [B, T] f32 how near each slot's content is to the candidate's; a learnt multiple of it, 1 at first,
             is added to the score.
         """
-        is_plain = not self.events_weigh or events is None
+        is_plain = not self.events_weigh or (events is None and event_values is None)
         # Slots first: the order of the program decides how XLA fuses it, and so its last bits.
-        slots = gather_slots(items, history, *(events, event_position) if is_plain else ())
+        slots = gather_slots(items, history, *(events, event_position, event_values) if is_plain else ())
         target = exchange.rows(items, candidate) if target is None else target
         score = self.score(self.hidden)
         nearness: jax.Array | float = 0.0
@@ -188,9 +205,9 @@ class TargetAttention(nn.Module):
             own = score(target, slots)
             weight = masked_softmax(own if similarity is None else own + nearness, mask)
             return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight
-        assert events is not None and event_position is not None  # without events it is plain
-        width, fields = events.shape[-1], range(event_position.shape[-1])
-        event = jnp.asarray(sum(exchange.rows(events, event_position[..., k]) for k in fields))
+        event = event_sum(events, event_position, event_values)
+        assert event is not None  # or it is plain
+        width = event.shape[-1]
         event = nn.LayerNorm(use_bias=False, use_scale=False, name="event_norm")(event)  # [B, T, W]
         of_event = jnp.einsum("bw,btw->bt", nn.Dense(width, name="event_query")(target), event)
         of_event = of_event if similarity is None else of_event + nearness

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 
 from em3_jax.core import exchange
 from em3_jax.core.fields import Fields
+from em3_jax.core.numbers import NO_NUMBERS, Numbers
 from em3_jax.core.types import Batch
 from em3_jax.models.attention import DotScore, entropies, masked_softmax
 from em3_jax.models.backbones import Features
 from em3_jax.models.mlp import MLP
-from em3_jax.models.ranking import event_embeddings, field_embeddings, other_embeddings
+from em3_jax.models.numbers import EmbeddedNumbers, NumberSettings
+from em3_jax.models.ranking import event_embeddings, field_embeddings, other_embeddings, with_numbers
 
 HISTORY_MODULES = ("short", "long", "similarity")
 
@@ -92,6 +94,7 @@ class Lemur(nn.Module):
       modules: of `HISTORY_MODULES`: "short": target attention; "long": the decoder over all T; "similarity": cosines with all T.
       decoder_layers, decoder_hidden: of the decoder.
       query_history: how many of the last events stand in for the query, where the dataset has none.
+      numbers, number_settings: those that are read as values, and how they are embedded.
     """
 
     fields: Fields
@@ -101,6 +104,8 @@ class Lemur(nn.Module):
     decoder_layers: int
     decoder_hidden: int
     query_history: int
+    numbers: Numbers = NO_NUMBERS
+    number_settings: NumberSettings = NumberSettings()
 
     @nn.compact
     def __call__(
@@ -116,6 +121,8 @@ class Lemur(nn.Module):
         """
         embedded = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F, W]
         others = other_embeddings(rows, batch, self.fields)
+        embed = EmbeddedNumbers(self.numbers, self.number_settings, rows.shape[-1], name="numbers")
+        embedded, others, values = with_numbers(embedded, others, embed(batch, rows.dtype))
         candidate, history = batch["item_position"], batch["history_position"]
         valid = batch["history_mask"]
         mask = valid & exchange.picked(items.history_present, history)
@@ -150,6 +157,7 @@ class Lemur(nn.Module):
         last = slice(-self.short, None)
         events = event_embeddings(rows, batch | {"history_row": batch["history_row"][:, last]}, self.fields)
         features = Features(embedded, candidate, history[:, last], valid[:, last], *events, others, tuple(content))
+        features = features._replace(event_values=None if values is None else values[:, last])
         logit, of_backbone = self.backbone(features, train=train)
         share = lambda mask, valid: mask.sum() / jnp.maximum(valid.sum(), 1)  # noqa: E731
         scalars |= {

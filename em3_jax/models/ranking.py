@@ -3,7 +3,7 @@
 Letters: B batch, T history, S distinct items, R distinct table rows, C columns of a field group, F fields, W ID width, D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -12,16 +12,20 @@ import jax.numpy as jnp
 from em3_jax.core import exchange, gather
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Field, Fields, columns
+from em3_jax.core.numbers import NO_NUMBERS, Numbers
 from em3_jax.core.types import Batch
 from em3_jax.models import similarity
 from em3_jax.models.aggregators import Behaviours, attentive
 from em3_jax.models.backbones import Features
 from em3_jax.models.fusion.chunks import as_type, in_chunks
+from em3_jax.models.numbers import EmbeddedNumbers, NumberSettings
 from em3_jax.models.quantiser import Quantised, ResidualQuantiser, usage
 from em3_jax.models.similarity import item_vectors
 
-Events = tuple[jax.Array | None, jax.Array | None]
+Positions = tuple[jax.Array | None, jax.Array | None]
 """([E, W] rows of event fields, [B, T, C] i32 positions among them); None where there are none."""
+Events = tuple[jax.Array | None, jax.Array | None, jax.Array | None]
+"""The same and [B, T, W] the sum of the events' embedded numbers; None without any."""
 
 CONTENT_PARTS = ("item", "user", *similarity.PARTS)
 
@@ -58,7 +62,23 @@ def other_embeddings(rows: jax.Array, batch: Batch, fields: Fields) -> jax.Array
     )
 
 
-def event_embeddings(rows: jax.Array, batch: Batch, fields: Fields) -> Events:
+def with_numbers(
+    items: jax.Array, others: jax.Array, numbers: Mapping[str, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """([S, F, W] items and [B, F, W] others with their numbers as further fields, [B, T, W] what numbers say of events).
+
+    Args:
+      items, others: of the categorical fields.
+      numbers: group -> vectors, see `EmbeddedNumbers`; {} = none are read as values.
+    """
+    if "item" in numbers:
+        items = jnp.concatenate([items, numbers["item"]], axis=1)
+    more = [numbers[group] for group in ("user", "context") if group in numbers]
+    others = jnp.concatenate([others, *more], axis=1) if more else others
+    return items, others, numbers["event"].sum(axis=2) if "event" in numbers else None
+
+
+def event_embeddings(rows: jax.Array, batch: Batch, fields: Fields) -> Positions:
     """The table rows of the history's event fields and the position of each event among them.
 
     Of small vocabularies, the few rows by themselves: all B x T events name one of these, and so
@@ -77,7 +97,7 @@ def event_embeddings(rows: jax.Array, batch: Batch, fields: Fields) -> Events:
         return rows, position
     event = fields.num_rows - count + jnp.arange(count)
 
-    def few(rows: jax.Array, row_id: jax.Array, position: jax.Array) -> Events:
+    def few(rows: jax.Array, row_id: jax.Array, position: jax.Array) -> Positions:
         place = jnp.argmax(row_id == event[:, None], axis=1)  # [E] in the block
         among = sum(jnp.where(position == place[k], k + 1, 0) for k in range(count))
         return gather.rows(rows, jnp.pad(place, (1, 0))), jnp.asarray(among)  # the padding row first
@@ -101,6 +121,7 @@ class RankingModel(nn.Module):
       segments: see `backbones.Features`.
       similar_attention: whether the backbone's attention reads the cosines of content embeddings (SA-TA: semantic-aware
         target attention, Wu et al., MUSE, 2025).
+      numbers, number_settings: those that are read as values, and how they are embedded.
     """
 
     fields: Fields
@@ -115,6 +136,8 @@ class RankingModel(nn.Module):
     quantiser: ResidualQuantiser | None = None
     segments: Sequence[tuple[str, int]] = ()
     similar_attention: bool = False
+    numbers: Numbers = NO_NUMBERS
+    number_settings: NumberSettings = NumberSettings()
 
     @nn.compact
     def __call__(
@@ -138,7 +161,9 @@ class RankingModel(nn.Module):
         """
         items = field_embeddings(rows, batch["item_row"], self.fields.item)  # [S, F, W]
         others = other_embeddings(rows, batch, self.fields)
-        events = event_embeddings(rows, batch, self.fields)
+        embed = EmbeddedNumbers(self.numbers, self.number_settings, rows.shape[-1], name="numbers")
+        items, others, values = with_numbers(items, others, embed(batch, rows.dtype))
+        events = (*event_embeddings(rows, batch, self.fields), values)
         content: tuple[jax.Array, ...] = ()
         out: dict[str, jax.Array] = {}
 
@@ -160,8 +185,8 @@ class RankingModel(nn.Module):
                 similarity.unit(out["content"].astype(jnp.float32)), batch["item_position"], batch["history_position"]
             )
         features = Features(
-            items, batch["item_position"], batch["history_position"], batch["history_mask"], *events, others, content,
-            tuple((name, length) for name, length in self.segments), near,
+            items, batch["item_position"], batch["history_position"], batch["history_mask"], *events[:2], others, content,
+            tuple((name, length) for name, length in self.segments), near, values,
         )  # fmt: skip
         logit, scalars = self.backbone(features, train=train)
         return logit, {"item_fields": items} | out | scalars
@@ -196,7 +221,7 @@ class RankingModel(nn.Module):
         if "item" in self.content_parts:
             parts.append(exchange.rows(embedding, candidate))
         if "user" in self.content_parts:
-            read = events if self.content_events and events[0] is not None else ()
+            read = events if self.content_events and any(one is not None for one in events) else ()
             seen = Behaviours(embedding, candidate, history, mask, read, ids)
             interests, scalars = self.content_aggregator(seen, self.content_score, self.content_hidden)
             out |= scalars

@@ -135,10 +135,11 @@ def on_stand_in(config: Config, root: Path) -> Config:
     names = [field.name for _, group in fields.groups() for field in group]
     changed.data.root = str(root)
     changed.data.label = "click"
-    changed.data.codes = ()
+    changed.data.codes, changed.model.all_numbers = (), "ranges"
     floors = dict(changed.data.unknown_floor)
     with changed.unlocked():
         changed.data.unknown_floor = {name: floor for name, floor in floors.items() if name in names}
+        changed.model.numbers = {}
     of_items = [field.name for field in fields.item]
     known = tuple(name for name in changed.model.cic.id_fields if name in of_items)
     changed.model.cic.id_fields = known or (of_items[0],)

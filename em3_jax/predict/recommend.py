@@ -27,6 +27,7 @@ from em3_jax.config.schema import Retrieval
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import UNKNOWN
+from em3_jax.core.numbers import value_column
 from em3_jax.core.progress import Progress
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.files import column_names, read_table
@@ -38,7 +39,7 @@ from em3_jax.predict import pieces
 from em3_jax.predict.nearest_items import NearestItems
 from em3_jax.predict.past import Past
 from em3_jax.predict.pieces import Pieces
-from em3_jax.predict.rows import Rows, values_of
+from em3_jax.predict.rows import Rows, numbers_of, values_of
 from em3_jax.predict.scorer import Scorer
 from em3_jax.serving import id_index
 from em3_jax.training.run import Run
@@ -197,17 +198,20 @@ class _ByRanking:
     def __init__(self, scorer: Scorer, context: Mapping[str, str]):
         self._scorer, self.dataset, self.step = scorer, scorer.dataset, scorer.step
         self.plan = scorer.calibrations.to_json()
-        values = values_of(self.dataset)
+        values, numbers = values_of(self.dataset), numbers_of(self.dataset)
         for name in context:
-            if name not in values:
-                known = ", ".join(values) or "there are none"
+            if name not in values | numbers:
+                known = ", ".join(values | numbers) or "there are none"
                 raise UserError(f"--context {name}=...: no such context field; {known}")
-        self._context = {name: UNKNOWN for name in values}
+        self._context: dict[str, Any] = {f"context_{name}": np.int32(UNKNOWN) for name in values}
+        self._context |= {value_column(name): np.float32(np.nan) for name in numbers}
         for name, value in context.items():
-            ids, known_values = values[name].ids([value])
-            if not known_values[0]:
-                raise UserError(f"--context {name}={value}: training has no such value")
-            self._context[name] = int(ids[0])
+            is_number = name in numbers
+            found, is_known = numbers[name].values([value]) if is_number else values[name].ids([value])
+            if not is_known[0]:
+                wrong = "is no number" if is_number else "training has no such value"
+                raise UserError(f"--context {name}={value}: {wrong}")
+            self._context |= {value_column(name): found[0]} if is_number else {f"context_{name}": np.int32(found[0])}
         self._past = Past(self.dataset) if scorer.history_length else None
 
     def __call__(self, user: np.ndarray, offered: _Offered, count: int, seen: _Taken | None):
@@ -217,7 +221,7 @@ class _ByRanking:
         of_user, of_item, n = np.repeat(user, lengths), np.concatenate(items), int(lengths.sum())
         columns = {"user": of_user, "item": of_item, "label": np.zeros(n, np.uint8), "time": np.zeros(n, np.int64)}
         columns |= {name: np.zeros(n, np.uint8) for name in self.dataset.interactions if name.startswith("label_")}
-        columns |= {f"context_{name}": np.full(n, id_, np.int32) for name, id_ in self._context.items()}
+        columns |= {name: np.full(n, value) for name, value in self._context.items()}
         nothing = np.zeros(len(user), np.int64)
         ranges = (nothing, nothing) if self._past is None else self._past.ranges(user, None)
         of_each = (np.repeat(one, lengths) for one in ranges)

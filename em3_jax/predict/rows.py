@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import PADDING
+from em3_jax.core.numbers import value_column
 from em3_jax.core.ranges import Ranges
 from em3_jax.data import canonical, times
 from em3_jax.data.batches import BatchBuilder
@@ -22,7 +23,7 @@ from em3_jax.data.readers.table_times import AUTO, OF_DATES, Times, read_times
 from em3_jax.export.model import original_ids
 from em3_jax.predict.past import Past
 from em3_jax.serving import id_index
-from em3_jax.serving.field_values import FieldValues
+from em3_jax.serving.field_values import FieldValues, NumberValues
 
 ROLES = ("user", "item", "time", "history")
 
@@ -81,7 +82,8 @@ class Rows:
           builder: of `with_unknown`.
         """
         view = dataclasses.replace(self.dataset, interactions=self.interactions, events=self.events)
-        return builder.reading(view, builder.user_rows, builder.item_rows, builder.host_features)
+        sides = (builder.user_rows, builder.item_rows, builder.host_features)
+        return builder.reading(view, *sides, builder.user_numbers, builder.item_numbers)
 
 
 def with_unknown(builder: BatchBuilder, host_features: Sequence[FeatureSet]) -> BatchBuilder:
@@ -97,7 +99,16 @@ def with_unknown(builder: BatchBuilder, host_features: Sequence[FeatureSet]) -> 
         for kind, rows in (("user", builder.user_rows), ("item", builder.item_rows))
     )
     sets = tuple(_AndUnknown(one.name, one.tokens, one.mask, one.manifest) for one in host_features)
-    return builder.reading(dataset, users, items, sets)
+    numbers = (
+        np.vstack([of_all, np.full(of_all.shape[1], np.nan, np.float32)])
+        for of_all in (builder.user_numbers, builder.item_numbers)
+    )
+    return builder.reading(dataset, users, items, sets, *numbers)
+
+
+def numbers_of(dataset: Dataset) -> dict[str, NumberValues]:
+    """Number of the context that is read as a value -> its values."""
+    return {number.name: NumberValues(f"context number '{number.name}'") for number in dataset.numbers.context}
 
 
 def values_of(dataset: Dataset) -> dict[str, FieldValues]:
@@ -129,7 +140,7 @@ class Resolver:
         self._users, self._items = (
             id_index.build(original_ids(table)) for table in (dataset.user_table, dataset.item_table)
         )
-        self._values = values_of(dataset)
+        self._values, self._numbers = values_of(dataset), numbers_of(dataset)
         self._past = None if read.history or not history_length else Past(dataset)
         self.unknown: dict[str, int] = {}
 
@@ -150,7 +161,11 @@ class Resolver:
         columns |= {f"amount_{name}": np.zeros(n, np.float32) for name in dataset.amounts}
         columns["time"] = np.zeros(n, np.int64)
         for field, column in read.contexts.items():
-            columns[f"context_{field}"] = self._context(field, table.column(column) if column else None, n)
+            given = table.column(column) if column else None
+            if field in self._numbers:
+                columns[value_column(field)] = self._number(field, given, n)
+            else:
+                columns[f"context_{field}"] = self._context(field, given, n)
         events = dataset.events
         if read.history:
             columns["history_start"], columns["history_end"], events = self._given(source, table.column(read.history))
@@ -189,6 +204,16 @@ class Resolver:
         missing = int(self._values[field].ids([None])[0][0])
         self._count(f"new values of {field}, rows", int((~np.append(known, True))[codes].sum()))
         return np.append(ids, missing)[codes].astype(np.int32)
+
+    def _number(self, name: str, column: pa.ChunkedArray | None, n: int) -> np.ndarray:
+        """[n] f32 numbers of the context, NaN = missing; without a column all are."""
+        if column is None:
+            return np.full(n, np.nan, np.float32)
+        words = canonical.texts(column).combine_chunks()
+        values, known = self._numbers[name].values(words.dictionary.to_pylist())
+        codes = words.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        self._count(f"values of {name} that are no numbers, rows", int((~np.append(known, True))[codes].sum()))
+        return np.append(values, np.float32(np.nan))[codes]
 
     def _times(self, source: Source, table: pa.Table) -> np.ndarray:
         """[n] i64 in the dataset's unit: dates, and numbers that are dates in another unit, are converted."""
@@ -232,8 +257,9 @@ class Resolver:
         end = np.cumsum(np.bincount(row, minlength=len(length)))
         start = np.concatenate([[0], end[:-1]])
         events = {"item": item.astype(np.int32), "time": np.zeros(len(item), np.int64)}
-        fields = self._dataset.fields.event
-        return start, end, events | {f"field_{f.name}": np.full(len(item), PADDING, np.int32) for f in fields}
+        events |= {f"field_{f.name}": np.full(len(item), PADDING, np.int32) for f in self._dataset.fields.event}
+        missing = np.full(len(item), np.nan, np.float32)
+        return start, end, events | {number.column: missing for number in self._dataset.numbers.event}
 
 
 def _of_unknown(dataset: Dataset, kind: str) -> list[int]:
@@ -253,7 +279,7 @@ def which(names: Sequence[str], given: Mapping[str, str], without: Sequence[str]
     Raises:
       UserError: a column is not there; a role or field is none.
     """
-    fields = [field.name for field in dataset.fields.context]
+    fields = [one.name for one in (*dataset.fields.context, *dataset.numbers.context)]
     for role in given:
         if role not in (*ROLES, *fields):
             raise UserError(f"--columns {role}=...: no role or context field; {nearest(role, [*ROLES, *fields])}")

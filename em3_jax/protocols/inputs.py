@@ -13,6 +13,7 @@ import numpy as np
 
 from em3_jax.core import rng
 from em3_jax.core.fields import columns
+from em3_jax.core.numbers import value_column
 from em3_jax.core.types import WHOLE
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.buckets import Buckets
@@ -84,7 +85,7 @@ class Inputs:
         self._reads_history, self.rows = reads_history, rows
         self._catalogue = len(builder.item_rows)
         user, item = self._columns["user"], self._columns["item"]
-        self._user_rows = builder.user_rows[user]
+        self._user_rows, self._user_numbers = builder.user_rows[user], builder.user_numbers[user]
         self._item_of = np.concatenate([np.arange(self._catalogue), item])
         owners = np.unique(np.stack([self._columns["group"], user]), axis=1)
         self._is_of_users = len(np.unique(owners[0])) == owners.shape[1]
@@ -102,6 +103,10 @@ class Inputs:
         ]
         if self._reads_history:
             result += [Input(HISTORY, HISTORY), *(Input(EVENT, f.name) for f in fields.event)]
+        numbers = self._builder.dataset.numbers.groups()
+        result += [
+            Input(group, one.name) for group, of in numbers if group != EVENT or self._reads_history for one in of
+        ]
         result += [Input(CONTENT, one.name) for one in self._sets]
         return result + [Input(CONTENT, ALL_CONTENT)] * (len(self._sets) > 1)
 
@@ -128,15 +133,20 @@ class Inputs:
         fields = self._builder.dataset.fields
         if one.kind == CONTENT:
             return self._reading(permuted=self._content_permuted(one.name, key))
+        numbers = [number.name for number in getattr(self._builder.dataset.numbers, one.kind, ())]
+        number = value_column(one.name) if one.name in numbers else ""
         if one.kind == EVENT:
-            return self._reading(events={f"field_{one.name}": self._events_permuted(one.name, scope, key)})
+            name = number or f"field_{one.name}"
+            return self._reading(events={name: self._events_permuted(name, scope, key)})
         source = self._stand_ins(one.kind in OF_USER, scope, key)
         if one.kind == HISTORY:
             names = ("history_start", "history_end")
             return self._reading(interactions={name: self._columns[name][source] for name in names})
         if one.kind == CONTEXT:
-            name = f"context_{one.name}"
+            name = number or f"context_{one.name}"
             return self._reading(interactions={name: self._columns[name][source]})
+        if number:
+            return self._with_numbers_of(one.kind, numbers.index(one.name), source)
         column = columns(getattr(fields, one.kind))[one.name]
         if one.kind == USER:
             user_rows = self._user_rows.copy()
@@ -146,6 +156,16 @@ class Inputs:
         own = item_rows[self._catalogue :].copy()
         item_rows[self._catalogue :, column] = own[source, column]
         return self._reading(item_rows=item_rows)
+
+    def _with_numbers_of(self, kind: str, k: int, source: np.ndarray) -> BatchBuilder:
+        """The builder whose users, or candidates, have number `k` of those of the rows `source` [n]."""
+        if kind == USER:
+            numbers = self._user_numbers.copy()
+            numbers[:, k] = numbers[source, k]
+            return self._reading(user_numbers=numbers)
+        numbers = self._builder.item_numbers[self._item_of]
+        numbers[self._catalogue :, k] = numbers[self._catalogue + source, k]
+        return self._reading(item_numbers=numbers)
 
     def _stand_ins(self, of_user: bool, scope: str, key: np.uint64) -> np.ndarray:
         """[n] i64 the row whose value each row has."""
@@ -162,8 +182,8 @@ class Inputs:
         return {one.name: item for one in self._sets if name in (one.name, ALL_CONTENT)}
 
     def _events_permuted(self, name: str, scope: str, key: np.uint64) -> np.ndarray:
-        """[events] the values of a field of events, permuted among all shown or a user's."""
-        values = np.array(self._builder.dataset.events[f"field_{name}"])
+        """[events] the values of a column of events, permuted among all shown or a user's."""
+        values = np.array(self._builder.dataset.events[name])
         group = np.zeros(len(self._event), np.int64)
         if scope == SCOPES[1]:  # a history begins where its user's events do
             starts = np.unique(self._columns["history_start"])
@@ -187,6 +207,8 @@ class Inputs:
         user_rows: np.ndarray | None = None,
         item_rows: np.ndarray | None = None,
         permuted: dict[str, np.ndarray] | None = None,
+        user_numbers: np.ndarray | None = None,
+        item_numbers: np.ndarray | None = None,
     ) -> BatchBuilder:
         """The builder of the split's rows with some of what it reads replaced."""
         n, dataset = len(self.rows), self._builder.dataset
@@ -205,6 +227,8 @@ class Inputs:
             self._user_rows if user_rows is None else user_rows,
             self._builder.item_rows[self._item_of] if item_rows is None else item_rows,
             tuple(sets),
+            self._user_numbers if user_numbers is None else user_numbers,
+            self._builder.item_numbers[self._item_of] if item_numbers is None else item_numbers,
         )
 
     def _measured(self) -> Buckets:

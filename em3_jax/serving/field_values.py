@@ -1,4 +1,4 @@
-"""Field values as requests give them -> ids, by their canonical form; what is not known is counted.
+"""Field values as requests give them -> ids, by their canonical form, or numbers; what is not known is counted.
 
 Letters: n values.
 """
@@ -12,6 +12,7 @@ import numpy as np
 
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN
+from em3_jax.core.numbers import as_values
 from em3_jax.core.ranges import Ranges
 from em3_jax.core.values import canonical
 
@@ -93,9 +94,7 @@ class FieldValues:
         Raises:
           UserError: a list or an object; or, of a field without a vocabulary, none of its ids.
         """
-        values = list(values)
-        if any(isinstance(value, list | tuple | dict | np.ndarray) for value in values):
-            raise UserError(f"{self._what}: takes texts or numbers, not lists or objects")
+        values = _single(self._what, values)
         ids = np.array([*map(self._id if self._ids else self._own_id, values)], np.int64)
         known = ids != _NOT_KNOWN
         return np.where(known, ids, UNKNOWN), known
@@ -116,11 +115,8 @@ class FieldValues:
     def _of_number(self, form: str | None) -> int:
         """The id of a number, as text; None = it is missing."""
         assert self._ranges is not None
-        try:
-            number = np.nan if form is None else float(form)
-        except ValueError:
-            return _NOT_KNOWN
-        return int(self._ranges.ids([number])[0])
+        number = _as_number(form)
+        return _NOT_KNOWN if number is None else int(self._ranges.ids([number])[0])
 
     def _own_id(self, value: Any) -> int:
         form = canonical(value)
@@ -131,3 +127,43 @@ class FieldValues:
             ids = f"its ids, integers from 0 to {last}"
             raise UserError(f"{self._what}: has no vocabulary; give {ids}")
         return int(form)
+
+
+class NumberValues:
+    """The values of a number that the model reads as a value.
+
+    Args:
+      what: the number, for messages.
+    """
+
+    def __init__(self, what: str):
+        self._what = what
+
+    def values(self, values: Sequence) -> tuple[np.ndarray, np.ndarray]:
+        """([n] f32 numbers, [n] bool whether the value is one, or said to be missing).
+
+        Missing values (None, NaN, the empty text) are NaN, as in training, and so are those that are no numbers.
+
+        Raises:
+          UserError: a list or an object.
+        """
+        found = [_as_number(canonical(value)) for value in _single(self._what, values)]
+        known = np.array([number is not None and not np.isinf(number) for number in found], bool)
+        numbers = [number if is_known else np.nan for number, is_known in zip(found, known, strict=True)]
+        return as_values(numbers), known
+
+
+def _single(what: str, values: Sequence) -> list[Any]:
+    """The values; refuses one that is several."""
+    values = list(values)
+    if any(isinstance(value, list | tuple | dict | np.ndarray) for value in values):
+        raise UserError(f"{what}: takes texts or numbers, not lists or objects")
+    return values
+
+
+def _as_number(form: str | None) -> float | None:
+    """The number that a value's canonical form says, NaN = it is missing; None = it says none."""
+    try:
+        return np.nan if form is None else float(form)
+    except ValueError:
+        return None

@@ -20,7 +20,7 @@ from em3_jax.core.fields import PADDING, UNKNOWN
 from em3_jax.core.ranges import Ranges
 from em3_jax.core.values import canonical
 from em3_jax.serving import vectors
-from em3_jax.serving.field_values import LONGEST_ECHO, FieldValues, Unknown
+from em3_jax.serving.field_values import LONGEST_ECHO, FieldValues, NumberValues, Unknown
 from em3_jax.serving.id_index import IdIndex
 from em3_jax.serving.neighbours import Neighbours
 from em3_jax.serving.programs import Programs
@@ -29,7 +29,7 @@ from em3_jax.serving.store import Version
 CONTENT = "content"
 WORDS = {"context": "context", "event": "history"}  # what a group's fields are called in messages
 PLACES = {"context": "context", "event": "history_fields"}  # and where they stand in a request
-Ids = dict[str, np.ndarray]  # field name -> [n] i64
+Ids = dict[str, np.ndarray]  # field name -> [n] i64; of a number that is read as a value f32
 
 
 class Lookup(NamedTuple):
@@ -106,6 +106,8 @@ class Model:
             for kind in ("item", "user")
         )
         self._item_rows, self._user_rows = version["item_rows"], version["user_rows"]
+        self._numbers: dict[str, list[str]] = facts.get("values", {})  # group -> those that are read as values
+        self._of_side = {kind: version[f"{kind}_numbers"] for kind in ("user", "item") if kind in self._numbers}
         self._looked_up = vectors.stored(version.starting_with(vectors.PREFIX), version.starting_with(vectors.SCALE))
         self._lookups = {group: version.starting_with(f"{group}_lookup.") for group in ("context", "event")}
         self._values = {group: self._values_of(group, facts) for group in WORDS}
@@ -120,10 +122,12 @@ class Model:
         self._similar_lock = threading.Lock()
         self._programs.try_out(self._nothing, self._programs.sizes if sizes is None else sizes)
 
-    def _values_of(self, group: str, facts: Mapping[str, Any]) -> dict[str, FieldValues]:
-        """Field name -> the ids of its values."""
+    def _values_of(self, group: str, facts: Mapping[str, Any]) -> dict[str, FieldValues | NumberValues]:
+        """Field name -> the ids of its values; name of a number -> its values."""
         vocabularies = facts["vocabularies"].get(group, {})
-        result = {}
+        result: dict[str, FieldValues | NumberValues] = {
+            name: NumberValues(f"{WORDS[group]} number '{name}'") for name in self._numbers.get(group, ())
+        }
         for name in self._names(group):
             size = len(self._lookups[group][name])
             what = f"{WORDS[group]} field '{name}'"
@@ -281,7 +285,22 @@ class Model:
         request |= {"user_row": self._user_rows[user], "history_mask": slots >= 0}
         for name, row in (("candidate", candidate), ("history", slots)):
             request |= {name: looked_up(row), f"{name}_row": take(self._item_rows, row)}
+            if "item" in self._of_side:
+                request[f"{name}_number"] = take(self._of_side["item"], row)
+        if "user" in self._of_side:
+            request["user_number"] = self._of_side["user"][user]
+        for group, given, places in (("event", events, length), ("context", context, len(candidate))):
+            if group in self._numbers:
+                request[f"{group}_number"] = self._given_numbers(group, given, places)
         return request
+
+    def _given_numbers(self, group: str, given: Ids, places: int) -> np.ndarray:
+        """[places, m] f32 the numbers of a group that a request gives, the last ones at the end; NaN = missing."""
+        result = np.full((places, len(self._numbers[group])), np.nan, np.float32)
+        for k, name in enumerate(self._numbers[group]):
+            if name in given:
+                result[places - len(given[name]) :, k] = given[name]
+        return result
 
     def _names(self, group: str) -> list[str]:
         return [name for name, *_ in self._fields[group]]
@@ -309,11 +328,12 @@ class Model:
         return result
 
     def _ids(self, group: str, name: str, values: Sequence, unknown: Unknown) -> np.ndarray:
-        """[n] i64 ids of a field's values."""
+        """[n] i64 ids of a field's values; of a number that is read as a value [n] f32."""
         if name not in self._values[group]:
-            name, there = name[:LONGEST_ECHO], self._names(group)
+            name, there = name[:LONGEST_ECHO], list(self._values[group])
             hint = nearest(name, there) if there else "there are none"
             raise UserError(f"{WORDS[group]} field '{name}': no such field; {hint}")
-        ids, known = self._values[group][name].ids(values)
+        of = self._values[group][name]
+        found, known = of.values(values) if isinstance(of, NumberValues) else of.ids(values)
         unknown.add(f"{PLACES[group]}.{name}", values, known)
-        return ids
+        return found

@@ -254,7 +254,8 @@ def vocabulary(dataset: Dataset) -> pa.Table:
             values += [pa.nulls(1, TEXT), known]
             blocks.append([f"{group}/{field.name}", rows])
     table = pa.table({"field": pa.chunked_array(names), "value": pa.chunked_array(values)})
-    return table.replace_schema_metadata({"blocks": json.dumps(blocks)})
+    values_too = {"numbers": json.dumps(dataclasses.asdict(dataset.numbers))} if any(dataset.numbers.groups()) else {}
+    return table.replace_schema_metadata({"blocks": json.dumps(blocks)} | values_too)
 
 
 def _known_values(dataset: Dataset, group: str, name: str, is_id: bool) -> pa.Array:
@@ -301,11 +302,15 @@ def row_map(old: pa.Table, new: pa.Table) -> np.ndarray:
     """[rows of `old`] i64: the row of `new` that stands for the same, of the vocabularies of two datasets.
 
     Raises:
-      UserError: fields differ, a vocabulary is not known, or a value of `old` is not in `new`.
+      UserError: fields differ, a vocabulary is not known, a value of `old` is not in `new`, or numbers are read otherwise.
     """
     was, now = _blocks(old), _blocks(new)
     if list(was) != list(now):
         raise UserError(f"its fields are {', '.join(now)}, those of the run {', '.join(was)}")
+    if old.schema.metadata.get(b"numbers") != new.schema.metadata.get(b"numbers"):
+        raise UserError(
+            "its numbers are scaled otherwise than the run's; prepare it with --numbers-like <the dataset before>"
+        )
     place = np.zeros(old.num_rows, np.int64)
     for name, (start, rows) in was.items():
         place[start] = now[name][0]

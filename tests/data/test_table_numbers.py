@@ -1,5 +1,6 @@
 """What columns of the table reader say besides: numbers as fields of ranges, weights of rows, further labels."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,12 +11,17 @@ import pytest
 from em3_jax import train
 from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN
 from em3_jax.core.ranges import MISSING, Ranges
+from em3_jax.core.types import Shards
 from em3_jax.data.batches import BatchBuilder
+from em3_jax.data.blocks import build
 from em3_jax.data.buckets import Buckets
 from em3_jax.data.format import NOT_PART
+from em3_jax.data.number_columns import with_numbers
 from em3_jax.data.readers.table import table
 from em3_jax.export import command as export
 from em3_jax.predict.command import predict
+from em3_jax.predict.recommend import recommend
+from em3_jax.protocols import importance
 from em3_jax.serving.field_values import FieldValues
 from em3_jax.serving.service import Service
 from tests.conftest import user_error
@@ -131,13 +137,23 @@ def test_a_longer_log_is_cut_alike(tmp_path):
     )
 
 
-def test_a_run_is_scored_and_served_by_the_numbers_themselves(tmp_path):
+KINDS = {"price": "piecewise", "age": "log", "hour": "periodic", "seconds": "standardised"}
+
+
+def run_config(dataset, **changes):
+    config = small_config(dataset, model__content="none", data__features=(), data__batch_size=64, **changes)
+    config.optim.multipliers, config.model.cic.id_fields, config.train.epochs = (), ("item",), 1.0
+    return config
+
+
+@pytest.mark.parametrize("kinds", [{}, KINDS], ids=["as ranges", "as values"])
+def test_a_run_is_scored_and_served_by_the_numbers_themselves(tmp_path, kinds):
     dataset = shop(tmp_path)
-    config = small_config(dataset, model__content="none", data__features=(), data__batch_size=64)
-    config.optim.multipliers, config.model.cic.id_fields = (), ("item",)
-    config.train.epochs = 1.0
+    config = run_config(dataset)
+    with config.unlocked():
+        config.model.numbers = kinds
     train.train(config, tmp_path / "run")
-    rows = pq.read_table(tmp_path / "clicks.parquet").slice(540, 8)
+    rows = pq.read_table(tmp_path / "clicks.parquet").slice(552, 8)  # one of which has no hour
     pq.write_table(rows, tmp_path / "rows.parquet")
     done = predict(tmp_path / "run", tmp_path / "rows.parquet", tmp_path / "scores.parquet")
     assert not done.unknown
@@ -145,12 +161,14 @@ def test_a_run_is_scored_and_served_by_the_numbers_themselves(tmp_path):
     found, columns = pq.read_table(tmp_path / "scores.parquet"), dataset.interactions
     with Service(tmp_path / "store") as service:
         for k in range(8):
-            start, end = columns["history_start"][540 + k], columns["history_end"][540 + k]
+            start, end = columns["history_start"][552 + k], columns["history_end"][552 + k]
             items = dataset.item_table.column("id").to_numpy()[dataset.events["item"][start:end]]
             words = dataset.meta["vocabularies"]["event"]["seconds"]
             cut = Ranges.from_json(dataset.meta["numbers"]["event"]["seconds"])
             middle = [*(np.array(cut.edges) - 1e-6), cut.edges[-1] + 1]  # a number of each range
             seconds = [middle[one - FIRST_KNOWN] for one in dataset.events["field_seconds"][start:end]]
+            if kinds:
+                seconds = dataset.events["number_seconds"][start:end].tolist()
             row = rows.slice(k, 1).to_pylist()[0]
             scores = service.model.score(
                 row["user"],
@@ -161,6 +179,89 @@ def test_a_run_is_scored_and_served_by_the_numbers_themselves(tmp_path):
             )
             assert scores.logit[0] == pytest.approx(found.column("logit")[k].as_py(), abs=1e-5) and not scores.unknown
     assert len(words) == 8
+    if kinds:
+        told_of_a_run_on_values(tmp_path, dataset)
+
+
+def told_of_a_run_on_values(root, dataset):
+    """What else `em3 predict`, `importance`, the service and a grown dataset say of a run that reads numbers as values."""
+    rows = pa.table({"user": [1, 99], "item": [2, 98], "time": [1_700_000_000] * 2, "hour": ["noon", None]})
+    pq.write_table(rows, root / "new.parquet")
+    done = predict(root / "run", root / "new.parquet", root / "new_scores.parquet")
+    assert done.unknown["values of hour that are no numbers, rows"] == 1 and done.unknown["new items, rows"] == 1
+    assert np.isfinite(pq.read_table(root / "new_scores.parquet").column("logit").to_numpy()).all()
+    found = importance.importance(root / "run", repeats=1)
+    named = {(one["kind"], one["name"]) for one in found["inputs"]}
+    assert {("item", "price"), ("user", "age"), ("context", "hour"), ("event", "seconds")} <= named
+    with Service(root / "store") as service:
+        scores = service.model.score(
+            1, [2, 3], [4], context={"hour": "noon"}, history_fields={"seconds": [1e300, None]}
+        )
+        assert scores.unknown == {"context.hour": 1} and np.isfinite(scores.logit).all()
+        assert "did you mean 'hour'" in user_error(lambda: service.model.score(1, [], [4], context={"houre": 1}))
+    recommend(root / "run", root / "top.parquet", count=2, context={"hour": "13.5"})
+    assert pq.read_table(root / "top.parquet").num_rows == 2 * USERS
+    said = user_error(lambda: recommend(root / "run", root / "no.parquet", context={"hour": "noon"}))
+    assert "--context hour=noon: is no number" in said
+
+
+def test_a_grown_dataset_goes_on_only_with_the_same_scale(tmp_path):
+    dataset = shop(tmp_path / "a", split="0.5,0.2,0.3")
+    config = run_config(dataset, model__all_numbers="standardised")
+    train.train(config, tmp_path / "run")
+    grown = {"split": "0.7,0.1,0.2", "overwrite": True}
+    config.train.grow = True
+    shop(tmp_path / "a", **grown)
+    assert "--numbers-like" in user_error(lambda: train.train(config, tmp_path / "run"))
+    shop(tmp_path / "b", split="0.5,0.2,0.3")
+    shop(tmp_path / "a", **grown, numbers_like=str(tmp_path / "b" / "out"), number_bins=16)
+    assert train.train(config, tmp_path / "run")["step"] > 5
+
+
+def test_the_numbers_are_kept_beside_their_ranges(tmp_path):
+    dataset = shop(tmp_path)
+    raw = pq.read_table(tmp_path / "clicks.parquet")
+    np.testing.assert_array_equal(dataset.interactions["number_hour"], raw.column("hour").to_numpy().astype(np.float32))
+    train_rows = np.asarray(dataset.split_rows("train"))
+    price = dataset.item_table.column("number_price").to_numpy()
+    facts = dataset.meta["numbers"]["item"]["price"]
+    assert facts["mean"] == pytest.approx(np.nanmean(price[dataset.interactions["item"][train_rows]]), rel=1e-6)
+    assert np.isnan(price[0]) and facts["missing"]
+    own = np.lexsort((dataset.interactions["time"], dataset.interactions["user"]))
+    np.testing.assert_array_equal(
+        dataset.events["number_seconds"], raw.column("seconds").to_numpy()[own].astype(np.float32)
+    )
+
+
+def test_a_batch_has_the_numbers_that_a_run_reads_as_values_and_no_others(tmp_path):
+    dataset = shop(tmp_path)
+    plain, options = dataset.fields, {"history_length": 4, "unknown_alpha": 0.0, "unknown_floor": {}}
+    view = with_numbers(dataset, {"hour": "ranges"}, "log")
+    assert [f.name for f in view.fields.context] == ["hour"] and view.fields.event == () and len(plain.event) == 1
+    assert [field.name for field in view.fields.item] == ["item"]
+    rows = np.arange(300, 340)
+    batch = BatchBuilder(view, **options)(rows, buckets=Buckets(items=64, rows=256))
+    assert "context_number" not in batch and batch["history_row"].shape == (40, 4, 0)
+    price = dataset.item_table.column("number_price").to_numpy()
+    np.testing.assert_array_equal(batch["item_number"][:, 0], price[batch["item_id"]])
+    end = dataset.interactions["history_end"][rows]
+    np.testing.assert_array_equal(
+        np.where(batch["history_mask"][:, -1], batch["history_number"][:, -1, 0], 0),
+        np.where(batch["history_mask"][:, -1], dataset.events["number_seconds"][end - 1], 0),
+    )
+    shards = Shards(0, 2, 2)
+    block = build(BatchBuilder(view, **options), shards, rows, buckets=Buckets(64, 256, own_items=32, own_rows=128))
+    item = block["item_id"] < ITEMS
+    np.testing.assert_array_equal(block["item_number"][item, 0], price[block["item_id"][item]])
+    assert block["item_number"].shape == (128, 1) and np.isnan(block["item_number"][~item]).all()
+    said = user_error(lambda: with_numbers(dataset, {"prise": "log"}, "ranges"))
+    assert "config.model.numbers.prise" in said and "did you mean 'price'" in said
+    old = dataclasses.replace(
+        dataset, meta=dataset.meta | {"numbers": {"item": {"price": {"edges": [], "missing": False}}}}
+    )
+    assert "prepare it again" in user_error(lambda: with_numbers(old, {}, "log"))
+    without = dataclasses.replace(dataset, meta={**dataset.meta, "numbers": {}})
+    assert "has no numbers" in user_error(lambda: with_numbers(without, {}, "log"))
 
 
 def test_weights_are_of_training_batches_alone(tmp_path):

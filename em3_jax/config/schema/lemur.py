@@ -6,8 +6,8 @@ from typing import Annotated
 
 from em3_jax.config.kinds import Choice, Number, Several, Whole
 from em3_jax.config.schema.encoders import Encoders
-from em3_jax.config.schema.ranking import BackboneSettings, Cic
-from em3_jax.config.schema.types import Above, Backbone, Folders, Loss, Name, Size, Switch, Weight
+from em3_jax.config.schema.ranking import BackboneSettings, Cic, NumberSettings
+from em3_jax.config.schema.types import Above, Backbone, Folders, Loss, Name, NumberKind, Size, Switch, Weight
 
 Modules = Annotated[tuple[str, ...], Several(Choice(("short", "long", "similarity")))]
 
@@ -87,6 +87,10 @@ class LemurSettings(Encoders):
     decoder_hidden: Size = 64
     backbone: Backbone = "din"  # the ranking model that content plugs into
     backbone_settings: BackboneSettings = BackboneSettings()
+    # number, such as price -> how it is read, see the model of task ranking
+    numbers: Mapping[str, NumberKind] = field(default_factory=dict)
+    all_numbers: NumberKind = "ranges"  # the same of all numbers that model.numbers does not name
+    number_settings: NumberSettings = NumberSettings()
     sqdc: Sqdc = Sqdc()
     cic: Cic = Cic(weight=0.0)  # of the items encoded in the step
     loss: Loss = "binary_cross_entropy"  # loss of the logits

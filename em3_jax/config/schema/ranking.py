@@ -21,6 +21,7 @@ from em3_jax.config.schema.types import (
     Loss,
     Name,
     Names,
+    NumberKind,
     Score,
     Share,
     Size,
@@ -146,6 +147,14 @@ class Heads:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NumberSettings:
+    """What embeddings of numbers are built from."""
+
+    frequencies: Size = 16  # learnt frequencies of a periodic number
+    frequency_scale: Above = 0.1  # standard deviation of these frequencies at first
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cic:
     """Content-ID-Contrastive learning (EM3, eq. 11 to 13)."""
 
@@ -192,6 +201,11 @@ class RankingSettings(Encoders):
     encoders: Folders = field(default_factory=dict)
     backbone: Backbone = "din"  # the ranking model that content plugs into
     backbone_settings: BackboneSettings = BackboneSettings()
+    # number, such as price -> how it is read: as the field of its ranges, or as a value: standardised by
+    # the training rows, log: the same of sign(x) log(1 + |x|), piecewise: PLE, or periodic
+    numbers: Mapping[str, NumberKind] = field(default_factory=dict)
+    all_numbers: NumberKind = "ranges"  # the same of all numbers that model.numbers does not name
+    number_settings: NumberSettings = NumberSettings()
     # how an item's tokens become one vector (table 3); as_they_are: without any layer, their means
     # side by side
     fusion: ContentFusion = "fq_former"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from em3_jax.config.kinds import Choice, Flag, Folder, Multiplier, Number, Pattern, Several, Text, Whole
+from em3_jax.core import numbers
 
 Size = Annotated[int, Whole(1)]
 Count = Annotated[int, Whole(0)]
@@ -26,4 +27,5 @@ Fusion = Annotated[str, Choice(FUSIONS, own=True)]
 ContentFusion = Annotated[str, Choice((*FUSIONS, "as_they_are"), own=True)]
 Score = Annotated[str, Choice(("dot", "mlp", "cosine", "mean"), own=True)]
 Backbone = Annotated[str, Choice(("din", "deepfm", "dcnv2", "wide_deep", "deepctr"), own=True)]
+NumberKind = Annotated[str, Choice(numbers.KINDS)]
 Loss = Annotated[str, Choice(("binary_cross_entropy",), own=True)]

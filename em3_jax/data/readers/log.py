@@ -1,7 +1,11 @@
 """A log of interactions, held in memory, as the dataset's interactions, events and histories."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 
+from em3_jax.core.numbers import value_column
 from em3_jax.data.histories import cyclic_histories, histories
 from em3_jax.data.writer import DatasetWriter
 
@@ -28,6 +32,7 @@ def write_log(
     event: dict[str, np.ndarray] | None = None,
     labels: dict[str, np.ndarray] | None = None,
     amounts: dict[str, np.ndarray] | None = None,
+    numbers: Mapping[str, Mapping[str, np.ndarray]] = MappingProxyType({}),
     weight: np.ndarray | None = None,
     group: np.ndarray | None = None,
     outside: dict[str, np.ndarray] | None = None,
@@ -47,6 +52,7 @@ def write_log(
       context, event: field name -> ids [n] i32.
       labels: name -> [n] u8, further labels.
       amounts: name -> [n] f32, further labels that are amounts.
+      numbers: "context" and "event" -> name -> [n] f32, NaN = missing.
       weight: [n] f32, of each row in the training loss.
       group: [n] i32, the session, query or impression of each row.
       outside: columns user, item, time, split and field_<name> [m] of events that are no rows, and are history like the
@@ -61,17 +67,20 @@ def write_log(
     columns |= {f"context_{name}": ids for name, ids in (context or {}).items()}
     columns |= {f"label_{name}": values for name, values in (labels or {}).items()}
     columns |= {f"amount_{name}": values for name, values in (amounts or {}).items()}
+    columns |= {value_column(name): values for name, values in numbers.get("context", {}).items()}
     columns |= {} if group is None else {"group": group}
     columns |= {} if weight is None else {"weight": weight}
     if not isinstance(split, tuple):
         columns["split"] = split
     unsorted = bool((time[1:] < time[:-1]).any())
     order = np.arange(len(time))
+    of_events = {f"field_{name}": ids for name, ids in (event or {}).items()}
+    of_events |= {value_column(name): values for name, values in numbers.get("event", {}).items()}
     if unsorted:
         order = np.argsort(time, kind="stable")
         columns = {name: column[order] for name, column in columns.items()}
         is_event = is_event if is_event is None else is_event[order]
-        event = {name: ids[order] for name, ids in (event or {}).items()}
+        of_events = {name: values[order] for name, values in of_events.items()}
     if isinstance(split, tuple):
         columns["split"] = chronological_split(len(time), split)
     if given is not None:
@@ -79,7 +88,7 @@ def write_log(
     else:
         rows = np.arange(len(time)) if is_event is None else np.flatnonzero(is_event)
         events = {name: columns[name][rows] for name in ("user", "item", "time", "split")}
-        events |= {f"field_{name}": ids[rows] for name, ids in (event or {}).items()}
+        events |= {name: values[rows] for name, values in of_events.items()}
         events = _cyclic_events(columns, events, rows) if cycles else _ranged_events(columns, events, outside)
     writer.columns("interactions", columns)
     writer.columns("events", events)

@@ -177,7 +177,8 @@ def write_interactions(
         is_event=is_event,
         context={name: ids for name, (ids, _) in log.context.items()},
         event={name: ids for name, (ids, _) in log.event.items()} if log.history is None else {},
-        labels=_further_labels(log.labels, drawn), amounts=_amounts(log.amounts, drawn), weight=log.weight,
+        labels=_further_labels(log.labels, drawn), amounts=_amounts(log.amounts, drawn),
+        numbers=log.numbers, weight=log.weight,
         group=log.group, outside=found.outside, given=as_written(log.history, ends.item_part),
         cycles=untimed is not None and untimed.histories == "others",
     )  # fmt: skip

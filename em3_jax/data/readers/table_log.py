@@ -76,7 +76,7 @@ class Log(NamedTuple):
       weight: [n] f32 how much each counts in training; None where no column says it.
       labels: name -> [n] u8, further labels, see `Dataset.label`.
       amounts: name -> [n] f32, NaN = not observed.
-      numbers: "context" and "event" -> columns that are yet to be cut into ranges.
+      numbers: "context" and "event" -> columns of numbers, which ranges are made of.
     """
 
     user: pa.ChunkedArray

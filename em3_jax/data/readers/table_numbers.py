@@ -1,6 +1,7 @@
 """Columns of numbers of the table reader: cut into ranges at quantiles of the training rows, each range a value of a field.
 
-What was cut where is kept in dataset.json, `numbers`, so that a service, `em3 predict` and a longer log cut alike.
+What was cut where is kept in dataset.json, `numbers`, with mean and spread, so that a service, `em3 predict` and a longer log
+do alike. The numbers are kept as well, for runs that read them as values.
 Letters: n interactions, m numbers, k edges.
 """
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, Field
+from em3_jax.core.numbers import Fit, as_values, value_column
 from em3_jax.core.ranges import Ranges
 from em3_jax.data.readers.encode import Encoded
 from em3_jax.data.readers.log import chronological_split
@@ -44,8 +46,8 @@ def check(options: Options) -> None:
         raise UserError(f"--number-bins {options.bins}: give 2 to 1000")
 
 
-def fitted(values: Mapping[str, np.ndarray], training: np.ndarray, group: str, options: Options) -> dict[str, Ranges]:
-    """Field -> where it is cut.
+def fitted(values: Mapping[str, np.ndarray], training: np.ndarray, group: str, options: Options) -> dict[str, Any]:
+    """Field -> where it is cut, see `Ranges`, and its `Fit`, as plain values.
 
     Args:
       values: of a group of fields.
@@ -62,13 +64,13 @@ def fitted(values: Mapping[str, np.ndarray], training: np.ndarray, group: str, o
                 raise UserError(
                     f"--numbers-like {options.like}: has no numbers '{name}' of the {group}; fit them afresh"
                 )
-        return {name: Ranges.from_json(there[name]) for name in values}
+        return {name: there[name] for name in values}
     result = {}
     for name, of_all in values.items():
         of_rows = of_all[training]
         if np.isnan(of_rows).all():
             raise UserError(f"numbers '{name}': no training row has one; leave the column out")
-        result[name] = Ranges.fitted(of_rows, options.bins)
+        result[name] = Ranges.fitted(of_rows, options.bins).to_json() | Fit.of(of_rows).to_json()
     return result
 
 
@@ -80,8 +82,9 @@ def _there(root: str | Path) -> dict[str, Any]:
         raise UserError(f"--numbers-like {root}: is no dataset; give a folder made by `em3 prepare`") from None
 
 
-def encoded(values: Mapping[str, np.ndarray], ranges: Mapping[str, Ranges]) -> dict[str, Encoded]:
+def encoded(values: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> dict[str, Encoded]:
     """Field -> ids and words; without a value it is `unknown`, or a value of its own where training has such rows."""
+    ranges = {name: Ranges.from_json(found) for name, found in facts.items()}
     return {name: (ranges[name].ids(of_all), ranges[name].words()) for name, of_all in values.items()}
 
 
@@ -103,14 +106,14 @@ def with_ranges(log: Log, item: np.ndarray, user: np.ndarray, parts: tuple[Part,
     def fields(group: str, values: Mapping[str, np.ndarray], training: np.ndarray) -> dict[str, Encoded]:
         found = fitted(values, training, group, options)
         if found:
-            facts[group] = {name: ranges.to_json() for name, ranges in found.items()}
+            facts[group] = found
         return encoded(values, found)
 
     of_context, of_event = (log.numbers.get(group, {}) for group in ("context", "event"))
     log = log._replace(
         context=_joined(log.context, fields("context", of_context, train), "context"),
         event=_joined(log.event, fields("event", of_event, train), "event"),
-        numbers={},
+        numbers={"context": _values(of_context), "event": _values(of_event)},
     )
     items = with_fields(parts[0], fields("item", parts[0].numbers, item[train]), "item")
     users = with_fields(parts[1], fields("user", parts[1].numbers, user[train]), "user")
@@ -125,8 +128,16 @@ def with_fields(part: Part, more: dict[str, Encoded], kind: str) -> Part:
         if name in table.column_names:
             raise UserError(f"{kind}s: column '{name}' is given twice; name it once")
         table = table.append_column(name, pa.array(ids, pa.int32()))
+    for name, values in _values(part.numbers).items():
+        if value_column(name) in table.column_names:
+            raise UserError(f"{kind}s: column '{value_column(name)}' is where the numbers '{name}' are kept; rename it")
+        table = table.append_column(value_column(name), pa.array(values, pa.float32()))
     sizes = tuple(Field(name, len(values) + FIRST_KNOWN) for name, (_, values) in more.items())
     return part._replace(table=table, fields=(*part.fields, *sizes), words=words, numbers={})
+
+
+def _values(numbers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: as_values(of_all) for name, of_all in numbers.items()}
 
 
 def _joined(fields: dict, more: dict, kind: str) -> dict:

@@ -48,6 +48,7 @@ class Features(NamedTuple):
       content: [B, D] arrays, the content features that are in use (EM3's c_A and u_A); empty without content.
       similarity: [B, T] f32 cosines of the candidate's content with the history's; None where they are not read.
       segments: (name, slots) of the parts of the history, side by side; () = it is one.
+      event_values: [B, T, W] what numbers say of the events, which is added to their fields; None without any.
     """
 
     items: jax.Array
@@ -60,6 +61,7 @@ class Features(NamedTuple):
     content: tuple[jax.Array, ...]
     segments: tuple[tuple[str, int], ...] = ()
     similarity: jax.Array | None = None
+    event_values: jax.Array | None = None
 
     def parts(self) -> list[tuple[str, "Features"]]:
         """(name, features that have this part of the history alone) of each segment; of one history its own, by no name."""
@@ -71,7 +73,9 @@ class Features(NamedTuple):
             position = None if self.event_position is None else self.event_position[:, part]
             history, mask = self.history[:, part], self.mask[:, part]
             near = None if self.similarity is None else self.similarity[:, part]
+            values = None if self.event_values is None else self.event_values[:, part]
             own = self._replace(history=history, mask=mask, event_position=position, similarity=near, segments=())
+            own = own._replace(event_values=values)
             result.append((name, own))
             start += length
         return result

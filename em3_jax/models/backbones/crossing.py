@@ -23,7 +23,7 @@ class Fields(nn.Module):
         items = nn.Dense(width, name="item")(f.items.reshape(f.items.shape[0], -1))  # [S, W]
         means = []
         for _, of in f.parts():
-            slots = gather_slots(items, of.history, of.events, of.event_position)
+            slots = gather_slots(items, of.history, of.events, of.event_position, of.event_values)
             count = jnp.maximum(of.mask.sum(axis=1, keepdims=True), 1)
             means.append((jnp.einsum("bt,btw->bw", of.mask.astype(slots.dtype), slots) / count)[:, None])
         target = exchange.rows(f.items, f.candidate)

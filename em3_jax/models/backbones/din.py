@@ -27,7 +27,7 @@ class DIN(nn.Module):
         for name, of in f.parts():
             own = f"_{name}" if name else ""
             attention = TargetAttention(s.attention_score, s.attention_hidden, name=f"attention{own}")
-            slots = (of.history, of.mask, of.events, of.event_position)
+            slots = (of.history, of.mask, of.events, of.event_position, of.event_values)
             interest, weight = attention(items, of.candidate, *slots, similarity=of.similarity)
             interests.append(interest)
             scalars |= entropies(f"id_attention{own}", weight, of.mask)

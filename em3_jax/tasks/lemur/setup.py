@@ -13,6 +13,7 @@ from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import FIRST_KNOWN
 from em3_jax.core.values import canonical
 from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.data.number_columns import with_numbers
 from em3_jax.data.texts import hashed_words
 from em3_jax.features import in_model, placement, raw_encoders, scratch_encoders
 from em3_jax.features.prior import prior
@@ -34,7 +35,7 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     data, model = config.data, config.model
     if not data.history_length:
         raise UserError("config.data.history_length=0: task lemur reads histories; set 1 or more")
-    dataset = open_clicks(data)
+    dataset = with_numbers(open_clicks(data), model.numbers, model.all_numbers)
     folders = {name: folder for name, folder in model.encoders.items() if folder}
     beside = prior(dataset, model.encoder_prior)
     content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks, beside)
@@ -45,7 +46,7 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     layouts = _layouts(own, model.layout) | {name: VectorLayout() for name in raw}
     layouts = {features.name: layouts[features.name] for features in content.sets}
     queries = _queries(dataset, model.query)
-    task = lemur_task(dataset.fields, layouts, raw, model, has_queries=queries is not None)
+    task = lemur_task(dataset.fields, layouts, raw, model, has_queries=queries is not None, numbers=dataset.numbers)
     rows, width = sharding.padded(dataset.num_items, mesh), model.encoder.output
     form = packing.form_on(mesh, dealt=shards.in_blocks)
     return work_on_clicks(

@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax import losses
-from em3_jax.config import registry
+from em3_jax.config import parse, registry
 from em3_jax.config.schema.lemur import LemurSettings, Sqdc
 from em3_jax.core import exchange, rng
 from em3_jax.core.fields import Fields
+from em3_jax.core.numbers import NO_NUMBERS, Numbers
 from em3_jax.core.types import Batch
 from em3_jax.models.encoders.fields import FieldEncoder
 from em3_jax.models.lemur import Lemur, Representations
+from em3_jax.models.numbers import NumberSettings
 from em3_jax.models.similarity import cosine
 from em3_jax.tables.memory_bank import Stored, Writes
 from em3_jax.tasks import CONTENT, Inputs, Intermediates, Logged, Loss, Params, Task, gathered, gathered_to_encode
@@ -196,7 +198,13 @@ class LemurTask(Task):
 
 
 def lemur(
-    fields: Fields, layouts: Layouts, raw: RawEncoders, settings: LemurSettings, *, has_queries: bool
+    fields: Fields,
+    layouts: Layouts,
+    raw: RawEncoders,
+    settings: LemurSettings,
+    *,
+    has_queries: bool,
+    numbers: Numbers = NO_NUMBERS,
 ) -> LemurTask:
     """The task of a config.
 
@@ -206,6 +214,7 @@ def lemur(
       raw: converted encoders, whose weights are among the parameters.
       settings: config.model.
       has_queries: whether the dataset has a field of queries.
+      numbers: those that are read as values.
 
     Raises:
       UserError: a setting contradicts another, or the dataset.
@@ -218,14 +227,14 @@ def lemur(
         settings=settings,
         encoder=encoders.ItemEncoder(module, raw, *shares),
         query_encoder=encoders.query_encoder(settings.query if has_queries else None, sizes),
-        ranker=_ranker(settings, fields),
+        ranker=_ranker(settings, fields, numbers),
         loss_of_clicks=registry.loss(settings.loss),
         sqdc=settings.sqdc,
         contrast=content_id_contrast(settings.cic, fields),
     )
 
 
-def _ranker(settings: LemurSettings, fields: Fields) -> Lemur:
+def _ranker(settings: LemurSettings, fields: Fields, numbers: Numbers) -> Lemur:
     return Lemur(
         fields=fields,
         backbone=registry.backbone(settings.backbone, settings.backbone_settings),
@@ -234,6 +243,8 @@ def _ranker(settings: LemurSettings, fields: Fields) -> Lemur:
         decoder_layers=settings.decoder_layers,
         decoder_hidden=settings.decoder_hidden,
         query_history=settings.query_history,
+        numbers=numbers,
+        number_settings=NumberSettings(**parse.entries(settings.number_settings)),
     )
 
 

@@ -18,6 +18,7 @@ from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.codes import CodeSet, read_codes, with_codes
 from em3_jax.data.format import Dataset, FeatureSet, observed, open_dataset
 from em3_jax.data.known import as_trained
+from em3_jax.data.number_columns import with_numbers
 from em3_jax.data.pipeline import BY_ITEM, bucket_sizes, evaluation_source, training_rows, training_source
 from em3_jax.data.segments import Segments, segments
 from em3_jax.evaluation import groups as groups_evaluation
@@ -83,10 +84,10 @@ def _check_history(config: Ranking, task: RankingTask) -> None:
 def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     """The work of config.task = "ranking"."""
     data = config.data
-    dataset = open_clicks(data)
+    dataset = with_numbers(open_clicks(data), config.model.numbers, config.model.all_numbers)
     parts = segments_of(dataset, data)
     named = [] if parts is None else [(one.name, one.length) for one in parts.parts]
-    task = ranking_task(dataset.fields, config.model, _amounts(dataset, config), named)
+    task = ranking_task(dataset.fields, config.model, _amounts(dataset, config), named, dataset.numbers)
     _check_history(config, task)
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)

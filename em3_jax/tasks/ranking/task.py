@@ -13,16 +13,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from em3_jax.config import registry
+from em3_jax.config import parse, registry
 from em3_jax.config.schema.ranking import RankingSettings
 from em3_jax.core import rng
 from em3_jax.core.amounts import Amount
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import Fields
+from em3_jax.core.numbers import NO_NUMBERS, Numbers
 from em3_jax.evaluation.labels import Labels
 from em3_jax.models import similarity
 from em3_jax.models.aggregators import AGGREGATORS, ATTEND
 from em3_jax.models.fusion.frozen import Frozen
+from em3_jax.models.numbers import NumberSettings
 from em3_jax.models.quantiser import ResidualQuantiser
 from em3_jax.models.ranking import CONTENT_PARTS, RankingModel
 from em3_jax.models.similarity import item_vectors
@@ -175,6 +177,7 @@ def ranking(
     settings: RankingSettings,
     amounts: Mapping[str, Amount] = types.MappingProxyType({}),
     segments: Sequence[tuple[str, int]] = (),
+    numbers: Numbers = NO_NUMBERS,
 ) -> RankingTask:
     """The task of a config.
 
@@ -182,6 +185,7 @@ def ranking(
       fields: the dataset's categorical fields.
       amounts: the further labels that are amounts, as they begin.
       segments: (name, slots) of the parts of a history; () = it is one.
+      numbers: those that are read as values.
       settings: config.model. Of `content`, "none" is IDs alone, "pre_extracted" the feature sets'
         vectors as they are, "end_to_end" a fusion module that trains with the ranker, and "raw"
         has encoders in the model, which `raw.WithEncoders` puts before it.
@@ -211,6 +215,8 @@ def ranking(
         quantiser=_quantiser(settings),
         segments=tuple(segments),
         similar_attention=settings.similar_attention,
+        numbers=numbers,
+        number_settings=NumberSettings(**parse.entries(settings.number_settings)),
     )
     return RankingTask(
         model=ranker,
