@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from em3_jax.core import rng
 from em3_jax.core.fields import UNKNOWN, Fields, columns, to_rows
 from em3_jax.core.types import Batch
-from em3_jax.data import number_columns
+from em3_jax.data import event_features, number_columns
 from em3_jax.data.buckets import Buckets, round_up
 from em3_jax.data.format import CLICK, Dataset, FeatureSet, observed
 from em3_jax.data.segments import LAST, Segment, Segments
@@ -310,9 +310,11 @@ class BatchBuilder:
         # Event fields own the table's last rows, and all of them are present: they are the last of the distinct rows too.
         shift = len(distinct) - self.num_rows
         result["history_row"] = np.empty((*event_index.shape, len(fields.event)), np.int32)  # [B, T, C]
+        made = event_features.made(self.dataset, rows, self._events["time"], event_index)
         for k, (field, rows_of_id) in enumerate(zip(fields.event, self.event_lookup, strict=True)):
             positions = np.where(rows_of_id == 0, 0, rows_of_id + shift).astype(np.int32)
-            values = positions[np.take(self._events[f"field_{field.name}"], event_index)]
+            ids = made.get(field.name)
+            values = positions[np.take(self._events[f"field_{field.name}"], event_index) if ids is None else ids]
             result["history_row"][:, :, k] = np.where(mask, values, 0)  # an empty slot reads the padding row
         return result
 

@@ -256,12 +256,12 @@ def _event_counts(dataset: Dataset, covered: np.ndarray) -> dict[str, np.ndarray
         covered = np.zeros(len(covered), bool)
         covered[again] = True
     sizes = {"item_history": ("item", dataset.num_items)}
-    sizes |= {f"event_{field.name}": (f"field_{field.name}", field.size) for field in dataset.fields.event}
+    sizes |= {f"event_{field.name}": (f"field_{field.name}", field.size) for field in dataset.stored_event_fields}
     counts = {name: np.zeros(size, np.int64) for name, (_, size) in sizes.items()}
     for part in parts(len(covered), *(events[column] for column, _ in sizes.values())):
         for name, (column, size) in sizes.items():
             counts[name] += np.bincount(events[column][part][covered[part]], minlength=size)
-    return counts
+    return counts | {f"event_{name}": dataset.counts[f"event_{name}"] for name in dataset.event_features}
 
 
 def summarise(dataset: Dataset) -> dict:

@@ -202,6 +202,16 @@ class Dataset:
         return self.interactions["label" if name == CLICK else f"{kind}_{name}"]
 
     @property
+    def event_features(self) -> tuple[str, ...]:
+        """The event fields that are made with a batch, see `data.event_features`; the others are stored."""
+        return tuple(self.meta.get("event_features", ()))
+
+    @property
+    def stored_event_fields(self) -> tuple[Field, ...]:
+        """The event fields that are columns of the events."""
+        return tuple(field for field in self.fields.event if field.name not in self.event_features)
+
+    @property
     def amounts(self) -> tuple[str, ...]:
         """The further labels that are amounts."""
         return tuple(self.meta.get("amounts", {}))

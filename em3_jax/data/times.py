@@ -21,6 +21,8 @@ NANOSECONDS = {
 """Unit -> how many nanoseconds it is."""
 ORDER = "order"
 UNITS = (*NANOSECONDS, ORDER)
+UNTIMED = -1
+"""The time of events that have none: histories that came with the rows."""
 PLAUSIBLE = (315_532_800, 4_102_444_800)
 """1980 to 2100 in seconds since 1970. A thousand times as large, the range begins beyond where this one ends."""
 
@@ -63,6 +65,11 @@ def unit_of(dataset: Dataset) -> str:
             "prepare the dataset again"
         )
     return stated
+
+
+def seconds_per_tick(dataset: Dataset) -> float:
+    """How many seconds a dataset's times count by; not of an `order`."""
+    return NANOSECONDS[unit_of(dataset)] / NANOSECONDS["seconds"]
 
 
 def ticks(count: int, unit: str, of: str) -> int | None:

@@ -12,7 +12,9 @@ import jax
 import numpy as np
 
 from em3_jax.core import trees
+from em3_jax.core.event_features import RECENCY
 from em3_jax.core.types import State
+from em3_jax.data import times
 from em3_jax.data.format import fields_to_json
 from em3_jax.export import onnx_model, scorer
 from em3_jax.serving import id_index, programs
@@ -102,6 +104,9 @@ def write_model(
         "fields": fields_to_json(fields),
         "vocabularies": {group: dataset.meta["vocabularies"].get(group, {}) for group in ("context", "event")},
         "numbers": {group: dataset.meta.get("numbers", {}).get(group, {}) for group in ("context", "event")},
+        "event_features": list(dataset.event_features),
+        "time_unit": times.unit_of(dataset),
+        "seconds_per_tick": times.seconds_per_tick(dataset) if RECENCY in dataset.event_features else None,
         "looked_up": widths,
         "platforms": list(platforms),
         "programs": programs.facts(made, programs.SIZES),

@@ -3,7 +3,7 @@
 Writes a row for each user and place in the list: `user`, `rank` from 1, `item`, `score` (of a ranking run the probability, by its
 calibration; of a retrieval run the product of the embeddings). Ranked are all items of the dataset, or those that --candidates
 lists, but those that the user has had already, in a history or as a click (--keep-seen ranks them, too). A ranking run scores
-each user with each item, with the whole history that the dataset has of the user; a retrieval run compares embeddings, block by
+each user with each item, at the time of the dataset's last row, with the whole history that it has of the user; a retrieval run compares embeddings, block by
 block, or by a graph that may miss some (--approximate), for millions of items. Where the file of candidates has a column `user`,
 each user has candidates of its own, so that a ranking run ranks what a retrieval run proposes:
 
@@ -213,13 +213,15 @@ class _ByRanking:
                 raise UserError(f"--context {name}={value}: {wrong}")
             self._context |= {value_column(name): found[0]} if is_number else {f"context_{name}": np.int32(found[0])}
         self._past = Past(self.dataset) if scorer.history_length else None
+        self._now = int(self.dataset.interactions["time"][-1])
 
     def __call__(self, user: np.ndarray, offered: _Offered, count: int, seen: _Taken | None):
         """([users, count] rows of items, `NO_ITEM` where there are fewer; their probabilities)."""
         items = [offered.of(int(one)) for one in user]
         lengths = np.array([len(one) for one in items])
         of_user, of_item, n = np.repeat(user, lengths), np.concatenate(items), int(lengths.sum())
-        columns = {"user": of_user, "item": of_item, "label": np.zeros(n, np.uint8), "time": np.zeros(n, np.int64)}
+        columns = {"user": of_user, "item": of_item, "label": np.zeros(n, np.uint8)}
+        columns["time"] = np.full(n, self._now)
         columns |= {name: np.zeros(n, np.uint8) for name in self.dataset.interactions if name.startswith("label_")}
         columns |= {name: np.full(n, value) for name, value in self._context.items()}
         nothing = np.zeros(len(user), np.int64)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from em3_jax.core.errors import UserError, nearest
+from em3_jax.core.event_features import RECENCY
 from em3_jax.core.fields import PADDING
 from em3_jax.core.numbers import value_column
 from em3_jax.core.ranges import Ranges
@@ -141,6 +142,13 @@ class Resolver:
             id_index.build(original_ids(table)) for table in (dataset.user_table, dataset.item_table)
         )
         self._values, self._numbers = values_of(dataset), numbers_of(dataset)
+        if RECENCY in dataset.event_features and (read.history or not read.time):
+            why = (
+                "a history beside the rows has none"
+                if read.history
+                else "say which column is theirs, --columns time=..."
+            )
+            raise UserError(f"the run reads how long ago events were, for which rows and events need times: {why}")
         self._past = None if read.history or not history_length else Past(dataset)
         self.unknown: dict[str, int] = {}
 
@@ -172,6 +180,7 @@ class Resolver:
         elif self._past is not None:
             time = self._times(source, table) if read.time else None
             columns["history_start"], columns["history_end"] = self._past.ranges(user, time)
+            columns["time"] = columns["time"] if time is None else time
         else:
             columns["history_start"] = columns["history_end"] = np.zeros(n, np.int64)
         return Rows(dataset, columns, events)
@@ -257,7 +266,8 @@ class Resolver:
         end = np.cumsum(np.bincount(row, minlength=len(length)))
         start = np.concatenate([[0], end[:-1]])
         events = {"item": item.astype(np.int32), "time": np.zeros(len(item), np.int64)}
-        events |= {f"field_{f.name}": np.full(len(item), PADDING, np.int32) for f in self._dataset.fields.event}
+        fields = self._dataset.stored_event_fields
+        events |= {f"field_{f.name}": np.full(len(item), PADDING, np.int32) for f in fields}
         missing = np.full(len(item), np.nan, np.float32)
         return start, end, events | {number.column: missing for number in self._dataset.numbers.event}
 

@@ -10,7 +10,8 @@ GAUC and log-loss lose is what the model owes to that input (Breiman, Random For
 - GAUC: the candidate's fields and the context change places within their group (the dataset's
   groups, or else a user's rows), so that the loss is of the order within groups; what is a user's
   own, fields and history, changes places between groups as a whole.
-- Fields of events change places among all events of the histories, or for GAUC within one user's.
+- Fields of events change places among all events of the histories, or for GAUC within one user's; what a row makes
+  of its events (config.data.event_features) goes with the history.
 - Content: a modality changes places among the items that the split shows, as candidates or in
   histories, and an item has the same stranger's content in both, so that nothing is similar to the
   history by its true content any more. "All of it" moves all modalities together: what one alone

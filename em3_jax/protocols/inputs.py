@@ -102,7 +102,8 @@ class Inputs:
             for number, field in enumerate(getattr(fields, group))
         ]
         if self._reads_history:
-            result += [Input(HISTORY, HISTORY), *(Input(EVENT, f.name) for f in fields.event)]
+            stored = self._builder.dataset.stored_event_fields  # the others go with the history
+            result += [Input(HISTORY, HISTORY), *(Input(EVENT, f.name) for f in stored)]
         numbers = self._builder.dataset.numbers.groups()
         result += [
             Input(group, one.name) for group, of in numbers if group != EVENT or self._reads_history for one in of
@@ -140,7 +141,7 @@ class Inputs:
             return self._reading(events={name: self._events_permuted(name, scope, key)})
         source = self._stand_ins(one.kind in OF_USER, scope, key)
         if one.kind == HISTORY:
-            names = ("history_start", "history_end")
+            names = ("history_start", "history_end", "time")  # events are as long ago as for the row that they are of
             return self._reading(interactions={name: self._columns[name][source] for name in names})
         if one.kind == CONTEXT:
             name = number or f"context_{one.name}"

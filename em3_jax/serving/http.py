@@ -1,7 +1,8 @@
 """Serves a store over HTTP: em3 serve --store store/ --port 8080
 
     POST /score     {"user": 7, "history": [17, 23], "candidates": [4711, 99]}; and "context": {"slot": 2}, or one value for each
-                    candidate, "history_fields": {"rating": [4, 5]}, where the dataset has such fields
+                    candidate, "history_fields": {"rating": [4, 5]}, where the dataset has such fields;
+                    "time": 1700000000, "history_times": [1699990000, 1699999000] where the model reads recency
                     -> {"version", "scores": click probabilities, "known": of each candidate,
                         "user_known", "history_used", "unknown": {"history_fields.rating": 3}:
                         how many ids and values the store does not know, by where they stand}
@@ -82,6 +83,8 @@ class ScoreRequest(BaseModel):
     candidates: Annotated[list[Any], Field(min_length=1)]
     context: dict[str, Any] = Field(default_factory=dict)
     history_fields: dict[str, list[Any]] = Field(default_factory=dict)
+    time: Any = None
+    history_times: list[Any] | None = None
     strict: StrictBool | None = None
 
 
@@ -213,6 +216,8 @@ def _score(model: Model, asked: ScoreRequest) -> Scores:
         asked.candidates,
         context=asked.context,
         history_fields=asked.history_fields,
+        time=asked.time,
+        history_times=asked.history_times,
         strict=asked.strict,
     )
 

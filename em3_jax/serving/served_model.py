@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from em3_jax.core import event_features
 from em3_jax.core.calibration import NONE, Calibration
 from em3_jax.core.errors import UserError, nearest
+from em3_jax.core.event_features import RECENCY
 from em3_jax.core.fields import PADDING, UNKNOWN
 from em3_jax.core.ranges import Ranges
 from em3_jax.core.values import canonical
@@ -99,6 +101,7 @@ class Model:
         facts = self.manifest["serving"]
         self.history_length: int = facts["history_length"]
         self._fields = facts["fields"]
+        self._event_features: list[str] = facts.get("event_features", [])
         self._strict = strict
         self._calibration = _calibration(version)
         self.items, self.users = (
@@ -128,7 +131,7 @@ class Model:
         result: dict[str, FieldValues | NumberValues] = {
             name: NumberValues(f"{WORDS[group]} number '{name}'") for name in self._numbers.get(group, ())
         }
-        for name in self._names(group):
+        for name in self._named(group):
             size = len(self._lookups[group][name])
             what = f"{WORDS[group]} field '{name}'"
             cut = facts.get("numbers", {}).get(group, {}).get(name)
@@ -167,6 +170,8 @@ class Model:
         *,
         context: Mapping[str, Any] | None = None,
         history_fields: Mapping[str, Sequence] | None = None,
+        time: Any = None,
+        history_times: Sequence | np.ndarray | None = None,
         strict: bool | None = None,
     ) -> Scores:
         """The click probability of each candidate.
@@ -181,6 +186,8 @@ class Model:
             None, is unknown.
           history_fields: event field -> its value for each event of the history; a field not named
             says nothing.
+          time, history_times: of the request, and of each event of the history, as whole numbers in the dataset's unit;
+            models that read how long ago events were need them, others look at neither.
           strict: refuse ids and values that the store does not know; None = as the model is opened.
 
         Raises:
@@ -192,9 +199,13 @@ class Model:
         candidate = self._item_row("candidates", candidates, unknown)
         events = self._item_row("history", history, unknown)
         given = self._events(history_fields or {}, len(events), unknown)
+        since = self._since(time, history_times, len(events))
         kept = np.flatnonzero(events >= 0)
-        kept = kept[max(len(kept) - self.history_length, 0) :]
-        given = {name: ids[kept] for name, ids in given.items()}
+        place = np.arange(len(kept), 0, -1)
+        made = event_features.ids(self._event_features, None if since is None else since[kept], place)
+        read = slice(max(len(kept) - self.history_length, 0), None)
+        kept = kept[read]
+        given = {name: ids[kept] for name, ids in given.items()} | {name: ids[read] for name, ids in made.items()}
         logits, largest = [np.zeros(0, np.float32)], self._programs.sizes[-1]
         context = self._context(context or {}, len(candidate), unknown)
         for start in range(0, len(candidate), largest):
@@ -304,6 +315,27 @@ class Model:
 
     def _names(self, group: str) -> list[str]:
         return [name for name, *_ in self._fields[group]]
+
+    def _named(self, group: str) -> list[str]:
+        """The fields that requests may name."""
+        return [name for name in self._names(group) if group != "event" or name not in self._event_features]
+
+    def _since(self, time: Any, history_times: Sequence | np.ndarray | None, number: int) -> np.ndarray | None:
+        """[h] f64 seconds since the events of a request; None where the model does not read them."""
+        if RECENCY not in self._event_features:
+            return None
+        facts = self.manifest["serving"]
+        given = [] if history_times is None else history_times
+        if time is None or len(given) != number:
+            raise UserError(
+                "time, history_times: the model reads how long ago events were; give the time of the request, and as "
+                f"many as there are events ({number}), not {len(given)}, as whole numbers of {facts['time_unit']}"
+            )
+        try:
+            moments = np.array([int(one) for one in (time, *given)], np.int64)
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(f"time, history_times: give whole numbers of {facts['time_unit']}") from None
+        return (moments[0] - moments[1:]) * facts["seconds_per_tick"]
 
     def _events(self, given: Mapping[str, Sequence], number: int, unknown: Unknown) -> Ids:
         for name, values in given.items():

@@ -29,10 +29,11 @@ from em3_jax.config.schema.types import (
     Switch,
     Weight,
 )
-from em3_jax.core import amounts
+from em3_jax.core import amounts, event_features
 
 HEADS = ("shared_bottom", "mmoe", "ple", "esmm")
 AGGREGATORS = ("attentive", "multi_query", "sum", "mean", "max", "concat")
+EventFeatures = Annotated[tuple[str, ...], Several(Choice(event_features.NAMES))]
 AmountLoss = Annotated[str, Choice(amounts.LOSSES)]
 Parts = Annotated[tuple[str, ...], Several(Choice(("item", "user", "similarity", "simtier")))]
 
@@ -59,6 +60,9 @@ class Data:
     placement: Annotated[str, Choice(("auto", "device", "host"))] = "auto"
     # T, past events of a user that an example reads; 0 for models that read none
     history_length: Count = 50
+    # event fields made of the row that reads them; recency: time since the event, in ranges that
+    # double; position: from the newest
+    event_features: EventFeatures = ()
     # event field, such as action, whose values have histories of their own
     histories_by: Field = ""
     # value of histories_by -> how many of its last events an example reads besides

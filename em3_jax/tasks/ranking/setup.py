@@ -16,6 +16,7 @@ from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.types import WHOLE, Shards, State
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.codes import CodeSet, read_codes, with_codes
+from em3_jax.data.event_features import with_event_features
 from em3_jax.data.format import Dataset, FeatureSet, observed, open_dataset
 from em3_jax.data.known import as_trained
 from em3_jax.data.number_columns import with_numbers
@@ -225,7 +226,7 @@ def work_on_clicks(
 
 
 def open_clicks(data: Data) -> Dataset:
-    """The dataset of config.data, with its codes among its item fields.
+    """The dataset of config.data, with its codes among its item fields and what is made of events among those of events.
 
     Raises:
       UserError: it is one of clicks alone; a code set is not there, or is named twice.
@@ -240,7 +241,9 @@ def open_clicks(data: Data) -> Dataset:
             f"config.data.label={data.label}: is an amount; learn it beside a label of 0 and 1, "
             f"config.model.heads.labels={data.label}"
         )
-    return with_codes(dataset, _code_sets(dataset, data))
+    if data.event_features and not data.slots:
+        raise UserError("config.data.event_features: config.data.history_length=0 reads no events; leave them out")
+    return with_event_features(with_codes(dataset, _code_sets(dataset, data)), data.event_features)
 
 
 def segments_of(dataset: Dataset, data: Data) -> Segments | None:

@@ -1,0 +1,109 @@
+"""What a run reads of histories beyond the last items, served: the logits of `em3 eval`."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from em3_jax import evaluate as evaluation
+from em3_jax import train
+from em3_jax.data.readers.table import table
+from em3_jax.export import command as export
+from em3_jax.predict.command import predict
+from em3_jax.predict.recommend import recommend
+from em3_jax.serving import store
+from em3_jax.serving.service import Model
+from tests.conftest import user_error
+from tests.test_train import small_config
+
+pytestmark = pytest.mark.quickly_compiled
+PLAIN = export.Settings(batch_size=64, platforms=("cpu",))
+ROWS, ITEMS = 1200, 50
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """Views and buys over some weeks, in seconds."""
+    folder, random = tmp_path_factory.mktemp("shop"), np.random.default_rng(3)
+    time = 1_600_000_000 + np.cumsum((2 ** random.uniform(0, 14, ROWS)).astype(np.int64))
+    log = {"user": random.integers(0, 8, ROWS), "item": random.integers(0, ITEMS, ROWS), "time": time}
+    log |= {"label": random.integers(0, 2, ROWS), "action": random.choice(["buy", "view"], ROWS, p=[0.2, 0.8])}
+    pq.write_table(pa.table(log), folder / "log.parquet")
+    items = {"item": np.arange(ITEMS), "category": [f"c{k % 5}" for k in range(ITEMS)]}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+    return table(
+        folder / "data", interactions=folder / "log.parquet", items=folder / "items.parquet", events="all",
+        item_fields=("category",), event_fields=("action",), split="0.7,0.15,0.15",
+    )  # fmt: skip
+
+
+def trained(dataset, folder, **changes):
+    """The run's folder, evaluated."""
+    given = {"model__content": "none", "data__features": (), "model__cic__id_fields": ("item",)} | changes
+    config = small_config(dataset, eval__batch_size=64, data__batch_size=64, **given)
+    config.train.epochs, config.tables.init_scale = 2.0, 0.5  # so that each value moves the score
+    train.train(config, folder)
+    evaluation.evaluate(folder, "test")
+    return folder
+
+
+def requests(dataset, rows) -> list[dict]:
+    """What a service is asked for each row."""
+    columns, events = dataset.interactions, dataset.events
+    ids = {kind: np.array(getattr(dataset, f"{kind}_table").column("id")) for kind in ("user", "item")}
+    words = [None, None, *dataset.meta["vocabularies"]["event"]["action"]]
+    result = []
+    for row in rows:
+        span = slice(columns["history_start"][row], columns["history_end"][row])
+        result.append({
+            "user": ids["user"][columns["user"][row]], "history": ids["item"][events["item"][span]],
+            "candidates": [ids["item"][columns["item"][row]]],
+            "history_fields": {"action": [words[one] for one in events["field_action"][span]]},
+            "time": columns["time"][row], "history_times": events["time"][span],
+        })  # fmt: skip
+    return result
+
+
+def as_table(dataset, rows) -> pa.Table:
+    columns, result = dataset.interactions, {}
+    for kind in ("user", "item"):
+        ids = np.array(getattr(dataset, f"{kind}_table").column("id"))
+        result[kind] = ids[columns[kind][rows]]
+    return pa.table(result | {"time": columns["time"][rows]})
+
+
+@pytest.fixture(scope="module")
+def timed(shop, tmp_path_factory):
+    """A run that reads how long ago events were, and which from the newest."""
+    return trained(shop, tmp_path_factory.mktemp("timed") / "run", data__event_features=("recency", "position"))
+
+
+def test_a_service_knows_how_long_ago_events_were(shop, timed, tmp_path):
+    export.export(timed, tmp_path / "store", PLAIN)
+    model = Model(store.open_current(tmp_path / "store"))
+    asked = requests(shop, shop.split_rows("test"))
+    expected = np.load(timed / "eval_test_logits.npy")
+    found = np.array([model.score(**one).logit[0] for one in asked])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    later = np.array([model.score(**one | {"time": one["time"] + 10**6}).logit[0] for one in asked])
+    assert np.abs(later - found).max() > 1e-3, "time moves the score"
+    one = asked[-1]
+    for changes in ({"time": None}, {"history_times": None}, {"history_times": one["history_times"][1:]}):
+        assert "whole numbers of seconds" in user_error(lambda changes=changes: model.score(**one | changes))
+    assert "give whole numbers" in user_error(lambda: model.score(**one | {"time": "noon"}))
+    assert "no such field" in user_error(
+        lambda: model.score(**one | {"history_fields": {"recency": [1] * len(one["history"])}})
+    )
+
+
+def test_rows_of_a_file_need_their_times(shop, timed, tmp_path):
+    rows = as_table(shop, np.asarray(shop.split_rows("test")))
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    predict(timed, tmp_path / "rows.parquet", tmp_path / "scores.parquet")
+    found = pq.read_table(tmp_path / "scores.parquet").column("logit").to_numpy()
+    np.testing.assert_array_equal(found, np.load(timed / "eval_test_logits.npy"))
+    pq.write_table(rows.drop_columns(["time"]), tmp_path / "untimed.parquet")
+    said = user_error(predict, timed, tmp_path / "untimed.parquet", tmp_path / "no.parquet")
+    assert "--columns time=" in said
+    recommend(timed, tmp_path / "top.parquet", count=3, keep_seen=True)
+    assert pq.read_table(tmp_path / "top.parquet").num_rows == 3 * shop.num_users
