@@ -3,7 +3,7 @@
 Letters of shapes: B examples (of a request, its candidates), T history, S distinct items (of a pass
 over the catalogue, its items), C of them whose content comes along (those to encode, or all S),
 N tokens of an item, E their width, R distinct table rows, O and P the items and rows that devices
-own, L words of a query; V nodes of a graph, W entries of a group, G further groups, see
+own, L words of a query, K slots of a history; V nodes of a graph, W entries of a group, G further groups, see
 `sparse.Adjacency`; H further labels; D width of what is looked up. A field group's name stands for the columns of its
 fields, user_numbers and the like for the numbers of a group that are read as values. Of clicks, S,
 C, R, O and P are bucket sizes.
@@ -109,6 +109,8 @@ REQUEST: Keys = {
     "history_row": Key(I32, "T item", "fields of the history's items"),
     "history_mask": Key(BOOL, "T", "there is such an event", becomes="history_mask"),
     "event_row": Key(I32, "T event", "fields of the events", becomes="history_row"),
+    # Of several histories T are the events that some candidate's slots hold.
+    "history_slot": Key(I32, "B K", "the event in each slot of a candidate, -1 = none", given="segments"),
     "user_row": Key(I32, "user", "fields of the user", becomes="user_row"),
     "context_row": Key(I32, "B context", "fields of the impressions", becomes="context_row"),
     "candidate_number": Key(F32, "B item_numbers", "numbers of the candidates", given="item_numbers"),

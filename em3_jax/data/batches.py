@@ -12,11 +12,12 @@ from numpy.typing import DTypeLike
 
 from em3_jax.core import rng
 from em3_jax.core.fields import UNKNOWN, Fields, columns, to_rows
+from em3_jax.core.segments import LAST, Segment
 from em3_jax.core.types import Batch
 from em3_jax.data import event_features, number_columns
 from em3_jax.data.buckets import Buckets, round_up
 from em3_jax.data.format import CLICK, Dataset, FeatureSet, observed
-from em3_jax.data.segments import LAST, Segment, Segments
+from em3_jax.data.segments import SOUGHT, Segments
 
 
 class Distinct:
@@ -249,12 +250,13 @@ class BatchBuilder:
 
     def _history(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(index into the events [B, T] i64, mask [B, T]): of each segment the last events of each row, right-aligned."""
-        start = self.dataset.interactions["history_start"][rows]
-        end = self.dataset.interactions["history_end"][rows]
+        columns_ = self.dataset.interactions
+        start, end = columns_["history_start"][rows], columns_["history_end"][rows]
         found: list[tuple[np.ndarray, np.ndarray]] = []
         for segment in self.segments.parts:
             if segment.seeks in self._sought:
-                found.append(self._sought[segment.seeks](segment, self.dataset.interactions["item"][rows], start, end))
+                item = columns_.get(SOUGHT, columns_["item"])[rows]
+                found.append(self._sought[segment.seeks](segment, item, start, end))
                 continue
             index = end[:, None] + np.arange(-segment.length, 0)  # [B, T]
             mask = index >= start[:, None]

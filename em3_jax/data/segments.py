@@ -6,42 +6,17 @@ user, by what is sought of them, and by time. SIM (Pi et al., Search-based User 
 codes`) it seeks those of like content. Letters: B examples, E events, K slots.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import FIRST_KNOWN, columns
+from em3_jax.core.segments import LAST, SIMILAR, Segment
 from em3_jax.data.format import Dataset
 
-LAST = "last"
-SIMILAR = "similar"
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """A part of the slots of an example's history.
-
-    Attributes:
-      name: of what it holds.
-      length: K.
-      event_field, value: events whose field has this id; "" = of all.
-      item_field: events whose item has the candidate's value of this field; "" = of all.
-      within: of the last so many events alone; 0 = of all.
-    """
-
-    name: str
-    length: int
-    event_field: str = ""
-    value: int = 0
-    item_field: str = ""
-    within: int = 0
-
-    @property
-    def seeks(self) -> tuple[str, str]:
-        """The fields that an index has to be by; empty ones of the last events."""
-        return self.event_field, self.item_field
+SOUGHT = "sought_item"
+"""Column of interactions of the item by which events are sought, where that is not the candidate."""
 
 
 class Found(NamedTuple):
@@ -65,7 +40,7 @@ def segments(
       UserError: a field or a value is none, or K is more than the events that it is of.
     """
     result: list[Segment] = []
-    known = {field.name: field for field in dataset.fields.event}
+    known = {field.name: field for field in dataset.stored_event_fields}
     if lengths and by not in known:
         hint = nearest(by, known) if known else "the dataset has no event fields"
         raise UserError(f"config.data.histories_by={by or 'none'}: names no event field; {hint}")
@@ -122,19 +97,17 @@ class Sought:
 
     Args:
       dataset: whose events and whose ranges of them.
-      event_field, item_field: one of them, by which events are sought.
+      kind, field: see `Segment.seeks`.
     """
 
-    def __init__(self, dataset: Dataset, event_field: str, item_field: str):
+    def __init__(self, dataset: Dataset, kind: str, field: str):
         self._events = len(dataset.events["item"])
         self._first = _runs(dataset)
-        if event_field:
-            keys = np.asarray(dataset.events[f"field_{event_field}"])
+        if kind == "event":
+            keys = np.asarray(dataset.events[f"field_{field}"])
             self._of_item, self._keys = None, int(keys.max(initial=0)) + 1
         else:
-            column = columns(dataset.fields.item)[item_field].start
-            # One more item stands for one of which nothing is known.
-            self._of_item = np.append(dataset.item_field_ids[:, column], 0)
+            self._of_item = keys_of_items(dataset, field)
             keys = self._of_item[np.asarray(dataset.events["item"])]
             self._keys = int(self._of_item.max(initial=0)) + 1
         place = np.arange(self._events)
@@ -167,6 +140,12 @@ class Sought:
         mask = (at >= first[:, None]) & there[:, None]
         index = self._sorted[np.maximum(at, 0)] % (self._events + 1)
         return Found(np.where(mask, index, 0), mask)
+
+
+def keys_of_items(dataset: Dataset, field: str) -> np.ndarray:
+    """[I + 1] i32 ids of an item field of one value; the last is of an item of which nothing is known."""
+    column = columns(dataset.fields.item)[field].start
+    return np.append(dataset.item_field_ids[:, column], 0).astype(np.int32)
 
 
 def _runs(dataset: Dataset) -> np.ndarray:

@@ -107,8 +107,6 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
     directory = Path(directory)
     run = Run.open(directory, settings.data_root)
     record, parts = run.record, run.experiment
-    if getattr(run.config.data, "has_segments", False):
-        raise UserError(f"{directory}: cannot be served: it reads several histories, and a request has one")
     if not parts.work.task.can_be_served:
         raise UserError(
             f"{directory}: cannot be served: its task, {run.config.task}, scores no "

@@ -12,12 +12,15 @@ import jax
 import numpy as np
 
 from em3_jax.core import trees
+from em3_jax.core.errors import UserError
 from em3_jax.core.event_features import RECENCY
 from em3_jax.core.types import State
 from em3_jax.data import times
 from em3_jax.data.format import fields_to_json
+from em3_jax.data.segments import keys_of_items
 from em3_jax.export import onnx_model, scorer
 from em3_jax.serving import id_index, programs
+from em3_jax.serving.event_choice import events_of
 from em3_jax.training.experiment import Experiment
 
 
@@ -73,6 +76,9 @@ def write_model(
         offsets = fields.offsets()[kind]
         of_unknown = [offsets[field.name] if k == 0 else 0 for field in specs for k in range(field.length)]
         arrays[f"{kind}_rows"] = np.vstack([arrays[f"{kind}_rows"], of_unknown])
+    for part in builder.segments.parts:
+        if part.item_field:
+            arrays[f"item_key.{part.item_field}"] = keys_of_items(dataset, part.item_field)
     facts: dict[str, Any] = {}
     for kind, ids in (("user", original_ids(dataset.user_table)), ("item", original_ids(dataset.item_table))):
         index = id_index.build(ids)
@@ -86,21 +92,29 @@ def write_model(
     # The stub takes any name for that of its own flag; here each has a slash in it.
     np.savez(buffer, **params)  # type: ignore[arg-type]
     (folder / "params.npz").write_bytes(buffer.getvalue())
-    length = builder.history_length
-    of_table = jax.ShapeDtypeStruct(table.shape, table.dtype)
-    task = parts.work.task
+    segments, length, task = builder.segments.parts, builder.history_length, parts.work.task
+    several = len(segments) > 1
+
+    def shapes(size: int) -> dict[str, Any]:
+        events = events_of(segments, size) if several else length
+        return scorer.request_shapes(fields, events, widths, size, length if several else 0, dataset.numbers)
+
     if with_onnx:
-        request = scorer.request_shapes(fields, length, widths, onnx_model.CANDIDATES, dataset.numbers)
+        if several:
+            raise UserError(
+                "--format onnx: the run reads several histories, whose events a service chooses; leave it out"
+            )
+        request = shapes(onnx_model.CANDIDATES)
         facts["onnx"] = onnx_model.write_onnx(folder / onnx_model.FILE, task, state.params, table, request)
-    made = []
+    of_table, made = jax.ShapeDtypeStruct(table.shape, table.dtype), []
     for size in programs.SIZES:
-        request = scorer.request_shapes(fields, length, widths, size, dataset.numbers)
-        program = scorer.compile_ahead(task, state.params, of_table, request, platforms)
+        program = scorer.compile_ahead(task, state.params, of_table, shapes(size), platforms)
         (folder / programs.file_name(size)).write_bytes(program.serialize())
         made.append(program)
     facts |= {"values": values} if values else {}
     return facts | {
         "history_length": length,
+        "segments": [part.to_json() for part in segments] if several else [],
         "fields": fields_to_json(fields),
         "vocabularies": {group: dataset.meta["vocabularies"].get(group, {}) for group in ("context", "event")},
         "numbers": {group: dataset.meta.get("numbers", {}).get(group, {}) for group in ("context", "event")},

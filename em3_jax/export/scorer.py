@@ -53,13 +53,27 @@ def scorer(task: Task, unflatten: Any) -> Any:
             if key.becomes and name in request:
                 of_each = key.axes[0] == "B"
                 batch[key.becomes] = request[name] if of_each else for_all(request[name])
+        if (slot := request.get("history_slot")) is not None:
+            batch |= _in_slots(slot, number, request)
         return task.score(unflatten(params), Inputs(table, both, {}, batch)).astype(jnp.float32)
 
     return score
 
 
+def _in_slots(slot: jax.Array, number: int, request: dict[str, Any]) -> dict[str, jax.Array]:
+    """What a batch says of the histories of candidates [b], each of which has events of its own in its slots [b, K]."""
+    some, place = slot >= 0, jnp.maximum(slot, 0)
+    rows = jnp.where(some[..., None], jnp.take(request["event_row"], place, axis=0), 0)
+    result = {"history_position": number + place, "history_mask": some, "history_row": rows}
+    if "event_number" in request:
+        given = jnp.take(request["event_number"], place, axis=0)
+        result["history_number"] = jnp.where(some[..., None], given, jnp.nan)
+    return result
+
+
 def request_shapes(
-    fields: Fields, length: int, looked_up: Mapping[str, int], number: int, numbers: Numbers = NO_NUMBERS
+    fields: Fields, length: int, looked_up: Mapping[str, int], number: int, slots: int = 0,
+    numbers: Numbers = NO_NUMBERS,
 ) -> dict[str, Any]:
     """The shapes of a request.
 
@@ -67,11 +81,13 @@ def request_shapes(
       number: b.
       length: T.
       looked_up: name -> width of what is looked up of an item.
+      slots: K of a model of several histories; 0 = it reads one.
       numbers: that are read as values; of groups without, a request has none.
     """
     sizes = {group: sum(field.length for field in of) for group, of in fields.groups()}
     given = {f"{group}_numbers": len(of) for group, of in numbers.groups()}
-    sizes |= {"B": number, "T": length} | given
+    given |= {"segments": slots} if slots else {}
+    sizes |= {"B": number, "T": length, "K": slots} | given
 
     def shape(key: Key, **more: int) -> jax.ShapeDtypeStruct:
         of = sizes | more

@@ -3,9 +3,9 @@
 Writes a row for each user and place in the list: `user`, `rank` from 1, `item`, `score` (of a ranking run the probability, by its
 calibration; of a retrieval run the product of the embeddings). Ranked are all items of the dataset, or those that --candidates
 lists, but those that the user has had already, in a history or as a click (--keep-seen ranks them, too). A ranking run scores
-each user with each item, at the time of the dataset's last row, with the whole history that it has of the user; a retrieval run compares embeddings, block by
-block, or by a graph that may miss some (--approximate), for millions of items. Where the file of candidates has a column `user`,
-each user has candidates of its own, so that a ranking run ranks what a retrieval run proposes:
+each user with each item, at the time of the dataset's last row, with the whole history that it has of the user; a retrieval run
+compares embeddings, block by block, or by a graph that may miss some (--approximate), for millions of items. Where the file of
+candidates has a column `user`, each user has candidates of its own, so that a ranking run ranks what a retrieval run proposes:
 
     em3 recommend --workdir=runs/lightgcn --count 500 --approximate --out candidates.parquet
     em3 recommend --workdir=runs/em3 --candidates candidates.parquet --count 20 --out top.parquet

@@ -127,14 +127,13 @@ def importance(
     if most_rows < 0:
         raise UserError(f"--rows {most_rows}: give a number of rows, or 0 for all")
     asked = runs.ranking(directory, data_root)
-    runs.one_history(*asked)
     run, config, parts, state = runs.opened_on_host(*asked, step)
     work = parts.work
     assert work.builder is not None  # as runs of task ranking have it
     every = np.asarray(work.dataset.split_rows(split, config.data.label))
     rows = _of_some_users(work.dataset, every, most_rows, seed)
     sets = tuple(work.feature_sets) if work.task.uses_content else ()
-    reads_history = config.data.history_length > 0
+    reads_history = config.data.slots > 0
     inputs = Inputs(work.builder(work.dataset), rows, config.eval.batch_size, sets, reads_history)
     found = _rows(work.dataset, rows, config.data.label)
     before = found.measured(_logits(parts, state, inputs.source()))

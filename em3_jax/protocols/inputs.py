@@ -19,6 +19,7 @@ from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.buckets import Buckets
 from em3_jax.data.format import Dataset, FeatureSet
 from em3_jax.data.pipeline import EvaluationSource
+from em3_jax.data.segments import SOUGHT
 from em3_jax.protocols import permutations
 
 USER, ITEM, CONTEXT, EVENT = "user", "item", "context", "event"
@@ -156,7 +157,9 @@ class Inputs:
         item_rows = self._builder.item_rows[self._item_of]
         own = item_rows[self._catalogue :].copy()
         item_rows[self._catalogue :, column] = own[source, column]
-        return self._reading(item_rows=item_rows)
+        by = [part.item_field for part in self._builder.segments.parts]
+        sought = {SOUGHT: self._columns["item"][source]} if one.name in by else None
+        return self._reading(sought, item_rows=item_rows)
 
     def _with_numbers_of(self, kind: str, k: int, source: np.ndarray) -> BatchBuilder:
         """The builder whose users, or candidates, have number `k` of those of the rows `source` [n]."""
@@ -193,9 +196,11 @@ class Inputs:
         return values
 
     def _shown_events(self) -> np.ndarray:
-        """[m] i64 the events among the last T of some row's history."""
+        """[m] i64 the events among the last T of some row's history; of several histories all of it."""
         length = self._builder.history_length if self._reads_history else 0
         start, end = self._columns["history_start"], self._columns["history_end"]
+        if length and len(self._builder.segments.parts) > 1:  # what is sought may be of any time
+            length = int((end - start).max(initial=0))
         change = np.zeros(len(self._builder.dataset.events["item"]) + 1, np.int64)
         np.add.at(change, np.maximum(start, end - length), 1)
         np.add.at(change, end, -1)
@@ -213,9 +218,11 @@ class Inputs:
     ) -> BatchBuilder:
         """The builder of the split's rows with some of what it reads replaced."""
         n, dataset = len(self.rows), self._builder.dataset
-        own = {"user": np.arange(n), "item": self._catalogue + np.arange(n)}
+        own = {"user": np.arange(n), "item": self._catalogue + np.arange(n), SOUGHT: self._columns["item"]}
         view: Dataset = dataclasses.replace(
-            dataset, interactions=self._columns | own | (interactions or {}), events=dataset.events | (events or {})
+            dataset,
+            interactions=self._columns | own | (interactions or {}),
+            events=dataset.events if events is None else dataset.events | events,
         )
         sets = []
         for one in self._sets:

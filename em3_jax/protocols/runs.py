@@ -42,15 +42,8 @@ def ranking(directory: str | Path, data_root: str | Path | None = None) -> tuple
     return run, config
 
 
-def one_history(run: Run, config: Ranking) -> None:
-    """Refuses a run that reads several histories, of which a protocol that changes inputs knows nothing."""
-    if config.data.has_segments:
-        raise UserError(f"{run.folder}: reads several histories; this is for runs of one history, the last events")
-
-
 def opened(run: Run, config: Ranking) -> Opened:
-    """The best step of a run of one history, its data checked, as `em3 eval` opens it."""
-    one_history(run, config)
+    """The best step of a run, its data checked, as `em3 eval` opens it."""
     run.check_data()
     return Opened(run, config, run.experiment, run.state())
 

@@ -20,8 +20,10 @@ from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.event_features import RECENCY
 from em3_jax.core.fields import PADDING, UNKNOWN
 from em3_jax.core.ranges import Ranges
+from em3_jax.core.segments import NO_EVENT
 from em3_jax.core.values import canonical
 from em3_jax.serving import vectors
+from em3_jax.serving.event_choice import LastEvents, SeveralHistories
 from em3_jax.serving.field_values import LONGEST_ECHO, FieldValues, NumberValues, Unknown
 from em3_jax.serving.id_index import IdIndex
 from em3_jax.serving.neighbours import Neighbours
@@ -54,7 +56,8 @@ class Scores(NamedTuple):
       logit: [b] f32, as the model gives it.
       known: [b] bool, whether the candidate is in the store; others are scored as an item of which nothing is known.
       user_known: whether the user is.
-      history_used: how many events of the history were read: the last T of known items.
+      history_used: how many events of the history were read: the last T of known items; of a model of several histories,
+        those that some candidate's hold.
       unknown: how many ids and values of the request the store does not know, by where they stand:
         {"history_fields.rating": 3, "candidates": 1}. They are scored as of which nothing is
         known. What is said to be missing (None, NaN, "") is not among them.
@@ -115,6 +118,9 @@ class Model:
         self._lookups = {group: version.starting_with(f"{group}_lookup.") for group in ("context", "event")}
         self._values = {group: self._values_of(group, facts) for group in WORDS}
         self._programs = Programs(version)
+        largest = self._programs.sizes[-1]
+        several = bool(facts.get("segments"))
+        self._choice = SeveralHistories(version, largest) if several else LastEvents(self.history_length, largest)
         try:
             with np.load(io.BytesIO(version.read_bytes("params.npz")), allow_pickle=False) as arrays:
                 params = {name: arrays[name] for name in arrays.files}
@@ -180,7 +186,8 @@ class Model:
 
         Args:
           user: original id; None or an unknown one is scored as a new user.
-          history: [h] original ids of the user's events, oldest first; the last T of them are read.
+          history: [h] original ids of the user's events, oldest first; the last T of them are read, of a model of several
+            histories what these hold of all.
           candidates: [b] original ids.
           context: context field -> its value, or one for each candidate; a field not named, and
             None, is unknown.
@@ -203,22 +210,22 @@ class Model:
         kept = np.flatnonzero(events >= 0)
         place = np.arange(len(kept), 0, -1)
         made = event_features.ids(self._event_features, None if since is None else since[kept], place)
-        read = slice(max(len(kept) - self.history_length, 0), None)
-        kept = kept[read]
-        given = {name: ids[kept] for name, ids in given.items()} | {name: ids[read] for name, ids in made.items()}
-        logits, largest = [np.zeros(0, np.float32)], self._programs.sizes[-1]
+        item, fields = events[kept], {name: ids[kept] for name, ids in given.items()} | made
+        logits, read = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
         context = self._context(context or {}, len(candidate), unknown)
-        for start in range(0, len(candidate), largest):
-            part = candidate[start : start + largest]
+        for piece in self._choice(item, fields, candidate):
+            part = candidate[piece.of]
             size = self._programs.size_for(len(part))
             padded = np.append(part, np.full(size - len(part), -1))
-            of_part = {name: np.resize(ids[start : start + largest], size) for name, ids in context.items()}
-            request = self._request(user_row, events[kept], given, padded, of_part)
+            of_part = {name: np.resize(ids[piece.of], size) for name, ids in context.items()}
+            given = {name: ids[piece.event] for name, ids in fields.items()}
+            request = self._request(user_row, item[piece.event], given, padded, of_part, piece.slot)
             found = self._programs(size, self._params, self._table, request)
             logits.append(np.asarray(found)[: len(part)])
-        logit = np.concatenate(logits)
+            read.append(piece.event)
+        logit, used = np.concatenate(logits), len(np.unique(np.concatenate(read)))
         probability = self._calibration.probability(logit)
-        return Scores(probability, logit, candidate >= 0, user_row >= 0, len(kept), unknown.counts)
+        return Scores(probability, logit, candidate >= 0, user_row >= 0, used, unknown.counts)
 
     def similar(self, item_id: Any, count: int) -> list[tuple[Any, float]]:
         """(original id, cosine of the content embeddings) of the items nearest to an item, the nearest first.
@@ -270,12 +277,20 @@ class Model:
         if not self.has_content:
             raise UserError(f"{self.version.folder}: its model uses IDs alone, there are no content embeddings")
 
-    def _request(self, user: int, history: np.ndarray, events: dict, candidate: np.ndarray, context: dict) -> dict:
+    def _request(
+        self,
+        user: int,
+        history: np.ndarray,
+        events: dict,
+        candidate: np.ndarray,
+        context: dict,
+        slot: np.ndarray | None = None,
+    ) -> dict:
         """What the compiled program takes, see `core.batch.REQUEST`.
 
         Rows are [*] i64 of the store, -1 = unknown.
         """
-        length, number = self.history_length, len(history)
+        length, number = self._choice.length(len(candidate)), len(history)
         slots = np.full(length, -1)
         slots[length - number :] = history  # newest last, as in training
         event_row = np.zeros((length, len(self._fields["event"])), np.int32)
@@ -303,6 +318,11 @@ class Model:
         for group, given, places in (("event", events, length), ("context", context, len(candidate))):
             if group in self._numbers:
                 request[f"{group}_number"] = self._given_numbers(group, given, places)
+        if self._choice.slots:
+            of_candidate = np.full((len(candidate), self._choice.slots), NO_EVENT, np.int32)
+            if slot is not None:
+                of_candidate[: len(slot)] = np.where(slot == NO_EVENT, NO_EVENT, slot + length - number)
+            request["history_slot"] = of_candidate
         return request
 
     def _given_numbers(self, group: str, given: Ids, places: int) -> np.ndarray:

@@ -11,13 +11,13 @@ from em3_jax import evaluate as evaluation
 from em3_jax import train
 from em3_jax.config import parse
 from em3_jax.core.fields import FIRST_KNOWN
+from em3_jax.core.segments import Segment
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.buckets import Buckets
 from em3_jax.data.readers.table import table
-from em3_jax.data.segments import Segment, Sought, segments
-from em3_jax.export.command import Settings, export
+from em3_jax.data.segments import Sought, segments
 from em3_jax.predict.command import predict
-from em3_jax.protocols import runs
+from em3_jax.protocols.importance import importance
 from em3_jax.tasks.lemur.setup import lemur
 from em3_jax.training import experiment
 from tests.conftest import user_error
@@ -87,7 +87,7 @@ def test_events_are_those_of_a_plain_search(shop, within):
 def test_events_are_sorted_once_for_all_that_is_sought_by_a_field(shop):
     parts = segments(shop, 5, "action", {"buy": 3, "view": 2}, "category", 4, 0)
     indexes = parts.indexes(shop)
-    assert set(indexes) == {("action", ""), ("", "category")}
+    assert set(indexes) == {("event", "action"), ("item", "category")}
     later = dataclasses.replace(shop, counts={})  # as a window of a stream has it
     assert parts.indexes(later) is indexes
     assert parts.indexes(dataclasses.replace(shop, events=dict(shop.events))) is not indexes
@@ -134,8 +134,10 @@ def test_a_run_of_several_histories_learns_what_one_cannot_and_predicts_as_it_ev
     predict(tmp_path / "run", tmp_path / "rows.parquet", tmp_path / "scores.parquet")
     found = pq.read_table(tmp_path / "scores.parquet").column("logit").to_numpy()
     np.testing.assert_array_equal(found, np.load(tmp_path / "run" / "eval_test_logits.npy"))
-    assert "one history" in user_error(runs.one_history, *runs.ranking(tmp_path / "run"))
-    assert "several histories" in user_error(export, tmp_path / "run", tmp_path / "store", Settings())
+    told = importance(tmp_path / "run", repeats=2)
+    assert told["base"]["auc"] == pytest.approx(report["slices"]["all"]["auc"], abs=1e-6)
+    lost = {one["told"]: one["auc"]["drop"] for one in told["inputs"]}
+    assert lost["event action"] > 0.01, "it says which events are of a segment"
 
 
 @pytest.mark.parametrize("backbone", ["deepfm", "dcnv2"])

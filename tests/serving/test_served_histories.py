@@ -73,6 +73,40 @@ def as_table(dataset, rows) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
+def several(shop, tmp_path_factory):
+    """A run that reads histories of its own of buys, of the candidate's category, and the last events, with all there is."""
+    folder = tmp_path_factory.mktemp("several") / "run"
+    return trained(
+        shop, folder, data__event_features=("recency", "position"), data__history_length=3, data__histories_by="action",
+        data__histories={"buy": 4}, data__similar_by="category", data__similar_length=5, data__similar_within=60,
+    )  # fmt: skip
+
+
+def test_a_service_chooses_the_events_of_each_candidate_as_training_does(shop, several, tmp_path, monkeypatch):
+    export.export(several, tmp_path / "store", PLAIN)
+    model = Model(store.open_current(tmp_path / "store"))
+    expected = np.load(several / "eval_test_logits.npy")
+    asked = requests(shop, shop.split_rows("test"))
+    found = np.array([model.score(**one).logit[0] for one in asked])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    # Of many candidates each has its own events; what they hold together may ask for several calls.
+    one = asked[-1] | {"candidates": [*range(ITEMS), "new"] * 3}
+    together = model.score(**one)
+    alone = [model.score(**one | {"candidates": [item]}).logit[0] for item in one["candidates"][: ITEMS + 1]]
+    np.testing.assert_allclose(together.logit, alone * 3, rtol=0, atol=1e-5)
+    choice = model._choice
+    held = len(choice._choose(np.arange(40) % ITEMS, {}, np.arange(ITEMS))[0])
+    assert held == 12 == choice.slots and 12 < together.history_used <= len(one["history"])
+    monkeypatch.setattr(type(choice), "length", lambda self, size: min(14, 12 + 2 * size))
+    item, fields = np.arange(40) % ITEMS, {"action": np.zeros(40)}
+    pieces = [*choice(item, fields, np.arange(ITEMS))]
+    assert len(pieces) > 1 and all(len(piece.event) <= 14 or len(piece.slot) == 1 for piece in pieces)
+    every = np.concatenate([np.where(piece.slot < 0, -1, piece.event[piece.slot]) for piece in pieces])
+    np.testing.assert_array_equal(every, choice._choose(item, fields, np.arange(ITEMS)))
+    assert "several histories" in user_error(export.export, several, tmp_path / "onnx", PLAIN._replace(with_onnx=True))
+
+
+@pytest.fixture(scope="module")
 def timed(shop, tmp_path_factory):
     """A run that reads how long ago events were, and which from the newest."""
     return trained(shop, tmp_path_factory.mktemp("timed") / "run", data__event_features=("recency", "position"))

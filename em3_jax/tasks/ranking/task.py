@@ -82,7 +82,7 @@ class RankingTask(Task):
 
     @property
     def can_be_served(self) -> bool:
-        return not self.model.segments  # a request has one history
+        return True
 
     def init(self, key: jax.Array, inputs: Inputs) -> Params:
         (logit, out), variables = self.model.init_with_output(key, *inputs, train=False)
