@@ -6,6 +6,7 @@ The keys of a batch, and letters: see `core.batch.CLICKS`; here C are columns of
 import copy
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -140,7 +141,8 @@ class BatchBuilder:
         self._label = dataset.label(label)
         self.segments = segments or Segments((Segment(LAST, history_length),))
         self.history_length = self.segments.slots
-        self._sought = self.segments.indexes(dataset)
+        self._sought: dict[Any, Any] = self.segments.indexes(dataset)
+        self._is_whole = True  # and not some rows beside it
         self.distinct_items = distinct_items
         self.host_features = host_features
         fields, offsets = dataset.fields, dataset.fields.offsets()
@@ -233,6 +235,7 @@ class BatchBuilder:
         other.dataset, other._label = dataset, dataset.label(self.label)
         other._events = _with_an_event(dataset.events)
         other._sought = self.segments.indexes(dataset)
+        other._is_whole = self._is_whole and dataset.interactions is self.dataset.interactions
         other.user_rows, other.item_rows, other.host_features = user_rows, item_rows, host_features
         other.user_numbers, other.item_numbers = user_numbers, item_numbers
         other._distinct_item = Distinct(len(item_rows))
@@ -254,6 +257,9 @@ class BatchBuilder:
         start, end = columns_["history_start"][rows], columns_["history_end"][rows]
         found: list[tuple[np.ndarray, np.ndarray]] = []
         for segment in self.segments.parts:
+            if segment.content and self._is_whole:
+                found.append(_before(self._sought[segment.seeks].of_dataset(segment, self.dataset)[rows], end))
+                continue
             if segment.seeks in self._sought:
                 item = columns_.get(SOUGHT, columns_["item"])[rows]
                 found.append(self._sought[segment.seeks](segment, item, start, end))
@@ -353,6 +359,12 @@ class BatchBuilder:
         items = min(items, len(self.item_rows))
         items, rows, encode = (round_up(size, unit) for size in (items, rows, min(encode, items)))
         return Buckets(items, rows, encode, unit=unit)
+
+
+def _before(back: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(places [B, K] i64 among the events, mask) of how far before `end` [B] they stand; 0 = there is none."""
+    mask = back > 0
+    return np.where(mask, end[:, None] - back, 0), mask
 
 
 def _with_an_event(events: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -3,9 +3,11 @@
 A long history costs an example two binary searches, however long it is: all events stand in one sorted array, by
 user, by what is sought of them, and by time. SIM (Pi et al., Search-based User Interest Modeling, CIKM 2020, section
 3.1) seeks the events of the candidate's category so ("hard search"); with codes of content as the item field (`em3
-codes`) it seeks those of like content. Letters: B examples, E events, K slots.
+codes`) it seeks those of like content. Its soft search, by cosines, is in `soft_search`. Letters: B examples, E events, K slots.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +15,8 @@ import numpy as np
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import FIRST_KNOWN, columns
 from em3_jax.core.segments import LAST, SIMILAR, Segment
-from em3_jax.data.format import Dataset
+from em3_jax.data.format import Dataset, FeatureSet
+from em3_jax.data.soft_search import SoftSearch, check_sets, content_vectors
 
 SOUGHT = "sought_item"
 """Column of interactions of the item by which events are sought, where that is not the candidate."""
@@ -27,7 +30,14 @@ class Found(NamedTuple):
 
 
 def segments(
-    dataset: Dataset, length: int, by: str, lengths: dict[str, int], similar: str, similar_length: int, within: int
+    dataset: Dataset,
+    length: int,
+    by: str,
+    lengths: dict[str, int],
+    similar: str,
+    similar_length: int,
+    within: int,
+    content: tuple[str, ...] = (),
 ) -> "Segments":
     """The segments of config.data, that of the last events at the end.
 
@@ -35,10 +45,13 @@ def segments(
       length: T, of the last events.
       by, lengths: event field, and value -> K of the histories of its own events.
       similar, similar_length, within: item field of those like the candidate, K, and of how many; "" = there are none.
+      content: feature sets by which the similar ones are those of the largest cosine, in the place of a field.
 
     Raises:
       UserError: a field or a value is none, or K is more than the events that it is of.
     """
+    if similar and content:
+        raise UserError("config.data.similar_by, similar_content: each says what similar events are; choose one")
     result: list[Segment] = []
     known = {field.name: field for field in dataset.stored_event_fields}
     if lengths and by not in known:
@@ -57,13 +70,15 @@ def segments(
             raise UserError(f"config.data.similar_by={similar}: names no item field; {nearest(similar, fields)}")
         if fields[similar].length > 1:
             raise UserError(f"config.data.similar_by={similar}: has several values an item; name a field of one")
-        if within and similar_length > within:
-            raise UserError(
-                f"config.data.similar_length={similar_length}: is more than config.data.similar_within={within}, of which "
-                "they are; choose less"
-            )
         result.append(Segment(SIMILAR, similar_length, item_field=similar, within=within))
-    return Segments((*result, Segment(LAST, length)))
+    if content:
+        result.append(Segment(SIMILAR, similar_length, content=tuple(content), within=within))
+    if (similar or content) and within and similar_length > within:
+        raise UserError(
+            f"config.data.similar_length={similar_length}: is more than config.data.similar_within={within}, of which "
+            "they are; choose less"
+        )
+    return Segments((*result, Segment(LAST, length)), [dataset.features(name) for name in content])
 
 
 class Segments:
@@ -71,23 +86,36 @@ class Segments:
 
     Args:
       parts: in the order of the slots.
+      sets: feature sets by which some are sought.
     """
 
-    def __init__(self, parts: tuple[Segment, ...]):
-        self.parts = parts
+    def __init__(self, parts: tuple[Segment, ...], sets: Sequence[FeatureSet] = ()):
+        self.parts, self.sets = parts, tuple(sets)
+        check_sets(self.sets)
         self._events: dict[str, np.ndarray] | None = None
-        self._indexes: dict[tuple[str, str], Sought] = {}
+        self._indexes: dict[tuple[str, str], Sought | SoftSearch] = {}
 
     @property
     def slots(self) -> int:
         """Of all segments."""
         return sum(part.length for part in self.parts)
 
-    def indexes(self, dataset: Dataset) -> "dict[tuple[str, str], Sought]":
+    @functools.cached_property
+    def vectors(self) -> np.ndarray:
+        """[I + 1, E] what the content of items is compared by."""
+        return content_vectors(self.sets)
+
+    def indexes(self, dataset: Dataset) -> "dict[tuple[str, str], Sought | SoftSearch]":
         """`Segment.seeks` -> index of a dataset's events; of the same events as the last time the same ones."""
         if dataset.events is not self._events:
             wanted = dict.fromkeys(part.seeks for part in self.parts if any(part.seeks))
-            self._indexes = {fields: Sought(dataset, *fields) for fields in wanted}
+            digest = " ".join(f"{one.name} {one.manifest['hash']}" for one in self.sets)
+            self._indexes = {
+                (kind, field): Sought(dataset, kind, field)
+                if kind != "content"
+                else SoftSearch(dataset, lambda: self.vectors, digest)
+                for kind, field in wanted
+            }
             self._events = dataset.events
         return self._indexes
 

@@ -79,13 +79,15 @@ def write_model(
     for part in builder.segments.parts:
         if part.item_field:
             arrays[f"item_key.{part.item_field}"] = keys_of_items(dataset, part.item_field)
+        if part.content:
+            arrays["content_vectors"] = builder.segments.vectors
     facts: dict[str, Any] = {}
     for kind, ids in (("user", original_ids(dataset.user_table)), ("item", original_ids(dataset.item_table))):
         index = id_index.build(ids)
         arrays |= {f"{kind}_words": index.words, f"{kind}_slots": index.slots}
         facts[f"{kind}_ids"] = "text" if index.is_text else "integer"
     for name, array in arrays.items():
-        array = array if array.dtype in (np.float32, np.uint64) else array.astype(np.int32)
+        array = array if array.dtype in (np.float32, np.float16, np.uint64) else array.astype(np.int32)
         np.save(folder / f"{name}.npy", array)
     buffer = io.BytesIO()
     params = {name: np.asarray(leaf) for name, leaf in trees.named_leaves(state.params).items()}

@@ -69,7 +69,8 @@ class SeveralHistories:
         facts = version.manifest["serving"]
         parts = [Segment.from_json(one) for one in facts["segments"]]
         keys = {part.item_field: version[f"item_key.{part.item_field}"] for part in parts if part.item_field}
-        self._choose, self._largest = Chooser(parts, keys), largest
+        vectors = version["content_vectors"] if any(part.content for part in parts) else None
+        self._choose, self._largest = Chooser(parts, keys, vectors), largest
         self._parts = parts
         self.slots: int = sum(part.length for part in parts)
 

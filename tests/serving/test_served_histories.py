@@ -7,10 +7,12 @@ import pytest
 
 from em3_jax import evaluate as evaluation
 from em3_jax import train
+from em3_jax.data.features import write_features
 from em3_jax.data.readers.table import table
 from em3_jax.export import command as export
 from em3_jax.predict.command import predict
 from em3_jax.predict.recommend import recommend
+from em3_jax.protocols.missing import missing
 from em3_jax.serving import store
 from em3_jax.serving.service import Model
 from tests.conftest import user_error
@@ -104,6 +106,29 @@ def test_a_service_chooses_the_events_of_each_candidate_as_training_does(shop, s
     every = np.concatenate([np.where(piece.slot < 0, -1, piece.event[piece.slot]) for piece in pieces])
     np.testing.assert_array_equal(every, choice._choose(item, fields, np.arange(ITEMS)))
     assert "several histories" in user_error(export.export, several, tmp_path / "onnx", PLAIN._replace(with_onnx=True))
+
+
+def test_events_sought_by_content_are_served_predicted_and_missed(shop, tmp_path):
+    """SIM soft, SimTier and SA-TA together, by a service, for the rows of a file, and where content is taken away."""
+    random, mask = np.random.default_rng(1), np.ones((ITEMS, 2), bool)
+    mask[4] = False
+    tokens = random.standard_normal((ITEMS, 2, 8)).astype(np.float32)
+    write_features(shop.root, "look", tokens, mask, {"encoder": "drawn"}, shop.meta["item_hash"])
+    run = trained(
+        shop, tmp_path / "run", model__content="end_to_end", data__features=("look",), data__similar_content=("look",),
+        data__similar_length=6, data__similar_within=80, data__history_length=4, model__similar_attention=True,
+        model__content_parts=("item", "simtier"),
+    )  # fmt: skip
+    expected = np.load(run / "eval_test_logits.npy")
+    export.export(run, tmp_path / "store", PLAIN)
+    model = Model(store.open_current(tmp_path / "store"))
+    found = np.array([model.score(**one).logit[0] for one in requests(shop, shop.split_rows("test"))])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    pq.write_table(as_table(shop, np.asarray(shop.split_rows("test"))), tmp_path / "rows.parquet")
+    predict(run, tmp_path / "rows.parquet", tmp_path / "scores.parquet")
+    np.testing.assert_array_equal(pq.read_table(tmp_path / "scores.parquet").column("logit").to_numpy(), expected)
+    curve = missing([run], ("look",), tmp_path / "missing", rates=(0.5,))["curves"]["as trained"]
+    assert curve[0]["auc"] != curve[1]["auc"]
 
 
 @pytest.fixture(scope="module")

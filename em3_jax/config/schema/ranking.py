@@ -70,7 +70,10 @@ class Data:
     # item field, such as category or codes of content: past events of the candidate's value are read
     # besides, however long ago (SIM)
     similar_by: Field = ""
-    similar_length: Size = 50  # last events of the candidate's value of similar_by that are read
+    # extracted feature sets: the past events whose items' content has the largest cosine with the
+    # candidate's are read besides, in the place of similar_by (SIM's soft search, MUSE)
+    similar_content: Names = ()
+    similar_length: Size = 50  # similar events that are read; by similar_by the last ones
     similar_within: Count = 0  # last events of a user among which similar ones are sought; 0 = all
     batch_size: Size = 1024  # B, examples of all devices together
     # order of the training rows; by_item bounds how many candidates a batch has
@@ -91,12 +94,17 @@ class Data:
     @property
     def slots(self) -> int:
         """Of an example's history, in all."""
-        return self.history_length + sum(self.histories.values()) + (self.similar_length if self.similar_by else 0)
+        return self.history_length + sum(self.histories.values()) + self.similar_slots
+
+    @property
+    def similar_slots(self) -> int:
+        """Of them those of similar events."""
+        return self.similar_length if self.similar_by or self.similar_content else 0
 
     @property
     def has_segments(self) -> bool:
         """Whether an example reads more than its last events."""
-        return bool(self.histories or self.histories_by or self.similar_by)
+        return bool(self.histories or self.histories_by or self.similar_slots)
 
 
 @dataclass(frozen=True, kw_only=True)

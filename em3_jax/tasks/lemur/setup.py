@@ -28,7 +28,7 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     """The work of config.task = "lemur"."""
     if config.data.has_segments:
         raise UserError(
-            "config.data.histories, similar_by: task lemur reads one history, the last events; leave them out"
+            "config.data.histories, similar_by, similar_content: task lemur reads one history, the last events; leave them out"
         )
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)

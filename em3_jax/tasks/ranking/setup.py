@@ -248,14 +248,16 @@ def open_clicks(data: Data) -> Dataset:
 
 def segments_of(dataset: Dataset, data: Data) -> Segments | None:
     """What the slots of a history hold; None = the last events alone."""
-    if not data.similar_by and (data.similar_within or data.similar_length != Data.similar_length):
+    if not data.similar_slots and (data.similar_within or data.similar_length != Data.similar_length):
         raise UserError(
-            "config.data.similar_length, similar_within: are of config.data.similar_by, which names no field"
+            "config.data.similar_length, similar_within: are of config.data.similar_by or similar_content, which name "
+            "nothing"
         )
     if not data.has_segments:
         return None
     similar = (data.similar_by, data.similar_length, data.similar_within)
-    return segments(dataset, data.history_length, data.histories_by, dict(data.histories), *similar)
+    by = data.histories_by, dict(data.histories)
+    return segments(dataset, data.history_length, *by, *similar, tuple(data.similar_content))
 
 
 def _code_sets(dataset: Dataset, data: Data) -> list[CodeSet]:
