@@ -1,18 +1,22 @@
-"""Histories of thousands of events: the last 50 beside the last of the candidate's category (SIM), on planted tastes by category.
+"""Histories of thousands of events: the last 50 beside those of the candidate's category (SIM) or content (MUSE), on planted tastes.
 
-python -m benchmarks.long_histories --out /tmp/long --seeds 3
+python -m benchmarks.long_histories --out /tmp/long --seeds 3                  # IDs alone, hard search
+python -m benchmarks.long_histories --out /tmp/muse --seeds 3 --table muse     # content: hard and soft search, SimTier, SA-TA
 
 Each of 40 users has a taste in each of 40 categories, a direction t of eight; a click is drawn with
 sigmoid(4 <t, z> - 0.3) of the item's z. Items are shown evenly, so the last 50 events hold about one of the
-candidate's category, and some 3,000 before them another 75. Every variant trains alike on IDs alone, from the
-same seeds, in turns; validation chooses the step, test is opened once.
+candidate's category, and some 3,000 before them another 75. Content is a vector of 24 numbers: a direction of the
+category, z, and noise. Every variant trains alike from the same seeds, in turns; validation chooses the step, test
+is opened once. Times are of steps, by the process's own clock as well, for other work on the machine.
 """
 
 import argparse
 import json
 import shutil
 import statistics
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,23 +25,32 @@ import pyarrow.parquet as pq
 from configs import em3_synthetic
 from em3_jax import evaluate as evaluation
 from em3_jax import metrics, train
+from em3_jax.data import soft_search
+from em3_jax.data.features import write_features
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.table import table
 
 USERS, CATEGORIES, ITEMS, WIDTH = 40, 40, 4000, 8
-VARIANTS = {
-    "last 50": {"history_length": 50},
-    "last 25, similar 25": {
-        "history_length": 25,
-        "similar_by": "category",
-        "similar_length": 25,
-        "similar_within": 4000,
+LONG = {"similar_length": 25, "similar_within": 4000}
+HARD, SOFT = LONG | {"similar_by": "category"}, LONG | {"similar_content": ("content",)}
+CONTENT: dict[str, Any] = {"model.content": "pre_extracted", "model.content_parts": ("item",), "features": ("content",)}
+SIMTIER, SATA = {"model.content_parts": ("item", "simtier")}, {"model.similar_attention": True}
+HALF = CONTENT | {"history_length": 25}
+TABLES: dict[str, dict[str, dict[str, Any]]] = {
+    "sim": {
+        "last 50": {"history_length": 50},
+        "last 25, similar 25": HARD | {"history_length": 25},
+        "last 50, similar 25": HARD | {"history_length": 50},
     },
-    "last 50, similar 25": {
-        "history_length": 50,
-        "similar_by": "category",
-        "similar_length": 25,
-        "similar_within": 4000,
+    "muse": {
+        "last 50, IDs": CONTENT | {"history_length": 50},
+        "last 50, SimTier, SA-TA": CONTENT | {"history_length": 50} | SIMTIER | SATA,
+        "hard, IDs": HALF | HARD,
+        "hard, SimTier, SA-TA": HALF | HARD | SIMTIER | SATA,
+        "soft, IDs": HALF | SOFT,
+        "soft, SimTier": HALF | SOFT | SIMTIER,
+        "soft, SA-TA": HALF | SOFT | SATA,
+        "soft, SimTier, SA-TA": HALF | SOFT | SIMTIER | SATA,
     },
 }
 
@@ -59,48 +72,69 @@ def planted(folder: Path, rows: int) -> Dataset:
     log = {"user": user, "item": item, "time": np.arange(rows), "label": label}
     pq.write_table(pa.table(log), folder / "log.parquet")
     pq.write_table(pa.table({"item": np.arange(ITEMS), "category": category}), folder / "items.parquet")
-    return table(
+    dataset = table(
         folder / "data", interactions=folder / "log.parquet", items=folder / "items.parquet", item_fields=("category",),
         time_unit="order", overwrite=True,
     )  # fmt: skip
+    of_category = unit(random.standard_normal((CATEGORIES, 2 * WIDTH)))
+    vectors = np.concatenate([1.5 * of_category[category], content], axis=1)
+    vectors += 0.1 * random.standard_normal(vectors.shape)
+    place = np.array(dataset.item_table.column("id").to_pylist()).astype(int)
+    write_features(
+        dataset.root, "content", vectors[place].astype(np.float32), np.ones((len(place), 1), bool), {"encoder": "planted"},
+        dataset.meta["item_hash"], overwrite=True,
+    )  # fmt: skip
+    return dataset
 
 
-def run(dataset: Dataset, folder: Path, variant: str, seed: int, epochs: float) -> tuple[float, float]:
-    """(test AUC, examples a second of the later steps)."""
-    config = em3_synthetic.get_config("id_only")
+def run(
+    dataset: Dataset, folder: Path, settings: dict[str, Any], seed: int, epochs: float
+) -> tuple[float, float, float]:
+    """(test AUC, seconds a step by the median of the later lines of the log, processor seconds of all in all)."""
+    config = em3_synthetic.get_config("" if "model.content" in settings else "id_only")
     config.data.root, config.data.batch_size, config.seed = str(dataset.root), 1024, seed
-    config.model.backbone_settings.dropout = 0.0
+    config.model.backbone_settings.dropout, config.model.cic.weight = 0.0, 0.0
     config.train.epochs, config.train.eval_every, config.train.log_every, config.train.patience = epochs, 0, 50, 0
-    for name, value in VARIANTS[variant].items():
-        setattr(config.data, name, value)
+    for name, value in settings.items():
+        section, _, key = name.rpartition(".")
+        setattr(config[section or "data"], key, value)
     shutil.rmtree(folder, ignore_errors=True)
+    began = time.process_time()
     train.train(config, folder)
+    seconds = time.process_time() - began
     auc = evaluation.evaluate(folder, "test")["slices"]["all"]["auc"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     speed = [line["time/examples_per_second"] for line in lines if "time/examples_per_second" in line]
-    return auc, statistics.median(speed[1:])
+    return auc, config.data.batch_size / statistics.median(speed[1:]), seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", choices=TABLES, default="sim")
     parser.add_argument("--rows", type=int, default=250_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=3.0)
     args = parser.parse_args()
-    dataset = planted(args.out, args.rows)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
+    dataset, variants = planted(args.out, args.rows), TABLES[args.table]
+    shutil.rmtree(dataset.root / "features" / soft_search.FOLDER, ignore_errors=True)
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in variants}
     for seed in range(args.seeds):
-        for number, name in enumerate(VARIANTS):
-            found[name].append(run(dataset, args.out / f"run-{number}-{seed}", name, seed, args.epochs))
-    first = next(iter(VARIANTS))
+        for number, (name, settings) in enumerate(variants.items()):
+            found[name].append(run(dataset, args.out / f"run-{number}-{seed}", settings, seed, args.epochs))
+            auc, step, processor = found[name][-1]
+            print(
+                f"seed {seed}  {name:<24} AUC {auc:.4f}  {1e3 * step:.1f} ms a step, {processor:.0f} s of processors",
+                flush=True,
+            )
+    first = next(iter(variants))
     for name, runs in found.items():
-        aucs, speeds = zip(*runs, strict=True)
-        of_first, speeds_of_first = zip(*found[first], strict=True)
+        aucs, steps, _ = zip(*runs, strict=True)
+        of_first, steps_of_first, _ = zip(*found[first], strict=True)
         p = metrics.paired_t_test(aucs, of_first).p
-        slower = statistics.median(a / b for a, b in zip(speeds_of_first, speeds, strict=True))
+        slower = statistics.median(b / a for a, b in zip(steps_of_first, steps, strict=True))
         spread = statistics.stdev(aucs) if len(aucs) > 1 else float("nan")
-        print(f"{name:<22} AUC {statistics.mean(aucs):.4f} ± {spread:.4f}  p {p:.2g}  step {slower:.2f} x")
+        print(f"{name:<24} AUC {statistics.mean(aucs):.4f} ± {spread:.4f}  p {p:.2g}  step {slower:.2f} x")
 
 
 if __name__ == "__main__":
