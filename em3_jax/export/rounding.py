@@ -78,11 +78,12 @@ def cost(parts: Experiment, state: State, stored: dict[str, Vectors]) -> Cost | 
     if not stored or work.evaluation is None or work.evaluate is None or parts.program.mesh.size > 1:
         return None
     apply = step.make_apply(_OnLookedUp(work.task), work.task.score, parts.program.mesh, work.shards)
-    source = _Looked(work.evaluation("valid"), stored)
+    source: Any = _Looked(work.evaluation("valid"), stored)  # as a source of batches has it
     rounded = ranking_evaluation.predict(
         source, lambda batch: apply(state.params, state.tables, state.memory, {}, batch)
     )
     exact = work.evaluate(parts.program.predict, state, "valid", False).arrays["logits"]
-    label = work.dataset.label(parts.config.data.label)[np.asarray(source.rows)]
+    settings: Any = parts.config.data  # of clicks, as there are scores
+    label = work.dataset.label(settings.label)[np.asarray(source.rows)]
     auc = metrics.auc(label, rounded)
     return Cost(auc, metrics.auc(label, exact) - auc, float(np.abs(rounded - exact).max(initial=0)))

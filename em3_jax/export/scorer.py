@@ -72,7 +72,11 @@ def _in_slots(slot: jax.Array, number: int, request: dict[str, Any]) -> dict[str
 
 
 def request_shapes(
-    fields: Fields, length: int, looked_up: Mapping[str, int], number: int, slots: int = 0,
+    fields: Fields,
+    length: int,
+    looked_up: Mapping[str, int],
+    number: int,
+    slots: int = 0,
     numbers: Numbers = NO_NUMBERS,
 ) -> dict[str, Any]:
     """The shapes of a request.

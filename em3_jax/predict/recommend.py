@@ -254,7 +254,8 @@ class _ByRetrieval:
         self._blocks = {"user_block": settings.user_block, "item_block": settings.item_block}
         self._users, self._items = parts.program.predict(state, {})
         self.plan = "embeddings, by a graph" if approximate else "embeddings"
-        self._approximate, self._graph = approximate, None
+        self._approximate = approximate
+        self._graph: NearestItems | None = None
 
     def __call__(self, user: np.ndarray, offered: _Offered, count: int, seen: _Taken | None):
         """([users, count] rows of items, `NO_ITEM` where there are fewer; their scores)."""
