@@ -13,12 +13,15 @@ all labels, and stand in for config.eval.at and config.eval.group_by of the run.
 --bootstrap 1000 draws the users 1,000 times again (items, where whole items are held out), and prints and stores 95 % intervals
 of each label's metrics; runs with the same --seed have the same draws, of which `em3 compare` makes intervals of differences.
 
+--plots draws, for each label, what was predicted against what was observed by tenths of the rows, with 95 % intervals, as trained
+and calibrated: eval_<split>_calibration.png and .html.
+
 --calibrate fits on validation what turns scores into probabilities and keeps it with the run (calibration.json); reports have
 log-loss and calibration with it as well, and `em3 export` and `em3 predict` apply it. Where the log's negatives were sampled
 down before, --kept-negatives 0.1 says to which share, and what is served are the probabilities of the whole log.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -31,9 +34,11 @@ from em3_jax.core.calibration import METHODS
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
 from em3_jax.data.format import CLICK, SPLITS, observed
-from em3_jax.evaluation import bootstrap, calibration, groups
+from em3_jax.evaluation import bootstrap, calibration, groups, reliability
 from em3_jax.evaluation import labels as evaluated_labels
 from em3_jax.evaluation import ranking as ranking_evaluation
+from em3_jax.report import reliability as reliability_report
+from em3_jax.report import reliability_page
 from em3_jax.training.run import Run
 
 
@@ -44,12 +49,14 @@ class Beside(NamedTuple):
       at, group_by: in place of the run's config.eval.at and .group_by; None = as these are.
       bootstrap: samples of users for intervals; 0 = none.
       seed: of these samples.
+      plots: whether to draw reliability diagrams.
     """
 
     at: tuple[int, ...] | None = None
     group_by: tuple[str, ...] | None = None
     bootstrap: int = 0
     seed: int = 0
+    plots: bool = False
 
     def settings(self) -> dict[str, Any]:
         """Of config.eval."""
@@ -88,7 +95,7 @@ def evaluate(
     directory = Path(directory)
     run = Run.open(directory, data_root, beside.settings())
     if beside != AS_THE_RUN and not hasattr(run.config.eval, "at"):
-        raise UserError(f"{directory}: --at, --group-by and --bootstrap are of runs that score clicks; leave them out")
+        raise UserError(f"{directory}: --at, --group-by, --bootstrap and --plots are of runs that score clicks")
     record, parts = run.record, run.experiment
     if parts.work.evaluate is None:
         raise UserError(f"{directory}: trained on content alone, there are no clicks to score; use `em3 vectors`")
@@ -131,12 +138,17 @@ def evaluate(
         }
     if labels:
         result["labels"] = labels
-    if beside.bootstrap:
+    if beside.bootstrap or beside.plots:
         rows, heads = _heads(run, split, arrays)
         of_row = np.asarray(parts.work.dataset.interactions[clusters][rows])
+    if beside.bootstrap:
         samples = bootstrap.sampled(heads, of_row, clusters, beside.bootstrap, beside.seed)
         result["bootstrap"] = bootstrap.report(samples, clusters, evaluated_labels.by_slice(result))
         samples.save(directory / f"eval_{split}_bootstrap.npz")
+    if beside.plots:
+        calibrated = _calibrated(directory, int(state.step), heads, arrays)
+        result["reliability"] = reliability.of_heads(heads, calibrated, of_row)
+        _draw(directory, result)
     for name, array in arrays.items():
         np.save(directory / f"eval_{split}_{name}.npy", array)
     for kind, moved in moved_by.items():
@@ -151,6 +163,34 @@ def _heads(run: Run, split: str, arrays: Mapping[str, np.ndarray]) -> tuple[np.n
     dataset, asked = parts.work.dataset, groups.Asked(config.eval.at, config.eval.group_by)
     rows = np.asarray(dataset.split_rows(split, config.data.label))
     return rows, evaluated_labels.heads(dataset, rows, arrays, config.data.label, parts.work.task.labels, asked)
+
+
+def pictures(directory: Path, split: str) -> tuple[Path, Path]:
+    """(PNG, HTML) of a split's reliability diagrams."""
+    png, page = (directory / f"eval_{split}_calibration.{ending}" for ending in ("png", "html"))
+    return png, page
+
+
+def _draw(directory: Path, report: dict[str, Any]) -> None:
+    """Draws what was predicted against what was observed."""
+    title = f"{directory.name}, step {report['step']:,}, {report['split']} split"
+    png, page = pictures(directory, report["split"])
+    reliability_report.draw(report["reliability"], title, png)
+    page.write_text(reliability_page.page(report["reliability"], title), encoding="utf-8")
+
+
+def _calibrated(
+    directory: Path, step: int, heads: Sequence[evaluated_labels.Head], arrays: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Label -> [n] its calibrated probabilities of the rows as they were kept; {} where the run has no calibration."""
+    found = calibration.read(directory, step)
+    if not found.first.method:
+        return {}
+    first, *others = heads
+    further = {one.label: arrays[f"logits_{one.label}"] for one in others if not one.is_amount}
+    as_kept = found._replace(first=found.first._replace(kept_negatives=1.0))
+    probability = calibration.probabilities(as_kept, arrays["logits"], further)
+    return {name or first.label: values for name, values in probability.items()}
 
 
 def _calibrate(run: Run, state: State, method: str, kept_negatives: float) -> None:
@@ -188,12 +228,13 @@ def main() -> None:
     parser.add_argument("--group-by", type=cli.as_list, help="fields that GAUC is taken by as well, hour,category")
     parser.add_argument("--bootstrap", type=int, metavar="SAMPLES", help="95 %% intervals by drawing users again, 1000")
     parser.add_argument("--seed", type=int, default=0, help="of --bootstrap's draws (default 0)")
+    parser.add_argument("--plots", action="store_true", help="draw what was predicted against what was observed")
     args = parser.parse_args()
     if args.bootstrap is not None:
         bootstrap.check(args.bootstrap, args.seed)
     if args.at and min(args.at) < 1:
         raise UserError(f"--at {min(args.at)}: lengths of lists are 1 or more")
-    beside = Beside(args.at, args.group_by, args.bootstrap or 0, args.seed)
+    beside = Beside(args.at, args.group_by, args.bootstrap or 0, args.seed, args.plots)
     if args.kept_negatives is not None and not args.calibrate:
         raise UserError("--kept-negatives is kept with a calibration; give --calibrate platt or isotonic with it")
     kept = 1.0 if args.kept_negatives is None else args.kept_negatives
@@ -214,6 +255,8 @@ def main() -> None:
         print(calibration.table(found["before"], found["after"], found["deciles"]))
         if found["kept_negatives"] < 1:
             print("These are of the rows as they are; what is predicted and served is of the whole log, and lower.")
+    if args.plots:
+        print("\n" + "\n".join(f"{path}: written" for path in pictures(args.workdir, args.split)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from em3_jax import metrics, train
 from em3_jax.core import amounts, strict_json
 from em3_jax.core.amounts import Amount
 from em3_jax.data.readers.table import table
-from em3_jax.evaluation import compare, labels, ndcg
+from em3_jax.evaluation import calibration, compare, labels, ndcg
 from em3_jax.predict.command import predict
 from em3_jax.tasks.heads import NOT_OBSERVED, FurtherLabels, loss_of_amount
 from em3_jax.training import experiment
@@ -243,6 +243,29 @@ def test_intervals_by_drawing_users_again_and_what_compare_makes_of_them(several
     assert f"{drawn['intervals']['label buy']['auc']['se']:.4f}" in shown
     evaluation.evaluate(folder, "test")
     assert "has no bootstrap samples" in user_error(call, compare, *compared[:2], "--bootstrap")
+
+
+def test_plots_are_of_every_label_as_trained_and_calibrated(several, shop, monkeypatch, capsys):
+    folder = several[0]
+    monkeypatch.setattr(sys, "argv", ["eval", f"--workdir={folder}", "--plots", "--calibrate=platt"])
+    evaluation.main()
+    found = json.loads((folder / "eval_test.json").read_text())["reliability"]
+    shown = capsys.readouterr().out
+    for name in ("eval_test_calibration.png", "eval_test_calibration.html"):
+        assert (folder / name).stat().st_size > 5000 and f"{folder / name}: written" in shown
+    rows = np.asarray(shop.split_rows("test"))
+    assert set(found) == {"all", "label buy", "label dwell"} and not found["label dwell"]["after"]
+    kept = calibration.read(folder, several[2]["step"])
+    for slice_name, label in (("all", "click"), ("label buy", "buy")):
+        logits = np.load(folder / f"eval_test_logits{'' if label == 'click' else '_buy'}.npy").astype(np.float64)
+        fitted = kept.first if label == "click" else kept.of("buy")
+        for part, scores in (("before", logits), ("after", fitted.of_rows(logits))):
+            tenths = found[slice_name][part]
+            mean = sum(one["rows"] * one["predicted"] for one in tenths) / len(rows)
+            assert mean == pytest.approx(np.mean(1 / (1 + np.exp(-scores))))
+            observed = sum(one["rows"] * one["observed"] for one in tenths) / len(rows)
+            assert observed == pytest.approx(shop.label(label)[rows].mean())
+    (folder / "calibration.json").unlink()
 
 
 def test_what_is_asked_for_may_choose_the_step(shop):
