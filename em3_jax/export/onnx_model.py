@@ -18,6 +18,7 @@ import numpy as np
 from jax.extend import core
 
 from em3_jax.core import trees
+from em3_jax.core.batch import REQUEST
 from em3_jax.core.errors import UserError
 from em3_jax.export import scorer
 from em3_jax.tasks import Task
@@ -144,13 +145,15 @@ def _compared(path: Path, logits: Callable, shapes: Sequence[Any], inputs: Seque
 
     random = np.random.default_rng(0)
     arrays: list[np.ndarray] = []
-    for shape in shapes:
+    for name, shape in zip(inputs, shapes, strict=True):
         if shape.dtype == np.bool_:
             arrays.append(random.random(shape.shape) < 0.7)
         elif np.issubdtype(shape.dtype, np.integer):
             arrays.append(random.integers(0, rows, shape.shape).astype(shape.dtype))
         else:
             arrays.append(random.standard_normal(shape.shape).astype(shape.dtype))
+        if REQUEST.get(name, REQUEST["candidate"]).given:  # numbers, some of which are missing
+            arrays[-1][random.random(shape.shape) < 0.2] = np.nan
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         found = session.run(None, dict(zip(inputs, arrays, strict=True)))[0]

@@ -1,6 +1,7 @@
 """What columns of the table reader say besides: numbers as fields of ranges, weights of rows, further labels."""
 
 import dataclasses
+import importlib.util
 import json
 
 import numpy as np
@@ -19,14 +20,17 @@ from em3_jax.data.format import NOT_PART
 from em3_jax.data.number_columns import with_numbers
 from em3_jax.data.readers.table import table
 from em3_jax.export import command as export
+from em3_jax.export import onnx_model, scorer
 from em3_jax.predict.command import predict
 from em3_jax.predict.recommend import recommend
 from em3_jax.protocols import importance
 from em3_jax.serving.field_values import FieldValues
 from em3_jax.serving.service import Service
+from em3_jax.training import experiment
 from tests.conftest import user_error
 from tests.data.own_tables import made, parquet, refused
 from tests.test_train import small_config
+from tests.training.test_sharding import check_equal, on_meshes
 
 pytestmark = pytest.mark.quickly_compiled
 N, USERS, ITEMS = 600, 20, 30
@@ -203,6 +207,33 @@ def told_of_a_run_on_values(root, dataset):
     assert pq.read_table(root / "top.parquet").num_rows == 2 * USERS
     said = user_error(lambda: recommend(root / "run", root / "no.parquet", context={"hour": "noon"}))
     assert "--context hour=noon: is no number" in said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="jax2onnx is not installed")
+def test_the_onnx_file_takes_numbers(tmp_path):
+    dataset = shop(tmp_path)
+    parts = experiment.build(run_config(dataset, model__all_numbers="periodic"))
+    view, state = parts.work.dataset, parts.program.init()
+    request = scorer.request_shapes(view.fields, 8, {}, onnx_model.CANDIDATES, view.numbers)
+    table_ = np.random.default_rng(0).standard_normal(state.tables["embedding"].shape).astype(np.float32)
+    facts = onnx_model.write_onnx(tmp_path / "ranker.onnx", parts.work.task, state.params, table_, request)
+    assert facts["largest_difference"] < 1e-5 and facts["inputs"]["event_number"] == [[8, 1], "float32"]
+
+
+@pytest.mark.parametrize("backbone", ["deepctr", "dcnv2", "deepfm", "wide_deep"])
+def test_every_backbone_reads_them(tmp_path, backbone):
+    """Each group's numbers move the logits; DIN's are above."""
+    parts = experiment.build(run_config(shop(tmp_path), model__all_numbers="log", model__backbone=backbone))
+    state, batch = parts.program.init(), parts.work.source[4]
+    scored = lambda batch: np.asarray(parts.program.predict(state, parts.program.place(batch)))  # noqa: E731
+    of_history = ["history_number"] if backbone != "deepctr" else []  # which reads none
+    for name in ("item_number", "user_number", "context_number", *of_history):
+        assert np.abs(scored(batch | {name: batch[name] + 50}) - scored(batch)).max() > 1e-4, name
+
+
+def test_several_devices_make_the_same_step(tmp_path):
+    config = run_config(shop(tmp_path), model__all_numbers="piecewise", model__backbone_settings__dropout=0.0)
+    check_equal(on_meshes(config.to_dict(), "label", [[1, 1], [4, 1]]))
 
 
 def test_a_grown_dataset_goes_on_only_with_the_same_scale(tmp_path):
