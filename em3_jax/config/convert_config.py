@@ -1,9 +1,10 @@
 """Moves an experiment of another program over: em3 convert-config fuxictr model_config.yaml dataset_config.yaml --out moved
 
 Reads the two YAML files of an experiment of FuxiCTR and writes, into the folder --out, a mapping for `em3 prepare table`
-and a recipe for `em3 train`. DIN, DCNv2, DeepFM and WideDeep are known. FuxiCTR has columns where em3_jax has users, items
-and impressions: --user and --item name the columns of ids where their names do not say it; other columns become fields of
-the impressions. What is not carried over is told, a line for each key.
+and a recipe for `em3 train`. DIN, SIM, DCNv2, DeepFM, WideDeep, MMoE, PLE and SharedBottom are known. FuxiCTR has columns
+where em3_jax has users, items and impressions: --user and --item name the columns of ids where their names do not say it;
+other columns become fields of the impressions, or of the items. Users' sequences (`user_info`) become a table of events in
+--out. What is not carried over is told, a line for each key.
 """
 
 from pathlib import Path
@@ -12,9 +13,17 @@ from typing import Any
 import yaml
 
 from em3_jax import cli
-from em3_jax.config.fuxictr import convert
+from em3_jax.config.fuxictr import EVENTS, convert, sequences
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError, nearest
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, and tuples as lists."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", yaml.SafeLoader.construct_yaml_seq)
+TUNER = ("tuner_space", "base_config")
 
 
 def read(path: Path, section: str) -> tuple[str, dict[str, Any]]:
@@ -27,7 +36,7 @@ def read(path: Path, section: str) -> tuple[str, dict[str, Any]]:
       UserError: the file is not there, is no such YAML, or has not that section.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -35,6 +44,11 @@ def read(path: Path, section: str) -> tuple[str, dict[str, Any]]:
     sections = (
         {str(name): one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
     )
+    if isinstance(found, dict) and any(key in found for key in TUNER):
+        raise UserError(
+            f"{path}: a config of FuxiCTR's tuner, with several values a key; give the model_config.yaml and the "
+            "dataset_config.yaml that run_param_tuner.py makes of it"
+        )
     base = sections.pop("Base", {})
     if not section and len(sections) == 1:
         section = next(iter(sections))
@@ -57,12 +71,15 @@ def main() -> None:
     args = parser.parse_args()
     name, model = read(args.model_config, args.experiment)
     _, dataset = read(args.dataset_config, str(model.get("dataset_id") or ""))
-    made = convert(model, dataset, name, args.dataset_config.absolute().parent, args.user, args.item)
-    for file in ("mapping.toml", "recipe.py"):
+    folder, out = args.dataset_config.absolute().parent, args.out.absolute()
+    made = convert(model, dataset, name, folder, args.user, args.item, out)
+    for file in ("mapping.toml", "recipe.py", EVENTS):
         if (args.out / file).exists():
             raise UserError(f"{args.out / file}: exists already; choose another --out")
     try:
         args.out.mkdir(parents=True, exist_ok=True)
+        if made.user_info is not None:
+            sequences.write(made.user_info, out / EVENTS, *made.ids)
         (args.out / "mapping.toml").write_text(made.mapping, encoding="utf-8")
         (args.out / "recipe.py").write_text(made.recipe, encoding="utf-8")
     except OSError as error:

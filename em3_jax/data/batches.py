@@ -100,6 +100,7 @@ class BatchBuilder:
       history_length: T, the number of last events an example sees.
       unknown_alpha: an id seen n times in training is replaced with probability alpha / (alpha + n).
       unknown_floor: field name -> least probability of replacement, however frequent the id.
+      unknown_below: ids that training shows fewer times stand for `unknown` from the start, like those it never shows.
       distinct_items: False builds one row per item slot instead of one per distinct item (for tests and benchmarks).
       host_features: feature sets to gather into the batch; empty when they lie on the device.
       label: which of the dataset's labels.
@@ -132,6 +133,7 @@ class BatchBuilder:
         row_weights: bool = True,
         labels: tuple[str, ...] = (),
         segments: Segments | None = None,
+        unknown_below: int = 1,
     ):
         self.dataset, self.row_weights, self.labels = dataset, row_weights, labels
         for name in labels:
@@ -151,7 +153,8 @@ class BatchBuilder:
         counts = row_counts(dataset)
         self.unknown = unknown_rows(fields)
         self._replace_probability = _replace_probability(fields, counts, unknown_alpha, unknown_floor)
-        self._canonical = np.where(counts == 0, self.unknown, np.arange(self.num_rows, dtype=np.int32))
+        is_rare = (counts >= 0) & (counts < max(unknown_below, 1))
+        self._canonical = np.where(is_rare, self.unknown, np.arange(self.num_rows, dtype=np.int32))
         self.user_rows = self._canonical[_field_rows(dataset.user_field_ids, fields.user, offsets["user"])].astype(
             np.int64
         )

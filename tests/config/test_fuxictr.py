@@ -4,6 +4,8 @@ import sys
 import tomllib
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -65,14 +67,7 @@ def test_an_experiment_from_its_files_to_a_report(files, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)
     called(files, "--experiment", "DIN_x", "--out", str(files / "made"))
     said = capsys.readouterr().out
-    for key in (
-        "batch_norm",
-        "din_use_softmax",
-        "attention_hidden_activations",
-        "min_categr_count",
-        "normalizer",
-        "monitor",
-    ):
+    for key in ("batch_norm", "din_use_softmax", "attention_hidden_activations", "normalizer", "monitor"):
         assert f"{key}" in said, key
     assert "attention_dropout" not in said and "num_workers" not in said
     mapping = tomllib.loads((files / "made" / "mapping.toml").read_text())
@@ -86,6 +81,7 @@ def test_an_experiment_from_its_files_to_a_report(files, capsys, monkeypatch):
     found = parse.parse(config)
     assert found.model.backbone == "din" and found.tables.width == 8 and found.data.history_length == 5
     assert found.model.backbone_settings.hidden == (16, 8) and found.tables.l2 == 1e-6 and found.train.patience == 2
+    assert found.data.unknown_below == 2 and found.data.unknown_alpha == 0.0 and found.tables.init_scale == 1e-4
     assert found.model.backbone_settings.attention_hidden == 12 and found.seed == 7 and found.eval.metric == "auc"
     config.data.root = str(files / "data")
     train.train(config, files / "run")
@@ -107,15 +103,102 @@ def test_the_other_models_make_configs_that_are_right(model, backbone, tmp_path)
     config = recipes.load(str(tmp_path / "recipe.py"), "")
     found = parse.parse(config)
     assert found.model.backbone == backbone and found.model.backbone_settings.hidden == (32, 16)
-    assert found.model.backbone_settings.cross_layers == 4 and found.data.history_length == 0
-    assert any("a sequence that no attention reads" in note for note in made.notes)
+    assert found.model.backbone_settings.cross_layers == 4 and found.data.history_length == 5  # their mean
+    assert found.data.unknown_alpha == 0.0 and found.data.unknown_below == 2
+    columns = [{**one, "share_embedding": "pid"} if one["name"] == "clicks" else one for one in DATA["feature_cols"]]
+    notes = fuxictr.convert(given, DATA | {"feature_cols": columns}, "x", tmp_path, item="ad").notes
+    assert any("a sequence that no attention reads" in note for note in notes)
+
+
+def test_ids_of_models_that_read_them_as_fields_among_others(tmp_path):
+    columns = [{"name": ["C1", "C2", "C3"], "type": "categorical"}]
+    made = fuxictr.convert({"model": "DeepFM"}, DATA | {"feature_cols": columns}, "x", tmp_path)
+    mapping = tomllib.loads(made.mapping)
+    assert mapping["columns"] == {"user": "C2", "item": "C1", "label": "clk"} and mapping["context_fields"] == ["C3"]
+    assert any(note.startswith("item: no column says it, and 'C1' stands for it") for note in made.notes)
+
+
+MMOE = {
+    "model": "MMoE", "dataset_id": "tiny", "loss": ["binary_crossentropy"] * 2 + ["mse"], "num_tasks": 3,
+    "task": ["binary_classification"] * 2 + ["regression"], "num_experts": 3, "expert_hidden_units": [16, 8],
+    "gate_hidden_units": [8], "tower_hidden_units": [4], "embedding_dim": 8, "batch_size": 128, "epochs": 1,
+    "monitor": "buy_AUC",
+}  # fmt: skip
+
+
+def test_several_labels_become_heads(tmp_path):
+    data = DATA | {"label_col": [{"name": "clk"}, {"name": "buy"}, {"name": "watched"}]}
+    made = fuxictr.convert(MMOE, data, "x", tmp_path, item="ad")
+    mapping = tomllib.loads(made.mapping)
+    assert mapping["labels"] == {"buy": "buy"} and mapping["amounts"] == {"watched": "watched"}
+    (tmp_path / "recipe.py").write_text(made.recipe)
+    found = parse.parse(recipes.load(str(tmp_path / "recipe.py"), ""))
+    heads = found.model.heads
+    assert (heads.kind, heads.labels, dict(heads.losses)) == ("mmoe", ("buy", "watched"), {"watched": "squared"})
+    assert heads.experts == 3 and heads.hidden == (4,) and found.model.backbone_settings.hidden == (16, 8)
+    assert found.eval.metric == "buy_auc"
+    assert any(note.startswith("gate_hidden_units [8]: gates have no hidden layer") for note in made.notes)
+    made = fuxictr.convert(MMOE | {"monitor": "AUC"}, data, "x", tmp_path, item="ad")
+    assert "'eval.metric': 'mean_auc'" in made.recipe
+    first = {"task": ["regression"] * 3}
+    assert "the first label is one of 0 and 1" in user_error(
+        lambda: fuxictr.convert(MMOE | first, data, "x", tmp_path, item="ad")
+    )
+
+
+SIM = {
+    "model": "SIM", "dataset_id": "long", "gsu_type": "soft", "topk": 4, "short_seq_len": 3, "max_len": 16, "alpha": 1,
+    "attention_dim": 8, "dnn_hidden_units": [16], "embedding_dim": 8, "batch_size": 64, "epochs": 1, "learning_rate": 1e-2,
+}  # fmt: skip
+LONG = {
+    "data_format": "parquet", "train_data": "train.parquet", "valid_data": "valid.parquet", "test_data": "test.parquet",
+    "user_info": "user_info.parquet", "item_info": "item_info.parquet", "rebuild_dataset": False,
+    "feature_cols": [
+        {"name": ["user_index", "seq_len"], "type": "meta"}, {"name": "item_index", "type": "meta"},
+        {"name": ["item_id", "cate_id"], "type": "categorical", "source": "item", "vocab_size": 30},
+    ],
+    "label_col": {"name": "label"},
+}  # fmt: skip
+
+
+def test_long_histories_of_which_rows_read_a_beginning(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    random, users, items = np.random.default_rng(1), 12, 25
+    past = [random.integers(1, items, 40).tolist() for _ in range(users)]
+    pq.write_table(pa.table({"user_index": range(users), "full_item_seq": past}), tmp_path / "user_info.parquet")
+    of_items = {"item_index": range(items), "item_id": range(items), "cate_id": [k % 4 for k in range(items)]}
+    pq.write_table(pa.table(of_items), tmp_path / "item_info.parquet")
+    rows = [(user, past[user][k], k, int(random.random() < 0.5)) for k in range(10, 40) for user in range(users)]
+    for part, k in {"train": 0, "valid": 240, "test": 300}.items():
+        chosen = rows[k : k + (240 if part == "train" else 60)]
+        names = ("user_index", "item_index", "seq_len", "label")
+        pq.write_table(pa.table(dict(zip(names, zip(*chosen, strict=True), strict=True))), tmp_path / f"{part}.parquet")
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump({"SIM_x": SIM}))
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"long": LONG}))
+    called(tmp_path, "--out", str(tmp_path / "made"))
+    prepare.main(["table", "--mapping", str(tmp_path / "made" / "mapping.toml"), "--out", str(tmp_path / "data")])
+    dataset = open_dataset(tmp_path / "data")
+    log, events = dataset.interactions, dataset.events["item"]
+    ids = {"user": dataset.user_table["id"].to_pylist(), "item": dataset.item_table["id"].to_pylist()}
+    for row in (0, 77, len(log["item"]) - 1):
+        user, item = ids["user"][log["user"][row]], ids["item"][log["item"][row]]
+        start, end = log["history_start"][row], log["history_end"][row]
+        seen = [int(ids["item"][k]) for k in events[start:end]]
+        assert seen == past[int(user)][: end - start] and past[int(user)][end - start] == int(item)
+    config = recipes.load(str(tmp_path / "made" / "recipe.py"), "")
+    found = parse.parse(config).data
+    assert (found.history_length, found.similar_by, found.similar_length, found.similar_within) == (3, "cate_id", 4, 16)
+    config.data.root = str(tmp_path / "data")
+    assert np.isfinite(train.train(config, tmp_path / "run")["best_value"])
 
 
 @pytest.mark.parametrize(
     "model, data, words",
     [
         ({"model": "AutoInt"}, {}, "model 'AutoInt'"),
-        ({"model": "DeepFM"}, {}, "--item: no column says the item"),
+        ({"din_target_field": None}, {}, "--item: no column says the item"),
+        ({"model": "MMoE"}, {}, "MMoE learns several labels, and label_col names 1"),
+        ({}, {"user_info": "users.parquet"}, "user_info: no column 'seq_len'"),
         ({}, {"train_data": "train.npz"}, "holds what FuxiCTR has encoded"),
         ({}, {"train_data": ["a.csv", "b.csv"]}, "train_data"),
         ({}, {"train_data": "C:\\data\\tr.csv"}, "a path of another system"),
@@ -133,7 +216,7 @@ def test_the_other_models_make_configs_that_are_right(model, backbone, tmp_path)
     ],
 )
 def test_what_cannot_be_converted_is_told(model, data, words, tmp_path):
-    changed = DIN | model | ({"din_target_field": None} if model.get("model") == "DeepFM" else {})
+    changed = DIN | model
     columns = [{**one} for one in DATA["feature_cols"]]
     said = user_error(lambda: fuxictr.convert(changed, DATA | {"feature_cols": columns} | data, "x", tmp_path))
     assert words in said
@@ -141,6 +224,8 @@ def test_what_cannot_be_converted_is_told(model, data, words, tmp_path):
 
 def test_files_that_are_none(files):
     assert "which section" in user_error(lambda: called(files, "--out", str(files / "made")))
+    (files / "model.yaml").write_text("tuner_space: {seed: [1, 2]}")
+    assert "a config of FuxiCTR's tuner" in user_error(lambda: called(files, "--out", str(files / "made")))
     (files / "model.yaml").write_text("a: [")
     assert "not YAML" in user_error(lambda: called(files, "--out", str(files / "made")))
     (files / "model.yaml").unlink()

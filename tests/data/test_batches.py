@@ -190,6 +190,19 @@ def test_ids_never_seen_in_training_are_unknown(tiny, batch):
     assert cold.any() and (rows_of(batch, "item")[cold, 0] == offsets["item"]["item"]).all()
 
 
+def test_ids_seen_fewer_times_than_asked_are_unknown(tiny, times_seen):
+    """Evaluated and trained, and just as if training had not shown them at all."""
+    least = 12
+    often = {key: count for key, count in times_seen.items() if count >= least}
+    assert 0 < len(often) < len(times_seen)
+    for key in (None, KEYS[0]):
+        batch = make_builder(tiny, unknown_below=least)(ALL_ROWS, buckets=SMALL, key=key)
+        for row, user in zip(rows_of(batch, "user"), tiny.rows["user"], strict=True):
+            np.testing.assert_array_equal(row, expected_rows(often, "user", group_ids(tiny, "user", user)))
+        for row, item in zip(rows_of(batch, "item"), batch["item_id"], strict=True):
+            np.testing.assert_array_equal(row, expected_rows(often, "item", group_ids(tiny, "item", item)))
+
+
 def test_item_is_known_unless_its_own_id_stands_for_unknown(tiny, batch, times_seen):
     seen = [("item", "item", i + 2) in times_seen for i in batch["item_id"]]
     np.testing.assert_array_equal(batch["item_is_known"], seen)

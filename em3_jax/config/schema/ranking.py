@@ -88,6 +88,8 @@ class Data:
     augment: Augment = Augment()
     # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
     unknown_alpha: Weight = 0.25
+    # ids that training shows fewer times are `unknown` throughout, like those that it never shows
+    unknown_below: Size = 1
     # field -> least probability that an id of it becomes `unknown`
     unknown_floor: Mapping[str, Share] = field(default_factory=lambda: {"user": 0.0})
 

@@ -285,6 +285,7 @@ def _builder(
         history_length=data.history_length,
         unknown_alpha=data.unknown_alpha,
         unknown_floor=dict(data.unknown_floor),
+        unknown_below=data.unknown_below,
         host_features=host_features,
         label=data.label,
         encode=encode,
