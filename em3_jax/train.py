@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from em3_jax import cli, metrics
@@ -169,7 +170,7 @@ class _Loop:
                 if len(self.window) > ahead:
                     jax.block_until_ready(self.window[-1 - ahead])
                 run = self.parts.program.train_step if isinstance(group, list) else self.parts.program.train_steps
-                state, aux = run(state, self.parts.work.constants, batch)
+                state, aux = run(state, self.parts.work.constants, batch, self._rate(notes))
                 self.window.append(aux)
                 step += 1 if isinstance(group, list) else size
             self.progress.advance(step - before)
@@ -192,6 +193,11 @@ class _Loop:
         self.progress.close()
         self.writer.close()
         return state, notes, stopped_by
+
+    def _rate(self, notes: dict) -> np.float32 | None:
+        """The factor on the learning rates after the evaluations so far; None where they stay."""
+        factor = self.settings.plateau_factor
+        return None if factor == 1.0 else np.float32(factor ** notes.get("plateaus", 0))
 
     def _place(self, group):
         """A group of batches, on the devices."""
@@ -233,6 +239,9 @@ class _Loop:
         self.progress.say(f"step {step:>7,}  valid {shown}{self.attention}{'  best' if better else ''}")
         if better:
             return notes | {"best_step": step, "best_value": value, "stale": 0}
+        if self.settings.plateau_factor != 1.0:
+            notes = notes | {"plateaus": notes.get("plateaus", 0) + 1}
+            self.progress.say(f"learning rates from here on: {self._rate(notes):g} of config's")
         return notes | {"stale": notes["stale"] + 1}
 
 

@@ -306,10 +306,14 @@ def test_a_write_that_fails_halfway_is_one_line_and_keeps_the_previous(planted, 
 
 def test_early_stopping_counts_evaluations_without_a_better_one(planted, tmp_path):
     config = small_config(planted, train__epochs=1000.0, train__patience=2, optim__learning_rate=0.0)
+    config.train.plateau_factor = 0.5
     config.tables.learning_rate = 0.0  # nothing changes, so nothing gets better
     result = train.train(config.to_dict(), tmp_path / "run")
     assert (result["stopped_by"], result["best_step"], result["step"]) == ("patience", 6, 18)
     assert train.train(config.to_dict(), tmp_path / "run")["step"] == 18
+    parts = experiment.build(config.to_dict())
+    notes = checkpoint.Checkpoints(tmp_path / "run").restore(jax.eval_shape(parts.program.init), 18)[1]
+    assert notes["plateaus"] == 2  # as many factors on the rates of the steps that would follow
 
 
 def test_features_on_the_host_train_like_features_on_the_device(planted, finished, tmp_path):

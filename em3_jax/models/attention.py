@@ -163,11 +163,15 @@ class TargetAttention(nn.Module):
       score: hidden width -> module a, (target [B, D], slots [B, T, D]) -> [B, T].
       hidden: of the score.
       events_weigh: see above.
+      softmax: whether w is a softmax; else w_i is the score itself, so that how much a user cares
+        for what is like the candidate is not lost (Zhou et al. 2018, section 4.3). Of scores to
+        which events are added alone.
     """
 
     score: Callable
     hidden: int
     events_weigh: bool = False
+    softmax: bool = True
 
     @nn.compact
     def __call__(
@@ -203,7 +207,10 @@ class TargetAttention(nn.Module):
             nearness = similarity * self.param("similarity_weight", nn.initializers.ones, ())
         if is_plain:
             own = score(target, slots)
-            weight = masked_softmax(own if similarity is None else own + nearness, mask)
+            own = own if similarity is None else own + nearness
+            if not self.softmax:
+                own = own + self.param("score_bias", nn.initializers.zeros, ())  # a softmax would not see it
+            weight = masked_softmax(own, mask) if self.softmax else jnp.where(mask, own, 0.0)
             return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight
         event = event_sum(events, event_position, event_values)
         assert event is not None  # or it is plain

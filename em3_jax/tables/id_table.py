@@ -72,6 +72,7 @@ def update(
     optimizer: RowOptimizer,
     l2: float = 0.0,
     padding: jax.Array | int = 0,
+    rate: jax.Array | None = None,
 ) -> Tables:
     """The tables after one optimizer step on the rows `row_id`; no other row changes.
 
@@ -81,11 +82,13 @@ def update(
       step: [] i32, steps done before this one.
       l2: weight of an L2 penalty 0.5 l2 |row|^2 on the touched rows.
       padding: [] the padding row, which stays as it is; -1 where it is on another device.
+      rate: [] f32 factor on the learning rate; None = 1.
     """
     old = {name: packing.take(slot, row_id, is_sorted=True) for name, slot in tables["slots"].items()}
     if l2:
         gradient = gradient + l2 * lookup(tables, row_id)
     delta, new = optimizer.update(old, gradient, step)
+    delta = delta if rate is None else rate * delta
 
     def add(table: packing.Table, change: jax.Array) -> packing.Table:
         # Adding is in place on donated buffers; setting would copy on CPU.

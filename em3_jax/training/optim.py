@@ -17,6 +17,7 @@ def dense_optimizer(
     warmup_steps: int,
     decay_steps: int,
     weight_decay: float,
+    l2: float,
     clip_norm: float,
     multipliers: tuple[tuple[str, float], ...],
 ) -> optax.GradientTransformation:
@@ -27,6 +28,8 @@ def dense_optimizer(
       weight_decay: decoupled; on matrices, not on biases, norms or embeddings of one axis, and not
         on what has never had a gradient, such as the kernel beside a LoRA adapter, which keeps its
         bits.
+      l2: weight of the penalty 0.5 l2 |p|^2 on each leaf p that trains; its gradient is clipped with
+        the loss's.
       clip_norm: bound of the global gradient norm of the leaves that train; 0 = none.
       multipliers: (regex on the parameter's name, factor) pairs, first match wins; factor 0 freezes, and a frozen leaf has
         no optimizer state. A pattern that matches nothing is an error.
@@ -52,10 +55,11 @@ def dense_optimizer(
     update = optax.multi_transform(
         {str(f): adamw(f) for f in set(jax.tree.leaves(factors))}, jax.tree.map(str, factors)
     )
-    if not clip_norm:
-        return update
-    clip = optax.masked(optax.clip_by_global_norm(clip_norm), jax.tree.map(bool, factors))  # frozen leaves have no say
-    return optax.chain(clip, update)
+    trains = jax.tree.map(bool, factors)
+    before = [optax.masked(optax.add_decayed_weights(l2), trains)] if l2 else []
+    if clip_norm:
+        before.append(optax.masked(optax.clip_by_global_norm(clip_norm), trains))  # frozen leaves have no say
+    return optax.chain(*before, update) if before else update
 
 
 def _is_matrix(tree):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -13,6 +14,10 @@ from em3_jax.core import exchange, precision, rng, sharding, trees
 from em3_jax.core.types import WHOLE, Batch, Shards, State
 from em3_jax.tables import id_table, memory_bank, packing
 from em3_jax.tasks import Task
+
+Stepped = tuple[State, dict[str, jax.Array]]
+Rate = jax.Array | None
+"""[] f32 factor on all learning rates; None = 1."""
 
 
 class _Named(NamedTuple):
@@ -35,16 +40,19 @@ class _Named(NamedTuple):
             return id_table.lookup(table, self.row_id)
         return exchange.on_each(self.mesh, id_table.lookup)(table, self.row_id)
 
-    def update(self, table: id_table.Tables, gradient: jax.Array, step: jax.Array, **options: Any) -> id_table.Tables:
+    def update(
+        self, table: id_table.Tables, gradient: jax.Array, step: jax.Array, rate: jax.Array | None, **options: Any
+    ) -> id_table.Tables:
         """The table after one optimizer step on these rows, see `id_table.update`."""
         if self.mesh is None:
-            return id_table.update(table, self.row_id, gradient, step, **options)
+            return id_table.update(table, self.row_id, gradient, step, **options, rate=rate)
 
-        def one(table: id_table.Tables, row_id: jax.Array, gradient: jax.Array, step: jax.Array) -> id_table.Tables:
+        def one(table: id_table.Tables, row_id: jax.Array, gradient: jax.Array, shared: Any) -> id_table.Tables:
             padding = jnp.where(jax.lax.axis_index(sharding.AXES) == 0, 0, -1)  # is on the first device
-            return id_table.update(table, row_id, gradient, step, **options, padding=padding)
+            step, rate = shared
+            return id_table.update(table, row_id, gradient, step, **options, padding=padding, rate=rate)
 
-        return exchange.on_each(self.mesh, one, shared=1)(table, self.row_id, gradient, step)
+        return exchange.on_each(self.mesh, one, shared=1)(table, self.row_id, gradient, (step, rate))
 
 
 def _named(task: Task, table: id_table.Tables, batch: Batch, shards: Shards, mesh: Mesh) -> tuple[_Named | None, Batch]:
@@ -108,6 +116,8 @@ def make_init(task: Task, make_tables: Callable, make_memory: Callable, shards: 
 class TrainStep:
     """(state, constants, batch) -> (state, named scalars), jitted; the state is donated.
 
+    With a factor on all learning rates as a further argument, [] f32, it is another program.
+
     Attributes:
       jitted: the same with the root key of all randomness as its first argument.
       root: that key.
@@ -116,8 +126,12 @@ class TrainStep:
     jitted: jax.stages.Wrapped
     root: jax.Array
 
-    def __call__(self, state: State, constants: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        return self.jitted(self.root, state, constants, batch)
+    def __call__(
+        self, state: State, constants: Any, batch: Batch, rate: np.float32 | None = None
+    ) -> tuple[State, dict[str, jax.Array]]:
+        if rate is None:
+            return self.jitted(self.root, state, constants, batch)
+        return self.jitted(self.root, state, constants, batch, rate)
 
     def compile(self, state: State, constants: Any, batch: Batch, **options: Any) -> "CompiledStep":
         """The step compiled for arguments like these, which may be shapes alone, with options of the compiler."""
@@ -164,11 +178,11 @@ def make_train_step(
     mesh = jax.tree.leaves(shardings)[0].mesh
     blocks = mesh if shards.in_blocks else None
 
-    def step(root: jax.Array, state: State, constants: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def step(root: jax.Array, state: State, constants: Any, batch: Batch, rate: Rate = None) -> Stepped:
         with exchange.blocks_on(blocks):
-            return one(root, state, constants, batch)
+            return one(root, state, constants, batch, rate)
 
-    def one(root: jax.Array, state: State, constants: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def one(root: jax.Array, state: State, constants: Any, batch: Batch, rate: Rate) -> Stepped:
         named, batch = _named(task, state.tables, batch, shards, mesh)
         rows = named and named.lookup(state.tables)
         batch = _with_stored(state.memory, batch, mesh)
@@ -180,10 +194,13 @@ def make_train_step(
         differentiated = precision.sums_in_f32(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
         (value, aux), gradients = differentiated(state.params, rows)
         updates, opt_state = optimizer.update(gradients[0], state.opt_state, state.params)
+        if rate is not None:
+            updates = jax.tree.map(lambda update: rate * update, updates)
         norms, new_tables = {"gradient_norm": optax.tree.norm(gradients[0])}, state.tables
         if named:
             assert row_optimizer is not None  # as a task with tables has it
-            new_tables = named.update(state.tables, gradients[1], state.step, optimizer=row_optimizer, l2=table_l2)
+            options = {"optimizer": row_optimizer, "l2": table_l2}
+            new_tables = named.update(state.tables, gradients[1], state.step, rate, **options)
             norms["row_gradient_norm"] = optax.tree.norm(gradients[1])
         bank = state.memory
         if writes := aux.pop("writes", None):
@@ -192,8 +209,8 @@ def make_train_step(
         new_state = State(state.step + 1, params, opt_state, new_tables, bank)
         return new_state, {"loss": value} | aux | norms
 
-    def steps(root: jax.Array, state: State, constants: Any, batches: Batch) -> tuple[State, dict[str, jax.Array]]:
-        return jax.lax.scan(lambda state, batch: step(root, state, constants, batch), state, batches)
+    def steps(root: jax.Array, state: State, constants: Any, batches: Batch, rate: Rate = None) -> Stepped:
+        return jax.lax.scan(lambda state, batch: step(root, state, constants, batch, rate), state, batches)
 
     compiled = jax.jit(
         steps if several else step,

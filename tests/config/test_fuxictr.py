@@ -67,9 +67,9 @@ def test_an_experiment_from_its_files_to_a_report(files, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)
     called(files, "--experiment", "DIN_x", "--out", str(files / "made"))
     said = capsys.readouterr().out
-    for key in ("batch_norm", "din_use_softmax", "attention_hidden_activations", "normalizer", "monitor"):
+    for key in ("batch_norm", "attention_hidden_activations", "normalizer", "monitor"):
         assert f"{key}" in said, key
-    assert "attention_dropout" not in said and "num_workers" not in said
+    assert "din_use_softmax" not in said and "attention_dropout" not in said and "num_workers" not in said
     mapping = tomllib.loads((files / "made" / "mapping.toml").read_text())
     assert mapping["columns"] == {"user": "userid", "item": "ad", "label": "clk", "history": "clicks"}
     assert mapping["context_fields"] == ["pid"] and mapping["context_numbers"] == ["price"]
@@ -81,6 +81,7 @@ def test_an_experiment_from_its_files_to_a_report(files, capsys, monkeypatch):
     found = parse.parse(config)
     assert found.model.backbone == "din" and found.tables.width == 8 and found.data.history_length == 5
     assert found.model.backbone_settings.hidden == (16, 8) and found.tables.l2 == 1e-6 and found.train.patience == 2
+    assert not found.model.backbone_settings.attention_softmax and found.train.plateau_factor == 0.1
     assert found.data.unknown_below == 2 and found.data.unknown_alpha == 0.0 and found.tables.init_scale == 1e-4
     assert found.model.backbone_settings.attention_hidden == 12 and found.seed == 7 and found.eval.metric == "auc"
     config.data.root = str(files / "data")
@@ -250,12 +251,15 @@ def test_three_files_are_the_three_parts(files):
         ("embedding_regularizer", "l1(1e-5)", "l2", 0.0),
         ("embedding_regularizer", "none", "l2", 0.0),
         ("monitor", {}, "metric", "auc"),
+        ("net_regularizer", "l2(1e-4)", "l2", 1e-4),
     ],
 )
 def test_forms_of_a_value(key, value, setting, expected, tmp_path):
     (tmp_path / "recipe.py").write_text(fuxictr.convert(DIN | {key: value}, DATA, 'a"""b\\', tmp_path).recipe)
     found = parse.parse(recipes.load(str(tmp_path / "recipe.py"), ""))
-    of = {"l2": found.tables, "metric": found.eval}.get(setting, found.model.backbone_settings)
+    of = {"l2": found.optim if key == "net_regularizer" else found.tables, "metric": found.eval}.get(
+        setting, found.model.backbone_settings
+    )
     assert getattr(of, setting) == expected
 
 

@@ -237,3 +237,16 @@ def test_similarity_is_added_to_the_scores_by_a_learnt_weight(events):
     total = expected.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(weight, expected / np.where(total > 0, total, 1), atol=1e-6)
     assert not np.asarray(weight)[EMPTY].any()
+
+
+def test_without_softmax_weights_are_the_scores_and_a_bias():
+    arguments = make_arguments("")
+    with_softmax, without = (TargetAttention(SCORES["dot"], K, softmax=softmax) for softmax in (True, False))
+    variables = without.init(jax.random.key(0), *arguments)
+    biased = {"params": variables["params"] | {"score_bias": jnp.float32(0.7)}}
+    interest, weight = without.apply(biased, *arguments)
+    _, normed = with_softmax.apply(variables, *arguments)
+    items, mask = arguments[0], arguments[3]
+    np.testing.assert_allclose(masked_softmax(weight, mask), normed, atol=1e-6)  # a softmax sees no bias
+    np.testing.assert_allclose(weight, np.where(mask, without.apply(variables, *arguments)[1] + 0.7, 0), atol=1e-6)
+    np.testing.assert_allclose(interest, np.einsum("bt,btd->bd", weight, items[arguments[2]]), atol=1e-5)

@@ -16,6 +16,7 @@ PLAIN = {
     "warmup_steps": 0,
     "decay_steps": 0,
     "weight_decay": 0.0,
+    "l2": 0.0,
     "clip_norm": 0.0,
     "multipliers": (),
 }
@@ -188,6 +189,18 @@ def test_multipliers_scale_the_whole_schedule():
     settings = {"warmup_steps": 2, "decay_steps": 5}
     rates = learning_rates(6, **settings)
     np.testing.assert_allclose(learning_rates(6, multipliers=(("x", 0.2),), **settings), 0.2 * rates, rtol=1e-4)
+
+
+def test_l2_is_a_part_of_the_gradient_of_what_trains():
+    params = make_params()
+    settings = {"l2": 0.3, "clip_norm": 0.5, "multipliers": (("^cic", 0.0),)}
+    trained = {name: leaf for name, leaf in trees.named_leaves(params).items() if not name.startswith("cic")}
+    clip = 0.5 / norm([1 + 0.3 * leaf for leaf in trained.values()])
+    moments = run(params, **settings)[1]
+    first = {name: leaf for name, leaf in trees.named_leaves(moments).items() if "mu" in name.split("/")}
+    expected = sorted(float(np.sum(0.1 * clip * (1 + 0.3 * leaf))) for leaf in trained.values())
+    found = sorted(float(np.sum(leaf)) for leaf in first.values())
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 # Row optimizers.

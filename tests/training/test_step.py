@@ -1,5 +1,6 @@
 """The training step: distinct items against all slots, what its compiled form may hold, and that it repeats itself."""
 
+import dataclasses
 import re
 from typing import NamedTuple
 
@@ -76,6 +77,7 @@ class Compiled(NamedTuple):
       memory: XLA's account of it.
       state_bytes: size of the parameters and the tables.
       state, aux: the result of one run.
+      moved: factor on the rates -> how far parameters and table rows move in a step of gradient descent.
     """
 
     run: object
@@ -84,6 +86,7 @@ class Compiled(NamedTuple):
     state_bytes: int
     state: State
     aux: dict
+    moved: object
 
 
 def compile_step(tiny, distinct_items: bool) -> Compiled:
@@ -108,6 +111,20 @@ def compile_step(tiny, distinct_items: bool) -> Compiled:
     compiled = train_step.compile(fresh(), features, batch, xla_backend_optimization_level=0)
     run = lambda: compiled(fresh(), features, batch)  # noqa: E731
     state, aux = run()
+
+    def moved(rate):
+        descent = optax.sgd(0.1)
+        begun = lambda: dataclasses.replace(fresh(), opt_state=descent.init(fresh().params))  # noqa: E731
+        shardings = layout.shardings(jax.eval_shape(begun))
+        one = step.make_train_step(
+            task, descent, row_optimizer, seed=SEED, table_l2=0.0, frozen=(), shardings=shardings
+        )
+        new, old = one(begun(), features, batch, rate)[0], begun()
+        return jax.tree.map(
+            lambda a, b: np.asarray(a) - np.asarray(b),
+            (new.params, new.tables["embedding"]), (old.params, old.tables["embedding"]),
+        )  # fmt: skip
+
     return Compiled(
         run,
         compiled.program.as_text(),
@@ -115,6 +132,7 @@ def compile_step(tiny, distinct_items: bool) -> Compiled:
         trees.num_bytes((state.params, state.tables)),
         state,
         aux,
+        moved,
     )
 
 
@@ -133,6 +151,12 @@ def test_distinct_items_and_all_slots_have_the_same_loss(distinct, all_slots):
     for name, value in distinct.aux.items():
         np.testing.assert_allclose(all_slots.aux[name], value, rtol=1e-5, err_msg=name)
     assert distinct.aux["cic_loss"] > 0.1
+
+
+def test_a_factor_on_the_rates_scales_what_everything_moves(distinct):
+    whole, half = distinct.moved(None), distinct.moved(np.float32(0.5))
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole[0])) > 1e-4 < np.abs(whole[1]).max()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(0.5 * a, b, rtol=1e-3, atol=1e-6), whole, half)
 
 
 def test_distinct_items_and_all_slots_have_the_same_gradients(distinct, all_slots):

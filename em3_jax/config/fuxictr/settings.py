@@ -36,16 +36,15 @@ NUMBERS: tuple[tuple[str, str, type], ...] = (
 PLAIN: dict[str, tuple[Any, ...]] = {
     "optimizer": ("adam", "Adam"), "dnn_activations": ("relu", "ReLU"), "hidden_activations": ("relu", "ReLU"),
     "shuffle": (True,), "batch_norm": (False,), "use_low_rank_mixture": (False,), "model_structure": ("parallel",),
-    "attention_dropout": (0, 0.0), "net_regularizer": (0, 0.0, "0"), "din_use_softmax": (True,), "use_wide": (True,),
+    "attention_dropout": (0, 0.0), "use_wide": (True,),
     "use_fm": (True,), "accumulation_steps": (1,), "loss_weight": ("EQ",), "gsu_type": ("hard",),
 }  # fmt: skip
 """Key -> values that are so here anyhow."""
 WHY = {
-    "net_regularizer": "no penalty on the net's weights; config.optim.weight_decay is the decoupled one",
     "batch_norm": "the DNN has no batch norm", "dnn_activations": "hidden layers have ReLU",
     "hidden_activations": "hidden layers have ReLU", "optimizer": "dense parameters train by Adam",
     "attention_hidden_activations": "the attention's hidden layer has ReLU",
-    "attention_dropout": "the attention has no dropout", "din_use_softmax": "weights of the attention are a softmax",
+    "attention_dropout": "the attention has no dropout",
     "loss": "the loss is binary cross-entropy", "task": "runs rank clicks", "shuffle": "rows are shuffled",
     "model_structure": "cross layers and DNN stand side by side here",
     "use_low_rank_mixture": "cross layers are of full rank, one expert",
@@ -79,8 +78,11 @@ def settings_of(model: Mapping[str, Any], columns: Columns) -> tuple[dict[str, A
         if key in given:
             settings[setting] = one(kind_of, key, given.pop(key))
     settings |= _of_ids(given, columns)
-    if "embedding_regularizer" in given:
-        settings["tables.l2"] = penalty("embedding_regularizer", given.pop("embedding_regularizer"), notes)
+    for key, setting in (("embedding_regularizer", "tables.l2"), ("net_regularizer", "optim.l2")):
+        if key in given:
+            settings[setting] = penalty(key, given.pop(key), notes)
+    settings.setdefault("train.patience", 2)
+    settings["train.plateau_factor"] = 0.1 if given.pop("reduce_lr_on_plateau", True) else 1.0
     settings["eval.batch_size"] = max(int(settings.get("data.batch_size", 1024)), 1024)
     for key in HIDDEN:
         if key in given and (hidden := several(key, given.pop(key))):
@@ -90,7 +92,6 @@ def settings_of(model: Mapping[str, Any], columns: Columns) -> tuple[dict[str, A
     for key, value in given.items():
         why = _not_carried(key, value, kind, settings)
         notes += [] if why is None else [f"{key} {shown(value)}: {why}"]
-    notes.append("reduce_lr_on_plateau, which FuxiCTR always does: rates stay; see config.optim.decay_steps")
     return settings, notes
 
 
@@ -116,6 +117,8 @@ def _attention(kind: str, given: dict[str, Any], columns: Columns, notes: list[s
         if len(hidden) > 1:
             notes.append(f"attention_hidden_units {list(hidden)}: the attention has one hidden layer, of {hidden[0]}")
     given.pop("max_len", None)
+    if kind == "DIN":
+        found["model.backbone_settings.attention_softmax"] = bool(given.pop("din_use_softmax", False))
     if kind != "SIM":
         return found
     found["model.backbone_settings.attention_score"] = "dot"

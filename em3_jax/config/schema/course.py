@@ -40,6 +40,7 @@ class Optim:
     # steps over which the learning rate falls to zero, as a cosine; 0 = it is constant
     decay_steps: Count = 0
     weight_decay: Weight = 0.0  # decoupled weight decay of the matrices
+    l2: Weight = 0.0  # l2 penalty on all parameters but the tables, a part of the gradient
     clip_norm: Weight = 10.0  # most that the gradient's norm may be; 0 = no bound
     # (regex on a parameter's name, learning-rate factor); first match wins, 0 freezes
     multipliers: Multipliers = ()
@@ -63,6 +64,8 @@ class Train:
     init_parts: Annotated[str, Choice(("all", "all_but_ids", "encoders"))] = "all"
     # evaluations without a better one after which a run stops
     patience: Annotated[int, Whole(0, empty="0: never stop early")] = 3
+    # factor on all learning rates after each evaluation without a better one; 1 = they stay
+    plateau_factor: Annotated[float, Number(most=1.0, above=True)] = 1.0
     # the same bits in every run on GPUs, at some cost; CPUs always are, by their number of cores
     deterministic: Switch = False
     # folder of compiled programs, for the next run to start faster

@@ -26,11 +26,13 @@ class DIN(nn.Module):
         scalars: dict[str, jax.Array] = {}
         for name, of in f.parts():
             own = f"_{name}" if name else ""
-            attention = TargetAttention(s.attention_score, s.attention_hidden, name=f"attention{own}")
+            attention = TargetAttention(
+                s.attention_score, s.attention_hidden, softmax=s.attention_softmax, name=f"attention{own}"
+            )
             slots = (of.history, of.mask, of.events, of.event_position, of.event_values)
             interest, weight = attention(items, of.candidate, *slots, similarity=of.similarity)
             interests.append(interest)
-            scalars |= entropies(f"id_attention{own}", weight, of.mask)
+            scalars |= {} if not s.attention_softmax else entropies(f"id_attention{own}", weight, of.mask)
         target = exchange.rows(items, f.candidate)
         parts = [exchange.rows(flat, f.candidate)]
         for interest in interests:
