@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from em3_jax.core import rng
-from em3_jax.core.fields import UNKNOWN, Fields, columns, to_rows
+from em3_jax.core.fields import to_rows
 from em3_jax.core.segments import LAST, Segment
 from em3_jax.core.types import Batch
 from em3_jax.data import event_features, number_columns
 from em3_jax.data.buckets import Buckets, round_up
 from em3_jax.data.format import CLICK, Dataset, FeatureSet, observed
 from em3_jax.data.segments import SOUGHT, Segments
+from em3_jax.data.table_rows import field_rows, replace_probability, row_counts, unknown_rows
 
 
 class Distinct:
@@ -54,39 +55,6 @@ class Distinct:
         if not hasattr(self._local, name):
             setattr(self._local, name, np.zeros(self._size, dtype))
         return getattr(self._local, name)
-
-
-def row_counts(dataset: Dataset) -> np.ndarray:
-    """[table rows] i64: how often training shows each table row; -1 for the padding row and the unknown rows."""
-    fields, offsets = dataset.fields, dataset.fields.offsets()
-    counts = np.zeros(fields.num_rows, np.int64)
-    item_count = dataset.counts["item"] + dataset.counts["item_history"]
-    for group, ids, weight in (
-        ("user", dataset.user_field_ids, dataset.counts["user"]),
-        ("item", dataset.item_field_ids, item_count),
-    ):
-        for field, column in zip(getattr(fields, group), columns(getattr(fields, group)).values(), strict=True):
-            for k in range(column.start, column.stop):
-                rows = to_rows(ids[:, k], offsets[group][field.name])
-                counts += np.bincount(rows, weights=weight, minlength=fields.num_rows).astype(np.int64)
-    for group in ("context", "event"):
-        for field in getattr(fields, group):
-            first = offsets[group][field.name]
-            counts[first : first + field.size - 1] = dataset.counts[f"{group}_{field.name}"][UNKNOWN:]
-    counts[0] = -1
-    for names in offsets.values():
-        counts[list(names.values())] = -1
-    return counts
-
-
-def unknown_rows(fields: Fields) -> np.ndarray:
-    """[table rows] i32: the row of the unknown id of the field that owns each row (0 for the padding row)."""
-    result = np.zeros(fields.num_rows, np.int32)
-    for group, specs in fields.groups():
-        for field in specs:
-            first = fields.offsets()[group][field.name]
-            result[first : first + field.size - 1] = first
-    return result
 
 
 class BatchBuilder:
@@ -152,13 +120,13 @@ class BatchBuilder:
         self._events = _with_an_event(dataset.events)
         counts = row_counts(dataset)
         self.unknown = unknown_rows(fields)
-        self._replace_probability = _replace_probability(fields, counts, unknown_alpha, unknown_floor)
+        self._replace_probability = replace_probability(fields, counts, unknown_alpha, unknown_floor)
         is_rare = (counts >= 0) & (counts < max(unknown_below, 1))
         self._canonical = np.where(is_rare, self.unknown, np.arange(self.num_rows, dtype=np.int32))
-        self.user_rows = self._canonical[_field_rows(dataset.user_field_ids, fields.user, offsets["user"])].astype(
+        self.user_rows = self._canonical[field_rows(dataset.user_field_ids, fields.user, offsets["user"])].astype(
             np.int64
         )
-        self.item_rows = self._canonical[_field_rows(dataset.item_field_ids, fields.item, offsets["item"])].astype(
+        self.item_rows = self._canonical[field_rows(dataset.item_field_ids, fields.item, offsets["item"])].astype(
             np.int64
         )
         self.user_numbers = number_columns.of_table(dataset.user_table, dataset.numbers.user)
@@ -388,25 +356,3 @@ def gather_content(feature_sets: tuple[FeatureSet, ...], items: np.ndarray) -> B
 
 def _pad(array: np.ndarray, size: int, fill) -> np.ndarray:
     return np.concatenate([array, np.full(size - len(array), fill, array.dtype)])
-
-
-def _field_rows(ids: np.ndarray, specs, offsets: dict[str, int]) -> np.ndarray:
-    """[*, C] i32 table rows of a group's field ids [*, C]."""
-    result = np.empty_like(ids)
-    for field, column in zip(specs, columns(specs).values(), strict=True):
-        result[:, column] = to_rows(ids[:, column], offsets[field.name])
-    return result
-
-
-def _replace_probability(fields: Fields, counts: np.ndarray, alpha: float, floor: dict[str, float]) -> np.ndarray:
-    """[table rows] f32: alpha / (alpha + count), at least the field's floor; 0 for padding, unknown and event rows."""
-    probability = np.where(counts > 0, alpha / (alpha + np.maximum(counts, 1)), 0.0).astype(np.float32)
-    for group, specs in fields.groups():
-        for field in specs:
-            first = fields.offsets()[group][field.name]
-            own = slice(first + 1, first + field.size - 1)
-            if group == "event":
-                probability[own] = 0.0
-            elif field.name in floor:
-                probability[own] = np.maximum(probability[own], floor[field.name])
-    return probability

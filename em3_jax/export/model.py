@@ -16,7 +16,8 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.event_features import RECENCY
 from em3_jax.core.types import State
 from em3_jax.data import times
-from em3_jax.data.format import fields_to_json
+from em3_jax.data.batches import BatchBuilder
+from em3_jax.data.format import Dataset, fields_to_json
 from em3_jax.data.segments import keys_of_items
 from em3_jax.export import onnx_model, scorer
 from em3_jax.serving import id_index, programs
@@ -54,33 +55,9 @@ def write_model(
     """
     assert parts.work.builder is not None  # what can be served has clicks
     dataset, builder = parts.work.dataset, parts.work.builder(parts.work.dataset)
-    fields, table = dataset.fields, np.asarray(state.tables["embedding"])
-    arrays = {"table": table, "user_rows": builder.user_rows, "item_rows": builder.item_rows}
-    arrays |= {
-        f"{group}_lookup.{field.name}": rows
-        for group, lookups in (("context", builder.context_lookup), ("event", builder.event_lookup))
-        for field, rows in zip(getattr(fields, group), lookups, strict=True)
-    }
-    unknown = builder.unknown
-    if carried:  # ids that came since training have rows of their own, but nothing has been learnt there
-        slots = [np.asarray(slot) for slot in state.tables["slots"].values()]
-        touched = np.any([slot.reshape(len(slot), -1).any(axis=1) for slot in slots], axis=0)
-        arrays |= {
-            name: np.where(touched[rows], rows, unknown[rows]) for name, rows in arrays.items() if name != "table"
-        }
+    table = np.asarray(state.tables["embedding"])
     values = {group: [number.name for number in of] for group, of in dataset.numbers.groups()}
-    for kind, of_all in (("user", builder.user_numbers), ("item", builder.item_numbers)):
-        if kind in values:  # the last row is that of one who is not known
-            arrays[f"{kind}_numbers"] = np.vstack([of_all, np.full(len(values[kind]), np.nan, np.float32)])
-    for kind, specs in (("user", fields.user), ("item", fields.item)):
-        offsets = fields.offsets()[kind]
-        of_unknown = [offsets[field.name] if k == 0 else 0 for field in specs for k in range(field.length)]
-        arrays[f"{kind}_rows"] = np.vstack([arrays[f"{kind}_rows"], of_unknown])
-    for part in builder.segments.parts:
-        if part.item_field:
-            arrays[f"item_key.{part.item_field}"] = keys_of_items(dataset, part.item_field)
-        if part.content:
-            arrays["content_vectors"] = builder.segments.vectors
+    arrays = _arrays(dataset, builder, table, _touched(state) if carried else None)
     facts: dict[str, Any] = {}
     for kind, ids in (("user", original_ids(dataset.user_table)), ("item", original_ids(dataset.item_table))):
         index = id_index.build(ids)
@@ -99,7 +76,7 @@ def write_model(
 
     def shapes(size: int) -> dict[str, Any]:
         events = events_of(segments, size) if several else length
-        return scorer.request_shapes(fields, events, widths, size, length if several else 0, dataset.numbers)
+        return scorer.request_shapes(dataset.fields, events, widths, size, length if several else 0, dataset.numbers)
 
     if with_onnx:
         if several:
@@ -117,7 +94,7 @@ def write_model(
     return facts | {
         "history_length": length,
         "segments": [part.to_json() for part in segments] if several else [],
-        "fields": fields_to_json(fields),
+        "fields": fields_to_json(dataset.fields),
         "vocabularies": {group: dataset.meta["vocabularies"].get(group, {}) for group in ("context", "event")},
         "numbers": {group: dataset.meta.get("numbers", {}).get(group, {}) for group in ("context", "event")},
         "event_features": list(dataset.event_features),
@@ -127,3 +104,42 @@ def write_model(
         "platforms": list(platforms),
         "programs": programs.facts(made, programs.SIZES),
     }
+
+
+def _touched(state: State) -> np.ndarray:
+    """[table rows] bool, whether anything has been learnt there."""
+    slots = [np.asarray(slot) for slot in state.tables["slots"].values()]
+    return np.any([slot.reshape(len(slot), -1).any(axis=1) for slot in slots], axis=0)
+
+
+def _arrays(dataset: Dataset, builder: BatchBuilder, table: np.ndarray, touched: np.ndarray | None) -> dict[str, Any]:
+    """Name -> array of the table, of the rows of users, items and values, and of what else is known of these.
+
+    Args:
+      table: of the ids.
+      touched: [table rows] bool, those in use; others stand for `unknown`. None = all are.
+    """
+    fields, unknown = dataset.fields, builder.unknown
+    rows_of = {"user_rows": builder.user_rows, "item_rows": builder.item_rows}
+    rows_of |= {
+        f"{group}_lookup.{field.name}": rows
+        for group, lookups in (("context", builder.context_lookup), ("event", builder.event_lookup))
+        for field, rows in zip(getattr(fields, group), lookups, strict=True)
+    }
+    if touched is not None:  # ids that came since training have rows of their own, but nothing has been learnt there
+        rows_of = {name: np.where(touched[rows], rows, unknown[rows]) for name, rows in rows_of.items()}
+    arrays = {"table": table, **rows_of}
+    values = dict(dataset.numbers.groups())
+    for kind, of_all in (("user", builder.user_numbers), ("item", builder.item_numbers)):
+        if kind in values:  # the last row is that of one who is not known
+            arrays[f"{kind}_numbers"] = np.vstack([of_all, np.full(len(values[kind]), np.nan, np.float32)])
+    for kind, specs in (("user", fields.user), ("item", fields.item)):
+        offsets = fields.offsets()[kind]
+        of_unknown = [offsets[field.name] if k == 0 else 0 for field in specs for k in range(field.length)]
+        arrays[f"{kind}_rows"] = np.vstack([arrays[f"{kind}_rows"], of_unknown])
+    for part in builder.segments.parts:
+        if part.item_field:
+            arrays[f"item_key.{part.item_field}"] = keys_of_items(dataset, part.item_field)
+        if part.content:
+            arrays["content_vectors"] = builder.segments.vectors
+    return arrays

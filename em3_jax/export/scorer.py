@@ -47,28 +47,26 @@ def scorer(task: Task, unflatten: Any) -> Any:
         batch["item_row"] = jnp.concatenate([request["candidate_row"], request["history_row"]])
         if "candidate_number" in request:
             batch["item_number"] = jnp.concatenate([request["candidate_number"], request["history_number"]])
-        history = for_all(number + jnp.arange(length, dtype=jnp.int32))
-        batch |= {"item_position": candidate, "history_position": history}
+        slot = request.get("history_slot")  # [b, K] where each candidate has events of its own in its slots
+        place = for_all(jnp.arange(length, dtype=jnp.int32)) if slot is None else jnp.maximum(slot, 0)
+        batch |= {"item_position": candidate, "history_position": number + place}
         for name, key in REQUEST.items():
-            if key.becomes and name in request:
-                of_each = key.axes[0] == "B"
-                batch[key.becomes] = request[name] if of_each else for_all(request[name])
-        if (slot := request.get("history_slot")) is not None:
-            batch |= _in_slots(slot, number, request)
+            if not key.becomes or name not in request:
+                continue
+            if slot is not None and key.axes[0] == "T":
+                batch[key.becomes] = _in_slots(request[name], slot)
+            else:
+                batch[key.becomes] = request[name] if key.axes[0] == "B" else for_all(request[name])
         return task.score(unflatten(params), Inputs(table, both, {}, batch)).astype(jnp.float32)
 
     return score
 
 
-def _in_slots(slot: jax.Array, number: int, request: dict[str, Any]) -> dict[str, jax.Array]:
-    """What a batch says of the histories of candidates [b], each of which has events of its own in its slots [b, K]."""
-    some, place = slot >= 0, jnp.maximum(slot, 0)
-    rows = jnp.where(some[..., None], jnp.take(request["event_row"], place, axis=0), 0)
-    result = {"history_position": number + place, "history_mask": some, "history_row": rows}
-    if "event_number" in request:
-        given = jnp.take(request["event_number"], place, axis=0)
-        result["history_number"] = jnp.where(some[..., None], given, jnp.nan)
-    return result
+def _in_slots(of_event: jax.Array, slot: jax.Array) -> jax.Array:
+    """[b, K, ...] what is said of events [T, ...], in the slots that hold them; -1 holds none."""
+    found = jnp.take(of_event, jnp.maximum(slot, 0), axis=0)
+    nothing = jnp.nan if jnp.issubdtype(found.dtype, jnp.floating) else jnp.zeros((), found.dtype)
+    return jnp.where((slot >= 0).reshape(*slot.shape, *(1,) * (found.ndim - 2)), found, nothing)
 
 
 def request_shapes(
