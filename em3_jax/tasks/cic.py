@@ -15,6 +15,7 @@ from em3_jax.config.schema.ranking import Cic
 from em3_jax.core import exchange, gather
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import Fields
+from em3_jax.core.numbers import NO_NUMBERS, Numbers
 from em3_jax.core.types import Batch
 from em3_jax.models.cic import ContentIdHeads
 from em3_jax.tasks import Inputs, Intermediates, Loss, Params
@@ -76,17 +77,18 @@ class ContentIdContrast:
         return out["content"], jnp.concatenate(ids, axis=1)
 
 
-def content_id_contrast(settings: Cic, fields: Fields) -> ContentIdContrast | None:
+def content_id_contrast(settings: Cic, fields: Fields, numbers: Numbers = NO_NUMBERS) -> ContentIdContrast | None:
     """The contrast that config.model.cic describes; None where its weight is 0.
 
     Args:
       settings: config.model.cic.
       fields: the dataset's categorical fields.
+      numbers: those that are read as values; an item's stand after its fields.
 
     Raises:
       UserError: the dataset has not one of the `id_fields`.
     """
-    names = [field.name for field in fields.item]
+    names = [one.name for one in (*fields.item, *numbers.item)]
     for name in settings.id_fields:
         if name not in names:
             hint = nearest(name, names)

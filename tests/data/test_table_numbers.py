@@ -9,13 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from em3_jax import train
+from configs import lemur
+from em3_jax import evaluate, train
 from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN
 from em3_jax.core.ranges import MISSING, Ranges
 from em3_jax.core.types import Shards
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.blocks import build
 from em3_jax.data.buckets import Buckets
+from em3_jax.data.features import write_features
 from em3_jax.data.format import NOT_PART
 from em3_jax.data.number_columns import with_numbers
 from em3_jax.data.readers.table import table
@@ -24,6 +26,7 @@ from em3_jax.export import onnx_model, scorer
 from em3_jax.predict.command import predict
 from em3_jax.predict.recommend import recommend
 from em3_jax.protocols import importance
+from em3_jax.serving import programs
 from em3_jax.serving.field_values import FieldValues
 from em3_jax.serving.service import Service
 from em3_jax.training import experiment
@@ -207,6 +210,35 @@ def told_of_a_run_on_values(root, dataset):
     assert pq.read_table(root / "top.parquet").num_rows == 2 * USERS
     said = user_error(lambda: recommend(root / "run", root / "no.parquet", context={"hour": "noon"}))
     assert "--context hour=noon: is no number" in said
+
+
+def test_lemur_reads_numbers_and_is_served_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "SIZES", (16,))
+    dataset = shop(tmp_path)
+    tokens = np.random.default_rng(1).standard_normal((ITEMS, 2, 8)).astype(np.float32)
+    write_features(dataset.root, "poster", tokens, np.ones((ITEMS, 2), bool), {}, dataset.meta["item_hash"])
+    config = lemur.get_config()
+    config.data.root, config.data.features, config.model.cic.id_fields = (
+        str(dataset.root),
+        ("poster",),
+        ("item", "price"),
+    )
+    config.data.batch_size, config.data.history_length, config.train.epochs = 64, 8, 1.0
+    config.model.short_history, config.model.all_numbers, config.model.cic.weight = 3, "periodic", 0.1
+    train.train(config, tmp_path / "run")
+    evaluate.evaluate(tmp_path / "run", "test")
+    logits = np.load(tmp_path / "run" / "eval_test_logits.npy")
+    export.export(tmp_path / "run", tmp_path / "store", export.Settings(platforms=("cpu",)))
+    hours, columns = pq.read_table(tmp_path / "clicks.parquet").column("hour").to_pylist(), dataset.interactions
+    user_ids, item_ids = (table.column("id").to_numpy() for table in (dataset.user_table, dataset.item_table))
+    with Service(tmp_path / "store") as service:
+        for logit, row in list(zip(logits, dataset.split_rows("test"), strict=True))[::15]:
+            events = slice(columns["history_start"][row], columns["history_end"][row])
+            scores = service.model.score(
+                user_ids[columns["user"][row]], item_ids[dataset.events["item"][events]], [item_ids[columns["item"][row]]],
+                context={"hour": hours[row]}, history_fields={"seconds": dataset.events["number_seconds"][events].tolist()},
+            )  # fmt: skip
+            assert scores.logit[0] == pytest.approx(logit, abs=1e-5) and not scores.unknown
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="jax2onnx is not installed")

@@ -230,7 +230,7 @@ def lemur(
         ranker=_ranker(settings, fields, numbers),
         loss_of_clicks=registry.loss(settings.loss),
         sqdc=settings.sqdc,
-        contrast=content_id_contrast(settings.cic, fields),
+        contrast=content_id_contrast(settings.cic, fields, numbers),
     )
 
 

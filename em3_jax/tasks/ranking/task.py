@@ -201,7 +201,7 @@ def ranking(
             "config.model.similar_attention: is of DIN's attention on IDs, and reads content; set config.model.backbone=din "
             "and a config.model.content, or leave it out"
         )
-    contrast = content_id_contrast(settings.cic, fields)
+    contrast = content_id_contrast(settings.cic, fields, numbers)
     ranker = RankingModel(
         fields=fields,
         backbone=backbone,
