@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from em3_jax.core.errors import UserError, nearest
-from em3_jax.core.numbers import RANGES, Fit, Number, Numbers
+from em3_jax.core.numbers import RANGES, Fit, Number, Numbers, value_column
 from em3_jax.data.format import Dataset
 
 
@@ -54,16 +54,17 @@ def with_numbers(dataset: Dataset, kinds: Mapping[str, str], others: str) -> Dat
 
 def _number(dataset: Dataset, group: str, name: str, kind: str) -> Number:
     facts = dataset.meta["numbers"][group][name]
-    fit = Fit.from_json(facts)
-    number = Number(name, kind, fit or Fit(*[0.0] * 6), tuple(facts["edges"]), bool(facts["missing"]))
-    table: Any = {"user": dataset.user_table.column_names, "item": dataset.item_table.column_names}
-    table |= {"context": dataset.interactions, "event": dataset.events}
-    if fit is None or number.column not in table[group]:
+    fit, column = Fit.from_json(facts), value_column(name)
+    columns: Mapping[str, Any] = {
+        "user": dataset.user_table.column_names, "item": dataset.item_table.column_names,
+        "context": dataset.interactions, "event": dataset.events,
+    }  # fmt: skip
+    if fit is None or column not in columns[group]:
         raise UserError(
             f"config.model.numbers.{name}={kind}: {dataset.root} has its ranges alone, as datasets had that were made "
             "before; prepare it again, without --numbers-like of such a one"
         )
-    return number
+    return Number(name, kind, fit, tuple(facts["edges"]), bool(facts["missing"]))
 
 
 def of_table(table: pa.Table, numbers: tuple[Number, ...]) -> np.ndarray:

@@ -110,9 +110,9 @@ def table(
       context_fields: categorical columns of the interactions that describe the impression.
       event_fields: categorical columns of the interactions that describe them once they are history.
       item_numbers, user_numbers, context_numbers, event_numbers: columns of numbers, which become fields of ranges with
-        about as many training rows each; what is missing is a value of its own.
+        about as many training rows each, and are kept as well; what is missing is a value of its own.
       number_bins: most ranges of such a field, 2 to 1000, beside what is missing.
-      numbers_like: a dataset whose ranges are taken over, as where the log has grown.
+      numbers_like: a dataset whose ranges and scale are taken over, as where the log has grown.
       features: name -> .npy file with one row an item, in the order of the items file; a row of zeros is missing.
       separator: between the values of a `:multi` column of texts.
       max_values: most values of a `:multi` field that are kept.
