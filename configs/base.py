@@ -110,6 +110,18 @@ def id_only(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def heads(config: ConfigDict, kind: str, labels: tuple[str, ...], losses: dict[str, str] | None = None) -> ConfigDict:
+    """Further labels are learnt beside the first, sharing the model as config.model.heads.kind says.
+
+    Args:
+      losses: label that is an amount -> how it is learnt.
+    """
+    config.model.heads.kind, config.model.heads.labels = kind, labels
+    with config.unlocked():
+        config.model.heads.losses = losses or {}
+    return config
+
+
 VARIANTS = {
     "id_only": id_only,
     "pretraining": pretraining,

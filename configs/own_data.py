@@ -4,18 +4,39 @@ em3 prepare table --interactions clicks.csv --items items.csv --item-text title 
 em3 extract --data data/mine --modality text --encoder <folder>
 python train.py --config=configs/own_data.py --config.data.root=data/mine --workdir=runs/mine
 python train.py --config=configs/own_data.py:id_only --config.data.root=data/mine --workdir=runs/mine-ids
+python train.py --config=configs/own_data.py:mmoe --config.data.root=data/mine --workdir=runs/mine-mmoe
 
-All feature sets of the dataset are used but raw content and vectors of runs; without any, the ranking model runs on IDs alone.
+The last one learns the dataset's further labels as well. All feature sets of the dataset are used but raw content and
+vectors of runs; without any, the ranking model runs on IDs alone.
 """
 
+import functools
 import json
 
 from configs import base
 from em3_jax.core import paths
 
-VARIANTS = base.VARIANTS
 HELD_OUT = 0.95  # share of validation rows with a new id from which on all are
 LARGE = 1_000_000  # training rows from which on the content part is as wide as the paper has it
+
+
+def several(config, kind: str):
+    """All further labels and amounts of the dataset beside the first label; esmm: the first further one, of clicked rows."""
+    folder = paths.local(config.data.root)
+    meta = _read(folder / "dataset.json")
+    if meta is None:  # the error is that of whoever opens it
+        return base.heads(config, kind, ())
+    labels, amounts = tuple(meta.get("labels", {})), tuple(meta.get("amounts", {}))
+    if kind == "esmm":
+        labels, amounts = labels[:1], ()
+    if not labels and not amounts:
+        raise ValueError(f"{folder} has no further label for {kind}; prepare it with --labels or --amounts")
+    return base.heads(config, kind, (*labels, *amounts), dict.fromkeys(amounts, "log"))
+
+
+VARIANTS = base.VARIANTS | {
+    kind: functools.partial(several, kind=kind) for kind in ("shared_bottom", "mmoe", "ple", "esmm")
+}
 
 
 def get_config(arg: str = "", root: str = ""):

@@ -17,8 +17,8 @@ from em3_jax.evaluation.labels import Head
 
 BINS = 40
 """Of the histogram of predictions."""
-SKEWED = 20.0
-"""Times the lowest tenth's prediction from which the highest one's makes the axes logarithmic."""
+SKEWED = 8.0
+"""Times the lowest tenth from which the highest one, of predictions and of what was observed, makes the axes logarithmic."""
 
 
 def of_heads(heads: Sequence[Head], calibrated: Mapping[str, np.ndarray], of_row: np.ndarray) -> dict[str, Any]:
@@ -52,8 +52,8 @@ def of_head(head: Head, calibrated: np.ndarray | None, cluster: np.ndarray) -> d
     shown = before if calibrated is None else calibrated
     own = tenths(head.values, before, cluster, head.is_amount)
     after = [] if calibrated is None else tenths(head.values, calibrated, cluster)
-    means = [one["predicted"] for one in own + after]
-    log = min(means) > 0 and max(means) > SKEWED * min(means)
+    of = {name: [one[name] for one in own + after] for name in ("predicted", "observed")}
+    log = min(of["predicted"]) > 0 and all(max(means) > SKEWED * min(means) for means in of.values())
     return {
         "label": head.label,
         "amount": head.is_amount,

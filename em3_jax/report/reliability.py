@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,9 +34,11 @@ def draw(facts: Mapping[str, Mapping[str, Any]], title: str, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     shown = list(facts.values())
-    columns = min(len(shown), COLUMNS)
+    columns = 2 if len(shown) == 4 else min(len(shown), COLUMNS)
     rows = -(-len(shown) // columns)
-    figure = plt.figure(figsize=(4.3 * columns + 0.2, 6.1 * rows + 0.9), layout="constrained")
+    foot = textwrap.wrap(FOOT, 66 * columns)
+    size = (4.3 * columns + 0.2, 6.1 * rows + 0.9 + 0.25 * len(foot))
+    figure = plt.figure(figsize=size, layout="constrained")
     figure.suptitle(_literal(title) + "\n", x=0.01, ha="left", fontsize=12, color=INK)
     grid = figure.add_gridspec(2 * rows, columns, height_ratios=[4, 1] * rows)
     for k, one in enumerate(shown):
@@ -43,7 +46,7 @@ def draw(facts: Mapping[str, Mapping[str, Any]], title: str, out: Path) -> None:
         above, below = (figure.add_subplot(grid[2 * row + part, column]) for part in (0, 1))
         _diagram(above, one)
         _counts(below, one)
-    figure.supxlabel(FOOT, x=0.01, ha="left", fontsize=8.5, color=SOFT)
+    figure.supxlabel("\n".join(foot), x=0.01, ha="left", fontsize=8.5, color=SOFT)
     figure.savefig(out, dpi=130, format="png")
     plt.close(figure)
 

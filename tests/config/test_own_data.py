@@ -65,6 +65,18 @@ def test_without_content_the_model_runs_on_ids_alone(mine, tmp_path):
     )
 
 
+def test_variants_learn_the_further_labels_of_the_dataset(mine, tmp_path):
+    meta = json.loads((mine / "dataset.json").read_text())
+    further = {"labels": {"buy": "bought", "like": "liked"}, "amounts": {"dwell": "seconds"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(meta | further))
+    for kind in ("shared_bottom", "mmoe", "ple"):
+        heads = recipes.read(f"{PATH}:id_only,{kind}", {"data.root": str(tmp_path)}).model.heads
+        assert (heads.kind, heads.labels, dict(heads.losses)) == (kind, ("buy", "like", "dwell"), {"dwell": "log"})
+    heads = recipes.read(f"{PATH}:esmm", {"data.root": str(tmp_path)}).model.heads
+    assert (heads.kind, heads.labels, dict(heads.losses)) == ("esmm", ("buy",), {})
+    assert "no further label for mmoe; prepare it" in user_error(recipes.read, f"{PATH}:mmoe", {"data.root": str(mine)})
+
+
 def test_a_dataset_that_is_not_there_is_left_to_training(tmp_path):
     config = recipes.read(PATH, {"data.root": str(tmp_path / "none")})
     assert "no such dataset folder" in user_error(train.train, config, tmp_path / "run")

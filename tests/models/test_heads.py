@@ -11,8 +11,10 @@ from scipy import special
 
 from em3_jax import evaluate as evaluation
 from em3_jax import losses, metrics, train
-from em3_jax.config import parse
+from em3_jax.config import parse, recipes
 from em3_jax.data.format import NOT_PART
+from em3_jax.data.readers import planted_labels
+from em3_jax.data.readers.planted_world import make_world, random_of
 from em3_jax.data.readers.synthetic import synthetic
 from em3_jax.evaluation import calibration
 from em3_jax.predict.command import predict
@@ -28,7 +30,8 @@ B, LABELS = 32, ("buy", "like")
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    return synthetic(tmp_path_factory.mktemp("labelled") / "data", interactions=4000, users=100, items=150, labels=True)
+    folder = tmp_path_factory.mktemp("labelled") / "data"
+    return synthetic(folder, interactions=4000, users=100, items=150, labels=True, amounts=True)
 
 
 def config_of(dataset, labels=LABELS, **changes):
@@ -53,6 +56,40 @@ def test_the_planted_labels_are_what_they_say(labelled):
     click, buy, like = labelled.label("click"), labelled.label("buy"), labelled.label("like")
     np.testing.assert_array_equal(buy == NOT_PART, click == 0)
     assert 0.1 < buy[click == 1].mean() < 0.45 and 0.55 < (like != NOT_PART).mean() < 0.65
+
+
+def test_the_planted_seconds_have_the_mean_that_they_say(labelled):
+    click, dwell = labelled.label("click"), labelled.label("dwell")
+    np.testing.assert_array_equal(np.isnan(dwell), click == 0)
+    world = make_world(0, 100, 150, 6, 0.15, 0.1)
+    rows = np.flatnonzero(click)
+    user, item = (labelled.interactions[name][rows] for name in ("user", "item"))
+    liked = np.sum(world.taste[user] * world.content[item], axis=1)
+    length = random_of(0, "amounts").standard_normal(150, dtype=np.float32)
+    expected = np.exp(planted_labels.DWELL * liked + planted_labels.LENGTH * length[item] + planted_labels.DWELL_BIAS)
+    ratio = dwell[rows] / expected
+    assert ratio.mean() == pytest.approx(1, abs=0.06) and ratio.var() == pytest.approx(
+        1 / planted_labels.SHAPE, rel=0.25
+    )
+    assert abs(np.corrcoef(ratio, liked)[0, 1]) < 0.08
+
+
+@pytest.mark.parametrize(
+    "variant, kind, labels",
+    [
+        ("shared_bottom", "shared_bottom", LABELS),
+        ("mmoe,learnt_weights", "mmoe", LABELS),
+        ("ple,dwell", "ple", (*LABELS, "dwell")),
+        ("esmm", "esmm", ("buy",)),
+        ("dwell", "shared_bottom", ("dwell",)),
+    ],
+)
+def test_the_recipe_has_a_variant_for_each_kind(labelled, variant, kind, labels):
+    config = recipes.read(f"configs/several_labels.py:id_only,{variant}", {"data.root": str(labelled.root)})
+    task = experiment.build(config).work.task
+    assert config.model.heads.kind == kind and task.labels.names == labels
+    assert task.labels.entire_space == (kind == "esmm") and config.model.heads.learn_weights == ("learnt" in variant)
+    assert dict(task.labels.amounts) == ({"dwell": "tweedie"} if "dwell" in labels else {})
 
 
 def test_without_further_labels_nothing_has_changed(planted):

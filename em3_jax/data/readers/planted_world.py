@@ -27,6 +27,7 @@ _STREAMS = (
     "unrelated",
     "labels",
     "shop",
+    "amounts",
 )
 
 

@@ -120,6 +120,7 @@ def synthetic(
     interest: str = "taste",
     content_share: float = 1.0,
     labels: bool = False,
+    amounts: bool = False,
     split: str = "",
     overwrite: bool = False,
 ) -> Dataset:
@@ -142,15 +143,15 @@ def synthetic(
       picture_side: of raw pictures, in pixels; 0 = 16 of plain ones, 32 of those by category.
       interest: what clicks depend on: taste, or nearest, the past item most like the candidate.
       content_share: how much of what content shows is about clicks, from 0 to 1.
-      labels: further labels: buy, of clicks alone, and like, of some rows; see `planted_labels`.
+      labels, amounts: further labels: buy, of clicks alone, and like, of some rows; dwell, a click's seconds.
       split: in place of that in time: "items:0.7,0.1,0.2", "users:0.8,0.1,0.1" or "folds:5:0", by a hash
         of the seed and the ids, see `em3 prepare table --help`; the log stays as it is.
       overwrite: replace an existing dataset.
     """
     arguments = {k: v for k, v in locals().items() if k not in ("out", "overwrite")}
     # These keep a dataset's hash where they are not used.
-    later = {"drift": 0.0, "arrivals": 0.0, "raw": False, "interest": "taste"}
-    later |= {"pictures": "plain", "picture_side": 0, "content_share": 1.0, "split": "", "labels": False}
+    later = {"drift": 0.0, "arrivals": 0.0, "interest": "taste", "pictures": "plain", "picture_side": 0}
+    later |= {"content_share": 1.0, "split": ""} | dict.fromkeys(("raw", "labels", "amounts"), False)
     arguments = {name: value for name, value in arguments.items() if later.get(name, ()) != value}
     _check_arguments(arguments)
     rule = held_out(split, "planted data", "no --split")
@@ -160,7 +161,7 @@ def synthetic(
     with DatasetWriter(out, overwrite) as writer:
         world = make_world(seed, users, items, latent, cold_share, new_users, interest)
         world = _with_arrivals(world, seed, arrivals, interactions)
-        events = _write_rows(writer, world, seed, interactions, choices, drift, labels)
+        events = _write_rows(writer, world, seed, interactions, choices, drift, labels, amounts)
         if rule is not None:
             events = planted_split.hold_out(writer, rule, seed, events, {"user": users, "item": items})
         _write_histories(writer, *events)
@@ -196,8 +197,8 @@ def synthetic(
             split_rule=rule.told() if rule else BY_TIME,
             source_hash=hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest(),
             time_unit="seconds",
-            extra={"arguments": arguments, "bayes_auc": _bayes_auc(writer.path, is_cold), **of_whole(rule)}
-            | ({"labels": planted_labels.RULES} if labels else {}),
+            extra={"arguments": arguments, "bayes_auc": _bayes_auc(writer.path, is_cold)}
+            | {**of_whole(rule), **planted_labels.described(labels, amounts)},
         )
 
 
@@ -249,9 +250,9 @@ def _check_arguments(arguments: dict) -> None:
                 raise UserError(f"{option} is {value}; give a number from 0 to 1")
         elif name in ("pictures", "split"):
             continue  # see `planted_pictures` and `splits`
-        elif name == "labels":
+        elif name in ("labels", "amounts"):
             if arguments.get("drift") or "interest" in arguments:
-                raise UserError("--labels are of one taste that stays; leave out --drift and --interest")
+                raise UserError(f"{option} are of one taste that stays; leave out --drift and --interest")
         elif name == "interest":
             if value not in planted_interest.INTERESTS:
                 raise UserError(f"{option} '{value}' is unknown; give taste or nearest")
@@ -262,7 +263,7 @@ def _check_arguments(arguments: dict) -> None:
 
 
 def _write_rows(
-    writer: DatasetWriter, world: World, seed: int, rows: int, choices: float, drift: float, labels: bool
+    writer: DatasetWriter, world: World, seed: int, rows: int, choices: float, drift: float, *further: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Writes the interaction columns but the histories; returns the events: user i32, item i32, time i64, each [E]."""
     dtypes = {
@@ -289,8 +290,7 @@ def _write_rows(
         offset, draw = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         probability, label = planted_interest.nearest_clicks(world.content, columns, events[0], offset, draw)
         columns["probability"][:], columns["label"][:] = probability, label
-    if labels:
-        planted_labels.write(writer, world, seed)
+    planted_labels.write(writer, world, seed, *further)
     click = np.flatnonzero(columns["label"])
     events.append((columns["user"][click], columns["item"][click], columns["time"][click]))
     user, item, time = (np.concatenate(arrays) for arrays in zip(*events, strict=True))
