@@ -1,4 +1,4 @@
-"""Histories of thousands of events: the last 50 beside those of the candidate's category (SIM) or content (MUSE), on planted tastes.
+"""Histories of thousands of events: the last 50 beside those of the candidate's category (SIM) or content (MUSE).
 
 python -m benchmarks.long_histories --out /tmp/long --seeds 3                  # IDs alone, hard search
 python -m benchmarks.long_histories --out /tmp/muse --seeds 3 --table muse     # content: hard and soft search, SimTier, SA-TA
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,10 +26,11 @@ import pyarrow.parquet as pq
 from configs import em3_synthetic
 from em3_jax import evaluate as evaluation
 from em3_jax import metrics, train
-from em3_jax.data import soft_search
+from em3_jax.data import pipeline, soft_search
 from em3_jax.data.features import write_features
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.table import table
+from em3_jax.training import experiment
 
 USERS, CATEGORIES, ITEMS, WIDTH = 40, 40, 4000, 8
 LONG = {"similar_length": 25, "similar_within": 4000}
@@ -87,10 +89,8 @@ def planted(folder: Path, rows: int) -> Dataset:
     return dataset
 
 
-def run(
-    dataset: Dataset, folder: Path, settings: dict[str, Any], seed: int, epochs: float
-) -> tuple[float, float, float]:
-    """(test AUC, seconds a step by the median of the later lines of the log, processor seconds of all in all)."""
+def config_of(dataset: Dataset, settings: dict[str, Any], seed: int, epochs: float) -> Any:
+    """The config of a variant."""
     config = em3_synthetic.get_config("" if "model.content" in settings else "id_only")
     config.data.root, config.data.batch_size, config.seed = str(dataset.root), 1024, seed
     config.model.backbone_settings.dropout, config.model.cic.weight = 0.0, 0.0
@@ -98,6 +98,41 @@ def run(
     for name, value in settings.items():
         section, _, key = name.rpartition(".")
         setattr(config[section or "data"], key, value)
+    return config
+
+
+def timed(dataset: Dataset, variants: dict[str, dict[str, Any]], steps: int) -> None:
+    """Prints what a step of each costs, its input included, the variants in turns of ten steps."""
+    opened: dict[str, list[Any]] = {}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    for name, settings in variants.items():
+        parts = experiment.build(config_of(dataset, settings, 0, 1.0))
+        stream = pipeline.batches(parts.work.source, place=parts.program.place)
+        opened[name] = [parts, stream, parts.program.init()]
+    for turn in range(steps // 10 + 1):
+        for name, (parts, stream, state) in opened.items():
+            for _ in range(10):
+                wall, processor = time.perf_counter(), time.process_time()
+                state, logged = parts.program.train_step(state, parts.work.constants, next(stream))
+                jax.block_until_ready((state, logged))
+                if turn:  # the first compiles
+                    found[name].append((time.perf_counter() - wall, time.process_time() - processor))
+            opened[name][2] = state
+    first = 1e3 * np.array(found[next(iter(variants))])
+    for name, times in found.items():
+        own = 1e3 * np.array(times)
+        slower, least = np.median(own, axis=0) / np.median(first, axis=0), own[:, 0].min() / first[:, 0].min()
+        print(
+            f"{name:<24} {np.median(own[:, 0]):6.1f} ms ({slower[0]:.2f} x, least {least:.2f} x), of processors "
+            f"{np.median(own[:, 1]):6.1f} ms ({slower[1]:.2f} x)"
+        )
+
+
+def run(
+    dataset: Dataset, folder: Path, settings: dict[str, Any], seed: int, epochs: float
+) -> tuple[float, float, float]:
+    """(test AUC, seconds a step by the median of the later lines of the log, processor seconds of all in all)."""
+    config = config_of(dataset, settings, seed, epochs)
     shutil.rmtree(folder, ignore_errors=True)
     began = time.process_time()
     train.train(config, folder)
@@ -115,9 +150,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=250_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=0, help="time so many steps of each variant, and train nothing")
     args = parser.parse_args()
     dataset, variants = planted(args.out, args.rows), TABLES[args.table]
     shutil.rmtree(dataset.root / "features" / soft_search.FOLDER, ignore_errors=True)
+    if args.steps:
+        return timed(dataset, variants, args.steps)
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in variants}
     for seed in range(args.seeds):
         for number, (name, settings) in enumerate(variants.items()):

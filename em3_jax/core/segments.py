@@ -66,10 +66,10 @@ def most_similar(cosine: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarra
       length: K.
     """
     rows, number = cosine.shape
-    least = np.full(rows, -np.inf, np.float32)
+    least = np.full(rows, np.finfo(np.float32).min)
     if number > length:
-        least = np.partition(cosine, number - length, axis=1)[:, number - length]
-    row, column = np.nonzero((cosine >= least[:, None]) & (cosine > -np.inf))
+        least = np.maximum(least, np.partition(cosine, number - length, axis=1)[:, number - length])
+    row, column = np.divmod(np.flatnonzero(cosine >= least[:, None]), number)
     is_tie = cosine[row, column] == least[row]
     surplus = np.maximum(np.bincount(row, minlength=rows) - length, 0)
     before = np.cumsum(is_tie) - is_tie  # ties before each, those of earlier rows as well

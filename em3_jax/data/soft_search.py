@@ -84,7 +84,7 @@ class SoftSearch:
 
     @functools.cached_property
     def _has_content(self) -> np.ndarray:
-        return self._vectors().any(axis=-1)
+        return np.asarray(self._vectors().any(axis=-1))
 
     def __call__(
         self, segment: Segment, item: np.ndarray, start: np.ndarray, end: np.ndarray

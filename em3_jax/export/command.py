@@ -187,6 +187,7 @@ def _content(parts: Experiment) -> list[tuple[str, str, dict[str, Any]]]:
     """(name, hash, facts) of the feature sets and code sets in use, see `Experiment.feature_hashes`."""
     facts = {one.name: facts_of(one) for one in parts.work.feature_sets}
     facts |= {f"codes/{one.name}": one.facts for one in parts.work.code_sets}
+    facts |= {f"sought/{one.name}": facts_of(one) for one in parts.work.sought_sets}
     return [(name, hash_, facts[name]) for name, hash_ in parts.feature_hashes.items()]
 
 

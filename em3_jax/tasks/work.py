@@ -68,6 +68,7 @@ class Work:
         are no clicks.
       buckets: [interaction rows of some batches] -> bucket sizes that hold them.
       code_sets: those whose codes are among the dataset's item fields.
+      sought_sets: feature sets by which past events are sought.
     """
 
     task: Task
@@ -89,6 +90,7 @@ class Work:
     buckets: Callable | None = None
     beside: FeatureSet | None = None
     code_sets: Sequence[CodeSet] = ()
+    sought_sets: Sequence[FeatureSet] = ()
 
     @property
     def content_sets(self) -> list[FeatureSet]:

@@ -40,9 +40,10 @@ class Experiment:
 
     @property
     def feature_hashes(self) -> dict[str, str]:
-        """Name -> hash of the feature sets in use, and "codes/<name>" -> that of the code sets."""
+        """Name -> hash of the feature sets in use, "codes/<name>" -> code sets, "sought/<name>" -> by which events are sought."""
         of_codes = {f"codes/{one.name}": one.manifest["hash"] for one in self.work.code_sets}
-        return {features.name: features.manifest["hash"] for features in self.work.feature_sets} | of_codes
+        sought = {f"sought/{one.name}": one.manifest["hash"] for one in self.work.sought_sets}
+        return {one.name: one.manifest["hash"] for one in self.work.feature_sets} | of_codes | sought
 
     def validate(self, state: State) -> dict[str, float]:
         """{metric: value} on validation."""

@@ -200,7 +200,8 @@ class _Stream:
 
     def _builder(self, row: int) -> BatchBuilder:
         """Of batches that know what the run's training on the rows before number `row` shows."""
-        length = self.config.data.history_length
+        data = self.config.data
+        length = None if data.has_segments else data.history_length  # what is sought may be of any time
         assert self.parts.work.builder is not None  # a stream has clicks
         return self.parts.work.builder(stream.as_of(self.parts.work.dataset, row, self.label, length))
 

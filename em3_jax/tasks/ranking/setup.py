@@ -220,6 +220,7 @@ def work_on_clicks(
         shards=shards,
         make_memory=make_memory,
         code_sets=_code_sets(dataset, data),
+        sought_sets=() if parts is None else parts.sets,
         builder=make_builder,
         buckets=lambda samples: bucket_sizes(builder, samples, shards, unit),
     )
@@ -255,9 +256,8 @@ def segments_of(dataset: Dataset, data: Data) -> Segments | None:
         )
     if not data.has_segments:
         return None
-    similar = (data.similar_by, data.similar_length, data.similar_within)
-    by = data.histories_by, dict(data.histories)
-    return segments(dataset, data.history_length, *by, *similar, tuple(data.similar_content))
+    similar = (data.similar_by, data.similar_length, data.similar_within, tuple(data.similar_content))
+    return segments(dataset, data.history_length, data.histories_by, dict(data.histories), *similar)
 
 
 def _code_sets(dataset: Dataset, data: Data) -> list[CodeSet]:
