@@ -4,7 +4,7 @@ Letter: m numbers.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,14 @@ def symmetric_log(values: np.ndarray) -> np.ndarray:
     return np.sign(values) * np.log1p(np.abs(values))
 
 
+def _rounded(mean: float, std: float) -> tuple[float, float]:
+    """(mean, spread), the spread in seven digits and 1 where there is none, the mean to as many places."""
+    if not std > 1e-12 * abs(mean):
+        return float(f"{mean:.7g}"), 1.0
+    places = 6 - int(np.floor(np.log10(std)))
+    return round(float(mean), places), float(f"{std:.7g}")
+
+
 class Fit(NamedTuple):
     """What training rows say of a number.
 
@@ -43,15 +51,38 @@ class Fit(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, numbers: np.ndarray) -> "Fit":
-        """Of numbers [m], NaN = missing, some of which there are; of each as 32 bits hold it."""
-        values = as_values(numbers)
-        values = values[~np.isnan(values)].astype(np.float64)
-        logs = symmetric_log(values)
-        spread = [float(one.std()) or 1.0 for one in (values, logs)]
-        return cls(
-            float(values.mean()), spread[0], float(logs.mean()), spread[1], float(values.min()), float(values.max())
-        )
+    def of(cls, numbers: np.ndarray, counts: np.ndarray | None = None) -> "Fit":
+        """Of numbers [m], NaN = missing, some of which there are; of each as 32 bits hold it.
+
+        Args:
+          counts: [m] i64, how often each is there; None = once.
+        """
+        return cls.of_parts([(numbers, counts)])
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> "Fit":
+        """As `of`, of numbers and counts that come some at a time.
+
+        In seven digits, so that it does not depend on their order, in which sums differ.
+        """
+        total, moments = 0, np.zeros((2, 2))  # mean, and sum of squares about it, of values and of their logarithms
+        low, high = np.inf, -np.inf
+        for numbers, counts in parts:
+            values = as_values(numbers)
+            there = ~np.isnan(values) if counts is None else ~np.isnan(values) & (counts > 0)
+            values = values[there].astype(np.float64)
+            if not len(values):
+                continue
+            weight = np.ones(len(values)) if counts is None else counts[there].astype(np.float64)
+            low, high, count = min(low, values.min()), max(high, values.max()), weight.sum()
+            for moment, of in zip(moments, (values, symmetric_log(values)), strict=True):
+                mean = np.average(of, weights=weight)
+                apart = mean - moment[0]
+                moment[1] += np.sum(weight * (of - mean) ** 2) + apart**2 * total * count / (total + count)
+                moment[0] += apart * count / (total + count)
+            total += count
+        rounded = [_rounded(mean, float(np.sqrt(squares / total))) for mean, squares in moments]
+        return cls(*rounded[0], *rounded[1], float(low), float(high))
 
     def to_json(self) -> dict[str, float]:
         """As plain values; `from_json` reads them."""

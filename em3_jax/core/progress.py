@@ -16,15 +16,29 @@ class Progress:
       unit: what is counted.
       lines_every: seconds between the lines where there is no terminal; 0 = no lines.
       quiet: neither bar nor lines.
+      doing: what is done, to stand before the counts.
     """
 
     def __init__(
-        self, total: int, start: int = 0, unit: str = "step", lines_every: float = LINES_EVERY, quiet: bool = False
+        self,
+        total: int,
+        start: int = 0,
+        unit: str = "step",
+        lines_every: float = LINES_EVERY,
+        quiet: bool = False,
+        doing: str = "",
     ):
         is_terminal = sys.stderr.isatty() and not quiet
         self._bar = tqdm(
-            total=total, initial=start, unit=unit, dynamic_ncols=True, disable=not is_terminal, smoothing=0.1
+            total=total,
+            initial=start,
+            unit=unit,
+            dynamic_ncols=True,
+            disable=not is_terminal,
+            smoothing=0.1,
+            desc=doing or None,
         )
+        self._doing = doing and f"{doing}: "
         self._unit, self._total, self._done = unit, total, start
         self._lines_every = 0.0 if is_terminal or quiet else lines_every
         self._values: dict[str, str] = {}
@@ -49,7 +63,7 @@ class Progress:
             values = values or {f"{self._unit}/s": f"{speed:,.1f}"}
             left = f"  {tqdm.format_interval((self._total - self._done) / speed)} left"
         said = "".join(f"  {name} {value}" for name, value in values.items())
-        return f"{self._unit} {self._done:,} of {self._total:,}{said}{left}"
+        return f"{self._doing}{self._unit} {self._done:,} of {self._total:,}{said}{left}"
 
     def show(self, **values: str) -> None:
         """Values beside the bar, and in the lines."""

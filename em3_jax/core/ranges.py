@@ -1,15 +1,18 @@
 """Numbers as categories: ranges between edges, the last one without an end; what is missing is a value of its own."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN
+from em3_jax.core.order_statistics import at_ranks
 
 MISSING = "missing"
 """The word of numbers that are not there, where training has such rows."""
+_AT_ONCE = 1 << 23
+"""So many numbers are sorted in memory."""
 
 
 class Ranges(NamedTuple):
@@ -24,20 +27,51 @@ class Ranges(NamedTuple):
     missing: bool
 
     @classmethod
-    def fitted(cls, values: np.ndarray, bins: int) -> "Ranges":
+    def fitted(cls, values: np.ndarray, bins: int, counts: np.ndarray | None = None) -> "Ranges":
         """Ranges of about as many of the values [m] each (NaN = missing), `bins` of them at most.
 
         So few different values as there may be ranges have one each.
+
+        Args:
+          counts: [m] i64, how often each value is there; None = once.
+
+        Raises:
+          ValueError: no value is there.
         """
-        there = np.sort(values[~np.isnan(values)])
-        distinct = np.unique(there)
-        if len(distinct) <= bins:
-            edges = distinct[1:]
-        else:
-            places = np.arange(1, bins) * len(there) // bins
-            edges = np.unique(there[places])
-            edges = edges[edges > there[0]]  # nothing is below the least
-        return cls(tuple(edges.tolist()), bool(len(there) < len(values)))
+        if counts is None:
+            there = np.sort(values[~np.isnan(values)]) + 0.0  # one zero
+            edges = _edges(np.unique(there), len(there), there.__getitem__, bins)
+            return cls(edges, len(there) < len(values))
+        values, counts = values[counts > 0], counts[counts > 0]
+        order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]  # NaN are the last
+        there, ends = values[order] + 0.0, np.cumsum(counts[order])
+        count = int(ends[-1]) if len(ends) else 0
+        edges = _edges(np.unique(there), count, lambda ranks: there[np.searchsorted(ends, ranks, side="right")], bins)
+        return cls(edges, count < int(counts.sum()))
+
+    @classmethod
+    def fitted_in_parts(cls, parts: Callable[[], Iterator[np.ndarray]], bins: int) -> "Ranges":
+        """As `fitted`, of values that come some at a time, and are more than memory holds.
+
+        Args:
+          parts: gives all of them, [m] each, from the first on, each time it is called.
+        """
+        rows, count, least, few = 0, 0, np.inf, np.zeros(0)
+
+        def present() -> Iterator[np.ndarray]:
+            for values in parts():
+                yield values[~np.isnan(values)] + 0.0
+
+        for values in parts():
+            there = values[~np.isnan(values)] + 0.0
+            rows, count = rows + len(values), count + len(there)
+            least = min(least, there.min(initial=np.inf))
+            if len(few) <= bins:
+                few = np.unique(np.concatenate([few, there]))[: bins + 1]
+        if count <= _AT_ONCE:
+            return cls(cls.fitted(np.concatenate([np.zeros(0), *present()]), bins).edges, count < rows)
+        few[0] = least
+        return cls(_edges(few, count, lambda ranks: at_ranks(present, ranks), bins), count < rows)
 
     def words(self) -> list[str]:
         """What the ids `FIRST_KNOWN`, ... stand for."""
@@ -70,3 +104,19 @@ def _shown(edges: Sequence[float]) -> list[str]:
         if len(set(shown)) == len(edges):
             return shown
     return [repr(edge) for edge in edges]
+
+
+def _edges(distinct: np.ndarray, count: int, at: Callable[[np.ndarray], np.ndarray], bins: int) -> tuple[float, ...]:
+    """Where so many numbers are cut.
+
+    Args:
+      distinct: different ones in ascending order: all, or the least and some more where they are more than `bins`.
+      at: ranks -> the numbers there, in ascending order.
+    """
+    if not count:
+        raise ValueError("there is no number")
+    edges = distinct[1:]
+    if len(distinct) > bins:
+        edges = np.unique(at(np.arange(1, bins) * count // bins))
+        edges = edges[edges > distinct[0]]  # nothing is below the least
+    return tuple(edges.tolist())

@@ -249,18 +249,18 @@ def test_features_that_are_no_array_of_numbers(tmp_path, name, save, message):
     assert message in refused(tmp_path, clicks(tmp_path, text(LOG)), items=items, features=features)
 
 
-def test_layouts_of_pieces():
+def test_layouts_of_pieces(monkeypatch):
     """Quotes, line ends and rows are found where they cross the pieces in which a large text is looked at."""
     body = ('1,"a\r\nb",x\r\n\r\n2,"""q""",y\r3,,z\n' * 3).encode()
     data = np.frombuffer(body, np.uint8)
     whole = quoting.examine("f", data, ord(","), 3, "auto", False, 1)
-    assert whole == (True, True, 9, "") and quoting.line_of(data, ",", whole, 3) == 5
-    before = quoting._CHUNK
-    try:
-        for quoting._CHUNK in (1, 2, 7):
-            assert quoting.examine("f", data, ord(","), 3, "auto", False, 1) == whole
-    finally:
-        quoting._CHUNK = before
+    assert whole == (True, True, 9, "", True) and quoting.line_of(data, ",", whole, 3) == 5
+    for size in (1, 2, 7, 40):
+        monkeypatch.setattr(quoting, "_CHUNK", size)
+        monkeypatch.setattr(quoting, "PIECE", size)
+        assert quoting.examine("f", data, ord(","), 3, "auto", False, 1) == whole
+        found = [bytes(piece.data) for piece in quoting.pieces(data, ord(","), True)]
+        assert b"".join(found) == body and not any(one.count(b'"') % 2 or one[:1] == b"\n" for one in found)
 
 
 def test_ids_of_rows_are_in_their_canonical_form(tmp_path):

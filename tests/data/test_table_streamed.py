@@ -2,15 +2,17 @@
 
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.csv import WriteOptions, write_csv
 
-from em3_jax.core import mapped
+from em3_jax.core import mapped, ranges
 from em3_jax.data import histories, placed_events
-from em3_jax.data.readers import log_engine, table_made, table_streamed
+from em3_jax.data.readers import log_engine, quoting, table_made, table_streamed
 from em3_jax.data.readers.table import table
 from tests.conftest import user_error
 
@@ -37,11 +39,17 @@ def log(seed: int = 0, **changes) -> pa.Table:
     return pa.table(columns | changes)
 
 
-def both(tmp_path, files, **options):
-    """The dataset in memory and by the engine; what `open_dataset` gives of each."""
-    made = []
+def both(tmp_path, files, in_memory=False, **options):
+    """The dataset in memory and by the engine; what `open_dataset` gives of each.
+
+    Args:
+      in_memory: whether the engine hands the log over to the other way.
+    """
+    made, real, streamed = [], table_streamed.streamed, []
     for engine in ("memory", "duckdb"):
-        made.append(table(tmp_path / engine, interactions=files, engine=engine, overwrite=True, **options))
+        with mock.patch.object(table_made, "streamed", lambda *given: streamed.append(real(*given)) or streamed[-1]):
+            made.append(table(tmp_path / engine, interactions=files, engine=engine, overwrite=True, **options))
+    assert len(streamed) == (not in_memory)
     return made
 
 
@@ -191,7 +199,7 @@ OTHERS = np.arange(ROWS) % 7
 def test_what_sql_reads_otherwise_is_read_in_memory(tmp_path, changes, capsys):
     read = log(**changes)
     pq.write_table(read.select(sorted(read.column_names)), tmp_path / "log.parquet")  # capitals first
-    assert_same(*both(tmp_path, tmp_path / "log.parquet"))
+    assert_same(*both(tmp_path, tmp_path / "log.parquet", in_memory=True))
     assert "read as a whole" in capsys.readouterr().out
 
 
@@ -209,8 +217,7 @@ def test_a_field_that_is_named_twice_is_one(tmp_path):
 def test_engines(tmp_path, monkeypatch):
     pq.write_table(log(), tmp_path / "log.parquet")
     assert "--engine 'duck'" in user_error(lambda: both_of(tmp_path, "duck"))
-    said = user_error(lambda: both_of(tmp_path, "duckdb", context_numbers=("slot",)))
-    assert "--engine duckdb: takes Parquet files" in said
+    assert "--engine duckdb: takes logs with times" in user_error(lambda: both_of(tmp_path, "duckdb", in_order=True))
     called = []
     real = table_streamed.streamed
     monkeypatch.setattr(table_made, "streamed", lambda *given: called.append(1) or real(*given))
@@ -243,3 +250,112 @@ def test_a_part_of_another_type_is_named(tmp_path, engine):
     files = f"{tmp_path / 'part-0.parquet'},{tmp_path / 'part-1.parquet'}"
     said = user_error(lambda: table(tmp_path / "x", interactions=files, context_fields=("slot",), engine=engine))
     assert "part-1.parquet: column 'slot' holds list" in said and "int64 in the files before" in said
+
+
+def numbered(tmp_path, **options):
+    """A log whose prices, ages and hours are cut into ranges, some of them missing."""
+    random = np.random.default_rng(3)
+    hour = pa.array(np.where(random.random(ROWS) < 0.1, np.nan, np.round(random.uniform(-12, 12, ROWS), 1)))
+    late = pa.array([None if k % 9 == 0 else int(k) for k in random.integers(-(2**60), 2**60, ROWS)])
+    pq.write_table(log(hour=hour, late=late), tmp_path / "log.parquet", row_group_size=100)
+    price = pa.array([None, -0.0, *random.lognormal(3, 1, 48)])
+    pq.write_table(pa.table({"item": [f"i{k}" for k in range(50)], "price": price}), tmp_path / "i.parquet")
+    pq.write_table(pa.table({"user": [3 * k for k in range(2, 40)], "age": list(range(2, 40))}), tmp_path / "u.parquet")
+    given = {
+        "items": tmp_path / "i.parquet", "users": tmp_path / "u.parquet", "drop_unknown": True, "events": "all",
+        "item_numbers": ("price",), "user_numbers": ("age",), "context_numbers": ("hour", "late"), "number_bins": 7,
+        "event_numbers": ("hour", "seconds"), "context_fields": ("device",), "event_fields": ("slot",),
+    }  # fmt: skip
+    return both(tmp_path, tmp_path / "log.parquet", **given, **options)
+
+
+@pytest.mark.parametrize("split", ["0.6,0.2,0.2", "items:0.6,0.2,0.2"])
+def test_the_same_bytes_with_numbers(tmp_path, split, monkeypatch):
+    """Also where quantiles are found digit by digit, as those of many rows."""
+    monkeypatch.setattr(ranges, "_AT_ONCE", 10)
+    monkeypatch.setattr(log_engine, "BATCH", 64)
+    monkeypatch.setitem(mapped.parts.__kwdefaults__, "size", 61)
+    made = numbered(tmp_path, split=split)
+    assert_same(*made)
+    assert list(made[1].meta["numbers"]) == ["context", "event", "item", "user"]
+
+
+def test_quantiles_of_numbers_that_come_in_parts_are_those_of_all(monkeypatch):
+    monkeypatch.setattr(ranges, "_AT_ONCE", 0)
+    random = np.random.default_rng(0)
+    for values in (
+        random.normal(size=999), random.integers(0, 3, 500) * 1.0, np.array([-0.0, 0.0, np.nan, 5e-324, -np.pi] * 40),
+        np.repeat([1.5, 2.0, np.nan], [900, 50, 50]), random.lognormal(0, 300, 2000), np.array([7.0]),
+    ):  # fmt: skip
+        for bins in (2, 7, 1000):
+            found = ranges.Ranges.fitted_in_parts(lambda v=values: iter(np.array_split(v, 7)), bins)
+            assert found == ranges.Ranges.fitted(values, bins)
+            once, counts = np.unique(values, return_counts=True)
+            assert found == ranges.Ranges.fitted(once, bins, counts)
+    with pytest.raises(ValueError, match="no number"):
+        ranges.Ranges.fitted_in_parts(lambda: iter([np.array([np.nan])]), 4)
+
+
+@pytest.mark.parametrize("events", ["clicks", "all"])
+@pytest.mark.parametrize("split", ["items:0.6,0.2,0.2", "users:0.6,0.2,0.2", "folds:5:1", "column:part", "files"])
+def test_the_same_bytes_of_every_split(tmp_path, split, events, monkeypatch):
+    monkeypatch.setattr(log_engine, "BATCH", 64)
+    read = log().sort_by("time")
+    border = np.searchsorted(read.column("time").to_numpy(), [1_600_000_080, 1_600_000_120])
+    part = np.repeat(["train", "Valid", "2"], np.diff([0, *border, ROWS]))
+    order = np.random.default_rng(0).permutation(ROWS)
+    if split == "files":
+        ends = [0, *border, ROWS]
+        for k in range(3):
+            pq.write_table(read.slice(ends[k], ends[k + 1] - ends[k]), tmp_path / f"part-{k}.parquet")
+        files = [tmp_path / f"part-{k}.parquet" for k in range(3)]
+    else:
+        files = tmp_path / "log.parquet"
+        pq.write_table(read.append_column("part", pa.array(part)).take(order), files)
+    assert_same(*both(tmp_path, files, split=split, events=events))
+
+
+def test_splits_that_interleave_in_time_are_read_in_memory(tmp_path, monkeypatch):
+    part = pa.array(np.random.default_rng(0).choice(["train", "valid", "test"], ROWS))
+    pq.write_table(log(part=part), tmp_path / "log.parquet")
+    assert_same(*both(tmp_path, tmp_path / "log.parquet", split="column:part", in_memory=True))
+    monkeypatch.setattr(table_made, "MOST_IN_MEMORY", 10)
+    assert "follow no order of time" in user_error(lambda: both_of(tmp_path, "duckdb", split="column:part"))
+
+
+TEXTS = {
+    "plain": {}, "tsv": {"delimiter": "\t"}, "quoted": {"quoting_style": "all_valid"}, "gz": {}, "zst": {},
+    "utf-16": {}, "lines": {"quoting_style": "all_valid"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_the_same_bytes_of_texts(tmp_path, kind, monkeypatch):
+    """A piece at a time, in which whole numbers become floats and empty cells anything."""
+    monkeypatch.setattr(quoting, "PIECE", 2000)
+    seconds = [None] * 100 + [str(k) for k in range(100)] + [f"{k}.5" for k in range(500)]
+    device = pa.array(
+        np.random.default_rng(0).choice(["phone", "True", "x\ny" if kind == "lines" else "x y", "5.0"], ROWS)
+    )
+    read = log(seconds=seconds, device=device, bought=pa.array([None] * 300 + [0, 1] * 200))
+    suffix = {"tsv": "tsv", "gz": "csv.gz", "zst": "csv.zst"}.get(kind, "csv")
+    path = tmp_path / f"log.{suffix}"
+    with pa.output_stream(path, compression={"gz": "gzip", "zst": "zstd"}.get(kind)) as file:
+        write_csv(read, file, WriteOptions(**({"quoting_style": "none"} | TEXTS[kind])))
+    if kind == "utf-16":
+        path.write_text(path.read_text("utf-8"), encoding="utf-16")
+    options = FULL | {"context_fields": ("device",), "event_fields": ("slot",), "label": None}
+    assert_same(*both(tmp_path, path, context_numbers=("seconds", "stars"), **options))
+
+
+def test_what_is_wrong_in_a_text_is_said_as_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(quoting, "PIECE", 1000)
+    lines = ["user,item,label,time", *(f"{k % 7},{k % 5},{k % 2},{k}" for k in range(600))]
+    said = []
+    for wrong in ("3,4,1", "3,4,2,7", "3,,1,7"):
+        (tmp_path / "log.csv").write_text("\n".join([*lines[:400], wrong, *lines[400:]]))
+        options = {"interactions": tmp_path / "log.csv"}
+        said.append(
+            [user_error(lambda e=e, o=options: table(tmp_path / "x", engine=e, **o)) for e in ("memory", "duckdb")]
+        )
+    assert all(one == other and "line 401" in one for one, other in said)

@@ -179,22 +179,51 @@ class TextFile:
         Raises:
           UserError: a line has too many or too few cells, a value is no UTF-8, lines got lost.
         """
-        places = [self.names.index(name) for name in columns]
-        unnamed = [k for k, name in enumerate(self.names) if not name and k > 0]  # the first is an index
-        numbered = [str(k) for k in range(len(self.names))]
-        known = (types or {}) | dict.fromkeys(texts, TEXTS)
-        types = {str(k): known[n] for k, n in zip(places, columns, strict=True) if n in known}
-        types |= dict.fromkeys(map(str, unnamed), TEXTS)
-        table = self._parse(numbered, [*map(str, places), *map(str, unnamed)], types)
+        found: set[int] = set()
+        table = self._columns(self._body, columns, (types or {}) | dict.fromkeys(texts, TEXTS), found)
         if table.num_rows != self.rows:
             raise self._lost(table.num_rows)
-        full = [k + 1 for k in unnamed if table.column(str(k)).null_count < table.num_rows]
-        note = f"{self.path.name}: column number {', '.join(map(str, full))} has no name in the header; it is left out"
-        self.notes += [note] if full and note not in self.notes else []
+        self._note_unnamed(found)
+        return table
+
+    def pieces(self, columns: list[str], texts: set[str]) -> Iterator[pa.Table]:
+        """As `read`, some rows at a time, so that the file may be longer than memory: types are those of a piece's values."""
+        rows, unnamed, layout = 0, set[int](), self.layout
+        whole = [self._body] if layout.rows else []
+        found = (piece.data for piece in quoting.pieces(self._body, ord(self._delimiter), layout.quoted))
+        for body in found if layout.paired else whole:
+            table = self._columns(body, columns, dict.fromkeys(texts, TEXTS), unnamed, rows)
+            rows += table.num_rows
+            yield table
+        if rows != self.rows:
+            raise self._lost(rows)
+        self._note_unnamed(unnamed)
+
+    def _columns(
+        self, body: np.ndarray, columns: list[str], known: dict[str, pa.DataType], unnamed: set[int], before: int = 0
+    ) -> pa.Table:
+        """The named columns of rows that come after so many others.
+
+        Args:
+          known: types.
+          unnamed: takes the numbers, from 1, of columns that hold something and have no name.
+        """
+        places = [self.names.index(name) for name in columns]
+        nameless = [k for k, name in enumerate(self.names) if not name and k > 0]  # the first is an index
+        numbered = [str(k) for k in range(len(self.names))]
+        types = {str(k): known[n] for k, n in zip(places, columns, strict=True) if n in known}
+        types |= dict.fromkeys(map(str, nameless), TEXTS)
+        table = self._parse(body, numbered, [*map(str, places), *map(str, nameless)], types, before)
+        unnamed |= {k + 1 for k in nameless if table.column(str(k)).null_count < table.num_rows}
         table = table.select([str(k) for k in places]).rename_columns(columns)
         if any(pa.types.is_binary(column.type) for column in table.columns):
             raise not_utf8(self.path, self._data)
         return _without_blanks(table) if self._blanks else table
+
+    def _note_unnamed(self, found: set[int]) -> None:
+        shown = ", ".join(map(str, sorted(found)))
+        note = f"{self.path.name}: column number {shown} has no name in the header; it is left out"
+        self.notes += [note] if found and note not in self.notes else []
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All columns that have a name, as the texts that stand there, some rows at a time; null where nothing stands.
@@ -205,7 +234,7 @@ class TextFile:
         named = {str(k): name for k, name in enumerate(self.names) if name}
         parse, convert = self._options(list(named), dict.fromkeys(named, pa.string()))
         numbered = [str(k) for k in range(len(self.names))]
-        options = pa.csv.ReadOptions(column_names=numbered, block_size=self._block_size())
+        options = pa.csv.ReadOptions(column_names=numbered, block_size=self._block_size(self._body))
         rows = 0
         try:
             source = pa.BufferReader(pa.py_buffer(self._body))
@@ -242,39 +271,41 @@ class TextFile:
         )
         return parse, convert
 
-    def _parse(self, names: list[str], columns: list[str], types: dict[str, pa.DataType]) -> pa.Table:
+    def _parse(
+        self, body: np.ndarray, names: list[str], columns: list[str], types: dict[str, pa.DataType], before: int
+    ) -> pa.Table:
         parse, convert = self._options(columns, types)
-        if not self.rows:
+        if not self.rows or not len(body):
             return pa.table({name: pa.array([], types.get(name, pa.null())) for name in columns})
         for threads in (True, False):  # the second is slower, but counts rows
-            options = pa.csv.ReadOptions(column_names=names, use_threads=threads, block_size=self._block_size())
+            options = pa.csv.ReadOptions(column_names=names, use_threads=threads, block_size=self._block_size(body))
             try:
-                source = pa.BufferReader(pa.py_buffer(self._body))
+                source = pa.BufferReader(pa.py_buffer(body))
                 return pa.csv.read_csv(source, options, parse, convert)
             except (pa.ArrowException, UnicodeDecodeError) as error:
                 message = str(error)
-        raise self._error(message)
+        raise self._error(message, before)
 
-    def _block_size(self) -> int:
+    def _block_size(self, body: np.ndarray) -> int:
         """Of the parser, in bytes: a line fits in, and no block ends in a carriage return.
 
         The parser drops the line feed that follows at the head of the next block, in quotes too.
         """
         if not self.layout.has_newlines:
             return _BLOCK
-        ends = quoting._line_ends(self._body)
-        longest = int(np.diff(ends, prepend=0, append=len(self._body)).max(initial=0))
+        ends = quoting._line_ends(body)
+        longest = int(np.diff(ends, prepend=0, append=len(body)).max(initial=0))
         size = max(_BLOCK, 2 * longest)
-        while np.any(self._body[size - 1 :: size] == quoting.CR):
+        while np.any(body[size - 1 :: size] == quoting.CR):
             size += 1
         return size
 
-    def _error(self, message: str) -> UserError:
-        """pyarrow's message in this project's words."""
+    def _error(self, message: str, before: int = 0) -> UserError:
+        """pyarrow's message in this project's words, of rows that come after so many others."""
         if re.search("invalid UTF-?8", message):
             return not_utf8(self.path, self._data)
         row, column = re.search(r"Row #(\d+)", message), re.search(r"CSV column #(\d+)", message)
-        where = self.place(int(row[1]) - 1) if row else str(self.path)
+        where = self.place(before + int(row[1]) - 1) if row else str(self.path)
         if column and int(column[1]) < len(self.names):
             where += f", column '{self.names[int(column[1])]}'"
         found = re.search(r"Expected \d+ columns, got \d+", message)

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,21 +63,37 @@ class Words(NamedTuple):
         return texts, number.to_numpy(zero_copy_only=False).astype(np.int32)
 
 
+class LogFile(NamedTuple):
+    """A Parquet file of a log.
+
+    Attributes:
+      path: where it lies.
+      kinds: column -> its type; of one without any value null, whatever it is stored as.
+      values: column -> its one value, of what the names of folders say.
+      rows: how many it has.
+    """
+
+    path: Path
+    kinds: Mapping[str, pa.DataType]
+    values: Mapping[str, str | None]
+    rows: int
+
+
 class LogEngine:
     """The columns of a log as the relation `log`; a context manager.
 
     Args:
-      source: Parquet files.
+      source: the log, to be named in messages.
+      files: what it is read from.
       columns: those that are read.
-      folder: for what does not fit in memory; it is made.
+      folder: for what does not fit in memory.
 
     Raises:
-      UnsuitedError: not all files are Parquet, or of the same types.
+      UnsuitedError: not all files are of the same types.
     """
 
-    def __init__(self, source: Source, columns: list[str], folder: Path):
-        self.source, self.types = source, _types(source, columns)
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, source: Source, files: list[LogFile], columns: list[str], folder: Path):
+        self.source, self.files, self.types = source, files, _types(files, columns)
         self._connection = duckdb.connect()
         threads = os.cpu_count() or 1
         self._connection.execute(f"SET temp_directory = {_text(folder)}")
@@ -86,15 +102,22 @@ class LogEngine:
         # By a file's statistics, which leave NaN out, DuckDB 2.0 takes isnan(x) for false and x < 9 for true.
         self._connection.execute("SET disabled_optimizers = 'statistics_propagation'")
         parts, rows = [], 0
-        for part, values in zip(source.parts, source.partitions, strict=True):
-            shown = [
-                name_of(one) if one in part.names else f"{_text(values[one])} AS {name_of(one)}" for one in columns
-            ]
-            literal = glob.escape(str(part.path))  # a name is a pattern to DuckDB
+        for file in files:
+            shown = [f"{self._column(file, name)} AS {name_of(name)}" for name in columns]
+            literal = glob.escape(str(file.path))  # a name is a pattern to DuckDB
             path = f"read_parquet({_text(literal)}, file_row_number = true, hive_partitioning = false)"
             parts.append(f"SELECT {', '.join(shown)}, file_row_number + {rows} AS {name_of(PLACE)} FROM {path}")
-            rows += part.rows
+            rows += file.rows
         self._connection.execute(f"CREATE VIEW log AS {' UNION ALL '.join(parts)}")
+
+    def _column(self, file: LogFile, name: str) -> str:
+        """A column of a file in the type that it has in all of them."""
+        if name not in file.kinds:
+            return _text(file.values[name])
+        own, kind = file.kinds[name], self.types[name]
+        if own == kind:
+            return name_of(name)
+        return "NULL" if pa.types.is_null(own) else f"CAST({name_of(name)} AS DOUBLE)"
 
     def __enter__(self) -> "LogEngine":
         return self
@@ -166,22 +189,14 @@ def _text(value: object) -> str:
     return "NULL" if value is None else "'" + str(value).replace("'", "''") + "'"
 
 
-def _types(source: Source, columns: list[str]) -> dict[str, pa.DataType]:
-    """Column -> its type, the same in all files; of columns of folder names text."""
+def _types(files: list[LogFile], columns: list[str]) -> dict[str, pa.DataType]:
+    """Column -> its type in all files; of columns of folder names text. Whole numbers beside floats are floats."""
     types: dict[str, pa.DataType] = {}
-    for part, values in zip(source.parts, source.partitions, strict=True):
-        schema = getattr(getattr(part, "file", None), "schema_arrow", None)
-        if schema is None:
+    for name in columns:
+        kinds = {file.kinds.get(name, pa.string()) for file in files}
+        kinds = {kind for kind in kinds if not pa.types.is_null(kind)} or {pa.null()}
+        kinds = {pa.float64()} if kinds == {pa.int64(), pa.float64()} else kinds
+        if len(kinds) > 1:
             raise UnsuitedError
-        folded = [name.casefold() for name in (*schema.names, *(one for one in values if one not in schema.names))]
-        # SQL does not tell names by their case.
-        if len(set(folded)) < len(folded) or {"file_row_number", PLACE} & set(folded):
-            raise UnsuitedError
-        for name in columns:
-            if name not in schema.names and name not in values:
-                raise UnsuitedError
-            kind = schema.field(name).type if name in schema.names else pa.string()
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if types.setdefault(name, kind) != kind:
-                raise UnsuitedError
+        (types[name],) = kinds
     return types

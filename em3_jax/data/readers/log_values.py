@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from em3_jax.data import times
 from em3_jax.data.readers.files import place
-from em3_jax.data.readers.log_engine import PLACE, LogEngine, UnsuitedError, name_of
+from em3_jax.data.readers.log_engine import PLACE, LogEngine, LogFile, UnsuitedError, name_of
 from em3_jax.data.readers.parquet import parquet_batches
 from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.table_log import COMPARISONS, MOST
@@ -45,13 +45,13 @@ class Clock(NamedTuple):
         return f"((({self.value}) - {self.least}) << {bits}) | log.{name_of(PLACE)}", bits
 
 
-def clock(source: Source, name: str, options: Times) -> Clock:
+def clock(source: Source, files: list[LogFile], name: str, options: Times) -> Clock:
     """The times of a log, which are read once for it."""
     least, most, before, in_order, rows = None, None, None, True, 0
     kind: Any = None
-    for part in source.parts:
-        for batch in parquet_batches(part.path, [name], rows=1 << 20):
-            column, kind = batch.column(0), batch.column(0).type
+    for file in files:
+        for batch in parquet_batches(file.path, [name], rows=1 << 20):
+            column, kind = batch.column(0), file.kinds[name]
             if column.null_count:
                 row = rows + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
                 raise UnsuitedError(f"{place(source, row)}: column '{name}' is empty; fill it in or drop the row")
@@ -106,6 +106,7 @@ class Judged(NamedTuple):
       others: name -> rule of further labels.
       amounts: name -> column.
       weight, group: columns; "" = there is none.
+      numbers: columns that are cut into ranges.
     """
 
     label: Rule
@@ -113,6 +114,7 @@ class Judged(NamedTuple):
     amounts: dict[str, str]
     weight: str
     group: str
+    numbers: tuple[str, ...] = ()
 
 
 def check_types(engine: LogEngine, time: str, ids: set[str], judged: Judged) -> None:
@@ -121,7 +123,7 @@ def check_types(engine: LogEngine, time: str, ids: set[str], judged: Judged) -> 
     Args:
       time, ids: the column of times, those of ids and fields; others hold numbers, labels truth values as well.
     """
-    amounts = {*judged.amounts.values(), judged.weight}
+    amounts = {*judged.amounts.values(), judged.weight, *judged.numbers}
     of_ids = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
     of_numbers = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_float32, pa.types.is_float64)
     of_times = (pa.types.is_timestamp, pa.types.is_date32, pa.types.is_integer)
@@ -134,21 +136,26 @@ def check_types(engine: LogEngine, time: str, ids: set[str], judged: Judged) -> 
 
 
 def check_values(engine: LogEngine, judged: Judged) -> None:
-    """Refuses labels, amounts, weights and groups that are none, in one pass over the log."""
+    """Refuses labels, amounts, weights, groups and numbers that are none, in one pass over the log."""
     asked = _of_labels(judged) | _of_amounts(judged.amounts)
+    for name in judged.numbers:
+        asked["infinite", name] = f"min({name_of(PLACE)}) FILTER (WHERE isinf({number(name)}))"
+        asked["number", name] = f"count(*) FILTER (WHERE {there(name)})"
     at, label = f"min({name_of(PLACE)}) FILTER (WHERE ", judged.label
     for name in (one for one in (label[0], judged.weight, judged.group) if one):
         asked["empty", name] = f"{at}{name_of(name)} IS NULL)"
     asked["bad", label[0]] = f"{at}{_wrong(label)})"
     if weight := judged.weight:
-        asked["bad", weight] = f"{at}NOT (isfinite({number(weight)}) AND {number(weight)} BETWEEN 0 AND {MOST}))"
-        asked["some", weight] = f"count(*) FILTER (WHERE {number(weight)} > 0)"
+        asked["out of range", weight] = (
+            f"{at}NOT (isfinite({number(weight)}) AND {number(weight)} BETWEEN 0 AND {MOST}))"
+        )
+        asked["above 0", weight] = f"count(*) FILTER (WHERE {number(weight)} > 0)"
     asked["clicks", ""] = f"count(*) FILTER (WHERE {holds(*label)})"
     found = dict(zip(asked, engine.one(f"SELECT {', '.join(asked.values())} FROM log"), strict=True))
     for (what, name), value in found.items():
-        if what in ("empty", "bad") and value is not None:
+        if what in ("empty", "bad", "unfit", "out of range", "infinite") and value is not None:
             raise UnsuitedError(f"{place(engine.source, value)}: column '{name}' is {what}; mend it or drop the row")
-        if (what, value) == ("some", 0) or (what == "different" and value < 2):
+        if (what, value) in (("some", 0), ("number", 0), ("above 0", 0)) or (what == "different" and value < 2):
             raise UnsuitedError(f"{engine.source}: '{name}' has no value, or the same in every row; leave it out")
         if what == "yes" and value in (0, found["some", name]):
             raise UnsuitedError(f"{engine.source}: label '{name}' has one class alone; change its rule")
@@ -160,7 +167,7 @@ def _of_labels(judged: Judged) -> dict[tuple[str, str], str]:
     """(what, further label) -> what to ask."""
     asked = {}
     for name, rule in judged.others.items():
-        asked["bad", name] = (
+        asked["unfit", name] = (
             f"min({name_of(PLACE)}) FILTER (WHERE isinf({number(rule[0])}) OR {there(rule[0])} AND {_wrong(rule)})"
         )
         asked["some", name] = f"count(*) FILTER (WHERE {there(rule[0])})"
@@ -173,7 +180,7 @@ def _of_amounts(amounts: dict[str, str]) -> dict[tuple[str, str], str]:
     asked = {}
     for name, column in amounts.items():
         wrong = f"isinf({number(column)}) OR ({there(column)} AND {number(column)} NOT BETWEEN 0 AND {MOST})"
-        asked["bad", name] = f"min({name_of(PLACE)}) FILTER (WHERE {wrong})"
+        asked["unfit", name] = f"min({name_of(PLACE)}) FILTER (WHERE {wrong})"
         low, high = (f"{of}({number(column)}) FILTER (WHERE {there(column)})" for of in ("min", "max"))
         asked["different", name] = f"CASE WHEN {high} > {low} THEN 2 ELSE 1 END"
     return asked

@@ -11,8 +11,10 @@ inside it; a tab-separated file in IANA's sense has no quoting. So, unless told:
     anything else                                        refused, naming the line
 """
 
+import copy
 import csv
 import io
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -22,15 +24,21 @@ from em3_jax.core.errors import UserError
 MODES = ("auto", "on", "off")
 QUOTE, LF, CR = b'"'[0], b"\n"[0], b"\r"[0]
 _CHUNK = 1 << 24
+PIECE = 1 << 25
+"""Bytes of a text that are looked at, or parsed, at once."""
 
 
 class Layout(NamedTuple):
-    """How a text is to be parsed: with quotes or not, whether values run over lines, its rows."""
+    """How a text is to be parsed: with quotes or not, whether values run over lines, its rows.
+
+    `paired` says whether a line end is a row's end where an even number of quotes stands before it.
+    """
 
     quoted: bool
     has_newlines: bool
     rows: int
     note: str = ""
+    paired: bool = True
 
 
 class _Text:
@@ -39,6 +47,26 @@ class _Text:
     def __init__(self, data: np.ndarray, delimiter: int):
         self.data, self.delimiter = data, delimiter
         self.ends, self.quotes = _line_ends(data), _places(data, QUOTE)
+
+    def up_to(self, end: int) -> "_Text":
+        """The first `end` bytes of it."""
+        other = copy.copy(self)
+        other.data, other.ends, other.quotes = (
+            self.data[:end], self.ends[self.ends < end], self.quotes[self.quotes < end],
+        )  # fmt: skip
+        return other
+
+    def encloses(self) -> bool:
+        """Whether its quotes enclose whole values, and are doubled within."""
+        doubled = np.diff(self.quotes, prepend=-2) == 1
+        begins, closes = self.borders(self.quotes, -1), self.borders(self.quotes, 1)
+        opens_well = (begins | doubled)[0::2]
+        closes_well = (closes | np.append(doubled[1:], False))[1::2]
+        return bool(len(self.quotes) % 2 == 0 and opens_well.all() and closes_well.all())
+
+    def inside(self) -> np.ndarray:
+        """[ends] bool: the line ends that stand between quotes."""
+        return np.searchsorted(self.quotes, self.ends) % 2 == 1
 
     def neighbours(self, places: np.ndarray, step: int) -> np.ndarray:
         """The byte beside each place; a line end beyond the text."""
@@ -93,6 +121,31 @@ def _filled(data: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return start[end > start], end[end > start]
 
 
+def pieces(data: np.ndarray, delimiter: int, quoted: bool) -> Iterator[_Text]:
+    """A text as pieces of whole rows, of about `PIECE` bytes.
+
+    Args:
+      quoted: whether a line end between quotes is none of a row's.
+    """
+    start = 0
+    while start < len(data):
+        size = PIECE
+        while True:
+            stop = min(start + size, len(data))
+            text = _Text(data[start:stop], delimiter)
+            if stop == len(data):
+                break
+            # A carriage return may have its line feed behind the piece.
+            ends = text.ends[text.ends < stop - start - (text.data[-1] == CR)]
+            ends = ends[np.searchsorted(text.quotes, ends) % 2 == 0] if quoted else ends
+            if len(ends):
+                text = text.up_to(int(ends[-1]) + 1)
+                break
+            size *= 2
+        yield text
+        start += len(text.data)
+
+
 def examine(
     where: str, data: np.ndarray, delimiter: int, columns: int, mode: str, is_tsv: bool, first_line: int
 ) -> Layout:
@@ -110,17 +163,13 @@ def examine(
     Raises:
       UserError: the quotes can be read in more than one way, or in none.
     """
+    plain = _in_pieces(data, delimiter, mode)
+    if plain is not None:
+        return plain
     text = _Text(data, delimiter)
-    as_lines = Layout(False, False, len(text.lines()[0]))
-    if mode == "off" or not len(text.quotes):
-        return as_lines
-    quotes = text.quotes
-    doubled = np.diff(quotes, prepend=-2) == 1
-    begins, closes = text.borders(quotes, -1), text.borders(quotes, 1)
-    opens_well = (begins | doubled)[0::2]
-    closes_well = (closes | np.append(doubled[1:], False))[1::2]
-    if len(quotes) % 2 == 0 and opens_well.all() and closes_well.all():
-        inside = np.searchsorted(quotes, text.ends) % 2 == 1
+    quotes, as_lines = text.quotes, Layout(False, False, len(text.lines()[0]))
+    if text.encloses():
+        inside = text.inside()
         rows = len(_filled(data, text.ends[~inside])[0])
         if mode == "on" or not inside.any():
             return Layout(True, bool(inside.any()), rows)
@@ -137,6 +186,21 @@ def examine(
         note = "double quotes are part of the values, since they do not enclose them"
         return as_lines._replace(note=note)
     return _with_strays(where, data, delimiter, columns, first_line)
+
+
+def _in_pieces(data: np.ndarray, delimiter: int, mode: str) -> Layout | None:
+    """The layout of a text whose quotes enclose values without line ends, or mean nothing, a piece at a time; None of others.
+
+    Of a long text the places of its line ends and quotes alone would take as much memory as it does.
+    """
+    rows, quoted = 0, False
+    for text in pieces(data, delimiter, mode != "off"):
+        if mode != "off" and len(text.quotes):
+            if not text.encloses() or text.inside().any():
+                return None
+            quoted = True
+        rows += len(text.lines()[0])
+    return Layout(quoted, False, rows)
 
 
 def _first(quotes: np.ndarray, inside: np.ndarray) -> int:
@@ -160,7 +224,7 @@ def _with_strays(where: str, data: np.ndarray, delimiter: int, columns: int, fir
         raise UserError(
             f"{where} line {line}: a stray double quote, neither around a value nor doubled; {hint}"
         ) from None
-    return Layout(True, rows < len(_Text(data, delimiter).lines()[0]), rows)
+    return Layout(True, rows < len(_Text(data, delimiter).lines()[0]), rows, paired=False)
 
 
 def records(data: np.ndarray, delimiter: str, strict: bool = False):

@@ -149,8 +149,8 @@ def table(
       encoding: of text files, as Python names it; default UTF-8, or UTF-16 where that is certain.
       header: whether text files have one; default yes, but for those whose columns are named here.
       column_names, item_column_names, user_column_names: of all columns of the interactions, items and users, in order.
-      engine: duckdb = logs of Parquet files in bounded memory, however long, where the options allow; memory = all at once;
-        auto = duckdb from a million rows on where it can. The dataset is the same.
+      engine: duckdb = in bounded memory, however long the log, where the options allow; memory = all at once; auto = duckdb
+        from a million rows on where it can. The dataset is the same.
       overwrite: replace an existing dataset.
     """
     check_engine(engine)

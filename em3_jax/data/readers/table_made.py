@@ -39,8 +39,8 @@ def made(writer: DatasetWriter, asked: Asked, cuts: Cut, features: Features, eng
       engine: one of `ENGINES`.
     """
     files, how, events, parts, drop_unknown = asked
-    facts: dict[str, Any] = {"more": _facts({}, how.more.labels, how.more.amounts)}
-    done = None if engine == "memory" else _streamed(writer, asked, engine)
+    facts: dict[str, Any] = {}
+    done = None if engine == "memory" else _streamed(writer, asked, cuts, engine)
     if done is None:
         read = read_all(files, how, events)
         ends = _ends(files, how.roles, read, *parts, drop_unknown)
@@ -49,26 +49,27 @@ def made(writer: DatasetWriter, asked: Asked, cuts: Cut, features: Features, eng
         told, facts["more"] = told_of(found), _facts(ranges, how.more.labels, how.more.amounts)
         facts["was_unsorted"] = write_interactions(writer, found, ends, events, how.rule, how.untimed)
     else:
-        told, ends, facts["was_unsorted"] = done
+        told, ends, facts["was_unsorted"], ranges = done
+        facts["more"] = _facts(ranges, how.more.labels, how.more.amounts)
     _write_features(writer, features, files.items, ends.item_part.table)
     facts |= {"only_clicks": how.clicks.as_retrieval, "image_root": parts[0][4] if parts[0][3] else None}
     return finish(writer, files, told, ends, split=how.rule, **facts)
 
 
-def _streamed(writer: DatasetWriter, asked: Asked, engine: str) -> Streamed | None:
+def _streamed(writer: DatasetWriter, asked: Asked, cuts: Cut, engine: str) -> Streamed | None:
     """What was written by `table_streamed`; None where the log is to be read in memory."""
     log = asked.files.interactions
     if not is_suited(asked):
         if engine == "duckdb":
             raise UserError(
-                "--engine duckdb: takes Parquet files, split by shares in time order, without columns of numbers, drawn "
-                "negatives, --as-retrieval, --in-order, --time-format, or histories that come with rows; leave --engine out"
+                "--engine duckdb: takes logs with times, without drawn negatives, --as-retrieval, --in-order, --time-format, "
+                "or histories that come with rows; leave --engine out"
             )
         return None
     if engine == "auto" and log.rows < LEAST_ROWS:
         return None
     try:
-        return streamed(writer, asked)
+        return streamed(writer, asked, cuts)
     except UnsuitedError as reason:
         if reason.fault and log.rows > MOST_IN_MEMORY:
             raise UserError(reason.fault) from None

@@ -6,7 +6,7 @@ Letters: n interactions, m numbers, k edges.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,32 +46,41 @@ def check(options: Options) -> None:
         raise UserError(f"--number-bins {options.bins}: give 2 to 1000")
 
 
-def fitted(values: Mapping[str, np.ndarray], training: np.ndarray, group: str, options: Options) -> dict[str, Any]:
+def fitted(names: Iterable[str], group: str, options: Options, fit: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """Field -> where it is cut, see `Ranges`, and its `Fit`, as plain values.
 
     Args:
-      values: of a group of fields.
-      training: [r] places among the values, one for each training row.
+      names: fields of a group.
       group: "user", "item", "context" or "event".
+      fit: that of a field's numbers in the training rows, see `of_training`; a ValueError where there is none.
 
     Raises:
       UserError: the dataset to be like has no such field; no training row has a number.
     """
-    if options.like and values:
-        there = _there(options.like).get(group, {})
-        for name in values:
+    names, result = list(names), {}
+    there = _there(options.like).get(group, {}) if options.like and names else {}
+    for name in names:
+        if options.like:
             if name not in there:
                 raise UserError(
                     f"--numbers-like {options.like}: has no numbers '{name}' of the {group}; fit them afresh"
                 )
-        return {name: there[name] for name in values}
-    result = {}
-    for name, of_all in values.items():
-        of_rows = of_all[training]
-        if np.isnan(of_rows).all():
-            raise UserError(f"numbers '{name}': no training row has one; leave the column out")
-        result[name] = Ranges.fitted(of_rows, options.bins).to_json() | Fit.of(of_rows).to_json()
+            result[name] = there[name]
+            continue
+        try:
+            result[name] = fit(name)
+        except ValueError:
+            raise UserError(f"numbers '{name}': no training row has one; leave the column out") from None
     return result
+
+
+def of_training(numbers: np.ndarray, bins: int, counts: np.ndarray | None = None) -> dict[str, Any]:
+    """What is kept of numbers [m], each of which `counts` [m] training rows have; None = one has each.
+
+    Raises:
+      ValueError: none is there.
+    """
+    return Ranges.fitted(numbers, bins, counts).to_json() | Fit.of(numbers, counts).to_json()
 
 
 def _there(root: str | Path) -> dict[str, Any]:
@@ -104,15 +113,15 @@ def with_ranges(log: Log, item: np.ndarray, user: np.ndarray, parts: tuple[Part,
     facts: dict[str, dict[str, Any]] = {}
 
     def fields(group: str, values: Mapping[str, np.ndarray], training: np.ndarray) -> dict[str, Encoded]:
-        found = fitted(values, training, group, options)
+        found = fitted(values, group, options, lambda name: of_training(values[name][training], options.bins))
         if found:
             facts[group] = found
         return encoded(values, found)
 
     of_context, of_event = (log.numbers.get(group, {}) for group in ("context", "event"))
     log = log._replace(
-        context=_joined(log.context, fields("context", of_context, train), "context"),
-        event=_joined(log.event, fields("event", of_event, train), "event"),
+        context=joined(log.context, fields("context", of_context, train), "context"),
+        event=joined(log.event, fields("event", of_event, train), "event"),
         numbers={"context": _values(of_context), "event": _values(of_event)},
     )
     items = with_fields(parts[0], fields("item", parts[0].numbers, item[train]), "item")
@@ -122,7 +131,7 @@ def with_ranges(log: Log, item: np.ndarray, user: np.ndarray, parts: tuple[Part,
 
 def with_fields(part: Part, more: dict[str, Encoded], kind: str) -> Part:
     """The users or items with further fields."""
-    words = _joined(part.words, {name: values for name, (_, values) in more.items()}, kind)
+    words = joined(part.words, {name: values for name, (_, values) in more.items()}, kind)
     table = part.table
     for name, (ids, _) in more.items():
         if name in table.column_names:
@@ -140,8 +149,9 @@ def _values(numbers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: as_values(of_all) for name, of_all in numbers.items()}
 
 
-def _joined(fields: dict, more: dict, kind: str) -> dict:
+def joined(fields: dict, more: Mapping, kind: str) -> dict:
+    """Fields, and those of numbers behind them; refuses a name that both have."""
     for name in more:
         if name in fields:
             raise UserError(f"{kind} fields: '{name}' is given as categories and as numbers; name it once")
-    return fields | more
+    return fields | dict(more)

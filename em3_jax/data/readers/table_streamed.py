@@ -1,13 +1,13 @@
 """The table reader for logs longer than memory: the same dataset, its bytes too, by `log_engine` and a pass in time order.
 
-What it takes: Parquet files, split by shares in time order, with histories of the log's own rows. Ids, fields,
-labels, amounts, weights and groups are as in memory; columns of numbers, drawn negatives, histories that come
-with rows and other splits are read in memory. Where a value is wrong, a log of up to `MOST_IN_MEMORY` rows is
+What it takes: Parquet files and texts, with histories of the log's own rows. Ids, fields, labels, amounts, weights,
+groups and numbers are as in memory; drawn negatives, histories that come with rows, and splits by a column that
+interleave in time are read in memory. Where a value is wrong, a log of up to `MOST_IN_MEMORY` rows is
 read in memory, too, which says it best. Letters: n rows, U users, k events.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,19 +17,21 @@ import pyarrow as pa
 from em3_jax.core.ahead import ahead
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN
-from em3_jax.core.progress import Progress
 from em3_jax.data.format import NOT_PART
-from em3_jax.data.histories import Running
-from em3_jax.data.placed_events import PlacedEvents
 from em3_jax.data.readers.encode import entity_table, field_names, many_numbers
 from em3_jax.data.readers.files import column_names, place, require_columns, require_numbers
-from em3_jax.data.readers.log_engine import PLACE, LogEngine, UnsuitedError, Words, name_of
+from em3_jax.data.readers.log_engine import LogEngine, UnsuitedError, Words, name_of
+from em3_jax.data.readers.log_files import log_files
+from em3_jax.data.readers.log_numbers import columns_of, cut, cut_part, fields_of
+from em3_jax.data.readers.log_splits import SPLIT, Parts, parts_of
+from em3_jax.data.readers.log_stream import Column, Shown, in_order, written
 from em3_jax.data.readers.log_values import Clock, Judged, check_types, check_values, holds, number, there
 from em3_jax.data.readers.log_values import clock as clock_of
 from em3_jax.data.readers.splits import Whole
 from em3_jax.data.readers.table_dataset import Told
 from em3_jax.data.readers.table_log import check_names, label_rule
 from em3_jax.data.readers.table_match import Ends
+from em3_jax.data.readers.table_numbers import Options, joined
 from em3_jax.data.readers.table_part import Part, read_part
 from em3_jax.data.readers.table_reading import Asked
 from em3_jax.data.readers.table_times import NO_TIMES
@@ -38,7 +40,7 @@ from em3_jax.data.writer import DatasetWriter
 LEAST_ROWS = 1_000_000
 """Of shorter logs the way in memory is as fast."""
 MOST_IN_MEMORY = 20_000_000
-_FOLDER = "engine"
+FOLDER = "engine"
 
 
 class Streamed(NamedTuple):
@@ -47,47 +49,37 @@ class Streamed(NamedTuple):
     Attributes:
       told, ends: as `table_dataset.finish` takes them.
       was_unsorted: the rows were not in the order of time.
+      ranges: what dataset.json keeps of numbers.
     """
 
     told: Told
     ends: Ends
     was_unsorted: bool
+    ranges: dict[str, Any]
 
 
 def is_suited(asked: Asked) -> bool:
     """Whether the options are among those that can be read this way."""
     files, how = asked.files, asked.how
-    in_time = not isinstance(how.rule, str | Whole) and how.times.unit != NO_TIMES and not how.times.format
-    alone = files.events is None and "history" not in how.roles and not how.in_order and not how.clicks.alone
-    of_parts = any(part[5] for part in asked.parts)
-    numbers = bool(of_parts or how.more.context_numbers or how.more.event_numbers)
-    return in_time and alone and not numbers and all(hasattr(part, "file") for part in files.interactions.parts)
+    in_time = how.times.unit != NO_TIMES and not how.times.format
+    return in_time and files.events is None and "history" not in how.roles and not how.in_order and not how.clicks.alone
 
 
-class _Column(NamedTuple):
-    """A column of the result.
-
-    Attributes:
-      name: of the file that it becomes, such as "label_buy".
-      value: of a row, in SQL.
-      dtype: of the file.
-    """
-
-    name: str
-    value: str
-    dtype: Any
-
-
-def streamed(writer: DatasetWriter, asked: Asked) -> Streamed:
+def streamed(writer: DatasetWriter, asked: Asked, cuts: Options) -> Streamed:
     """Writes the interactions and events of a log.
+
+    Args:
+      cuts: how numbers are.
 
     Raises:
       UnsuitedError: the types of its columns, or a value, are none that it can be read so with.
     """
-    reader = _Reader(asked)
-    folder = writer.path / _FOLDER
+    reader, log = _Reader(asked, cuts), asked.files.interactions
+    folder = writer.path / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with LogEngine(asked.files.interactions, reader.columns, folder) as engine:
+        files = log_files(log, reader.columns, reader.ids, folder)
+        with LogEngine(log, files, reader.columns, folder) as engine:
             return reader.write(writer, engine)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,21 +90,33 @@ class _Reader:
 
     Attributes:
       columns: of the files, that are read.
+      ids: those of them that hold ids and categories.
     """
 
-    def __init__(self, asked: Asked):
+    def __init__(self, asked: Asked, cuts: Options):
+        self._cuts = cuts
         self._files, self._how, self._events, self._parts, self._drop_unknown = asked
         self._source, how = asked.files.interactions, asked.how
         roles, more = how.roles, how.more
         check_names(more.labels, more.amounts)
+        self._numbers = {"context": more.context_numbers, "event": more.event_numbers}
         label = label_rule(how.label) if how.label else (roles["label"], None, 1.0)
         rules = more.rules
-        self._judged = Judged(label, rules, dict(more.amounts), roles.get("weight", ""), roles.get("group", ""))
-        numbers = [label[0], *(rule[0] for rule in rules.values()), *more.amounts.values(), self._judged.weight]
-        self._ids = {roles["user"], roles["item"], *how.context_fields, *how.event_fields, self._judged.group} - {""}
-        named = [one for one in (roles["user"], roles["item"], roles["time"], *numbers, *sorted(self._ids)) if one]
+        to_cut = tuple(dict.fromkeys((*more.context_numbers, *more.event_numbers)))
+        self._judged = Judged(label, rules, dict(more.amounts), roles.get("weight", ""), roles.get("group", ""), to_cut)
+        numbers = [
+            label[0],
+            *(rule[0] for rule in rules.values()),
+            *more.amounts.values(),
+            self._judged.weight,
+            *to_cut,
+        ]
+        split = how.rule if isinstance(how.rule, str) else ""
+        self.ids = {roles["user"], roles["item"], *how.context_fields, *how.event_fields, self._judged.group, split}
+        self.ids -= {""}
+        named = [one for one in (roles["user"], roles["item"], roles["time"], *numbers, *sorted(self.ids)) if one]
         have = column_names(self._source)
-        if self._ids & {roles["time"], *numbers} or any(name not in have for name in named):
+        if self.ids & {roles["time"], *numbers} or any(name not in have for name in named):
             raise UnsuitedError  # which the other way has words for
         require_columns(self._source, named, have)
         self.columns = list(dict.fromkeys(named))
@@ -120,9 +124,10 @@ class _Reader:
     def write(self, writer: DatasetWriter, engine: LogEngine) -> Streamed:
         """What `streamed` does."""
         how, roles = self._how, self._how.roles
-        check_types(engine, roles["time"], self._ids, self._judged)
+        check_types(engine, roles["time"], self.ids, self._judged)
         with ThreadPoolExecutor() as threads:
-            looked = threads.submit(clock_of, self._source, roles["time"], how.times)  # beside what DuckDB does
+            asked = (self._source, engine.files, roles["time"], how.times)
+            looked = threads.submit(clock_of, *asked)  # beside what DuckDB does
             check_values(engine, self._judged)
             is_event = {"clicks": self._is_click, "all": "true", "none": "false"}[self._events]
             words = {kind: engine.words(roles[kind], is_event) for kind in ("item", "user")}
@@ -135,19 +140,39 @@ class _Reader:
         kept = self._source.rows - sum(dropped.values())
         if not kept:
             raise UnsuitedError(f"{self._source}: no row is left, the ids of none are in the files of items and users")
-        start = self._start(
-            engine, words["user"], numbers["user"], ends.user_part.table.num_rows, is_event, bool(dropped)
-        )
+        parts = parts_of(engine, how.rule, kept, how.clicks.seed, ends, words, numbers, roles)
+        self._require_order(engine, parts, is_event, clock)
+        users = ends.user_part.table.num_rows
+        start = self._start(engine, words["user"], numbers["user"], users, is_event, parts, bool(dropped))
         del words, numbers  # as long as there are users
         columns = [*self._plain(engine), *context.columns, *event.columns]
+        columns += [Column("split", f"{name_of(SPLIT)}.number", np.uint8)] if parts.column else []
+        for group, fields in (("context", context), ("event", event)):
+            of_numbers = columns_of(group, self._numbers[group])
+            joined(fields.words, dict.fromkeys(fields_of(self._numbers[group]).values()), group)
+            columns += of_numbers
         group = self._judged.group
         of_group = [f'JOIN "group of" ON log.{name_of(group)} = "group of".key'] if group else []
-        joins = " ".join([self._joined(), *of_group, *context.joins, *event.joins])
-        stream = ahead(_in_order(engine, columns, joins, clock, kept))
-        was_unsorted = self._write(writer, stream, columns, start, kept)
-        words_of = {"context": context.words, "event": event.words}
+        joins = " ".join([self._joined(), parts.join, *of_group, *context.joins, *event.joins])
+        stream = ahead(in_order(engine, columns, joins, clock, kept))
+        items = ends.item_part.table.num_rows
+        shown = written(writer, stream, columns, start, kept, items, parts, self._events, FOLDER)
+        words_of, ends, ranges = self._cut(writer, shown, {"context": context.words, "event": event.words}, ends)
         rule = how.clicks.rule(how.label or f"column {roles['label']}", False)
-        return Streamed(Told(kept, dropped, rule, clock.unit, notes, **words_of), ends, was_unsorted)
+        told = Told(kept, dropped, rule, clock.unit, notes, **words_of)
+        return Streamed(told, ends, shown.was_unsorted, ranges)
+
+    def _cut(
+        self, writer: DatasetWriter, shown: Shown, words: dict[str, dict[str, list]], ends: Ends
+    ) -> tuple[dict[str, dict[str, list]], Ends, dict[str, Any]]:
+        """(words of fields, what ids may name, what dataset.json keeps) with all numbers as fields of ranges."""
+        facts: dict[str, Any] = {}
+        for group, names in self._numbers.items():
+            more, facts[group] = cut(writer, group, names, self._cuts, FOLDER)
+            words[group] = joined(words[group], more, group)
+        items, facts["item"] = cut_part("item", ends.item_part, shown.items, self._cuts)
+        users, facts["user"] = cut_part("user", ends.user_part, shown.users, self._cuts)
+        return words, ends._replace(item_part=items, user_part=users), {k: v for k, v in facts.items() if v}
 
     def _joined(self, condition: str = "{}.number >= 0") -> str:
         """Joins of the log with the items and users that rows name.
@@ -212,40 +237,67 @@ class _Reader:
         return result
 
     def _start(
-        self, engine: LogEngine, words: Words, numbers: np.ndarray, users: int, is_event: str, some_dropped: bool
+        self,
+        engine: LogEngine,
+        words: Words,
+        numbers: np.ndarray,
+        users: int,
+        is_event: str,
+        parts: Parts,
+        dropped: bool,
     ) -> np.ndarray:
-        """[U + 1] i64: the first event of each user; the last is their number."""
+        """[U + 1] i64: the first event of each user; the last is their number.
+
+        Args:
+          dropped: whether some rows are.
+        """
         count = np.zeros(users, np.int64)
-        if some_dropped:
-            query = f'SELECT "user".number AS user, count(*) AS events FROM log {self._joined()} WHERE {is_event} GROUP BY 1'
+        if dropped or parts.of_training:
+            joins = f"{self._joined()} {parts.join}" + f" AND {name_of(SPLIT)}.number = 0" * parts.of_training
+            query = f'SELECT "user".number AS user, count(*) AS events FROM log {joins} WHERE {is_event} GROUP BY 1'
             for batch in engine.stream(query):
                 count[batch["user"]] = batch["events"]
         else:
             np.add.at(count, numbers, words.events)
         return np.concatenate([[0], np.cumsum(count)])
 
-    def _plain(self, engine: LogEngine) -> list[_Column]:
+    def _require_order(self, engine: LogEngine, parts: Parts, is_event: str, clock: Clock) -> None:
+        """Refuses splits that interleave in a user's time, where events are stored once for each of them."""
+        if not parts.column or isinstance(self._how.rule, Whole):
+            return
+        code, late = f"{name_of(SPLIT)}.number", f"min({clock.value}) FILTER (WHERE ({is_event}) AND "
+        pairs = [(f"{late}{code} > {k})", f"max({clock.value}) FILTER (WHERE {code} = {k})") for k in (0, 1)]
+        (users,) = engine.one(
+            f'SELECT count(*) FROM (SELECT "user".number FROM log {self._joined()} {parts.join} GROUP BY 1 '
+            f"HAVING {' OR '.join(f'{first} < {last}' for first, last in pairs)}) AS interleaved"
+        )
+        if users:
+            raise UnsuitedError(
+                f"{self._source}: the splits of {users} users follow no order of time, which is read in memory alone"
+            )
+
+    def _plain(self, engine: LogEngine) -> list[Column]:
         """The columns but for the time and fields."""
         roles = self._how.roles
         columns = [
-            _Column("user", '"user".number', np.int32),
-            _Column("item", '"item".number', np.int32),
-            _Column("label", f"CAST({self._is_click} AS UTINYINT)", np.uint8),
+            Column("user", '"user".number', np.int32),
+            Column("item", '"item".number', np.int32),
+            Column("label", f"CAST({self._is_click} AS UTINYINT)", np.uint8),
         ]
         for name, (column, compare, threshold) in self._judged.others.items():
             value = f"CASE WHEN {there(column)} THEN CAST({holds(column, compare, threshold)} AS UTINYINT) ELSE {NOT_PART} END"
-            columns.append(_Column(f"label_{name}", f"CAST({value} AS UTINYINT)", np.uint8))
+            columns.append(Column(f"label_{name}", f"CAST({value} AS UTINYINT)", np.uint8))
         for name, column in self._how.more.amounts.items():
             value = f"CASE WHEN {there(column)} THEN CAST({number(column)} AS FLOAT) ELSE CAST('NaN' AS FLOAT) END"
-            columns.append(_Column(f"amount_{name}", value, np.float32))
+            columns.append(Column(f"amount_{name}", value, np.float32))
         if "weight" in roles:
-            columns.append(_Column("weight", f"CAST({number(roles['weight'])} AS FLOAT)", np.float32))
+            columns.append(Column("weight", f"CAST({number(roles['weight'])} AS FLOAT)", np.float32))
         if "group" in roles:
             words = engine.words(roles["group"])
             if words.form.null_count:
                 raise UnsuitedError(f"{self._source}: column '{roles['group']}' is empty in some rows; fill it in")
             engine.keep("group of", words, words.numbered("first")[1])
-            columns.append(_Column("group", '"group of".number', np.int32))
+            columns.append(Column("group", '"group of".number', np.int32))
         return columns
 
     def _fields(self, engine: LogEngine) -> tuple["_Fields", "_Fields", list[str]]:
@@ -267,98 +319,15 @@ class _Reader:
                 fields.joins.append(f"LEFT JOIN {name_of(relation)} ON log.{name_of(column)} = {name_of(relation)}.key")
                 prefix = "context_" if group == "context" else "field_"
                 value = f"coalesce({name_of(relation)}.number, {UNKNOWN})"
-                fields.columns.append(_Column(f"{prefix}{name}", value, np.int32))
+                fields.columns.append(Column(f"{prefix}{name}", value, np.int32))
             notes += renamed
             made.append(fields)
         return made[0], made[1], list(dict.fromkeys(notes))
-
-    def _write(
-        self,
-        writer: DatasetWriter,
-        stream: Iterator[dict[str, np.ndarray]],
-        columns: list[_Column],
-        start: np.ndarray,
-        rows: int,
-    ) -> bool:
-        """Writes the rows, which come in the order of time; returns whether they stood in another."""
-        assert not isinstance(self._how.rule, str | Whole)  # see `is_suited`
-        borders = np.rint(np.cumsum(self._how.rule) * rows).astype(np.int64)
-        of_events = {column.name: column.dtype for column in columns if column.name.startswith("field_")}
-        stored = PlacedEvents(writer, {"item": np.int32, "time": np.int64} | of_events, int(start[-1]), _FOLDER)
-        dtypes = {column.name: column.dtype for column in columns if column.name not in of_events}
-        dtypes |= {"time": np.int64, "split": np.uint8, "history_start": np.int64, "history_end": np.int64}
-        files = {name: writer.appender(f"interactions/{name}", dtype) for name, dtype in dtypes.items()}
-        progress, before, was_unsorted = Progress(rows, unit="row"), -1, False
-        for batch in ahead(_with_histories(stream, start, borders, self._events)):
-            is_event = batch["is_event"]
-            stored.put(batch["place_of_event"], {name: batch[name][is_event] for name in stored.dtypes})
-            for name, file in files.items():
-                file.append(batch[name])
-            was_unsorted = was_unsorted or bool((np.diff(batch["place"], prepend=before) < 0).any())
-            before = batch["place"][-1]
-            progress.advance(len(is_event))
-        for file in files.values():
-            file.close()
-        stored.finish()
-        progress.close()
-        return was_unsorted
 
 
 class _Fields(NamedTuple):
     """Fields of the impressions or of events: columns of the result, joins that they need, field -> values."""
 
-    columns: list[_Column]
+    columns: list[Column]
     joins: list[str]
     words: dict[str, list]
-
-
-def _with_histories(
-    stream: Iterator[dict[str, np.ndarray]], start: np.ndarray, borders: np.ndarray, events: str
-) -> Iterator[dict[str, np.ndarray]]:
-    """The batches with split and history of each row; which rows are events, and the places of these.
-
-    Args:
-      start: [U + 1] the first event of each user.
-      borders: [3] where the splits end.
-      events: which rows are events.
-    """
-    running, done = Running(start[:-1]), 0
-    for batch in stream:
-        rows = len(batch["user"])
-        batch["split"] = np.minimum(np.searchsorted(borders, done + np.arange(rows), side="right"), 2)
-        batch["is_event"] = batch["label"] != 0 if events == "clicks" else np.full(rows, events == "all")
-        found = running(batch["user"], batch["time"], batch["is_event"])
-        batch["history_start"], batch["history_end"], batch["place_of_event"] = found
-        done += rows
-        yield batch
-
-
-def _in_order(
-    engine: LogEngine, columns: list[_Column], joins: str, clock: Clock, rows: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """The rows in the order of time, those of one moment as they stand: columns, "time" and "place".
-
-    Args:
-      rows: how many there have to be.
-    """
-    shown = ", ".join(f"{column.value} AS {name_of(column.name)}" for column in columns)
-    key, bits = clock.keyed(engine.source.rows)
-    if bits:
-        query = f"SELECT {shown}, {key} AS moment FROM log {joins}" + ("" if clock.in_order else " ORDER BY moment")
-    else:
-        query = f"SELECT {shown}, {clock.value} AS time, log.{name_of(PLACE)} AS place FROM log {joins}"
-        query += "" if clock.in_order else " ORDER BY time, place"
-    found, before = 0, np.iinfo(np.int64).min
-    for batch in engine.stream(query):
-        if bits:
-            moment = batch.pop("moment")
-            batch["time"], batch["place"] = (moment >> bits) + clock.least, moment & ((1 << bits) - 1)
-        time = batch["time"]
-        if not len(time):
-            continue
-        if time[0] < before or (time[1:] < time[:-1]).any():
-            raise AssertionError("rows came in another order than that of time")
-        before, found = time[-1], found + len(time)
-        yield batch
-    if found != rows:
-        raise AssertionError(f"{found} rows came, not {rows}")
