@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from em3_jax.core import paths
+from em3_jax.core import addresses, paths
 from em3_jax.core.errors import UserError, nearest
 
 EXTRAS = dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn", "faiss"), "serve")
@@ -23,6 +23,7 @@ EXTRAS |= dict.fromkeys(("huggingface_hub", "onnx", "safetensors", "tokenizers",
 EXTRAS |= dict.fromkeys(("sklearn", "threadpoolctl"), "analysis")
 EXTRAS |= dict.fromkeys(("libtpu", "jax_cuda12_plugin", "jax_cuda12_pjrt", "nvidia_cuda_nvcc_cu12"), "plan")
 EXTRAS |= dict.fromkeys(("jax2onnx", "onnxruntime"), "onnx")
+EXTRAS |= dict.fromkeys(("fsspec", "s3fs", "gcsfs", "adlfs"), "buckets")
 """Imported package -> the extra of `pyproject.toml` that brings it."""
 
 
@@ -147,20 +148,24 @@ def check_arguments(function: Callable, arguments: dict, help_command: str) -> N
 
 
 def with_local_paths(function: Callable, arguments: dict) -> dict:
-    """The arguments with every path among them as `paths.local` has it: those that `function` annotates with Path."""
-    parameters = inspect.signature(function).parameters
+    """The arguments with every path among them as `paths.local` has it: those that `function` annotates with Path.
+
+    Tables that may also be frames may lie in a bucket, see `readers.source`.
+    """
+    kinds = {name: str(parameter.annotation) for name, parameter in inspect.signature(function).parameters.items()}
     return {
-        name: _local(value) if "Path" in str(parameters[name].annotation) else value
+        name: _local(value, "Frame" in kinds[name]) if "Path" in kinds[name] else value
         for name, value in arguments.items()
     }
 
 
-def _local(value: Any) -> Any:
+def _local(value: Any, anywhere: bool = False) -> Any:
+    """A path, or paths, as `paths.local` has them; addresses as they are where they may be `anywhere`."""
     if isinstance(value, str | Path):
-        return paths.local(value)
+        return value if anywhere and addresses.kind_of(value) else paths.local(value)
     if isinstance(value, dict):
         return {name: _local(one) for name, one in value.items()}
-    return tuple(map(_local, value)) if isinstance(value, tuple | list) else value
+    return tuple(_local(one, anywhere) for one in value) if isinstance(value, tuple | list) else value
 
 
 def _add_option(parser: argparse._ActionsContainer, name: str, parameter: inspect.Parameter, text: str) -> None:

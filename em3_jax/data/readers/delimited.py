@@ -65,13 +65,14 @@ class TextFile:
       path: the file.
       text: how it is written.
       spare: whether there may be further columns behind those that `text` names.
+      unpack_in: a folder for what is not UTF-8 as it lies there; None = in memory.
 
     Attributes:
       names: of the columns, in the file's order; "" where there is none.
       notes: what is worth telling of how it was read.
     """
 
-    def __init__(self, path: Path, text: TextFormat, spare: bool = False):
+    def __init__(self, path: Path, text: TextFormat, spare: bool = False, unpack_in: Path | None = None):
         self.path, self._mode = path, text.quoting
         self.notes: list[str] = []
         self._layout: quoting.Layout | None = None
@@ -83,7 +84,7 @@ class TextFile:
                 f"{path}: unknown kind of file; give one of {known} (text also packed, {packed}), or say what stands "
                 "between the cells of a text with --delimiter"
             )
-        self._data = utf8_bytes(path, text.encoding)
+        self._data = utf8_bytes(path, text.encoding, unpack_in)
         self._shown = delimiter
         if len(delimiter) > 1:
             self._data, delimiter = self._one_byte(delimiter), STAND_IN

@@ -19,10 +19,10 @@ from em3_jax.data.readers import table_numbers as cut
 from em3_jax.data.readers.delimited import TextFormat, check_format
 from em3_jax.data.readers.files import nearest
 from em3_jax.data.readers.negatives import BY
-from em3_jax.data.readers.source import Paths, Source
+from em3_jax.data.readers.source import Source, Tables
 from em3_jax.data.readers.splits import OF_FILES, Split, Whole, is_by_items, parse
 from em3_jax.data.readers.table_clicks import Clicks, check_clicks
-from em3_jax.data.readers.table_dataset import Files
+from em3_jax.data.readers.table_dataset import Files, brought
 from em3_jax.data.readers.table_history import ORDERS
 from em3_jax.data.readers.table_log import More
 from em3_jax.data.readers.table_made import ENGINES, check_engine, made
@@ -39,9 +39,9 @@ ROLES = ("user", "item", "label", "time", "user_key", "item_key", "group", "hist
 def table(
     out: str | Path,
     *,
-    interactions: Paths,
-    items: Paths | None = None,
-    users: Paths | None = None,
+    interactions: Tables,
+    items: Tables | None = None,
+    users: Tables | None = None,
     columns: dict[str, str] | None = None,
     label: str | None = None,
     labels: dict[str, str] | None = None,
@@ -64,7 +64,7 @@ def table(
     max_values: int = 8,
     split: str = "0.8,0.1,0.1",
     events: str | None = None,
-    events_table: Paths | None = None,
+    events_table: Tables | None = None,
     history_fields: dict[str, str] | None = None,
     history_separator: str = "",
     history_order: str = ORDERS[0],
@@ -91,7 +91,8 @@ def table(
 
     Args:
       interactions, items, users: files, .csv, .tsv, .txt or .parquet, text also as .gz, .zst, .bz2, .xz; a folder of
-        parts, a pattern such as "parts/*.csv", or several with commas.
+        parts, a pattern such as "parts/*.csv", or several with commas; also at addresses of buckets (s3://, gs://, az://,
+        https://), which are fetched first. From Python also frames of pandas, Polars or Arrow.
       columns: role -> column, for the roles user, item, label, time of the interactions; a role not named is a column of
         that name. `item_key`, `user_key`: the id's column in the items and users file, where it is another. `history`: a
         column of the items that each row's user took before, as a list or text. `group`: a session, query or impression, by
@@ -177,11 +178,12 @@ def table(
     root = None if files.items is None else _image_root(files.items, image_root)
     of_items = (item_fields, multi, item_text, item_image, root, item_numbers)
     of_users = (user_fields, multi, (), None, None, user_numbers)
-    with DatasetWriter(out, overwrite) as writer:
-        return made(writer, Asked(files, how, events, (of_items, of_users), drop_unknown), cuts, features or {}, engine)
+    asked = Asked(files, how, events, (of_items, of_users), drop_unknown)
+    with DatasetWriter(out, overwrite) as writer, brought(writer, files, unpack=engine != "memory"):
+        return made(writer, asked, cuts, features or {}, engine)
 
 
-def _files(given: tuple[tuple[Paths | None, Names], ...], events: Paths | None, text: TextFormat) -> Files:
+def _files(given: tuple[tuple[Tables | None, Names], ...], events: Tables | None, text: TextFormat) -> Files:
     """What is read.
 
     Args:
@@ -189,9 +191,11 @@ def _files(given: tuple[tuple[Paths | None, Names], ...], events: Paths | None, 
       events: a table of events.
       text: how text files are written.
     """
-    log, items, users = (None if paths is None else _source(paths, text, names) for paths, names in given)
-    assert log is not None  # the one that has to be given
-    return Files(log, items, users, None if events is None else Source(events, check_format(text)))
+    sources: dict[str, Any] = {}
+    for role, (tables, names) in zip(Files._fields, (*given, (events, ())), strict=True):
+        form = check_format(text._replace(names=tuple(names)))
+        sources[role] = None if tables is None else Source(tables, form, role)
+    return Files(**sources)
 
 
 def _checked(options: Cut, of_events: Names, elsewhere: bool) -> Cut:
@@ -207,11 +211,6 @@ def _checked(options: Cut, of_events: Names, elsewhere: bool) -> Cut:
             "--event-numbers: are of the interactions, and histories come from elsewhere here; leave them out"
         )
     return options
-
-
-def _source(paths: Paths, text: TextFormat, names: Names) -> Source:
-    """A table in files of that form, its columns named; () = as the files have them."""
-    return Source(paths, check_format(text._replace(names=tuple(names))))
 
 
 def _check_given(files: Files, of_items: Any, of_users: Any) -> None:
@@ -273,7 +272,9 @@ def _roles(columns: dict[str, str]) -> dict[str, str]:
 
 
 def _image_root(items: Source, image_root: str | Path | None) -> Path:
-    return Path(items.parent if image_root is None else image_root).absolute()
+    if image_root is None and items.parent is None:
+        return Path().absolute()  # which images of a bucket or a frame are relative to
+    return Path(image_root or items.parent or "").absolute()
 
 
 def _events(

@@ -3,12 +3,15 @@
 Letters: n interactions.
 """
 
-from collections.abc import Mapping
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.data.format import NOT_PART, Dataset, hash_files
 from em3_jax.data.readers.encode import rows_of
@@ -37,6 +40,29 @@ class Files(NamedTuple):
     def given(self) -> list[Source]:
         """Those that are there."""
         return [source for source in self if source is not None]
+
+
+BROUGHT = "brought"
+"""The writer's folder of what was no file here, or is packed, until all is read."""
+
+
+@contextlib.contextmanager
+def brought(writer: DatasetWriter, files: Files, unpack: bool) -> Iterator[None]:
+    """What lies in a bucket or in memory is here as a file; errors about it name what it was.
+
+    Args:
+      unpack: whether packed texts are unpacked beside it, not into memory.
+    """
+    called: dict[str, str] = {}
+    try:
+        for source in files.given():
+            called |= source.bring(writer.path / BROUGHT / str(len(called)), unpack)
+        yield
+    except UserError as error:
+        said = str(error)
+        for path, name in called.items():
+            said = said.replace(path, name)
+        raise UserError(said) from None
 
 
 class Read(NamedTuple):
@@ -224,6 +250,8 @@ def finish(
     if was_unsorted:
         notes.append(f"{interactions.name} was not in the order of time and has been sorted")
     rows = {interactions.name: rows_of_file(interactions.rows, log.kept, log.dropped)}
+    source_hash = hash_files([file for source in sources for file in source.files])
+    shutil.rmtree(writer.path / BROUGHT, ignore_errors=True)
     return writer.finish(
         name=interactions.stem,
         users=users.table,
@@ -234,7 +262,7 @@ def finish(
         provenance=f"own tables: {', '.join(source.name for source in sources)}",
         label_rule=log.label_rule,
         split_rule=told(split),
-        source_hash=hash_files([file for source in sources for file in source.files]),
+        source_hash=source_hash,
         time_unit=log.time_unit,
         extra={
             "notes": notes,
