@@ -27,11 +27,25 @@ def write(frame: Frame, path: Path, shown: str) -> Path:
     """
     try:
         reader = pa.RecordBatchReader.from_stream(frame)
-        schema = pa.schema([field.with_type(_PLAIN.get(field.type, field.type)) for field in reader.schema])
+        schema = pa.schema([field.with_type(_plain(field.type)) for field in reader.schema])
         with pq.ParquetWriter(path, schema) as writer:
             for batch in reader:
-                writer.write_table(pa.Table.from_batches([batch]).cast(schema))
+                columns = map(_decoded, batch.columns, schema.types)
+                writer.write_batch(pa.RecordBatch.from_arrays(list(columns), schema=schema))
     except (pa.ArrowException, TypeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"{shown}: is no table of plain columns ({reason}); write it to a Parquet file") from None
     return path
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type that older readers of Parquet files know as well; of categories as Polars has them that of their words."""
+    words = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return _PLAIN.get(words, kind)
+
+
+def _decoded(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if column.type == kind:
+        return column
+    column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column  # there is no cast of these
+    return column.cast(kind)
