@@ -24,6 +24,7 @@ EXTRAS |= dict.fromkeys(("sklearn", "threadpoolctl"), "analysis")
 EXTRAS |= dict.fromkeys(("libtpu", "jax_cuda12_plugin", "jax_cuda12_pjrt", "nvidia_cuda_nvcc_cu12"), "plan")
 EXTRAS |= dict.fromkeys(("jax2onnx", "onnxruntime"), "onnx")
 EXTRAS |= dict.fromkeys(("fsspec", "s3fs", "gcsfs", "adlfs"), "buckets")
+EXTRAS["pyspark"] = "spark"
 """Imported package -> the extra of `pyproject.toml` that brings it."""
 
 

@@ -47,5 +47,6 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 def _decoded(column: pa.Array, kind: pa.DataType) -> pa.Array:
     if column.type == kind:
         return column
-    column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column  # there is no cast of these
+    if pa.types.is_dictionary(column.type):  # of views, which Arrow can neither cast nor decode
+        return column.dictionary.cast(kind).take(column.indices)
     return column.cast(kind)

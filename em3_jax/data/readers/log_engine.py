@@ -1,25 +1,20 @@
-"""A log in Parquet files as a table of DuckDB, which numbers ids and sorts in bounded memory, however long the log."""
+"""A log as a table of an engine that speaks SQL, which numbers ids and sorts in bounded memory, however long the log."""
 
-import glob
-import os
+import abc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from em3_jax.core.errors import UserError
 from em3_jax.data import canonical
 from em3_jax.data.readers.source import Source
 
 PLACE = "em3 place"
 """The column that numbers the rows of all files, from 0."""
 BATCH = 1 << 20
-_MEGABYTES, _OF_THREAD = 640, 96
-"""What DuckDB may hold before it writes to disk: at least, and of each of its threads."""
 
 
 class UnsuitedError(Exception):
@@ -79,56 +74,61 @@ class LogFile(NamedTuple):
     rows: int
 
 
-class LogEngine:
-    """The columns of a log as the relation `log`; a context manager.
+class LogEngine(abc.ABC):
+    """The columns of a log as the relation `log`, which is asked in SQL; a context manager.
+
+    What is asked is the same for all engines but for the attributes here. They have the functions isfinite and isinf.
 
     Args:
       source: the log, to be named in messages.
       files: what it is read from.
       columns: those that are read.
-      folder: for what does not fit in memory.
+
+    Attributes:
+      types: column -> its type in all files.
+      byte: the type of whole numbers up to 255.
+      keeps_order: whether rows come as they stand where no order is asked for.
 
     Raises:
       UnsuitedError: not all files are of the same types.
     """
 
-    def __init__(self, source: Source, files: list[LogFile], columns: list[str], folder: Path):
-        self.source, self.files, self.types = source, files, _types(files, columns)
-        self._connection = duckdb.connect()
-        threads = os.cpu_count() or 1
-        self._connection.execute(f"SET temp_directory = {_text(folder)}")
-        self._connection.execute(f"SET memory_limit = '{max(_MEGABYTES, _OF_THREAD * threads)}MB'")
-        self._connection.execute("SET enable_progress_bar = false")
-        # By a file's statistics, which leave NaN out, DuckDB 2.0 takes isnan(x) for false and x < 9 for true.
-        self._connection.execute("SET disabled_optimizers = 'statistics_propagation'")
-        parts, rows = [], 0
-        for file in files:
-            shown = [f"{self._column(file, name)} AS {name_of(name)}" for name in columns]
-            literal = glob.escape(str(file.path))  # a name is a pattern to DuckDB
-            path = f"read_parquet({_text(literal)}, file_row_number = true, hive_partitioning = false)"
-            parts.append(f"SELECT {', '.join(shown)}, file_row_number + {rows} AS {name_of(PLACE)} FROM {path}")
-            rows += file.rows
-        self._connection.execute(f"CREATE VIEW log AS {' UNION ALL '.join(parts)}")
+    byte: str
+    keeps_order: bool
 
-    def _column(self, file: LogFile, name: str) -> str:
-        """A column of a file in the type that it has in all of them."""
-        if name not in file.kinds:
-            return _text(file.values[name])
-        own, kind = file.kinds[name], self.types[name]
-        if own == kind:
-            return name_of(name)
-        return "NULL" if pa.types.is_null(own) else f"CAST({name_of(name)} AS DOUBLE)"
+    def __init__(self, source: Source, files: list[LogFile], columns: list[str]):
+        self.source, self.files, self.types = source, files, _types(files, columns)
 
     def __enter__(self) -> "LogEngine":
         return self
 
     def __exit__(self, kind, value, trace) -> None:
-        self._connection.close()
+        self.close()
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Gives back what it holds."""
+
+    @abc.abstractmethod
+    def table(self, query: str) -> pa.Table:
+        """All rows of a query."""
+
+    @abc.abstractmethod
+    def keep_table(self, name: str, table: pa.Table) -> None:
+        """Makes a relation of a table."""
+
+    @abc.abstractmethod
+    def stream(self, query: str) -> Iterator[dict[str, np.ndarray]]:
+        """The rows of a query, some at a time: column -> [m]."""
+
+    @abc.abstractmethod
+    def milliseconds(self, column: str, kind: pa.DataType) -> str:
+        """Milliseconds since 1970, in SQL, of a column of dates or timestamps; what is finer is cut off."""
 
     def one(self, query: str) -> tuple[Any, ...]:
         """The one row that a query gives."""
-        (row,) = self._fetched(query, "fetchall")
-        return row
+        (row,) = self.table(query).to_pylist()
+        return tuple(row.values())
 
     def words(self, column: str, is_event: str = "false") -> Words:
         """The values of a column.
@@ -137,10 +137,9 @@ class LogEngine:
           is_event: a condition.
         """
         name, place = name_of(column), name_of(PLACE)
-        found = self._fetched(
+        found = self.table(
             f"SELECT {name} AS key, min({place}) AS first, count(*) AS rows, count(*) FILTER (WHERE {is_event}) AS events "
-            "FROM log GROUP BY 1 ORDER BY first",
-            "to_arrow_table",
+            "FROM log GROUP BY 1 ORDER BY first"
         )
         key = found.column("key").combine_chunks()
         numbers = [found.column(one).to_numpy() for one in ("first", "rows", "events")]
@@ -148,35 +147,16 @@ class LogEngine:
 
     def keep(self, name: str, words: Words, numbers: np.ndarray) -> None:
         """Makes a relation `name` (key, number) of the values of a column and their numbers [m] i32."""
-        table = pa.table({"key": words.key, "number": pa.array(numbers, pa.int32())})
-        self._connection.register("given", table)
-        self._connection.execute(f"CREATE TEMP TABLE {name_of(name)} AS SELECT key, number FROM given")
-        self._connection.unregister("given")
+        self.keep_table(name, pa.table({"key": words.key, "number": pa.array(numbers, pa.int32())}))
 
-    def stream(self, query: str) -> Iterator[dict[str, np.ndarray]]:
-        """The rows of a query, some at a time: column -> [m]."""
-        try:
-            for batch in self._connection.sql(query).to_arrow_reader(BATCH):
-                yield {
-                    name: column.to_numpy(zero_copy_only=False)
-                    for name, column in zip(batch.schema.names, batch.columns, strict=True)
-                }
-        except (duckdb.Error, pa.ArrowException) as error:
-            raise self._refused(error) from None
-
-    def _fetched(self, query: str, how: str) -> Any:
-        """All rows of a query at once."""
-        try:
-            return getattr(self._connection.sql(query), how)()
-        except duckdb.Error as error:
-            raise self._refused(error) from None
-
-    def _refused(self, error: Exception) -> Exception:
-        """What to raise: a value that SQL has no place for is read in memory."""
-        if isinstance(error, duckdb.ConversionException | duckdb.OutOfRangeException | duckdb.BinderException):
-            return UnsuitedError()
-        said = str(error).splitlines()[0][:200]
-        return UserError(f"{self.source}: {said}; is it whole, and is there room on the disk of --out?")
+    def column(self, file: LogFile, name: str) -> str:
+        """A column of a file, in SQL, in the type that it has in all of them."""
+        if name not in file.kinds:
+            return text_of(file.values[name])
+        own, kind = file.kinds[name], self.types[name]
+        if own == kind:
+            return name_of(name)
+        return "NULL" if pa.types.is_null(own) else f"CAST({name_of(name)} AS DOUBLE)"
 
 
 def name_of(column: str) -> str:
@@ -184,7 +164,7 @@ def name_of(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
     """A text as SQL has it; NULL for None."""
     return "NULL" if value is None else "'" + str(value).replace("'", "''") + "'"
 

@@ -111,12 +111,12 @@ def in_order(engine: LogEngine, columns: list[Column], joins: str, clock: Clock,
       rows: how many there have to be.
     """
     shown = ", ".join(f"{column.value} AS {name_of(column.name)}" for column in columns)
-    key, bits = clock.keyed(engine.source.rows)
+    (key, bits), comes_sorted = clock.keyed(engine.source.rows), clock.in_order and engine.keeps_order
     if bits:
-        query = f"SELECT {shown}, {key} AS moment FROM log {joins}" + ("" if clock.in_order else " ORDER BY moment")
+        query = f"SELECT {shown}, {key} AS moment FROM log {joins}" + ("" if comes_sorted else " ORDER BY moment")
     else:
         query = f"SELECT {shown}, {clock.value} AS time, log.{name_of(PLACE)} AS place FROM log {joins}"
-        query += "" if clock.in_order else " ORDER BY time, place"
+        query += "" if comes_sorted else " ORDER BY time, place"
     found, before = 0, np.iinfo(np.int64).min
     for batch in engine.stream(query):
         if bits:

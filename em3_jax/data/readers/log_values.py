@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from em3_jax.data import times
 from em3_jax.data.readers.files import place
-from em3_jax.data.readers.log_engine import PLACE, LogEngine, LogFile, UnsuitedError, name_of
+from em3_jax.data.readers.log_engine import PLACE, LogEngine, UnsuitedError, name_of
 from em3_jax.data.readers.parquet import parquet_batches
 from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.table_log import COMPARISONS, MOST
@@ -45,11 +45,12 @@ class Clock(NamedTuple):
         return f"((({self.value}) - {self.least}) << {bits}) | log.{name_of(PLACE)}", bits
 
 
-def clock(source: Source, files: list[LogFile], name: str, options: Times) -> Clock:
+def clock(engine: LogEngine, name: str, options: Times) -> Clock:
     """The times of a log, which are read once for it."""
     least, most, before, in_order, rows = None, None, None, True, 0
+    source: Source = engine.source
     kind: Any = None
-    for file in files:
+    for file in engine.files:
         for batch in parquet_batches(file.path, [name], rows=1 << 20):
             column, kind = batch.column(0), file.kinds[name]
             if column.null_count:
@@ -76,12 +77,7 @@ def clock(source: Source, files: list[LogFile], name: str, options: Times) -> Cl
     if least < 0:
         raise UnsuitedError  # what rounds down, and what towards zero, differs
     unit = read_times(source, name, pa.chunked_array([pa.array(ends, pa.timestamp("ms"))]), options)[1]
-    if getattr(kind, "unit", "") == "ns":  # which DuckDB 2.0 has no epoch_ms of
-        return Clock(f"epoch_ns({column}) // 1000000", unit, in_order, least, most)
-    if getattr(kind, "unit", "") == "us":  # which it rounds
-        return Clock(f"epoch_us({column}) // 1000", unit, in_order, least, most)
-    moment = f"CAST({column} AS TIMESTAMP)" if pa.types.is_date32(kind) else column
-    return Clock(f"epoch_ms({moment})", unit, in_order, least, most)
+    return Clock(engine.milliseconds(column, kind), unit, in_order, least, most)
 
 
 def number(column: str) -> str:

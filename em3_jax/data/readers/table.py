@@ -85,6 +85,7 @@ def table(
     item_column_names: tuple[str, ...] = (),
     user_column_names: tuple[str, ...] = (),
     engine: str = ENGINES[0],
+    spark: str = "",
     overwrite: bool = False,
 ) -> Dataset:
     """The dataset in folder `out`, from tables.
@@ -151,10 +152,12 @@ def table(
       header: whether text files have one; default yes, but for those whose columns are named here.
       column_names, item_column_names, user_column_names: of all columns of the interactions, items and users, in order.
       engine: duckdb = in bounded memory, however long the log, where the options allow; memory = all at once; auto = duckdb
-        from a million rows on where it can. The dataset is the same.
+        from a million rows on where it can; spark = as duckdb by Spark, where a log outgrows a machine. The dataset is the same.
+      spark: where Spark runs: a master such as local[8] or spark://host:7077, or sc://host of Spark Connect; default what
+        SPARK_REMOTE or Spark's own configuration says, or this machine.
       overwrite: replace an existing dataset.
     """
-    check_engine(engine)
+    check_engine(engine, spark)
     check_multi(multi := Multi(separator, max_values))
     text = TextFormat(delimiter, quoting, encoding, header)
     given = ((interactions, column_names), (items, item_column_names), (users, user_column_names))
@@ -180,7 +183,7 @@ def table(
     of_users = (user_fields, multi, (), None, None, user_numbers)
     asked = Asked(files, how, events, (of_items, of_users), drop_unknown)
     with DatasetWriter(out, overwrite) as writer, brought(writer, files, unpack=engine != "memory"):
-        return made(writer, asked, cuts, features or {}, engine)
+        return made(writer, asked, cuts, features or {}, engine, spark)
 
 
 def _files(given: tuple[tuple[Tables | None, Names], ...], events: Tables | None, text: TextFormat) -> Files:

@@ -20,27 +20,30 @@ from em3_jax.data.readers.table_reading import Asked, Roles, read_all
 from em3_jax.data.readers.table_streamed import LEAST_ROWS, MOST_IN_MEMORY, Streamed, is_suited, streamed
 from em3_jax.data.writer import DatasetWriter
 
-ENGINES = ("auto", "duckdb", "memory")
+ENGINES = ("auto", "duckdb", "memory", "spark")
 Features = dict[str, str | Path]
 
 
-def check_engine(engine: str) -> None:
-    """Refuses an engine that is none."""
+def check_engine(engine: str, spark: str) -> None:
+    """Refuses an engine that is none, and an address of Spark for another."""
     if engine not in ENGINES:
         raise UserError(f"--engine '{engine}': {nearest(engine, ENGINES)}")
+    if spark and engine != "spark":
+        raise UserError(f"--spark {spark}: says where Spark runs; add --engine spark, or leave it out")
 
 
-def made(writer: DatasetWriter, asked: Asked, cuts: Cut, features: Features, engine: str) -> Dataset:
+def made(writer: DatasetWriter, asked: Asked, cuts: Cut, features: Features, engine: str, spark: str) -> Dataset:
     """The dataset.
 
     Args:
       cuts: how numbers are.
       features: arrays to take over.
       engine: one of `ENGINES`.
+      spark: where Spark runs, see `log_spark`.
     """
     files, how, events, parts, drop_unknown = asked
     facts: dict[str, Any] = {}
-    done = None if engine == "memory" else _streamed(writer, asked, cuts, engine)
+    done = None if engine == "memory" else _streamed(writer, asked, cuts, engine, spark)
     if done is None:
         read = read_all(files, how, events)
         ends = _ends(files, how.roles, read, *parts, drop_unknown)
@@ -56,20 +59,20 @@ def made(writer: DatasetWriter, asked: Asked, cuts: Cut, features: Features, eng
     return finish(writer, files, told, ends, split=how.rule, **facts)
 
 
-def _streamed(writer: DatasetWriter, asked: Asked, cuts: Cut, engine: str) -> Streamed | None:
+def _streamed(writer: DatasetWriter, asked: Asked, cuts: Cut, engine: str, spark: str) -> Streamed | None:
     """What was written by `table_streamed`; None where the log is to be read in memory."""
     log = asked.files.interactions
     if not is_suited(asked):
-        if engine == "duckdb":
+        if engine != "auto":
             raise UserError(
-                "--engine duckdb: takes logs with times, without drawn negatives, --as-retrieval, --in-order, --time-format, "
+                f"--engine {engine}: takes logs with times, without drawn negatives, --as-retrieval, --in-order, --time-format, "
                 "or histories that come with rows; leave --engine out"
             )
         return None
     if engine == "auto" and log.rows < LEAST_ROWS:
         return None
     try:
-        return streamed(writer, asked, cuts)
+        return streamed(writer, asked, cuts, spark if engine == "spark" else None)
     except UnsuitedError as reason:
         if reason.fault and log.rows > MOST_IN_MEMORY:
             raise UserError(reason.fault) from None

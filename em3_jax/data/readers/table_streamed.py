@@ -20,9 +20,11 @@ from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN
 from em3_jax.data.format import NOT_PART
 from em3_jax.data.readers.encode import entity_table, field_names, many_numbers
 from em3_jax.data.readers.files import column_names, place, require_columns, require_numbers
+from em3_jax.data.readers.log_duckdb import DuckDB
 from em3_jax.data.readers.log_engine import LogEngine, UnsuitedError, Words, name_of
 from em3_jax.data.readers.log_files import log_files
 from em3_jax.data.readers.log_numbers import columns_of, cut, cut_part, fields_of
+from em3_jax.data.readers.log_spark import Spark
 from em3_jax.data.readers.log_splits import SPLIT, Parts, parts_of
 from em3_jax.data.readers.log_stream import Column, Shown, in_order, written
 from em3_jax.data.readers.log_values import Clock, Judged, check_types, check_values, holds, number, there
@@ -65,11 +67,12 @@ def is_suited(asked: Asked) -> bool:
     return in_time and files.events is None and "history" not in how.roles and not how.in_order and not how.clicks.alone
 
 
-def streamed(writer: DatasetWriter, asked: Asked, cuts: Options) -> Streamed:
+def streamed(writer: DatasetWriter, asked: Asked, cuts: Options, spark: str | None = None) -> Streamed:
     """Writes the interactions and events of a log.
 
     Args:
       cuts: how numbers are.
+      spark: where Spark runs, see `log_spark`; None = DuckDB does it.
 
     Raises:
       UnsuitedError: the types of its columns, or a value, are none that it can be read so with.
@@ -79,7 +82,8 @@ def streamed(writer: DatasetWriter, asked: Asked, cuts: Options) -> Streamed:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         files = log_files(log, reader.columns, reader.ids, folder)
-        with LogEngine(log, files, reader.columns, folder) as engine:
+        given = (log, files, reader.columns, folder)
+        with DuckDB(*given) if spark is None else Spark(*given, spark) as engine:
             return reader.write(writer, engine)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -126,8 +130,7 @@ class _Reader:
         how, roles = self._how, self._how.roles
         check_types(engine, roles["time"], self.ids, self._judged)
         with ThreadPoolExecutor() as threads:
-            asked = (self._source, engine.files, roles["time"], how.times)
-            looked = threads.submit(clock_of, *asked)  # beside what DuckDB does
+            looked = threads.submit(clock_of, engine, roles["time"], how.times)  # beside what the engine does
             check_values(engine, self._judged)
             is_event = {"clicks": self._is_click, "all": "true", "none": "false"}[self._events]
             words = {kind: engine.words(roles[kind], is_event) for kind in ("item", "user")}
@@ -282,11 +285,12 @@ class _Reader:
         columns = [
             Column("user", '"user".number', np.int32),
             Column("item", '"item".number', np.int32),
-            Column("label", f"CAST({self._is_click} AS UTINYINT)", np.uint8),
+            Column("label", f"CAST({self._is_click} AS {engine.byte})", np.uint8),
         ]
         for name, (column, compare, threshold) in self._judged.others.items():
-            value = f"CASE WHEN {there(column)} THEN CAST({holds(column, compare, threshold)} AS UTINYINT) ELSE {NOT_PART} END"
-            columns.append(Column(f"label_{name}", f"CAST({value} AS UTINYINT)", np.uint8))
+            is_so = f"CAST({holds(column, compare, threshold)} AS {engine.byte})"
+            value = f"CASE WHEN {there(column)} THEN {is_so} ELSE {NOT_PART} END"
+            columns.append(Column(f"label_{name}", f"CAST({value} AS {engine.byte})", np.uint8))
         for name, column in self._how.more.amounts.items():
             value = f"CASE WHEN {there(column)} THEN CAST({number(column)} AS FLOAT) ELSE CAST('NaN' AS FLOAT) END"
             columns.append(Column(f"amount_{name}", value, np.float32))
