@@ -246,7 +246,7 @@ def test_the_onnx_file_takes_numbers(tmp_path):
     dataset = shop(tmp_path)
     parts = experiment.build(run_config(dataset, model__all_numbers="periodic"))
     view, state = parts.work.dataset, parts.program.init()
-    request = scorer.request_shapes(view.fields, 8, {}, onnx_model.CANDIDATES, view.numbers)
+    request = scorer.request_shapes(view.fields, 8, {}, onnx_model.CANDIDATES, numbers=view.numbers)
     table_ = np.random.default_rng(0).standard_normal(state.tables["embedding"].shape).astype(np.float32)
     facts = onnx_model.write_onnx(tmp_path / "ranker.onnx", parts.work.task, state.params, table_, request)
     assert facts["largest_difference"] < 1e-5 and facts["inputs"]["event_number"] == [[8, 1], "float32"]
