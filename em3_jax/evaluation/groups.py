@@ -14,7 +14,6 @@ from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import columns
 from em3_jax.data.format import Dataset
 from em3_jax.evaluation import influence, ndcg
-from em3_jax.evaluation.influence import ByCluster
 
 BY = "gauc_by_"
 OWN = "group"  # the name of the dataset's own groups
@@ -86,31 +85,21 @@ class Groups(NamedTuple):
             result |= {f"{name}_groups_left_out": found.groups_left_out, f"{name}_rows": found.rows_used}
         return result
 
-    def add_errors(
-        self,
-        moved: ByCluster,
-        slice_name: str,
-        kind: str,
-        values: np.ndarray,
-        scores: np.ndarray,
-        of_row: np.ndarray,
-        is_amount: bool = False,
-    ) -> None:
-        """Adds how each user, or item, moves what `measured` gives.
-
-        Lists are of users, or of what a user saw: an item is a part of many, and its influence on them is not found.
-
-        Args:
-          moved: what is added to.
-          kind: "user" or "item", which of them.
-          values, scores, is_amount: as in `measured`.
-          of_row: [n] the user (item) of each row.
-        """
-        if kind == "user" and (lists := self.lists(values, scores, is_amount)) is not None:
-            for metric in lists.values:
-                moved.add(slice_name, metric, lists.influence(metric, len(values)), of_row)
+    def influences(self, values: np.ndarray, scores: np.ndarray, is_amount: bool = False) -> dict[str, np.ndarray]:
+        """{metric: [n] influence of the rows} on what `measured` gives, of the same arguments."""
+        lists = self.lists(values, scores, is_amount)
+        result = {} if lists is None else {metric: lists.influence(metric, len(values)) for metric in lists.values}
         for field, group in self.by.items() if not is_amount else ():
-            moved.add(slice_name, BY + field, influence.gauc_influence(values, scores, group), of_row)
+            result[BY + field] = influence.gauc_influence(values, scores, group)
+        return result
+
+
+def is_of(kind: str, metric: str) -> bool:
+    """Whether the influence of a "user", or "item", on a metric is known.
+
+    Lists are of users, or of what a user saw: an item is a part of many, and its influence on them is not found.
+    """
+    return kind == "user" or not metric.startswith(("ndcg@", "mrr"))
 
 
 def of_rows(dataset: Dataset, rows: np.ndarray, field: str, where: str = "config.eval.group_by") -> np.ndarray:

@@ -1,5 +1,6 @@
 """Further labels of a run, beside the first: their logits, and the metrics of each. Letter: n rows."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from em3_jax import metrics
 from em3_jax.core import amounts
 from em3_jax.data.format import NOT_PART, Dataset, observed
 from em3_jax.evaluation import columns, influence
-from em3_jax.evaluation.groups import NOTHING, Asked, Groups
+from em3_jax.evaluation.groups import NOTHING, Asked, Groups, is_of
 from em3_jax.evaluation.groups import shown as shown_columns
 
 MEAN = "mean"
@@ -119,17 +120,17 @@ class Further(NamedTuple):
             result.append(Head(name, slice_of(name), there, values[there], own, self.groups.part(there), is_amount))
         return result
 
-    def add_errors(self, moved: influence.ByCluster, kind: str, of_row: np.ndarray) -> None:
-        """Adds how each user, or item, moves the metrics, as slices by the name of `slice_of`.
+    def add_errors(self, moved_by: Mapping[str, influence.ByCluster], of_row: Mapping[str, np.ndarray]) -> None:
+        """Adds how each user, and item, moves the metrics, as slices by the name of `slice_of`.
 
         Args:
-          kind: "user" or "item", which of them.
-          of_row: [n] the user (item) of each row.
+          moved_by: "user" or "item" -> what is added to.
+          of_row: the same -> [n] the user (item) of each row.
         """
         for one in self.heads():
-            for metric, values in one.influences().items():
-                moved.add(one.slice_name, metric, values, of_row[one.there])
-            one.groups.add_errors(moved, one.slice_name, kind, one.values, one.scores, of_row[one.there], one.is_amount)
+            for (metric, values), (kind, moved) in itertools.product(one.influences().items(), moved_by.items()):
+                if is_of(kind, metric):
+                    moved.add(one.slice_name, metric, values, of_row[kind][one.there])
 
 
 class Head(NamedTuple):
@@ -178,19 +179,20 @@ class Head(NamedTuple):
         } | within
 
     def influences(self) -> dict[str, np.ndarray]:
-        """Metric -> [m] influence of the rows, of those that are not of groups that were asked for."""
+        """Metric -> [m] influence of the rows."""
         values, scores = self.values, self.scores
+        within = self.groups.influences(values, scores, self.is_amount)
         if self.is_amount:
             off = scores - values.astype(np.float64)
             rmse = np.sqrt(np.mean(off**2)) if len(off) else 0.0
             of_rmse = influence.mean_influence(off**2) / (2 * rmse) if rmse else np.full(off.shape, np.nan)
-            return {"mae": influence.mean_influence(np.abs(off)), "rmse": of_rmse}
+            return {"mae": influence.mean_influence(np.abs(off)), "rmse": of_rmse} | within
         return {
             "auc": influence.auc_influence(values, scores),
             "gauc": influence.gauc_influence(values, scores, self.groups.own),
             "logloss": influence.logloss_influence(values, scores),
             "calibration": influence.calibration_influence(values, self.probability),
-        }
+        } | within
 
 
 def heads(

@@ -162,11 +162,11 @@ def errors(scored: Scored) -> dict[str, influence.ByCluster]:
         }
         if query is not None:
             moved["qauc"] = influence.gauc_influence(label[keep], logits[keep], query[keep])
-        for (metric, values), (kind, one) in itertools.product(moved.items(), result.items()):
-            one.add(name, metric, values, of_row[kind][keep])
         if scored.asked != groups.NOTHING:
-            for kind, one in result.items():
-                grouped.part(keep).add_errors(one, name, kind, label[keep], logits[keep], of_row[kind][keep])
+            moved |= grouped.part(keep).influences(label[keep], logits[keep])
+        for (metric, values), (kind, one) in itertools.product(moved.items(), result.items()):
+            if groups.is_of(kind, metric):
+                one.add(name, metric, values, of_row[kind][keep])
     return result
 
 

@@ -67,7 +67,6 @@ def test_errors_and_intervals_are_those_by_influence():
         moved = influence.ByCluster.of(user)
         for metric, values in head.influences().items():
             moved.add("all", metric, values, user[head.there])
-        head.groups.add_errors(moved, "all", "user", head.values, head.scores, user[head.there], head.is_amount)
         measured = head.measured()
         assert len(moved.moved) >= 4
         for _, metric in moved.moved:

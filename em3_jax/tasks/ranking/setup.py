@@ -183,8 +183,7 @@ def work_on_clicks(
         scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label, asked)
         others = labels_evaluation.Further.of(dataset, rows, further, data.label, what, asked)
         moved_by = ranking_evaluation.errors(scored) if errors else {}
-        for kind, moved in moved_by.items():
-            others.add_errors(moved, kind, np.asarray(dataset.interactions[kind][rows]))
+        others.add_errors(moved_by, {kind: np.asarray(dataset.interactions[kind][rows]) for kind in moved_by})
         return work.Report(ranking_evaluation.evaluate(scored), arrays, moved_by, others.report())
 
     def validate(predict: work.Predict, state: State) -> dict[str, float]:
