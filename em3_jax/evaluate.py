@@ -90,7 +90,8 @@ def evaluate(
     Returns:
       {"step", "split", "slices": {slice: {metric: value}}, ...}. Of a run with further labels, "labels": {label: {metric:
       value}} on the rows that have the label; of one with a calibration, "calibration": {"method", "kept_negatives",
-      "before", "after", "deciles"} of the rows as the split has them.
+      "before", "after", "deciles"} of the rows as the split has them. Where asked for, "bootstrap" as `bootstrap.report` and
+      "reliability" as `reliability.of_heads` give them.
     """
     directory = Path(directory)
     run = Run.open(directory, data_root, beside.settings())
