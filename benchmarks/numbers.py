@@ -11,8 +11,8 @@ The log odds of a click are the sum of
 
 and of an item's and a user's own effect (N(0, 0.5^2)); a tenth of the prices and of the hours are missing, which count as 0. IDs
 alone, 4 epochs, the best step by validation. Of each kind the test AUC, the mean over the seeds and their standard deviation, and
-the difference to ranges, paired by seed; the best possible AUC on these rows is printed beside. `--bins` is --number-bins.
-Stopped and called again, it goes on.
+the difference to the first of them, paired by seed; the best possible AUC on these rows is printed beside. `--bins` is
+--number-bins. Stopped and called again, it goes on.
 """
 
 import argparse
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--kinds", default=",".join(KINDS), help="the first is what others are compared with")
     parser.add_argument("--bins", type=int, default=16)
     parser.add_argument("--backbone", default="din")
     parser.add_argument("--frequency-scale", type=float, default=0.1)
@@ -82,7 +83,8 @@ def main() -> None:
         event_numbers=("seconds",), number_bins=args.bins, events="all", overwrite=True,
     )  # fmt: skip
     changes = CHANGES | {"model.backbone": args.backbone, "model.number_settings.frequency_scale": args.frequency_scale}
-    planned = {kind: PlannedRun(kind, "id_only", {"model.all_numbers": kind}) for kind in KINDS}
+    kinds = args.kinds.split(",")
+    planned = {kind: PlannedRun(kind, "id_only", {"model.all_numbers": kind}) for kind in kinds}
     how = {"config": "configs/own_data.py", "changes": changes, "data": dataset.root, "seeds": args.seeds}
     runs.run_all(runs.make_jobs(planned, root=args.out, **how), args.jobs)
     rows = np.asarray(dataset.split_rows("test"))
@@ -97,9 +99,9 @@ def main() -> None:
     print(f"{'best possible':<16}{metrics.auc(label, odds[rows]):.4f}")
     for kind, values in found.items():
         line = f"{kind:<16}{np.mean(values):.4f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.4f}"
-        if kind != KINDS[0] and len(values) > 1:
-            test = metrics.paired_t_test(values, found[KINDS[0]])
-            line += f"   to ranges {test.mean_difference:+.4f}, p {test.p:.3f}"
+        if kind != kinds[0] and len(values) > 1:
+            test = metrics.paired_t_test(values, found[kinds[0]])
+            line += f"   to {kinds[0]} {test.mean_difference:+.4f}, p {test.p:.3f}"
         print(line)
 
 

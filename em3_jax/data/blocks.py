@@ -190,7 +190,7 @@ def _block(part: Batch, items: np.ndarray, rows: np.ndarray, owners: int, entrie
     for name in ("item_position", "history_position"):
         result[name] = item_place[part[name]].astype(np.int32)
     count = len(items)
-    fills = [("item_mask", False), ("item_is_known", False), ("item_row", 0)]
+    fills: list[tuple[str, float]] = [("item_mask", False), ("item_is_known", False), ("item_row", 0)]
     fills += [("item_number", np.nan)] if "item_number" in part else []
     for name, fill in fills:
         spread = np.full((entries, *part[name].shape[1:]), fill, result[name].dtype)

@@ -60,8 +60,9 @@ def multi_query(seen: Behaviours, score: Callable, hidden: int) -> Aggregated:
     query = nn.Dense(seen.items.shape[-1], name="content_id_query")(ids)
     name = "content_attention_of_ids"
     attention = TargetAttention(score, hidden, events_weigh=True, name=name)
+    events, position, values = seen.events or (None, None, None)
     place = (seen.items, seen.candidate, seen.history, seen.mask)
-    of_ids, weight = attention(*place, *seen.events, target=query)
+    of_ids, weight = attention(*place, events, position, values, query)
     return (interest, of_ids), scalars | entropies(name, weight, seen.mask)
 
 

@@ -289,7 +289,7 @@ def which(names: Sequence[str], given: Mapping[str, str], without: Sequence[str]
     Raises:
       UserError: a column is not there; a role or field is none.
     """
-    fields = [one.name for one in (*dataset.fields.context, *dataset.numbers.context)]
+    fields = [*(field.name for field in dataset.fields.context), *(one.name for one in dataset.numbers.context)]
     for role in given:
         if role not in (*ROLES, *fields):
             raise UserError(f"--columns {role}=...: no role or context field; {nearest(role, [*ROLES, *fields])}")

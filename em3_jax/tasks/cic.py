@@ -88,7 +88,7 @@ def content_id_contrast(settings: Cic, fields: Fields, numbers: Numbers = NO_NUM
     Raises:
       UserError: the dataset has not one of the `id_fields`.
     """
-    names = [one.name for one in (*fields.item, *numbers.item)]
+    names = [*(field.name for field in fields.item), *(number.name for number in numbers.item)]
     for name in settings.id_fields:
         if name not in names:
             hint = nearest(name, names)
