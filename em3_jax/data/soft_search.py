@@ -157,10 +157,13 @@ class SoftSearch:
             return len(rows)
 
         progress = Progress(len(order), unit="row")
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pool = ThreadPoolExecutor(os.cpu_count())
+        try:
             for done in pool.map(fill, blocks):
                 progress.advance(done)
-        progress.close()
+        finally:
+            pool.shutdown(cancel_futures=True)  # of an interrupt
+            progress.close()
 
 
 def _together(start: np.ndarray, low: np.ndarray, end: np.ndarray, length: int) -> Iterator[np.ndarray]:

@@ -47,9 +47,13 @@ class LastEvents:
         """P of the program for `size` candidates."""
         return self._length
 
+    def of_all(self, number: int) -> np.ndarray:
+        """[m] i64 places of the events that all candidates read, of so many."""
+        return np.arange(max(number - self._length, 0), number)
+
     def __call__(self, item: np.ndarray, fields: Ids, candidate: np.ndarray) -> Iterator[Piece]:
         """The pieces of a request, see `Chooser`."""
-        event = np.arange(max(len(item) - self._length, 0), len(item))
+        event = self.of_all(len(item))
         for start in range(0, len(candidate), self._largest):
             yield Piece(slice(start, start + self._largest), event, None)
 
@@ -77,6 +81,10 @@ class SeveralHistories:
     def length(self, size: int) -> int:
         """P of the program for `size` candidates."""
         return events_of(self._parts, size)
+
+    def of_all(self, number: int) -> np.ndarray:
+        """[0] i64: which events are read depends on the candidate."""
+        return np.zeros(0, np.int64)
 
     def __call__(self, item: np.ndarray, fields: Ids, candidate: np.ndarray) -> Iterator[Piece]:
         """The pieces of a request: of candidates whose slots hold together more than P events there are several."""

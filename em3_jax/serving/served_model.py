@@ -211,7 +211,7 @@ class Model:
         place = np.arange(len(kept), 0, -1)
         made = event_features.ids(self._event_features, None if since is None else since[kept], place)
         item, fields = events[kept], {name: ids[kept] for name, ids in given.items()} | made
-        logits, read = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
+        logits, read = [np.zeros(0, np.float32)], [self._choice.of_all(len(item))]
         context = self._context(context or {}, len(candidate), unknown)
         for piece in self._choice(item, fields, candidate):
             part = candidate[piece.of]
