@@ -108,7 +108,7 @@ def test_the_other_models_make_configs_that_are_right(model, backbone, tmp_path)
     assert found.data.unknown_alpha == 0.0 and found.data.unknown_below == 2
     columns = [{**one, "share_embedding": "pid"} if one["name"] == "clicks" else one for one in DATA["feature_cols"]]
     notes = fuxictr.convert(given, DATA | {"feature_cols": columns}, "x", tmp_path, item="ad").notes
-    assert any("a sequence that no attention reads" in note for note in notes)
+    assert any("several values a row, and no history" in note for note in notes)
 
 
 def test_ids_of_models_that_read_them_as_fields_among_others(tmp_path):
@@ -145,6 +145,35 @@ def test_several_labels_become_heads(tmp_path):
     assert "the first label is one of 0 and 1" in user_error(
         lambda: fuxictr.convert(MMOE | first, data, "x", tmp_path, item="ad")
     )
+
+
+def test_a_log_of_numbers_without_ids_from_its_files_to_a_report(tmp_path, monkeypatch):
+    """As AliExpress's: valid and test are one file, paths are of the folder above; a column that FuxiCTR makes."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    random, header = np.random.default_rng(0), "a,b,c,x,clk,buy,watched,w\n"
+    for part, count in (("train", 400), ("test", 150)):
+        rows = []
+        for _ in range(count):
+            a, b, c = random.integers(0, 5, 3)
+            click = int(random.random() < 0.2 + 0.6 * (a == b))
+            rows.append(f"{a},{b},{c},{random.random():.3f},{click},{click * (c % 2)},{c * click},{1 + c}\n")
+        (tmp_path / f"{part}.csv").write_text(header + "".join(rows))
+    columns = [{"name": ["a", "b", "c"], "type": "categorical"}, {"name": "x", "type": "numeric"}]
+    columns += [{"name": "weekday", "type": "categorical", "preprocess": "convert_weekday"}]
+    labels = [{"name": "clk"}, {"name": "buy"}, {"name": "watched"}]
+    data = DATA | {"feature_cols": columns, "label_col": labels, "weight_col": {"name": "w"}, "valid_data": "test.csv"}
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "model.yaml").write_text(yaml.safe_dump({"x": MMOE | {"monitor": "AUC"}}))
+    (tmp_path / "config" / "data.yaml").write_text(yaml.safe_dump({"tiny": data}))
+    called(tmp_path / "config", "--out", str(tmp_path / "made"))
+    mapping = tomllib.loads((tmp_path / "made" / "mapping.toml").read_text())
+    assert mapping["columns"]["weight"] == "w" and "weekday" not in mapping["context_fields"]
+    prepare.main(["table", "--mapping", str(tmp_path / "made" / "mapping.toml"), "--out", str(tmp_path / "data")])
+    config = recipes.load(str(tmp_path / "made" / "recipe.py"), "")
+    config.data.root = str(tmp_path / "data")
+    train.train(config, tmp_path / "run")
+    report = evaluation.evaluate(tmp_path / "run", "test")["slices"]["all"]
+    assert report["n"] == 150 and np.isfinite(report["auc"])
 
 
 SIM = {
@@ -234,10 +263,14 @@ def test_files_that_are_none(files):
 
 
 def test_three_files_are_the_three_parts(files):
-    log = ",".join(str(files / f"{part}.csv") for part in ("train", "valid"))
+    log = ",".join(str(files / f"{part}.csv") for part in ("train", "valid", "test", "train"))
     options = ["--split", "files", "--time-unit", "none", "--columns", "user=userid,item=ad,label=clk"]
     said = user_error(prepare.main, ["table", "--interactions", log, *options, "--out", str(files / "x")])
-    assert "2 files" in said and "give 3" in said
+    assert "4 files" in said and "give 3" in said
+    log = ",".join(str(files / f"{part}.csv") for part in ("train", "test"))
+    prepare.main(["table", "--interactions", log, *options, "--out", str(files / "two")])
+    dataset = open_dataset(files / "two")
+    assert [len(dataset.split_rows(part)) for part in ("train", "valid", "test")] == [540, 60, 200]
 
 
 @pytest.mark.parametrize(
@@ -252,6 +285,8 @@ def test_three_files_are_the_three_parts(files):
         ("embedding_regularizer", "none", "l2", 0.0),
         ("monitor", {}, "metric", "auc"),
         ("net_regularizer", "l2(1e-4)", "l2", 1e-4),
+        ("attention_units", [24], "attention_hidden", 24),
+        ("dropout_rates", 0.3, "dropout", 0.3),
     ],
 )
 def test_forms_of_a_value(key, value, setting, expected, tmp_path):

@@ -92,6 +92,26 @@ def test_lazy_adam_is_adam_where_every_step_touches_every_row():
     np.testing.assert_allclose(result["slots"]["variance"], state[0].nu, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+def test_adam_is_that_of_the_whole_table(l2):
+    """Rows go on by their momentum where a step does not touch them; padding and surplus stay zero."""
+    steps = make_steps()
+    table = id_table.init(jax.random.key(0), V, W, 0.5, id_table.row_optimizer("adam", RATE), length=V + 3)
+    optimizer = optax.adam(RATE)
+    params = np.array(table["embedding"])
+    state = optimizer.init(params)
+    for row_id, gradient in steps:
+        whole = np.zeros_like(params)
+        whole[:V] = dense_gradient(row_id, gradient)
+        updates, state = optimizer.update(whole + l2 * params, state, params)
+        params = optax.apply_updates(params, updates)
+    beyond = [(np.where(row_id >= V, row_id + 3, row_id), gradient) for row_id, gradient in steps]
+    result = run("adam", beyond, l2, table)
+    np.testing.assert_allclose(result["embedding"], params, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(result["slots"]["second_moment"], state[0].nu, rtol=1e-5, atol=1e-9)
+    assert not result["embedding"][0].any() and not result["embedding"][V:].any()
+
+
 def test_lazy_adam_is_adam_masked_to_the_touched_rows():
     """Moments and rows stay where a step does not touch them; bias correction is by a row's own steps."""
     steps = make_steps()

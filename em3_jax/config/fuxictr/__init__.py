@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from em3_jax.config import parse, recipes, schema
 from em3_jax.config.fuxictr.columns import Columns
-from em3_jax.config.fuxictr.settings import settings_of
+from em3_jax.config.fuxictr.settings import OLD_NAMES, settings_of
 
 EVENTS = "events.parquet"
 
@@ -57,6 +57,7 @@ def convert(
     Raises:
       UserError: the model is not known, or ids are not found.
     """
+    model = {OLD_NAMES.get(key, key): value for key, value in model.items()}
     columns = Columns(dataset, model, folder, user, item)
     settings, notes = settings_of(model, columns)
     settings = {"data.root": "data"} | settings

@@ -1,9 +1,13 @@
 """The columns of a dataset of FuxiCTR, by what they are to em3_jax, and the mapping that says so."""
 
+import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from em3_jax.config.fuxictr.values import found, listed, one, shown, toml
 from em3_jax.core.errors import UserError, nearest
@@ -38,7 +42,7 @@ CARRIED = {
     "na_value",
     "fill_na",
 }
-CARRIED |= {"remap", "oov_idx", "padding_idx"}
+CARRIED |= {"remap", "oov_idx", "padding_idx", "share_embedding"}
 
 
 class Columns:
@@ -67,15 +71,22 @@ class Columns:
         self._dataset, self._folder = dataset, folder
         both = {**model, **{key: value for key, value in dataset.items() if value is not None}}
         self._files = [self._path(f"{part}_data", dataset.get(f"{part}_data")) for part in ("train", "valid", "test")]
+        if self._files[1] == self._files[2]:
+            del self._files[1]
+            self.notes.append(
+                "valid_data: is test_data, by which no step is chosen here; valid is the last tenth of train_data"
+            )
         self._items, self.user_info = (
             Path(self._path(key, both[key])) if both.get(key) else None for key in ("item_info", "user_info")
         )
-        self._columns = _columns(dataset, self.notes)
+        self._columns = _columns(dataset, model.get("embedding_dim"), _header(self._files[0]), self.notes)
         self.labels = _labels(dataset.get("label_col"))
         of = {kind: [name for name, one in self._columns.items() if one["type"] == kind] for kind in KINDS}
         self._sequences = [name for name in of["sequence"] if not self._is_of_item(name)]
         self._find_ids(model, [*of["categorical"], *of["meta"]], user, item)
-        self._group = self._group_of(both.get("group_id"))
+        self._group = self._group_of(both.get("group_id") or both.get("group_index"))
+        weight = dataset.get("weight_col")
+        self._weight = str(weight.get("name", "")) if isinstance(weight, Mapping) else str(weight or "")
         self._find_history(model, of["meta"], both.get("max_len"))
         own = [name for name in of["categorical"] if self._is_of_item(name)]
         self.category = found(own, CATEGORIES) or (own[0] if len(own) == 1 else "")
@@ -92,7 +103,9 @@ class Columns:
             raise UserError(f"{key} {given}: a path of another system; give one that is here")
         if not isinstance(given, str) or not given:
             raise UserError(f"{key}: the dataset names no one file; give the section that has its three files")
-        path = (self._folder / str(given)).resolve()
+        # FuxiCTR's scripts run in the folder above that of their configs.
+        places = [(folder / given).resolve() for folder in (self._folder, self._folder.parent)]
+        path = next((place for place in places if place.exists()), places[0])
         if path.suffix in (".npz", ".h5"):
             raise UserError(f"{key} {given}: holds what FuxiCTR has encoded; give the .csv or .parquet it was made of")
         return str(path)
@@ -107,9 +120,9 @@ class Columns:
         self._item = item or found(targets, ITEMS) or next(iter(targets), "") or found(names, ITEMS)
         self._user = user or found(names, USERS)
         if model.get("model") not in WITH_HISTORY:  # ids are fields among others there
-            free = [
-                one for one in names if features[one]["type"] == "categorical" and one not in (self._item, self._user)
-            ]
+            free = [name for name in names if features[name]["type"] == "categorical"]
+            free = [name for name in free if not features[name].get("preprocess")] or free
+            free = [name for name in free if name not in (self._item, self._user)]
             for kind in ("item", "user"):
                 if not getattr(self, f"_{kind}") and free:
                     setattr(self, f"_{kind}", free.pop(0))
@@ -158,11 +171,12 @@ class Columns:
         self._beside = [name for name in asked if name != self._history and name not in shared]
         for name in self._sequences:
             if name != self._history and name not in self._beside:
-                why = "a second history of items" if name in asked else "a sequence that no attention reads"
+                why = "a second history of items" if name in shared else "several values a row, and no history"
                 self.notes.append(f"feature {name}: {why}; left out")
         for name, column in self._columns.items():
             other = column.get("share_embedding")
-            if other and column["type"] != "meta" and (name, other) != (self._history, self._item):
+            is_read = column["type"] == "categorical" or name in self._beside
+            if other and is_read:
                 self.notes.append(f"feature {name}, share_embedding {other}: it has embeddings of its own")
         if self.user_info is not None and "seq_len" not in self._columns:
             raise UserError(
@@ -188,6 +202,7 @@ class Columns:
         """
         roles = {"user": self._user, "item": self._item, "label": self.labels[0]}
         roles |= {"group": self._group} if self._group else {}
+        roles |= {"weight": self._weight} if self._weight else {}
         times = "order" if events else "none"
         lines = [f"interactions = {toml(self._files)}", 'split = "files"', f'time_unit = "{times}"']
         if events:
@@ -233,37 +248,55 @@ KINDS = ("categorical", "numeric", "sequence", "meta")
 WITH_HISTORY = ("DIN", "SIM")
 
 
-def _columns(dataset: Mapping[str, Any], notes: list[str]) -> dict[str, dict[str, Any]]:
-    """Name -> what feature_cols says of it, of active columns."""
+def _columns(dataset: Mapping[str, Any], width: Any, there: set[str], notes: list[str]) -> dict[str, dict[str, Any]]:
+    """Name -> what feature_cols says of it, of active columns.
+
+    Args:
+      width: of an embedding.
+      there: columns of the training file; empty where it cannot be read.
+    """
     result: dict[str, dict[str, Any]] = {}
     groups = dataset.get("feature_cols") or []
     if not isinstance(groups, list) or not all(isinstance(group, Mapping) for group in groups):
         raise UserError("feature_cols: is no list of columns, each with a name; is this the section of a dataset?")
+    told: dict[tuple[str, str], list[str]] = {}
     for group in groups:
         for name in listed(group.get("name")):
             if str(group.get("active", True)).lower() in ("false", "0", "no"):
                 continue
-            kind = str(group.get("type", "categorical"))
+            kind, made_by = str(group.get("type", "categorical")), str(group.get("preprocess") or "")
+            is_made = made_by.startswith("copy_from") or (made_by and there and name not in there)
             if kind not in KINDS:
-                notes.append(f"feature {name}: type {kind} is not known; left out")
-                continue
-            if kind != "meta" and str(group.get("preprocess", "")).startswith("copy_from"):
-                notes.append(
-                    f"feature {name}, preprocess {shown(group['preprocess'])}: no column of the files; left out"
-                )
-                continue
-            result[name] = {**group, "type": kind}
+                told.setdefault((f"type {kind}", "is not known; left out"), []).append(name)
+            elif kind != "meta" and is_made:
+                told.setdefault((f"preprocess {made_by}", "no column of the files; left out"), []).append(name)
+            else:
+                result[name] = {**group, "type": kind}
     for name, column in result.items():
-        told = {key: value for key, value in column.items() if key not in CARRIED and value is not None}
-        told.pop("share_embedding", None)  # is told where it is known which of them is the history
+        keys = {key: value for key, value in column.items() if key not in CARRIED and value is not None}
         if column["type"] == "meta":
-            told.pop("preprocess", None)
-        if str(told.get("feature_encoder", "")).startswith("layers.MaskedAveragePooling"):
-            told.pop("feature_encoder")  # what several values of a field are anyhow
-        notes += [f"feature {name}, {key} {shown(value)}: not carried over" for key, value in sorted(told.items())]
+            keys.pop("preprocess", None)
+        if str(keys.get("feature_encoder", "")).startswith("layers.MaskedAveragePooling"):
+            keys.pop("feature_encoder")  # what a history is in such models anyhow
+        if width is not None and keys.get("embedding_dim") == width:
+            keys.pop("embedding_dim")
+        for key, value in sorted(keys.items()):
+            told.setdefault((f"{key} {shown(value)}", "not carried over"), []).append(name)
+    notes += [f"feature {shown(', '.join(names))}, {what}: {why}" for (what, why), names in told.items()]
     if not any(column["type"] != "meta" for column in result.values()):
         raise UserError("feature_cols: names no active column; is this the section of a dataset?")
     return result
+
+
+def _header(path: str) -> set[str]:
+    """The columns of a file; empty where it cannot be read."""
+    try:
+        if path.endswith(".parquet"):
+            return set(pq.read_schema(path).names)
+        with open(path, encoding="utf-8", newline="") as file:
+            return set(next(csv.reader(file), ()))
+    except (OSError, pa.ArrowInvalid, UnicodeDecodeError, csv.Error):
+        return set()
 
 
 def _labels(given: Any) -> list[str]:

@@ -4,10 +4,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from em3_jax.config.fuxictr.columns import Columns
+from em3_jax.config.fuxictr.columns import WITH_HISTORY, Columns
 from em3_jax.config.fuxictr.values import metric, one, penalty, several, shown
 from em3_jax.core.errors import UserError, nearest
 
+OLD_NAMES = {
+    "patience": "early_stop_patience", "attention_units": "attention_hidden_units",
+    "attention_activations": "attention_hidden_activations", "attention_final_activation": "attention_output_activation",
+    "din_query_field": "din_target_field", "din_history_field": "din_sequence_field", "dropout_rates": "net_dropout",
+    "cross_layers": "num_cross_layers", "group_index": "group_id",
+}  # fmt: skip
+"""Names of keys in versions 1 and 2.0 -> today's."""
 BACKBONES = {
     "DIN": "din", "DCNv2": "dcnv2", "DeepFM": "deepfm", "WideDeep": "wide_deep", "SIM": "din", "MMoE": "din",
     "SharedBottom": "din", "ShareBottom": "din", "PLE": "din",
@@ -27,7 +34,6 @@ NUMBERS: tuple[tuple[str, str, type], ...] = (
     ("batch_size", "data.batch_size", int),
     ("epochs", "train.epochs", float),
     ("seed", "seed", int),
-    ("patience", "train.patience", int),
     ("early_stop_patience", "train.patience", int),
     ("eval_steps", "train.eval_every", int),
     ("net_dropout", "model.backbone_settings.dropout", float),
@@ -36,7 +42,7 @@ NUMBERS: tuple[tuple[str, str, type], ...] = (
 PLAIN: dict[str, tuple[Any, ...]] = {
     "optimizer": ("adam", "Adam"), "dnn_activations": ("relu", "ReLU"), "hidden_activations": ("relu", "ReLU"),
     "shuffle": (True,), "batch_norm": (False,), "use_low_rank_mixture": (False,), "model_structure": ("parallel",),
-    "attention_dropout": (0, 0.0), "use_wide": (True,),
+    "attention_dropout": (0, 0.0), "attention_hidden_activations": ("relu", "ReLU"), "use_wide": (True,),
     "use_fm": (True,), "accumulation_steps": (1,), "loss_weight": ("EQ",), "gsu_type": ("hard",),
 }  # fmt: skip
 """Key -> values that are so here anyhow."""
@@ -69,7 +75,7 @@ def settings_of(model: Mapping[str, Any], columns: Columns) -> tuple[dict[str, A
     notes: list[str] = []
     given = {key: value for key, value in model.items() if key not in ITS_OWN and value is not None}
     settings: dict[str, Any] = {"model.backbone": BACKBONES[kind], "model.content": "none", "model.cic.weight": 0.0}
-    settings |= {"tables.optimizer": "lazy_adam", "train.eval_every": 0, "optim.clip_norm": 10.0}
+    settings |= {"tables.optimizer": "adam", "train.eval_every": 0, "optim.clip_norm": 10.0}
     settings |= {"data.history_length": columns.length}
     if "learning_rate" in given:
         rate = one(float, "learning_rate", given.pop("learning_rate"))
@@ -117,6 +123,8 @@ def _attention(kind: str, given: dict[str, Any], columns: Columns, notes: list[s
         if len(hidden) > 1:
             notes.append(f"attention_hidden_units {list(hidden)}: the attention has one hidden layer, of {hidden[0]}")
     given.pop("max_len", None)
+    if kind in WITH_HISTORY:
+        found["model.backbone_settings.attention_layer"] = False
     if kind == "DIN":
         found["model.backbone_settings.attention_softmax"] = bool(given.pop("din_use_softmax", False))
     if kind != "SIM":

@@ -25,10 +25,12 @@ class Tables:
 
     width: Size = 16  # width of a table row, an ID's embedding
     init_scale: Weight = 0.05  # standard deviation of the values of a fresh table row
-    # optimizer of the table rows that a batch touches
-    optimizer: Annotated[str, Choice(("rowwise_adagrad", "lazy_adam"))] = "rowwise_adagrad"
+    # optimizer of the table rows that a batch touches; adam: of all rows at every step, as PyTorch
+    # does it, at a cost that grows with the table
+    optimizer: Annotated[str, Choice(("rowwise_adagrad", "lazy_adam", "adam"))] = "rowwise_adagrad"
     learning_rate: Weight = 0.02  # learning rate of the table rows
-    l2: Weight = 0.0  # l2 penalty on the table rows that a batch touches
+    # l2 penalty on the table rows that a batch touches; on all with optimizer adam
+    l2: Weight = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,9 @@ class BackboneSettings:
     dropout: Dropout = 0.0  # dropout in the DNN
     attention_score: Score = "mlp"  # score of DIN's target attention on IDs
     attention_hidden: Size = 32  # hidden width of the score of DIN's attention, if it is an mlp
+    # whether DIN's attention on IDs reads items by way of an FC layer, and the DNN its result times
+    # the candidate as well; else items' fields side by side, and no such product, as DIN has it
+    attention_layer: Switch = True
     # whether the weights of DIN's attention on IDs are a softmax of the scores; else they are the
     # scores, as DIN has them
     attention_softmax: Switch = True

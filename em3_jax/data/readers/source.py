@@ -129,13 +129,17 @@ class Source:
     def name_parts(self, column: str, names: Sequence[str]) -> None:
         """Gives what was given names, in a column of all rows: of the first path the first name, and so on.
 
+        Of two paths they are the first name and the last.
+
         Raises:
           UserError: there are more or fewer paths than names.
         """
+        if len(self._counts) == 2:
+            names = (names[0], names[-1])
         if len(self._counts) != len(names):
             raise UserError(
                 f"{self}: {len(self._counts)} files, folders or patterns; give {len(names)}, of {', '.join(names)}, with "
-                "commas"
+                f"commas, or {names[0]} and {names[-1]} alone"
             )
         if twice := [file for k, file in enumerate(self.files) if file in self.files[:k]]:
             raise UserError(

@@ -221,6 +221,14 @@ def parts_named(source: Source, name: str, column: pa.ChunkedArray) -> np.ndarra
     return known
 
 
+def of_files(part: np.ndarray) -> np.ndarray:
+    """[n] u8 parts of rows whose file says them; where none is of valid, the last tenth of train's becomes it."""
+    train = np.flatnonzero(part == 0)
+    if not (part == 1).any():
+        part[train[len(train) - len(train) // 10 :]] = 1
+    return part
+
+
 def of_folds(source: Source, name: str, test: str, valid: str) -> np.ndarray:
     """[E] u8 parts by the column `name` of the items: one value is test, one valid, the others train.
 

@@ -124,8 +124,8 @@ def table(
         "folds:5:0", items in so many parts by that hash, number 0 test and the next valid;
         "folds:<column>:<test>[,<valid>]", a column of the items of which these values are test and
         valid (default the next one); "column:<name>" of train, valid, test for each row; or "files": three files of
-        interactions, with commas, are train, valid and test. By items or
-        folds, histories hold training rows alone.
+        interactions, with commas, are train, valid and test; or two, train, whose last tenth of rows is valid, and test.
+        By items or folds, histories hold training rows alone.
       events: "clicks", "all" or "none", the interactions that enter histories; default clicks, but none where histories are
         given or are in a table.
       events_table: files of events (user, item, time and the event fields) that are history and never an example.

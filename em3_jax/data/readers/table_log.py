@@ -14,7 +14,7 @@ from em3_jax.data.readers.encode import Encoded, encode, field_names, known_of, 
 from em3_jax.data.readers.files import column_names, place, read_table, require_numbers, require_values, text_of
 from em3_jax.data.readers.numbers import Values, read_numbers
 from em3_jax.data.readers.source import Source
-from em3_jax.data.readers.splits import Shares, Split, Whole, parts_named
+from em3_jax.data.readers.splits import OF_FILES, Shares, Split, Whole, of_files, parts_named
 from em3_jax.data.readers.table_history import Given
 from em3_jax.data.readers.table_times import NO_TIMES, Times, read_times
 from em3_jax.data.times import ORDER, shown
@@ -338,6 +338,8 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _split(path: Source, split: Split, table: pa.Table) -> np.ndarray | Shares:
     """What `Log.split` is."""
+    if split == OF_FILES:
+        return of_files(parts_named(path, split, table.column(split)))
     if isinstance(split, str):
         return parts_named(path, split, table.column(split))
     return np.zeros(table.num_rows, np.uint8) if isinstance(split, Whole) else split

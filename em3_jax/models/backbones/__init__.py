@@ -21,6 +21,7 @@ class BackboneSettings(NamedTuple):
       hidden: widths of the DNN.
       dropout: rate in the DNN.
       attention_score, attention_hidden: of DIN's attention, see `TargetAttention`.
+      attention_layer: of DIN's attention, see `din.DIN`.
       attention_softmax: of DIN's attention, see `TargetAttention.softmax`.
       cross_layers: of DCN v2.
       heads: of further labels; None without any. Backbones that have them say so, `has_heads = True`.
@@ -32,6 +33,7 @@ class BackboneSettings(NamedTuple):
     attention_hidden: int
     cross_layers: int
     heads: Heads | None = None
+    attention_layer: bool = True
     attention_softmax: bool = True
 
 

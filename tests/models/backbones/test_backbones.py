@@ -35,9 +35,9 @@ def features(content: bool = True, events: bool = True) -> Features:
 
 
 @functools.cache
-def run(name: str, content: bool = True, events: bool = True):
+def run(name: str, content: bool = True, events: bool = True, settings: BackboneSettings = SETTINGS):
     """(parameters in f64, logits)."""
-    module, inputs = BACKBONES[name](SETTINGS), features(content, events)
+    module, inputs = BACKBONES[name](settings), features(content, events)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), inputs, train=False))["params"]
     random = np.random.default_rng(1)
     params = jax.tree.map(lambda leaf: 0.5 * random.standard_normal(leaf.shape).astype(leaf.dtype), shapes)
@@ -106,6 +106,20 @@ def din(p, f, b):
     return mlp(p["dnn"], np.concatenate(parts), 2)[0]
 
 
+def din_as_published(p, f, b):
+    """Items' fields side by side, each with the events' own added; scores as they are; no product."""
+    slots, score = np.zeros(F * W), p["attention"]["MLPScore_0"]
+    target = f.items[f.candidate[b]].ravel()
+    for t in np.flatnonzero(f.mask[b]):
+        event = 0 if f.events is None else sum(f.events[k] for k in f.event_position[b, t])
+        h = (f.items[f.history[b, t]] + event).ravel()
+        pair = np.concatenate([target, h, target - h, target * h])
+        weight = np.maximum(pair @ score["kernel"] + score["bias"], 0) @ score["out"][:, 0]
+        slots += (weight + p["attention"]["score_bias"]) * h
+    parts = [target, slots, f.others[b].ravel(), *(c[b] for c in f.content)]
+    return mlp(p["dnn"], np.concatenate(parts), 2)[0]
+
+
 def deepctr(p, f, b):
     """BasicNet as the explicit product of a one-hot vector, with a table of all rows that there are."""
     table = np.concatenate([f.items.reshape(-1, W), f.others.reshape(-1, W)]).astype(float)
@@ -129,6 +143,14 @@ NAIVE = {"din": din, "deepfm": deepfm, "dcnv2": dcnv2, "wide_deep": wide_deep, "
 def test_a_backbone_equals_its_formula(name, content, events):
     params, logits = run(name, content, events)
     expected = [NAIVE[name](params, features(content, events), b) for b in range(B)]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("events", [True, False], ids=["events", "plain"])
+def test_din_as_published(events):
+    settings = SETTINGS._replace(attention_layer=False, attention_softmax=False)
+    params, logits = run("din", True, events, settings)
+    expected = [din_as_published(params, features(True, events), b) for b in range(B)]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
