@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS), help="the first is what others are compared with")
     parser.add_argument("--bins", type=int, default=16)
     parser.add_argument("--backbone", default="din")
-    parser.add_argument("--frequency-scale", type=float, default=0.1)
+    parser.add_argument("--frequency-scale", type=float, default=1.0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     log, items, users, odds = planted(args.rows)

@@ -36,7 +36,7 @@ class NumberSettings(NamedTuple):
     """
 
     frequencies: int = 16
-    frequency_scale: float = 0.1
+    frequency_scale: float = 1.0
 
 
 def standardised(x: jax.Array, number: Number) -> jax.Array:

@@ -171,7 +171,7 @@ class NumberSettings:
     """What embeddings of numbers are built from."""
 
     frequencies: Size = 16  # learnt frequencies of a periodic number
-    frequency_scale: Above = 0.1  # standard deviation of these frequencies at first
+    frequency_scale: Above = 1.0  # standard deviation of these frequencies at first
 
 
 @dataclass(frozen=True, kw_only=True)
