@@ -2,11 +2,13 @@
 
 python -m benchmarks.prepare --rows 10000000 --repeats 3 --folder /tmp/prepare
 python -m benchmarks.prepare --rows 10000000 --repeats 3 --folder /tmp/prepare --against ../old
+python -m benchmarks.prepare --rows 3000000 --repeats 3 --folder /tmp/prepare --text --numbers --only ours,memory
 
 The log is drawn: a user for each 20 rows, 100,000 items, times in no order, a label, and two fields. The
 bare script numbers ids by their first row, codes the fields, sorts by time, splits and writes one Parquet
 file: no histories, counts, checks or report. Each call is a process of its own; `peak` is the largest
-memory that it held, files that it mapped among it. --against names a checkout, whose `em3 prepare
+memory that it held, files that it mapped among it. `memory` is ours with --engine memory, `spark` with --engine
+spark. --against names a checkout, whose `em3 prepare
 table` takes its turn, in this environment.
 """
 
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 PART = 1_000_000
@@ -28,7 +31,7 @@ FIELDS = "device,slot"
 
 
 def write_log(path: Path, rows: int, users: int) -> None:
-    """A log of so many rows, a part at a time."""
+    """A log of so many rows, a part at a time, as Parquet or CSV."""
     random, items = np.random.default_rng(0), 100_000
     temporary, made = path.with_suffix(".tmp"), None
     devices = pa.array([f"device {k}" for k in range(8)])
@@ -42,9 +45,11 @@ def write_log(path: Path, rows: int, users: int) -> None:
                 "label": (random.random(n) < 0.3).astype(np.int8),
                 "device": devices.take(pa.array(random.integers(0, 8, n))),
                 "slot": random.integers(0, 100, n),
+                "price": np.round(random.lognormal(3, 1, n), 2),
             }
         )
-        made = made or pq.ParquetWriter(temporary, part.schema)
+        writer = pacsv.CSVWriter if path.suffix == ".csv" else pq.ParquetWriter
+        made = made or writer(temporary, part.schema)
         made.write_table(part)
     assert made is not None  # there are rows
     made.close()
@@ -101,14 +106,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, required=True, help="for the log and what is made of it")
     parser.add_argument("--against", type=Path, help="an older checkout")
-    parser.add_argument("--only", default="", help="ours, bare or older alone")
+    parser.add_argument("--only", default="ours,bare,older", help="which of ours, bare, older, memory and spark")
+    parser.add_argument("--text", action="store_true", help="a log as CSV")
+    parser.add_argument("--numbers", action="store_true", help="a column of numbers is cut into ranges")
     parser.add_argument("--bare", nargs=2, metavar=("LOG", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.bare:
         bare(*args.bare)
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    log, out = args.folder / f"{args.rows}-{args.users or 'by-rows'}.parquet", args.folder / "out"
+    log, out = (
+        args.folder / f"log-{args.rows}-{args.users or 'by-rows'}.{'csv' if args.text else 'parquet'}",
+        args.folder / "out",
+    )
     if not log.exists():
         write_log(log, args.rows, args.users or max(args.rows // 20, 1))
     options = [
@@ -120,6 +130,7 @@ def main() -> None:
         FIELDS,
         "--out",
         str(out.absolute()),
+        *(["--context-numbers", "price"] if args.numbers else []),
     ]
     ways = {
         "ours": ([sys.executable, "-m", "em3_jax", *options, "--overwrite"], None),
@@ -128,6 +139,8 @@ def main() -> None:
             None,
         ),
     }
+    for engine in ("memory", "spark"):
+        ways[engine] = ([*ways["ours"][0], "--engine", engine], None)
     if args.against:
         older = args.against.absolute()
         module = ["em3_jax"] if (older / "em3_jax/__main__.py").exists() else ["em3_jax.prepare"]
@@ -135,7 +148,7 @@ def main() -> None:
             [sys.executable, "-m", *module, *options[len(module[0].split(".")) - 1 :], "--overwrite"],
             older,
         )
-    ways = {name: way for name, way in ways.items() if args.only in ("", name)}
+    ways = {name: way for name, way in ways.items() if name in args.only.split(",")}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for _ in range(args.repeats):
         for name, (command, cwd) in ways.items():

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from em3_jax.core.progress import Progress
 from em3_jax.data import canonical
 from em3_jax.data.readers.source import Source
 
@@ -86,6 +87,7 @@ class LogEngine(abc.ABC):
 
     Attributes:
       types: column -> its type in all files.
+      progress: of the rows whose values are looked at.
       byte: the type of whole numbers up to 255.
       keeps_order: whether rows come as they stand where no order is asked for.
 
@@ -98,11 +100,13 @@ class LogEngine(abc.ABC):
 
     def __init__(self, source: Source, files: list[LogFile], columns: list[str]):
         self.source, self.files, self.types = source, files, _types(files, columns)
+        self.progress = Progress(0, unit="row", quiet=True)
 
     def __enter__(self) -> "LogEngine":
         return self
 
     def __exit__(self, kind, value, trace) -> None:
+        self.progress.close()
         self.close()
 
     @abc.abstractmethod
@@ -141,6 +145,7 @@ class LogEngine(abc.ABC):
             f"SELECT {name} AS key, min({place}) AS first, count(*) AS rows, count(*) FILTER (WHERE {is_event}) AS events "
             "FROM log GROUP BY 1 ORDER BY first"
         )
+        self.progress.advance(self.source.rows)
         key = found.column("key").combine_chunks()
         numbers = [found.column(one).to_numpy() for one in ("first", "rows", "events")]
         return Words(key, canonical.forms_of(key), *numbers)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from em3_jax.core import mapped
 from em3_jax.core.errors import UserError
 
 MODES = ("auto", "on", "off")
@@ -143,6 +144,7 @@ def pieces(data: np.ndarray, delimiter: int, quoted: bool) -> Iterator[_Text]:
                 break
             size *= 2
         yield text
+        mapped.release(data)
         start += len(text.data)
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from em3_jax.core.ahead import ahead
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN
+from em3_jax.core.progress import Progress
 from em3_jax.data.format import NOT_PART
 from em3_jax.data.readers.encode import entity_table, field_names, many_numbers
 from em3_jax.data.readers.files import column_names, place, require_columns, require_numbers
@@ -129,6 +130,9 @@ class _Reader:
         """What `streamed` does."""
         how, roles = self._how, self._how.roles
         check_types(engine, roles["time"], self.ids, self._judged)
+        fields = len(set(how.context_fields)) + len(set(how.event_fields))
+        read = self._source.rows * (2 + fields + bool(self._judged.group) + isinstance(how.rule, str))
+        engine.progress = Progress(read, unit="row", doing="numbering ids and values")
         with ThreadPoolExecutor() as threads:
             looked = threads.submit(clock_of, engine, roles["time"], how.times)  # beside what the engine does
             check_values(engine, self._judged)
@@ -149,6 +153,7 @@ class _Reader:
         start = self._start(engine, words["user"], numbers["user"], users, is_event, parts, bool(dropped))
         del words, numbers  # as long as there are users
         columns = [*self._plain(engine), *context.columns, *event.columns]
+        engine.progress.close()
         columns += [Column("split", f"{name_of(SPLIT)}.number", np.uint8)] if parts.column else []
         for group, fields in (("context", context), ("event", event)):
             of_numbers = columns_of(group, self._numbers[group])
