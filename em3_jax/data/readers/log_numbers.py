@@ -86,12 +86,12 @@ def _replace(writer: DatasetWriter, of: str, group: str, field: str, ranges: Ran
     (writer.path / f"{name}.npy").replace(path)
 
 
-def cut_part(kind: str, part: Part, counts: np.ndarray, options: Options) -> tuple[Part, dict[str, Any]]:
+def cut_part(kind: str, part: Part, counts: np.ndarray | None, options: Options) -> tuple[Part, dict[str, Any]]:
     """(the items or users with their numbers as fields, what dataset.json keeps).
 
     Args:
       kind: "item" or "user".
-      counts: how many training rows each has.
+      counts: how many training rows each has; None where there are no numbers.
     """
     facts = fitted(part.numbers, kind, options, lambda name: of_training(part.numbers[name], options.bins, counts))
     return with_fields(part, encoded(part.numbers, facts), kind), facts

@@ -39,25 +39,25 @@ class Shown(NamedTuple):
     """What the stream has shown of the training rows, and of the order of all.
 
     Attributes:
-      items, users: [I], [U] i64 how many training rows each has.
+      rows: "item" and "user", where they are counted -> [I], [U] i64 how many training rows each has.
       was_unsorted: the rows stood in another order than that of time.
     """
 
-    items: np.ndarray
-    users: np.ndarray
+    rows: dict[str, np.ndarray]
     was_unsorted: bool
 
 
 def written(
-    writer: DatasetWriter, stream: Iterator[Batch], columns: list[Column], start: np.ndarray, rows: int, items: int,
-    parts: Parts, events: str, folder: str,
+    writer: DatasetWriter, stream: Iterator[Batch], columns: list[Column], start: np.ndarray, rows: int,
+    counted: dict[str, int], parts: Parts, events: str, folder: str,
 ) -> Shown:  # fmt: skip
     """Writes the rows, which come in the order of time.
 
     Args:
       columns: of the result; those called field_... are of events, and those called number_... are kept in `folder`.
       start: [U + 1] the first event of each user; the last is their number.
-      rows, items: how many there are.
+      rows: how many there are.
+      counted: "item" and "user", if training rows of each are to be counted -> how many of them there are.
       events: which rows enter histories: "clicks", "all" or "none".
       folder: of the writer's, for what is read again.
     """
@@ -70,15 +70,15 @@ def written(
         for name, dtype in dtypes.items()
     }
     progress, before, was_unsorted = Progress(rows, unit="row", doing="writing"), -1, False
-    trained = {"item": np.zeros(items, np.int64), "user": np.zeros(len(start) - 1, np.int64)}
+    trained = {kind: np.zeros(size, np.int64) for kind, size in counted.items()}
     for batch in ahead(_with_histories(stream, start, parts, events)):
         is_event = batch["is_event"]
         stored.put(batch["place_of_event"], {name: batch[name][is_event] for name in stored.dtypes})
         for name, file in files.items():
             file.append(batch[name])
-        is_training = batch["split"] == 0
         for kind, count in trained.items():
-            count += np.bincount(batch[kind][is_training], minlength=len(count))
+            of_training = batch[kind][batch["split"] == 0]
+            np.add.at(count, of_training, np.ones(len(of_training), np.int64))
         was_unsorted = was_unsorted or bool((np.diff(batch["place"], prepend=before) < 0).any())
         before = batch["place"][-1]
         progress.advance(len(is_event))
@@ -86,7 +86,7 @@ def written(
         file.close()
     stored.finish()
     progress.close()
-    return Shown(trained["item"], trained["user"], was_unsorted)
+    return Shown(trained, was_unsorted)
 
 
 def _with_histories(stream: Iterator[Batch], start: np.ndarray, parts: Parts, events: str) -> Iterator[Batch]:

@@ -130,8 +130,8 @@ class _Reader:
         """What `streamed` does."""
         how, roles = self._how, self._how.roles
         check_types(engine, roles["time"], self.ids, self._judged)
-        fields = len(set(how.context_fields)) + len(set(how.event_fields))
-        read = self._source.rows * (2 + fields + bool(self._judged.group) + isinstance(how.rule, str))
+        count = 2 + len(set(how.context_fields)) + len(set(how.event_fields))
+        read = self._source.rows * (count + bool(self._judged.group) + isinstance(how.rule, str))
         engine.progress = Progress(read, unit="row", doing="numbering ids and values")
         with ThreadPoolExecutor() as threads:
             looked = threads.submit(clock_of, engine, roles["time"], how.times)  # beside what the engine does
@@ -163,8 +163,9 @@ class _Reader:
         of_group = [f'JOIN "group of" ON log.{name_of(group)} = "group of".key'] if group else []
         joins = " ".join([self._joined(), parts.join, *of_group, *context.joins, *event.joins])
         stream = ahead(in_order(engine, columns, joins, clock, kept))
-        items = ends.item_part.table.num_rows
-        shown = written(writer, stream, columns, start, kept, items, parts, self._events, FOLDER)
+        both_parts = {"item": ends.item_part, "user": ends.user_part}
+        counted = {kind: part.table.num_rows for kind, part in both_parts.items() if part.numbers}
+        shown = written(writer, stream, columns, start, kept, counted, parts, self._events, FOLDER)
         words_of, ends, ranges = self._cut(writer, shown, {"context": context.words, "event": event.words}, ends)
         rule = how.clicks.rule(how.label or f"column {roles['label']}", False)
         told = Told(kept, dropped, rule, clock.unit, notes, **words_of)
@@ -178,8 +179,8 @@ class _Reader:
         for group, names in self._numbers.items():
             more, facts[group] = cut(writer, group, names, self._cuts, FOLDER)
             words[group] = joined(words[group], more, group)
-        items, facts["item"] = cut_part("item", ends.item_part, shown.items, self._cuts)
-        users, facts["user"] = cut_part("user", ends.user_part, shown.users, self._cuts)
+        items, facts["item"] = cut_part("item", ends.item_part, shown.rows.get("item"), self._cuts)
+        users, facts["user"] = cut_part("user", ends.user_part, shown.rows.get("user"), self._cuts)
         return words, ends._replace(item_part=items, user_part=users), {k: v for k, v in facts.items() if v}
 
     def _joined(self, condition: str = "{}.number >= 0") -> str:
