@@ -35,6 +35,7 @@ def get_config(arg: str = ""):
     config.data.batch_size = 256
     config.data.histories_by = "action"
     config.data.histories = {"buy": 20}
+    config.model.all_numbers = "piecewise"
     config.model.heads.labels = ("buy", "long")
     config.model.heads.kind = "mmoe"
     config.model.backbone_settings.dropout = 0.4

@@ -117,8 +117,12 @@ def of_rows(dataset: Dataset, rows: np.ndarray, field: str, where: str = "config
         return np.asarray(read[field][rows])
     if field == OWN:
         raise UserError(f"{where}={OWN}: this dataset has no groups of its own; name a field, or user")
-    if field in {one.name for one in fields.context}:
+    of_numbers = {kind: [one.name for one in numbers] for kind, numbers in dataset.numbers.groups()}  # by their ranges
+    if field in {one.name for one in fields.context} | set(of_numbers.get("context", ())):
         return np.asarray(read[f"context_{field}"][rows])
+    for kind, table in (("user", dataset.user_table), ("item", dataset.item_table)):
+        if field in of_numbers.get(kind, ()):
+            return table.column(field).to_numpy()[np.asarray(read[kind][rows])]
     for kind, known in (("user", fields.user), ("item", fields.item)):
         if field in (place := columns(known)):
             ids = dataset.user_field_ids if kind == "user" else dataset.item_field_ids
@@ -126,6 +130,7 @@ def of_rows(dataset: Dataset, rows: np.ndarray, field: str, where: str = "config
                 raise UserError(f"{where}={field}: has several values a row; name a field of one")
             return ids[:, place[field].start][np.asarray(read[kind][rows])]
     names = [one.name for group in (fields.user, fields.item, fields.context) for one in group if one.length == 1]
+    names += [name for kind, of in of_numbers.items() if kind != "event" for name in of]
     raise UserError(f"{where}={field}: no such field; {nearest(field, names)}")
 
 

@@ -21,6 +21,7 @@ from em3_jax.data.features import write_features
 from em3_jax.data.format import NOT_PART
 from em3_jax.data.number_columns import with_numbers
 from em3_jax.data.readers.table import table
+from em3_jax.evaluation import groups
 from em3_jax.export import command as export
 from em3_jax.export import onnx_model, scorer
 from em3_jax.predict.command import predict
@@ -303,6 +304,9 @@ def test_a_batch_has_the_numbers_that_a_run_reads_as_values_and_no_others(tmp_pa
     assert [f.name for f in view.fields.context] == ["hour"] and view.fields.event == () and len(plain.event) == 1
     assert [field.name for field in view.fields.item] == ["item"]
     rows = np.arange(300, 340)
+    for field in ("hour", "price"):  # as values they are no fields, and rows are grouped by their ranges all the same
+        found = groups.of_rows(with_numbers(dataset, {}, "log"), rows, field)
+        np.testing.assert_array_equal(found, groups.of_rows(dataset, rows, field))
     batch = BatchBuilder(view, **options)(rows, buckets=Buckets(items=64, rows=256))
     assert "context_number" not in batch and batch["history_row"].shape == (40, 4, 0)
     price = dataset.item_table.column("number_price").to_numpy()
