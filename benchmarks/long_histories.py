@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from configs import em3_synthetic
 from em3_jax import evaluate as evaluation
 from em3_jax import metrics, train
-from em3_jax.data import pipeline, soft_search
+from em3_jax.data import soft_search
 from em3_jax.data.features import write_features
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.table import table
@@ -102,30 +102,35 @@ def config_of(dataset: Dataset, settings: dict[str, Any], seed: int, epochs: flo
 
 
 def timed(dataset: Dataset, variants: dict[str, dict[str, Any]], steps: int) -> None:
-    """Prints what a step of each costs, its input included, the variants in turns of ten steps."""
+    """Prints what a step of each costs, and apart from it the making of its batch, the variants in turns of ten."""
     opened: dict[str, list[Any]] = {}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in variants}
     for name, settings in variants.items():
         parts = experiment.build(config_of(dataset, settings, 0, 1.0))
-        stream = pipeline.batches(parts.work.source, place=parts.program.place)
-        opened[name] = [parts, stream, parts.program.init()]
+        opened[name] = [parts, parts.program.init()]
     for turn in range(steps // 10 + 1):
-        for name, (parts, stream, state) in opened.items():
-            for _ in range(10):
+        for name, (parts, state) in opened.items():
+            for k in range(10):
+                began = time.thread_time()
+                batch = parts.work.source[10 * turn + k]
+                of_batch = time.thread_time() - began
+                batch = jax.block_until_ready(parts.program.place(batch))
                 wall, processor = time.perf_counter(), time.process_time()
-                state, logged = parts.program.train_step(state, parts.work.constants, next(stream))
+                state, logged = parts.program.train_step(state, parts.work.constants, batch)
                 jax.block_until_ready((state, logged))
                 if turn:  # the first compiles
-                    found[name].append((time.perf_counter() - wall, time.process_time() - processor))
-            opened[name][2] = state
-    first = 1e3 * np.array(found[next(iter(variants))])
+                    found[name].append((time.perf_counter() - wall, time.process_time() - processor, of_batch))
+            opened[name][1] = state
+    first = np.array(found[next(iter(variants))])
     for name, times in found.items():
-        own = 1e3 * np.array(times)
-        slower, least = np.median(own, axis=0) / np.median(first, axis=0), own[:, 0].min() / first[:, 0].min()
-        print(
-            f"{name:<24} {np.median(own[:, 0]):6.1f} ms ({slower[0]:.2f} x, least {least:.2f} x), of processors "
-            f"{np.median(own[:, 1]):6.1f} ms ({slower[1]:.2f} x)"
-        )
+        own = np.array(times)
+        told = []
+        for what, of in (("least", np.min), ("lower quartile", lambda x: np.quantile(x, 0.25))):
+            told.append(f"{what} {1e3 * of(own[:, 0]):.1f} ms ({of(own[:, 0]) / of(first[:, 0]):.2f} x)")
+        for what, k in (("of processors", 1), ("its batch", 2)):
+            middle = np.median(own[:, k])
+            told.append(f"{what} {1e3 * middle:.1f} ms ({middle / np.median(first[:, k]):.2f} x)")
+        print(f"{name:<24} {', '.join(told)}")
 
 
 def run(
