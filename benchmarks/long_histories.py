@@ -152,12 +152,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", choices=TABLES, default="sim")
+    parser.add_argument("--variants", default="", help="numbers of some of the table, from 0: 0,1,7; default all")
     parser.add_argument("--rows", type=int, default=250_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=0, help="time so many steps of each variant, and train nothing")
     args = parser.parse_args()
     dataset, variants = planted(args.out, args.rows), TABLES[args.table]
+    if args.variants:
+        variants = {name: variants[name] for k, name in enumerate(variants) if str(k) in args.variants.split(",")}
     shutil.rmtree(dataset.root / "features" / soft_search.FOLDER, ignore_errors=True)
     if args.steps:
         return timed(dataset, variants, args.steps)
