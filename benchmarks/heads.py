@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from em3_jax import metrics
+from em3_jax.core.labels import given_click
 from em3_jax.data.format import CLICK, NOT_PART, open_dataset
-from em3_jax.evaluation.labels import given_click
 from em3_jax.trials import runs
 from em3_jax.trials.runs import PlannedRun
 

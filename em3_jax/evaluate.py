@@ -30,7 +30,7 @@ import numpy as np
 from em3_jax import cli
 from em3_jax.config import parse
 from em3_jax.core import paths, strict_json, trees
-from em3_jax.core.calibration import METHODS
+from em3_jax.core.calibration import METHODS, Calibrations, probabilities
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
 from em3_jax.data.format import CLICK, SPLITS, observed
@@ -190,7 +190,7 @@ def _calibrated(
     first, *others = heads
     further = {one.label: arrays[f"logits_{one.label}"] for one in others if not one.is_amount}
     as_kept = found._replace(first=found.first._replace(kept_negatives=1.0))
-    probability = calibration.probabilities(as_kept, arrays["logits"], further)
+    probability = probabilities(as_kept, arrays["logits"], further)
     return {name or first.label: values for name, values in probability.items()}
 
 
@@ -208,7 +208,7 @@ def _calibrate(run: Run, state: State, method: str, kept_negatives: float) -> No
             continue
         there = observed(values)
         further[name] = calibration.fitted(values[there], arrays[f"logits_{name}"][there], method, name=f"label {name}")
-    fitted = calibration.Calibrations(first, further)
+    fitted = Calibrations(first, further)
     facts = {"split": "valid", "rows": len(rows), "step": int(state.step), "data_hash": run.data_hash}
     calibration.write(run.folder, fitted, facts)
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from em3_jax.core.labels import given_click
+
 METHODS = ("platt", "isotonic")
 
 
@@ -72,3 +74,48 @@ class Calibration(NamedTuple):
 
 NONE = Calibration("", (), ())
 """Logits as they are."""
+
+
+class Calibrations(NamedTuple):
+    """Those of a run: of its first label, and of the further ones by the names of `core.labels.parted`."""
+
+    first: Calibration
+    further: Mapping[str, Calibration]
+
+    def of(self, label: str) -> Calibration:
+        """That of a further label; `NONE` where nothing was fitted."""
+        return self.further.get(label, NONE)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return self.first.to_json() | {"labels": {name: one.to_json() for name, one in self.further.items()}}
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> "Calibrations":
+        """What `to_json` gives.
+
+        Raises:
+          ValueError: it is damaged.
+        """
+        further = {name: Calibration.from_json(one) for name, one in facts.get("labels", {}).items()}
+        return cls(Calibration.from_json(facts), further)
+
+
+def probabilities(found: Calibrations, first: np.ndarray, further: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{"": [n] of a click in the whole log, further label: [n]}, calibrated.
+
+    What is of a click and something after it is the product of both. Negatives that were not kept are the first label's:
+    of other further labels the probabilities are those of rows as they were kept.
+
+    Args:
+      first: [n] logits of the first label.
+      further: label -> [n] logits, see `core.labels.parted`.
+    """
+    result = {"": found.first.probability(first)}
+    for name, logits in further.items():
+        given = given_click(name)
+        if given in further:
+            result[name] = result[""] * found.of(given).probability(further[given])
+        else:
+            result[name] = found.of(name).probability(logits)
+    return result

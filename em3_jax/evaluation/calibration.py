@@ -2,18 +2,16 @@
 
 import itertools
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import optimize
 
 from em3_jax import metrics
 from em3_jax.core import strict_json
-from em3_jax.core.calibration import METHODS, NONE, Calibration
+from em3_jax.core.calibration import METHODS, NONE, Calibration, Calibrations
 from em3_jax.core.errors import UserError
-from em3_jax.evaluation.labels import given_click
 
 FILE = "calibration.json"
 """In the folder of a run."""
@@ -114,41 +112,6 @@ def deciles(labels: np.ndarray, logits: np.ndarray) -> list[dict[str, float]]:
     ]
 
 
-class Calibrations(NamedTuple):
-    """Those of a run: of its first label, and of the further ones by the names of `labels.parted`."""
-
-    first: Calibration
-    further: Mapping[str, Calibration]
-
-    def of(self, label: str) -> Calibration:
-        """That of a further label; `NONE` where nothing was fitted."""
-        return self.further.get(label, NONE)
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return self.first.to_json() | {"labels": {name: one.to_json() for name, one in self.further.items()}}
-
-
-def probabilities(found: Calibrations, first: np.ndarray, further: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{"": [n] of a click in the whole log, further label: [n]}, calibrated.
-
-    What is of a click and something after it is the product of both. Negatives that were not kept are the first label's:
-    of other further labels the probabilities are those of rows as they were kept.
-
-    Args:
-      first: [n] logits of the first label.
-      further: label -> [n] logits, see `labels.parted`.
-    """
-    result = {"": found.first.probability(first)}
-    for name, logits in further.items():
-        given = given_click(name)
-        if given in further:
-            result[name] = result[""] * found.of(given).probability(further[given])
-        else:
-            result[name] = found.of(name).probability(logits)
-    return result
-
-
 def write(folder: Path, found: Calibrations, facts: dict[str, Any]) -> None:
     """Keeps calibrations with their run, and `facts` of what they were fitted on; a reader sees the old or the new ones."""
     temporary = folder / f"{FILE}.tmp"
@@ -171,8 +134,7 @@ def read(folder: str | Path, step: int) -> Calibrations:
     again = "fit it again with `em3 eval --calibrate`, or delete it"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        further = {name: Calibration.from_json(one) for name, one in facts.get("labels", {}).items()}
-        found, fitted_at = Calibrations(Calibration.from_json(facts), further), int(facts["fitted_on"]["step"])
+        found, fitted_at = Calibrations.from_json(facts), int(facts["fitted_on"]["step"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from None
     if fitted_at != step:

@@ -26,6 +26,7 @@ import numpy as np
 from em3_jax import cli, metrics
 from em3_jax.core import paths, strict_json
 from em3_jax.core.errors import UserError, nearest
+from em3_jax.core.labels import given_click
 from em3_jax.data.format import CLICK, SPLITS
 from em3_jax.evaluation import bootstrap, folds, labels
 from em3_jax.evaluation.bootstrap import Samples
@@ -241,7 +242,7 @@ def compare(models: Sequence[Model], metric: str, by_samples: bool = False) -> d
     for name, first in slices.items():
         is_same = name == "all" or name.startswith(labels.slice_of(""))  # what is popular a run may say itself
         if is_same and any(model.reports[0]["slices"].get(name, first)["n"] != first["n"] for model in models[1:]):
-            hint = f"; of ESMM's give --label {labels.given_click('<label>')}" if len(slices) == 1 else ""
+            hint = f"; of ESMM's give --label {given_click('<label>')}" if len(slices) == 1 else ""
             raise UserError(f"{name}: these runs were measured on different rows, so they cannot be compared{hint}")
         result[name] = {"n": first["n"], "bayes": first.get(f"bayes_{metric}", NAN)}
         for model in models:

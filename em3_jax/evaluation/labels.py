@@ -8,6 +8,7 @@ import numpy as np
 
 from em3_jax import metrics
 from em3_jax.core import amounts
+from em3_jax.core.labels import Labels, given_click
 from em3_jax.data.format import NOT_PART, Dataset, observed
 from em3_jax.evaluation import columns, influence
 from em3_jax.evaluation.groups import NOTHING, Asked, Groups, is_of
@@ -16,51 +17,6 @@ from em3_jax.evaluation.groups import shown as shown_columns
 MEAN = "mean"
 """What stands for all labels in the name of a metric that chooses the step."""
 Metrics = dict[str, float]
-
-
-class Labels(NamedTuple):
-    """Which further labels a run learns; see `tasks.Task`.
-
-    Attributes:
-      names: of all of them.
-      amounts: those that are amounts -> their loss.
-      entire_space: the one further label is of clicked rows (ESMM).
-    """
-
-    names: tuple[str, ...] = ()
-    amounts: Mapping[str, str] = {}
-    entire_space: bool = False
-
-
-def parted(logits: np.ndarray, what: Labels) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """([n] logits of the first label, {further label: [n] its logits, or scores of an amount}).
-
-    Of ESMM there are the logits given a click, by the name `given_click`, and those of a click and the label.
-
-    Args:
-      logits: [n], or [n, 1 + H] of the first and the further labels.
-    """
-    if logits.ndim == 1:
-        return logits, {}
-    first = np.ascontiguousarray(logits[:, 0])
-    further = {name: np.ascontiguousarray(logits[:, 1 + k]) for k, name in enumerate(what.names)}
-    if what.entire_space:
-        (name,) = what.names
-        further = {name: both(first, further[name]), given_click(name): further[name]}
-    return first, further
-
-
-def given_click(label: str) -> str:
-    """What a label of clicked rows alone is called, where the label itself is of all rows."""
-    return f"{label}_given_click"
-
-
-def both(first: np.ndarray, further: np.ndarray) -> np.ndarray:
-    """[n] f32 logits of sigmoid(first) sigmoid(further), without rounding either to 0 or 1."""
-    a, b = first.astype(np.float64), further.astype(np.float64)
-    no_click, click = -np.logaddexp(0.0, a), -np.logaddexp(0.0, -a)
-    yes = click - np.logaddexp(0.0, -b)
-    return (yes - np.logaddexp(no_click, click - np.logaddexp(0.0, b))).astype(np.float32)
 
 
 def values_of(dataset: Dataset, rows: np.ndarray, first: str, what: Labels) -> dict[str, np.ndarray]:

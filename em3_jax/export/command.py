@@ -138,7 +138,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
         seconds = time.perf_counter() - began
         rounded = None if settings.dtype == DTYPES[0] else cost(parts, state, encoded.vectors)
         facts = write_model(folder, parts, state, encoded.widths, carried, settings.platforms, settings.with_onnx)
-        if (found := calibration.read(directory, int(state.step)).first).method:
+        if (found := calibration.read(directory, int(state.step))).first.method:
             facts["calibration"] = found.to_json()
         manifest = {
             "checkpoint": {"workdir": directory.name, "step": int(state.step), "model_hash": model_hash},

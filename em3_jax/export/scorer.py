@@ -23,7 +23,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def scorer(task: Task, unflatten: Any) -> Any:
-    """The function (params, table, request) -> logits [b] f32.
+    """The function (params, table, request) -> logits [b] f32, of a task with further labels [b, 1 + H].
 
     Its arguments:
       params: {leaf name: array}.
@@ -57,7 +57,8 @@ def scorer(task: Task, unflatten: Any) -> Any:
                 batch[key.becomes] = _in_slots(request[name], slot)
             else:
                 batch[key.becomes] = request[name] if key.axes[0] == "B" else for_all(request[name])
-        return task.score(unflatten(params), Inputs(table, both, {}, batch)).astype(jnp.float32)
+        of_task = task.score_all if task.labels.names else task.score
+        return of_task(unflatten(params), Inputs(table, both, {}, batch)).astype(jnp.float32)
 
     return score
 

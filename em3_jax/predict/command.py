@@ -22,9 +22,9 @@ import pyarrow as pa
 from em3_jax import cli
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
+from em3_jax.core.labels import given_click
 from em3_jax.core.progress import Progress
 from em3_jax.data.readers.source import Paths, Source
-from em3_jax.evaluation.labels import given_click
 from em3_jax.predict import files, pieces
 from em3_jax.predict.pieces import Pieces
 from em3_jax.predict.rows import Resolver, which

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from em3_jax.core import amounts
+from em3_jax.core.calibration import probabilities
+from em3_jax.core.labels import parted
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import FeatureSet
 from em3_jax.data.pipeline import EvaluationSource
-from em3_jax.evaluation import calibration, labels
+from em3_jax.evaluation import calibration
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.predict.rows import Rows, with_unknown
 from em3_jax.protocols import runs
@@ -47,7 +49,7 @@ class Scorer:
         self._builder = with_unknown(builder, builder.host_features)
 
     def __call__(self, rows: Rows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """([n] f32 logits, {further label: [n] of it}), see `evaluation.labels.parted`."""
+        """([n] f32 logits, {further label: [n] of it}), see `core.labels.parted`."""
         on_host = rows.has_new_items and len(self._builder.host_features) < len(_sets(self._opened))
         opened, builder = self._on_host if on_host else (self._opened, self._builder)
         builder = rows.read_by(builder)
@@ -57,12 +59,12 @@ class Scorer:
         source = EvaluationSource(builder, range(n), self.config.eval.batch_size, buckets, work.shards)
         predict = program.predict_all or program.predict
         logits = ranking_evaluation.predict(source, lambda batch: predict(opened.state, batch), program.place)
-        return labels.parted(logits, self.what)
+        return parted(logits, self.what)
 
     def probabilities(self, logits: np.ndarray, further: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """{"": [n] of a click, further label: [n]} of what a call gives, calibrated; amounts are not among it."""
         scored = {name: one for name, one in further.items() if name not in self.what.amounts}
-        return calibration.probabilities(self.calibrations, logits, scored)
+        return probabilities(self.calibrations, logits, scored)
 
     def expected(self, further: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Label -> [n] expected amounts of what a call gives."""

@@ -206,7 +206,7 @@ def _written(scores: Scores) -> dict[str, Any]:
         "user_known": scores.user_known,
         "history_used": scores.history_used,
         "unknown": scores.unknown,
-    }
+    } | ({"labels": {name: one.tolist() for name, one in scores.further.items()}} if scores.further else {})
 
 
 def _score(model: Model, asked: ScoreRequest) -> Scores:

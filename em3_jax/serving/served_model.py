@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from em3_jax.core import event_features
-from em3_jax.core.calibration import NONE, Calibration
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.event_features import RECENCY
 from em3_jax.core.fields import PADDING, UNKNOWN
@@ -28,6 +27,7 @@ from em3_jax.serving.field_values import LONGEST_ECHO, FieldValues, NumberValues
 from em3_jax.serving.id_index import IdIndex
 from em3_jax.serving.neighbours import Neighbours
 from em3_jax.serving.programs import Programs
+from em3_jax.serving.scores import Meaning, Scores
 from em3_jax.serving.store import Version
 
 CONTENT = "content"
@@ -46,40 +46,6 @@ class Lookup(NamedTuple):
 
     vectors: np.ndarray
     known: np.ndarray
-
-
-class Scores(NamedTuple):
-    """What `Model.score` gives.
-
-    Attributes:
-      probability: [b] f64 of a click, by the run's calibration where it has one.
-      logit: [b] f32, as the model gives it.
-      known: [b] bool, whether the candidate is in the store; others are scored as an item of which nothing is known.
-      user_known: whether the user is.
-      history_used: how many events of the history were read: the last T of known items; of a model of several histories,
-        those that some candidate's hold.
-      unknown: how many ids and values of the request the store does not know, by where they stand:
-        {"history_fields.rating": 3, "candidates": 1}. They are scored as of which nothing is
-        known. What is said to be missing (None, NaN, "") is not among them.
-    """
-
-    probability: np.ndarray
-    logit: np.ndarray
-    known: np.ndarray
-    user_known: bool
-    history_used: int
-    unknown: dict[str, int]
-
-
-def _calibration(version: Version) -> Calibration:
-    """That of the exported run; scores as they are where it had none."""
-    facts = version.manifest["serving"].get("calibration")
-    if facts is None:
-        return NONE
-    try:
-        return Calibration.from_json(facts)
-    except ValueError as error:
-        raise UserError(f"{version.folder}: {error}; export again") from None
 
 
 class Model:
@@ -106,7 +72,7 @@ class Model:
         self._fields = facts["fields"]
         self._event_features: list[str] = facts.get("event_features", [])
         self._strict = strict
-        self._calibration = _calibration(version)
+        self._meaning = Meaning(version)
         self.items, self.users = (
             IdIndex(version[f"{kind}_words"], version[f"{kind}_slots"], facts[f"{kind}_ids"] == "text")
             for kind in ("item", "user")
@@ -180,7 +146,7 @@ class Model:
         history_times: Sequence | np.ndarray | None = None,
         strict: bool | None = None,
     ) -> Scores:
-        """The click probability of each candidate.
+        """The probability of each candidate: of a click, and of each further label that the model has learnt.
 
         Ids and values may be of any type: they are known by their canonical form.
 
@@ -211,7 +177,7 @@ class Model:
         place = np.arange(len(kept), 0, -1)
         made = event_features.ids(self._event_features, None if since is None else since[kept], place)
         item, fields = events[kept], {name: ids[kept] for name, ids in given.items()} | made
-        logits, read = [np.zeros(0, np.float32)], [self._choice.of_all(len(item))]
+        logits, read = [self._meaning.nothing], [self._choice.of_all(len(item))]
         context = self._context(context or {}, len(candidate), unknown)
         for piece in self._choice(item, fields, candidate):
             part = candidate[piece.of]
@@ -223,9 +189,9 @@ class Model:
             found = self._programs(size, self._params, self._table, request)
             logits.append(np.asarray(found)[: len(part)])
             read.append(piece.event)
-        logit, used = np.concatenate(logits), len(np.unique(np.concatenate(read)))
-        probability = self._calibration.probability(logit)
-        return Scores(probability, logit, candidate >= 0, user_row >= 0, used, unknown.counts)
+        used = len(np.unique(np.concatenate(read)))
+        means = self._meaning(np.concatenate(logits))
+        return Scores(*means, candidate >= 0, user_row >= 0, used, unknown.counts)
 
     def similar(self, item_id: Any, count: int) -> list[tuple[Any, float]]:
         """(original id, cosine of the content embeddings) of the items nearest to an item, the nearest first.

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax.core import exchange
+from em3_jax.core.labels import Labels
 from em3_jax.core.types import Batch
-from em3_jax.evaluation.labels import Labels
 from em3_jax.features.tokens import standardise
 from em3_jax.tables import slabs
 
@@ -181,3 +181,7 @@ class Task(abc.ABC):
     def score(self, params: Params, inputs: Inputs) -> jax.Array:
         """Logits [B] as `predict` gives them, where `inputs.tokens` is what was looked up."""
         raise NotImplementedError(f"{type(self).__name__} cannot be served")
+
+    def score_all(self, params: Params, inputs: Inputs) -> jax.Array:
+        """Logits [B, 1 + H] as `predict_all` gives them, where `inputs.tokens` is what was looked up."""
+        raise NotImplementedError(f"{type(self).__name__} has one label")

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
+from em3_jax.core.labels import Labels
 from em3_jax.core.types import Batch
-from em3_jax.evaluation.labels import Labels
 from em3_jax.tasks import Inputs, Loss, Params, Task
 
 
@@ -66,6 +66,9 @@ class WrappedTask(Task):
 
     def score(self, params: Params, inputs: Inputs) -> jax.Array:
         return self.task.score(params, inputs)
+
+    def score_all(self, params: Params, inputs: Inputs) -> jax.Array:
+        return self.task.score_all(params, inputs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,8 +14,12 @@ from em3_jax import evaluate as evaluation
 from em3_jax import metrics, train
 from em3_jax.core import amounts, strict_json
 from em3_jax.core.amounts import Amount
+from em3_jax.core.labels import Labels
 from em3_jax.data.readers.table import table
 from em3_jax.evaluation import calibration, compare, labels, ndcg
+from em3_jax.export import command as export
+from em3_jax.serving import store
+from em3_jax.serving.service import Model
 from em3_jax.predict.command import predict
 from em3_jax.tasks.heads import NOT_OBSERVED, FurtherLabels, loss_of_amount
 from em3_jax.training import experiment
@@ -154,6 +158,28 @@ def test_predict_writes_expected_amounts(several, shop, tmp_path):
     kept = json.loads((folder / "calibration.json").read_text())["labels"]
     assert set(kept) == {"buy"}, "an amount has no probability to calibrate"
     (folder / "calibration.json").unlink()
+
+
+def test_a_service_answers_for_every_label(several, shop, tmp_path):
+    folder = several[0]
+    evaluation.evaluate(folder, "test", calibrate="platt")
+    found = export.export(folder, tmp_path / "store", export.Settings(platforms=("cpu",), dtype="float16"))
+    assert found.version
+    model = Model(store.open_current(tmp_path / "store"))
+    rows = shop.split_rows("test")[:8]
+    columns, items = shop.interactions, shop.item_table.column("id").to_numpy()
+    kept = calibration.read(folder, several[1]["best_step"])
+    logits = {name: np.load(folder / f"eval_test_logits{name}.npy")[:8] for name in ("", "_buy", "_dwell")}
+    for k, row in enumerate(rows):
+        past = shop.events["item"][columns["history_start"][row] : columns["history_end"][row]]
+        user = shop.user_table.column("id")[int(columns["user"][row])].as_py()
+        answer = model.score(user, items[past], items[[columns["item"][row]]])
+        assert answer.probability[0] == pytest.approx(kept.first.probability(logits[""][k]), abs=1e-5)
+        assert answer.further.keys() == {"buy", "dwell"}
+        assert answer.further["buy"][0] == pytest.approx(kept.of("buy").probability(logits["_buy"][k]), abs=1e-5)
+        assert answer.further["dwell"][0] == pytest.approx(amounts.expected("tweedie", logits["_dwell"][k]), rel=1e-4)
+    nobody = model.score(None, [], [])
+    assert nobody.probability.shape == (0,) and nobody.further["buy"].shape == (0,)
 
 
 def test_compare_shows_further_labels_and_one_alone(several, shop, tmp_path, capsys, monkeypatch):
@@ -315,6 +341,6 @@ def test_columns_that_are_no_amounts(tmp_path):
 
 
 def test_reports_without_further_labels_are_as_before():
-    assert labels.to_choose_by({"auc": 0.5}, {}) == {} and labels.headline(labels.Labels()) == ()
+    assert labels.to_choose_by({"auc": 0.5}, {}) == {} and labels.headline(Labels()) == ()
     assert labels.common([{"slices": {}}, {"labels": {"a": {}}}]) == []
     assert labels.of_amount(np.zeros(0, np.float32), np.zeros(0))["n"] == 0

@@ -13,6 +13,7 @@ from em3_jax.config.schema.ranking import Data
 from em3_jax.core import amounts, sharding
 from em3_jax.core.amounts import Amount
 from em3_jax.core.errors import UserError, nearest
+from em3_jax.core.labels import parted
 from em3_jax.core.types import WHOLE, Shards, State
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.codes import CodeSet, read_codes, with_codes
@@ -176,7 +177,7 @@ def work_on_clicks(
     def evaluate(predict: work.Predict, state: State, split: str, errors: bool = True) -> work.Report:
         source = evaluation(split)
         logits = ranking_evaluation.predict(source, lambda batch: predict(state, batch), place)
-        logits, further = labels_evaluation.parted(logits, what)
+        logits, further = parted(logits, what)
         arrays = {"logits": logits} | {f"logits_{name}": one for name, one in further.items()}
         share, rows = config.eval.popular_share, np.asarray(source.rows)
         # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.

@@ -19,8 +19,8 @@ from em3_jax.core import rng
 from em3_jax.core.amounts import Amount
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import Fields
+from em3_jax.core.labels import Labels
 from em3_jax.core.numbers import NO_NUMBERS, Numbers
-from em3_jax.evaluation.labels import Labels
 from em3_jax.models import similarity
 from em3_jax.models.aggregators import AGGREGATORS, ATTEND
 from em3_jax.models.fusion.frozen import Frozen
@@ -115,10 +115,7 @@ class RankingTask(Task):
         return self._apply(params, inputs, train=False)[0]
 
     def predict_all(self, params: Params, inputs: Inputs) -> jax.Array:
-        logit, out = self._apply(params, inputs, train=False)
-        assert self.further is not None  # or there is one label
-        further = self.further.scores(params.get("heads", {}), out["further"])
-        return jnp.concatenate([logit[:, None], further], axis=1)
+        return self._of_all(params, *self._apply(params, inputs, train=False))
 
     def embed(self, params: Params, inputs: Inputs) -> jax.Array:
         content = (inputs.tokens, inputs.tokens_mask)
@@ -144,14 +141,27 @@ class RankingTask(Task):
         return found
 
     def score(self, params: Params, inputs: Inputs) -> jax.Array:
+        return self._scored(params, inputs)[0]
+
+    def score_all(self, params: Params, inputs: Inputs) -> jax.Array:
+        return self._of_all(params, *self._scored(params, inputs))
+
+    def _scored(self, params: Params, inputs: Inputs) -> Applied:
+        """The model on what was looked up."""
         known = dict(inputs.tokens)
         rows = self._lowered(inputs.rows)
         embedding = known.pop(CONTENT).astype(rows.dtype) if self.uses_content else None
         tokens = {name: vector[:, None] for name, vector in known.items()}
         masks = {name: jnp.ones(vector.shape[:2], bool) for name, vector in tokens.items()}
         inputs = Inputs(rows, tokens, masks, inputs.batch)
-        variables = self._variables(params)
-        return self.model.apply(variables, *inputs, train=False, embedding=embedding)[0]
+        result: Any = self.model.apply(self._variables(params), *inputs, train=False, embedding=embedding)
+        return result
+
+    def _of_all(self, params: Params, logit: jax.Array, out: Intermediates) -> jax.Array:
+        """[B, 1 + H] of all labels."""
+        assert self.further is not None  # or there is one label
+        further = self.further.scores(params.get("heads", {}), out["further"])
+        return jnp.concatenate([logit[:, None], further], axis=1)
 
     def _apply(self, params: Params, inputs: Inputs, **options: Any) -> Applied:
         """The model, computed in `dtype`."""
