@@ -18,9 +18,9 @@ from em3_jax.core.labels import Labels
 from em3_jax.data.readers.table import table
 from em3_jax.evaluation import calibration, compare, labels, ndcg
 from em3_jax.export import command as export
+from em3_jax.predict.command import predict
 from em3_jax.serving import store
 from em3_jax.serving.service import Model
-from em3_jax.predict.command import predict
 from em3_jax.tasks.heads import NOT_OBSERVED, FurtherLabels, loss_of_amount
 from em3_jax.training import experiment
 from tests.conftest import user_error
