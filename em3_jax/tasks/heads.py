@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from em3_jax import losses
+from em3_jax.config.schema.ranking import Heads
 from em3_jax.core import amounts
 from em3_jax.core.amounts import Amount
+from em3_jax.core.errors import UserError, nearest
+from em3_jax.core.labels import Labels
 from em3_jax.core.types import Batch
-from em3_jax.tasks import Intermediates, Logged
+from em3_jax.tasks import Intermediates, Logged, Params
 
 NOT_OBSERVED = -1.0
 """Of a further label, where the row is not part of it."""
@@ -46,6 +49,16 @@ class FurtherLabels:
         own = {LOG_VARIANCE: jnp.zeros(1 + len(self.labels))} if self.learns_weights else {}
         kept = {name: jnp.array([one.shift, one.scale], jnp.float32) for name, one in self.amounts.items()}
         return own | ({AMOUNTS: kept} if kept else {})
+
+    @property
+    def names(self) -> Labels:
+        """Which they are."""
+        return Labels(self.labels, {name: one.loss for name, one in self.amounts.items()}, self.entire_space)
+
+    def beside(self, params: Params, logit: jax.Array, out: Intermediates) -> jax.Array:
+        """[B, 1 + H] logits of all labels, the first one's [B] before those in `out`; `params` of the task."""
+        further = self.scores(params.get("heads", {}), out["further"])
+        return jnp.concatenate([logit[:, None], further], axis=1)
 
     def scores(self, params: Mapping[str, Any], further: jax.Array) -> jax.Array:
         """[B, H] f32 logits, and of amounts scores z, see `core.amounts`, of what the model's heads give, [B, H]."""
@@ -88,6 +101,33 @@ class FurtherLabels:
             return first + sum(of_each), logged
         variance = params[LOG_VARIANCE]
         return jnp.sum(jnp.exp(-variance) * jnp.stack([first, *of_each]) + variance / 2), logged
+
+
+def further_labels(heads: Heads, amounts: Mapping[str, Amount]) -> FurtherLabels | None:
+    """What is learnt beside the first label; None where nothing is.
+
+    Args:
+      heads: config.model.heads.
+      amounts: those of the labels that are amounts, as they begin.
+
+    Raises:
+      UserError: a setting is of another label, or contradicts the kind of heads.
+    """
+    where, labels = "config.model.heads", heads.labels
+    if twice := [name for k, name in enumerate(labels) if name in labels[:k]]:
+        raise UserError(f"{where}.labels: '{twice[0]}' is named twice; name it once")
+    for setting, named in (("weights", heads.weights), ("losses", heads.losses)):
+        for name in named:
+            if name not in labels:
+                hint = nearest(name, labels) if labels else f"name it in {where}.labels"
+                raise UserError(f"{where}.{setting}.{name}: no such further label; {hint}")
+    if heads.kind == "esmm" and labels and len(labels) != 1:
+        raise UserError(
+            f"{where}.kind=esmm: is of one further label, such as a conversion; {where}.labels has {len(labels)}"
+        )
+    if not labels:
+        return None
+    return FurtherLabels(labels, heads.weights, heads.learn_weights, heads.kind == "esmm", amounts)
 
 
 def loss_of_amount(

@@ -105,7 +105,8 @@ def test_without_further_labels_nothing_has_changed(planted):
 
 
 @pytest.mark.parametrize(
-    "kind, backbone", [("shared_bottom", "din"), ("mmoe", "deepfm"), ("ple", "wide_deep"), ("mmoe", "dcnv2")]
+    "kind, backbone",
+    [("shared_bottom", "din"), ("mmoe", "deepfm"), ("ple", "wide_deep"), ("mmoe", "dcnv2"), ("ple", "deepctr")],
 )
 def test_every_kind_trains_every_head(labelled, kind, backbone):
     parts = experiment.build(config_of(labelled, kind=kind, backbone=backbone))

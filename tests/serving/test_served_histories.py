@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from configs import lemur
 from em3_jax import evaluate as evaluation
 from em3_jax import train
 from em3_jax.data.features import write_features
@@ -29,13 +30,14 @@ def shop(tmp_path_factory):
     folder, random = tmp_path_factory.mktemp("shop"), np.random.default_rng(3)
     time = 1_600_000_000 + np.cumsum((2 ** random.uniform(0, 14, ROWS)).astype(np.int64))
     log = {"user": random.integers(0, 8, ROWS), "item": random.integers(0, ITEMS, ROWS), "time": time}
+    log |= {"dear": random.integers(0, 2, ROWS)}
     log |= {"label": random.integers(0, 2, ROWS), "action": random.choice(["buy", "view"], ROWS, p=[0.2, 0.8])}
     pq.write_table(pa.table(log), folder / "log.parquet")
     items = {"item": np.arange(ITEMS), "category": [f"c{k % 5}" for k in range(ITEMS)]}
     pq.write_table(pa.table(items), folder / "items.parquet")
     return table(
         folder / "data", interactions=folder / "log.parquet", items=folder / "items.parquet", events="all",
-        item_fields=("category",), event_fields=("action",), split="0.7,0.15,0.15",
+        item_fields=("category",), event_fields=("action",), labels={"dear": "dear"}, split="0.7,0.15,0.15",
     )  # fmt: skip
 
 
@@ -106,6 +108,30 @@ def test_a_service_chooses_the_events_of_each_candidate_as_training_does(shop, s
     every = np.concatenate([np.where(piece.slot < 0, -1, piece.event[piece.slot]) for piece in pieces])
     np.testing.assert_array_equal(every, choice._choose(item, fields, np.arange(ITEMS)))
     assert "several histories" in user_error(export.export, several, tmp_path / "onnx", PLAIN._replace(with_onnx=True))
+
+
+def test_lemur_reads_several_histories_learns_several_labels_and_is_served(shop, tmp_path):
+    config = lemur.get_config()
+    config.data.root, config.data.features = str(shop.root), ("text",)
+    vectors = np.random.default_rng(0).standard_normal((ITEMS, 2, 8)).astype(np.float32)
+    write_features(shop.root, "text", vectors, np.ones((ITEMS, 2), bool), {"encoder": "drawn"}, shop.meta["item_hash"])
+    config.data.history_length, config.data.batch_size, config.eval.batch_size = 6, 64, 64
+    config.data.similar_by, config.data.similar_length = "category", 4
+    config.data.histories_by, config.data.histories = "action", {"buy": 3}
+    config.model.encoder.update({"width": 8, "layers": 1, "heads": 2, "mlp_width": 8, "output": 6})
+    config.model.short_history, config.model.backbone_settings.hidden = 6, (8,)
+    config.model.heads.labels, config.model.heads.hidden, config.model.heads.kind = ("dear",), (8,), "mmoe"
+    config.tables.init_scale, config.train.epochs, config.train.eval_every = 0.5, 2.0, 100
+    train.train(config, tmp_path / "run")
+    evaluation.evaluate(tmp_path / "run", "test")
+    export.export(tmp_path / "run", tmp_path / "store", PLAIN)
+    model = Model(store.open_current(tmp_path / "store"))
+    logits, dear = (np.load(tmp_path / "run" / f"eval_test_logits{name}.npy")[:12] for name in ("", "_dear"))
+    answers = [model.score(**one) for one in requests(shop, shop.split_rows("test")[:12])]
+    np.testing.assert_allclose(np.concatenate([one.logit for one in answers]), logits, atol=1e-5)
+    found = np.concatenate([one.further["dear"] for one in answers])
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-dear.astype(np.float64))), atol=1e-5)
+    assert logits.std() > 1e-3 and dear.std() > 1e-3
 
 
 def test_events_sought_by_content_are_served_predicted_and_missed(shop, tmp_path):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from em3_jax.config.kinds import Choice, Number, Several, Whole
 from em3_jax.config.schema.encoders import Encoders
-from em3_jax.config.schema.ranking import BackboneSettings, Cic, NumberSettings
+from em3_jax.config.schema.ranking import BackboneSettings, Cic, Heads, NumberSettings
 from em3_jax.config.schema.types import Above, Backbone, Folders, Loss, Name, NumberKind, Size, Switch, Weight
 
 Modules = Annotated[tuple[str, ...], Several(Choice(("short", "long", "similarity")))]
@@ -94,3 +94,4 @@ class LemurSettings(Encoders):
     sqdc: Sqdc = Sqdc()
     cic: Cic = Cic(weight=0.0)  # of the items encoded in the step
     loss: Loss = "binary_cross_entropy"  # loss of the logits
+    heads: Heads = Heads()

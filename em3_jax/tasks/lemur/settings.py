@@ -17,6 +17,8 @@ def check(settings: lemur.LemurSettings) -> None:
     if not settings.ranking_weight and not settings.sqdc.weight:
         problem = "ranking_weight and sqdc.weight are both 0"
         raise UserError(f"config.model: {problem}; give one of them a weight")
+    if settings.heads.labels and not settings.ranking_weight:
+        raise UserError("config.model.heads.labels: nothing learns them with ranking_weight=0; leave one of them out")
 
 
 def encoder_settings(settings: lemur.FieldEncoder) -> EncoderSettings:

@@ -21,21 +21,18 @@ from em3_jax.models.encoders.fields import ImageLayout, TextLayout, VectorLayout
 from em3_jax.tables import memory_bank, packing
 from em3_jax.tasks import work
 from em3_jax.tasks.lemur.task import lemur as lemur_task
-from em3_jax.tasks.ranking.setup import check_batches, open_clicks, shards_of, work_on_clicks
+from em3_jax.tasks.ranking.setup import amounts_of, check_batches, open_clicks, segments_of, shards_of, work_on_clicks
 
 
 def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     """The work of config.task = "lemur"."""
-    if config.data.has_segments:
-        raise UserError(
-            "config.data.histories, similar_by, similar_content: task lemur reads one history, the last events; leave them out"
-        )
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
     data, model = config.data, config.model
     if not data.history_length:
         raise UserError("config.data.history_length=0: task lemur reads histories; set 1 or more")
     dataset = with_numbers(open_clicks(data), model.numbers, model.all_numbers)
+    parts, of_labels = segments_of(dataset, data), amounts_of(dataset, config)
     folders = {name: folder for name, folder in model.encoders.items() if folder}
     beside = prior(dataset, model.encoder_prior)
     content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks, beside)
@@ -46,7 +43,8 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     layouts = _layouts(own, model.layout) | {name: VectorLayout() for name in raw}
     layouts = {features.name: layouts[features.name] for features in content.sets}
     queries = _queries(dataset, model.query)
-    task = lemur_task(dataset.fields, layouts, raw, model, has_queries=queries is not None, numbers=dataset.numbers)
+    given: dict[str, Any] = {"has_queries": queries is not None, "numbers": dataset.numbers, "amounts": of_labels}
+    task = lemur_task(dataset.fields, layouts, raw, model, **given)
     rows, width = sharding.padded(dataset.num_items, mesh), model.encoder.output
     form = packing.form_on(mesh, dealt=shards.in_blocks)
     return work_on_clicks(
@@ -59,6 +57,7 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
         encode=model.encode,
         queries=queries,
         make_memory=functools.partial(memory_bank.init, rows, width, form),
+        parts=parts,
     )
 
 

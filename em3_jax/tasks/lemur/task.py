@@ -7,6 +7,8 @@ representation.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,7 +18,9 @@ from em3_jax import losses
 from em3_jax.config import parse, registry
 from em3_jax.config.schema.lemur import LemurSettings, Sqdc
 from em3_jax.core import exchange, rng
+from em3_jax.core.amounts import Amount
 from em3_jax.core.fields import Fields
+from em3_jax.core.labels import Labels
 from em3_jax.core.numbers import NO_NUMBERS, Numbers
 from em3_jax.core.types import Batch
 from em3_jax.models.encoders.fields import FieldEncoder
@@ -27,6 +31,7 @@ from em3_jax.tables.memory_bank import Stored, Writes
 from em3_jax.tasks import CONTENT, Inputs, Intermediates, Logged, Loss, Params, Task, gathered, gathered_to_encode
 from em3_jax.tasks.cic import ContentIdContrast, content_id_contrast
 from em3_jax.tasks.clicks import LossOfClicks, check_logit, ranking_loss
+from em3_jax.tasks.heads import FurtherLabels, further_labels
 from em3_jax.tasks.lemur import encoders
 from em3_jax.tasks.lemur.encoders import Layouts
 from em3_jax.tasks.lemur.seen import Seen, see
@@ -46,6 +51,7 @@ class LemurTask(Task):
       loss_of_clicks: see `clicks.ranking_loss`.
       sqdc: of the contrast of query and document.
       contrast: CIC of the items encoded in the step; None where its weight is 0.
+      further: the labels that are learnt besides; None without any.
     """
 
     settings: LemurSettings
@@ -55,6 +61,11 @@ class LemurTask(Task):
     loss_of_clicks: LossOfClicks
     sqdc: Sqdc
     contrast: ContentIdContrast | None
+    further: FurtherLabels | None = None
+
+    @property
+    def labels(self) -> Labels:
+        return Labels() if self.further is None else self.further.names
 
     @property
     def uses_content(self) -> bool:
@@ -82,6 +93,8 @@ class LemurTask(Task):
         (logit, out), variables = self.ranker.init_with_output(keys[1], *arguments, train=False)
         check_logit(logit, inputs.batch)
         params["model"] = variables["params"]
+        if self.further is not None and (own := self.further.init()):
+            params["heads"] = own
         if self.contrast is not None:
             params["cic"] = self.contrast.init(keys[2], out | {"content": items.candidate})
         return params
@@ -98,6 +111,9 @@ class LemurTask(Task):
         items = self._represented(seen if with_gradient else jax.lax.stop_gradient(seen))
         logit, out = self._rank(params, inputs, items, train=True, rngs=rngs)
         value, aux = ranking_loss(self.loss_of_clicks, logit, out, batch)
+        if self.further is not None:
+            value, of_labels = self.further.loss(params.get("heads", {}), value, logit, out, batch)
+            aux |= of_labels
         total = self.settings.ranking_weight * value
         if self.sqdc.weight:
             # Seen anew where that is no exchange: so gradients meet in `writes`, and one device adds
@@ -114,13 +130,22 @@ class LemurTask(Task):
         return total, aux | _staleness(writes, seen, batch) | {"writes": writes}
 
     def predict(self, params: Params, inputs: Inputs) -> jax.Array:
+        return self._final_score(params, inputs, self._predicted(params, inputs))
+
+    def predict_all(self, params: Params, inputs: Inputs) -> jax.Array:
+        assert self.further is not None  # or there is one label
+        items = self._predicted(params, inputs)
+        return self.further.beside(params, *self._rank(params, inputs, items, train=False))
+
+    def _predicted(self, params: Params, inputs: Inputs) -> Representations:
+        """What is known of the items where nothing trains."""
         writes = self.encoder.represent_all(params, inputs)
         seen = see(writes, inputs.batch, stored=self.settings.encode == "candidates")
         items = self._represented(seen)
         if seen.stored is not None:
             # What a history reads must not depend on the other candidates of the batch.
             items = items._replace(history=seen.stored, history_present=seen.age >= 0)
-        return self._final_score(params, inputs, items)
+        return items
 
     def lookup(self, params: Params, inputs: Inputs) -> dict[str, jax.Array]:
         """The fresh representation and the stored one; "written" [S, 1] = 1 if there is such."""
@@ -133,11 +158,11 @@ class LemurTask(Task):
         }
 
     def score(self, params: Params, inputs: Inputs) -> jax.Array:
-        known = inputs.tokens
-        present = jnp.ones(known["bank"].shape[0], bool)
-        written = known["written"][:, 0] > 0
-        items = Representations(known[CONTENT], known["bank"], present, written)
-        return self._final_score(params, inputs, items)
+        return self._final_score(params, inputs, _looked_up(inputs))
+
+    def score_all(self, params: Params, inputs: Inputs) -> jax.Array:
+        assert self.further is not None  # or there is one label
+        return self.further.beside(params, *self._rank(params, inputs, _looked_up(inputs), train=False))
 
     def _represented(self, seen: Seen) -> Representations:
         """The fresh representations in the place of the stored ones, in histories too."""
@@ -197,6 +222,13 @@ class LemurTask(Task):
         return self.sqdc.weight * value, {"sqdc_loss": value} | aux
 
 
+def _looked_up(inputs: Inputs) -> Representations:
+    """Of `LemurTask.lookup`."""
+    known = inputs.tokens
+    present = jnp.ones(known["bank"].shape[0], bool)
+    return Representations(known[CONTENT], known["bank"], present, known["written"][:, 0] > 0)
+
+
 def lemur(
     fields: Fields,
     layouts: Layouts,
@@ -205,6 +237,7 @@ def lemur(
     *,
     has_queries: bool,
     numbers: Numbers = NO_NUMBERS,
+    amounts: Mapping[str, Amount] = MappingProxyType({}),
 ) -> LemurTask:
     """The task of a config.
 
@@ -215,6 +248,7 @@ def lemur(
       settings: config.model.
       has_queries: whether the dataset has a field of queries.
       numbers: those that are read as values.
+      amounts: the further labels that are amounts, as they begin.
 
     Raises:
       UserError: a setting contradicts another, or the dataset.
@@ -231,13 +265,14 @@ def lemur(
         loss_of_clicks=registry.loss(settings.loss),
         sqdc=settings.sqdc,
         contrast=content_id_contrast(settings.cic, fields, numbers),
+        further=further_labels(settings.heads, amounts),
     )
 
 
 def _ranker(settings: LemurSettings, fields: Fields, numbers: Numbers) -> Lemur:
     return Lemur(
         fields=fields,
-        backbone=registry.backbone(settings.backbone, settings.backbone_settings),
+        backbone=registry.backbone(settings.backbone, settings.backbone_settings, settings.heads),
         short=settings.short_history,
         modules=tuple(settings.history_modules),
         decoder_layers=settings.decoder_layers,

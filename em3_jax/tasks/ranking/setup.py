@@ -89,7 +89,7 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     dataset = with_numbers(open_clicks(data), config.model.numbers, config.model.all_numbers)
     parts = segments_of(dataset, data)
     named = [] if parts is None else [(one.name, one.length) for one in parts.parts]
-    task = ranking_task(dataset.fields, config.model, _amounts(dataset, config), named, dataset.numbers)
+    task = ranking_task(dataset.fields, config.model, amounts_of(dataset, config), named, dataset.numbers)
     _check_history(config, task)
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
@@ -105,7 +105,7 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders, encode=encode, parts=parts)
 
 
-def _amounts(dataset: Dataset, config: Ranking) -> dict[str, Amount]:
+def amounts_of(dataset: Dataset, config: OnClicks) -> dict[str, Amount]:
     """The further labels that are amounts, as they begin: of the training rows that have one.
 
     Raises:

@@ -17,7 +17,7 @@ from em3_jax.config import parse, registry
 from em3_jax.config.schema.ranking import RankingSettings
 from em3_jax.core import rng
 from em3_jax.core.amounts import Amount
-from em3_jax.core.errors import UserError, nearest
+from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
 from em3_jax.core.labels import Labels
 from em3_jax.core.numbers import NO_NUMBERS, Numbers
@@ -31,7 +31,7 @@ from em3_jax.models.similarity import item_vectors
 from em3_jax.tasks import CONTENT, Inputs, Intermediates, Loss, Params, Task
 from em3_jax.tasks.cic import ContentIdContrast, content_id_contrast
 from em3_jax.tasks.clicks import LossOfClicks, check_logit, ranking_loss
-from em3_jax.tasks.heads import FurtherLabels
+from em3_jax.tasks.heads import FurtherLabels, further_labels
 
 PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
@@ -63,10 +63,7 @@ class RankingTask(Task):
 
     @property
     def labels(self) -> Labels:
-        own = self.further
-        if own is None:
-            return Labels()
-        return Labels(own.labels, {name: one.loss for name, one in own.amounts.items()}, own.entire_space)
+        return Labels() if self.further is None else self.further.names
 
     @property
     def uses_content(self) -> bool:
@@ -115,7 +112,8 @@ class RankingTask(Task):
         return self._apply(params, inputs, train=False)[0]
 
     def predict_all(self, params: Params, inputs: Inputs) -> jax.Array:
-        return self._of_all(params, *self._apply(params, inputs, train=False))
+        assert self.further is not None  # or there is one label
+        return self.further.beside(params, *self._apply(params, inputs, train=False))
 
     def embed(self, params: Params, inputs: Inputs) -> jax.Array:
         content = (inputs.tokens, inputs.tokens_mask)
@@ -144,7 +142,8 @@ class RankingTask(Task):
         return self._scored(params, inputs)[0]
 
     def score_all(self, params: Params, inputs: Inputs) -> jax.Array:
-        return self._of_all(params, *self._scored(params, inputs))
+        assert self.further is not None  # or there is one label
+        return self.further.beside(params, *self._scored(params, inputs))
 
     def _scored(self, params: Params, inputs: Inputs) -> Applied:
         """The model on what was looked up."""
@@ -156,12 +155,6 @@ class RankingTask(Task):
         inputs = Inputs(rows, tokens, masks, inputs.batch)
         result: Any = self.model.apply(self._variables(params), *inputs, train=False, embedding=embedding)
         return result
-
-    def _of_all(self, params: Params, logit: jax.Array, out: Intermediates) -> jax.Array:
-        """[B, 1 + H] of all labels."""
-        assert self.further is not None  # or there is one label
-        further = self.further.scores(params.get("heads", {}), out["further"])
-        return jnp.concatenate([logit[:, None], further], axis=1)
 
     def _apply(self, params: Params, inputs: Inputs, **options: Any) -> Applied:
         """The model, computed in `dtype`."""
@@ -235,28 +228,8 @@ def ranking(
         encoders=encoders,
         dtype=PRECISIONS[settings.precision],
         commitment=settings.quantiser.commitment,
-        further=_further(settings, amounts),
+        further=further_labels(settings.heads, amounts),
     )
-
-
-def _further(settings: RankingSettings, amounts: Mapping[str, Amount]) -> FurtherLabels | None:
-    """What is learnt beside the first label."""
-    heads = settings.heads
-    where, labels = "config.model.heads", heads.labels
-    if twice := [name for k, name in enumerate(labels) if name in labels[:k]]:
-        raise UserError(f"{where}.labels: '{twice[0]}' is named twice; name it once")
-    for setting, named in (("weights", heads.weights), ("losses", heads.losses)):
-        for name in named:
-            if name not in labels:
-                hint = nearest(name, labels) if labels else f"name it in {where}.labels"
-                raise UserError(f"{where}.{setting}.{name}: no such further label; {hint}")
-    if heads.kind == "esmm" and labels and len(labels) != 1:
-        raise UserError(
-            f"{where}.kind=esmm: is of one further label, such as a conversion; {where}.labels has {len(labels)}"
-        )
-    if not labels:
-        return None
-    return FurtherLabels(labels, heads.weights, heads.learn_weights, heads.kind == "esmm", amounts)
 
 
 def _quantiser(settings: RankingSettings) -> ResidualQuantiser | None:
