@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +33,12 @@ B, LABELS = 32, ("buy", "like")
 def labelled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labelled") / "data"
     return synthetic(folder, interactions=4000, users=100, items=150, labels=True, amounts=True)
+
+
+class WithoutHeads(nn.Module):
+    """A backbone of one's own that knows of one label."""
+
+    settings: "em3_jax.models.backbones.BackboneSettings"  # noqa: F821
 
 
 def config_of(dataset, labels=LABELS, **changes):
@@ -136,8 +143,6 @@ def test_batches_have_the_labels_of_their_rows(labelled):
 
 def test_mmoe_is_its_formula(labelled):
     """y_k = tower_k(sum_i softmax(W_k x)_i relu(expert_i(x))), with the parameters as they lie."""
-    import flax.linen as nn
-
     from em3_jax.models.backbones import BackboneSettings
     from em3_jax.models.heads import Heads, top
 
@@ -272,5 +277,5 @@ def test_contradictions_are_one_line(labelled, planted):
     assert "'buy' is named twice" in said(labels=("buy", "buy"))
     assert "no such further label" in said(labels=("buy",), weights={"like": 1.0})
     assert "one further label" in said(kind="esmm")
-    assert "din" in said(backbone="deepctr")
+    assert "din" in said(backbone="tests.models.test_heads:WithoutHeads")
     assert "no label 'buy'" in user_error(lambda: experiment.build(config_of(planted)))

@@ -12,7 +12,7 @@ OLD_NAMES = {
     "patience": "early_stop_patience", "attention_units": "attention_hidden_units",
     "attention_activations": "attention_hidden_activations", "attention_final_activation": "attention_output_activation",
     "din_query_field": "din_target_field", "din_history_field": "din_sequence_field", "dropout_rates": "net_dropout",
-    "cross_layers": "num_cross_layers", "group_index": "group_id",
+    "cross_layers": "num_cross_layers", "group_index": "group_id", "kernel_regularizer": "net_regularizer",
 }  # fmt: skip
 """Names of keys in versions 1 and 2.0 -> today's."""
 BACKBONES = {
@@ -21,7 +21,8 @@ BACKBONES = {
 }  # fmt: skip
 HEADS = {"MMoE": "mmoe", "SharedBottom": "shared_bottom", "ShareBottom": "shared_bottom", "PLE": "ple"}
 ITS_OWN = {
-    "model", "dataset_id", "model_root", "model_id", "num_workers", "workers", "verbose", "pickle_feature_encoder",
+    "model", "dataset_id", "model_root", "model_dir", "model_id", "device",
+    "num_workers", "workers", "verbose", "pickle_feature_encoder",
     "save_best_only", "debug_mode", "debug", "use_features", "feature_specs", "feature_config", "metrics", "monitor_mode",
     "gpu", "eval_interval", "every_x_epochs", "data_format", "data_root", "version", "streaming", "data_block_size",
     "partition_block_size", "use_hdf5", "hdf5", "padding", "source", "data_loader", "item_info", "user_info",
@@ -41,7 +42,8 @@ NUMBERS: tuple[tuple[str, str, type], ...] = (
 )
 PLAIN: dict[str, tuple[Any, ...]] = {
     "optimizer": ("adam", "Adam"), "dnn_activations": ("relu", "ReLU"), "hidden_activations": ("relu", "ReLU"),
-    "shuffle": (True,), "batch_norm": (False,), "use_low_rank_mixture": (False,), "model_structure": ("parallel",),
+    "shuffle": (True,), "batch_norm": (False,), "layer_norm": (False,),
+    "use_low_rank_mixture": (False,), "model_structure": ("parallel",),
     "attention_dropout": (0, 0.0), "attention_hidden_activations": ("relu", "ReLU"), "use_wide": (True,),
     "use_fm": (True,), "accumulation_steps": (1,), "loss_weight": ("EQ",), "gsu_type": ("hard",),
 }  # fmt: skip
