@@ -26,7 +26,7 @@ class DuckDB(LogEngine):
       folder: for what does not fit in memory.
     """
 
-    byte, keeps_order = "UTINYINT", True
+    byte = "UTINYINT"
 
     def __init__(self, source: Source, files: list[LogFile], columns: list[str], folder: Path):
         super().__init__(source, files, columns)

@@ -89,14 +89,12 @@ class LogEngine(abc.ABC):
       types: column -> its type in all files.
       progress: of the rows whose values are looked at.
       byte: the type of whole numbers up to 255.
-      keeps_order: whether rows come as they stand where no order is asked for.
 
     Raises:
       UnsuitedError: not all files are of the same types.
     """
 
     byte: str
-    keeps_order: bool
 
     def __init__(self, source: Source, files: list[LogFile], columns: list[str]):
         self.source, self.files, self.types = source, files, _types(files, columns)

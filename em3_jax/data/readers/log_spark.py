@@ -50,7 +50,7 @@ class Spark(LogEngine):
       UserError: pyspark or Java is missing, or Spark does not start.
     """
 
-    byte, keeps_order = "SMALLINT", False
+    byte = "SMALLINT"
 
     def __init__(self, source: Source, files: list[LogFile], columns: list[str], folder: Path, address: str):
         super().__init__(source, files, columns)

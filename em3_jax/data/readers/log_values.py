@@ -24,13 +24,11 @@ class Clock(NamedTuple):
     Attributes:
       value: of a row, in SQL.
       unit: see `data.times`.
-      in_order: whether rows stand in their order.
       least, most: the first and the last.
     """
 
     value: str
     unit: str
-    in_order: bool
     least: int
     most: int
 
@@ -47,7 +45,7 @@ class Clock(NamedTuple):
 
 def clock(engine: LogEngine, name: str, options: Times) -> Clock:
     """The times of a log, which are read once for it."""
-    least, most, before, in_order, rows = None, None, None, True, 0
+    least, most, rows = None, None, 0
     source: Source = engine.source
     kind: Any = None
     for file in engine.files:
@@ -62,9 +60,6 @@ def clock(engine: LogEngine, name: str, options: Times) -> Clock:
             if len(values):
                 low, high = int(values.min()), int(values.max())
                 least, most = (low, high) if least is None or most is None else (min(least, low), max(most, high))
-                in_order = in_order and bool((values[1:] >= values[:-1]).all())
-                in_order = in_order and (before is None or bool(values[0] >= before[0]))
-                before = values[-1:]
             rows += len(values)
     if least is None or most is None:
         raise UnsuitedError(f"{source}: there are no rows; is it the right file?")
@@ -73,11 +68,11 @@ def clock(engine: LogEngine, name: str, options: Times) -> Clock:
         if options.unit == AUTO and any(times.is_plausible(ends, unit).sum() == 1 for unit in times.BY_SIZE):
             raise UnsuitedError  # whether some are dates in another unit, all of them say
         unit = read_times(source, name, pa.chunked_array([ends]), options)[1]
-        return Clock(f"CAST({column} AS BIGINT)", unit, in_order, least, most)
+        return Clock(f"CAST({column} AS BIGINT)", unit, least, most)
     if least < 0:
         raise UnsuitedError  # what rounds down, and what towards zero, differs
     unit = read_times(source, name, pa.chunked_array([pa.array(ends, pa.timestamp("ms"))]), options)[1]
-    return Clock(engine.milliseconds(column, kind), unit, in_order, least, most)
+    return Clock(engine.milliseconds(column, kind), unit, least, most)
 
 
 def number(column: str) -> str:
