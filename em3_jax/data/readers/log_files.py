@@ -101,7 +101,7 @@ def _as_before(table: pa.Table, kinds: Mapping[str, pa.DataType]) -> tuple[pa.Ta
         if field.type == kind:
             continue
         if pa.types.is_null(field.type) or (field.type, kind) == (pa.int64(), pa.float64()):
-            table = table.set_column(k, field.name, table.column(k).cast(kind))
+            table = table.set_column(k, field.name, table.column(k).cast(kind, safe=False))  # rounded, as parsed
         elif pa.types.is_null(kind) or (kind, field.type) == (pa.int64(), pa.float64()):
             looser = True
         else:
