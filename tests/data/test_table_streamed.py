@@ -298,18 +298,21 @@ def test_quantiles_of_numbers_that_come_in_parts_are_those_of_all(monkeypatch):
 
 
 @pytest.mark.parametrize("events", ["clicks", "all"])
-@pytest.mark.parametrize("split", ["items:0.6,0.2,0.2", "users:0.6,0.2,0.2", "folds:5:1", "column:part", "files"])
+@pytest.mark.parametrize(
+    "split", ["items:0.6,0.2,0.2", "users:0.6,0.2,0.2", "folds:5:1", "column:part", "files", "two files"]
+)
 def test_the_same_bytes_of_every_split(tmp_path, split, events, monkeypatch):
     monkeypatch.setattr(log_engine, "BATCH", 64)
     read = log().sort_by("time")
     border = np.searchsorted(read.column("time").to_numpy(), [1_600_000_080, 1_600_000_120])
     part = np.repeat(["train", "Valid", "2"], np.diff([0, *border, ROWS]))
     order = np.random.default_rng(0).permutation(ROWS)
-    if split == "files":
-        ends = [0, *border, ROWS]
-        for k in range(3):
-            pq.write_table(read.slice(ends[k], ends[k + 1] - ends[k]), tmp_path / f"part-{k}.parquet")
-        files = [tmp_path / f"part-{k}.parquet" for k in range(3)]
+    if split in ("files", "two files"):  # of two, the last tenth of the first is valid
+        ends = [0, *border[split != "files" :], ROWS]
+        files = [tmp_path / f"part-{k}.parquet" for k in range(len(ends) - 1)]
+        for path, first, end in zip(files, ends[:-1], ends[1:], strict=True):
+            pq.write_table(read.slice(first, end - first), path)
+        split = "files"
     else:
         files = tmp_path / "log.parquet"
         pq.write_table(read.append_column("part", pa.array(part)).take(order), files)

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from em3_jax.data.readers.files import place
-from em3_jax.data.readers.log_engine import LogEngine, UnsuitedError, Words, name_of
-from em3_jax.data.readers.splits import NAMES, Shares, Split, Whole, is_by_items
+from em3_jax.data.readers.log_engine import PLACE, LogEngine, UnsuitedError, Words, name_of
+from em3_jax.data.readers.splits import NAMES, OF_FILES, Shares, Split, Whole, is_by_items
 from em3_jax.data.readers.table_match import Ends
 
 SPLIT = "split of"
@@ -20,11 +20,13 @@ class Parts(NamedTuple):
       borders: [3] i64 where the splits end, of all rows in the order of time; None where ids or a column say it.
       of_training: training rows alone enter histories.
       column: of the log, whose values have their split in the relation `SPLIT`; "" = none.
+      valid_from: the place from which training rows are valid ones, see `splits.of_files`; None = nowhere.
     """
 
     borders: np.ndarray | None
     of_training: bool
     column: str
+    valid_from: int | None = None
 
     def of_rows(self, batch: dict[str, np.ndarray], done: int) -> np.ndarray:
         """[m] u8 of the rows of a batch that come after so many others."""
@@ -32,6 +34,14 @@ class Parts(NamedTuple):
             return batch["split"]
         rows = done + np.arange(len(batch["user"]))
         return np.minimum(np.searchsorted(self.borders, rows, side="right"), 2)
+
+    @property
+    def number(self) -> str:
+        """The split of a row, in SQL, where a column says it."""
+        own = f"{name_of(SPLIT)}.number"
+        if self.valid_from is None:
+            return own
+        return f"CASE WHEN {own} = 0 AND log.{name_of(PLACE)} >= {self.valid_from} THEN 1 ELSE {own} END"
 
     @property
     def join(self) -> str:
@@ -62,8 +72,11 @@ def parts_of(
         found = engine.words(rule)
         if found.form.null_count:
             raise UnsuitedError(f"{engine.source}: column '{rule}' is empty in some rows; fill it in or drop them")
-        engine.keep(SPLIT, found, _named(engine, rule, found))
-        return Parts(None, False, rule)
+        codes = _named(engine, rule, found)
+        engine.keep(SPLIT, found, codes)
+        train = int(found.rows[codes == 0].sum())  # which come first where files say it
+        of_two = rule == OF_FILES and not (codes == 1).any()
+        return Parts(None, False, rule, train - train // 10 if of_two else None)
     return Parts(borders(rule, rows), False, "")
 
 

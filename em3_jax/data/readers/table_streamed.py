@@ -154,7 +154,7 @@ class _Reader:
         del words, numbers  # as long as there are users
         columns = [*self._plain(engine), *context.columns, *event.columns]
         engine.progress.close()
-        columns += [Column("split", f"{name_of(SPLIT)}.number", np.uint8)] if parts.column else []
+        columns += [Column("split", f"CAST({parts.number} AS {engine.byte})", np.uint8)] if parts.column else []
         for group, fields in (("context", context), ("event", event)):
             of_numbers = columns_of(group, self._numbers[group])
             joined(fields.words, dict.fromkeys(fields_of(self._numbers[group]).values()), group)
@@ -274,7 +274,7 @@ class _Reader:
         """Refuses splits that interleave in a user's time, where events are stored once for each of them."""
         if not parts.column or isinstance(self._how.rule, Whole):
             return
-        code, late = f"{name_of(SPLIT)}.number", f"min({clock.value}) FILTER (WHERE ({is_event}) AND "
+        code, late = f"({parts.number})", f"min({clock.value}) FILTER (WHERE ({is_event}) AND "
         pairs = [(f"{late}{code} > {k})", f"max({clock.value}) FILTER (WHERE {code} = {k})") for k in (0, 1)]
         (users,) = engine.one(
             f'SELECT count(*) FROM (SELECT "user".number FROM log {self._joined()} {parts.join} GROUP BY 1 '
