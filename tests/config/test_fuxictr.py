@@ -240,6 +240,7 @@ def test_long_histories_of_which_rows_read_a_beginning(tmp_path, monkeypatch):
         ({"dnn_hidden_units": "many"}, {}, "dnn_hidden_units many: is no number"),
         ({"learning_rate": "fast"}, {}, "learning_rate fast: is no number"),
         ({"batch_size": [1]}, {}, "batch_size [1]: is no number"),
+        ({"dnn_hidden_units": "[64, 32"}, {}, "dnn_hidden_units [64, 32: is no list of numbers"),
         ({"net_dropout": 1.5}, {}, "config.model.backbone_settings.dropout"),
         ({"embedding_dim": 0}, {}, "config.tables.width"),
         ({"din_sequence_field": "pid"}, {}, "din_sequence_field pid: no active column of type sequence"),

@@ -22,7 +22,10 @@ def one(kind: Callable[[Any], Any], key: str, value: Any) -> Any:
 
 def several(key: str, value: Any) -> tuple[int, ...]:
     """Whole numbers: a list, one alone, or a text of either."""
-    value = yaml.safe_load(value) if isinstance(value, str) else value
+    try:
+        value = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        raise UserError(f"{key} {shown(value)}: is no list of numbers; mend it") from None
     return tuple(one(int, key, each) for each in (value if isinstance(value, list | tuple) else [value]))
 
 
