@@ -29,7 +29,8 @@ def dense_optimizer(
         on what has never had a gradient, such as the kernel beside a LoRA adapter, which keeps its
         bits.
       l2: weight of the penalty 0.5 l2 |p|^2 on each leaf p that trains; its gradient is clipped with
-        the loss's.
+        the loss's. A leaf without a gradient, such as the kernel beside a LoRA adapter or the scale
+        of an amount, stays as it is.
       clip_norm: bound of the global gradient norm of the leaves that train; 0 = none.
       multipliers: (regex on the parameter's name, factor) pairs, first match wins; factor 0 freezes, and a frozen leaf has
         no optimizer state. A pattern that matches nothing is an error.
@@ -56,7 +57,7 @@ def dense_optimizer(
         {str(f): adamw(f) for f in set(jax.tree.leaves(factors))}, jax.tree.map(str, factors)
     )
     trains = jax.tree.map(bool, factors)
-    before = [optax.masked(optax.add_decayed_weights(l2), trains)] if l2 else []
+    before = [optax.masked(_where_it_moves(optax.add_decayed_weights(l2)), trains)] if l2 else []
     if clip_norm:
         before.append(optax.masked(optax.clip_by_global_norm(clip_norm), trains))  # frozen leaves have no say
     return optax.chain(*before, update) if before else update
@@ -67,7 +68,7 @@ def _is_matrix(tree):
 
 
 def _where_it_moves(transform: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`transform` on leaves whose update is not zero: of Adam's, those that ever had a gradient."""
+    """`transform` on leaves whose update is not zero: a gradient, or of Adam's those that ever had one."""
 
     def update(updates, state, params):
         changed, state = transform.update(updates, state, params)

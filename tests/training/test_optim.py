@@ -203,6 +203,17 @@ def test_l2_is_a_part_of_the_gradient_of_what_trains():
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_l2_leaves_alone_what_has_no_gradient():
+    """Such as the kernel beside a LoRA adapter, and what is known of an amount."""
+    params = make_params()
+    gradient = jax.tree.map(jnp.ones_like, params)
+    gradient["model"]["dnn"] = jax.tree.map(jnp.zeros_like, gradient["model"]["dnn"])
+    trained, _ = run(params, steps=3, gradient=gradient, l2=0.3, clip_norm=0.5)
+    assert_same = lambda one, other: jax.tree.map(np.testing.assert_array_equal, one, other)  # noqa: E731
+    assert_same(trained["model"]["dnn"], params["model"]["dnn"])
+    assert not np.array_equal(trained["model"]["fusion"]["fc"]["kernel"], params["model"]["fusion"]["fc"]["kernel"])
+
+
 # Row optimizers.
 
 
