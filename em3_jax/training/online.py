@@ -40,6 +40,7 @@ ONE_WAY = {
     "train.epochs": (1, "its rows are trained once"),
     "train.eval_every": (0, "each window is scored; config.stream.window sets them"),
     "train.patience": (0, "it ends with its last window"),
+    "train.plateau_factor": (1.0, "its learning rates wait for no better window"),
     "train.steps_per_dispatch": (1, "its steps are dispatched one by one"),
     "train.grow": (True, "it always goes on with a log that has grown"),
     "eval.metric": ("auc", "it has no best step that a metric would choose"),

@@ -344,7 +344,7 @@ def test_a_setting_without_effect_is_refused(planted, tmp_path, name):
     now = config(planted.root).to_dict()
     section, key = name.split(".")
     other = {str: "shuffled", bool: False, int: 7, float: 7.0}[type(now[section][key])]
-    other = 0.5 if key == "rows_share" else other
+    other = 0.5 if key in ("rows_share", "plateau_factor") else other
     with pytest.raises(UserError, match=rf"config\.{name}={other}: has no effect"):
         train.train(config(planted.root, **{name: other}).to_dict(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
