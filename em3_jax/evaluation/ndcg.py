@@ -39,7 +39,7 @@ class Lists(NamedTuple):
         So summed by user it is right where a group's rows are one user's; groups of several users count as independent.
         """
         used = self.used
-        if not used.any():
+        if np.count_nonzero(used) < 2:  # one list says nothing of how lists differ
             return np.full(rows, np.nan)
         own = self.values[metric][used]
         result = np.zeros(rows)

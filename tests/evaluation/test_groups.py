@@ -66,6 +66,7 @@ def test_a_long_run_of_ties_and_nothing_at_all():
         chance *= 1 - 40 / (len(gains) - j)
     assert found.mean("mrr") == pytest.approx(expected, rel=1e-8)
     assert found.mean("ndcg@10") == pytest.approx(40 / len(gains), rel=1e-9)
+    assert np.isnan(found.influence("ndcg@10", len(gains))).all(), "of one list the error is not known, and not 0"
     nothing = ndcg.of_groups(np.zeros(0), np.zeros(0), np.zeros(0), (5,))
     assert math.isnan(nothing.mean("ndcg@5")) and math.isnan(nothing.mean("mrr"))
     of_one = ndcg.of_groups(np.ones(3), np.arange(3.0), np.zeros(3), (5,))
