@@ -218,6 +218,11 @@ def check_sampled(models: Sequence[Model]) -> None:
     """Refuses runs that were evaluated without bootstrap samples, or on other draws than the first."""
     for model in models:
         if model.samples is None:
+            drawn = {report.get("bootstrap", {}).get("clusters", model.by) for report in model.reports} - {model.by}
+            if drawn:
+                raise UserError(
+                    f"--by {model.by}: bootstrap samples of {model.name} are of {drawn.pop()}s; leave --by out"
+                )
             raise UserError(
                 f"{model.name}: has no bootstrap samples; run `em3 eval --bootstrap 1000` on its runs first"
             )
@@ -364,6 +369,8 @@ def main() -> None:
     parser.add_argument("--by", default="", choices=KINDS, help="whose rows count as one (default: as the runs say)")
     parser.add_argument("--json", type=paths.local, help="also write the numbers to this file")
     args = parser.parse_args()
+    if not args.metric:
+        raise UserError("--metric: names none; give one or several, auc,gauc")
     models = [load(spec, args.split, args.by) for spec in args.models]
     models = [of_label(model, args.label) for model in models] if args.label else models
     names = [model.name for model in models]
