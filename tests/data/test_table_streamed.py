@@ -182,6 +182,10 @@ def test_a_log_too_long_for_memory_says_itself_what_is_wrong(tmp_path, monkeypat
     said = user_error(lambda: both_of(tmp_path, "duckdb"))
     assert "log.parquet row 2" in said and "'label' is bad" in said
     assert not (tmp_path / "x").exists()
+    (tmp_path / "none.csv").write_text("user,item,label,time\n")
+    assert "there are no rows" in user_error(
+        lambda: table(tmp_path / "x", interactions=tmp_path / "none.csv", engine="duckdb")
+    )
 
 
 OTHERS = np.arange(ROWS) % 7

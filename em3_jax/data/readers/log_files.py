@@ -39,6 +39,8 @@ def log_files(source: Source, columns: list[str], ids: Iterable[str], folder: Pa
         else:
             files += _of_text(part, own, set(ids), given, folder / f"text-{len(files)}", progress)
     progress.close()
+    if not files:
+        raise UnsuitedError(f"{source}: there are no rows; is it the right file?")
     return files
 
 
