@@ -46,7 +46,9 @@ def kind_of(path: object) -> str:
 def written_out(path: object) -> str:
     """An address as it was given, before pathlib took a slash out of it; a path as it is."""
     text = str(path)
-    return text.replace(":/", "://", 1) if kind_of(path) and "://" not in text else text
+    if "://" in text or not (kind := kind_of(path)):
+        return text
+    return text.replace(":/", ":///" if kind == "file" else "://", 1)  # file:///home has no host, but a folder
 
 
 def has_magic(address: str) -> bool:

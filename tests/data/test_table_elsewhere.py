@@ -1,6 +1,7 @@
 """Tables that are no files here: in a bucket (fsspec's memory, which needs no network), and frames of Python."""
 
 import sys
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -68,6 +69,8 @@ def test_errors_about_a_bucket_name_the_address(tmp_path, bucket, monkeypatch):
     )
     assert said("memory://shop/log/*.csv") == "memory://shop/log/*.csv: no file has such a name; check the address"
     assert "no such kind of address is known" in said("nowhere://shop/log.parquet")
+    assert said(f"file://{tmp_path}/none.csv").startswith(f"file://{tmp_path}/none.csv: there is no such")
+    assert addresses.listed(addresses.written_out(Path(f"file://{bucket[0]}/items.csv.gz")))[0].size > 0
     fsspec.filesystem("memory").pipe_file("/shop/odd.csv", b"user,item,label,time\n1,2,0,3\n1,2,7,3\n")
     assert said("memory://shop/odd.csv").startswith("memory://shop/odd.csv line 3: label")
     assert said("memory://shop/odd.csv", engine="duckdb").startswith("memory://shop/odd.csv line 3: label")
