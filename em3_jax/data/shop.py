@@ -175,7 +175,8 @@ def _write(folder: Path, final: Path, made: Shop, seed: int, rows: int, keep: fl
     clicked = click == 1
     best = {"click": auc(click, p_click), "buy": auc(buy[clicked].astype(int), p_buy[clicked])}
     shares = ",".join(str(float(share)) for share in kept / kept.sum())
-    mapping = MAPPING.format(folder=final.as_posix(), long=LONG, split=shares)
+    written = json.dumps(final.as_posix(), ensure_ascii=False)[1:-1]  # a text of TOML is one of JSON
+    mapping = MAPPING.format(folder=written, long=LONG, split=shares)
     (folder / "shop.toml").write_text(mapping, encoding="utf-8")
     facts = {"best_auc": best, "kept_negatives": keep, "seed": seed, "impressions": rows}
     (folder / "truth.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

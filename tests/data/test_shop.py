@@ -72,3 +72,9 @@ def test_what_cannot_be_is_refused(whole, tmp_path):
     assert "--keep-negatives 0" in user_error(partial(shop, keep_negatives=0.0), tmp_path / "x")
     assert "--users 1" in user_error(partial(shop, users=1), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_may_have_quotes_in_its_name(tmp_path):
+    folder = tmp_path / 'my "shop"'
+    shop(folder, interactions=200, users=10, items=10)
+    assert Path(read_mapping(folder / "shop.toml", table)["interactions"]) == folder / "interactions.parquet"
