@@ -128,3 +128,12 @@ def test_errors_about_a_frame_name_it(tmp_path):
     said = user_error(lambda: table(tmp_path / "x", interactions=read))
     assert said.startswith("the frame of interactions row 2") and "label 'label' is 2" in said
     assert not list(tmp_path.iterdir()) or [path.name for path in tmp_path.iterdir()] == [".x.lock"]
+
+
+def test_what_is_neither_paths_nor_a_frame_is_told(tmp_path):
+    class Broken:
+        def __arrow_c_stream__(self, requested_schema=None):
+            raise ValueError("not now")
+
+    assert user_error(lambda: table(tmp_path / "x", interactions={"user": [1]})).startswith("a dict: is neither paths")
+    assert "the frame of interactions" in user_error(lambda: table(tmp_path / "x", interactions=Broken()))

@@ -32,8 +32,8 @@ def write(frame: Frame, path: Path, shown: str) -> Path:
             for batch in reader:
                 columns = map(_decoded, batch.columns, schema.types)
                 writer.write_batch(pa.RecordBatch.from_arrays(list(columns), schema=schema))
-    except (pa.ArrowException, TypeError) as error:
-        reason = str(error).splitlines()[0][:200]
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{shown}: is no table of plain columns ({reason}); write it to a Parquet file") from None
     return path
 

@@ -223,6 +223,11 @@ def _given(given: Paths, anywhere: bool) -> list[Path]:
         if "," not in str(given) or (not addresses.kind_of(given) and paths.local(given).exists()):
             return [path_of(given)]
         given = [part.strip() for part in str(given).split(",") if part.strip()]
+    if not isinstance(given, Sequence) or not all(isinstance(path, str | Path) for path in given):
+        raise UserError(
+            f"a {type(given).__name__}: is neither paths nor a frame that gives an Arrow stream, as those of pandas (from 2.2 "
+            "on), Polars and Arrow do; give one of these, or write it to a Parquet file"
+        )
     if not given:
         raise UserError("a list of files names no file; give at least one")
     return [path_of(path) for path in given]
