@@ -223,6 +223,7 @@ class _ByRanking:
         columns = {"user": of_user, "item": of_item, "label": np.zeros(n, np.uint8)}
         columns["time"] = np.full(n, self._now)
         columns |= {name: np.zeros(n, np.uint8) for name in self.dataset.interactions if name.startswith("label_")}
+        columns |= {f"amount_{name}": np.zeros(n, np.float32) for name in self.dataset.amounts}
         columns |= {name: np.full(n, value) for name, value in self._context.items()}
         nothing = np.zeros(len(user), np.int64)
         ranges = (nothing, nothing) if self._past is None else self._past.ranges(user, None)

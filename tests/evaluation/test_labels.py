@@ -19,6 +19,7 @@ from em3_jax.data.readers.table import table
 from em3_jax.evaluation import calibration, compare, labels, ndcg
 from em3_jax.export import command as export
 from em3_jax.predict.command import predict
+from em3_jax.predict.recommend import recommend
 from em3_jax.serving import store
 from em3_jax.serving.service import Model
 from em3_jax.tasks.heads import NOT_OBSERVED, FurtherLabels, loss_of_amount
@@ -153,6 +154,8 @@ def test_predict_writes_expected_amounts(several, shop, tmp_path):
     scores = np.load(folder / "eval_test_logits_dwell.npy").astype(np.float64)
     np.testing.assert_allclose(found.column("expected_dwell").to_numpy(), np.exp(scores), rtol=1e-5)
     assert "probability_buy" in found.column_names and "probability_dwell" not in found.column_names
+    users = len(shop.user_table)
+    assert recommend(folder, tmp_path / "top.parquet", count=2, keep_seen=True).rows == 2 * users
     report = evaluation.evaluate(folder, "test", calibrate="platt")
     assert report["calibration"]["method"] == "platt"
     kept = json.loads((folder / "calibration.json").read_text())["labels"]
