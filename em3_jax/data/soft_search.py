@@ -102,6 +102,8 @@ class SoftSearch:
         place = np.where(mask, place, 0)
         if mask.any():
             mask &= self._has_content[self._item[place]] & self._has_content[item][:, None]
+            order = np.argsort(mask, axis=1, kind="stable")  # at the end, as what is chosen of more stands
+            place, mask = np.take_along_axis(place, order, axis=1), np.take_along_axis(mask, order, axis=1)
         for rows in _together(start, low, end, segment.length):
             first, last = int(low[rows].min()), int(end[rows].max())
             at = np.arange(first, last)
@@ -115,7 +117,7 @@ class SoftSearch:
 
         Found now, or read where it was kept.
         """
-        told = f"{dataset.meta['data_hash']} {self._digest} {segment.length} {segment.within}"
+        told = f"{dataset.meta['data_hash']} {self._digest} {segment.length} {segment.within} at the end"
         key = hashlib.sha256(told.encode()).hexdigest()[:32]
         with self._lock:
             if key not in self._tables:

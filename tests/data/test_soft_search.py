@@ -78,6 +78,7 @@ def test_events_are_those_of_a_plain_loop(shop, within, names, monkeypatch):
     place, mask = search(segment, *given)
     expected = [plainly(shop, vectors, row, within) for row in rows]
     assert [place[k][mask[k]].tolist() for k in range(len(rows))] == expected
+    assert (mask[:, 1:] >= mask[:, :-1]).all(), "at the end, of long and short histories"
     assert {len(one) for one in expected} == set(range(K + 1))
     kept = search.of_dataset(segment, shop)[rows]
     np.testing.assert_array_equal(np.where(mask, given[2][:, None] - place, 0), kept)
@@ -86,6 +87,7 @@ def test_events_are_those_of_a_plain_loop(shop, within, names, monkeypatch):
         start, end = int(given[1][k]), int(given[2][k])
         slot = Chooser([segment], {}, parts.vectors)(shop.events["item"][start:end], {}, given[0][k : k + 1])[0]
         assert (start + slot[slot >= 0]).tolist() == expected[k]
+        np.testing.assert_array_equal(slot >= 0, mask[k])
 
 
 def test_of_equal_cosines_the_newest_are_taken():
@@ -114,7 +116,8 @@ def test_what_is_found_is_kept_beside_the_dataset_and_read_by_batches(shop, monk
     assert len([*(shop.root / "features" / soft_search.FOLDER).glob("*.npy")]) >= 1
     # Rows that are not the dataset's, as those of a file: found when they are asked for.
     view = dataclasses.replace(shop, interactions={name: one[rows] for name, one in shop.interactions.items()})
-    apart = first.reading(view, first.user_rows, first.item_rows, ())(np.arange(64), buckets=buckets)
+    sides = (first.user_rows, first.item_rows, (), first.user_numbers, first.item_numbers)
+    apart = first.reading(view, *sides)(np.arange(64), buckets=buckets)
     for name, one in batch.items():
         np.testing.assert_array_equal(one, again[name])
         np.testing.assert_array_equal(one, apart[name])
