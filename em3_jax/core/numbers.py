@@ -27,9 +27,9 @@ def symmetric_log(values: np.ndarray) -> np.ndarray:
 
 
 def _rounded(mean: float, std: float) -> tuple[float, float]:
-    """(mean, spread), the spread in seven digits and 1 where there is none, the mean to as many places."""
+    """(mean, spread), the spread in seven digits, the mean to as many places; where all are one, that as 32 bits hold it, 1."""
     if not std > 1e-12 * abs(mean):
-        return float(f"{mean:.7g}"), 1.0
+        return float(np.float32(mean)), 1.0
     places = 6 - int(np.floor(np.log10(std)))
     return round(float(mean), places), float(f"{std:.7g}")
 

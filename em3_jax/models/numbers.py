@@ -52,7 +52,11 @@ def piece_edges(number: Number) -> np.ndarray:
     fit = number.fit
     edges = np.unique(np.array([fit.low, *number.edges, fit.high]).astype(np.float32))
     edges = edges[(edges >= np.float32(fit.low)) & (edges <= np.float32(fit.high))]
-    return edges if len(edges) > 1 else np.array([edges[0], edges[0] + 1], np.float32)
+    if len(edges) > 1:
+        return edges
+    only = edges[0]
+    beyond = max(only + np.float32(1), np.nextafter(only, np.float32(np.inf)))  # 1 more than a large one is the same
+    return np.array([only, beyond], np.float32)
 
 
 def piecewise_linear(x: jax.Array, edges: np.ndarray) -> jax.Array:

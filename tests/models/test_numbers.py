@@ -88,12 +88,14 @@ def test_what_is_missing_is_a_vector_that_is_learnt_or_the_mean(kind):
 
 @pytest.mark.parametrize("kind", core.KINDS[1:])
 def test_numbers_far_from_all_that_was_seen_are_finite(kind):
-    for training in (TRAINING, np.full(9, 7.0), np.array([0.0, core.MOST])):
-        found, _ = embedded(number(kind, training), [-core.MOST, core.MOST, 7.0])
+    for training in (TRAINING, np.full(9, 7.0), np.full(3, 1_700_000_123.0), np.array([0.0, core.MOST])):
+        found, _ = embedded(number(kind, training), [-core.MOST, core.MOST, 7.0, training[0]])
         assert np.isfinite(found).all()
 
 
-@pytest.mark.parametrize("training", [np.full(5, 2.0), np.array([1.0, 2.0]), np.array([1.0, 1, 1, 2, 3]), TRAINING])
+@pytest.mark.parametrize(
+    "training", [np.full(5, 2.0), np.full(5, 3e7), np.array([1.0, 2.0]), np.array([1.0, 1, 1, 2, 3]), TRAINING]
+)
 def test_pieces_go_from_the_least_to_the_largest(training):
     edges = piece_edges(number("piecewise", training))
     assert (np.diff(edges) > 0).all() and edges[0] == np.float32(training.min())
@@ -110,6 +112,9 @@ def test_what_is_fitted_is_of_the_numbers_that_are_there():
     np.testing.assert_allclose(fit, expected)
     assert Fit.from_json(fit.to_json()) == fit and Fit.from_json({"edges": []}) is None
     assert Fit.of(np.full(3, 4.0))[:2] == (4.0, 1.0)
+    assert Fit.of(np.full(3, 1_700_000_123.0))[:2] == (np.float32(1_700_000_123), 1.0), (
+        "or the one value is far from it"
+    )
 
 
 def test_each_group_has_its_numbers():
