@@ -95,6 +95,8 @@ class Lemur(nn.Module):
       decoder_layers, decoder_hidden: of the decoder.
       query_history: how many of the last events stand in for the query, where the dataset has none.
       numbers, number_settings: those that are read as values, and how they are embedded.
+      last: how many of the last slots hold the last events; in others the candidate may say which events they are, and
+        a query that it shaped would know its document.
     """
 
     fields: Fields
@@ -106,6 +108,7 @@ class Lemur(nn.Module):
     query_history: int
     numbers: Numbers = NO_NUMBERS
     number_settings: NumberSettings = NumberSettings()
+    last: int = 1 << 30
 
     @nn.compact
     def __call__(
@@ -131,7 +134,7 @@ class Lemur(nn.Module):
         # [B, T, D]; what is masked has weight 0 wherever it is read.
         slots = exchange.rows(items.history, history)
         if query is None:
-            recent = min(self.query_history, slots.shape[1])
+            recent = min(self.query_history, self.last, slots.shape[1])
             valid_recent = mask[:, -recent:]
             total = jnp.einsum("bt,btd->bd", valid_recent.astype(slots.dtype), slots[:, -recent:])
             mean = total / jnp.maximum(valid_recent.sum(axis=1, keepdims=True), 1)

@@ -62,9 +62,9 @@ def batches(tiny):
 class Prepared:
     """A task with parameters, table rows and a bank for the batches of the tiny dataset."""
 
-    def __init__(self, tiny, batches, **changes):
+    def __init__(self, tiny, batches, last=T, **changes):
         self.make, self.constants = batches
-        task = lemur(tiny.dataset.fields, LAYOUTS, {}, settings(**changes), has_queries=False)
+        task = lemur(tiny.dataset.fields, LAYOUTS, {}, settings(**changes), has_queries=False, last=last)
         compiled = {name: jax.jit(getattr(task, name)) for name in ("init", "loss", "predict")}
         self.task = types.SimpleNamespace(inputs=task.inputs, **compiled)
         self.items = tiny.dataset.num_items
@@ -122,6 +122,20 @@ def test_a_score_does_not_depend_on_the_other_rows_of_the_batch(tiny, batches):
     prepared.rows = jnp.ones_like(prepared.rows).at[0].set(0)  # whatever rows a batch names, they are the same
     few, many = predict(prepared.make("candidates", some=4)), predict(prepared.make("candidates"))
     np.testing.assert_allclose(few, many[:4], rtol=1e-5, atol=1e-6)
+
+
+def test_a_query_is_made_of_the_last_events_alone(tiny, batches):
+    """In the slots before them a candidate may have events like itself, by which a query would know its document."""
+    prepared = Prepared(tiny, batches, last=4, ranking_weight=0.0)
+    bank, batch, slot = prepared.bank_of_all(), prepared.make("candidates"), np.arange(T)
+
+    def predict(kept):
+        some = batch | {"history_mask": batch["history_mask"] & kept}
+        return prepared.task.predict(prepared.params, prepared.inputs(some, bank))
+
+    every = predict(slot >= 0)
+    np.testing.assert_allclose(predict(slot >= T - 4), every, rtol=1e-6)
+    assert np.abs(predict(slot >= T - 3) - every).max() > 1e-3
 
 
 def test_gradients_through_fresh_histories_are_those_of_encoding_every_slot(tiny, batches):

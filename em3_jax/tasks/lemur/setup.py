@@ -44,7 +44,7 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     layouts = {features.name: layouts[features.name] for features in content.sets}
     queries = _queries(dataset, model.query)
     given: dict[str, Any] = {"has_queries": queries is not None, "numbers": dataset.numbers, "amounts": of_labels}
-    task = lemur_task(dataset.fields, layouts, raw, model, **given)
+    task = lemur_task(dataset.fields, layouts, raw, model, last=data.history_length, **given)
     rows, width = sharding.padded(dataset.num_items, mesh), model.encoder.output
     form = packing.form_on(mesh, dealt=shards.in_blocks)
     return work_on_clicks(

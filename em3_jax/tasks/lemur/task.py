@@ -238,6 +238,7 @@ def lemur(
     has_queries: bool,
     numbers: Numbers = NO_NUMBERS,
     amounts: Mapping[str, Amount] = MappingProxyType({}),
+    last: int = 1 << 30,
 ) -> LemurTask:
     """The task of a config.
 
@@ -249,6 +250,7 @@ def lemur(
       has_queries: whether the dataset has a field of queries.
       numbers: those that are read as values.
       amounts: the further labels that are amounts, as they begin.
+      last: how many of a history's last slots hold the last events.
 
     Raises:
       UserError: a setting contradicts another, or the dataset.
@@ -261,7 +263,7 @@ def lemur(
         settings=settings,
         encoder=encoders.ItemEncoder(module, raw, *shares),
         query_encoder=encoders.query_encoder(settings.query if has_queries else None, sizes),
-        ranker=_ranker(settings, fields, numbers),
+        ranker=_ranker(settings, fields, numbers, last),
         loss_of_clicks=registry.loss(settings.loss),
         sqdc=settings.sqdc,
         contrast=content_id_contrast(settings.cic, fields, numbers),
@@ -269,7 +271,7 @@ def lemur(
     )
 
 
-def _ranker(settings: LemurSettings, fields: Fields, numbers: Numbers) -> Lemur:
+def _ranker(settings: LemurSettings, fields: Fields, numbers: Numbers, last: int) -> Lemur:
     return Lemur(
         fields=fields,
         backbone=registry.backbone(settings.backbone, settings.backbone_settings, settings.heads),
@@ -280,6 +282,7 @@ def _ranker(settings: LemurSettings, fields: Fields, numbers: Numbers) -> Lemur:
         query_history=settings.query_history,
         numbers=numbers,
         number_settings=NumberSettings(**parse.entries(settings.number_settings)),
+        last=last,
     )
 
 
