@@ -72,6 +72,8 @@ def segments(
             raise UserError(f"config.data.similar_by={similar}: has several values an item; name a field of one")
         result.append(Segment(SIMILAR, similar_length, item_field=similar, within=within))
     if content:
+        if twice := [name for k, name in enumerate(content) if name in content[:k]]:
+            raise UserError(f"config.data.similar_content: '{twice[0]}' is named twice; name it once")
         result.append(Segment(SIMILAR, similar_length, content=tuple(content), within=within))
     if (similar or content) and within and similar_length > within:
         raise UserError(

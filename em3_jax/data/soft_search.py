@@ -140,8 +140,16 @@ class SoftSearch:
         dtype = np.uint16 if longest <= np.iinfo(np.uint16).max else np.uint32
         try:
             table = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=(rows, segment.length))
+            with open(temporary, "r+b") as file:  # a full disk is an error now, not a crash (SIGBUS) later
+                os.posix_fallocate(file.fileno(), 0, max(temporary.stat().st_size, 1))
             self._fill(segment, dataset, table)
             os.replace(temporary, path)
+        except OSError as error:
+            size = rows * segment.length * np.dtype(dtype).itemsize
+            raise UserError(
+                f"{path}: similar events cannot be kept ({error.strerror or error}); they take {size:,} bytes, free space "
+                "or choose a smaller config.data.similar_length"
+            ) from None
         finally:
             Path(temporary).unlink(missing_ok=True)
         return load_array(path, dtype, (rows, segment.length))

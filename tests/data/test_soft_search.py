@@ -1,6 +1,8 @@
 """Events whose content is most like the candidate's: against a plain loop, kept beside the dataset, in batches."""
 
 import dataclasses
+import errno
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -123,11 +125,25 @@ def test_what_is_found_is_kept_beside_the_dataset_and_read_by_batches(shop, monk
         np.testing.assert_array_equal(one, apart[name])
 
 
+def test_a_full_disk_is_told_before_anything_is_written(shop, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    parts = segments(shop, 3, "", {}, "", 11, 0, ("look",))
+    before = {*(shop.root / "features").rglob("*")}
+    monkeypatch.setattr(soft_search.os, "posix_fallocate", full)
+    search = parts.indexes(shop)[parts.parts[0].seeks]
+    assert "free space" in user_error(search.of_dataset, parts.parts[0], shop)
+    left = {path for path in (shop.root / "features").rglob("*") if path.is_file()} - before
+    assert not left
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
         ({"data__similar_content": ("smell",)}, "no such feature set"),
         ({"data__similar_content": ("pixels",)}, "yet to read"),
+        ({"data__similar_content": ("look", "sound", "look")}, "'look' is named twice"),
         ({"data__similar_content": ("look",), "data__similar_by": "category"}, "choose one"),
         ({"data__similar_content": ("look",), "data__similar_length": 9, "data__similar_within": 4}, "is more than"),
         ({"data__similar_within": 4}, "name nothing"),
