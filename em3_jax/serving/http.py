@@ -5,7 +5,9 @@
                     "time": 1700000000, "history_times": [1699990000, 1699999000] where the model reads recency
                     -> {"version", "scores": click probabilities, "known": of each candidate,
                         "user_known", "history_used", "unknown": {"history_fields.rating": 3}:
-                        how many ids and values the store does not know, by where they stand}
+                        how many ids and values the store does not know, by where they stand};
+                        and of a run of several labels "labels": {"buy": of each candidate its
+                        probability, or the amount that is expected}
                     with "strict": true, a request that names something unknown is refused
     GET /similar?item=17&count=10   -> {"version", "items": [{"id", "cosine"}]}, nearest first
     GET /health     -> {"status", "version", ...}          GET /metrics     Prometheus text
