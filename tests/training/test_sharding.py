@@ -269,6 +269,7 @@ def test_all_batch_keys_by_example_are_split_and_no_others(tiny):
     builder = BatchBuilder(with_label(tiny.dataset), **settings, **given)
     batch = builder(np.arange(29), buckets=Buckets(64, 128))
     by_example = {name for name, value in batch.items() if len(value) == 29}
-    assert by_example | {"user", "positive", "negative"} == BY_EXAMPLE  # the others are of pairs
+    numbers = {"user_number", "context_number", "history_number"}  # of datasets with numbers, see test_table_numbers
+    assert by_example | numbers | {"user", "positive", "negative"} == BY_EXAMPLE  # the others are of pairs
     shardings = sharding.batch_shardings(sharding.make_mesh(1, 1), batch)
     assert {name for name, s in shardings.items() if s.spec == PartitionSpec("data")} == by_example
