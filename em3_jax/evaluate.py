@@ -150,6 +150,9 @@ def evaluate(
         calibrated = _calibrated(directory, int(state.step), heads, arrays)
         result["reliability"] = reliability.of_heads(heads, calibrated, of_row)
         _draw(directory, result)
+    else:  # those of another evaluation would stand beside this one's numbers
+        for suffix in ("png", "html"):
+            (directory / f"eval_{split}_calibration.{suffix}").unlink(missing_ok=True)
     for name, array in arrays.items():
         np.save(directory / f"eval_{split}_{name}.npy", array)
     for kind, moved in moved_by.items():

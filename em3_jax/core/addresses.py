@@ -63,8 +63,14 @@ def listed(address: str) -> list[Remote]:
       address: of a file, a folder, or a pattern with *, ? or [...].
 
     Raises:
-      UserError: there are none, they may not be read, or the extra is missing.
+      UserError: there are none, they may not be read, or the extra is missing; or it has a query.
     """
+    if kind_of(address).startswith("http") and "?" in address:
+        # What signs an address would stand in messages, and in what a dataset keeps of its source.
+        raise UserError(
+            f"{address.partition('?')[0]}?...: an address with a query, as signed ones have, is not read; fetch the file, "
+            "and give its path"
+        )
     try:
         system, path = _opened(address)
         found = sorted(map(str, system.glob(path))) if has_magic(path) else [path]

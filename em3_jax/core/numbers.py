@@ -27,9 +27,13 @@ def symmetric_log(values: np.ndarray) -> np.ndarray:
 
 
 def _rounded(mean: float, std: float) -> tuple[float, float]:
-    """(mean, spread), the spread in seven digits, the mean to as many places; where all are one, that as 32 bits hold it, 1."""
+    """(mean, spread), the spread in seven digits, the mean to as many places; where all are one, that as 32 bits hold it, 1.
+
+    The spread is at least some steps of numbers of that size in 32 bits: below, what is standardised is their rounding.
+    """
     if not std > 1e-12 * abs(mean):
         return float(np.float32(mean)), 1.0
+    std = max(std, 2.0**-20 * abs(mean))
     places = 6 - int(np.floor(np.log10(std)))
     return round(float(mean), places), float(f"{std:.7g}")
 

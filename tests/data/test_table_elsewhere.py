@@ -69,6 +69,8 @@ def test_errors_about_a_bucket_name_the_address(tmp_path, bucket, monkeypatch):
     )
     assert said("memory://shop/log/*.csv") == "memory://shop/log/*.csv: no file has such a name; check the address"
     assert "no such kind of address is known" in said("nowhere://shop/log.parquet")
+    signed = said("https://host/log.csv?X-Signature=secret")
+    assert signed.startswith("https://host/log.csv?...: an address with a query") and "secret" not in signed
     assert said(f"file://{tmp_path}/none.csv").startswith(f"file://{tmp_path}/none.csv: there is no such")
     assert addresses.listed(addresses.written_out(Path(f"file://{bucket[0]}/items.csv.gz")))[0].size > 0
     fsspec.filesystem("memory").pipe_file("/shop/odd.csv", b"user,item,label,time\n1,2,0,3\n1,2,7,3\n")
