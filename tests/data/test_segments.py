@@ -9,7 +9,6 @@ import pytest
 
 from em3_jax import evaluate as evaluation
 from em3_jax import train
-from em3_jax.config import parse
 from em3_jax.core.fields import FIRST_KNOWN
 from em3_jax.core.segments import Segment
 from em3_jax.data.batches import BatchBuilder
@@ -18,7 +17,6 @@ from em3_jax.data.readers.table import table
 from em3_jax.data.segments import Sought, segments
 from em3_jax.predict.command import predict
 from em3_jax.protocols.importance import importance
-from em3_jax.tasks.lemur.setup import lemur
 from em3_jax.training import experiment
 from tests.conftest import user_error
 from tests.test_train import small_config
@@ -164,12 +162,6 @@ def test_backbones_that_take_means_have_one_a_segment(shop, backbone):
 )
 def test_segments_that_cannot_be(shop, changes, words):
     assert words in user_error(experiment.build, config_of(shop, **changes))
-
-
-def test_lemur_reads_one_history(shop):
-    assert "task lemur reads one history" in user_error(
-        lemur, parse.parse(config_of(shop, data__similar_by="category")), None
-    )
 
 
 def test_the_attention_on_ids_may_read_the_contents_cosines(planted):

@@ -1,6 +1,7 @@
 """Labels that are amounts, metrics of further labels, the step that they choose, and runs compared by one of them."""
 
 import json
+import shutil
 import sys
 
 import jax
@@ -164,7 +165,7 @@ def test_predict_writes_expected_amounts(several, shop, tmp_path):
 
 
 def test_a_service_answers_for_every_label(several, shop, tmp_path):
-    folder = several[0]
+    folder = shutil.copytree(several[0], tmp_path / "run")  # which is calibrated here
     evaluation.evaluate(folder, "test", calibrate="platt")
     found = export.export(folder, tmp_path / "store", export.Settings(platforms=("cpu",), dtype="float16"))
     assert found.version

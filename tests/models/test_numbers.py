@@ -113,7 +113,9 @@ def test_what_is_fitted_is_of_the_numbers_that_are_there():
     assert Fit.from_json(fit.to_json()) == fit and Fit.from_json({"edges": []}) is None
     assert Fit.of(np.full(3, 4.0))[:2] == (4.0, 1.0)
     hour = Fit.of(1.7e9 + np.arange(3600.0))  # of an hour the logarithms differ by less than 32 bits tell apart
-    assert hour.std == pytest.approx(1.7e9 / 2**20, rel=1e-5) and hour.log_std == pytest.approx(np.log(1.7e9) / 2**20, rel=1e-3)
+    assert hour.std == pytest.approx(1.7e9 / 2**20, rel=1e-5) and hour.log_std == pytest.approx(
+        np.log(1.7e9) / 2**20, rel=1e-3
+    )
     assert Fit.of(np.full(3, 1_700_000_123.0))[:2] == (np.float32(1_700_000_123), 1.0), (
         "or the one value is far from it"
     )
