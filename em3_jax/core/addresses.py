@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from em3_jax.core.errors import UserError
-from em3_jax.core.progress import Progress
 
 _ADDRESS = re.compile("([A-Za-z][A-Za-z0-9+.-]+):/")  # pathlib has made gs:/ of gs:// where it came first
 _MAGIC = re.compile(r"[*?\[]")
@@ -127,6 +126,8 @@ def fetch(files: dict[Path, Remote]) -> None:
     Raises:
       UserError: one cannot be read, or came in part.
     """
+    from em3_jax.core.progress import Progress  # every command imports this file, and few fetch anything
+
     if not files:
         return
     from fsspec.callbacks import Callback

@@ -344,7 +344,7 @@ with Service(sys.argv[1], sizes=()) as service:
     lines = done.stdout.splitlines()
     assert lines[0] == "2 (1, 16)" and lines[1] == "5" and lines[2] == "set()"
     core = {"addresses", "amounts", "calibration", "errors", "event_features", "fields", "labels", "lock", "numbers"}
-    core |= {"order_statistics", "paths", "progress", "public", "ranges", "segments", "strict_json", "values"}
+    core |= {"order_statistics", "paths", "public", "ranges", "segments", "strict_json", "values"}
     serving = {
         "event_choice",
         "field_values",
