@@ -288,15 +288,17 @@ def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_previous(planted, co
 def test_a_write_that_fails_halfway_is_one_line_and_keeps_the_previous(planted, copy_of_finished):
     epochs = 2 * STEPS * 128 / len(planted.split_rows("train"))
 
-    def forbid_files_over_8000_bytes():
+    largest = (copy_of_finished / "run.json").stat().st_size + 500  # it has to be written, and no checkpoint fits
+
+    def forbid_larger_files():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
 
     (copy_of_finished / "metrics.jsonl").write_text("")
     shutil.rmtree(copy_of_finished / "tensorboard")
     run = subprocess.run(
         [*arguments(planted, copy_of_finished), f"--config.train.epochs={epochs}", "--config.train.log_every=100"],
-        cwd=ROOT, preexec_fn=forbid_files_over_8000_bytes, capture_output=True, text=True, check=False,
+        cwd=ROOT, preexec_fn=forbid_larger_files, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 2, run.stderr
     assert "could not save" in run.stderr.splitlines()[-1] and f"step {STEPS} is kept" in run.stderr

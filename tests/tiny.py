@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from em3_jax.core.fields import Field, Fields
+from em3_jax.core.numbers import Fit, Number, Numbers
 from em3_jax.data.format import NOT_PART, Dataset, hash_ids
 from em3_jax.data.histories import history_ranges, sort_events
 from em3_jax.data.writer import DatasetWriter
@@ -88,6 +89,23 @@ def with_label(dataset: Dataset) -> Dataset:
     values = np.array([0, 1, NOT_PART], np.uint8)[np.arange(len(dataset.interactions["label"])) % 3]
     columns = {**dataset.interactions, "label_buy": values}
     return dataclasses.replace(dataset, meta={**dataset.meta, "labels": {"buy": ""}}, interactions=columns)
+
+
+def with_numbers(dataset: Dataset) -> Dataset:
+    """The dataset with a number of users, items, impressions and events, read as a value."""
+    number = Number("x", "standardised", Fit.of(np.arange(3.0)), (), False)
+
+    def more(columns: dict) -> dict:
+        return columns | {number.column: np.zeros(len(columns["item"]), np.float32)}
+
+    users, items = (
+        table.append_column(number.column, pa.array(np.zeros(len(table), np.float32)))
+        for table in (dataset.user_table, dataset.item_table)
+    )
+    return dataclasses.replace(
+        dataset, numbers=Numbers(*((number,),) * 4), interactions=more(dataset.interactions),
+        events=more(dataset.events), user_table=users, item_table=items,
+    )  # fmt: skip
 
 
 def _log(random: np.random.Generator, num_events: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -18,7 +18,7 @@ from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.training import experiment
 from tests.conftest import ROOT, user_error
 from tests.planted_pairs import planted_pairs
-from tests.tiny import with_label
+from tests.tiny import with_label, with_numbers
 
 pytestmark = pytest.mark.seconds(400)
 
@@ -266,10 +266,9 @@ def test_all_batch_keys_by_example_are_split_and_no_others(tiny):
     settings = {"history_length": 5, "unknown_alpha": 0.0, "unknown_floor": {}}
     queries = ("slot", np.zeros((5, 3), np.int32))
     given = {"encode": "candidates", "queries": queries, "labels": ("buy",)}
-    builder = BatchBuilder(with_label(tiny.dataset), **settings, **given)
+    builder = BatchBuilder(with_numbers(with_label(tiny.dataset)), **settings, **given)
     batch = builder(np.arange(29), buckets=Buckets(64, 128))
     by_example = {name for name, value in batch.items() if len(value) == 29}
-    numbers = {"user_number", "context_number", "history_number"}  # of datasets with numbers, see test_table_numbers
-    assert by_example | numbers | {"user", "positive", "negative"} == BY_EXAMPLE  # the others are of pairs
+    assert by_example | {"user", "positive", "negative"} == BY_EXAMPLE  # the others are of pairs
     shardings = sharding.batch_shardings(sharding.make_mesh(1, 1), batch)
     assert {name for name, s in shardings.items() if s.spec == PartitionSpec("data")} == by_example
