@@ -151,8 +151,8 @@ def evaluate(
         result["reliability"] = reliability.of_heads(heads, calibrated, of_row)
         _draw(directory, result)
     else:  # those of another evaluation would stand beside this one's numbers
-        for suffix in ("png", "html"):
-            (directory / f"eval_{split}_calibration.{suffix}").unlink(missing_ok=True)
+        for picture in pictures(directory, split):
+            picture.unlink(missing_ok=True)
     for name, array in arrays.items():
         np.save(directory / f"eval_{split}_{name}.npy", array)
     for kind, moved in moved_by.items():

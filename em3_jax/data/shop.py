@@ -28,6 +28,7 @@ mapping; truth.parquet, the probabilities of each row; truth.json, the best AUC 
 import argparse
 import dataclasses
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,8 +111,8 @@ def shop(
     Raises:
       UserError: the folder is there already, or cannot be written; a number is out of range.
     """
-    for name, least in {"interactions": 100, "users": 10, "items": 10}.items():
-        if not least <= (value := {"interactions": interactions, "users": users, "items": items}[name]) < 1 << 31:
+    for name, value, least in (("interactions", interactions, 100), ("users", users, 10), ("items", items, 10)):
+        if not least <= value < 1 << 31:
             raise UserError(f"--{name} {value}: give {least} to {(1 << 31) - 1}")
     if not 0 < keep_negatives <= 1:
         raise UserError(f"--keep-negatives {keep_negatives}: give a share above 0, to 1")
@@ -255,4 +256,4 @@ def main() -> None:
     best = shop(**arguments)
     told = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
     print(f"{arguments['out']}: the best AUC that is possible on the last tenth: {told}")
-    print(f"next: em3 prepare table --mapping {arguments['out']}/shop.toml --out data/shop")
+    print(f"next: em3 prepare table --mapping {shlex.quote(str(arguments['out'] / 'shop.toml'))} --out data/shop")

@@ -2,7 +2,7 @@
 
     inputs   the arrays of a request, see `core.batch.REQUEST`, for `CANDIDATES` candidates; "candidate.<name>" and
              "history.<name>" of what is looked up. A shorter request is padded with row 0
-    output   logit [CANDIDATES] f32
+    output   logit [CANDIDATES] f32, of a model of several labels [CANDIDATES, 1 + H], the first one's before the further ones'
 
 The rows of ids and what is looked up of items are those of the store's version that the file lies in.
 """
