@@ -243,6 +243,7 @@ def test_long_histories_of_which_rows_read_a_beginning(tmp_path, monkeypatch):
         ({"dnn_hidden_units": "[64, 32"}, {}, "dnn_hidden_units [64, 32: is no list of numbers"),
         ({"net_dropout": 1.5}, {}, "config.model.backbone_settings.dropout"),
         ({"embedding_dim": 0}, {}, "config.tables.width"),
+        ({"reduce_lr_on_plateau": "perhaps"}, {}, "reduce_lr_on_plateau perhaps: is neither true nor false"),
         ({"din_sequence_field": "pid"}, {}, "din_sequence_field pid: no active column of type sequence"),
     ],
 )
@@ -251,6 +252,11 @@ def test_what_cannot_be_converted_is_told(model, data, words, tmp_path):
     columns = [{**one} for one in DATA["feature_cols"]]
     said = user_error(lambda: fuxictr.convert(changed, DATA | {"feature_cols": columns} | data, "x", tmp_path))
     assert words in said
+
+
+def test_a_group_that_is_no_column_is_told(tmp_path):
+    made = fuxictr.convert(DIN | {"group_id": "sesion"}, DATA, "x", tmp_path)
+    assert "group_id sesion: is no column; gAUC is that of users" in made.notes
 
 
 def test_files_that_are_none(files):
@@ -288,6 +294,8 @@ def test_three_files_are_the_three_parts(files):
         ("net_regularizer", "l2(1e-4)", "l2", 1e-4),
         ("attention_units", [24], "attention_hidden", 24),
         ("dropout_rates", 0.3, "dropout", 0.3),
+        ("din_use_softmax", "False", "attention_softmax", False),
+        ("din_use_softmax", "True", "attention_softmax", True),
     ],
 )
 def test_forms_of_a_value(key, value, setting, expected, tmp_path):

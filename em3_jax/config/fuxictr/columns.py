@@ -146,6 +146,8 @@ class Columns:
         """The column by which gAUC is taken; "" where it is the user's, as it is without."""
         name = str(given or "")
         if name not in self._columns:
+            if name:
+                self.notes.append(f"group_id {name}: is no column; gAUC is that of users")
             return ""
         copied = re.fullmatch(r"copy_from\((\w+)\)", str(self._columns[name].get("preprocess", "")).strip())
         name = copied[1] if copied else name

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from em3_jax.config.fuxictr.columns import WITH_HISTORY, Columns
-from em3_jax.config.fuxictr.values import metric, one, penalty, several, shown
+from em3_jax.config.fuxictr.values import metric, one, penalty, several, shown, truth
 from em3_jax.core.errors import UserError, nearest
 
 OLD_NAMES = {
@@ -90,7 +90,9 @@ def settings_of(model: Mapping[str, Any], columns: Columns) -> tuple[dict[str, A
         if key in given:
             settings[setting] = penalty(key, given.pop(key), notes)
     settings.setdefault("train.patience", 2)
-    settings["train.plateau_factor"] = 0.1 if given.pop("reduce_lr_on_plateau", True) else 1.0
+    settings["train.plateau_factor"] = (
+        0.1 if truth("reduce_lr_on_plateau", given.pop("reduce_lr_on_plateau", True)) else 1.0
+    )
     settings["eval.batch_size"] = max(int(settings.get("data.batch_size", 1024)), 1024)
     for key in HIDDEN:
         if key in given and (hidden := several(key, given.pop(key))):
@@ -128,7 +130,9 @@ def _attention(kind: str, given: dict[str, Any], columns: Columns, notes: list[s
     if kind in WITH_HISTORY:
         found["model.backbone_settings.attention_layer"] = False
     if kind == "DIN":
-        found["model.backbone_settings.attention_softmax"] = bool(given.pop("din_use_softmax", False))
+        found["model.backbone_settings.attention_softmax"] = truth(
+            "din_use_softmax", given.pop("din_use_softmax", False)
+        )
     if kind != "SIM":
         return found
     found["model.backbone_settings.attention_score"] = "dot"

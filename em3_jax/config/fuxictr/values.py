@@ -20,6 +20,16 @@ def one(kind: Callable[[Any], Any], key: str, value: Any) -> Any:
         raise UserError(f"{key} {shown(value)}: is no number; mend it") from None
 
 
+def truth(key: str, value: Any) -> bool:
+    """Yes or no, which may be a text."""
+    said = str(value).strip().lower()
+    if said in ("true", "yes", "on", "1"):
+        return True
+    if said in ("false", "no", "off", "0", "none", ""):
+        return False
+    raise UserError(f"{key} {shown(value)}: is neither true nor false; mend it")
+
+
 def several(key: str, value: Any) -> tuple[int, ...]:
     """Whole numbers: a list, one alone, or a text of either."""
     try:

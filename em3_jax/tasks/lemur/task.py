@@ -275,7 +275,7 @@ def _ranker(settings: LemurSettings, fields: Fields, numbers: Numbers, last: int
     return Lemur(
         fields=fields,
         backbone=registry.backbone(settings.backbone, settings.backbone_settings, settings.heads),
-        short=settings.short_history,
+        short=min(settings.short_history, last),  # before these stand events that are sought
         modules=tuple(settings.history_modules),
         decoder_layers=settings.decoder_layers,
         decoder_hidden=settings.decoder_hidden,
