@@ -23,7 +23,7 @@ from em3_jax.serving.service import Model
 from em3_jax.training import growth
 from em3_jax.training.run import Run
 from tests.conftest import user_error
-from tests.export.test_export import PLAIN, expected_logits, make_requests
+from tests.export.served_runs import PLAIN, expected_logits, make_requests
 from tests.grown_tables import grown
 from tests.training.test_growth import MORE, STEPS, settings
 

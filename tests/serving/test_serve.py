@@ -20,7 +20,7 @@ from em3_jax.export import command as export
 from em3_jax.serving import store
 from em3_jax.serving.service import Model
 from tests.conftest import ROOT
-from tests.export.test_export import PLAIN, runs  # noqa: F401
+from tests.export.served_runs import PLAIN, runs  # noqa: F401
 
 pytestmark = pytest.mark.quickly_compiled
 

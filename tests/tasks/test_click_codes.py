@@ -21,8 +21,8 @@ from em3_jax.serving.service import Model
 from em3_jax.training import experiment
 from em3_jax.training.run import Run
 from tests.conftest import user_error
+from tests.export.served_runs import PLAIN, expected_logits, make_requests
 from tests.export.test_codes_command import _asked
-from tests.export.test_export import PLAIN, expected_logits, make_requests
 from tests.grown_tables import grown
 from tests.training.test_growth import settings
 from tests.training.test_sharding import check_equal, on_meshes
