@@ -6,7 +6,7 @@ python train.py --config=configs/several_labels.py:id_only,ple,dwell --workdir=r
 python train.py --config=configs/several_labels.py:esmm --workdir=runs/esmm
 em3 eval --workdir=runs/mmoe --at 10 --bootstrap 1000 --plots
 
-The settings are those of configs/em3_synthetic.py. What the kinds are worth there: "Several labels on one model" in README.md.
+The settings are those of configs/em3_synthetic.py. What the kinds are worth there: docs/several_labels.md.
 """
 
 from configs import base, em3_synthetic

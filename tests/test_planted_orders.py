@@ -1,4 +1,7 @@
-"""Orders of the paper's tables that planted data show, at small size; README has them at full size, and what does not appear."""
+"""Orders of the paper's tables that planted data show, at small size.
+
+docs/results.md has them at full size, and what does not appear.
+"""
 
 import json
 

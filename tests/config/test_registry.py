@@ -127,8 +127,8 @@ def test_mistakes_in_own_parts_are_one_line(planted, in_folder, name, message):
     assert message in user_error(lambda: experiment.build(settings.to_dict()))
 
 
-def test_the_example_of_the_readme_trains(planted, in_folder):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+def test_the_example_of_the_docs_trains(planted, in_folder):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/models.md").read_text("utf-8"), re.DOTALL)
     (example,) = [block for block in blocks if "class GatedFusion" in block]
     assert len(example.splitlines()) <= 22
     (in_folder / "my_fusion.py").write_text(example, "utf-8")

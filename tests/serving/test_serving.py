@@ -42,7 +42,7 @@ pytestmark = pytest.mark.quickly_compiled
 
 PLAIN = export.Settings(batch_size=64, platforms=("cpu",))
 ITEMS, USERS, EACH = 190, 30, 12
-README_HISTORY, README_RATINGS, README_CANDIDATES = [1, 50, 181], [5, 5, 4], [172, 174]
+DOCS_HISTORY, DOCS_RATINGS, DOCS_CANDIDATES = [1, 50, 181], [5, 5, 4], [172, 174]
 
 
 class Served(NamedTuple):
@@ -69,7 +69,7 @@ def serve(dataset: Dataset, folder: Path, **settings) -> Served:
 
 
 def ratings() -> list[tuple[int, int, float, int]]:
-    """(user, item, rating, time); the last two are the README's request, as rows of a log."""
+    """(user, item, rating, time); the last two are the request of docs/serving.md, as rows of a log."""
     random = np.random.default_rng(5)
     rows = []
     for user in range(2, USERS + 2):
@@ -77,9 +77,9 @@ def ratings() -> list[tuple[int, int, float, int]]:
         stars = random.integers(1, 11, EACH) / 2
         times = random.integers(10, 1000, EACH)
         rows += zip([user] * EACH, items.tolist(), stars.tolist(), times.tolist(), strict=True)
-    past = zip(README_HISTORY, README_RATINGS, strict=True)
+    past = zip(DOCS_HISTORY, DOCS_RATINGS, strict=True)
     rows += [(1, item, float(rating), k) for k, (item, rating) in enumerate(past)]
-    asked = zip(README_CANDIDATES, (5.0, 1.0), strict=True)
+    asked = zip(DOCS_CANDIDATES, (5.0, 1.0), strict=True)
     return rows + [(1, item, rating, 2000) for item, rating in asked]
 
 
@@ -148,8 +148,8 @@ def test_scores_are_those_of_eval_in_whatever_form_numbers_come(movies, form):
     assert max(differences) > 1e-3  # ratings do matter
 
 
-def test_the_block_of_the_readme_runs_and_scores_as_eval(movies, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+def test_the_block_of_the_docs_runs_and_scores_as_eval(movies, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/serving.md").read_text("utf-8"), re.DOTALL)
     (block,) = (one for one in blocks if "em3_jax.serving" in one)
     monkeypatch.chdir(movies.store.parent)
     names: dict = {}
@@ -157,7 +157,7 @@ def test_the_block_of_the_readme_runs_and_scores_as_eval(movies, monkeypatch):
         exec(block, names)
     assert names["known"].tolist() == [True, True, False] and len(names["vectors"]) == 3
     candidates = [request["candidates"][0] for request in rows_of_test(movies)]
-    rows = [candidates.index(item, len(candidates) - 2) for item in README_CANDIDATES]
+    rows = [candidates.index(item, len(candidates) - 2) for item in DOCS_CANDIDATES]
     expected = probability(movies.logits[rows])
     np.testing.assert_allclose(names["scores"].probability, expected, rtol=0, atol=1e-6)
     assert names["scores"].unknown == {}

@@ -77,7 +77,7 @@ class LemurSettings(Encoders):
     # whether the click's gradient reaches the encoder through history slots whose items this step
     # encodes
     history_gradient: Switch = True
-    # what of the history is read, see the README
+    # what of the history is read, see docs/lemur.md
     history_modules: Modules = ("short", "long", "similarity")
     short_history: Size = 50  # last events of a user that target attention and the backbone read
     query: Query = Query()
