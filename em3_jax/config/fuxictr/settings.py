@@ -159,7 +159,9 @@ def _heads(kind: str, given: dict[str, Any], columns: Columns, notes: list[str])
     labels = columns.labels
     tasks, losses = (_of_each(given.pop(key, None), labels) for key in ("task", "loss"))
     if kind not in HEADS:
-        notes += [f"label {name}: further labels are columns of --labels; see docs/several_labels.md" for name in labels[1:]]
+        notes += [
+            f"label {name}: further labels are columns of --labels; see docs/several_labels.md" for name in labels[1:]
+        ]
     elif one(int, "num_tasks", given.pop("num_tasks", len(labels))) != len(labels) or len(labels) < 2:
         raise UserError(
             f"num_tasks: {kind} learns several labels, and label_col names {len(labels)}; name as many there"
