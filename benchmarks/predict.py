@@ -1,14 +1,20 @@
 """Speed of `em3 predict` beside evaluation of the same rows by the same run, in turns.
 
 python -m benchmarks.predict --workdir runs/demo/em3 --times 10 --repeats 5
+python -m benchmarks.predict --workdir runs/demo/em3 --memory 1000000,10000000
 
 Evaluation scores the test split in batches and keeps logits; `predict` reads the same rows,
 repeated, from a Parquet file, finds ids and histories, scores them, and writes the rows with
 their probabilities. Both are run once before, so that nothing is compiled.
+
+With --memory the command itself is run on files of so many rows, each in a process of its own, and
+its peak memory is shown.
 """
 
 import argparse
+import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -39,12 +45,42 @@ def rows_of(dataset: Dataset, times: int) -> pa.Table:
     return pa.table(table)
 
 
+def write_rows(path: Path, dataset: Dataset, count: int) -> None:
+    """A Parquet file of `count` rows, the test split's again and again, written a piece at a time."""
+    split = len(dataset.split_rows("test"))
+    piece = rows_of(dataset, -(-min(count, 1 << 20) // split))
+    with pq.ParquetWriter(path, piece.schema) as writer:
+        for first in range(0, count, len(piece)):
+            writer.write_table(piece.slice(0, count - first))
+
+
+def measure_memory(workdir: Path, counts: list[int]) -> None:
+    """Peak memory and rate of `em3 predict` on files of so many rows."""
+    dataset = Run.open(workdir).experiment.work.dataset
+    with tempfile.TemporaryDirectory() as folder:
+        for count in counts:
+            rows, scores = Path(folder) / "rows.parquet", Path(folder) / f"scores-{count}.parquet"
+            write_rows(rows, dataset, count)
+            began = time.perf_counter()
+            words = ["predict", "--workdir", workdir, "--rows", rows, "--out", scores]
+            command = [sys.executable, "-m", "em3_jax", *map(str, words)]
+            _, status, used = os.wait4(os.spawnv(os.P_NOWAIT, command[0], command), 0)
+            if status:
+                raise SystemExit(f"em3 predict ended with {status}")
+            took = time.perf_counter() - began
+            assert pq.read_metadata(scores).num_rows == count
+            print(f"{count:>12,} rows: {count / took:>10,.0f} rows/s, peak {used.ru_maxrss / 1024:,.0f} MB", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="a ranking run")
     parser.add_argument("--times", type=int, default=10, help="how often the test rows are repeated")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory", default="", help="numbers of rows, with commas between")
     args = parser.parse_args()
+    if args.memory:
+        return measure_memory(args.workdir, [int(count) for count in args.memory.split(",")])
     scorer = Scorer(args.workdir, None, None)
     parts = Run.open(args.workdir).experiment
     source, state = parts.work.evaluation("test"), Run.open(args.workdir).state()
