@@ -14,6 +14,7 @@ its peak memory is shown.
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -64,7 +65,9 @@ def measure_memory(workdir: Path, counts: list[int]) -> None:
             began = time.perf_counter()
             words = ["predict", "--workdir", workdir, "--rows", rows, "--out", scores]
             command = [sys.executable, "-m", "em3_jax", *map(str, words)]
-            _, status, used = os.wait4(os.spawnv(os.P_NOWAIT, command[0], command), 0)
+            process = subprocess.Popen(command)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = status
             if status:
                 raise SystemExit(f"em3 predict ended with {status}")
             took = time.perf_counter() - began
