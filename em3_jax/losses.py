@@ -135,6 +135,57 @@ def content_id_contrastive(
     return loss, {"cic_accuracy": jnp.where(some, accuracy, jnp.nan)}
 
 
+def content_id_contrastive_in_groups(
+    content: jax.Array,
+    ids: jax.Array,
+    item: jax.Array,
+    group: jax.Array,
+    weight: jax.Array,
+    *,
+    temperature: float | jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the terms of the CIC loss of a batch's examples whose negatives are the other items of their groups.
+
+    Eq. (12) to (14), see `content_id_contrastive`, of the candidate i of each example, j over the examples of its group
+    whose candidates are other items; one that is there twice counts twice.
+
+    Args:
+      content, ids: [B, D] float, C and I of the examples' candidates.
+      item: [B] i32, the candidates.
+      group: [B] i32, such as sessions.
+      weight: [B] f32 >= 0; an example of weight 0 takes no part, nor is it a negative.
+      temperature: tau.
+
+    Returns:
+      loss: [B] f32, of each example; of any value where it has no negative.
+      hit: [B] f32, the share of both directions in which its positive is nearer than all negatives.
+      some: [B] bool, it takes part and has a negative.
+    """
+    if content.ndim != 2 or ids.shape != content.shape or {x.shape for x in (item, group, weight)} != {ids.shape[:1]}:
+        raise ValueError(f"want [B, D], [B, D], [B], [B], [B]; got {content.shape}, {ids.shape}, {weight.shape}")
+    mask = weight > 0
+    both = exchange.in_block(functools.partial(_in_groups, temperature))
+    loss, hit, some = both(_unit(content, mask), _unit(ids, mask), mask, item, group)
+    return loss, hit, some & mask
+
+
+def _in_groups(
+    temperature: Any, content: jax.Array, ids: jax.Array, mask: jax.Array, item: jax.Array, group: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`content_id_contrastive_in_groups` of a device's own examples against those of all devices."""
+    (contents, every_ids, masks, items, groups), _ = exchange.of_all(content, ids, mask, item, group)
+    highest = jax.lax.Precision.HIGHEST
+    positive = jnp.sum(content * ids, axis=1) / temperature
+    valid = masks & (group[:, None] == groups) & (item[:, None] != items)
+    with_own = jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True)  # the positive first
+    loss, hit = jnp.zeros_like(positive), jnp.zeros_like(positive)
+    for one, others in ((content, every_ids), (ids, contents)):
+        logits = jnp.einsum("id,jd->ij", one, others, precision=highest) / temperature
+        value, is_hit = _contrast(jnp.concatenate([positive[:, None], logits], axis=1), positive, with_own)
+        loss, hit = loss + 0.5 * value, hit + 0.5 * is_hit
+    return loss, hit, valid.any(axis=1)
+
+
 def query_document_contrastive(
     query: jax.Array,
     document: jax.Array,

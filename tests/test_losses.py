@@ -263,6 +263,22 @@ def test_cic_gradients_are_finite_for_zero_vectors_and_empty_masks(negatives, va
         assert not any(grad.any() for grad in result.grads)
 
 
+def test_cic_in_groups_is_eqs_12_to_14_of_each_example_against_the_others_of_its_group():
+    """One that is there twice counts twice, its own item never; of weight 0 is no negative; alone there is no loss."""
+    content, ids, _ = _items(8)
+    item, group = np.array([0, 1, 1, 2, 0, 3, 4, 4]), np.array([7, 7, 7, 7, 7, 9, 8, 8])
+    content, ids = content[item], ids[item]
+    weight = np.array([1, 2, 1, 0, 1, 1, 1, 1], np.float32)
+    content[3] = ids[3] = np.nan
+    loss, hit, some = losses.content_id_contrastive_in_groups(
+        content, ids, item, group, weight, temperature=TEMPERATURE
+    )
+    negatives = {0: [1, 2], 1: [0, 4], 2: [0, 4], 4: [1, 2]}
+    np.testing.assert_array_equal(np.flatnonzero(some), [*negatives])  # of 5 nothing else, of 6 and 7 one item
+    for k, others in negatives.items():
+        assert (loss[k], hit[k]) == pytest.approx(_eqs_12_to_14(content, ids, {k: others}), rel=1e-5)
+
+
 def test_cic_gradient_matches_finite_differences():
     content, ids, mask = _items()
     gradient = _cic(content, ids, mask).grads[0]

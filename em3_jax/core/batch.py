@@ -86,7 +86,7 @@ CLICKS: Keys = CATALOGUE | {
     "encode_position": Key(I32, "C", "the items to encode", given="encode", into="item_id"),
     "encode_mask": Key(BOOL, "C", "False only fills", given="encode"),
     # The dataset's group, the query, or the user: rows of one are no negatives of each other.
-    "group": Key(I32, "B", "what the row belongs to", given="encode"),
+    "group": Key(I32, "B", "what the row belongs to", given="groups"),
     "query_tokens": Key(I32, "B L", "words of the query, 0 = none", given="queries"),
 }
 """A batch of interaction rows; see `data.batches`."""

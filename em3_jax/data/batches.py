@@ -77,6 +77,7 @@ class BatchBuilder:
       row_weights: whether the dataset's weights, if it has such, count in training.
       labels: further ones of the dataset, in batches beside the first.
       segments: what the slots of a history hold; None = the last T events.
+      groups: whether a batch says what group, or else user, its rows are of; where it names items to encode it does.
 
     Attributes:
       history_length: slots of all segments.
@@ -102,11 +103,12 @@ class BatchBuilder:
         labels: tuple[str, ...] = (),
         segments: Segments | None = None,
         unknown_below: int = 1,
+        groups: bool = False,
     ):
         self.dataset, self.row_weights, self.labels = dataset, row_weights, labels
         for name in labels:
             dataset.label(name)  # or there is no such label
-        self.encode, self.queries = encode, queries
+        self.encode, self.queries, self.groups = encode, queries, groups or encode != "none"
         self.label = label
         self._label = dataset.label(label)
         self.segments = segments or Segments((Segment(LAST, history_length),))
@@ -175,8 +177,9 @@ class BatchBuilder:
         batch |= self._table_rows(rows, user, batch["item_id"], history, key, buckets)
         batch |= self._numbers(rows, user, batch["item_id"], event_index)
         with_content = batch["item_id"]
+        batch |= {"group": self.dataset.group[rows]} if self.groups else {}
         if self.encode != "none":
-            batch |= self._to_encode(batch, buckets) | {"group": self.dataset.group[rows]}
+            batch |= self._to_encode(batch, buckets)
             if self.queries:
                 field, words = self.queries
                 query = columns_[f"context_{field}"][rows]

@@ -20,6 +20,7 @@ from em3_jax.data import blocks
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.blocks import build, by_user
 from em3_jax.data.buckets import round_up
+from em3_jax.data.by_group import BY_GROUP, GroupOrder
 from em3_jax.data.by_item import ByItemSource, deal
 from em3_jax.data.format import Dataset
 from em3_jax.data.passes import InPasses
@@ -59,9 +60,10 @@ class TrainingSource(InEpochs):
       batch_size: B.
       seed: of the order and of the random replacement of ids.
       order: "shuffled": epoch after epoch, each a permutation of its own, batches running across the border;
-        "chronological": the same without permutation. Within a batch see `blocks.by_user`.
+        "chronological": the same without permutation; "by_group": see `by_group`. Within a batch see `blocks.by_user`.
       buckets: padded sizes, of each shard.
       shards: what of each batch is built here.
+      groups: of order "by_group".
     """
 
     builder: BatchBuilder
@@ -71,9 +73,10 @@ class TrainingSource(InEpochs):
     order: str
     buckets: Buckets
     shards: Shards
+    groups: GroupOrder | None = None
 
     def __getitem__(self, step: int) -> Batch:
-        rows = rows_of_step(self.rows, self.batch_size, self.seed, self.order, step)
+        rows = rows_of_step(self.rows, self.batch_size, self.seed, self.order, step, self.groups)
         return build(
             self.builder,
             self.shards,
@@ -93,12 +96,13 @@ class GrownSource(InPasses):
 
     Attributes:
       rows: [n] i64 interaction rows, in time order.
-      batch_size, order: as of `TrainingSource`.
+      batch_size, order, groups: as of `TrainingSource`.
     """
 
     rows: np.ndarray
     batch_size: int
     order: str
+    groups: GroupOrder | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -113,6 +117,8 @@ class GrownSource(InPasses):
         index = np.minimum(index, end - 1)
         if self.order == "shuffled":
             index = rng.permute(index, count, rng.numpy_key(self.seed, "grown", self.first_step, number))
+        elif self.groups is not None:
+            index = self.groups(index, self.seed, "grown", self.first_step, number)
         rows = self.rows[index]
         place = by_user(self.builder, self.shards, rows)
         return rows[place], weight[place]
@@ -179,15 +185,20 @@ def step_groups(start: int, total: int, size: int, ends: tuple[int, ...]) -> lis
     return groups
 
 
-def rows_of_step(rows: np.ndarray | range, batch_size: int, seed: int, order: str, step: int) -> np.ndarray:
+def rows_of_step(
+    rows: np.ndarray | range, batch_size: int, seed: int, order: str, step: int, groups: GroupOrder | None = None
+) -> np.ndarray:
     """[B] i64: the interaction rows of a training step; each epoch visits every row exactly once."""
     epoch, index = np.divmod(step * batch_size + np.arange(batch_size, dtype=np.int64), len(rows))
-    if order == "shuffled":
+    if order == "shuffled" or groups is not None:
         for number in np.unique(epoch):  # one, or two where the batch runs across the border of an epoch
-            inside = epoch == number
-            index[inside] = rng.permute(index[inside], len(rows), rng.numpy_key(seed, "epoch", int(number)))
+            inside, key = epoch == number, (seed, "epoch", int(number))
+            if groups is None:
+                index[inside] = rng.permute(index[inside], len(rows), rng.numpy_key(*key))
+            else:
+                index[inside] = groups(index[inside], *key)
     elif order != "chronological":
-        raise UserError(f"config.data.order '{order}' is unknown; choose shuffled, chronological or by_item")
+        raise UserError(f"config.data.order '{order}' is unknown; choose shuffled, chronological, by_item or by_group")
     return _take(rows, index)
 
 
@@ -242,10 +253,16 @@ def training_source(
     """
     if order == BY_ITEM:
         return by_item_source(builder, rows, batch_size, seed, most_items, shards, unit)
-    drawn = [rows_of_step(rows, batch_size, 0, order, step) for step in range(8)]
+    groups = group_order(builder.dataset, rows) if order == BY_GROUP else None
+    drawn = [rows_of_step(rows, batch_size, 0, order, step, groups) for step in range(8)]
     samples = [sample[by_user(builder, shards, sample)] for sample in drawn]
     buckets = bucket_sizes(builder, samples, shards, unit)
-    return TrainingSource(builder, rows, batch_size, seed, order, buckets, shards)
+    return TrainingSource(builder, rows, batch_size, seed, order, buckets, shards, groups)
+
+
+def group_order(dataset: Dataset, rows: np.ndarray | range) -> GroupOrder:
+    """The order "by_group" of interaction rows: by the dataset's groups, or else its users."""
+    return GroupOrder(np.asarray(dataset.group[np.asarray(rows)]))
 
 
 def by_item_source(

@@ -214,7 +214,8 @@ class RankingModel(nn.Module):
         of_codes = [] if coded is None else [coded.errors[:, None], coded.codes.astype(jnp.float32)]
         (embedding, flag, *others), counts = exchange.to_examples(batch, embedding, flag, *units.values(), *of_codes)
         vectors = others[: len(units)]
-        out, parts = {"content": embedding, "item_counts": counts & (flag[:, 0] > 0)}, []
+        has = flag[:, 0] > 0
+        out, parts = {"content": embedding, "item_counts": counts & has, "item_has_content": has}, []
         if coded is not None:
             out |= self._of_codes(*others[len(units) :], counts=out["item_counts"])
             out |= {f"moved_{name}": value for name, value in coded.moved.items()}

@@ -20,6 +20,8 @@ from em3_jax.core.types import Batch
 from em3_jax.models.cic import ContentIdHeads
 from em3_jax.tasks import Inputs, Intermediates, Loss, Params
 
+BATCH, OR_BATCH = "batch", "group_or_batch"  # of config.model.cic.negatives_from
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ContentIdContrast:
@@ -50,25 +52,67 @@ class ContentIdContrast:
         Args:
           params: of the heads.
           inputs: of the task.
-          out: "content" [S, D], "item_fields" [S, fields, W] and "item_counts" [S] bool of the
-            items: whether an item has content, and this is the place that counts it.
+          out: "content" [S, D], "item_fields" [S, fields, W], "item_has_content" [S] bool and
+            "item_counts" [S] bool of the items: whether it has, and this is the place that counts it.
           key: of the negatives drawn.
         """
         projected: Any = self.heads.apply({"params": params}, *self._arguments(out))
-        content, ids = projected
-        mask = out["item_counts"] & inputs.batch["item_is_known"]
-        by_samples = self.settings.over == "samples"
+        if self.settings.negatives_from != BATCH:
+            value, accuracy = self._in_groups(*projected, inputs.batch, out, key)
+        else:
+            by_samples = self.settings.over == "samples"
+            weight = candidate_counts(inputs.batch, inputs.batch["weight"]) if by_samples else None
+            value, accuracy = self._in_batch(*projected, inputs.batch, out, key, weight)
+        return self.settings.weight * value, {"cic_loss": value, "cic_accuracy": accuracy}
+
+    def _in_batch(
+        self,
+        content: jax.Array,
+        ids: jax.Array,
+        batch: Batch,
+        out: Intermediates,
+        key: jax.Array,
+        weight: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """(loss [], accuracy []) against other items of the batch; see `losses.content_id_contrastive`."""
         value, aux = losses.content_id_contrastive(
             content,
             ids,
-            mask,
+            out["item_counts"] & batch["item_is_known"],
             temperature=self.settings.temperature,
-            weight=candidate_counts(inputs.batch) if by_samples else None,
+            weight=weight,
             negatives=self.settings.negatives or None,
             key=key,
         )
-        named = {"cic_loss": value, "cic_accuracy": aux["cic_accuracy"]}
-        return self.settings.weight * value, named
+        return value, aux["cic_accuracy"]
+
+    def _in_groups(
+        self, content: jax.Array, ids: jax.Array, batch: Batch, out: Intermediates, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The same against the other items of an example's group; the mean is over the examples, by their weights."""
+        candidate = batch["item_position"]
+        there = exchange.picked(out["item_has_content"] & batch["item_is_known"], candidate)
+        weight = jnp.where(there, batch["weight"], 0.0)
+        item = exchange.picked(batch["item_id"], candidate)
+        loss, hit, some = losses.content_id_contrastive_in_groups(
+            exchange.rows(content, candidate),
+            exchange.rows(ids, candidate),
+            item,
+            batch["group"],
+            weight,
+            temperature=self.settings.temperature,
+        )
+        own = jnp.where(some, weight, 0.0)
+        total, hits, count = (jnp.where(some, own * x, 0.0).sum() for x in (loss, hit, jnp.ones_like(loss)))
+        if self.settings.negatives_from == OR_BATCH:
+            alone = jnp.where(some, 0.0, weight)
+            of_items = candidate_counts(batch, alone)
+            value, accuracy = self._in_batch(content, ids, batch, out, key, of_items)
+            # Of a batch of one item alone there is no contrast at all.
+            more = jnp.where(jnp.isnan(accuracy), 0.0, alone.sum())
+            total, hits, count = total + more * value, hits + more * jnp.nan_to_num(accuracy), count + more
+        at_least = jnp.where(count > 0, count, 1.0)
+        return total / at_least, jnp.where(count > 0, hits / at_least, jnp.nan)
 
     def _arguments(self, out: Intermediates) -> tuple[jax.Array, jax.Array]:
         """(content [S, D], IDs [S, F * W]) that the heads read."""
@@ -98,13 +142,13 @@ def content_id_contrast(settings: Cic, fields: Fields, numbers: Numbers = NO_NUM
     return ContentIdContrast(settings, heads, chosen) if settings.weight else None
 
 
-def candidate_counts(batch: Batch) -> jax.Array:
-    """[S] f32: how many examples have the item of a row as their candidate, by their weights.
+def candidate_counts(batch: Batch, weight: jax.Array) -> jax.Array:
+    """[S] f32: how many examples have the item of a row as their candidate, by their weights [B] f32.
 
     Rows of the same item, of a batch that has one for each slot, have the same count.
     """
     item = batch["item_id"]
-    own = exchange.sums(batch["weight"], batch["item_position"], len(item))
+    own = exchange.sums(weight, batch["item_position"], len(item))
     if "item_route" in batch:
         return exchange.total(batch, own)
     order = jnp.argsort(item)

@@ -35,7 +35,7 @@ from em3_jax.core.values import canonical
 from em3_jax.data.by_item import ByItemSource, deal
 from em3_jax.data.canonical import forms_of
 from em3_jax.data.format import Dataset
-from em3_jax.data.pipeline import GrownSource, drawn
+from em3_jax.data.pipeline import GrownSource, drawn, group_order
 from em3_jax.tables import packing
 from em3_jax.training import rundir, trained_rows
 from em3_jax.training.checkpoint import Checkpoints
@@ -170,6 +170,7 @@ def _of_new_rows(source: Any, rows: np.ndarray, after: int) -> GrownSource | ByI
         batch_size=source.batch_size,
         seed=source.seed,
         order=source.order,
+        groups=None if source.groups is None else group_order(source.builder.dataset, rows),
         first_step=after,
         buckets=source.buckets,
         shards=source.shards,

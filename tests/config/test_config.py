@@ -128,7 +128,11 @@ MISTAKES = {
     "no features": (("data", "features"), (), r"config\.data\.features is empty"),
     "placement": (("data", "placement"), "gpu", r"config\.data\.placement='gpu'.*auto, device or host"),
     "precision": (("model", "precision"), "fp16", r"config\.model\.precision='fp16'.*f32 or bf16"),
-    "order": (("data", "order"), "random", r"config\.data\.order='random'.*shuffled, chronological or by_item"),
+    "order": (
+        ("data", "order"),
+        "random",
+        r"config\.data\.order='random'.*shuffled, chronological, by_item or by_group",
+    ),
     "no such folder": (("data", "root"), "/no/such/folder", r"/no/such/folder: no such dataset folder"),
     "row optimizer": (("tables", "optimizer"), "sgd", r"config\.tables\.optimizer='sgd'.*lazy_adam"),
     "multiplier": (("optim", "multipliers"), (("fussion", 0.1),), r"config\.optim\.multipliers: .*'fussion'"),

@@ -53,7 +53,7 @@ def test_clicks(tiny, given, encode, shards):
     buckets = Buckets(64, 128, own_items=32, own_rows=64)
     batch = build(builder, shards, np.arange(B), buckets=buckets, key=np.uint64(7))
     # Queries are read where items are encoded.
-    has = given - {"queries"} if encode == "none" else given | {"encode"}
+    has = given - {"queries"} if encode == "none" else given | {"encode", "groups"}
     expected = {"B": B, "T": T, "S": 64 * shards.total, "R": 128 * shards.total} | COLUMNS
     expected |= WIDTHS if "host_features" in has else {}
     expected |= {"L": L} if "queries" in has else {}
@@ -74,7 +74,7 @@ def test_further_labels(tiny):
 
 
 def test_content_comes_of_the_items_to_encode_alone(tiny):
-    given = {"host_features", "encode"}
+    given = {"host_features", "encode", "groups"}
     options = {"encode": "candidates", "host_features": contents(tiny, given)}
     builder = BatchBuilder(tiny.dataset, **SETTINGS, **options)
     sizes = sizes_of(builder(np.arange(B), buckets=Buckets(64, 128, 40)), CLICKS, given)

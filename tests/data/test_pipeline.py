@@ -1,5 +1,6 @@
 """pipeline: every row once an epoch, a batch is a function of (seed, step), and nothing depends on threads."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -11,15 +12,24 @@ import pytest
 from em3_jax.core import sharding
 from em3_jax.core.errors import UserError
 from em3_jax.data.batches import BatchBuilder, Buckets
-from em3_jax.data.pipeline import batches, evaluation_source, rows_of_step, training_rows, training_source
+from em3_jax.data.pipeline import (
+    GrownSource,
+    batches,
+    evaluation_source,
+    group_order,
+    rows_of_step,
+    training_rows,
+    training_source,
+)
 
 SIZES = [(1, 1), (1, 5), (7, 3), (12, 4), (100, 7), (100, 100), (100, 101), (100, 999), (4096, 500), (5003, 611)]
 ORDERS = ["shuffled", "chronological"]
+SETTINGS: dict = {"history_length": 4, "unknown_alpha": 3.0, "unknown_floor": {}}
 
 
 @pytest.fixture(scope="module")
 def builder(tiny):
-    return BatchBuilder(tiny.dataset, history_length=4, unknown_alpha=3.0, unknown_floor={})
+    return BatchBuilder(tiny.dataset, **SETTINGS)
 
 
 def make_source(builder, *, batch_size=32, seed=0, order="shuffled"):
@@ -51,6 +61,34 @@ def test_an_epoch_visits_every_row_exactly_once(num_rows, batch_size, seed, orde
     rows = range(1000, 1000 + num_rows)
     for epoch in run_of_rows(rows, batch_size, seed, order, epochs=3).reshape(3, num_rows):
         np.testing.assert_array_equal(np.sort(epoch), rows)
+
+
+def test_by_group_the_rows_of_a_group_stand_together_in_an_order_of_the_epoch(tiny):
+    sessions = {**tiny.dataset.interactions, "group": tiny.rows["time"].astype(np.int32)}
+    dataset = dataclasses.replace(tiny.dataset, interactions=sessions)
+    source = make_source(BatchBuilder(dataset, **SETTINGS, groups=True), batch_size=20, order="by_group")
+    rows, steps = source.rows, 3 * source.steps_per_epoch
+    visited = [rows_of_step(rows, 20, 0, "by_group", step, source.groups) for step in range(steps)]
+    np.testing.assert_array_equal(source[4]["group"], tiny.rows["time"][visited[4]])
+    epochs = np.concatenate(visited)[: 3 * len(rows)].reshape(3, -1)
+    orders = []
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), rows)
+        group = tiny.rows["time"][epoch]
+        begins = np.flatnonzero(np.diff(group, prepend=-1))
+        assert len(begins) == len(set(group)) < len(rows), "a group is there more than once"
+        assert (np.diff(epoch)[np.diff(group) == 0] > 0).all(), "its rows are in time order"
+        orders.append([*group[begins]])
+    assert len({tuple(order) for order in orders}) == 3
+    grown = GrownSource(
+        builder=source.builder, rows=rows[:50], batch_size=20, seed=0, order="by_group", first_step=7,
+        buckets=source.buckets, shards=source.shards, groups=group_order(dataset, rows[:50]),
+    )  # fmt: skip
+    parts = [grown.rows_of_step(step) for step in (7, 8, 9)]
+    found = np.concatenate([one[weight > 0] for one, weight in parts])
+    np.testing.assert_array_equal(np.sort(found), rows[:50])
+    times = tiny.rows["time"][found]
+    assert np.count_nonzero(np.diff(times)) + 1 == len(set(times))
 
 
 def test_the_order_does_not_depend_on_the_batch_size():

@@ -11,13 +11,13 @@ from configs import base
 from em3_jax import tasks
 from em3_jax.config import parse
 from em3_jax.config.registry import BACKBONES
-from em3_jax.config.schema.ranking import RankingSettings
+from em3_jax.config.schema.ranking import Cic, RankingSettings
 from em3_jax.core.batch import BY_EXAMPLE
 from em3_jax.core.fields import Field, Fields
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.models.aggregators import AGGREGATORS
 from em3_jax.models.ranking import field_embeddings
-from em3_jax.tasks.cic import candidate_counts
+from em3_jax.tasks.cic import candidate_counts, content_id_contrast
 from em3_jax.tasks.ranking.task import ranking
 from tests.conftest import user_error
 
@@ -293,13 +293,13 @@ def test_candidates_are_counted_whether_an_item_is_named_once_or_for_each_slot()
         "item_position": jnp.array([1, 1, 0, 2, 1]),
         "weight": jnp.array([1.0, 1.0, 1.0, 1.0, 0.0]),
     }
-    np.testing.assert_array_equal(candidate_counts(once), [1, 2, 1, 1])
+    np.testing.assert_array_equal(candidate_counts(once, once["weight"]), [1, 2, 1, 1])
     slots = {
         "item_id": jnp.array([5, 9, 9, 3, 5, 3]),
         "item_position": jnp.array([0, 1, 2, 4, 5]),
         "weight": jnp.ones(5),
     }
-    np.testing.assert_array_equal(candidate_counts(slots), [2, 2, 2, 1, 2, 1])
+    np.testing.assert_array_equal(candidate_counts(slots, slots["weight"]), [2, 2, 2, 1, 2, 1])
 
 
 def test_cic_over_samples_leaves_what_is_no_candidate_to_the_negatives(planted):
@@ -322,3 +322,43 @@ def test_cic_over_samples_leaves_what_is_no_candidate_to_the_negatives(planted):
     over_items = Setting(planted, "end_to_end", cic=CIC | {"negatives": 0})
     of_items = float(over_items.loss_and_gradients(over_items.inputs)[0][1]["cic_loss"])
     assert whole != pytest.approx(of_items, rel=1e-3)
+
+
+def test_cic_from_groups_takes_their_examples_and_where_one_is_alone_those_of_the_batch(planted):
+    """By groups of one nothing is left, or what the mean over samples says; mixed, each example counts by its own."""
+    random = np.random.default_rng(2)
+    batch = BatchBuilder(planted, history_length=T, unknown_alpha=0.0, unknown_floor={}, groups=True)(
+        np.arange(B), buckets=Buckets(128, 256)
+    )
+    items = len(batch["item_id"])
+    out = {
+        "content": random.standard_normal((items, 8)).astype(np.float32),
+        "item_fields": random.standard_normal((items, len(planted.fields.item), 3)).astype(np.float32),
+        "item_counts": batch["item_mask"],
+        "item_has_content": np.ones(items, bool),
+    }
+
+    def cic(group, **changes):
+        settings = parse.section(Cic, CIC | {"negatives": 0, "weight": 1.0} | changes, "cic")
+        contrast = content_id_contrast(settings, planted.fields)
+        inputs = tasks.Inputs(None, {}, {}, batch | {"group": np.asarray(group)})
+        params = contrast.heads.init(KEY, *contrast._arguments(out))["params"]
+        value, logged = contrast.loss(params, inputs, out, KEY)
+        assert value == logged["cic_loss"]
+        return float(value), float(logged["cic_accuracy"])
+
+    alone, one = np.arange(B), np.zeros(B, np.int32)
+    in_batch = cic(alone, over="samples")
+    assert cic(alone, negatives_from="group_or_batch") == pytest.approx(in_batch, rel=1e-5)
+    nothing = cic(alone, negatives_from="group")
+    assert nothing[0] == 0 and np.isnan(nothing[1])
+    of_group = cic(one, negatives_from="group")
+    assert cic(one, negatives_from="group_or_batch") == of_group != pytest.approx(in_batch, rel=1e-2)
+    half = np.where(alone < B // 2, -1, alone)  # the first half is a group
+    batch["weight"] = (alone < B // 2).astype(np.float32)
+    first = cic(half, negatives_from="group")
+    batch["weight"] = 1 - batch["weight"]
+    others = cic(alone, over="samples")
+    batch["weight"] = np.ones(B, np.float32)
+    mixed = cic(half, negatives_from="group_or_batch")
+    assert mixed == pytest.approx(tuple(np.mean([first, others], axis=0)), rel=1e-5)

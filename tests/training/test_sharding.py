@@ -80,6 +80,14 @@ def test_steps_on_any_mesh_and_from_the_checkpoint_of_another_equal_those_on_one
     assert 0 < now == longer, "what the devices exchange grows with the tables"
 
 
+def test_contrasts_within_groups_on_devices_equal_those_on_one(planted):
+    """Wherever the examples of a group lie, and its items."""
+    config = ranking_config(planted.root)
+    config["data"] |= {"order": "by_group"}
+    config["model"]["cic"] |= {"negatives": 0, "negatives_from": "group_or_batch"}
+    check_equal(on_meshes(config, "label", [(1, 1), (4, 1)]))
+
+
 @pytest.mark.parametrize("aggregator", ["multi_query", "max", "concat"])
 def test_aggregators_of_past_content_on_devices_equal_those_on_one(planted, aggregator):
     config = ranking_config(planted.root)

@@ -76,8 +76,9 @@ class Data:
     similar_length: Size = 50  # similar events that are read; by similar_by the last ones
     similar_within: Count = 0  # last events of a user among which similar ones are sought; 0 = all
     batch_size: Size = 1024  # B, examples of all devices together
-    # order of the training rows; by_item bounds how many candidates a batch has
-    order: Annotated[str, Choice(("shuffled", "chronological", "by_item"))] = "shuffled"
+    # order of the training rows; by_item bounds how many candidates a batch has, by_group holds the
+    # rows of a group, a session say, or else of a user, together
+    order: Annotated[str, Choice(("shuffled", "chronological", "by_item", "by_group"))] = "shuffled"
     # most distinct candidates of a batch, of order by_item
     items_per_batch: Annotated[int, Whole(0, empty="0: as many as come")] = 0
     # share of the training rows that is read, drawn once; a smaller one is part of a larger
@@ -181,6 +182,10 @@ class Cic:
     weight: Weight = 0.1  # alpha, the weight of CIC; 0 leaves it out
     temperature: Above = 0.1  # temperature of the contrast of content and IDs
     negatives: Count = 64  # H, negatives of an item; 0 = all other items of the batch
+    # whose candidates an example's negatives are: of its batch, or of its group, such as a session, or
+    # else its user, in the batch, all of them; an example whose group has no other item in the batch is
+    # left out, or with group_or_batch has those of the batch; by group the mean is over samples
+    negatives_from: Annotated[str, Choice(("batch", "group", "group_or_batch"))] = "batch"
     width: Size = 64  # width of the space that content and IDs are projected to
     id_fields: Names = ("item",)  # item fields whose embeddings stand for the ID
     # the mean is over distinct items, or over samples' candidates

@@ -25,7 +25,8 @@ class Seen(NamedTuple):
       stored: [S, D] the stored ones; None where nobody asked.
       present: [S] bool, whether there is any.
       age: [S] i32 steps since the stored one was made; -1 = there is none.
-      counts: [S] bool, whether the item was encoded in this step, and this place counts it.
+      fresh: [S] bool, whether the item was encoded in this step.
+      counts: [S] bool, whether it was, and this place counts it.
       once: [C] bool, the encoded rows, each item at one of them.
     """
 
@@ -33,6 +34,7 @@ class Seen(NamedTuple):
     stored: jax.Array | None
     present: jax.Array
     age: jax.Array
+    fresh: jax.Array
     counts: jax.Array
     once: jax.Array
 
@@ -58,7 +60,7 @@ def see(writes: Writes, batch: Batch, step: jax.Array | int = 0, *, stored: bool
         first = first_places(batch["item_id"][writes.position], writes.encoded)
         once = writes.encoded & (first == jnp.arange(len(first)))
         counts = jnp.zeros_like(counts).at[writes.position].max(once)
-    return Seen(found[0], found[1] if stored else None, is_fresh | (age >= 0), age, counts, once)
+    return Seen(found[0], found[1] if stored else None, is_fresh | (age >= 0), age, is_fresh, counts, once)
 
 
 def _put(stored: jax.Array, writes: Writes) -> tuple[jax.Array, jax.Array]:

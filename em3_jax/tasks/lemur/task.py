@@ -122,7 +122,7 @@ class LemurTask(Task):
             value, of_sqdc = self._sqdc(again, out, batch)
             total, aux = total + value, aux | of_sqdc
         if self.contrast is not None:
-            out = {**out, "content": items.candidate, "item_counts": seen.counts}
+            out = {**out, "content": items.candidate, "item_counts": seen.counts, "item_has_content": seen.fresh}
             drawn = rng.stream(key, "negatives", step)
             value, of_contrast = self.contrast.loss(params["cic"], inputs, out, drawn)
             total, aux = total + value, aux | of_contrast

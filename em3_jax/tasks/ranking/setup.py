@@ -31,6 +31,7 @@ from em3_jax.features.prior import prior
 from em3_jax.models import similarity
 from em3_jax.tables import id_table, packing
 from em3_jax.tasks import Task, work
+from em3_jax.tasks.cic import BATCH
 from em3_jax.tasks.ranking.task import RankingTask
 from em3_jax.tasks.ranking.task import ranking as ranking_task
 from em3_jax.tasks.raw import WithEncoders
@@ -161,7 +162,9 @@ def work_on_clicks(
     what, asked = task.labels, groups_evaluation.Asked(config.eval.at, config.eval.group_by)
     groups_evaluation.check(dataset, asked)
     check_order(data)
-    make_builder = lambda dataset: _builder(dataset, data, content.on_host, encode, queries, what.names, parts)  # noqa: E731
+    by_group = bool(config.model.cic.weight) and config.model.cic.negatives_from != BATCH
+    given = content.on_host, encode, queries, what.names, parts, by_group
+    make_builder = lambda dataset: _builder(dataset, data, *given)  # noqa: E731
     rows = training_rows(dataset, data.label, data.most_rows_per_user, data.rows_share)
     key = f"{data.label}-{data.most_rows_per_user}"
     key += f"-{data.rows_share:g}" if data.rows_share < 1 else ""
@@ -275,6 +278,7 @@ def _builder(
     queries: Any,
     labels: tuple[str, ...],
     parts: Segments | None,
+    groups: bool,
 ) -> BatchBuilder:
     known = [field.name for _, fields in dataset.fields.groups() for field in fields]
     for name in data.unknown_floor:
@@ -293,4 +297,5 @@ def _builder(
         row_weights=data.row_weights,
         labels=labels,
         segments=parts,
+        groups=groups,
     )
