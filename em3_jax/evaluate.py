@@ -200,6 +200,10 @@ def _calibrated(
 def _calibrate(run: Run, state: State, method: str, kept_negatives: float) -> None:
     """Fits a calibration on validation and keeps it with the run."""
     parts, label = run.experiment, getattr(run.config.data, "label", CLICK)
+    if parts.work.task.labels.first:
+        raise UserError(
+            f"{run.folder}: --calibrate is of probabilities, and {label} is an amount, which is expected as it is"
+        )
     arrays = parts.evaluate(state, "valid", errors=False).arrays
     if "logits" not in arrays:
         raise UserError(f"{run.folder}: --calibrate is for runs that predict clicks, and this one ranks all items")

@@ -1,4 +1,4 @@
-"""Further labels of a model, beside the first: which, and their logits by name. Letters: n rows, H further labels."""
+"""The labels of a model, the first and the further ones: which, and their logits by name. Letters: n rows, H further labels."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,28 +7,38 @@ import numpy as np
 
 
 class Labels(NamedTuple):
-    """Which further labels a run learns; see `tasks.Task`.
+    """Which further labels a run learns, and what the first one is; see `tasks.Task`.
 
     Attributes:
       names: of all of them.
       amounts: those that are amounts -> their loss.
+      levels: of the amounts those of ordered levels -> these, ascending.
+      first: the loss of the first label where that is an amount; "" = it is 0 or 1.
+      first_levels: of the first label, where it is of ordered levels.
       entire_space: the one further label is of clicked rows (ESMM).
     """
 
     names: tuple[str, ...] = ()
     amounts: Mapping[str, str] = {}
     entire_space: bool = False
+    levels: Mapping[str, tuple[float, ...]] = {}
+    first: str = ""
+    first_levels: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; `from_json` reads them."""
-        return {"names": list(self.names), "amounts": dict(self.amounts), "entire_space": self.entire_space}
+        facts = {"names": list(self.names), "amounts": dict(self.amounts), "entire_space": self.entire_space}
+        facts |= {"levels": {name: list(of) for name, of in self.levels.items()}} if self.levels else {}
+        return facts | ({"first": self.first, "first_levels": list(self.first_levels)} if self.first else {})
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Labels":
         """What `to_json` gives; of {} there are none."""
         if not facts:
             return cls()
-        return cls(tuple(facts["names"]), dict(facts["amounts"]), bool(facts["entire_space"]))
+        levels = {name: tuple(of) for name, of in facts.get("levels", {}).items()}
+        first = facts.get("first", ""), tuple(facts.get("first_levels", ()))
+        return cls(tuple(facts["names"]), dict(facts["amounts"]), bool(facts["entire_space"]), levels, *first)
 
 
 def parted(logits: np.ndarray, what: Labels) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -186,13 +186,17 @@ class _Measure:
         columns = _of_amount(head.values, head.scores) if head.is_amount else _of_clicks(head)
         by = {"auc": np.zeros(len(cluster), np.int8), "gauc": head.groups.own}
         by |= {BY + field: group for field, group in head.groups.by.items()}
-        for metric, values in by.items() if not head.is_amount else ():
+        is_clicked = head.values
+        if head.is_amount:
+            by = {"auc": by["auc"]} if head.levels else {}
+            is_clicked = head.upper if head.levels else is_clicked
+        for metric, values in by.items():
             group = np.unique(np.asarray(values), return_inverse=True)[1]
             if _within(group, cluster):  # its AUC is always the same, and counts as often as its user
-                columns |= _of_groups(metric, head.values, head.scores, group)
+                columns |= _of_groups(metric, is_clicked, head.scores, group)
                 self._means[metric] = f"{metric} rows"
             else:
-                self._sorted[metric] = _Sorted(head.values, head.scores, group, cluster)
+                self._sorted[metric] = _Sorted(is_clicked, head.scores, group, cluster)
         found = head.groups.lists(head.values, head.scores, head.is_amount) if lists else None
         if found is not None:
             self._means |= dict.fromkeys(found.values, "lists")

@@ -16,6 +16,10 @@ from em3_jax.evaluation.groups import shown as shown_columns
 
 MEAN = "mean"
 """What stands for all labels in the name of a metric that chooses the step."""
+OF_AMOUNT = ["n", "mean", "rmse", "mae", "rmsle", "r2", "calibration"]
+OF_LEVELS = ["n", "mean", "rmse", "mae", "auc", "r2", "calibration"]
+"""What a table shows; the AUC is that of the labels above the middle level."""
+NO_LABELS = Labels()
 Metrics = dict[str, float]
 
 
@@ -73,7 +77,8 @@ class Further(NamedTuple):
             there, scores = observed(values), self.logits[name]
             is_amount = name in self.what.amounts
             own = amounts.expected(self.what.amounts[name], scores[there]) if is_amount else scores[there]
-            result.append(Head(name, slice_of(name), there, values[there], own, self.groups.part(there), is_amount))
+            of_rows = (there, values[there], own, self.groups.part(there))
+            result.append(Head(name, slice_of(name), *of_rows, is_amount, self.what.levels.get(name, ())))
         return result
 
     def add_errors(self, moved_by: Mapping[str, influence.ByCluster], of_row: Mapping[str, np.ndarray]) -> None:
@@ -100,6 +105,7 @@ class Head(NamedTuple):
       scores: [m] logits; of an amount what is expected.
       groups: of the m rows.
       is_amount: whether it is one.
+      levels: of an amount of ordered levels these, else ().
     """
 
     label: str
@@ -109,6 +115,12 @@ class Head(NamedTuple):
     scores: np.ndarray
     groups: Groups
     is_amount: bool = False
+    levels: tuple[float, ...] = ()
+
+    @property
+    def upper(self) -> np.ndarray:
+        """[m] 0/1: above the middle level, of a label of ordered levels."""
+        return (self.values > amounts.middle(self.levels)).astype(np.uint8)
 
     @property
     def probability(self) -> np.ndarray:
@@ -123,7 +135,8 @@ class Head(NamedTuple):
             self.groups.measured(self.values, self.scores, self.is_amount),
         )
         if self.is_amount:
-            return of_amount(values, scores) | within
+            of_levels = {"auc": metrics.auc(self.upper, scores)} if self.levels else {}
+            return of_amount(values, scores) | of_levels | within
         return {
             "n": len(values),
             "rate": float(values.mean()) if len(values) else float("nan"),
@@ -142,13 +155,30 @@ class Head(NamedTuple):
             off = scores - values.astype(np.float64)
             rmse = np.sqrt(np.mean(off**2)) if len(off) else 0.0
             of_rmse = influence.mean_influence(off**2) / (2 * rmse) if rmse else np.full(off.shape, np.nan)
-            return {"mae": influence.mean_influence(np.abs(off)), "rmse": of_rmse} | within
+            of_levels = {"auc": influence.auc_influence(self.upper, scores)} if self.levels else {}
+            return {"mae": influence.mean_influence(np.abs(off)), "rmse": of_rmse} | of_levels | within
         return {
             "auc": influence.auc_influence(values, scores),
             "gauc": influence.gauc_influence(values, scores, self.groups.own),
             "logloss": influence.logloss_influence(values, scores),
             "calibration": influence.calibration_influence(values, self.probability),
         } | within
+
+
+def first_head(
+    label: str, there: np.ndarray, values: np.ndarray, logits: np.ndarray, groups: Groups, what: Labels
+) -> Head:
+    """The first label on some rows, as slice "all".
+
+    Args:
+      label: its name.
+      there: [n] bool which of the split's rows.
+      values, logits: [m] of these rows.
+      groups: of them.
+      what: says whether it is an amount.
+    """
+    scores = amounts.expected(what.first, logits) if what.first else logits
+    return Head(label, "all", there, values, scores, groups, bool(what.first), what.first_levels)
 
 
 def heads(
@@ -169,7 +199,7 @@ def heads(
     """
     values, own = np.asarray(dataset.label(first)[rows]), Groups.of(dataset, rows, asked)
     further = {name.removeprefix("logits_"): one for name, one in arrays.items() if name.startswith("logits_")}
-    all_rows = Head(first, "all", np.ones(len(rows), bool), values, arrays["logits"], own)
+    all_rows = first_head(first, np.ones(len(rows), bool), values, arrays["logits"], own, what)
     return [all_rows, *Further.of(dataset, rows, further, first, what, asked).heads()]
 
 
@@ -207,15 +237,22 @@ def of_amount(values: np.ndarray, predicted: np.ndarray) -> Metrics:
     }
 
 
+def headline_of_amount(has_levels: bool, asked: Asked = NOTHING) -> tuple[str, ...]:
+    """The metrics of an amount to show while training."""
+    return ("rmse", *(["auc"] if has_levels else []), *(f"ndcg@{k}" for k in asked.at))
+
+
 def headline(what: Labels, asked: Asked = NOTHING) -> tuple[str, ...]:
     """The metrics of further labels to show while training, each of which may choose the best step."""
     if not what.names:
         return ()
     named: tuple[str, ...] = ()
     for name in what.names:
-        own = ("rmse", *(f"ndcg@{k}" for k in asked.at)) if name in what.amounts else ("auc", *asked.headline())
+        own = ("auc", *asked.headline())
+        if name in what.amounts:
+            own = headline_of_amount(name in what.levels, asked)
         named += tuple(f"{name}_{metric}" for metric in own)
-    return (*named, f"{MEAN}_auc") if len(what.amounts) < len(what.names) else named
+    return (*named, f"{MEAN}_auc") if any(one.endswith("_auc") for one in named) else named
 
 
 def to_choose_by(first: Metrics, labels: Mapping[str, Metrics]) -> Metrics:
@@ -227,18 +264,22 @@ def to_choose_by(first: Metrics, labels: Mapping[str, Metrics]) -> Metrics:
     if not labels:
         return {}
     result = {f"{name}_{metric}": value for name, of in labels.items() for metric, value in of.items() if metric != "n"}
-    return result | {f"{MEAN}_auc": float(np.mean([of["auc"] for of in (first, *labels.values()) if "auc" in of]))}
+    of_each = [of["auc"] for of in (first, *labels.values()) if "auc" in of]
+    return result | ({f"{MEAN}_auc": float(np.mean(of_each))} if of_each else {})
 
 
 def table(labels: dict[str, Metrics]) -> str:
-    """The metrics of further labels as text, one line a label; amounts below."""
+    """The metrics of further labels as text, one line a label; amounts below, and those of levels."""
     parts = []
     kinds = (
-        ("further label", ["n", "rate", "auc", "gauc", "logloss", "calibration"]),
-        ("amount", ["n", "mean", "rmse", "mae", "rmsle", "r2", "calibration"]),
+        ("further label", False, ["n", "rate", "auc", "gauc", "logloss", "calibration"]),
+        ("amount", False, OF_AMOUNT),
+        ("ordered levels", True, OF_LEVELS),
     )
-    for title, names in kinds:
-        shown = {label: of for label, of in labels.items() if names[2] in of}
+    for title, of_levels, names in kinds:
+        shown = {
+            label: of for label, of in labels.items() if names[2] in of and ({"auc", "rmse"} <= {*of}) == of_levels
+        }
         width = max([*map(len, shown), len(title)]) + 2
         names = shown_columns(list(shown.values()), names) if shown else names
         lines = [columns.header(title, names, width)]

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from em3_jax import metrics
+from em3_jax.core.labels import Labels
 from em3_jax.data.format import CLICK, Dataset, FeatureSet
 from em3_jax.data.pipeline import EvaluationSource, batches
-from em3_jax.evaluation import columns, groups, influence
+from em3_jax.evaluation import columns, groups, influence, labels
 from em3_jax.evaluation import retrieval as retrieval_evaluation
 
 QUERY = "query"  # the context field whose values group the rows of QAUC, where a dataset has it
@@ -72,6 +73,7 @@ class Scored:
       popular_share: see `slices`.
       label_name: which of the dataset's labels.
       asked: what to measure within groups, too.
+      what: the run's labels; says whether the first one is an amount.
     """
 
     dataset: Dataset
@@ -81,6 +83,7 @@ class Scored:
     popular_share: float
     label_name: str = CLICK
     asked: groups.Asked = groups.NOTHING
+    what: Labels = labels.NO_LABELS
 
     @property
     def label(self) -> np.ndarray:
@@ -106,12 +109,22 @@ class Scored:
         """Name -> [n] bool, see `slices`."""
         return slices(self.dataset, self.rows, self.features, self.popular_share)
 
+    def amounts(self) -> dict[str, labels.Head]:
+        """Slice -> the first label on its rows, where that is an amount."""
+        values, own = self.label, self.groups
+        return {
+            name: labels.first_head(name, keep, values[keep], self.logits[keep], own.part(keep), self.what)
+            for name, keep in self.slices().items()
+        }
+
 
 def evaluate(scored: Scored) -> dict[str, dict[str, float]]:
     """Slice -> metric -> value. Undefined metrics are NaN; every slice has its n.
 
     GAUC is by `Dataset.group`, the users where the dataset has no groups; `gauc_users` counts them.
     """
+    if scored.what.first:
+        return {name: head.measured() for name, head in scored.amounts().items()}
     logits, label, grouped, probability = scored.logits, scored.label, scored.groups, scored.probability
     group = grouped.own
     query = scored.column(f"context_{QUERY}")
@@ -148,11 +161,17 @@ def evaluate(scored: Scored) -> dict[str, dict[str, float]]:
 
 def errors(scored: Scored) -> dict[str, influence.ByCluster]:
     """How each "user" and each "item" moves the metrics of `evaluate`."""
+    of_row = {kind: np.asarray(scored.dataset.interactions[kind][scored.rows]) for kind in influence.KINDS}
+    result = {kind: influence.ByCluster.of(clusters) for kind, clusters in of_row.items()}
+    if scored.what.first:
+        for name, head in scored.amounts().items():
+            for (metric, values), (kind, one) in itertools.product(head.influences().items(), result.items()):
+                if groups.is_of(kind, metric):
+                    one.add(name, metric, values, of_row[kind][head.there])
+        return result
     logits, label, grouped, probability = scored.logits, scored.label, scored.groups, scored.probability
     group = grouped.own
     query = scored.column(f"context_{QUERY}")
-    of_row = {kind: np.asarray(scored.dataset.interactions[kind][scored.rows]) for kind in influence.KINDS}
-    result = {kind: influence.ByCluster.of(clusters) for kind, clusters in of_row.items()}
     for name, keep in scored.slices().items():
         moved = {
             "auc": influence.auc_influence(label[keep], logits[keep]),
@@ -170,8 +189,12 @@ def errors(scored: Scored) -> dict[str, influence.ByCluster]:
     return result
 
 
-def headline(dataset: Dataset, asked: groups.Asked = groups.NOTHING) -> tuple[str, ...]:
-    """The metrics of clicks to show while training, one of which chooses the best step."""
+def headline(
+    dataset: Dataset, asked: groups.Asked = groups.NOTHING, what: Labels = labels.NO_LABELS
+) -> tuple[str, ...]:
+    """The metrics of the first label to show while training, one of which chooses the best step."""
+    if what.first:
+        return labels.headline_of_amount(bool(what.first_levels), asked)
     has_queries = f"context_{QUERY}" in dataset.interactions
     return ("auc", "gauc", *(["qauc"] if has_queries else []), *asked.headline(), "logloss")
 
@@ -179,7 +202,10 @@ def headline(dataset: Dataset, asked: groups.Asked = groups.NOTHING) -> tuple[st
 def table(report: dict[str, dict[str, float]]) -> str:
     """The report as text, one line a slice."""
     names = ["n", "click_rate", "auc", "gauc", "logloss", "calibration"]
-    if "auc" not in report["all"]:
+    if "rmse" in report["all"]:
+        of_levels = "auc" in report["all"]
+        names = groups.shown(list(report.values()), labels.OF_LEVELS if of_levels else labels.OF_AMOUNT)
+    elif "auc" not in report["all"]:
         names = ["n", "positives", *retrieval_evaluation.HEADLINE, "precision@20", "map@20"]
     else:
         names = groups.shown(list(report.values()), names)

@@ -101,7 +101,7 @@ def write_model(
         "time_unit": times.unit_of(dataset),
         "seconds_per_tick": times.seconds_per_tick(dataset) if RECENCY in dataset.event_features else None,
         "looked_up": widths,
-        "labels": task.labels.to_json() if task.labels.names else {},
+        "labels": task.labels.to_json() if task.labels.names or task.labels.first else {},
         "platforms": list(platforms),
         "programs": programs.facts(made, programs.SIZES),
     }

@@ -72,10 +72,12 @@ def cost(parts: Experiment, state: State, stored: dict[str, Vectors]) -> Cost | 
       stored: of all items of the dataset, by name.
 
     Returns:
-      None where nothing is looked up or scored, and on several devices, whose batches come in blocks.
+      None where nothing is looked up or scored, where the first label is an amount, which has no AUC, and on several
+      devices, whose batches come in blocks.
     """
     work = parts.work
-    if not stored or work.evaluation is None or work.evaluate is None or parts.program.mesh.size > 1:
+    is_amount = bool(work.task.labels.first)
+    if not stored or is_amount or work.evaluation is None or work.evaluate is None or parts.program.mesh.size > 1:
         return None
     apply = step.make_apply(_OnLookedUp(work.task), work.task.score, parts.program.mesh, work.shards)
     source: Any = _Looked(work.evaluation("valid"), stored)  # as a source of batches has it

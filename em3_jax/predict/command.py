@@ -3,7 +3,8 @@
 Writes the rows as they are with a column `probability` (and `logit`) beside them, in their order, by
 the run's calibration where it has one (`em3 eval --calibrate`), and `probability_<label>` of each
 further label that it learns, calibrated as well; of ESMM that of a click and the label, and
-`probability_<label>_given_click`; of a label that is an amount `expected_<label>`. Users, items and
+`probability_<label>_given_click`; of a label that is an amount `expected_<label>`, and where the
+first label is one, `expected` in the place of both columns. Users, items and
 values that the dataset does not know are scored as of which nothing is known, and counted. A row's
 history is what the dataset has of its user before the row's time; without a column of times, all of
 it; or what a column of the file lists. Times are dates, or numbers as the dataset counts them;
@@ -85,7 +86,8 @@ def predict(
     read = read._replace(time_format=time_format, separator=history_separator)
     labels = [*scorer.what.names, *map(given_click, scorer.what.names)]
     expected = [f"{EXPECTED}_{label}" for label in scorer.what.amounts]
-    written = [PROBABILITY, LOGIT, *(f"{PROBABILITY}_{label}" for label in labels), *expected]
+    first = [EXPECTED] if scorer.what.first else [PROBABILITY, LOGIT]
+    written = [*first, *(f"{PROBABILITY}_{label}" for label in labels), *expected]
     if taken := [name for name in written if name in source.names]:
         raise UserError(f"{source}: has a column '{taken[0]}' already; rename it")
     resolver = Resolver(scorer.dataset, scorer.history_length, read)
@@ -99,7 +101,7 @@ def predict(
         for number, table in enumerate(files.pieces(source, size)):
             if not made.has(number):
                 logits, further = scorer(resolver(source.after(done), table))
-                scores = scorer.probabilities(logits, further), scorer.expected(further)
+                scores = scorer.probabilities(logits, further), scorer.expected(logits, further)
                 made.write(number, _with_scores(table, logits, *scores))
             done += table.num_rows
             progress.advance(table.num_rows)
@@ -114,13 +116,17 @@ def _with_scores(
     table: pa.Table, logits: np.ndarray, probabilities: dict[str, np.ndarray], expected: dict[str, np.ndarray]
 ) -> pa.Table:
     """The table with the probability and the logit of the first label, and what is predicted of further ones."""
-    table = table.append_column(PROBABILITY, pa.array(probabilities[""]))
-    table = table.append_column(LOGIT, pa.array(logits))
+    if "" in expected:
+        table = table.append_column(EXPECTED, pa.array(expected[""]))
+    else:
+        table = table.append_column(PROBABILITY, pa.array(probabilities[""]))
+        table = table.append_column(LOGIT, pa.array(logits))
     for name, probability in probabilities.items():
         if name:
             table = table.append_column(f"{PROBABILITY}_{name}", pa.array(probability))
     for name, amount in expected.items():
-        table = table.append_column(f"{EXPECTED}_{name}", pa.array(amount))
+        if name:
+            table = table.append_column(f"{EXPECTED}_{name}", pa.array(amount))
     return table
 
 

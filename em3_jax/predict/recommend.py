@@ -1,11 +1,12 @@
 """The best items of each user: em3 recommend --workdir=runs/em3 --out top.parquet --count 100
 
 Writes a row for each user and place in the list: `user`, `rank` from 1, `item`, `score` (of a ranking run the probability, by its
-calibration; of a retrieval run the product of the embeddings). Ranked are all items of the dataset, or those that --candidates
-lists, but those that the user has had already, in a history or as a click (--keep-seen ranks them, too). A ranking run scores
-each user with each item, at the time of the dataset's last row, with the whole history that it has of the user; a retrieval run
-compares embeddings, block by block, or by a graph that may miss some (--approximate), for millions of items. Where the file of
-candidates has a column `user`, each user has candidates of its own, so that a ranking run ranks what a retrieval run proposes:
+calibration, or, where its first label is an amount, what is expected; of a retrieval run the product of the embeddings). Ranked
+are all items of the dataset, or those that --candidates lists, but those that the user has had already, in a history or as a
+click (--keep-seen ranks them, too). A ranking run scores each user with each item, at the time of the dataset's last row, with
+the whole history that it has of the user; a retrieval run compares embeddings, block by block, or by a graph that may miss some
+(--approximate), for millions of items. Where the file of candidates has a column `user`, each user has candidates of its own,
+so that a ranking run ranks what a retrieval run proposes:
 
     em3 recommend --workdir=runs/lightgcn --count 500 --approximate --out candidates.parquet
     em3 recommend --workdir=runs/em3 --candidates candidates.parquet --count 20 --out top.parquet
@@ -229,11 +230,11 @@ class _ByRanking:
         ranges = (nothing, nothing) if self._past is None else self._past.ranges(user, None)
         of_each = (np.repeat(one, lengths) for one in ranges)
         columns |= dict(zip(("history_start", "history_end"), of_each, strict=True))
-        logits, _ = self._scorer(Rows(self.dataset, columns, self.dataset.events))
-        probability = self._scorer.calibrations.first.probability(logits)
+        logits, further = self._scorer(Rows(self.dataset, columns, self.dataset.events))
+        found = self._scorer.probabilities(logits, further) | self._scorer.expected(logits, further)
         width = min(count, int(lengths.max()))
         best, score = np.full((len(user), width), NO_ITEM), np.full((len(user), width), -np.inf)
-        scores = np.split(probability, np.cumsum(lengths)[:-1])
+        scores = np.split(found[""], np.cumsum(lengths)[:-1])
         had = _had(seen, user) or [np.zeros(0, np.int64)] * len(user)
         for k, (own, own_score, taken) in enumerate(zip(items, scores, had, strict=True)):
             own_score = np.where(np.isin(own, taken), -np.inf, own_score)

@@ -64,11 +64,13 @@ class Scorer:
     def probabilities(self, logits: np.ndarray, further: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """{"": [n] of a click, further label: [n]} of what a call gives, calibrated; amounts are not among it."""
         scored = {name: one for name, one in further.items() if name not in self.what.amounts}
-        return probabilities(self.calibrations, logits, scored)
+        found = probabilities(self.calibrations, logits, scored)
+        return {name: one for name, one in found.items() if name or not self.what.first}
 
-    def expected(self, further: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Label -> [n] expected amounts of what a call gives."""
-        return {name: amounts.expected(loss, further[name]) for name, loss in self.what.amounts.items()}
+    def expected(self, logits: np.ndarray, further: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Label -> [n] expected amounts of what a call gives; "" is the first one, where it is an amount."""
+        first = {"": amounts.expected(self.what.first, logits)} if self.what.first else {}
+        return first | {name: amounts.expected(loss, further[name]) for name, loss in self.what.amounts.items()}
 
     @functools.cached_property
     def _on_host(self) -> tuple[runs.Opened, BatchBuilder]:

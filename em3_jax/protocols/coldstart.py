@@ -74,6 +74,9 @@ def coldstart(
         if (task := config_of(Path(data)).task) not in TASKS:
             raise UserError(f"{name}: a config of task {task}; this is for models of clicks")
     dataset = open_dataset(data)
+    for name, config_of in models.items():
+        if (label := config_of(Path(data)).data.label) in dataset.amounts:  # type: ignore[union-attr]
+            raise UserError(f"{name}: config.data.label={label} is an amount; this is for labels of 0 and 1")
     shots.check(dataset, of)
     facts = {"data_hash": dataset.meta["data_hash"], "of": of, "largest number of shots": ks[-1]}
     runs.require_same(out / "data" / "made_from.json", facts, "choose another --out")

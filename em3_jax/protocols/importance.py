@@ -127,6 +127,7 @@ def importance(
     if most_rows < 0:
         raise UserError(f"--rows {most_rows}: give a number of rows, or 0 for all")
     asked = runs.ranking(directory, data_root)
+    runs.check_clicks(*asked)
     run, config, parts, state = runs.opened_on_host(*asked, step)
     work = parts.work
     assert work.builder is not None  # as runs of task ranking have it

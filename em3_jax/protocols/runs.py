@@ -43,9 +43,20 @@ def ranking(directory: str | Path, data_root: str | Path | None = None) -> tuple
 
 
 def opened(run: Run, config: Ranking) -> Opened:
-    """The best step of a run, its data checked, as `em3 eval` opens it."""
+    """The best step of a run, its data checked, as `em3 eval` opens it.
+
+    Raises:
+      UserError: its first label is an amount, and protocols measure clicks.
+    """
     run.check_data()
+    check_clicks(run, config)
     return Opened(run, config, run.experiment, run.state())
+
+
+def check_clicks(run: Run, config: Ranking) -> None:
+    """Refuses a run whose first label is an amount: there is no AUC to lose."""
+    if run.experiment.work.task.labels.first:
+        raise UserError(f"{run.folder}: learns the amount {config.data.label}; this is for runs of labels of 0 and 1")
 
 
 def opened_on_host(run: Run, config: Ranking, step: int | None = None) -> Opened:

@@ -3,7 +3,7 @@
     POST /score     {"user": 7, "history": [17, 23], "candidates": [4711, 99]}; and "context": {"slot": 2}, or one value for each
                     candidate, "history_fields": {"rating": [4, 5]}, where the dataset has such fields;
                     "time": 1700000000, "history_times": [1699990000, 1699999000] where the model reads recency
-                    -> {"version", "scores": click probabilities, "known": of each candidate,
+                    -> {"version", "scores": click probabilities, or amounts that are expected, "known": of each candidate,
                         "user_known", "history_used", "unknown": {"history_fields.rating": 3}:
                         how many ids and values the store does not know, by where they stand};
                         and of a run of several labels "labels": {"buy": of each candidate its

@@ -18,7 +18,8 @@ class Scores(NamedTuple):
     """What `Model.score` gives.
 
     Attributes:
-      probability: [b] f64 of a click, by the run's calibration where it has one.
+      probability: [b] f64 of a click, by the run's calibration where it has one; where the first label is an amount
+        what is expected.
       logit: [b] f32, as the model gives it.
       further: further label -> [b] f64 its probability, of an amount what is expected; {} of a model of one label.
       known: [b] bool, whether the candidate is in the store; others are scored as an item of which nothing is known.
@@ -71,5 +72,7 @@ class Meaning:
         scored = {name: one for name, one in further.items() if name not in self._labels.amounts}
         found = probabilities(self._calibrations, first, scored)
         probability = found.pop("")
+        if self._labels.first:
+            probability = amounts.expected(self._labels.first, first)
         expected = {name: amounts.expected(loss, further[name]) for name, loss in self._labels.amounts.items()}
         return probability, first, found | expected

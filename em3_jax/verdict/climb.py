@@ -256,6 +256,8 @@ def check(dataset: Dataset, rungs: Sequence[Rung], label: str) -> None:
       UserError: one class alone, a split without rows, or no user with a past.
     """
     where = dataset.root
+    if label in dataset.amounts:
+        raise UserError(f"config.data.label={label}: is an amount; a verdict is of labels of 0 and 1")
     for split in ("train", "valid", "test"):
         rows = np.asarray(dataset.split_rows(split, label))
         if not len(rows):

@@ -324,7 +324,7 @@ def test_losses_that_do_not_go_with_the_labels(shop, losses, words):
 def test_labels_and_metrics_that_cannot_be(shop):
     alone = {"model__content": "none", "data__features": (), "model__cic__id_fields": ("item",)}
     said = user_error(experiment.build, small_config(shop, data__label="dwell", **alone))
-    assert "data.label=dwell" in said and "is an amount" in said
+    assert "label 'dwell' is an amount" in said and "tweedie" in said
     config = config_of(shop)
     config.eval.metric = "buy_rmse"
     said = user_error(experiment.build, config)

@@ -34,7 +34,7 @@ from em3_jax.core import amounts, event_features
 HEADS = ("shared_bottom", "mmoe", "ple", "esmm")
 AGGREGATORS = ("attentive", "multi_query", "sum", "mean", "max", "concat")
 EventFeatures = Annotated[tuple[str, ...], Several(Choice(event_features.NAMES))]
-AmountLoss = Annotated[str, Choice(amounts.LOSSES)]
+AmountLoss = Annotated[str, Choice((*amounts.LOSSES, amounts.ORDINAL))]
 Parts = Annotated[tuple[str, ...], Several(Choice(("item", "user", "similarity", "simtier")))]
 
 
@@ -156,7 +156,8 @@ class Heads:
     """Further labels, which are learnt beside config.data.label."""
 
     labels: Names = ()  # further labels of the dataset, a head each
-    # further label that is an amount -> how it is learnt; log: squared error of log(1 + y)
+    # further label that is an amount -> how it is learnt; log: squared error of log(1 + y);
+    # cumulative_link: as a few ordered levels, such as stars (proportional odds)
     losses: Mapping[str, AmountLoss] = field(default_factory=dict)
     # how they share the model; esmm: of one further label, which clicked rows alone have, over all rows
     kind: Annotated[str, Choice(HEADS)] = "shared_bottom"

@@ -32,6 +32,11 @@ def lemur(config: Lemur, mesh: Mesh) -> work.Work:
     if not data.history_length:
         raise UserError("config.data.history_length=0: task lemur reads histories; set 1 or more")
     dataset = with_numbers(open_clicks(data), model.numbers, model.all_numbers)
+    if data.label in dataset.amounts:
+        raise UserError(
+            f"config.data.label={data.label}: is an amount, and task lemur contrasts clicks; learn it beside a label of 0 "
+            f"and 1, config.model.heads.labels={data.label}"
+        )
     parts, of_labels = segments_of(dataset, data), amounts_of(dataset, config)
     folders = {name: folder for name, folder in model.encoders.items() if folder}
     beside = prior(dataset, model.encoder_prior)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from em3_jax.config.schema import OnClicks, Ranking
-from em3_jax.config.schema.ranking import Data
+from em3_jax.config.schema.ranking import Data, RankingSettings
 from em3_jax.core import amounts, sharding
 from em3_jax.core.amounts import Amount
 from em3_jax.core.errors import UserError, nearest
@@ -90,7 +90,8 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     dataset = with_numbers(open_clicks(data), config.model.numbers, config.model.all_numbers)
     parts = segments_of(dataset, data)
     named = [] if parts is None else [(one.name, one.length) for one in parts.parts]
-    task = ranking_task(dataset.fields, config.model, amounts_of(dataset, config), named, dataset.numbers)
+    of_labels, first = amounts_of(dataset, config), _first_amount(dataset, config)
+    task = ranking_task(dataset.fields, config.model, of_labels, named, dataset.numbers, first)
     _check_history(config, task)
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
@@ -106,27 +107,46 @@ def ranking(config: Ranking, mesh: Mesh) -> work.Work:
     return work_on_clicks(config, mesh, dataset, task_with_encoders, content, encoders, encode=encode, parts=parts)
 
 
+def _first_amount(dataset: Dataset, config: Ranking) -> str:
+    """The name of the first label, if that is an amount; refuses settings that are of clicks."""
+    label = config.data.label
+    if label not in dataset.amounts:
+        return ""
+    where = f"config.data.label={label}: is an amount, and"
+    if config.stream is not None:
+        raise UserError(f"{where} a stream is scored by clicks; learn it beside one, config.model.heads.labels={label}")
+    if config.model.loss != RankingSettings.loss:
+        raise UserError(
+            f"{where} config.model.loss is of clicks; leave it out, config.model.heads.losses.{label} says how"
+        )
+    return label
+
+
 def amounts_of(dataset: Dataset, config: OnClicks) -> dict[str, Amount]:
-    """The further labels that are amounts, as they begin: of the training rows that have one.
+    """The labels that are amounts, as they begin: of the training rows that have one.
 
     Raises:
       UserError: a label is no amount and has a loss of one, or the reverse; no training row has one.
     """
     heads, result = config.model.heads, {}
-    where, known = "config.model.heads.losses", ", ".join(amounts.LOSSES)
-    for name in heads.labels:
+    where, known = "config.model.heads.losses", ", ".join((*amounts.LOSSES, amounts.ORDINAL))
+    for name in (config.data.label, *heads.labels):
         is_amount = name in dataset.amounts
         if is_amount and name not in heads.losses:
             raise UserError(f"{where}: label '{name}' is an amount; say how it is learnt, {where}.{name}={known}")
-        if not is_amount and name in heads.losses:
+        if not is_amount and name in heads.losses and name in heads.labels:
             raise UserError(f"{where}.{name}: label '{name}' is 0 or 1 and has no loss of amounts; leave it out")
-        if is_amount and heads.kind == "esmm":
+        if is_amount and heads.kind == "esmm" and heads.labels:
             raise UserError(f"config.model.heads.kind=esmm: label '{name}' is an amount; choose shared_bottom or mmoe")
         if is_amount:
             values = np.asarray(dataset.label(name)[np.asarray(dataset.split_rows("train", config.data.label))])
             if not (values := values[observed(values)]).size:
                 raise UserError(f"config.model.heads.labels: no training row has a '{name}'; leave it out")
-            result[name] = amounts.fitted(heads.losses[name], values)
+            try:
+                result[name] = amounts.fitted(heads.losses[name], values)
+            except ValueError as error:
+                hint = "choose a loss of amounts, " + ", ".join(amounts.LOSSES)
+                raise UserError(f"{where}.{name}={heads.losses[name]}: label '{name}' {error}; {hint}") from None
     return result
 
 
@@ -184,7 +204,7 @@ def work_on_clicks(
         arrays = {"logits": logits} | {f"logits_{name}": one for name, one in further.items()}
         share, rows = config.eval.popular_share, np.asarray(source.rows)
         # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
-        scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label, asked)
+        scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label, asked, what)
         others = labels_evaluation.Further.of(dataset, rows, further, data.label, what, asked)
         moved_by = ranking_evaluation.errors(scored) if errors else {}
         others.add_errors(moved_by, {kind: np.asarray(dataset.interactions[kind][rows]) for kind in moved_by})
@@ -212,7 +232,7 @@ def work_on_clicks(
             unit=unit,
         ),
         evaluation=evaluation,
-        headline=(*ranking_evaluation.headline(dataset, asked), *labels_evaluation.headline(what, asked)),
+        headline=(*ranking_evaluation.headline(dataset, asked, what), *labels_evaluation.headline(what, asked)),
         make_tables=lambda key: id_table.init(
             key, num_rows, table.width, table.init_scale, row_optimizer, length, form
         ),
@@ -239,11 +259,6 @@ def open_clicks(data: Data) -> Dataset:
     if dataset.meta.get("only_clicks"):
         raise UserError(
             f"{data.root}: holds clicks alone, nothing to rank them against; prepare it with --negatives 3 (mmrec: --as-clicks)"
-        )
-    if data.label in dataset.amounts:
-        raise UserError(
-            f"config.data.label={data.label}: is an amount; learn it beside a label of 0 and 1, "
-            f"config.model.heads.labels={data.label}"
         )
     if data.event_features and not data.slots:
         raise UserError("config.data.event_features: config.data.history_length=0 reads no events; leave them out")

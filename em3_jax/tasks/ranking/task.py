@@ -109,7 +109,11 @@ class RankingTask(Task):
         return total, aux
 
     def predict(self, params: Params, inputs: Inputs) -> jax.Array:
-        return self._apply(params, inputs, train=False)[0]
+        return self._first(params, self._apply(params, inputs, train=False)[0])
+
+    def _first(self, params: Params, logit: jax.Array) -> jax.Array:
+        """[B] what is said of the first label."""
+        return logit if self.further is None else self.further.first_score(params, logit)
 
     def predict_all(self, params: Params, inputs: Inputs) -> jax.Array:
         assert self.further is not None  # or there is one label
@@ -139,7 +143,7 @@ class RankingTask(Task):
         return found
 
     def score(self, params: Params, inputs: Inputs) -> jax.Array:
-        return self._scored(params, inputs)[0]
+        return self._first(params, self._scored(params, inputs)[0])
 
     def score_all(self, params: Params, inputs: Inputs) -> jax.Array:
         assert self.further is not None  # or there is one label
@@ -181,14 +185,16 @@ def ranking(
     amounts: Mapping[str, Amount] = types.MappingProxyType({}),
     segments: Sequence[tuple[str, int]] = (),
     numbers: Numbers = NO_NUMBERS,
+    first: str = "",
 ) -> RankingTask:
     """The task of a config.
 
     Args:
       fields: the dataset's categorical fields.
-      amounts: the further labels that are amounts, as they begin.
+      amounts: the labels that are amounts, as they begin.
       segments: (name, slots) of the parts of a history; () = it is one.
       numbers: those that are read as values.
+      first: the name of the first label, if that is an amount.
       settings: config.model. Of `content`, "none" is IDs alone, "pre_extracted" the feature sets'
         vectors as they are, "end_to_end" a fusion module that trains with the ranker, and "raw"
         has encoders in the model, which `raw.WithEncoders` puts before it.
@@ -228,7 +234,7 @@ def ranking(
         encoders=encoders,
         dtype=PRECISIONS[settings.precision],
         commitment=settings.quantiser.commitment,
-        further=further_labels(settings.heads, amounts),
+        further=further_labels(settings.heads, amounts, first),
     )
 
 
