@@ -99,7 +99,7 @@ def test_killed_while_rows_come_the_curve_and_the_tables_are_the_same(late_log, 
     own, recipe = mapping(tmp_path, log), tmp_path / "recipe.py"
     recipe.write_text(
         "from ml_collections import ConfigDict\nfrom tests.training.test_appended import made\n\n"
-        f"def get_config():\n    return ConfigDict(made({str(tmp_path / 'data')!r}, {own!r}, **{{'stream.idle_seconds': 60.0}}))\n"
+        f"def get_config():\n    return ConfigDict(made({str(tmp_path / 'data')!r}, {own!r}, **{{'stream.idle_seconds': 60.0}}))"
     )
     command = [sys.executable, "train.py", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
     fed, curve = 0, tmp_path / "run" / online.CURVE
@@ -108,9 +108,10 @@ def test_killed_while_rows_come_the_curve_and_the_tables_are_the_same(late_log, 
             until = time.monotonic() + 100
             while time.monotonic() < until and not (curve.exists() and len(curve.read_text().splitlines()) >= after):
                 assert process.poll() is None
+                end = min(fed + 7, after * 120)
                 with open(log, "a", encoding="utf-8") as file:
-                    file.write("".join(rows[fed : fed + 7]))
-                fed = min(fed + 7, after * 120)
+                    file.write("".join(rows[fed:end]))
+                fed = end
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
     with open(log, "a", encoding="utf-8") as file:
@@ -132,6 +133,8 @@ def test_what_has_no_effect_or_cannot_be_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"config\.data\.similar_by: is of a dataset that is whole"):
         changes = {"data.similar_by": "item", "data.similar_length": 2}
         train.train(made(tmp_path / "data", own, **changes), tmp_path / "run")
-    with pytest.raises(UserError, match="interactions is .*log that is appended to is a .csv or .tsv file, a folder"):
+    with pytest.raises(
+        UserError, match=r"interactions is .*log that is appended to is a \.csv or \.tsv file, a folder"
+    ):
         train.train(made(tmp_path / "data", mapping(tmp_path, tmp_path / "log.json")), tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
