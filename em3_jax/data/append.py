@@ -4,15 +4,14 @@
                                       they end; replaced as a whole, last
     <root>/interactions, events       columns as in `data.format`, in the order of arrival, longer than what is committed
     <root>/rows/<event field>.npy     the value that each row has, whether it is an event or not
-    <root>/blocks/<...>.npy           where each user's events are, how many, and how many there is room for
+    <root>/blocks/<...>.npy           where each user's events are, see `event_blocks`
     <root>/words/<field>.jsonl        original ids and values, a line each, in the order of their numbers
     <root>/undo.npz                   the blocks that the append under way changes, as they were
     <root>/rejected.jsonl             rows that were left out, and why
 
 Users, items and field values are numbered in the order in which rows show them first, and keep their
-numbers. A history is a range of events here, too: a user's events lie in a block with room for more;
-where it is full, they are written again into one of twice the room, at the end. So earlier rows keep
-the ranges that they had, which is what was known when they arrived.
+numbers. A history is a range of events, as in every dataset; an earlier row's stays as it was when the
+row arrived.
 
 A row is late when its time is before that of a row that arrived earlier. It is kept. Its own history is what its user did before
 its time; rows that arrive after it find it at its place in time, in a block written anew; rows that arrived before it do not.
@@ -35,11 +34,11 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN, Field, Fields
 from em3_jax.data import times
 from em3_jax.data.arrivals import Arrivals, Options, Rows, Wrong
+from em3_jax.data.event_blocks import EventBlocks
 from em3_jax.data.format import EVENT_DTYPES, FORMAT_VERSION, INTERACTION_DTYPES, OPTIONAL_EVENT_DTYPES, Dataset
 from em3_jax.data.growing import Column, Words
 
 STORE = "appended.json"
-BLOCKS = ("start", "length", "room")
 STOP, SKIP = "stop", "skip"
 _FRESH: dict[str, Any] = {
     "format": 1, "rows": 0, "events": 0, "late": 0, "skipped": 0, "newest": None, "position": {}, "known": {}, "words": {},
@@ -84,8 +83,7 @@ class Store:
         # What events of all rows would have: how many values there are is then told by the rows, of whichever are events.
         self._of_rows = {name: Column(root / "rows" / f"{name}.npy", np.int32) for name in how.event.values()}
         dtypes = EVENT_DTYPES | OPTIONAL_EVENT_DTYPES | {f"field_{name}": np.int32 for name in how.event.values()}
-        self._events = {name: Column(root / "events" / f"{name}.npy", dtype) for name, dtype in dtypes.items()}
-        self._blocks = {name: Column(root / "blocks" / f"{name}.npy", np.int64) for name in BLOCKS}
+        self._events = EventBlocks(root, dtypes, self._state["events"], self._state["commit"])
         names = [
             "user",
             "item",
@@ -95,7 +93,6 @@ class Store:
         self._words: dict[str, Words] = {
             name: Words(root / "words" / f"{name}.jsonl", self._state["words"].get(name, 0)) for name in names
         }
-        self._undo()
 
     @property
     def rows(self) -> int:
@@ -207,7 +204,9 @@ class Store:
         ]
         of_event = {"item": item, "time": rows.time}
         of_event |= {f"field_{name}": self._ids(f"event_{name}", texts) for name, texts in rows.event.items()}
-        values["history_start"], values["history_end"] = self._histories(user, rows.time, is_event, of_event)
+        values["history_start"], values["history_end"] = self._events.add(
+            user, rows.time, is_event, of_event, self._state["commit"]
+        )
         for name, array in values.items():
             self._columns[name].write(first, array)
         for name, column in self._of_rows.items():
@@ -224,152 +223,12 @@ class Store:
         number = self._words[name].numbers(texts)
         return np.where(number < 0, UNKNOWN, number + FIRST_KNOWN).astype(np.int32)
 
-    def _histories(
-        self, user: np.ndarray, time: np.ndarray, is_event: np.ndarray, of_event: Mapping[str, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(start, end) [n] i64 of the history of each row; the rows that are events are added to the events.
-
-        Args:
-          user, time, is_event: [n] of the new rows.
-          of_event: column of the events -> [n].
-        """
-        for block in self._blocks.values():
-            block.reserve(len(self._words["user"]))
-        users = np.unique(user)
-        self._remember(users)
-        order = np.argsort(user, kind="stable")
-        bounds = np.append(np.searchsorted(user[order], users), len(order))
-        start, end = np.zeros(len(user), np.int64), np.zeros(len(user), np.int64)
-        in_order = self._in_order(users, order, bounds, time, is_event)
-        rows = order[np.repeat(in_order, np.diff(bounds))]
-        if len(rows):
-            start[rows], end[rows] = self._at_the_end(users[in_order], user, time, is_event, of_event, rows)
-        for k in np.flatnonzero(~in_order):
-            for row in order[bounds[k] : bounds[k + 1]]:
-                values = {name: column[row] for name, column in of_event.items()}
-                start[row], end[row] = self._in_its_place(int(user[row]), int(time[row]), bool(is_event[row]), values)
-        return start, end
-
-    def _in_order(
-        self, users: np.ndarray, order: np.ndarray, bounds: np.ndarray, time: np.ndarray, is_event: np.ndarray
-    ) -> np.ndarray:
-        """[users] bool: those whose rows follow one another, and their last event, in time."""
-        later = np.ones(len(order), bool)
-        later[1:] = time[order][1:] >= time[order][:-1]
-        later[bounds[:-1]] = True
-        result = np.logical_and.reduceat(later, bounds[:-1])
-        start, length = self._blocks["start"][users], self._blocks["length"][users]
-        last = self._events["time"][np.maximum(start + length - 1, 0)]
-        return result & ((length == 0) | (time[order[bounds[:-1]]] >= last))
-
-    def _at_the_end(
-        self,
-        users: np.ndarray,
-        user: np.ndarray,
-        time: np.ndarray,
-        is_event: np.ndarray,
-        of_event: Mapping[str, np.ndarray],
-        rows: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(start, end) of the rows [m], by user and time, whose events come after all that their users have."""
-        who, event = np.searchsorted(users, user[rows]), is_event[rows]
-        added = np.bincount(who, weights=event, minlength=len(users)).astype(np.int64)
-        start, length, room = (self._blocks[name][users].copy() for name in BLOCKS)
-        full = np.flatnonzero(length + added > room)
-        if len(full):
-            start[full], room[full] = self._new_blocks(start[full], length[full], length[full] + added[full])
-        first = np.flatnonzero(np.diff(who, prepend=-1))
-        until = np.cumsum(event)
-        before = until - event  # events among the rows so far
-        of_user = (until - event)[first][who]
-        place = start[who] + length[who] + before - of_user
-        # Events of the same moment are not before it: those among these rows, and those that were there.
-        moment = np.flatnonzero(np.diff(who, prepend=-1) | np.diff(time[rows], prepend=time[rows[0]] - 1))
-        at_moment = np.searchsorted(moment, np.arange(len(rows)), side="right") - 1
-        end = start[who] + length[who] + before[moment][at_moment] - of_user
-        is_first = moment[at_moment] == first[who]  # the user's first moment, maybe that of its last events, too
-        end -= np.where(is_first, self._at_last_moment(start, length, time[rows[first]])[who], 0)
-        events = np.flatnonzero(event)
-        for name, column in of_event.items():
-            self._events[name].put(place[events], column[rows[events]])
-        self._events["original"].put(place[events], place[events])
-        for name, values in (("start", start), ("length", length + added), ("room", room)):
-            self._blocks[name].put(users, values)
-        return start[who], end
-
-    def _at_last_moment(self, start: np.ndarray, length: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """[users] i64: how many of the events at the end of each block are at a time [users]."""
-        count, going = np.zeros(len(start), np.int64), np.flatnonzero(length > 0)
-        while len(going):
-            same = self._events["time"][start[going] + length[going] - 1 - count[going]] == time[going]
-            going = going[same]
-            count[going] += 1
-            going = going[count[going] < length[going]]
-        return count
-
-    def _new_blocks(self, start: np.ndarray, length: np.ndarray, need: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(start, room) [n] of blocks at the end of the events with room for `need` [n] and some more, the old events in them."""
-        room = np.maximum(2 ** np.ceil(np.log2(np.maximum(need, 1))).astype(np.int64), 2)
-        end = self._state["events"]
-        new = end + np.cumsum(room) - room
-        self._state["events"] = end = int(end + room.sum())
-        source = np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
-        target = np.repeat(new - np.cumsum(length) + length, length) + np.arange(length.sum())
-        for name, column in self._events.items():
-            column.reserve(end)
-            if name == "original":  # what is not used is its own
-                column.write(int(new[0]), np.arange(new[0], end))
-            column.put(target, column[source])
-        return new, room
-
-    def _in_its_place(self, user: int, time: int, is_event: bool, values: Mapping[str, Any]) -> tuple[int, int]:
-        """(start, end) of the history of a row; an event is put in its place in time, in a new block if need be."""
-        start, length, room = (int(self._blocks[name][user]) for name in BLOCKS)
-        of_user = self._events["time"][start : start + length]
-        end = int(np.searchsorted(of_user, time, side="left"))
-        if not is_event:
-            return start, start + end
-        place = int(np.searchsorted(of_user, time, side="right"))
-        if place < length or length == room:  # ranges of earlier rows stay as they are
-            old = np.array([start]), np.array([length])
-            start, room = (int(array[0]) for array in self._new_blocks(*old, np.array([length + 1])))
-            for column in self._events.values():
-                column.write(start + place + 1, column[start + place : start + length].copy())
-        for name, value in values.items():
-            self._events[name].put(np.array([start + place]), value)
-        self._events["original"].put(np.array([start + place]), start + place)
-        for name, number in (("start", start), ("length", length + 1), ("room", room)):
-            self._blocks[name].put(np.array([user]), number)
-        return start, start + end
-
-    def _remember(self, users: np.ndarray) -> None:
-        """Keeps the blocks of users as they are, until the next commit."""
-        temporary = self.root / "undo.tmp"
-        with open(temporary, "wb") as file:
-            blocks = {name: self._blocks[name][users] for name in BLOCKS}
-            np.savez(file, commit=self._state["commit"], users=users, **blocks)  # type: ignore[arg-type]
-        os.replace(temporary, self.root / "undo.npz")
-
-    def _undo(self) -> None:
-        """Puts back the blocks that an append changed which was not committed."""
-        path, users = self.root / "undo.npz", len(self._words["user"])
-        for block in self._blocks.values():
-            block.reserve(users)
-        if not path.exists():
-            return
-        with np.load(path, allow_pickle=False) as kept:
-            if int(kept["commit"]) != self._state["commit"]:
-                return
-            for name in BLOCKS:
-                self._blocks[name].reserve(int(kept["users"].max(initial=-1)) + 1)
-                self._blocks[name].put(kept["users"], kept[name])
-
     def _commit(self, position: Mapping[str, Any]) -> None:
         for words in self._words.values():
             words.flush()
         self._state |= {
             "position": dict(position), "known": self._arrivals.known, "commit": self._state["commit"] + 1,
-            "words": {name: words.bytes for name, words in self._words.items()},
+            "events": self._events.end, "words": {name: words.bytes for name, words in self._words.items()},
         }  # fmt: skip
         temporary = self.root / f"{STORE}.tmp"
         temporary.write_text(strict_json.dumps(self._state), encoding="utf-8")
@@ -424,9 +283,8 @@ class Store:
         for group in ("context", "event"):
             counts |= {f"{group}_{f.name}": np.zeros(f.size, np.int64) for f in getattr(fields, group)}
         interactions = {name: column.first(rows) for name, column in self._columns.items()}
-        events = {name: column.first(self._state["events"]) for name, column in self._events.items()}
         tables = (pa.table({"id": pa.nulls(sizes[name], pa.string())}) for name in ("user", "item"))
-        return Dataset(self.root, meta, fields, interactions, events, counts, *tables)
+        return Dataset(self.root, meta, fields, interactions, self._events.columns(), counts, *tables)
 
 
 def _plain(how: Options) -> dict[str, Any]:

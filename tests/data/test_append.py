@@ -12,6 +12,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.data import arrivals
 from em3_jax.data.append import STORE, Store
 from em3_jax.data.checks import counts_of
+from em3_jax.data.event_blocks import EventBlocks
 from em3_jax.data.readers.table import table
 from em3_jax.data.shown import Shown
 from em3_jax.data.sources import open_source
@@ -121,19 +122,19 @@ def test_killed_at_any_moment_of_an_append_it_is_what_was_committed_and_goes_on(
     take(made(tmp_path / "data", log), open_source("m", log))
     log.write_text(HEADER + text(rows))
     steps = 0
-    for name in ("_remember", "_histories", "_commit"):
+    for owner, name in ((EventBlocks, "_remember"), (EventBlocks, "add"), (Store, "_commit")):
         for after in (False, True):
-            store, step = made(tmp_path / "data", log), getattr(Store, name)
+            store, step = made(tmp_path / "data", log), getattr(owner, name)
 
             def dies(self, *args, step=step, after=after):
                 if after:
                     step(self, *args)
                 raise KilledError
 
-            monkeypatch.setattr(Store, name, dies)
+            monkeypatch.setattr(owner, name, dies)
             with pytest.raises(KilledError):
                 take(store, open_source("m", log))
-            monkeypatch.setattr(Store, name, step)
+            monkeypatch.setattr(owner, name, step)
             steps += 1
             store = made(tmp_path / "data", log)
             assert store.rows == (400 if (name, after) == ("_commit", True) else 200)
