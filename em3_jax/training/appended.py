@@ -5,9 +5,10 @@ of time ends where the first row of a later time arrives, and a late row belongs
 it arrives. So the curve is a function of the rows in their order, however many of them came together,
 and whenever the run was killed.
 
-Tables have places for ids to come (config.stream.spare), as many as is told by the ids in use at a
-window's end. Where they are used up, the state is carried into longer tables before that window,
-and programs are compiled again. Ids keep their rows: the places of a field follow one another.
+Tables have places for ids to come (config.stream.spare). Where those of a field are used up at a
+window's end, the state is carried before that window into tables that have places again for all
+fields, and programs are compiled again. How long tables are is told by the rows up to the last time
+that this was so, which checkpoints note.
 """
 
 import dataclasses
@@ -150,6 +151,15 @@ class _Appended(online._Stream):
         self._windows.extend(self._store["time"], self._store.unit)
         return arrived is not None
 
+    def _reach(self, rows: int) -> None:
+        """Appends rows until there are so many: those of a dataset that was deleted come again."""
+        while self._store.rows < rows:
+            if not self._take():
+                raise UserError(
+                    f"{self._store.root}: has {self._store.rows:,} rows, and the run in {self.directory} was trained on more; "
+                    "restore the dataset, or the source from its beginning"
+                )
+
     def _begin(self) -> tuple[State, Position, dict[str, Any]]:
         """(state, position, notes) of the newest checkpoint, or of a start."""
         directory, config = self.directory, self.config
@@ -168,8 +178,7 @@ class _Appended(online._Stream):
         if restored is not None:
             state, notes = restored
             position = Position(**notes["position"])
-            while self._store.rows < position.row and self._take():
-                pass  # a dataset that was deleted comes again
+            self._reach(position.row)
             online.check_same_past(self._store.view(self._store.rows, self._sizes), position)
         elif init_from and not is_new:
             state = warm_start(state, init_from, self._store.hash, config.train.init_parts)
@@ -190,23 +199,25 @@ class _Appended(online._Stream):
                 f"{self.directory}: was trained on other data than those appended to {self._store.root}; restore them, or choose "
                 "another --workdir"
             )
+        self._reach(int(built_at))
         self._build(int(built_at))
         return self.parts.program.shapes
 
-    def _places(self, rows: int) -> dict[str, int]:
-        """Field -> places of the tables that hold the ids of the first rows."""
+    def _in_use(self, rows: int) -> dict[str, int]:
+        """Field -> ids of the first rows."""
         after, known = self._known_sizes
         if rows < after:
             after, known = 0, {}
         sizes = self._store.sizes(rows, known, after)
         self._known_sizes = rows, sizes
-        return {name: _places(size, self._own.spare) for name, size in sizes.items()}
+        return sizes
 
     def _build(self, rows: int) -> None:
         """Makes programs for tables that hold the ids of the first rows; what was before is let go."""
         if self.parts is not None and rows == self._built_at:
             return
-        self.parts, self._built_at, self._sizes = None, rows, self._places(rows)
+        self.parts, self._built_at = None, rows
+        self._sizes = {name: _places(size, self._own.spare) for name, size in self._in_use(rows).items()}
         view = self._store.view(rows, self._sizes)
         counts = Shown(self.label, self._counters["run"].history_length).until(
             open_clicks(self.config.data, view), rows
@@ -218,8 +229,7 @@ class _Appended(online._Stream):
 
     def _grown(self, state: State, rows: int) -> State:
         """The state in tables that hold the ids of the first rows, of which the dataset is then made."""
-        places = self._places(rows)
-        if any(places[name] > self._sizes[name] for name in places):
+        if any(size > self._sizes[name] for name, size in self._in_use(rows).items()):
             was, before = self._sizes, self.parts.work.dataset.fields
             self._build(rows)
             online.forget_programs()
@@ -254,13 +264,8 @@ class _Appended(online._Stream):
 
 
 def _places(size: int, spare: float) -> int:
-    """The least of a series, each so much larger than the one before, that holds `size`; without spare places `size`."""
-    if not spare:
-        return size
-    places = LEAST_PLACES
-    while places < size:
-        places = math.ceil(places * (1 + spare))
-    return places
+    """How many ids a table is made for that holds `size` now."""
+    return max(math.ceil(size * (1 + spare)), LEAST_PLACES) if spare else size
 
 
 def place_of_rows(before: Fields, after: Fields) -> np.ndarray:

@@ -141,4 +141,4 @@ class Stream:
     on_bad_row: Annotated[str, Choice(("stop", "skip"))] = "stop"
     # rows of a table that are made ahead for ids to come, as a share of those in use, with append;
     # programs are compiled again when they are used up
-    spare: Annotated[float, Number(empty="0: none, each new id compiles again")] = 0.5
+    spare: Annotated[float, Number(empty="0: none, each new id compiles again")] = 1.0
