@@ -59,7 +59,7 @@ class Store:
     """
 
     def __init__(self, root: Path, how: Options, on_bad_row: str):
-        self.root, self._how, self._skips = root, how, on_bad_row == SKIP
+        self.root, self.how, self._skips = root, how, on_bad_row == SKIP
         if root.exists() and any(root.iterdir()) and not (root / STORE).exists() and (root / "dataset.json").exists():
             raise UserError(
                 f"{root}: is a dataset that was prepared, which rows are not appended to; name a folder that is not there yet"
@@ -127,6 +127,10 @@ class Store:
     def words(self, name: str) -> Iterator[str]:
         """The original ids or values in the order of their numbers: of "user", "item", "context_<field>", "event_<field>"."""
         return iter(self._words[name])
+
+    def event_values(self, name: str) -> np.ndarray:
+        """[rows] i32 ids of an event field, of all rows."""
+        return self._of_rows[name].first(self.rows)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """[rows] a column of the interactions."""
@@ -200,7 +204,7 @@ class Store:
         for name, texts in rows.context.items():
             values[f"context_{name}"] = self._ids(f"context_{name}", texts)
         is_event = {"clicks": rows.label == 1, "all": np.ones(count, bool), "none": np.zeros(count, bool)}[
-            self._how.events
+            self.how.events
         ]
         of_event = {"item": item, "time": rows.time}
         of_event |= {f"field_{name}": self._ids(f"event_{name}", texts) for name, texts in rows.event.items()}
@@ -246,7 +250,7 @@ class Store:
         """
         result, part = dict(known or {}), slice(after, rows)
         columns = {"user": (self._columns["user"], 0), "item": (self._columns["item"], 0)}
-        of_context = self._how.context.values()
+        of_context = self.how.context.values()
         columns |= {f"context_{name}": (self._columns[f"context_{name}"], FIRST_KNOWN) for name in of_context}
         columns |= {f"event_{name}": (column, FIRST_KNOWN) for name, column in self._of_rows.items()}
         for name, (column, lowest) in columns.items():
@@ -259,7 +263,7 @@ class Store:
 
         Its counts are 0, see `shown`.
         """
-        words = {"context": dict.fromkeys(self._how.context.values()), "event": dict.fromkeys(self._how.event.values())}
+        words = {"context": dict.fromkeys(self.how.context.values()), "event": dict.fromkeys(self.how.event.values())}
         fields = Fields(
             (Field("user", sizes["user"] + FIRST_KNOWN),),
             (Field("item", sizes["item"] + FIRST_KNOWN),),
@@ -271,12 +275,12 @@ class Store:
         vocabularies: dict[str, dict] = {"user": {}, "item": {}, "context": {}, "event": {}}
         for group, names in words.items():
             vocabularies[group] = {n: list(self._words[f"{group}_{n}"])[: sizes[f"{group}_{n}"]] for n in names}
-        how = self._how
+        how = self.how
         meta = {
             "format_version": FORMAT_VERSION, "name": self.root.name, "data_hash": self.hash, "item_hash": self.hash,
             "time_unit": self.unit, "vocabularies": vocabularies, "text_columns": [], "history_reach": 0,
             "splits": {"train": [0, rows, True], "valid": [0, 0, True], "test": [0, 0, True]},
-            "labels": dict.fromkeys(how.labels, ""), "amounts": dict(how.amounts), "label_rule": how.label[0],
+            "labels": dict.fromkeys(how.labels, ""), "amounts": dict(how.amounts), "label_rule": how.rule,
         }  # fmt: skip
         counts = {name: np.zeros(sizes[name], np.int64) for name in ("user", "item")}
         counts["item_history"] = np.zeros(sizes["item"], np.int64)

@@ -74,6 +74,12 @@ class Options(NamedTuple):
     times: Times
 
     @property
+    def rule(self) -> str:
+        """What a click is, in words."""
+        column, compare, threshold = self.label
+        return column if compare is None else f"{column} {compare.__name__} {threshold:g}"
+
+    @property
     def needed(self) -> tuple[str, ...]:
         """The columns that every row has."""
         named = [self.roles["user"], self.roles["item"], self.roles["time"], self.label[0]]

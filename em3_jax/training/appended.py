@@ -14,6 +14,7 @@ that this was so, which checkpoints note.
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,7 @@ class _Appended(online._Stream):
         if self.parts is not None and rows == self._built_at:
             return
         self.parts, self._built_at = None, rows
-        self._sizes = {name: _places(size, self._own.spare) for name, size in self._in_use(rows).items()}
+        self._sizes = places_of(self._in_use(rows), self._own.spare)
         view = self._store.view(rows, self._sizes)
         counts = Shown(self.label, self._counters["run"].history_length).until(
             open_clicks(self.config.data, view), rows
@@ -263,9 +264,14 @@ class _Appended(online._Stream):
         return f"{late}{skipped}"
 
 
-def _places(size: int, spare: float) -> int:
-    """How many ids a table is made for that holds `size` now."""
-    return max(math.ceil(size * (1 + spare)), LEAST_PLACES) if spare else size
+def places_of(sizes: Mapping[str, int], spare: float) -> dict[str, int]:
+    """Field -> how many ids a table is made for.
+
+    Args:
+      sizes: field -> ids that there are.
+      spare: config.stream.spare.
+    """
+    return {name: max(math.ceil(size * (1 + spare)), LEAST_PLACES) if spare else size for name, size in sizes.items()}
 
 
 def place_of_rows(before: Fields, after: Fields) -> np.ndarray:

@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from em3_jax import train
+from em3_jax import evaluate, train
 from em3_jax.core.errors import UserError
 from em3_jax.data import follow
-from em3_jax.training import checkpoint, online
+from em3_jax.training import checkpoint, online, seal
 from tests.conftest import ROOT
 from tests.training.test_online import HEADER, config, lines, log_lines
 
@@ -138,3 +138,25 @@ def test_what_has_no_effect_or_cannot_be_is_one_line(tmp_path):
     ):
         train.train(made(tmp_path / "data", mapping(tmp_path, tmp_path / "log.json")), tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_sealed_it_is_a_dataset_and_a_run_that_other_commands_read(late_log, tmp_path):
+    """The rows in the order of time, and the same scores as tables with places for more ids give."""
+    dataset = seal.seal(late_log / "run", tmp_path / "data", tmp_path / "run")
+    whole = [line.split(",") for line in (late_log / "log.csv").read_text().splitlines()[1:]]
+    whole = sorted(whole, key=lambda row: int(row[2]))
+    ids = [dataset.user_table.column("id"), dataset.item_table.column("id")]
+    found = dataset.interactions
+    assert [ids[0][int(k)].as_py() for k in found["user"]] == [row[0] for row in whole]
+    assert [ids[1][int(k)].as_py() for k in found["item"]] == [row[1] for row in whole]
+    report = evaluate.evaluate(tmp_path / "run", "test")
+    assert report["slices"]["all"]["n"] == 70 and np.isfinite(report["slices"]["all"]["auc"])
+    (sealed, _), (open_, _) = state(tmp_path / "run"), state(late_log / "run")
+    users = dataset.num_users + 1
+    for name in sealed:
+        if name.startswith("tables."):
+            assert np.array_equal(sealed[name][: 1 + users], open_[name][: 1 + users]), name
+        else:
+            assert np.asarray(sealed[name]).tobytes() == np.asarray(open_[name]).tobytes(), name
+    with pytest.raises(UserError, match="is no run whose rows are appended"):
+        seal.seal(tmp_path / "run", tmp_path / "again", tmp_path / "again-run")
