@@ -47,6 +47,9 @@ COMMANDS = {
     "plot": Command("em3_jax.report.plot", "curves of runs, as a picture and a page"),
     "curves": Command("em3_jax.report.streams", "curves of runs on streams"),
     "merge": Command("em3_jax.training.merge", "folds the adapters of a LoRA run back into its weights"),
+    "seal": Command(
+        "em3_jax.training.seal", "a stream whose rows are appended as a dataset and a run that all commands read"
+    ),
     "vectors": Command("em3_jax.export.vectors", "a run's content embeddings as a feature set"),
     "codes": Command("em3_jax.export.codes", "items' content as a few small numbers, which are item fields"),
     "analyze": Command("em3_jax.analysis.command", "what embeddings have learnt, by the neighbours that items have"),

@@ -25,6 +25,7 @@ EXTRAS |= dict.fromkeys(("libtpu", "jax_cuda12_plugin", "jax_cuda12_pjrt", "nvid
 EXTRAS |= dict.fromkeys(("jax2onnx", "onnxruntime"), "onnx")
 EXTRAS |= dict.fromkeys(("fsspec", "s3fs", "gcsfs", "adlfs"), "buckets")
 EXTRAS["pyspark"] = "spark"
+EXTRAS["confluent_kafka"] = "kafka"
 """Imported package -> the extra of `pyproject.toml` that brings it."""
 
 

@@ -4,8 +4,10 @@ A window is scored before it is trained on. What scoring may know is what the ro
 show stands for `unknown`, as in serving. Training on the window knows its own rows, too.
 """
 
+import bisect
 import dataclasses
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from em3_jax.data.blocks import build
 from em3_jax.data.checks import counts_of
 from em3_jax.data.format import CLICK, Dataset, observed
 
+EXAMPLES = "examples"
 SPANS = ("seconds", "minutes", "hours", "days")
 MOST_WINDOWS = 100_000
 
@@ -44,42 +47,46 @@ def windows(dataset: Dataset, every: str) -> list[Window]:
     Raises:
       UserError: no such window, the dataset's times are only an order, or its rows are not in that order.
     """
-    found = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", every)
-    units = ("examples", *SPANS)
-    unit = next((name for name in units if found and found[2].rstrip("s") == name.rstrip("s")), None)
-    if found is None or unit is None or not int(found[1]):
-        raise UserError(f"config.stream.window='{every}': write a number and a unit, {', '.join(units)}, e.g. '1 days'")
-    size, time = int(found[1]), dataset.interactions["time"]
+    size, unit = length_of(every)
+    time = dataset.interactions["time"]
     if not len(time):
         return []
     _check_order(dataset)
-    if unit == "examples":
+    if unit == EXAMPLES:
         starts = np.arange(0, len(time), size)
     else:
-        size = _ticks(dataset, every, size, unit)
+        size = ticks_of(every, size, unit, times.unit_of(dataset), dataset.root)
         count = int(time[-1] - time[0]) // size + 1
         if count > MOST_WINDOWS:
             raise UserError(f"config.stream.window='{every}': makes {count:,} windows of this log; choose a longer one")
         starts = np.searchsorted(time, int(time[0]) + size * np.arange(count))
     ends = np.append(starts[1:], len(time))
-    last_is_full = unit == "examples" and ends[-1] - starts[-1] == size
+    last_is_full = unit == EXAMPLES and ends[-1] - starts[-1] == size
     complete = np.append(np.ones(len(starts) - 1, bool), last_is_full)
     return [Window(int(a), int(b), bool(c)) for a, b, c in zip(starts, ends, complete, strict=True)]
 
 
-def _ticks(dataset: Dataset, every: str, count: int, unit: str) -> int:
-    """A window of so many hours, say, in the unit of the dataset's times."""
-    of = times.unit_of(dataset)
+def length_of(every: str) -> tuple[int, str]:
+    """(number, unit) of "500 examples" or "6 hours"."""
+    found = re.fullmatch(r"\s*(\d+)\s*([a-z]+)\s*", every)
+    units = (EXAMPLES, *SPANS)
+    unit = next((name for name in units if found and found[2].rstrip("s") == name.rstrip("s")), None)
+    if found is None or unit is None or not int(found[1]):
+        raise UserError(f"config.stream.window='{every}': write a number and a unit, {', '.join(units)}, e.g. '1 days'")
+    return int(found[1]), unit
+
+
+def ticks_of(every: str, count: int, unit: str, of: str, root: Path) -> int:
+    """A window of so many hours, say, in the unit `of` the times of the dataset in `root`."""
     size = times.ticks(count, unit, of)
     if size is None and of == times.ORDER:
         raise UserError(
-            f"config.stream.window='{every}': the times of {dataset.root} have no unit, they only say which row comes first; "
+            f"config.stream.window='{every}': the times of {root} have no unit, they only say which row comes first; "
             "give a number of rows, e.g. '5000 examples', or prepare the dataset with --time-unit"
         )
     if not size:
         raise UserError(
-            f"config.stream.window='{every}': is no whole number of {of}, in which {dataset.root} counts "
-            "time; choose a longer one"
+            f"config.stream.window='{every}': is no whole number of {of}, in which {root} counts time; choose a longer one"
         )
     return size
 
@@ -144,3 +151,69 @@ class WindowSource:
         key = rng.numpy_key(self.seed, "unknown", self.first_step + index)
         options: dict = {"buckets": self.buckets, "key": key, "weight": weight, "number": index}
         return build(self.builder, self.shards, rows, **options)
+
+
+class Arriving:
+    """The windows of rows in the order of arrival, as they come; a window of time ends with the first row of a later time.
+
+    Args:
+      every: see `windows`.
+      root: of the dataset, for messages.
+    """
+
+    def __init__(self, every: str, root: Path):
+        self._every, self._root, self._size = every, root, length_of(every)
+        self._rows, self._start, self._latest = 0, 0, 0  # looked at; the first time; the latest
+        self._ends: list[int] = []
+        self._times: list[int] = []  # the latest time of the rows up to each end
+
+    def has(self, number: int) -> bool:
+        """Whether all rows of a window are there."""
+        return number < len(self._ends)
+
+    def __getitem__(self, number: int) -> Window:
+        return Window(self._ends[number - 1] if number else 0, self._ends[number], True)
+
+    def newest(self, window: Window) -> int:
+        """The latest time of the rows up to the end of a window."""
+        return self._times[bisect.bisect_left(self._ends, window.end)]
+
+    def late(self, window: Window, time: np.ndarray) -> int:
+        """How many rows of a window come after one of a later time.
+
+        Args:
+          time: [rows] i64 of all rows.
+        """
+        own = time[max(window.first - 1, 0) : window.end]
+        if window.first:
+            own = np.concatenate([[self._times[bisect.bisect_left(self._ends, window.first)]], own[1:]])
+        return int((own[1:] < np.maximum.accumulate(own)[:-1]).sum())
+
+    def extend(self, time: np.ndarray, unit: str) -> None:
+        """Finds the windows that rows have completed.
+
+        Args:
+          time: [rows] i64 of all rows, of which those that were there the last time are not looked at again.
+          unit: of the times.
+        """
+        if len(time) == self._rows:
+            return
+        if not self._rows:
+            self._start = self._latest = int(time[0])
+        latest = np.maximum.accumulate(np.concatenate([[self._latest], time[self._rows :]]))[1:]
+        count, of = self._size
+        if of == EXAMPLES:
+            ends = np.arange((len(self._ends) + 1) * count, len(time) + 1, count)
+        else:
+            size = ticks_of(self._every, count, of, unit, self._root)
+            done = int(latest[-1] - self._start) // size
+            if done > len(self._ends) + MOST_WINDOWS:
+                raise UserError(
+                    f"config.stream.window='{self._every}': makes {done:,} windows of this log; choose a longer one"
+                )
+            starts = self._start + size * np.arange(len(self._ends) + 1, done + 1)
+            ends = self._rows + np.searchsorted(latest, starts)
+        before = np.concatenate([[self._latest], latest])
+        self._times += before[ends - self._rows].tolist()
+        self._ends += ends.tolist()
+        self._rows, self._latest = len(time), int(latest[-1])

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from em3_jax.config import parse, schema
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.types import State
+from em3_jax.data.format import Dataset
 from em3_jax.tasks.lemur.setup import lemur
 from em3_jax.tasks.pretraining.setup import pretraining
 from em3_jax.tasks.ranking.setup import ranking
@@ -60,20 +61,24 @@ class Experiment:
 
 
 def build(
-    config: Mapping[str, Any] | ConfigDict | schema.Config, devices: Sequence[jax.Device] | None = None
+    config: Mapping[str, Any] | ConfigDict | schema.Config,
+    devices: Sequence[jax.Device] | None = None,
+    dataset: Dataset | None = None,
 ) -> Experiment:
     """The experiment of a config.
 
     Args:
       devices: to choose from; None = the machine's own. On devices that are only described its
         steps can be compiled, not run.
+      dataset: of clicks, where it is open already; None = that of config.data.
 
     Raises:
       UserError: whatever of it the user can mend, see `parse.parse` and the setup of its task.
     """
     config = parse.parse(config)
     layout = make_layout(config, devices)
-    work: Work = TASKS[config.task](config, layout.mesh)  # type: ignore[operator]
+    opened = () if dataset is None else (dataset,)
+    work: Work = TASKS[config.task](config, layout.mesh, *opened)  # type: ignore[operator]
     if config.eval.metric not in work.headline:
         known = nearest(config.eval.metric, work.headline)
         key = f"config.eval.metric={config.eval.metric}"

@@ -197,23 +197,37 @@ def restore(
 
 def _template(was: pa.Table, state: State, parts: Experiment) -> State:
     """`state` with tables and memory as long as with the dataset of that vocabulary."""
+    return with_lengths(state, parts, was.num_rows, _items(was)[1])
 
-    def shorter(rows: int):
+
+def with_lengths(state: State, parts: Experiment, rows: int, items: int) -> State:
+    """`state` with tables of so many rows, and a memory of so many items; or of as many as the mesh makes of it."""
+
+    def of_length(rows: int):
         length = sharding.padded(rows, parts.program.mesh)
         plainly = lambda x: jax.ShapeDtypeStruct((length, *x.shape[1:]), x.dtype, sharding=x.sharding)  # noqa: E731
         return lambda x: packing.shapes(length, x) if packing.is_table(x) else plainly(x)
 
     return dataclasses.replace(
         state,
-        tables=jax.tree.map(shorter(was.num_rows), state.tables, is_leaf=packing.is_table),
-        memory=jax.tree.map(shorter(_items(was)[1]), state.memory, is_leaf=packing.is_table),
+        tables=jax.tree.map(of_length(rows), state.tables, is_leaf=packing.is_table),
+        memory=jax.tree.map(of_length(items), state.memory, is_leaf=packing.is_table),
     )
 
 
 def _carry_over(old: State, fresh: State, was: pa.Table, now: pa.Table) -> State:
     """`old` with tables and memory as long as those of `fresh`, which are used up."""
     place, (first, items) = row_map(was, now), _items(was)
-    of_items = place[first : first + items] - _items(now)[0]
+    return moved(old, fresh, place, place[first : first + items] - _items(now)[0])
+
+
+def moved(old: State, fresh: State, place: np.ndarray, of_items: np.ndarray) -> State:
+    """`old` with tables and memory as long as those of `fresh`, which are used up.
+
+    Args:
+      place: [table rows of `old`] i64 their rows in the tables of `fresh`.
+      of_items: [items of `old`] i64 their rows in the memory of `fresh`.
+    """
     template, fresh, old = fresh, packing.unpacked(fresh), packing.unpacked(old)
     tables = jax.tree.map(lambda fresh, saved: carry(fresh, saved, place), fresh.tables, old.tables)
     bank = jax.tree.map(lambda fresh, saved: carry(fresh, saved, of_items), fresh.memory, old.memory)

@@ -25,6 +25,7 @@ from em3_jax.core.progress import Progress
 from em3_jax.core.types import State
 from em3_jax.data import follow, stream, times
 from em3_jax.data.batches import BatchBuilder, Buckets
+from em3_jax.data.format import CLICK, Dataset
 from em3_jax.data.pipeline import EvaluationSource, batches
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.evaluation.groups import Asked
@@ -46,7 +47,8 @@ ONE_WAY = {
     "eval.metric": ("auc", "it has no best step that a metric would choose"),
 }
 """Settings that a stream has no choice of: its value, and why."""
-ONLY_FOLLOWING = ("poll_seconds", "idle_seconds")
+ONLY_FOLLOWING = ("poll_seconds", "idle_seconds", "append")
+ONLY_APPENDING = ("on_bad_row", "spare")
 HEADLINE = ("auc", "gauc", "logloss")
 SLICES = ("all", "cold items", "warm items", "new users")
 
@@ -74,9 +76,7 @@ def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
     Raises:
       UserError: whatever the user can mend.
     """
-    if config.mesh.processes > 1:
-        raise UserError("config.mesh.processes: a stream is trained by one process, on any number of devices; give 1")
-    _check_settings(config, own)
+    check_settings(config, own)
     with processes.Interrupts() as interrupts:
         followed = follow.Follower(own.follow, config.data.root, own.poll_seconds, own.idle_seconds)
         while True:
@@ -85,21 +85,23 @@ def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
             stopped_by = result["stopped_by"] if result["stopped_by"] != "end" else followed.wait(interrupts)
             if stopped_by:
                 print(
-                    f"{stopped_by}: {_count(result['windows'])} in {directory}; draw them with "
+                    f"{stopped_by}: {count(result['windows'])} in {directory}; draw them with "
                     f"`em3 curves {directory} --out curves.png`"
                 )
                 return result | {"stopped_by": stopped_by}
-            _forget_programs()
+            forget_programs()
 
 
-def _forget_programs() -> None:
+def forget_programs() -> None:
     """Lets go of what was compiled for a dataset that has grown since: JAX keeps programs, and what they name, by default."""
     jax.clear_caches()
     gc.collect()
 
 
-def _check_settings(config: OnClicks, own: StreamSettings) -> None:
-    """Refuses a setting that would have no effect."""
+def check_settings(config: OnClicks, own: StreamSettings) -> None:
+    """Refuses several processes, and a setting that would have no effect."""
+    if config.mesh.processes > 1:
+        raise UserError("config.mesh.processes: a stream is trained by one process, on any number of devices; give 1")
     for name, (value, why) in ONE_WAY.items():
         section, key = name.split(".")
         given = getattr(getattr(config, section), key)
@@ -111,6 +113,13 @@ def _check_settings(config: OnClicks, own: StreamSettings) -> None:
             raise UserError(
                 f"config.stream.{key}={given}: has no effect where no log is followed; leave it out, or set "
                 "config.stream.follow"
+            )
+    for key in ONLY_APPENDING:
+        given = getattr(own, key)
+        if given != getattr(StreamSettings(), key) and not own.append:
+            raise UserError(
+                f"config.stream.{key}={given}: has no effect where rows are not appended; leave it out, or set "
+                "config.stream.append"
             )
 
 
@@ -148,7 +157,7 @@ class _Stream:
         if restored := growth.restore_latest(self.checkpoints, directory, parts, state, notes, keep_notes=True):
             state, notes = restored
             position = Position(**notes["position"])
-            _check_same_past(parts.work.dataset, position)
+            check_same_past(parts.work.dataset, position)
         elif init_from and not is_new:
             state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
         if growing:
@@ -162,32 +171,45 @@ class _Stream:
             print(
                 f"{parts.work.dataset.root}: does not say the unit of its times, made before datasets did; taken for {unit}"
             )
-        windows = _count(len(self.windows))
+        windows = count(len(self.windows))
         done = f"{position.window:,} done"
         print(f"{parts.work.dataset.root}: {total:,} rows in {windows}; {done}", flush=True)
         self.progress, stopped_by = Progress(total, position.row, unit="row"), "end"
         for number in range(position.window, len(self.windows)):
-            window = self.windows[number]
-            record: dict[str, Any] = {"window": number, "first": window.first, "end": window.end}
-            record |= self._times(window)
-            record |= self._score(state, window)
-            state, means, stopped_by = self._train(state, window, interrupts)
-            if stopped_by != "end":
-                break
-            curve.write(record | {"step": int(state.step)} | means)
-            position = Position(
-                number + 1, window.end, int(parts.work.dataset.interactions["time"][max(window.end - 1, 0)])
-            )
-            self.checkpoints.save("latest", state, notes | {"position": position._asdict()})
-            self.progress.advance(len(window))
-            shown = "  ".join(f"{name} {record['all'][name]:.4f}" for name in HEADLINE)
-            self.progress.say(f"window {number:>5,}  n {record['all']['n']:>7,}  {shown}")
-            stopped_by = interrupts.agreed() or "end"
+            state, done, stopped_by = self._window(number, self.windows[number], state, curve, notes, interrupts)
+            position = done or position
             if stopped_by != "end":
                 break
         self.progress.close()
         self.checkpoints.close()
         return {"windows": position.window, "step": int(state.step), "stopped_by": stopped_by}
+
+    def _window(
+        self, number: int, window: stream.Window, state: State, curve: "_Curve", notes: dict[str, Any], interrupts
+    ) -> tuple[State, Position | None, str]:
+        """(state, position after the window, None where it was cut short; "end" or the signal that was received)."""
+        record: dict[str, Any] = {"window": number, "first": window.first, "end": window.end}
+        record |= self._times(window)
+        record |= self._score(state, window)
+        state, means, stopped_by = self._train(state, window, interrupts)
+        if stopped_by != "end":
+            return state, None, stopped_by
+        curve.write(record | {"step": int(state.step)} | means | self._of_source(window))
+        time_ = self.parts.work.dataset.interactions["time"]
+        position = Position(number + 1, window.end, int(time_[max(window.end - 1, 0)]))
+        self.checkpoints.save("latest", state, notes | {"position": position._asdict()})
+        self.progress.advance(len(window))
+        shown = "  ".join(f"{name} {record['all'][name]:.4f}" for name in HEADLINE)
+        self.progress.say(f"window {number:>5,}  n {record['all']['n']:>7,}  {shown}{self._beside()}")
+        return state, position, interrupts.agreed() or "end"
+
+    def _of_source(self, window: stream.Window) -> dict[str, Any]:
+        """What the curve has of where a window's rows came from."""
+        return {}
+
+    def _beside(self) -> str:
+        """What the line of a window ends with."""
+        return ""
 
     def _times(self, window: stream.Window) -> dict[str, int | float]:
         """Times of the first and the last row, in seconds where they are counted."""
@@ -204,11 +226,15 @@ class _Stream:
         data = self.config.data
         length = None if data.has_segments else data.history_length  # what is sought may be of any time
         assert self.parts.work.builder is not None  # a stream has clicks
-        return self.parts.work.builder(stream.as_of(self.parts.work.dataset, row, self.label, length))
+        return self.parts.work.builder(self._known(row, self.label, length))
+
+    def _known(self, row: int, label: str = CLICK, length: int | None = None) -> Dataset:
+        """See `stream.as_of`."""
+        return stream.as_of(self.parts.work.dataset, row, label, length)
 
     def _score(self, state: State, window: stream.Window) -> dict[str, dict[str, float]]:
         """Slice -> metric -> value, by what is known before the window."""
-        parts, known = self.parts, stream.as_of(self.parts.work.dataset, window.first)
+        parts, known = self.parts, self._known(window.first)
         rows = stream.rows_of(known, window, self.label)
         logits = np.zeros(0, np.float32)
         if len(rows):
@@ -251,7 +277,7 @@ class _Stream:
         return state, means | {"time/examples_per_second": len(rows) / (time.perf_counter() - began)}, "end"
 
 
-def _check_same_past(dataset, position: Position) -> None:
+def check_same_past(dataset, position: Position) -> None:
     """Refuses a grown log whose first rows are not those that were trained on."""
     time_ = dataset.interactions["time"]
     if position.row > len(time_) or (position.row and int(time_[position.row - 1]) != position.time):
@@ -262,7 +288,7 @@ def _check_same_past(dataset, position: Position) -> None:
         )
 
 
-def _count(windows: int) -> str:
+def count(windows: int) -> str:
     return f"{windows:,} window{'s' * (windows != 1)}"
 
 

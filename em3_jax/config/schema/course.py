@@ -133,3 +133,12 @@ class Stream:
     # seconds without growth of the file that is followed after which the run ends
     idle_seconds: Annotated[float, Number(empty="0: never")] = 0.0
     most_windows: Annotated[int, Whole(0, empty="0: all")] = 0  # windows after which the run ends
+    # rows that come become part of the dataset at the cost of these rows alone; the mapping names a
+    # file that grows, a folder that files are dropped into, or kafka://host:port/topic
+    append: Switch = False
+    # what is done about a row that cannot be taken, with append; skip: it is written to
+    # rejected.jsonl of the dataset
+    on_bad_row: Annotated[str, Choice(("stop", "skip"))] = "stop"
+    # rows of a table that are made ahead for ids to come, as a share of those in use, with append;
+    # programs are compiled again when they are used up
+    spare: Annotated[float, Number(empty="0: none, each new id compiles again")] = 1.0

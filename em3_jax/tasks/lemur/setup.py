@@ -24,14 +24,18 @@ from em3_jax.tasks.lemur.task import lemur as lemur_task
 from em3_jax.tasks.ranking.setup import amounts_of, check_batches, open_clicks, segments_of, shards_of, work_on_clicks
 
 
-def lemur(config: Lemur, mesh: Mesh) -> work.Work:
-    """The work of config.task = "lemur"."""
+def lemur(config: Lemur, mesh: Mesh, dataset: Dataset | None = None) -> work.Work:
+    """The work of config.task = "lemur".
+
+    Args:
+      dataset: where it is open already; None = that of config.data.
+    """
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
     data, model = config.data, config.model
     if not data.history_length:
         raise UserError("config.data.history_length=0: task lemur reads histories; set 1 or more")
-    dataset = with_numbers(open_clicks(data), model.numbers, model.all_numbers)
+    dataset = with_numbers(open_clicks(data, dataset), model.numbers, model.all_numbers)
     if data.label in dataset.amounts:
         raise UserError(
             f"config.data.label={data.label}: is an amount, and task lemur contrasts clicks; learn it beside a label of 0 "

@@ -84,10 +84,14 @@ def _check_history(config: Ranking, task: RankingTask) -> None:
         )
 
 
-def ranking(config: Ranking, mesh: Mesh) -> work.Work:
-    """The work of config.task = "ranking"."""
+def ranking(config: Ranking, mesh: Mesh, dataset: Dataset | None = None) -> work.Work:
+    """The work of config.task = "ranking".
+
+    Args:
+      dataset: where it is open already; None = that of config.data.
+    """
     data = config.data
-    dataset = with_numbers(open_clicks(data), config.model.numbers, config.model.all_numbers)
+    dataset = with_numbers(open_clicks(data, dataset), config.model.numbers, config.model.all_numbers)
     parts = segments_of(dataset, data)
     named = [] if parts is None else [(one.name, one.length) for one in parts.parts]
     of_labels, first = amounts_of(dataset, config), _first_amount(dataset, config)
@@ -249,13 +253,16 @@ def work_on_clicks(
     )
 
 
-def open_clicks(data: Data) -> Dataset:
+def open_clicks(data: Data, dataset: Dataset | None = None) -> Dataset:
     """The dataset of config.data, with its codes among its item fields and what is made of events among those of events.
+
+    Args:
+      dataset: as it lies there, where it is open already.
 
     Raises:
       UserError: it is one of clicks alone; a code set is not there, or is named twice.
     """
-    dataset = open_dataset(data.root)
+    dataset = dataset or open_dataset(data.root)
     if dataset.meta.get("only_clicks"):
         raise UserError(
             f"{data.root}: holds clicks alone, nothing to rank them against; prepare it with --negatives 3 (mmrec: --as-clicks)"

@@ -1,0 +1,45 @@
+"""What sources give."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+
+UNTYPED = {"cells": "text"}
+"""Metadata of a table from text, where each column is of texts, whatever they say."""
+
+
+class Arrived(NamedTuple):
+    """Rows that have come.
+
+    Attributes:
+      table: the rows, in order.
+      position: where in the source they end.
+      where: what they come from, for messages.
+      place: number among them -> what it is to be called.
+      bad: lines that are no rows: place, why, text.
+    """
+
+    table: pa.Table
+    position: dict[str, Any]
+    where: str
+    place: Callable[[int], str]
+    bad: list[tuple[str, str, str]]
+
+
+class Source(Protocol):
+    """Where rows come from.
+
+    Attributes:
+      name: for messages.
+    """
+
+    name: str
+
+    def poll(self, position: Mapping[str, Any]) -> Arrived | None:
+        """What has come after a position, some of it if it is much; None where nothing has.
+
+        Raises:
+          UserError: what was read before is no longer there, or what comes cannot be read.
+        """
+        ...

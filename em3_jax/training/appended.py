@@ -1,0 +1,285 @@
+"""Training on a stream whose rows are appended to the dataset as they come, at the cost of these rows alone.
+
+What happens in each window is in `online`. Here windows are of rows in the order of arrival: a window
+of time ends where the first row of a later time arrives, and a late row belongs to the window in which
+it arrives. So the curve is a function of the rows in their order, however many of them came together,
+and whenever the run was killed.
+
+Tables have places for ids to come (config.stream.spare). Where those of a field are used up at a
+window's end, the state is carried before that window into tables that have places again for all
+fields, and programs are compiled again. How long tables are is told by the rows up to the last time
+that this was so, which checkpoints note.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from em3_jax.config.schema import OnClicks
+from em3_jax.config.schema.course import Stream as StreamSettings
+from em3_jax.core import paths
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import Fields
+from em3_jax.core.lock import Lock
+from em3_jax.core.progress import Progress
+from em3_jax.core.types import State
+from em3_jax.data import arrivals, prepare, sources, stream, times
+from em3_jax.data.append import Store
+from em3_jax.data.format import CLICK, Dataset
+from em3_jax.data.shown import Shown
+from em3_jax.tasks.ranking.setup import open_clicks
+from em3_jax.training import experiment, growth, logs, online, processes, rundir
+from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.curve import CURVE
+from em3_jax.training.online import Position
+from em3_jax.training.warm_start import warm_start
+
+LEAST_PLACES = 64  # of a field whose table rows are made ahead
+
+
+def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
+    """Scores and trains window after window as rows come; returns {"windows", "step", "stopped_by"}.
+
+    Args:
+      own: config.stream.
+
+    Raises:
+      UserError: whatever the user can mend.
+    """
+    online.check_settings(config, own)
+    _check(config)
+    given = prepare.read_mapping(paths.local(own.follow), prepare.READERS["table"])
+    how = arrivals.options(own.follow, given)
+    root = paths.local(config.data.root)
+    with processes.Interrupts() as interrupts, Lock(root, beside=True, hint="wait for it, or choose another folder"):
+        source = sources.open_source(own.follow, given.get("interactions"))
+        store = Store(root, how, own.on_bad_row)
+        try:
+            result = _Appended(config, directory, own, store, source).run(interrupts)
+        finally:
+            store.close()
+    print(
+        f"{result['stopped_by']}: {online.count(result['windows'])} in {directory}; draw them with "
+        f"`em3 curves {directory} --out curves.png`"
+    )
+    return result
+
+
+def _check(config: OnClicks) -> None:
+    """Refuses what would have to look through the whole log, or is of items that are all there at first."""
+    data = config.data
+    for key, given in (
+        ("similar_by", data.similar_by),
+        ("similar_content", data.similar_content),
+        ("codes", data.codes),
+    ):
+        if given:
+            raise UserError(f"config.data.{key}: is of a dataset that is whole; leave it out, or config.stream.append")
+    if data.has_segments:
+        raise UserError(
+            "config.data.histories: are of a dataset that is whole; leave them out, or config.stream.append"
+        )
+
+
+class _Appended(online._Stream):
+    """A pass over the windows of rows that come."""
+
+    def __init__(self, config: OnClicks, directory: Path, own: StreamSettings, store: Store, source: sources.Source):
+        self.config, self.directory, self._own = config, directory, own
+        self.label = config.data.label
+        self._store, self._source = store, source
+        length = None if config.data.has_segments else config.data.history_length
+        self._counters = {"whole": Shown(), "run": Shown(self.label, length)}
+        self._windows = stream.Arriving(own.window, store.root)
+        self._known_sizes: tuple[int, dict[str, int]] = (0, {})  # of so many rows
+        self._sizes: dict[str, int] = {}  # places that the tables have
+        self._late = 0
+
+    def run(self, interrupts: processes.Interrupts) -> dict:
+        state, position, curve, notes = None, Position(), None, {}
+        stopped_by = self._wait(0, interrupts)
+        if not stopped_by:
+            state, position, notes = self._begin()
+            curve = online._Curve(self.directory / CURVE, position.window)
+            self.progress = Progress(self._store.rows, position.row, unit="row")
+            print(
+                f"{self._store.root}: {self._store.rows:,} rows so far; {online.count(position.window)} done",
+                flush=True,
+            )
+        while not stopped_by:
+            if stopped_by := self._wait(position.window, interrupts):
+                break
+            if self._own.most_windows and position.window >= self._own.most_windows:
+                stopped_by = "end"
+                break
+            window = self._windows[position.window]
+            state = self._grown(state, window.end)
+            state, done, stopped = self._window(
+                position.window, window, state, curve, notes | self._notes(), interrupts
+            )
+            position = done or position
+            stopped_by = "" if stopped == "end" else stopped
+        if curve is not None:
+            self.progress.close()
+            self.checkpoints.close()
+        return {"windows": position.window, "step": int(state.step) if state else 0, "stopped_by": stopped_by}
+
+    def _wait(self, number: int, interrupts: processes.Interrupts) -> str:
+        """Returns "" when window `number` is complete, or why there is no more to wait for. Appends what has come."""
+        began = time.monotonic()
+        while not interrupts.received:
+            if arrived := self._take():
+                began = time.monotonic()
+            if self._windows.has(number):
+                return ""
+            if not arrived:
+                if self._own.idle_seconds and time.monotonic() - began > self._own.idle_seconds:
+                    return f"no growth of {self._source.name} for {self._own.idle_seconds:g} s"
+                time.sleep(self._own.poll_seconds)
+        return interrupts.received
+
+    def _take(self) -> bool:
+        """Appends what has come, some of it if it is much; returns whether anything has."""
+        arrived = self._source.poll(self._store.position)
+        if arrived is not None:
+            self._store.reject(arrived.bad)
+            self._store.add(arrived.table, arrived.position, arrived.where, arrived.place)
+        self._windows.extend(self._store["time"], self._store.unit)
+        return arrived is not None
+
+    def _reach(self, rows: int) -> None:
+        """Appends rows until there are so many: those of a dataset that was deleted come again."""
+        while self._store.rows < rows:
+            if not self._take():
+                raise UserError(
+                    f"{self._store.root}: has {self._store.rows:,} rows, and the run in {self.directory} was trained on more; "
+                    "restore the dataset, or the source from its beginning"
+                )
+
+    def _begin(self) -> tuple[State, Position, dict[str, Any]]:
+        """(state, position, notes) of the newest checkpoint, or of a start."""
+        directory, config = self.directory, self.config
+        is_new, init_from = not (directory / "run.json").exists(), config.train.init_from
+        first = self._windows[0]
+        self.parts, self._built_at = None, 0
+        self._build(first.end)
+        state = self.parts.program.init()
+        if init_from and is_new:
+            state = warm_start(state, init_from, self._store.hash, config.train.init_parts)
+        rundir.claim(directory, config, self._store.hash, self.parts.feature_hashes)
+        self.checkpoints = Checkpoints(directory, self._store.hash)
+        notes: dict[str, Any] = {"best_step": 0, "best_value": None, "stale": 0}
+        position = Position()
+        restored = self.checkpoints.restore_latest(state, self._template)
+        if restored is not None:
+            state, notes = restored
+            position = Position(**notes["position"])
+            self._reach(position.row)
+            online.check_same_past(self._store.view(self._store.rows, self._sizes), position)
+        elif init_from and not is_new:
+            state = warm_start(state, init_from, self._store.hash, config.train.init_parts)
+        else:
+            print(logs.parameter_table(state, self.parts.program.frozen))
+        return state, position, notes
+
+    def _notes(self) -> dict[str, Any]:
+        """What a checkpoint has of the stream besides."""
+        self.checkpoints.data_hash = f"{self._store.hash}@{self._built_at}"
+        return {"source": self._store.position}
+
+    def _template(self, data_hash: str) -> State:
+        """Shapes of a checkpoint: of tables as they were when the first that were so long were made."""
+        own, _, built_at = data_hash.partition("@")
+        if own != self._store.hash:
+            raise UserError(
+                f"{self.directory}: was trained on other data than those appended to {self._store.root}; restore them, or choose "
+                "another --workdir"
+            )
+        self._reach(int(built_at))
+        self._build(int(built_at))
+        return self.parts.program.shapes
+
+    def _in_use(self, rows: int) -> dict[str, int]:
+        """Field -> ids of the first rows."""
+        after, known = self._known_sizes
+        if rows < after:
+            after, known = 0, {}
+        sizes = self._store.sizes(rows, known, after)
+        self._known_sizes = rows, sizes
+        return sizes
+
+    def _build(self, rows: int) -> None:
+        """Makes programs for tables that hold the ids of the first rows; what was before is let go."""
+        if self.parts is not None and rows == self._built_at:
+            return
+        self.parts, self._built_at = None, rows
+        self._sizes = places_of(self._in_use(rows), self._own.spare)
+        view = self._store.view(rows, self._sizes)
+        counts = Shown(self.label, self._counters["run"].history_length).until(
+            open_clicks(self.config.data, view), rows
+        )
+        self.parts = experiment.build(self.config, dataset=dataclasses.replace(view, counts=counts))
+        self.buckets, self.eval_buckets = (
+            self._buckets(size) for size in (self.config.data.batch_size, self.config.eval.batch_size)
+        )
+
+    def _grown(self, state: State, rows: int) -> State:
+        """The state in tables that hold the ids of the first rows, of which the dataset is then made."""
+        if any(size > self._sizes[name] for name, size in self._in_use(rows).items()):
+            was, before = self._sizes, self.parts.work.dataset.fields
+            self._build(rows)
+            online.forget_programs()
+            after = self.parts.work.dataset.fields
+            state = growth.moved(
+                state, self.parts.program.init(), place_of_rows(before, after), np.arange(was["item"], dtype=np.int64)
+            )
+        view = open_clicks(self.config.data, self._store.view(rows, self._sizes))
+        self.parts = dataclasses.replace(self.parts, work=dataclasses.replace(self.parts.work, dataset=view))
+        return state
+
+    def _known(self, row: int, label: str = CLICK, length: int | None = None) -> Dataset:
+        dataset = self.parts.work.dataset
+        counter = self._counters["whole" if (label, length) == (CLICK, None) else "run"]
+        return dataclasses.replace(dataset, counts=counter.until(dataset, row))
+
+    def _of_source(self, window: stream.Window) -> dict[str, Any]:
+        self._late = self._windows.late(window, self._store["time"])
+        return {"late": self._late, "time/rows_behind": self._store.rows - window.end} | self._lag(window)
+
+    def _lag(self, window: stream.Window) -> dict[str, float]:
+        """How far the newest row that has come is ahead of the newest of the windows that are done, in seconds."""
+        if self._store.unit == times.ORDER or not window.end:
+            return {}
+        per_second = times.NANOSECONDS[self._store.unit] / times.NANOSECONDS["seconds"]
+        return {"time/lag_seconds": (self._store.newest - self._windows.newest(window)) * per_second}
+
+    def _beside(self) -> str:
+        late = f"  late {self._late:,}" if self._late else ""
+        skipped = f"  left out {self._store.skipped:,}" if self._store.skipped else ""
+        return f"{late}{skipped}"
+
+
+def places_of(sizes: Mapping[str, int], spare: float) -> dict[str, int]:
+    """Field -> how many ids a table is made for.
+
+    Args:
+      sizes: field -> ids that there are.
+      spare: config.stream.spare.
+    """
+    return {name: max(math.ceil(size * (1 + spare)), LEAST_PLACES) if spare else size for name, size in sizes.items()}
+
+
+def place_of_rows(before: Fields, after: Fields) -> np.ndarray:
+    """[table rows of `before`] i64: the rows of the same ids in tables of `after`, whose fields are as long or longer."""
+    place = np.zeros(before.num_rows, np.int64)
+    was, now = before.offsets(), after.offsets()
+    for group, fields in before.groups():
+        for field in fields:
+            rows = np.arange(field.size - 1)
+            place[was[group][field.name] + rows] = now[group][field.name] + rows
+    return place

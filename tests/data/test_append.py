@@ -1,0 +1,236 @@
+"""Rows that are appended: the dataset that a full preparation makes, late rows, kills, and what is wrong said in a line."""
+
+import itertools
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from em3_jax.core.errors import UserError
+from em3_jax.data import arrivals
+from em3_jax.data.append import STORE, Store
+from em3_jax.data.checks import counts_of
+from em3_jax.data.event_blocks import EventBlocks
+from em3_jax.data.readers.table import table
+from em3_jax.data.shown import Shown
+from em3_jax.data.sources import open_source
+
+HEADER = "user,item,time,label,hour,rating\n"
+MAPPING = {"context_fields": ("hour",), "event_fields": ("rating",), "time_unit": "seconds"}
+
+
+def log_rows(count: int, seed: int = 0, late: float = 0.0) -> list[tuple]:
+    """Rows whose users and items come and go; several share a moment; hours and ratings first come in their order."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for k in range(count):
+        time = k // 3 - (int(random.integers(1, 40)) if random.random() < late else 0)
+        hour, rating = random.integers(0, 1 + min(k // 20, 9)), random.integers(0, 1 + min(k // 50, 3))
+        ids = random.integers(0, 6 + k // 15), random.integers(0, 9 + k // 9)
+        rows.append((f"u{ids[0]}", f"i{ids[1]}", time, random.integers(0, 2), hour, rating))
+    return rows
+
+
+def text(rows: list[tuple]) -> str:
+    return "".join(",".join(map(str, row)) + "\n" for row in rows)
+
+
+def made(root, log, on_bad_row="stop", **mapping) -> Store:
+    return Store(root, arrivals.options("mapping.toml", MAPPING | mapping), on_bad_row)
+
+
+def take(store: Store, source) -> bool:
+    arrived = source.poll(store.position)
+    if arrived is not None:
+        store.reject(arrived.bad)
+        store.add(arrived.table, arrived.position, arrived.where, arrived.place)
+    return arrived is not None
+
+
+def view(store: Store):
+    return store.view(store.rows, store.sizes(store.rows))
+
+
+def histories(dataset) -> list[tuple]:
+    """Of each row, what its history holds."""
+    events, found = dataset.events, dataset.interactions
+    columns = [events[name] for name in ("item", "time", "field_rating") if name in events]
+    ranges = zip(found["history_start"], found["history_end"], strict=True)
+    return [tuple(tuple(column[a:b].tolist()) for column in columns) for a, b in ranges]
+
+
+@pytest.mark.parametrize("events", ["clicks", "all", "none"])
+def test_in_pieces_it_is_what_a_full_preparation_makes(tmp_path, events):
+    rows, log = log_rows(900), tmp_path / "log.csv"
+    log.write_text(HEADER)
+    store, source = made(tmp_path / "data", log, events=events), open_source("m", log)
+    counters = Shown(), Shown(history_length=3)
+    bounds = [0, 1, 2, 40, 41, 300, 650, 899, 900]
+    for first, end in itertools.pairwise(bounds):
+        with open(log, "a") as file:
+            file.write(text(rows[first:end]))
+        assert take(store, source) and not take(store, source) and store.rows == end
+        now = view(store)
+        for counter, length in zip(counters, (None, 3), strict=True):
+            expected = counts_of(now, range(end), length)
+            found = counter.until(now, end)
+            assert set(found) == set(expected)
+            assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    whole = table(tmp_path / "whole", interactions=log, in_order=True, events=events, **MAPPING)
+    for name in ("user", "item", "label", "time", "context_hour"):
+        assert np.array_equal(now.interactions[name], whole.interactions[name]), name
+    assert now.fields == whole.fields
+    assert now.meta["vocabularies"]["context"] == whole.meta["vocabularies"]["context"]
+    assert histories(now) == histories(whole)
+    assert [*store.words("user")] == whole.user_table.column("id").to_pylist()
+
+
+def test_a_late_row_reads_what_was_before_its_time_and_earlier_rows_never_read_it(tmp_path):
+    rows, log = log_rows(600, late=0.2), tmp_path / "log.csv"
+    log.write_text(HEADER)
+    store, source = made(tmp_path / "data", log), open_source("m", log)
+    for first in range(0, 600, 75):
+        with open(log, "a") as file:
+            file.write(text(rows[first : first + 75]))
+        take(store, source)
+    expected = []
+    for k, (user, _, time, *_) in enumerate(rows):
+        past = [row for row in rows[:k] if row[0] == user and row[3] == 1 and row[2] < time]
+        expected.append(sorted(row[2] for row in past))
+    late = sum(row[2] < max((one[2] for one in rows[:k]), default=row[2]) for k, row in enumerate(rows))
+    assert [list(times) for _, times, *_ in histories(view(store))] == expected
+    assert store.late == late > 50
+    now, counter = view(store), Shown(history_length=4)
+    for row in (100, 333, 600):
+        found, whole = counter.until(now, row), counts_of(now, range(row), 4)
+        assert all(np.array_equal(found[name], whole[name]) for name in whole)
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_killed_at_any_moment_of_an_append_it_is_what_was_committed_and_goes_on(tmp_path, monkeypatch):
+    """After each of the writes of an append in turn; the file is read again from what was committed."""
+    rows, log = log_rows(400, late=0.1), tmp_path / "log.csv"
+    log.write_text(HEADER + text(rows))
+    whole = made(tmp_path / "whole", log)
+    take(whole, open_source("m", log))
+    log.write_text(HEADER + text(rows[:200]))
+    take(made(tmp_path / "data", log), open_source("m", log))
+    log.write_text(HEADER + text(rows))
+    steps = 0
+    for owner, name in ((EventBlocks, "_remember"), (EventBlocks, "add"), (Store, "_commit")):
+        for after in (False, True):
+            store, step = made(tmp_path / "data", log), getattr(owner, name)
+
+            def dies(self, *args, step=step, after=after):
+                if after:
+                    step(self, *args)
+                raise KilledError
+
+            monkeypatch.setattr(owner, name, dies)
+            with pytest.raises(KilledError):
+                take(store, open_source("m", log))
+            monkeypatch.setattr(owner, name, step)
+            steps += 1
+            store = made(tmp_path / "data", log)
+            assert store.rows == (400 if (name, after) == ("_commit", True) else 200)
+    assert steps == 6 and not take(store, open_source("m", log))
+    assert histories(view(store)) == histories(view(whole)) and store.late == whole.late
+    assert view(store).fields == view(whole).fields
+
+
+def test_files_of_a_folder_are_read_once_and_half_written_ones_wait(tmp_path):
+    rows, folder = log_rows(300), tmp_path / "in"
+    folder.mkdir()
+    names = HEADER.strip().split(",")
+    write = lambda name, part: pq.write_table(  # noqa: E731
+        pa.table({n: [row[k] for row in part] for k, n in enumerate(names)}), folder / name, row_group_size=30
+    )
+    write("b.parquet", rows[100:200])
+    (folder / "a.csv").write_text(HEADER + text(rows[:100]))
+    (folder / "c.csv").write_text(HEADER + text(rows[200:250]) + "u1,i1,")
+    (folder / ".d.csv").write_text("half")
+    (folder / "d.csv.tmp").write_text("half")
+    (folder / "e.parquet").write_bytes((folder / "b.parquet").read_bytes()[:-4])
+    store = made(tmp_path / "data", folder)
+    while take(store, open_source("m", folder)):  # as after a restart each time
+        store.close()
+        store = made(tmp_path / "data", folder)
+    assert store.rows == 200 and store["time"].tolist() == [int(row[2]) for row in rows[:200]]
+    (folder / "c.csv").write_text(HEADER + text(rows[200:]))
+    assert take(store, open_source("m", folder)) and not take(store, open_source("m", folder))
+    assert store["time"].tolist() == [int(row[2]) for row in rows]
+    (folder / "a.csv").write_text(HEADER + text(rows[:101]))
+    with pytest.raises(UserError, match=r"a\.csv: has .* bytes, it had .* when it was read"):
+        take(store, open_source("m", folder))
+
+
+BAD = {
+    "u1,i1,,1,0,0": "line 4: has no time",
+    ",i1,9,1,0,0": "line 4: has no user",
+    "u1,i1,9,2,0,0": "line 4: its label 'label' is '2'; give 0 or 1",
+    "u1,i1,soon,1,0,0": "line 4: its time is 'soon', where the rows before have whole numbers",
+    "u1,i1": "line 4: has 2 cells, the header names 6",
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_a_bad_row_stops_the_stream_or_is_left_out_and_kept(tmp_path, line):
+    log = tmp_path / "log.csv"
+    log.write_text(HEADER + "u1,i1,7,1,0,0\nu2,i2,8,0,0,0\n")
+    store = made(tmp_path / "data", log)
+    take(store, open_source("m", log))
+    log.write_text(log.read_text() + line + "\nu3,i3,9,1,0,0\n")
+    with pytest.raises(UserError, match=BAD[line]) as error:
+        take(store, open_source("m", log))
+    assert "config.stream.on_bad_row=skip" in str(error.value) and "\n" not in str(error.value)
+    store = made(tmp_path / "data", log, "skip")
+    assert store.rows == 2
+    take(store, open_source("m", log))
+    assert store.rows == 3 and store.skipped == 1
+    kept = [json.loads(one) for one in (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()]
+    assert len(kept) == 1 and BAD[line].split(": ", 1)[1].split(";")[0] in kept[0]["why"]
+
+
+def test_a_schema_that_changes_is_named_with_both_versions(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    columns = {"user": ["u1"], "item": [5], "time": [7], "label": [1], "hour": [0], "rating": [1]}
+    pq.write_table(pa.table(columns), folder / "a.parquet")
+    store = made(tmp_path / "data", folder)
+    take(store, open_source("m", folder))
+    pq.write_table(pa.table(columns | {"item": ["x"]}), folder / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet: column 'item' holds texts, in .*a\.parquet it held numbers"):
+        take(store, open_source("m", folder))
+    (folder / "b.parquet").unlink()
+    pq.write_table(pa.table({n: c for n, c in columns.items() if n != "time"}), folder / "c.parquet")
+    with pytest.raises(UserError, match=r"c\.parquet: no column 'time' .*a\.parquet had it, of type numbers"):
+        take(store, open_source("m", folder))
+    log = tmp_path / "log.csv"
+    log.write_text(HEADER + "u1,i1,7,1,0,0\n")
+    store = made(tmp_path / "other", log)
+    take(store, open_source("m", log))
+    log.write_text(HEADER.replace("hour", "day") + "u1,i1,7,1,0,0\nu1,i1,8,1,0,0\n")
+    with pytest.raises(UserError, match=r"log\.csv: its columns have become .*day.*; they were .*hour"):
+        take(store, open_source("m", log))
+    log.write_text(HEADER)
+    with pytest.raises(UserError, match="has become shorter"):
+        take(store, open_source("m", log))
+
+
+def test_a_folder_of_something_else_and_other_options_are_refused(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text(HEADER + text(log_rows(50)))
+    table(tmp_path / "whole", interactions=log, in_order=True, **MAPPING)
+    with pytest.raises(UserError, match="is a dataset that was prepared"):
+        made(tmp_path / "whole", log)
+    take(made(tmp_path / "data", log), open_source("m", log))
+    assert (tmp_path / "data" / STORE).exists()
+    with pytest.raises(UserError, match="was made by other options"):
+        made(tmp_path / "data", log, events="all")
+    with pytest.raises(UserError, match=r"m\.toml: items is of whole logs"):
+        arrivals.options("m.toml", {"items": "items.csv"})

@@ -1,0 +1,162 @@
+"""Streams whose rows are appended: the curve of full preparations, killed and resumed, late rows, and what is refused."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from em3_jax import evaluate, train
+from em3_jax.core.errors import UserError
+from em3_jax.data import follow
+from em3_jax.training import checkpoint, online, seal
+from tests.conftest import ROOT
+from tests.training.test_online import HEADER, config, lines, log_lines
+
+pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(60)]
+
+CHANGES = {
+    "stream.window": "100 examples", "stream.poll_seconds": 0.01, "stream.idle_seconds": 0.05, "data.history_length": 4,
+    "data.batch_size": 64, "data.unknown_floor": {}, "model.backbone_settings.hidden": (8,),
+}  # fmt: skip
+
+
+def mapping(folder, interactions) -> str:
+    path = folder / "mapping.json"
+    path.write_text(json.dumps({"interactions": str(interactions), "time_unit": "seconds"}))
+    return str(path)
+
+
+def made(root, follow_, **changes) -> dict:
+    stream = {"stream.follow": follow_, "stream.append": True}
+    return config(root, "id_only", **(CHANGES | stream | changes)).to_dict()
+
+
+def state(directory) -> tuple[dict, dict]:
+    found = checkpoint.Checkpoints(directory)
+    step = found.steps("latest")[-1]
+    saved = found._managers["latest"].restore(step)
+    return saved["state"], saved["notes"]
+
+
+def test_the_curve_is_that_of_full_preparations_bit_for_bit(tmp_path, monkeypatch):
+    """Each window is there before the next comes, as full preparations would have more ids from the start."""
+    log = tmp_path / "log.csv"
+    windows = [log_lines(first, 100) for first in range(0, 500, 100)]
+    log.write_text(HEADER + windows[0])
+    own, count = mapping(tmp_path, log), [1]
+
+    def wait(self, interrupts):
+        if count[0] == len(windows):
+            return "enough"
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(windows[count[0]])
+        count[0] += 1
+        return ""
+
+    monkeypatch.setattr(follow.Follower, "wait", wait)
+    whole = made(tmp_path / "whole", own, **{"stream.append": False})
+    train.train(whole, tmp_path / "run-whole")
+    result = train.train(made(tmp_path / "data", own, **{"stream.spare": 0.0}), tmp_path / "run")
+    assert result["windows"] == 5
+    found, expected = lines(tmp_path / "run"), lines(tmp_path / "run-whole")
+    assert [line.pop("late") for line in found] == [0] * 5
+    assert json.dumps(found) == json.dumps(expected)
+    (one, _), (other, _) = state(tmp_path / "run"), state(tmp_path / "run-whole")
+    assert one.keys() == other.keys()
+    for name in one:
+        assert np.asarray(one[name]).tobytes() == np.asarray(other[name]).tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def late_log(tmp_path_factory):
+    """A log some of whose rows come late, and the run over it."""
+    folder = tmp_path_factory.mktemp("late")
+    rows = log_lines(0, 700).splitlines(keepends=True)
+    for k in range(60, 700, 50):  # each comes thirty rows late
+        rows.insert(k, rows.pop(k - 30))
+    (folder / "log.csv").write_text(HEADER + "".join(rows))
+    own = mapping(folder, folder / "log.csv")
+    result = train.train(made(folder / "data", own), folder / "run")
+    assert result["windows"] == 7 and result["stopped_by"].startswith("no growth")
+    return folder
+
+
+def test_late_rows_are_counted_in_the_window_they_come_in(late_log):
+    curve = online.read_curve(late_log / "run" / online.CURVE)
+    assert [line["late"] for line in curve] == [1, *[2] * 6] and sum(line["all"]["n"] for line in curve) == 700
+    last = curve[-1]
+    assert last["time/lag_seconds"] == 0 and last["time/rows_behind"] == 0 and last["time/examples_per_second"] > 0
+
+
+def test_killed_while_rows_come_the_curve_and_the_tables_are_the_same(late_log, tmp_path):
+    rows = (late_log / "log.csv").read_text().splitlines(keepends=True)[1:]
+    log = tmp_path / "log.csv"
+    log.write_text(HEADER)
+    own, recipe = mapping(tmp_path, log), tmp_path / "recipe.py"
+    recipe.write_text(
+        "from ml_collections import ConfigDict\nfrom tests.training.test_appended import made\n\n"
+        f"def get_config():\n    return ConfigDict(made({str(tmp_path / 'data')!r}, {own!r}, **{{'stream.idle_seconds': 60.0}}))"
+    )
+    command = [sys.executable, "train.py", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
+    fed, curve = 0, tmp_path / "run" / online.CURVE
+    for after in (1, 4):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+            until = time.monotonic() + 100
+            while time.monotonic() < until and not (curve.exists() and len(curve.read_text().splitlines()) >= after):
+                assert process.poll() is None
+                end = min(fed + 7, after * 120)
+                with open(log, "a", encoding="utf-8") as file:
+                    file.write("".join(rows[fed:end]))
+                fed = end
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+    with open(log, "a", encoding="utf-8") as file:
+        file.write("".join(rows[fed:]))
+    train.train(made(tmp_path / "data", own), tmp_path / "run")
+    assert json.dumps(lines(tmp_path / "run")) == json.dumps(lines(late_log / "run"))
+    (one, notes), (other, same) = state(tmp_path / "run"), state(late_log / "run")
+    assert notes["position"] == same["position"] and notes["source"]["offset"] == same["source"]["offset"]
+    for name in one:
+        assert np.asarray(one[name]).tobytes() == np.asarray(other[name]).tobytes(), name
+
+
+def test_what_has_no_effect_or_cannot_be_is_one_line(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text(HEADER + log_lines(0, 50))
+    own = mapping(tmp_path, log)
+    with pytest.raises(UserError, match=r"config\.stream\.spare=0\.1: has no effect where rows are not appended"):
+        train.train(made(tmp_path / "data", own, **{"stream.append": False, "stream.spare": 0.1}), tmp_path / "run")
+    with pytest.raises(UserError, match=r"config\.data\.similar_by: is of a dataset that is whole"):
+        changes = {"data.similar_by": "item", "data.similar_length": 2}
+        train.train(made(tmp_path / "data", own, **changes), tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"interactions is .*log that is appended to is a \.csv or \.tsv file, a folder"
+    ):
+        train.train(made(tmp_path / "data", mapping(tmp_path, tmp_path / "log.json")), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_sealed_it_is_a_dataset_and_a_run_that_other_commands_read(late_log, tmp_path):
+    """The rows in the order of time, and the same scores as tables with places for more ids give."""
+    dataset = seal.seal(late_log / "run", tmp_path / "data", tmp_path / "run")
+    whole = [line.split(",") for line in (late_log / "log.csv").read_text().splitlines()[1:]]
+    whole = sorted(whole, key=lambda row: int(row[2]))
+    ids = [dataset.user_table.column("id"), dataset.item_table.column("id")]
+    found = dataset.interactions
+    assert [ids[0][int(k)].as_py() for k in found["user"]] == [row[0] for row in whole]
+    assert [ids[1][int(k)].as_py() for k in found["item"]] == [row[1] for row in whole]
+    report = evaluate.evaluate(tmp_path / "run", "test")
+    assert report["slices"]["all"]["n"] == 70 and np.isfinite(report["slices"]["all"]["auc"])
+    (sealed, _), (open_, _) = state(tmp_path / "run"), state(late_log / "run")
+    users = dataset.num_users + 1
+    for name in sealed:
+        if name.startswith("tables."):
+            assert np.array_equal(sealed[name][: 1 + users], open_[name][: 1 + users]), name
+        else:
+            assert np.asarray(sealed[name]).tobytes() == np.asarray(open_[name]).tobytes(), name
+    with pytest.raises(UserError, match="is no run whose rows are appended"):
+        seal.seal(tmp_path / "run", tmp_path / "again", tmp_path / "again-run")
