@@ -36,7 +36,7 @@ class KeyIndex:
         if self._folder is None:
             return np.zeros(size, np.uint64)
         with tempfile.TemporaryFile(dir=self._folder) as file:
-            return np.memmap(file, np.uint64, "w+", shape=(size,))
+            return np.asarray(np.memmap(file, np.uint64, "w+", shape=(size,)))
 
     def _place(self, hashes: np.ndarray) -> np.ndarray:
         return (hashes >> _SHIFT).astype(np.int64) & (len(self._slots) - 1)

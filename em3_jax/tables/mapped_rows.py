@@ -35,11 +35,13 @@ class MappedRows:
                 "file, or choose another --workdir"
             )
         self.rows = np.zeros(0, self._dtype)
+        self._file: np.memmap | None = None
         if have or need:
             self._map(have)
 
     def _map(self, count: int) -> None:
-        self.rows = np.memmap(self.path, self._dtype, self._mode, shape=(count,))
+        self._file = np.memmap(self.path, self._dtype, self._mode, shape=(count,))
+        self.rows = np.asarray(self._file)  # whose parts are arrays, which costs less than memmaps of a few rows
 
     def reserve(self, count: int) -> None:
         """Makes sure that the file has so many rows."""
@@ -57,6 +59,6 @@ class MappedRows:
 
     def flush(self) -> None:
         """Returns when all that was put is on the disk, and gives its memory back."""
-        if isinstance(self.rows, np.memmap) and self._mode == "r+":
-            self.rows.flush()
+        if self._file is not None and self._mode == "r+":
+            self._file.flush()
         mapped.release(self.rows)

@@ -5,7 +5,7 @@ row is free, others leave: those used least often (lfu, Einziger et al. 2017: co
 past does not weigh for ever), longest ago (lru), or admitted first (age). Those who left are in a `spill.Spill` and come
 back when they are named again. All of it is exact: keys are compared in full.
 
-Victims are chosen `AHEAD`-th of the table at a time, in their order, and passed over if they were named meanwhile.
+Victims are chosen ahead, a 16th of the table at a time, and pass on their turn if they were named meanwhile.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from em3_jax.tables.key_index import KeyIndex
 from em3_jax.tables.sketch import CountMin
 from em3_jax.tables.spill import HEAD, Spill
 
-AHEAD = 64
+AHEAD = 16
 COUNTED = 16  # rows named, as a multiple of the capacity, after which counts are halved
 PER_ROW = 4  # counters of a line of the sketch
 EVICT = ("lfu", "lru", "age")
@@ -208,6 +208,7 @@ class Residents:
                 self._choose(count)
             victims = self._victims[self.last[self._victims] <= self._chosen]
             found.append(victims[:count])
+            self.held[found[-1]] = False  # not to be chosen once more
             self._victims, count = victims[count:], count - len(found[-1])
         return np.concatenate([np.zeros(0, np.int64), *found])
 
@@ -235,7 +236,6 @@ class Residents:
             heads[name] = getattr(self, name)[rows]
         heads["halved"] = self.halved
         self._index.remove(self.hash[rows], rows)
-        self.held[rows] = False
         self.evicted += len(rows)
         return self.spill.leave(heads)
 

@@ -96,13 +96,13 @@ class _Part:
     """Tables of one kind, who has their rows, and what a dataset calls these ids."""
 
     def __init__(
-        self, folder: Path, capacity: int, shapes: Any, admit_after: int, evict: str, fresh: swaps.Fresh, saved: dict
+        self, folder: Path, capacity: int, shapes: Any, admit_after: int, evict: str, where: str, fresh: swaps.Fresh, saved: dict
     ):
         folder.mkdir(parents=True, exist_ok=True)
         numbers = saved.get("spill", np.zeros(4, np.int64)).tolist()  # era, places, texts, rows
         self.texts = Texts(folder, numbers[2])
         self.spill = Spill(folder, swaps.row_bytes(shapes), *numbers[:2])
-        self.residents = Residents(capacity, admit_after, evict, self.spill, _WHERE)
+        self.residents = Residents(capacity, admit_after, evict, self.spill, where)
         self.swaps = swaps.Swaps(shapes, self.spill, fresh)
         if saved:
             self.residents.load(saved)
@@ -182,10 +182,11 @@ class Endless:
         slots = {name: (leaf.shape[1:], np.dtype(leaf.dtype)) for name, leaf in shapes.tables["slots"].items()}
         fresh = swaps.new_rows(config.seed, config.tables.init_scale, slots, shapes.tables["embedding"].shape[1])
         table = config.tables
-        parts = {"tables": (table.capacity, shapes.tables, table.admit_after, table.evict, fresh)}
+        parts = {"tables": (table.capacity, shapes.tables, table.admit_after, table.evict, _WHERE, fresh)}
         if shapes.memory:
             never = swaps.never_written(shapes.memory["vector"].shape[1])
-            parts["memory"] = (table.bank_capacity or table.capacity, shapes.memory, 1, table.evict, never)
+            rows, where = table.bank_capacity or table.capacity, "config.tables.bank_capacity"
+            parts["memory"] = (rows, shapes.memory, 1, table.evict, where, never)
         self._parts = {name: _Part(self._folder / name, *one, saved.get(name, {})) for name, one in parts.items()}
         self._ids, self._items = self._parts["tables"], self._parts.get("memory")
         self._distinct = Distinct(table.capacity)
