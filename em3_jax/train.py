@@ -29,7 +29,7 @@ from em3_jax.core.progress import Progress
 from em3_jax.data.by_item import ByItemSource
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
 from em3_jax.features import scratch_encoders
-from em3_jax.training import appended, experiment, growth, logs, online, processes, rundir, warm_start
+from em3_jax.training import appended, endless, experiment, growth, logs, online, processes, rundir, warm_start
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.curve import NEW_ROWS
 
@@ -49,6 +49,8 @@ def train(config: Mapping[str, Any] | ConfigDict | Config, directory: str | Path
     directory = paths.local(directory)
     config = parse.parse(config)
     warm_start.check(config.train)
+    if not isinstance(config, Retrieval):
+        endless.check(config)
     processes.check_agree("config", _shared(config))
     with processes.held_by_first(Lock(directory, hint="wait for it, or choose another --workdir")):
         if not isinstance(config, Retrieval) and config.stream is not None:

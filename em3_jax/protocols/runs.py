@@ -13,7 +13,7 @@ from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
 from em3_jax.training import experiment, rundir
-from em3_jax.training.run import Run
+from em3_jax.training.run import Run, restored
 from em3_jax.trials.runs import Job, execute
 
 
@@ -70,7 +70,7 @@ def opened_on_host(run: Run, config: Ranking, step: int | None = None) -> Opened
     mesh = dataclasses.replace(config.mesh, data=1, model=1)
     parts = experiment.of_run(dataclasses.replace(config, data=data, mesh=mesh), run.data_root)
     rundir.check_data(run.folder, run.record, parts.work.dataset.meta["data_hash"], parts.feature_hashes)
-    return Opened(run, config, parts, run.checkpoints.restore(parts.program.shapes, step)[0])
+    return Opened(run, config, parts, restored(run, parts, step))
 
 
 def finish(config: Config, directory: Path, split: str, say=print) -> None:

@@ -73,6 +73,11 @@ def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
 def _check(config: OnClicks) -> None:
     """Refuses what would have to look through the whole log, or is of items that are all there at first."""
     data = config.data
+    if config.tables.capacity:
+        raise UserError(
+            f"config.tables.capacity={config.tables.capacity}: a dataset that rows are appended to has tables with places ahead, "
+            "config.stream.spare; leave one of them out"
+        )
     for key, given in (
         ("similar_by", data.similar_by),
         ("similar_content", data.similar_content),
@@ -98,7 +103,7 @@ class _Appended(online._Stream):
         self._windows = stream.Arriving(own.window, store.root)
         self._known_sizes: tuple[int, dict[str, int]] = (0, {})  # of so many rows
         self._sizes: dict[str, int] = {}  # places that the tables have
-        self._late = 0
+        self._late, self.endless = 0, None
 
     def run(self, interrupts: processes.Interrupts) -> dict:
         state, position, curve, notes = None, Position(), None, {}
@@ -122,7 +127,7 @@ class _Appended(online._Stream):
             state, done, stopped = self._window(
                 position.window, window, state, curve, notes | self._notes(), interrupts
             )
-            position = done or position
+            position = Position(**done["position"]) if done else position
             stopped_by = "" if stopped == "end" else stopped
         if curve is not None:
             self.progress.close()

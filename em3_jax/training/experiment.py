@@ -100,7 +100,8 @@ def step_cost(parts: Experiment) -> dict[str, float]:
 def of_run(config: schema.Config, data_root: str | Path | None = None) -> Experiment:
     """The experiment of a run that is there, to score with.
 
-    It is on one device where the run's mesh does not fit this machine.
+    It is on one device where the run's mesh does not fit this machine. A table of fixed size is one with a row for each id
+    of the dataset here, see `spread`.
 
     Args:
       config: of the run.
@@ -111,6 +112,8 @@ def of_run(config: schema.Config, data_root: str | Path | None = None) -> Experi
     """
     if config.mesh.data * config.mesh.model > len(jax.devices()):
         config = replace(config, mesh=replace(config.mesh, data=1, model=1))
+    if not isinstance(config, schema.Retrieval) and config.tables.capacity:
+        config = replace(config, tables=replace(config.tables, capacity=0))
     if data_root:
         moved: Any = replace(config.data, root=str(data_root))
         config = replace(config, data=moved)

@@ -37,7 +37,7 @@ from em3_jax.data.canonical import forms_of
 from em3_jax.data.format import Dataset
 from em3_jax.data.pipeline import GrownSource, drawn, group_order
 from em3_jax.tables import packing
-from em3_jax.training import rundir, trained_rows
+from em3_jax.training import rundir, spread, trained_rows
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.experiment import Experiment
 
@@ -186,7 +186,10 @@ def restore(
     Raises:
       UserError: see `Checkpoints.restore`; the dataset is another, which did not grow from the run's.
     """
-    if checkpoints.data_hash == parts.work.dataset.meta["data_hash"]:
+    is_same = checkpoints.data_hash == parts.work.dataset.meta["data_hash"]
+    if tables := spread.fixed_tables(directory):
+        return spread.restore(tables, directory, parts, step), not is_same
+    if is_same:
         return checkpoints.restore(parts.program.shapes, step)[0], False
     assert checkpoints.data_hash is not None  # that of the run's record
     was, now = recall(directory, checkpoints.data_hash), vocabulary(parts.work.dataset)

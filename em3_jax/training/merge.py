@@ -68,7 +68,7 @@ def _merge(run: Run, out: Path) -> dict[str, Any]:
             shutil.rmtree(left)
         temporary.mkdir(parents=True)
         _write(temporary, state, notes, record)
-        for name in ("vocabulary", "rows"):  # what it takes to grow
+        for name in ("vocabulary", "rows", "spill"):  # what it takes to grow, and ids that come and go
             if (kept := run.folder / name).is_dir():
                 shutil.copytree(kept, temporary / name)
         publish.replace(temporary, out, last="run.json")

@@ -8,6 +8,7 @@
 any moment, a run goes on from the last one to the same curve. With config.stream.follow the log is a file that grows.
 """
 
+import dataclasses
 import gc
 import os
 import time
@@ -22,16 +23,17 @@ from em3_jax.config.schema.course import Stream as StreamSettings
 from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.progress import Progress
-from em3_jax.core.types import State
+from em3_jax.core.types import Batch, State
 from em3_jax.data import follow, stream, times
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.format import CLICK, Dataset
 from em3_jax.data.pipeline import EvaluationSource, batches
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.evaluation.groups import Asked
-from em3_jax.training import experiment, growth, logs, processes, rundir
+from em3_jax.training import endless, experiment, growth, logs, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.curve import CURVE, read_curve
+from em3_jax.training.program import Program
 from em3_jax.training.warm_start import warm_start
 
 ONE_WAY = {
@@ -77,11 +79,13 @@ def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
       UserError: whatever the user can mend.
     """
     check_settings(config, own)
+    kept: _Kept | None = None
     with processes.Interrupts() as interrupts:
         followed = follow.Follower(own.follow, config.data.root, own.poll_seconds, own.idle_seconds)
         while True:
             followed.prepare()
-            result = _Stream(config, directory, own, followed.grows).run(interrupts)
+            of_data = _Stream(config, directory, own, followed.grows, kept)
+            result, kept = of_data.run(interrupts), of_data.kept
             stopped_by = result["stopped_by"] if result["stopped_by"] != "end" else followed.wait(interrupts)
             if stopped_by:
                 print(
@@ -89,7 +93,9 @@ def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
                     f"`em3 curves {directory} --out curves.png`"
                 )
                 return result | {"stopped_by": stopped_by}
-            forget_programs()
+            del of_data
+            if kept is None:
+                forget_programs()
 
 
 def forget_programs() -> None:
@@ -123,12 +129,28 @@ def check_settings(config: OnClicks, own: StreamSettings) -> None:
             )
 
 
-class _Stream:
-    """One pass over the windows that a dataset has now."""
+class _Kept(NamedTuple):
+    """What a run with a table of fixed size goes on with when its log has grown: nothing is restored, and nothing compiled."""
 
-    def __init__(self, config: OnClicks, directory: Path, own: StreamSettings, grows: bool):
-        self.config, self.directory = config, directory
+    program: Program
+    buckets: tuple[Buckets, Buckets]
+    endless: endless.Endless
+    state: State
+    notes: dict[str, Any]
+
+
+class _Stream:
+    """One pass over the windows that a dataset has now.
+
+    Attributes:
+      kept: what the next pass takes; None where it begins with the checkpoint.
+    """
+
+    def __init__(self, config: OnClicks, directory: Path, own: StreamSettings, grows: bool, kept: _Kept | None = None):
+        self.config, self.directory, self.kept = config, directory, kept
         self.parts = experiment.build(config)
+        if kept:
+            self.parts = dataclasses.replace(self.parts, program=kept.program)
         dataset = self.parts.work.dataset
         self.windows = [w for w in stream.windows(dataset, own.window) if w.complete or not grows]
         self.windows = self.windows[: own.most_windows or None]
@@ -136,6 +158,7 @@ class _Stream:
         self.buckets, self.eval_buckets = (
             self._buckets(size) for size in (self.config.data.batch_size, self.config.eval.batch_size)
         )
+        self.endless: endless.Endless | None = None  # whose ids come and go
 
     def _buckets(self, size: int) -> Buckets:
         """Bucket sizes for batches of that size, measured at eight places of the log."""
@@ -146,22 +169,8 @@ class _Stream:
 
     def run(self, interrupts: processes.Interrupts) -> dict:
         parts, directory = self.parts, self.directory
-        data_hash, is_new = parts.work.dataset.meta["data_hash"], not (directory / "run.json").exists()
-        state, position, init_from = parts.program.init(), Position(), self.config.train.init_from
-        if init_from and is_new:  # before there is a run in the folder, which a mistake would leave
-            state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
-        growing = growth.begin(directory, parts, permitted=True)
-        self.checkpoints = Checkpoints(directory, data_hash)
-        notes: dict[str, Any] = {"best_step": 0, "best_value": None, "stale": 0}
-        notes |= {"position": position._asdict()}
-        if restored := growth.restore_latest(self.checkpoints, directory, parts, state, notes, keep_notes=True):
-            state, notes = restored
-            position = Position(**notes["position"])
-            check_same_past(parts.work.dataset, position)
-        elif init_from and not is_new:
-            state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
-        if growing:
-            rundir.claim(directory, self.config, data_hash, parts.feature_hashes, grown=True)
+        state, notes = self._begin()
+        position = Position(**notes["position"])
         curve = _Curve(directory / CURVE, position.window)
         if not position.window:
             print(logs.parameter_table(state, parts.program.frozen))
@@ -177,39 +186,90 @@ class _Stream:
         self.progress, stopped_by = Progress(total, position.row, unit="row"), "end"
         for number in range(position.window, len(self.windows)):
             state, done, stopped_by = self._window(number, self.windows[number], state, curve, notes, interrupts)
-            position = done or position
+            notes = done or notes
             if stopped_by != "end":
                 break
         self.progress.close()
         self.checkpoints.close()
-        return {"windows": position.window, "step": int(state.step), "stopped_by": stopped_by}
+        if self.endless:
+            sizes = self.buckets, self.eval_buckets
+            self.kept = _Kept(parts.program, sizes, self.endless, state, notes)
+        return {"windows": notes["position"]["window"], "step": int(state.step), "stopped_by": stopped_by}
+
+    def _begin(self) -> tuple[State, dict[str, Any]]:
+        """(the state, the notes) to go on from; the folder is this run's, or found to be."""
+        parts, directory, init_from = self.parts, self.directory, self.config.train.init_from
+        data_hash, is_new = parts.work.dataset.meta["data_hash"], not (directory / "run.json").exists()
+        state = self.kept.state if self.kept else parts.program.init()
+        if init_from and is_new:  # before there is a run in the folder, which a mistake would leave
+            state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
+        own: Any = endless if self.config.tables.capacity else growth
+        growing = own.begin(directory, parts, permitted=True)
+        self.checkpoints = Checkpoints(directory, data_hash)
+        notes: dict[str, Any] = {"best_step": 0, "best_value": None, "stale": 0, "position": Position()._asdict()}
+        restored = (state, self.kept.notes) if self.kept else None
+        restored = restored or own.restore_latest(self.checkpoints, directory, parts, state, notes, keep_notes=True)
+        if restored:
+            state, notes = restored
+            check_same_past(parts.work.dataset, Position(**notes["position"]))
+        elif init_from and not is_new:
+            state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
+        if self.config.tables.capacity:
+            self._bind(state, notes, int(state.step) if restored else None)
+        if growing:
+            rundir.claim(directory, self.config, data_hash, parts.feature_hashes, grown=True)
+        return state, notes
+
+    def _bind(self, state: State, notes: dict[str, Any], step: int | None) -> None:
+        """Takes up the ids of a table of fixed size, and the sizes of batches, which stay as the run began."""
+        sizes = notes.setdefault("buckets", [dataclasses.asdict(one) for one in (self.buckets, self.eval_buckets)])
+        self.buckets, self.eval_buckets = (Buckets(**one) for one in sizes)
+        self.endless = (
+            self.kept.endless
+            if self.kept
+            else endless.Endless(self.config, self.directory, self.parts.program.shapes, step)
+        )
+        self.endless.bind(self.parts.work.dataset)
+
+    def _save(self, state: State, notes: dict[str, Any]) -> None:
+        if self.endless:
+            self.endless.save(int(state.step))
+        self.checkpoints.save("latest", state, notes)
+        if self.endless:
+            self.endless.saved(int(state.step), self.checkpoints.steps("latest"))
 
     def _window(
         self, number: int, window: stream.Window, state: State, curve: "_Curve", notes: dict[str, Any], interrupts
-    ) -> tuple[State, Position | None, str]:
-        """(state, position after the window, None where it was cut short; "end" or the signal that was received)."""
+    ) -> tuple[State, dict[str, Any] | None, str]:
+        """(state, notes with the position after the window, None where it was cut short; "end" or the signal received)."""
         record: dict[str, Any] = {"window": number, "first": window.first, "end": window.end}
         record |= self._times(window)
-        record |= self._score(state, window)
+        state, report = self._score(state, window)
+        record |= report
         state, means, stopped_by = self._train(state, window, interrupts)
         if stopped_by != "end":
             return state, None, stopped_by
-        curve.write(record | {"step": int(state.step)} | means | self._of_source(window))
+        curve.write(record | {"step": int(state.step)} | means | self._of_source(window) | self._of_ids())
         time_ = self.parts.work.dataset.interactions["time"]
         position = Position(number + 1, window.end, int(time_[max(window.end - 1, 0)]))
-        self.checkpoints.save("latest", state, notes | {"position": position._asdict()})
+        notes = notes | {"position": position._asdict()}
+        self._save(state, notes)
         self.progress.advance(len(window))
         shown = "  ".join(f"{name} {record['all'][name]:.4f}" for name in HEADLINE)
         self.progress.say(f"window {number:>5,}  n {record['all']['n']:>7,}  {shown}{self._beside()}")
-        return state, position, interrupts.agreed() or "end"
+        return state, notes, interrupts.agreed() or "end"
 
     def _of_source(self, window: stream.Window) -> dict[str, Any]:
         """What the curve has of where a window's rows came from."""
         return {}
 
+    def _of_ids(self) -> dict[str, Any]:
+        """What the curve has of ids that come and go."""
+        return self.endless.report() if self.endless else {}
+
     def _beside(self) -> str:
         """What the line of a window ends with."""
-        return ""
+        return f"  {self.endless}" if self.endless else ""
 
     def _times(self, window: stream.Window) -> dict[str, int | float]:
         """Times of the first and the last row, in seconds where they are counted."""
@@ -232,8 +292,8 @@ class _Stream:
         """See `stream.as_of`."""
         return stream.as_of(self.parts.work.dataset, row, label, length)
 
-    def _score(self, state: State, window: stream.Window) -> dict[str, dict[str, float]]:
-        """Slice -> metric -> value, by what is known before the window."""
+    def _score(self, state: State, window: stream.Window) -> tuple[State, dict[str, dict[str, float]]]:
+        """(the state, in which ids may have come back; slice -> metric -> value), by what is known before the window."""
         parts, known = self.parts, self._known(window.first)
         rows = stream.rows_of(known, window, self.label)
         logits = np.zeros(0, np.float32)
@@ -241,14 +301,20 @@ class _Stream:
             builder = self._builder(window.first)
             size, buckets = self.config.eval.batch_size, self.eval_buckets
             source = EvaluationSource(builder, rows, size, buckets, parts.work.shards)
-            logits = ranking_evaluation.predict(
-                source, lambda batch: parts.program.predict(state, batch), parts.program.place
-            )
+
+            def predict(batch: Batch) -> Any:
+                nonlocal state
+                if self.endless:
+                    state, batch = self.endless.ready(state, batch, learn=False)
+                    batch = parts.program.place(batch)
+                return parts.program.predict(state, batch)
+
+            logits = ranking_evaluation.predict(source, predict, None if self.endless else parts.program.place)
         share, asked = self.config.eval.popular_share, Asked(self.config.eval.at, self.config.eval.group_by)
         report = ranking_evaluation.evaluate(
             ranking_evaluation.Scored(known, rows, logits, parts.work.feature_sets, share, self.label, asked)
         )
-        return {name: report[name] for name in SLICES}
+        return state, {name: report[name] for name in SLICES}
 
     def _train(self, state: State, window: stream.Window, interrupts) -> tuple[State, dict[str, float], str]:
         """(state after one pass over the window, means of what its steps reported, "end" or the signal that cut it short)."""
@@ -266,7 +332,10 @@ class _Stream:
             shards=parts.work.shards,
         )
         first, every, reported = int(state.step) + 1, self.config.train.log_every, []
-        for batch in batches(source, place=parts.program.place):
+        for batch in batches(source, place=None if self.endless else parts.program.place):
+            if self.endless:
+                state, batch = self.endless.ready(state, batch, learn=True)
+                batch = parts.program.place(batch)
             state, scalars = parts.program.train_step(state, parts.work.constants, batch)
             reported.append(scalars)
             if every and len(reported) % every == 0:

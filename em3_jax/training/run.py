@@ -87,5 +87,13 @@ class Run:
         Raises:
           UserError: there is no such checkpoint, or it belongs to another dataset or model.
         """
-        state, _ = self.checkpoints.restore(self.experiment.program.shapes, step)
-        return state
+        return restored(self, self.experiment, step)
+
+
+def restored(run: Run, parts: "Experiment", step: int | None = None) -> "State":
+    """The state of a checkpoint of a run, as `parts`, which is made of its config, has it; see `Run.state`."""
+    from em3_jax.training import spread
+
+    if tables := spread.fixed_tables(run.folder):
+        return spread.restore(tables, run.folder, parts, step)
+    return run.checkpoints.restore(parts.program.shapes, step)[0]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from em3_jax.config.schema import Retrieval
 from em3_jax.config.schema.course import Train
 from em3_jax.core import trees
 from em3_jax.core.errors import UserError
@@ -44,6 +45,10 @@ def warm_start(state: State, workdir_: str | Path, data_hash: str, parts: str = 
     where = f"config.train.init_from={workdir_}"
     if parts != ENCODERS and run.data_hash != data_hash:
         raise UserError(f"{where}: that run was trained on another dataset; choose another run")
+    if parts == ALL and not isinstance(run.config, Retrieval) and run.config.tables.capacity:
+        raise UserError(
+            f"{where}: the ids of that run come and go in a table of fixed size; set config.train.init_parts=all_but_ids"
+        )
     fresh = {"params": state.params, "tables": state.tables}
     if parts == ENCODERS and not any(name.startswith(OF_ENCODERS) for name in trees.named_leaves(fresh)):
         raise UserError(

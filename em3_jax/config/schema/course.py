@@ -31,6 +31,16 @@ class Tables:
     learning_rate: Weight = 0.02  # learning rate of the table rows
     # l2 penalty on the table rows that a batch touches; on all with optimizer adam
     l2: Weight = 0.0
+    # rows of the table of a stream, whose ids then come and go; docs/endless_ids.md
+    capacity: Annotated[int, Whole(0, empty="0: a row for each id of the dataset")] = 0
+    # batches of training that have to name an id before it takes one of the rows of tables.capacity;
+    # until then it is unknown
+    admit_after: Annotated[int, Whole(1, 255)] = 1
+    # whose row of tables.capacity a new id takes where none is free: used least often, longest ago,
+    # or admitted first
+    evict: Annotated[str, Choice(("lfu", "lru", "age"))] = "lfu"
+    # rows of LEMUR's memory bank beside a table of fixed size
+    bank_capacity: Annotated[int, Whole(0, empty="0: as many as tables.capacity")] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,16 @@ from em3_jax.models.encoders.fields import ImageLayout, TextLayout, VectorLayout
 from em3_jax.tables import memory_bank, packing
 from em3_jax.tasks import work
 from em3_jax.tasks.lemur.task import lemur as lemur_task
-from em3_jax.tasks.ranking.setup import amounts_of, check_batches, open_clicks, segments_of, shards_of, work_on_clicks
+from em3_jax.tasks.ranking.setup import (
+    amounts_of,
+    check_batches,
+    in_table,
+    open_clicks,
+    place_of,
+    segments_of,
+    shards_of,
+    work_on_clicks,
+)
 
 
 def lemur(config: Lemur, mesh: Mesh, dataset: Dataset | None = None) -> work.Work:
@@ -44,7 +53,7 @@ def lemur(config: Lemur, mesh: Mesh, dataset: Dataset | None = None) -> work.Wor
     parts, of_labels = segments_of(dataset, data), amounts_of(dataset, config)
     folders = {name: folder for name, folder in model.encoders.items() if folder}
     beside = prior(dataset, model.encoder_prior)
-    content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks, beside)
+    content = placement.load_content(dataset, data.features, place_of(config), mesh, shards.in_blocks, beside)
     own = [features for features in content.sets if features.name not in folders]
     converted = [features for features in content.sets if features.name in folders]
     scratch = scratch_encoders.scratch(config, dataset)
@@ -53,8 +62,10 @@ def lemur(config: Lemur, mesh: Mesh, dataset: Dataset | None = None) -> work.Wor
     layouts = {features.name: layouts[features.name] for features in content.sets}
     queries = _queries(dataset, model.query)
     given: dict[str, Any] = {"has_queries": queries is not None, "numbers": dataset.numbers, "amounts": of_labels}
-    task = lemur_task(dataset.fields, layouts, raw, model, last=data.history_length, **given)
-    rows, width = sharding.padded(dataset.num_items, mesh), model.encoder.output
+    fields, table = in_table(dataset.fields, config.tables.capacity), config.tables
+    task = lemur_task(fields, layouts, raw, model, last=data.history_length, **given)
+    items = table.bank_capacity or table.capacity or dataset.num_items
+    rows, width = sharding.padded(items, mesh), model.encoder.output
     form = packing.form_on(mesh, dealt=shards.in_blocks)
     return work_on_clicks(
         config,

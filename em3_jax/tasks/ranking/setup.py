@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from em3_jax.config.schema.ranking import Data, RankingSettings
 from em3_jax.core import amounts, sharding
 from em3_jax.core.amounts import Amount
 from em3_jax.core.errors import UserError, nearest
+from em3_jax.core.fields import Fields
 from em3_jax.core.labels import parted
 from em3_jax.core.types import WHOLE, Shards, State
 from em3_jax.data.batches import BatchBuilder
@@ -94,15 +96,17 @@ def ranking(config: Ranking, mesh: Mesh, dataset: Dataset | None = None) -> work
     dataset = with_numbers(open_clicks(data, dataset), config.model.numbers, config.model.all_numbers)
     parts = segments_of(dataset, data)
     named = [] if parts is None else [(one.name, one.length) for one in parts.parts]
+    fields = in_table(dataset.fields, config.tables.capacity)
     of_labels, first = amounts_of(dataset, config), _first_amount(dataset, config)
-    task = ranking_task(dataset.fields, config.model, of_labels, named, dataset.numbers, first)
+    task = ranking_task(fields, config.model, of_labels, named, dataset.numbers, first)
     _check_history(config, task)
     shards = shards_of(mesh)
     check_batches(config, mesh, shards.total if shards.in_blocks else 0)
     content = placement.Content([], (), {})
     if task.uses_content:
         beside = prior(dataset, config.model.encoder_prior)
-        content = placement.load_content(dataset, data.features, data.placement, mesh, shards.in_blocks, beside)
+        place = place_of(config)
+        content = placement.load_content(dataset, data.features, place, mesh, shards.in_blocks, beside)
     how = in_model.how(config, mesh.size) if task.uses_content else in_model.PLAINLY
     scratch = scratch_encoders.scratch(config, dataset)
     encoders = raw_encoders.load(task.encoders, content.sets, how, scratch)
@@ -124,6 +128,20 @@ def _first_amount(dataset: Dataset, config: Ranking) -> str:
             f"{where} config.model.loss is of clicks; leave it out, config.model.heads.losses.{label} says how"
         )
     return label
+
+
+def in_table(fields: Fields, capacity: int) -> Fields:
+    """The fields as a model sees them whose table has `capacity` rows, of which those of events' fields are the last; 0 = as they
+    are."""
+    if not capacity:
+        return fields
+    own, *others = fields.user
+    return replace(fields, user=(replace(own, size=own.size + capacity - fields.num_rows), *others))
+
+
+def place_of(config: OnClicks) -> str:
+    """config.data.placement; of a table of fixed size, "host": on devices the content of all items would be as long as these."""
+    return "host" if config.tables.capacity else config.data.placement
 
 
 def amounts_of(dataset: Dataset, config: OnClicks) -> dict[str, Amount]:
@@ -195,7 +213,8 @@ def work_on_clicks(
     known = as_trained(dataset, rows, data.history_length if parts is None else ALL, key)
     builder = make_builder(known)
     row_optimizer = id_table.row_optimizer(table.optimizer, table.learning_rate)
-    num_rows, length = dataset.fields.num_rows, sharding.padded(dataset.fields.num_rows, mesh)
+    num_rows = table.capacity or dataset.fields.num_rows
+    length = sharding.padded(num_rows, mesh)
     shards, unit = shards_of(mesh), math.lcm(64, mesh.size)
     form = packing.form_on(mesh, dealt=shards.in_blocks)
     evaluation = functools.cache(lambda split: evaluation_source(builder, split, config.eval.batch_size, shards, unit))

@@ -1,0 +1,332 @@
+"""Ids that come and go in a table of fixed size, on a stream: config.tables.capacity.
+
+A batch names table rows of its dataset, one for each id. Here they become rows of the table that there is, see
+`tables.residents`: before a step, ids that are new or come back take theirs, and others leave. What has to be moved is
+moved, the batch is of the shapes it had, and nothing is compiled again, however many ids there were. The same is done with
+LEMUR's memory bank, where an item takes a row when it is first encoded.
+
+    <workdir>/spill/<step>.npz    who has which row, and the sketch, as of the checkpoint of that step
+    <workdir>/spill/tables/       the rows that have left, see `tables.spill`; memory/ those of the memory bank
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from em3_jax.config.schema import OnClicks
+from em3_jax.config.schema.course import Tables
+from em3_jax.core.batch import CLICKS
+from em3_jax.core.errors import UserError
+from em3_jax.core.types import Batch, State
+from em3_jax.data.batches import Distinct
+from em3_jax.data.format import Dataset
+from em3_jax.tables import swaps
+from em3_jax.tables.id_keys import TEXT, Keys, Texts
+from em3_jax.tables.residents import Moves, Residents
+from em3_jax.tables.spill import Spill
+from em3_jax.training import rundir
+from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.experiment import Experiment
+from em3_jax.training.original_ids import OriginalIds
+
+FOLDER = "spill"
+_ROWS = [name for name, key in CLICKS.items() if key.into == "row_id"]
+_NO_ROW = 1 << 29  # from here on a memory bank has none, and each item is another
+_WHERE = "config.tables.capacity"
+
+
+def check(config: OnClicks) -> None:
+    """Refuses a table of fixed size where it cannot be had, and without one what would have no effect."""
+    if not config.tables.capacity:
+        for name in ("admit_after", "evict", "bank_capacity"):
+            if (value := getattr(config.tables, name)) != getattr(Tables(), name):
+                raise UserError(
+                    f"config.tables.{name}={value}: has no effect without config.tables.capacity; set that, or leave it out"
+                )
+        return
+    given = f"{_WHERE}={config.tables.capacity}"
+    if config.stream is None:
+        raise UserError(
+            f"{given}: ids come and go on a stream alone; set config.stream (configs/online.py), or leave it out"
+        )
+    mesh = config.mesh
+    if mesh.model > 1 or (mesh.data or jax.device_count()) > 1:
+        raise UserError(f"{given}: a table whose ids come and go is on one device; set config.mesh.data=1")
+    if config.tables.optimizer == "adam":
+        raise UserError(
+            f"{given}: config.tables.optimizer=adam moves every row at each step, also those that have left; choose "
+            "lazy_adam or rowwise_adagrad"
+        )
+    if config.train.init_from and config.train.init_parts == "all":
+        raise UserError(
+            f"{given}: the ID tables of config.train.init_from are of the ids of a dataset; set "
+            "config.train.init_parts=all_but_ids"
+        )
+    if config.data.placement == "device":
+        raise UserError(
+            f"{given}: config.data.placement=device holds the content of all items; choose host, or leave it out"
+        )
+
+
+def begin(directory: str | Path, parts: Experiment, permitted: bool = True) -> bool:
+    """Makes `directory` this run's, or makes sure that it is; returns whether its dataset has grown; see `growth.begin`.
+
+    What the rows of the table stand for is in the map, so ids may be gone from the dataset.
+    """
+    config, data_hash = parts.config, parts.work.dataset.meta["data_hash"]
+    if (Path(directory) / "run.json").exists() and rundir.read(directory)["data_hash"] != data_hash:
+        rundir.check_same(directory, config, data_hash, parts.feature_hashes, grown=permitted)
+        return True
+    rundir.claim(directory, config, data_hash, parts.feature_hashes)
+    return False
+
+
+def restore_latest(
+    checkpoints: Checkpoints, directory: Path, parts: Experiment, state: State, notes: dict[str, Any], keep_notes: bool
+) -> tuple[State, dict[str, Any]] | None:
+    """(state, notes) of the newest readable checkpoint, of whatever dataset; arguments as of `growth.restore_latest`."""
+    del directory, parts, notes, keep_notes
+    return checkpoints.restore_latest(state, lambda data_hash: state)
+
+
+class _Part:
+    """Tables of one kind, who has their rows, and what a dataset calls these ids."""
+
+    def __init__(
+        self, folder: Path, capacity: int, shapes: Any, admit_after: int, evict: str, where: str, fresh: swaps.Fresh, saved: dict
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = saved.get("spill", np.zeros(4, np.int64)).tolist()  # era, places, texts, rows
+        self.texts = Texts(folder, numbers[2])
+        self.spill = Spill(folder, swaps.row_bytes(shapes), *numbers[:2])
+        self.residents = Residents(capacity, admit_after, evict, self.spill, where)
+        self.swaps = swaps.Swaps(shapes, self.spill, fresh)
+        if saved:
+            self.residents.load(saved)
+        self._virtual_of = np.full(capacity, -1, np.int64)
+        self._row_of = np.zeros(0, np.int32)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Arrays for a checkpoint; returns when what has left is on the disk."""
+        self.swaps.fetch()
+        self.spill.flush()
+        self.texts.flush()
+        numbers = [self.spill.era, self.spill.count, self.texts.count, len(self.spill)]
+        return self.residents.state() | {"spill": np.array(numbers, np.int64)}
+
+    def begin(self, dataset: Dataset, count: int, first: int = 0) -> OriginalIds:
+        """Begins with a dataset that names `count` ids, the first of them as its table row `first`; returns their keys."""
+        self.names, self._first = OriginalIds(dataset, self.texts), first
+        self._row_of = np.full(count, -1, np.int32)
+        self._virtual_of[:] = -1
+        self.know(np.zeros(1, np.int64), np.zeros(1, np.int64))  # padding
+        return self.names
+
+    def know(self, virtual: np.ndarray, rows: np.ndarray) -> None:
+        """The dataset calls the ids of these rows so."""
+        self._row_of[virtual], self._virtual_of[rows] = rows, virtual
+
+    def know_of(self, virtual: np.ndarray) -> np.ndarray:
+        """[n] i64 the rows of what is known, -1 of what is not."""
+        return self._row_of[virtual].astype(np.int64)
+
+    def rows(
+        self, tables: Any, virtual: np.ndarray, learn: bool, admits: np.ndarray | None = None
+    ) -> tuple[Any, np.ndarray]:
+        """(the tables with rows for the ids that a batch names, [n] i64 the rows; -1 of ids without).
+
+        Args:
+          virtual: [n] i64 what the dataset calls them, distinct.
+          learn, admits: see `Residents.call`.
+        """
+        own = self.residents
+        own.begin()
+        rows = self.know_of(virtual)
+        is_absent = rows < 0
+        own.touch(rows[~is_absent], learn)
+        absent = virtual[is_absent]
+        if len(absent):
+            keys, kept = self.names.keys(absent + self._first)
+            admits = None if admits is None else admits[is_absent]
+            found, moves = own.call(keys, absent, learn, lambda which: kept.words(keys, which), admits)
+            self._let_go(moves)
+            self.know(absent[found >= 0], found[found >= 0])
+            tables, rows[is_absent] = self.swaps(tables, moves), found
+        return tables, rows
+
+    def _let_go(self, moves: Moves) -> None:
+        left = self._virtual_of[moves.out]
+        self._row_of[left[left >= 0]] = -1
+        self._virtual_of[moves.out] = -1
+
+
+class Endless:
+    """The ids of a run's tables, through all datasets that it sees.
+
+    Args:
+      directory: the run's folder.
+      shapes: of the run's state.
+      step: of the checkpoint to go on from; None = the run begins.
+
+    Raises:
+      UserError: a file is missing, was cut, or is of other fields.
+    """
+
+    def __init__(self, config: OnClicks, directory: Path, shapes: State, step: int | None):
+        self._folder, self._config = directory / FOLDER, config
+        self._saved_step, saved = step, {} if step is None else read(directory, step)
+        self._fields = list(saved.get("fields", []))
+        slots = {name: (leaf.shape[1:], np.dtype(leaf.dtype)) for name, leaf in shapes.tables["slots"].items()}
+        fresh = swaps.new_rows(config.seed, config.tables.init_scale, slots, shapes.tables["embedding"].shape[1])
+        table = config.tables
+        parts = {"tables": (table.capacity, shapes.tables, table.admit_after, table.evict, _WHERE, fresh)}
+        if shapes.memory:
+            never = swaps.never_written(shapes.memory["vector"].shape[1])
+            rows, where = table.bank_capacity or table.capacity, "config.tables.bank_capacity"
+            parts["memory"] = (rows, shapes.memory, 1, table.evict, where, never)
+        self._parts = {name: _Part(self._folder / name, *one, saved.get(name, {})) for name, one in parts.items()}
+        self._ids, self._items = self._parts["tables"], self._parts.get("memory")
+        self._distinct = Distinct(table.capacity)
+
+    def bind(self, dataset: Dataset) -> None:
+        """From now on batches are of this dataset.
+
+        Raises:
+          UserError: its fields are others than before, or its events have new values.
+        """
+        part, count = self._ids, dataset.fields.num_rows
+        names = part.begin(dataset, count)
+        if self._fields and self._fields != names.fields:
+            raise UserError(
+                f"{dataset.root}: its fields are {', '.join(names.fields)}, those of the run {', '.join(self._fields)}; "
+                "choose another --workdir"
+            )
+        if self._items:
+            self._items.begin(dataset, 1 + dataset.num_items, int(names.first[item_field(names)]))
+        always = names.always()
+        keys, kept = names.keys(always)
+        if not self._fields:
+            keys.word[:] = np.where(keys.kind == TEXT, kept.words(keys, np.arange(len(always))), keys.word)
+            self._pin(keys, always, sum(field.size - 1 for field in dataset.fields.event), count)
+            self._fields = names.fields
+        found = part.residents.find(keys)
+        if (found < 0).any() or np.count_nonzero(part.residents.pinned) != 1 + len(always):
+            raise UserError(
+                f"{dataset.root}: a field of its events has other values than the run began with, whose rows {_WHERE} sets "
+                "apart; choose another --workdir"
+            )
+        part.know(always, found)
+        self._unknown = part.know_of(names.unknown_of())
+        self._unknown_item = int(self._unknown[names.first[item_field(names)]])
+
+    def _pin(self, keys: Keys, always: np.ndarray, of_events: int, count: int) -> None:
+        """Gives rows to what is in each batch: the table's last to values of events' fields, where models look for them."""
+        own = self._ids.residents
+        if own.capacity <= len(always) + 1:
+            raise UserError(f"{_WHERE}={own.capacity}: {len(always) + 1} rows are in each batch; give more than these")
+        is_event = always >= count - of_events
+        fits = is_event | (always < own.capacity - of_events)
+        rows = np.where(is_event, always - count + own.capacity, always)
+        spare = np.setdiff1d(np.arange(1, len(always) + 1), rows[fits])
+        rows[~fits] = spare[: np.count_nonzero(~fits)]
+        own.pin(keys, rows)
+
+    def ready(self, state: State, batch: Batch, learn: bool) -> tuple[State, Batch]:
+        """(the state with rows for what a batch of the dataset names, the batch as it names them).
+
+        Args:
+          learn: the batch is trained on; False scores it, which admits nobody.
+        """
+        virtual = batch["row_id"][batch["row_id"] < len(self._unknown)].astype(np.int64)
+        tables, rows = self._ids.rows(state.tables, virtual, learn)
+        rows = np.where(rows < 0, self._unknown[virtual], rows)
+        distinct, position = self._distinct(rows)
+        beyond = self._config.tables.capacity + np.arange(len(batch["row_id"]) - len(distinct))
+        row_id = np.concatenate([distinct, beyond]).astype(np.int32)
+        batch = batch | {name: position[batch[name]] for name in _ROWS} | {"row_id": row_id}
+        batch["item_is_known"] = row_id[batch["item_row"][:, 0]] != self._unknown_item
+        state = dataclasses.replace(state, tables=tables)
+        return self._in_bank(state, batch, learn) if self._items else (state, batch)
+
+    def _in_bank(self, state: State, batch: Batch, learn: bool) -> tuple[State, Batch]:
+        """`ready` for the memory bank: an item that a step may encode has a row, others if they had one."""
+        assert self._items is not None
+        item, position = np.unique(batch["item_id"], return_inverse=True)
+        may_be_written = np.zeros(len(item), bool)
+        if learn:
+            may_be_written[position[batch["encode_position"][batch["encode_mask"]]]] = True
+        memory, rows = self._items.rows(state.memory, item.astype(np.int64) + 1, learn, may_be_written)
+        rows = np.where(rows < 0, _NO_ROW + np.arange(len(rows)), rows)
+        return dataclasses.replace(state, memory=memory), batch | {"item_id": rows[position].astype(np.int32)}
+
+    def save(self, step: int) -> None:
+        """Writes what belongs to the checkpoint of `step`, which follows."""
+        if step == self._saved_step:
+            return
+        arrays = {f"{name}/{key}": a for name, part in self._parts.items() for key, a in part.state().items()}
+        path = self._folder / f"{step}.npz"
+        temporary = path.with_suffix(".tmp")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, fields=np.array(self._fields), **arrays)
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); free space and run again to resume"
+            ) from None
+
+    def saved(self, step: int, kept: list[int]) -> None:
+        """The checkpoint of `step` has been begun; `kept`: the steps of those that are there."""
+        if step == self._saved_step:
+            return
+        self._saved_step = step
+        for part in self._parts.values():
+            part.spill.saved()
+        for path in self._folder.glob("*.npz"):
+            if int(path.stem) not in (step, *kept):
+                path.unlink()
+
+    def __str__(self) -> str:
+        """ "ids 1,000 of 1,024 rows, 350 spilled": for the progress."""
+        own = self._ids
+        return f"ids in {len(own.residents):,} of {own.residents.capacity:,} rows, {len(own.spill):,} spilled"
+
+    def report(self) -> dict[str, int]:
+        """What the curve has of a window."""
+        own = self._ids.residents
+        counts = {name: getattr(own, name) for name in ("admitted", "evicted", "returned")}
+        return {f"ids/{name}": value for name, value in counts.items()} | {
+            "ids/resident": len(own),
+            "ids/spilled": len(self._ids.spill),
+            "ids/spill_bytes": self._ids.spill.bytes,
+        }
+
+
+def item_field(names: OriginalIds) -> int:
+    """Number of the field that is the item's own id."""
+    return next(k for k, name in enumerate(names.fields) if name.startswith("item/"))
+
+
+def read(directory: Path, step: int) -> dict[str, Any]:
+    """Part -> name -> array of what a run's checkpoint of `step` has beside its state; "fields" -> their names.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    path = directory / FOLDER / f"{step}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise UserError(
+            f"{path}: not readable ({str(error)[:80]}), so nothing says whose the rows of the table are; restore the file, "
+            "or choose another --workdir"
+        ) from None
+    result: dict[str, Any] = {"fields": arrays.pop("fields").tolist()}
+    for name, array in arrays.items():
+        part, _, key = name.partition("/")
+        result.setdefault(part, {})[key] = array
+    return result
