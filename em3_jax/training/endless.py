@@ -96,7 +96,15 @@ class _Part:
     """Tables of one kind, who has their rows, and what a dataset calls these ids."""
 
     def __init__(
-        self, folder: Path, capacity: int, shapes: Any, admit_after: int, evict: str, where: str, fresh: swaps.Fresh, saved: dict
+        self,
+        folder: Path,
+        capacity: int,
+        shapes: Any,
+        admit_after: int,
+        evict: str,
+        where: str,
+        fresh: swaps.Fresh,
+        saved: dict,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         numbers = saved.get("spill", np.zeros(4, np.int64)).tolist()  # era, places, texts, rows
