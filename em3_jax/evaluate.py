@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+from scipy.special import expit
 
 from em3_jax import cli
 from em3_jax.config import parse
 from em3_jax.core import paths, strict_json, trees
 from em3_jax.core.calibration import METHODS, Calibrations, probabilities
 from em3_jax.core.errors import UserError
+from em3_jax.core.labels import LOG_KEPT
 from em3_jax.core.types import State
 from em3_jax.data.format import CLICK, SPLITS, observed
 from em3_jax.evaluation import bootstrap, calibration, groups, reliability
@@ -129,11 +131,12 @@ def evaluate(
     if (found := calibration.read(directory, int(state.step)).first).method:
         label = getattr(run.config.data, "label", CLICK)
         clicked = np.asarray(parts.work.dataset.label(label)[np.asarray(parts.work.dataset.split_rows(split, label))])
-        after = found.of_rows(arrays["logits"])
+        less = arrays.get(LOG_KEPT, np.zeros(1, np.float32))
+        after = found.of_rows(arrays["logits"]) - less
         result["calibration"] = {
             "method": found.method,
             "kept_negatives": found.kept_negatives,
-            "before": calibration.measured(clicked, arrays["logits"]),
+            "before": calibration.measured(clicked, arrays["logits"] - less),
             "after": calibration.measured(clicked, after),
             "deciles": calibration.deciles(clicked, after),
         }
@@ -194,6 +197,8 @@ def _calibrated(
     further = {one.label: arrays[f"logits_{one.label}"] for one in others if not one.is_amount}
     as_kept = found._replace(first=found.first._replace(kept_negatives=1.0))
     probability = probabilities(as_kept, arrays["logits"], further)
+    if LOG_KEPT in arrays:
+        probability[""] = expit(as_kept.first.of_rows(arrays["logits"]) - arrays[LOG_KEPT])
     return {name or first.label: values for name, values in probability.items()}
 
 
@@ -208,7 +213,8 @@ def _calibrate(run: Run, state: State, method: str, kept_negatives: float) -> No
     if "logits" not in arrays:
         raise UserError(f"{run.folder}: --calibrate is for runs that predict clicks, and this one ranks all items")
     rows = np.asarray(parts.work.dataset.split_rows("valid", label))
-    first = calibration.fitted(parts.work.dataset.label(label)[rows], arrays["logits"], method, kept_negatives)
+    clicked, less = parts.work.dataset.label(label)[rows], arrays.get(LOG_KEPT)
+    first = calibration.fitted(clicked, arrays["logits"], method, kept_negatives, log_kept=less)
     task, further = parts.work.task, {}
     for name, values in evaluated_labels.values_of(parts.work.dataset, rows, label, task.labels).items():
         if name in task.labels.amounts:  # an expectation, not a probability

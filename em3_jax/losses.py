@@ -73,6 +73,7 @@ def content_id_contrastive(
     weight: jax.Array | None = None,
     negatives: int | None = None,
     key: jax.Array | None = None,
+    log_q: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the CIC loss of a batch's distinct items, eqs. (12) to (14), and how often the positive is the nearest.
 
@@ -96,6 +97,9 @@ def content_id_contrastive(
         replacement, the same items for both directions. None or 0: all other valid items ([S, S] similarities). If
         fewer than H others are valid, all of them.
       key: PRNG key of the draw; needed only with H negatives.
+      log_q: [S] f32, log of how likely an item is in the batch, which is taken off its logits, the positive's too (Yi et
+        al., Sampling-bias-corrected neural modeling, RecSys 2019, eq. 3). None: nothing is. What is nearest is of the
+        cosines as they are.
 
     Returns:
       loss: [] f32, mean over the valid items by their weights; 0 if fewer than two are valid, or
@@ -113,6 +117,7 @@ def content_id_contrastive(
         i2c = c2i.T
         positive = jnp.diagonal(c2i)
         valid = mask | jnp.eye(items, dtype=bool)  # a padding row keeps its own term: its logsumexp stays finite
+        less = None if log_q is None else log_q[None, :]
     else:
         if key is None:
             raise ValueError(f"{negatives} random negatives need a key")
@@ -122,8 +127,13 @@ def content_id_contrastive(
         i2c = jnp.einsum("sd,hd->sh", ids, content[drawn], precision=highest) / temperature
         c2i, i2c = (jnp.concatenate([positive[:, None], logits], axis=1) for logits in (c2i, i2c))
         valid = jnp.concatenate([jnp.ones((items, 1), bool), used], axis=1)  # [S, 1 + H + 1], the positive first
-    loss_c2i, hit_c2i = _contrast(c2i, positive, valid)
-    loss_i2c, hit_i2c = _contrast(i2c, positive, valid)
+        less = None
+        if log_q is not None:
+            of_drawn = jnp.broadcast_to(log_q[drawn], used.shape)
+            less = jnp.concatenate([log_q[:, None], of_drawn], axis=1)
+    own = 0.0 if log_q is None else log_q
+    loss_c2i, hit_c2i = _contrast(c2i, positive, valid, less, own)
+    loss_i2c, hit_i2c = _contrast(i2c, positive, valid, less, own)
     valid_items = mask.sum()
     loss, accuracy = 0.5 * (loss_c2i + loss_i2c), 0.5 * hit_c2i + 0.5 * hit_i2c
     count = valid_items if weight is None else jnp.where(mask, weight, 0.0).sum()
@@ -195,6 +205,7 @@ def query_document_contrastive(
     mask: jax.Array,
     *,
     scale: float | jax.Array,
+    log_q: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns LEMUR's session-masked query-to-document contrast (SQDC), and how often it is right.
 
@@ -216,6 +227,8 @@ def query_document_contrastive(
       group: [B] i32, rows of one group are no negatives of each other; None: all are.
       mask: [B] bool, rows that take part at all.
       scale: T.
+      log_q: [B] f32, log of how many candidates of a batch are the row's, on average, which is taken off its document's
+        logits (Yi et al. 2019, eq. 3); None: nothing is.
 
     Returns:
       loss: [] f32; 0 if there is no anchor.
@@ -225,8 +238,9 @@ def query_document_contrastive(
     if query.ndim != 2 or shapes != [query.shape] * 2 + [(len(query),)] * 3:
         raise ValueError(f"want [B, D], [B, D], [B], [B], [B]; got {shapes}")
     groups = () if group is None else (group,)
-    against_all = exchange.in_block(functools.partial(_against_all, scale))
-    loss, hit = against_all(_unit(query, mask), _unit(document, mask), mask, item, *groups)
+    corrections = () if log_q is None else (log_q[:, None],)
+    against_all = exchange.in_block(functools.partial(_against_all, scale, len(corrections)))
+    loss, hit = against_all(_unit(query, mask), _unit(document, mask), *corrections, mask, item, *groups)
     anchor &= mask
     count = anchor.sum()
     accuracy = _divide(jnp.where(anchor, hit, False).sum().astype(jnp.float32), count)
@@ -235,17 +249,19 @@ def query_document_contrastive(
 
 
 def _against_all(
-    scale: Any, query: jax.Array, document: jax.Array, mask: jax.Array, *names: jax.Array
+    scale: Any, corrected: int, query: jax.Array, document: jax.Array, *rest: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """([B] losses, [B] bool hits) of a device's own queries against the documents of all devices.
 
     Args:
       scale: T, a number.
+      corrected: 1 where log-Q comes first in `rest`, else 0.
       query, document: [B, D] f32, of length 1.
-      mask: [B] bool.
-      names: each [B] i32; rows of one name are no negatives of each other.
+      rest: [B, 1] f32 log-Q; [B] bool the mask; names, each [B] i32; rows of one name are no negatives of each other.
     """
-    (documents, masks, *every), first = exchange.of_all(document, mask, *names)
+    names = rest[corrected + 1 :]
+    (documents, *found), first = exchange.of_all(document, *rest)
+    log_q, (masks, *every) = found[:corrected], found[corrected:]
     logits = scale * jnp.einsum("id,jd->ij", query, documents, precision=jax.lax.Precision.HIGHEST)
     number = jnp.arange(len(query))
     itself = first + number[:, None] == jnp.arange(len(documents))
@@ -253,7 +269,9 @@ def _against_all(
     for own, of_all in zip(names, every, strict=True):
         valid = valid & (own[:, None] != of_all)
     own = jax.lax.dynamic_slice_in_dim(logits, first, len(query), axis=1)
-    return _contrast(logits, jnp.diagonal(own), valid | itself)
+    if not log_q:
+        return _contrast(logits, jnp.diagonal(own), valid | itself)
+    return _contrast(logits, jnp.diagonal(own), valid | itself, log_q[0][:, 0], rest[0][:, 0])
 
 
 def in_batch_negatives(mask: jax.Array, negatives: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -283,18 +301,26 @@ def in_batch_negatives(mask: jax.Array, negatives: int, key: jax.Array) -> tuple
     return drawn, used & (chance >= 0)
 
 
-def _contrast(logits: jax.Array, positive: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _contrast(
+    logits: jax.Array,
+    positive: jax.Array,
+    valid: jax.Array,
+    less: jax.Array | None = None,
+    own: jax.Array | float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
     """Returns each item's -log softmax at its positive and whether the positive alone has the largest logit.
 
     Args:
       logits: [S, K], similarities / tau; among them the positive's.
       positive: [S], the positive's logit.
       valid: [S, K] or [K] bool, terms of the sum; always True for the positive.
+      less, own: [S, K] or [1, K], [S] what is taken off the logits, and the positive's, in the losses; None = nothing.
 
     Returns:
       losses [S] f32, hits [S] bool.
     """
-    losses = jax.nn.logsumexp(jnp.where(valid, logits, -jnp.inf), axis=-1) - positive
+    corrected, true = (logits, positive) if less is None else (logits - less, positive - own)
+    losses = jax.nn.logsumexp(jnp.where(valid, corrected, -jnp.inf), axis=-1) - true
     return losses, (valid & (logits >= positive[:, None])).sum(axis=-1) == 1
 
 

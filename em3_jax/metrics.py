@@ -185,7 +185,7 @@ def normalized_entropy(labels: ArrayLike, logits: ArrayLike) -> float:
     return logloss(labels, logits) / float(special.entr(rate) + special.entr(1 - rate))
 
 
-def calibration_line(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float]:
+def calibration_line(labels: ArrayLike, logits: ArrayLike, less: ArrayLike | None = None) -> tuple[float, float]:
     """Returns (slope, intercept) of the logistic regression of the label on the logit; 1 and 0 of a calibrated model.
 
     By Newton's steps, halved where one does not raise the likelihood.
@@ -193,6 +193,7 @@ def calibration_line(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float
     Args:
       labels: [N], 0 or 1.
       logits: [N], finite.
+      less: [N], what the rows' logits are lower by than the line says; None = nothing.
 
     Returns:
       NaN where there is one class alone or one logit alone, or the classes do not overlap.
@@ -200,15 +201,15 @@ def calibration_line(labels: ArrayLike, logits: ArrayLike) -> tuple[float, float
     labels, logits, _ = _rows(labels, logits, None)
     if not labels.size or labels.min() == labels.max() or logits.min() == logits.max():
         return np.nan, np.nan
-    x = np.stack([logits, np.ones_like(logits)], axis=1)
+    x, below = np.stack([logits, np.ones_like(logits)], axis=1), 0.0 if less is None else np.asarray(less, np.float64)
     line = np.array([1.0, 0.0])
-    loss = logloss(labels, x @ line)
+    loss = logloss(labels, x @ line - below)
     for _ in range(100):
-        p = special.expit(x @ line)
+        p = special.expit(x @ line - below)
         curvature = (x * (p * (1 - p))[:, None]).T @ x + 1e-12 * np.eye(2)
         step = np.linalg.solve(curvature, x.T @ (labels - p))
         for _ in range(40):
-            if (after := logloss(labels, x @ (line + step))) <= loss:
+            if (after := logloss(labels, x @ (line + step) - below)) <= loss:
                 break
             step = step / 2
         else:

@@ -87,6 +87,10 @@ CLICKS: Keys = CATALOGUE | {
     "encode_mask": Key(BOOL, "C", "False only fills", given="encode"),
     # The dataset's group, the query, or the user: rows of one are no negatives of each other.
     "group": Key(I32, "B", "what the row belongs to", given="groups"),
+    # Logarithms of how likely items are drawn, in training; see `data.sampling`.
+    "log_kept": Key(F32, "B", "the candidate as a negative of a click", given="log_q"),
+    "log_expected": Key(F32, "B", "candidates of a batch that are this one", given="log_q"),
+    "log_present": Key(F32, "S", "the item in a batch", given="log_q"),
     "query_tokens": Key(I32, "B L", "words of the query, 0 = none", given="queries"),
 }
 """A batch of interaction rows; see `data.batches`."""

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+LOG_KEPT = "log_kept"
+"""Array of a split: what logits of its rows are lower by than those of the whole log; see `data.sampling`."""
+
 
 class Labels(NamedTuple):
     """Which further labels a run learns, and what the first one is; see `tasks.Task`.

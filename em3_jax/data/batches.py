@@ -5,13 +5,15 @@ The keys of a batch, and letters: see `core.batch.CLICKS`; here C are columns of
 
 import copy
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from em3_jax.core import rng
+from em3_jax.core.batch import CLICKS
 from em3_jax.core.fields import to_rows
 from em3_jax.core.segments import LAST, Segment
 from em3_jax.core.types import Batch
@@ -77,6 +79,7 @@ class BatchBuilder:
       row_weights: whether the dataset's weights, if it has such, count in training.
       labels: further ones of the dataset, in batches beside the first.
       segments: what the slots of a history hold; None = the last T events.
+      log_q: name of a key of training batches -> [I] f32 what it says of each item, see `data.sampling`.
       groups: whether a batch says what group, or else user, its rows are of; where it names items to encode it does.
 
     Attributes:
@@ -104,12 +107,13 @@ class BatchBuilder:
         segments: Segments | None = None,
         unknown_below: int = 1,
         groups: bool = False,
+        log_q: Mapping[str, np.ndarray] = MappingProxyType({}),
     ):
         self.dataset, self.row_weights, self.labels = dataset, row_weights, labels
         for name in labels:
             dataset.label(name)  # or there is no such label
         self.encode, self.queries, self.groups = encode, queries, groups or encode != "none"
-        self.label = label
+        self.label, self.log_q = label, log_q
         self._label = dataset.label(label)
         self.segments = segments or Segments((Segment(LAST, history_length),))
         self.history_length = self.segments.slots
@@ -176,6 +180,8 @@ class BatchBuilder:
         history = event_index, batch["history_mask"]
         batch |= self._table_rows(rows, user, batch["item_id"], history, key, buckets)
         batch |= self._numbers(rows, user, batch["item_id"], event_index)
+        for name, of_items in self.log_q.items() if key is not None else ():
+            batch[name] = of_items[batch["item_id"] if CLICKS[name].axes == ["S"] else item]
         with_content = batch["item_id"]
         batch |= {"group": self.dataset.group[rows]} if self.groups else {}
         if self.encode != "none":

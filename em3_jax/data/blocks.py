@@ -192,6 +192,7 @@ def _block(part: Batch, items: np.ndarray, rows: np.ndarray, owners: int, entrie
     count = len(items)
     fills: list[tuple[str, float]] = [("item_mask", False), ("item_is_known", False), ("item_row", 0)]
     fills += [("item_number", np.nan)] if "item_number" in part else []
+    fills += [("log_present", 0.0)] if "log_present" in part else []
     for name, fill in fills:
         spread = np.full((entries, *part[name].shape[1:]), fill, result[name].dtype)
         spread[item_place] = result[name][:count]

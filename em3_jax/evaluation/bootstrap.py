@@ -230,7 +230,7 @@ class _Measure:
 def _of_clicks(head: Head) -> dict[str, np.ndarray]:
     """Name -> [m] whose weighted sums the metrics of a label of 0 and 1 are made of."""
     values = head.values.astype(np.float64)
-    loss = metrics.losses_of_rows(values, head.scores)
+    loss = metrics.losses_of_rows(values, head.of_rows)
     return {"n": np.ones(len(values)), "value": values, "loss": loss, "predicted": head.probability}
 
 

@@ -30,7 +30,12 @@ def check(method: str, kept_negatives: float) -> None:
 
 
 def fitted(
-    labels: np.ndarray, logits: np.ndarray, method: str, kept_negatives: float = 1.0, name: str = "clicks"
+    labels: np.ndarray,
+    logits: np.ndarray,
+    method: str,
+    kept_negatives: float = 1.0,
+    name: str = "clicks",
+    log_kept: np.ndarray | None = None,
 ) -> Calibration:
     """The calibration of rows.
 
@@ -41,17 +46,24 @@ def fitted(
         rates that are the likeliest (Zadrozny and Elkan 2002), with lines between them in logits.
       kept_negatives: see `Calibration`; it moves what is fitted and takes no part in it.
       name: what the labels are, for messages.
+      log_kept: [n] what the rows' logits are lower by than those of the whole log, by item; with "platt".
 
     Raises:
-      UserError: see `check`; one class alone, or a slope that is not above 0.
+      UserError: see `check`; "isotonic" with `log_kept`, or a share of negatives besides; one class
+        alone, or a slope that is not above 0.
     """
     check(method, kept_negatives)
     labels, logits = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
     if not len(labels) or labels.min() == labels.max():
         raise UserError(f"--calibrate: the validation rows have one class of {name} alone, and both are needed")
+    if log_kept is not None and (method == "isotonic" or kept_negatives < 1):
+        what = "--calibrate isotonic" if method == "isotonic" else "--kept-negatives"
+        raise UserError(
+            f"{what}: the run corrects for how often each item is drawn (data.log_q); give --calibrate platt"
+        )
     if method == "isotonic":
         return _isotonic(labels, logits, kept_negatives)
-    slope, intercept = metrics.calibration_line(labels, logits)
+    slope, intercept = metrics.calibration_line(labels, logits, log_kept)
     if not slope > 0:
         raise UserError(
             f"--calibrate platt: on validation {name} do not rise with the score (slope {slope:.3g}); "

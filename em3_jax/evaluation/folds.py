@@ -71,6 +71,10 @@ def pooled(folders: Sequence[Path], reports: Sequence[dict], split: str, by: str
     first = reports[0]
     if len({report["config"]["seed"] for report in reports}) > 1:
         raise UserError(f"{folders[0]} and the folds joined with it have different seeds; join those of one seed")
+    if any("rmse" in report["slices"]["all"] or report["config"]["data"].get("log_q") for report in reports):
+        raise UserError(
+            f"{folders[0]} and the folds joined with it: those of an amount, or with config.data.log_q, are not pooled"
+        )
     datasets = [open_dataset(paths.local(report["config"]["data"]["root"])) for report in reports]
     runs = enumerate(zip(folders, reports, datasets, strict=True))
     parts = [_rows(*one, split, number) for number, one in runs]

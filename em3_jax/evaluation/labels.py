@@ -8,7 +8,7 @@ import numpy as np
 
 from em3_jax import metrics
 from em3_jax.core import amounts
-from em3_jax.core.labels import Labels, given_click
+from em3_jax.core.labels import LOG_KEPT, Labels, given_click
 from em3_jax.data.format import NOT_PART, Dataset, observed
 from em3_jax.evaluation import columns, influence
 from em3_jax.evaluation.groups import NOTHING, Asked, Groups, is_of
@@ -106,6 +106,7 @@ class Head(NamedTuple):
       groups: of the m rows.
       is_amount: whether it is one.
       levels: of an amount of ordered levels these, else ().
+      log_kept: [m] what the rows' logits are lower by, see `ranking.Scored`; None = nothing.
     """
 
     label: str
@@ -116,6 +117,12 @@ class Head(NamedTuple):
     groups: Groups
     is_amount: bool = False
     levels: tuple[float, ...] = ()
+    log_kept: np.ndarray | None = None
+
+    @property
+    def of_rows(self) -> np.ndarray:
+        """[m] logits of the rows as they were drawn."""
+        return self.scores if self.log_kept is None else self.scores - self.log_kept
 
     @property
     def upper(self) -> np.ndarray:
@@ -125,7 +132,7 @@ class Head(NamedTuple):
     @property
     def probability(self) -> np.ndarray:
         """[m] f64, of a label that is no amount."""
-        return 1.0 / (1.0 + np.exp(-self.scores.astype(np.float64)))
+        return 1.0 / (1.0 + np.exp(-self.of_rows.astype(np.float64)))
 
     def measured(self) -> Metrics:
         """Metric -> value."""
@@ -142,8 +149,8 @@ class Head(NamedTuple):
             "rate": float(values.mean()) if len(values) else float("nan"),
             "auc": metrics.auc(values, scores),
             "gauc": metrics.gauc(values, scores, self.groups.own).value,
-            "logloss": metrics.logloss(values, scores),
-            "normalized_entropy": metrics.normalized_entropy(values, scores),
+            "logloss": metrics.logloss(values, self.of_rows),
+            "normalized_entropy": metrics.normalized_entropy(values, self.of_rows),
             "calibration": metrics.calibration(values, self.probability),
         } | within
 
@@ -160,7 +167,7 @@ class Head(NamedTuple):
         return {
             "auc": influence.auc_influence(values, scores),
             "gauc": influence.gauc_influence(values, scores, self.groups.own),
-            "logloss": influence.logloss_influence(values, scores),
+            "logloss": influence.logloss_influence(values, self.of_rows),
             "calibration": influence.calibration_influence(values, self.probability),
         } | within
 
@@ -200,6 +207,7 @@ def heads(
     values, own = np.asarray(dataset.label(first)[rows]), Groups.of(dataset, rows, asked)
     further = {name.removeprefix("logits_"): one for name, one in arrays.items() if name.startswith("logits_")}
     all_rows = first_head(first, np.ones(len(rows), bool), values, arrays["logits"], own, what)
+    all_rows = all_rows._replace(log_kept=arrays.get(LOG_KEPT))
     return [all_rows, *Further.of(dataset, rows, further, first, what, asked).heads()]
 
 

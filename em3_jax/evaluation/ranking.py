@@ -74,6 +74,8 @@ class Scored:
       label_name: which of the dataset's labels.
       asked: what to measure within groups, too.
       what: the run's labels; says whether the first one is an amount.
+      log_kept: [n] what the rows' logits are lower by, as negatives were drawn; None = nothing. Log-loss and calibration
+        are of the rows as they are, what orders items is not lowered.
     """
 
     dataset: Dataset
@@ -84,6 +86,12 @@ class Scored:
     label_name: str = CLICK
     asked: groups.Asked = groups.NOTHING
     what: Labels = labels.NO_LABELS
+    log_kept: np.ndarray | None = None
+
+    @property
+    def of_rows(self) -> np.ndarray:
+        """[n] logits of the rows as they were drawn."""
+        return self.logits if self.log_kept is None else self.logits - self.log_kept
 
     @property
     def label(self) -> np.ndarray:
@@ -98,7 +106,7 @@ class Scored:
     @property
     def probability(self) -> np.ndarray:
         """[n] f64 of a click."""
-        return 1.0 / (1.0 + np.exp(-self.logits.astype(np.float64)))
+        return 1.0 / (1.0 + np.exp(-self.of_rows.astype(np.float64)))
 
     def column(self, name: str) -> np.ndarray | None:
         """[n] of a column of the interactions; None where the dataset has it not."""
@@ -126,7 +134,7 @@ def evaluate(scored: Scored) -> dict[str, dict[str, float]]:
     if scored.what.first:
         return {name: head.measured() for name, head in scored.amounts().items()}
     logits, label, grouped, probability = scored.logits, scored.label, scored.groups, scored.probability
-    group = grouped.own
+    group, of_rows = grouped.own, scored.of_rows
     query = scored.column(f"context_{QUERY}")
     planted = scored.column("probability") if scored.label_name == CLICK else None
     result: dict[str, dict[str, float]] = {}
@@ -139,8 +147,8 @@ def evaluate(scored: Scored) -> dict[str, dict[str, float]]:
             "gauc": gauc.value,
             "gauc_users": gauc.groups_used,
             "gauc_users_left_out": gauc.groups_left_out,
-            "logloss": metrics.logloss(label[keep], logits[keep]),
-            "normalized_entropy": metrics.normalized_entropy(label[keep], logits[keep]),
+            "logloss": metrics.logloss(label[keep], of_rows[keep]),
+            "normalized_entropy": metrics.normalized_entropy(label[keep], of_rows[keep]),
             "calibration": metrics.calibration(label[keep], probability[keep]),
             "calibration_error": metrics.expected_calibration_error(label[keep], probability[keep]),
         }
@@ -170,13 +178,13 @@ def errors(scored: Scored) -> dict[str, influence.ByCluster]:
                     one.add(name, metric, values, of_row[kind][head.there])
         return result
     logits, label, grouped, probability = scored.logits, scored.label, scored.groups, scored.probability
-    group = grouped.own
+    group, of_rows = grouped.own, scored.of_rows
     query = scored.column(f"context_{QUERY}")
     for name, keep in scored.slices().items():
         moved = {
             "auc": influence.auc_influence(label[keep], logits[keep]),
             "gauc": influence.gauc_influence(label[keep], logits[keep], group[keep]),
-            "logloss": influence.logloss_influence(label[keep], logits[keep]),
+            "logloss": influence.logloss_influence(label[keep], of_rows[keep]),
             "calibration": influence.calibration_influence(label[keep], probability[keep]),
         }
         if query is not None:

@@ -83,6 +83,7 @@ class ContentIdContrast:
             weight=weight,
             negatives=self.settings.negatives or None,
             key=key,
+            log_q=batch.get("log_present"),
         )
         return value, aux["cic_accuracy"]
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 
 from em3_jax.core.errors import UserError
+from em3_jax.core.labels import LOG_KEPT
 from em3_jax.core.types import Batch
 from em3_jax.tasks import Intermediates, Loss
 
@@ -29,8 +30,10 @@ def ranking_loss(loss: LossOfClicks, logit: jax.Array, out: Intermediates, batch
       loss: of the config.
       logit: [B].
       out: the model's named intermediates.
-      batch: with "label" [B] f32 and "weight" [B] f32, 0 = padding.
+      batch: with "label" [B] f32 and "weight" [B] f32, 0 = padding; where it has `LOG_KEPT`, logits of rows are those
+        of the whole log less that.
     """
+    logit = logit - batch[LOG_KEPT] if LOG_KEPT in batch else logit
     value = loss(logit, batch["label"], weights=batch["weight"])
     scalars = {name: one for name, one in out.items() if one.ndim == 0}
     return value, {"ranking_loss": value} | scalars

@@ -53,6 +53,8 @@ class Sqdc:
     scale: Above = 10.0  # T, the factor of SQDC's cosines
     # whether rows of one query, or of one user without, are no negatives of each other
     mask_group: Switch = True
+    # whether documents' scores are lowered by how often a batch shows them (sampling bias, log-Q)
+    log_q: Switch = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,10 @@ class Data:
     rows_share: Annotated[float, Number(most=1.0, above=True)] = 1.0
     # whether the weights of the dataset's rows, if it has such, count in the loss; metrics have none
     row_weights: Switch = True
+    # whether logits of training rows are lowered by how often their item is drawn as a negative (log-Q):
+    # where negatives were drawn, by popularity say, scores and probabilities are those of all items
+    # against each click
+    log_q: Switch = False
     most_rows_per_user: Count = 0  # training rows of a user that are read, drawn once; 0 = all
     augment: Augment = Augment()
     # an id seen n times becomes `unknown` with probability alpha / (alpha + n)
@@ -187,6 +191,9 @@ class Cic:
     # else its user, in the batch, all of them; an example whose group has no other item in the batch is
     # left out, or with group_or_batch has those of the batch; by group the mean is over samples
     negatives_from: Annotated[str, Choice(("batch", "group", "group_or_batch"))] = "batch"
+    # whether the contrast is corrected for how likely a batch names an item (sampling bias, log-Q), so
+    # that popular items are no negatives more often than their share of the catalogue
+    log_q: Switch = False
     width: Size = 64  # width of the space that content and IDs are projected to
     id_fields: Names = ("item",)  # item fields whose embeddings stand for the ID
     # the mean is over distinct items, or over samples' candidates

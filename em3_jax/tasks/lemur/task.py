@@ -218,6 +218,7 @@ class LemurTask(Task):
             batch["group"] if self.sqdc.mask_group else None,
             takes_part,
             scale=self.sqdc.scale,
+            log_q=batch.get("log_expected"),
         )
         return self.sqdc.weight * value, {"sqdc_loss": value} | aux
 

@@ -2,21 +2,22 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from em3_jax.config.schema import OnClicks, Ranking
+from em3_jax.config.schema import Lemur, OnClicks, Ranking
 from em3_jax.config.schema.ranking import Data, RankingSettings
 from em3_jax.core import amounts, sharding
 from em3_jax.core.amounts import Amount
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import Fields
-from em3_jax.core.labels import parted
+from em3_jax.core.labels import LOG_KEPT, Labels, parted
 from em3_jax.core.types import WHOLE, Shards, State
+from em3_jax.data import sampling
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.codes import CodeSet, read_codes, with_codes
 from em3_jax.data.event_features import with_event_features
@@ -205,9 +206,10 @@ def work_on_clicks(
     groups_evaluation.check(dataset, asked)
     check_order(data)
     by_group = bool(config.model.cic.weight) and config.model.cic.negatives_from != BATCH
-    given = content.on_host, encode, queries, what.names, parts, by_group
-    make_builder = lambda dataset: _builder(dataset, data, *given)  # noqa: E731
     rows = training_rows(dataset, data.label, data.most_rows_per_user, data.rows_share)
+    log_q = _log_q(config, dataset, rows, what.first)
+    given = content.on_host, encode, queries, what.names, parts, by_group, log_q
+    make_builder = lambda dataset: _builder(dataset, data, *given)  # noqa: E731
     key = f"{data.label}-{data.most_rows_per_user}"
     key += f"-{data.rows_share:g}" if data.rows_share < 1 else ""
     known = as_trained(dataset, rows, data.history_length if parts is None else ALL, key)
@@ -223,15 +225,10 @@ def work_on_clicks(
     def evaluate(predict: work.Predict, state: State, split: str, errors: bool = True) -> work.Report:
         source = evaluation(split)
         logits = ranking_evaluation.predict(source, lambda batch: predict(state, batch), place)
-        logits, further = parted(logits, what)
-        arrays = {"logits": logits} | {f"logits_{name}": one for name, one in further.items()}
-        share, rows = config.eval.popular_share, np.asarray(source.rows)
         # Slices are those of the dataset, not of what this run knows: all runs have the same rows in them.
-        scored = ranking_evaluation.Scored(dataset, rows, logits, content.sets, share, data.label, asked, what)
-        others = labels_evaluation.Further.of(dataset, rows, further, data.label, what, asked)
-        moved_by = ranking_evaluation.errors(scored) if errors else {}
-        others.add_errors(moved_by, {kind: np.asarray(dataset.interactions[kind][rows]) for kind in moved_by})
-        return work.Report(ranking_evaluation.evaluate(scored), arrays, moved_by, others.report())
+        rows = np.asarray(source.rows)
+        less = log_q[LOG_KEPT][dataset.interactions["item"][rows]] if LOG_KEPT in log_q else None
+        return _measured(config, dataset, rows, logits, content.sets, what, less, errors)
 
     def validate(predict: work.Predict, state: State) -> dict[str, float]:
         report = evaluate(predict, state, "valid", False)
@@ -270,6 +267,62 @@ def work_on_clicks(
         builder=make_builder,
         buckets=lambda samples: bucket_sizes(builder, samples, shards, unit),
     )
+
+
+def _measured(
+    config: OnClicks,
+    dataset: Dataset,
+    rows: np.ndarray,
+    logits: np.ndarray,
+    sets: Sequence[FeatureSet],
+    what: Labels,
+    log_kept: np.ndarray | None,
+    errors: bool,
+) -> work.Report:
+    """What a run says of interaction rows [n], and what is behind it.
+
+    Args:
+      logits: [n], or [n, 1 + H].
+      sets, what, log_kept: see `ranking_evaluation.Scored`.
+      errors: whether to find how each user moves the metrics, too.
+    """
+    asked, label = groups_evaluation.Asked(config.eval.at, config.eval.group_by), config.data.label
+    logits, further = parted(logits, what)
+    arrays = {"logits": logits} | {f"logits_{name}": one for name, one in further.items()}
+    arrays |= {} if log_kept is None else {LOG_KEPT: log_kept}
+    share = config.eval.popular_share
+    scored = ranking_evaluation.Scored(dataset, rows, logits, sets, share, label, asked, what, log_kept)
+    others = labels_evaluation.Further.of(dataset, rows, further, label, what, asked)
+    moved_by = ranking_evaluation.errors(scored) if errors else {}
+    others.add_errors(moved_by, {kind: np.asarray(dataset.interactions[kind][rows]) for kind in moved_by})
+    return work.Report(ranking_evaluation.evaluate(scored), arrays, moved_by, others.report())
+
+
+def _log_q(config: OnClicks, dataset: Dataset, rows: np.ndarray | range, is_amount: str) -> dict[str, np.ndarray]:
+    """Key of batches -> [I] what log-Q corrections take off, of those that are asked for.
+
+    Raises:
+      UserError: they are of clicks, and the label is an amount.
+    """
+    data, model, size = config.data, config.model, config.data.batch_size
+    result = {}
+    if config.stream is not None and (
+        data.log_q or model.cic.log_q or (isinstance(config, Lemur) and config.model.sqdc.log_q)
+    ):
+        raise UserError("log_q: of a stream it is not known beforehand how often an item is drawn; leave it out")
+    if data.log_q and is_amount:
+        raise UserError(
+            f"config.data.log_q: is of drawn negatives, and label '{data.label}' is an amount; leave it out"
+        )
+    if data.log_q:
+        result[LOG_KEPT] = sampling.log_kept(dataset, rows, data.label)
+    if model.cic.weight and model.cic.log_q:
+        # What LEMUR contrasts is encoded in the step: candidates.
+        length = data.history_length if isinstance(config, Ranking) else 0
+        result["log_present"] = sampling.log_present(dataset, rows, size, length)
+    if isinstance(config, Lemur) and config.model.sqdc.weight and config.model.sqdc.log_q:
+        result["log_expected"] = sampling.log_expected(dataset, rows, size)
+    return result
 
 
 def open_clicks(data: Data, dataset: Dataset | None = None) -> Dataset:
@@ -320,6 +373,7 @@ def _builder(
     labels: tuple[str, ...],
     parts: Segments | None,
     groups: bool,
+    log_q: Mapping[str, np.ndarray],
 ) -> BatchBuilder:
     known = [field.name for _, fields in dataset.fields.groups() for field in fields]
     for name in data.unknown_floor:
@@ -339,4 +393,5 @@ def _builder(
         labels=labels,
         segments=parts,
         groups=groups,
+        log_q=log_q,
     )
