@@ -24,7 +24,7 @@ from em3_jax.core import paths, trees
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import FeatureSet
 from em3_jax.evaluation import calibration
-from em3_jax.export import same_data, scorer
+from em3_jax.export import onnx_model, same_data, scorer
 from em3_jax.export.items import encode_items
 from em3_jax.export.model import write_model
 from em3_jax.export.rounding import Cost, cost
@@ -65,6 +65,7 @@ class Settings(NamedTuple):
       platforms: for which the ranking model is compiled.
       other_data: the store may go over from another dataset to the run's.
       with_onnx: the ranking model as an ONNX file as well, see `onnx_model`.
+      any_candidates: that file is for any number of candidates.
     """
 
     data_root: str | Path | None = None
@@ -76,6 +77,7 @@ class Settings(NamedTuple):
     platforms: tuple[str, ...] = scorer.PLATFORMS
     other_data: bool = False
     with_onnx: bool = False
+    any_candidates: bool = False
 
 
 class Exported(NamedTuple):
@@ -126,7 +128,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
             "model": model_hash,
             "data": parts.work.dataset.meta["data_hash"],
             "features": parts.feature_hashes,
-            "settings": [settings.dtype, settings.batch_size, *(["onnx"] if settings.with_onnx else [])],
+            "settings": [settings.dtype, settings.batch_size, *_of_onnx(settings)],
             "calibration": calibration.read(directory, int(state.step)).to_json(),
             "reuses": reusable and reusable.name,
         }
@@ -137,7 +139,8 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
         )
         seconds = time.perf_counter() - began
         rounded = None if settings.dtype == DTYPES[0] else cost(parts, state, encoded.vectors)
-        facts = write_model(folder, parts, state, encoded.widths, carried, settings.platforms, settings.with_onnx)
+        with_onnx = settings.with_onnx, settings.any_candidates
+        facts = write_model(folder, parts, state, encoded.widths, carried, settings.platforms, *with_onnx)
         if (found := calibration.read(directory, int(state.step))).first.method:
             facts["calibration"] = found.to_json()
         manifest = {
@@ -157,6 +160,11 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
         version = store.publish(out, manifest, settings.keep)
     reused = parts.work.dataset.num_items - encoded.count if encoded.widths else 0
     return Exported(version, encoded.count, reused, seconds, rounded)
+
+
+def _of_onnx(settings: Settings) -> list[str]:
+    """What an export's plan says of it."""
+    return (["onnx"] if settings.with_onnx else []) + (["any candidates"] if settings.any_candidates else [])
 
 
 def _step(checkpoints: Checkpoints, which: str) -> int | None:
@@ -313,7 +321,12 @@ def main() -> None:
     parser.add_argument(
         "--format", choices=("store", "onnx"), default="store", help="onnx adds ranker.onnx to the version"
     )
+    parser.add_argument(
+        "--candidates", choices=(str(onnx_model.CANDIDATES), "any"), help="of ranker.onnx at once (default 64)"
+    )
     args = parser.parse_args()
+    if args.candidates and args.format != "onnx":
+        raise UserError("--candidates: is of --format onnx, which is not given; leave it out")
     every = parse_interval(args.every) if args.every else 0.0
     if args.keep < 1 or args.batch_size < 1:
         raise UserError("--keep and --batch-size: give at least 1")
@@ -323,6 +336,7 @@ def main() -> None:
     settings = Settings(
         args.data, args.checkpoint or ("newest" if every else "best"), args.dtype, args.update, args.keep,
         args.batch_size, args.platforms, args.other_data, args.format == "onnx",
+        args.candidates == "any",
     )  # fmt: skip
 
     def show(done: Exported) -> None:

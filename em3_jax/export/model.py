@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from em3_jax.core import trees
-from em3_jax.core.errors import UserError
 from em3_jax.core.event_features import RECENCY
 from em3_jax.core.types import State
 from em3_jax.data import times
@@ -42,6 +41,7 @@ def write_model(
     carried: bool,
     platforms: Sequence[str],
     with_onnx: bool = False,
+    any_candidates: bool = False,
 ) -> dict[str, Any]:
     """Writes tables, ids, parameters and the compiled programs.
 
@@ -52,6 +52,7 @@ def write_model(
       carried: the dataset has grown since training: ids of which nothing has been learnt stand for `unknown`.
       platforms: for which to compile.
       with_onnx: whether to write the model as an ONNX file as well.
+      any_candidates: whether that is for any number of candidates.
     """
     assert parts.work.builder is not None  # what can be served has clicks
     dataset, builder = parts.work.dataset, parts.work.builder(parts.work.dataset)
@@ -79,12 +80,9 @@ def write_model(
         return scorer.request_shapes(dataset.fields, events, widths, size, length if several else 0, dataset.numbers)
 
     if with_onnx:
-        if several:
-            raise UserError(
-                "--format onnx: the run reads several histories, whose events a service chooses; leave it out"
-            )
-        request = shapes(onnx_model.CANDIDATES)
-        facts["onnx"] = onnx_model.write_onnx(folder / onnx_model.FILE, task, state.params, table, request)
+        request, opened = shapes(onnx_model.CANDIDATES), ["B"] if any_candidates else []
+        opened += ["T"] if any_candidates and several else []  # as many as these candidates' slots hold
+        facts["onnx"] = onnx_model.write_onnx(folder / onnx_model.FILE, task, state.params, table, request, opened)
     of_table, made = jax.ShapeDtypeStruct(table.shape, table.dtype), []
     for size in programs.SIZES:
         program = scorer.compile_ahead(task, state.params, of_table, shapes(size), platforms)

@@ -1,8 +1,9 @@
 """The ranking model as one ONNX file, by jax2onnx: what `export.scorer` computes, parameters and ID table within.
 
     inputs   the arrays of a request, see `core.batch.REQUEST`, for `CANDIDATES` candidates; "candidate.<name>" and
-             "history.<name>" of what is looked up. A shorter request is padded with row 0
-    output   logit [CANDIDATES] f32, of a model of several labels [CANDIDATES, 1 + H], the first one's before the further ones'
+             "history.<name>" of what is looked up. A shorter request is padded with row 0. Or for any number of candidates,
+             and of a model of several histories for any number of events that these read ("history_slot")
+    output   logit [candidates] f32, of a model of several labels [candidates, 1 + H], the first one's before the further ones'
 
 The rows of ids and what is looked up of items are those of the store's version that the file lies in.
 """
@@ -25,6 +26,8 @@ from em3_jax.tasks import Task
 
 FILE = "ranker.onnx"
 CANDIDATES = 64
+OPEN = {"B": "candidates", "T": "events"}
+"""Axes of a request that may be open -> their names in the file."""
 PACKAGES = "jax2onnx onnx-ir sympy mpmath"
 _NEARLY = 1e-4  # of the logits' size; f32 sums in another order differ by less
 _INLINED = {
@@ -34,17 +37,21 @@ _INLINED = {
 """Primitives that hold a program -> the parameter that it is."""
 
 
-def write_onnx(path: Path, task: Task, params: Any, table: np.ndarray, request: dict[str, Any]) -> dict[str, Any]:
+def write_onnx(
+    path: Path, task: Task, params: Any, table: np.ndarray, request: dict[str, Any], opened: Sequence[str] = ()
+) -> dict[str, Any]:
     """Writes the model to a file, and compares it with the run where onnxruntime is there.
 
     Args:
       params: of the task.
       table: [V, W] f32 the ID embedding table.
       request: of `scorer.request_shapes`, for `CANDIDATES` candidates.
+      opened: axes of `OPEN`, which are of any length in the file.
 
     Returns:
-      {"candidates", "inputs": {name: [shape, dtype]}}, and "largest_difference" of a drawn request's
-      logits where it was compared.
+      {"candidates": how many, or its name where that is open, "inputs": {name: [shape, dtype]}}, and
+      "largest_difference" of a drawn request's logits where it was compared, where axes are open of
+      shorter and longer ones, too.
 
     Raises:
       UserError: the packages are missing; the converter does not know an operation, which is named;
@@ -65,14 +72,50 @@ def write_onnx(path: Path, task: Task, params: Any, table: np.ndarray, request: 
         result: jax.Array = score(flat, table, jax.tree.unflatten(of_request, every))
         return result
 
-    _convert(path, jax.make_jaxpr(logits)(*shapes), shapes, inputs)
+    of_file = _opened(shapes, inputs, opened)
+    _convert(path, jax.make_jaxpr(logits)(*of_file), of_file, inputs)
     facts: dict[str, Any] = {
-        "candidates": CANDIDATES,
-        "inputs": {name: [list(one.shape), one.dtype.name] for name, one in zip(inputs, shapes, strict=True)},
+        "candidates": OPEN["B"] if "B" in opened else CANDIDATES,
+        "inputs": {
+            name: [[one if isinstance(one, int) else str(one) for one in of.shape], of.dtype.name]
+            for name, of in zip(inputs, of_file, strict=True)
+        },
     }
     if importlib.util.find_spec("onnxruntime") is None:
         return facts
-    return facts | {"largest_difference": _compared(path, jax.jit(logits), shapes, inputs, len(table))}
+    run = jax.jit(logits)
+    compared = [shapes, *([_scaled(shapes, inputs, opened, *one) for one in ((1, 64), (3, 2))] if opened else [])]
+    return facts | {"largest_difference": max(_compared(path, run, one, inputs, len(table)) for one in compared)}
+
+
+def _axes(name: str) -> list[str]:
+    """The letters of an input's axes."""
+    return REQUEST[name.partition(".")[0]].axes
+
+
+def _opened(shapes: Sequence[Any], inputs: Sequence[str], opened: Sequence[str]) -> list[Any]:
+    """`shapes` with symbols for the axes that are open."""
+    if not opened:
+        return list(shapes)
+    named = dict(zip(opened, jax.export.symbolic_shape(", ".join(OPEN[axis] for axis in opened)), strict=True))
+
+    def one(shape: Any, name: str) -> jax.ShapeDtypeStruct:
+        sizes = zip(_axes(name), shape.shape, strict=True)
+        return jax.ShapeDtypeStruct(tuple(named.get(axis, size) for axis, size in sizes), shape.dtype)
+
+    return [one(shape, name) for shape, name in zip(shapes, inputs, strict=True)]
+
+
+def _scaled(shapes: Sequence[Any], inputs: Sequence[str], opened: Sequence[str], times: int, parts: int) -> list[Any]:
+    """`shapes` whose open axes are times / parts as long, 1 at least."""
+
+    def one(shape: Any, name: str) -> jax.ShapeDtypeStruct:
+        sizes = zip(_axes(name), shape.shape, strict=True)
+        return jax.ShapeDtypeStruct(
+            tuple(max(size * times // parts, 1) if axis in opened else size for axis, size in sizes), shape.dtype
+        )
+
+    return [one(shape, name) for shape, name in zip(shapes, inputs, strict=True)]
 
 
 def _require() -> None:
@@ -114,7 +157,7 @@ def evaluated(program: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else known[atom]
 
-    for equation in program.eqns:
+    for equation in _needed(program):
         name, values = equation.primitive.name, [read(one) for one in equation.invars]
         is_known = bool(values) and isinstance(values[0], int | np.integer)
         if name == "platform_index":
@@ -135,6 +178,16 @@ def evaluated(program: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -
     return [read(one) for one in program.outvars]
 
 
+def _needed(program: core.Jaxpr) -> list[core.JaxprEqn]:
+    """The operations that outputs come of: others may be what a converter does not know, such as arrays of nothing."""
+    wanted, kept = {one for one in program.outvars if isinstance(one, core.Var)}, []
+    for equation in reversed(program.eqns):
+        if not wanted.isdisjoint(equation.outvars):
+            kept.append(equation)
+            wanted |= {one for one in equation.invars if isinstance(one, core.Var)}
+    return kept[::-1]
+
+
 def _compared(path: Path, logits: Callable, shapes: Sequence[Any], inputs: Sequence[str], rows: int) -> float:
     """The largest difference of the logits of a drawn request.
 
@@ -145,14 +198,18 @@ def _compared(path: Path, logits: Callable, shapes: Sequence[Any], inputs: Seque
 
     random = np.random.default_rng(0)
     arrays: list[np.ndarray] = []
+    events = dict(zip(inputs, shapes, strict=True))["history_row"].shape[0] if "history_row" in inputs else 0
     for name, shape in zip(inputs, shapes, strict=True):
         if shape.dtype == np.bool_:
             arrays.append(random.random(shape.shape) < 0.7)
+        elif name == "history_slot":
+            arrays.append(random.integers(-1, events, shape.shape).astype(shape.dtype))
         elif np.issubdtype(shape.dtype, np.integer):
             arrays.append(random.integers(0, rows, shape.shape).astype(shape.dtype))
         else:
             arrays.append(random.standard_normal(shape.shape).astype(shape.dtype))
-        if REQUEST.get(name, REQUEST["candidate"]).given:  # numbers, some of which are missing
+        key = REQUEST.get(name, REQUEST["candidate"])
+        if key.given and key.dtype == np.float32:  # numbers, some of which are missing
             arrays[-1][random.random(shape.shape) < 0.2] = np.nan
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

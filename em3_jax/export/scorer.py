@@ -65,7 +65,9 @@ def scorer(task: Task, unflatten: Any) -> Any:
 
 def _in_slots(of_event: jax.Array, slot: jax.Array) -> jax.Array:
     """[b, K, ...] what is said of events [T, ...], in the slots that hold them; -1 holds none."""
-    found = jnp.take(of_event, jnp.maximum(slot, 0), axis=0)
+    found = jnp.take(of_event, jnp.maximum(slot, 0), axis=0, mode="clip")
+    if found.dtype == jnp.bool_:  # of which onnxruntime has no choice
+        return found & (slot >= 0)
     nothing = jnp.nan if jnp.issubdtype(found.dtype, jnp.floating) else jnp.zeros((), found.dtype)
     return jnp.where((slot >= 0).reshape(*slot.shape, *(1,) * (found.ndim - 2)), found, nothing)
 

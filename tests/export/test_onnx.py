@@ -39,7 +39,10 @@ MADE_UP.def_abstract_eval(lambda x: x)
     ],
 )
 def test_the_file_gives_the_logits_of_every_backbone(planted, tmp_path, backbone, content):
-    """`write_onnx` compares them itself, under onnxruntime; here that it did, and how near they are."""
+    """`write_onnx` compares them itself, under onnxruntime; here that it did, and how near they are.
+
+    For any number of candidates it compares one and a half and half as many, too.
+    """
     config = small_config(planted, model__backbone=backbone, model__content=content)
     parts = experiment.build(config)
     state, task = parts.program.init(), parts.work.task
@@ -52,6 +55,9 @@ def test_the_file_gives_the_logits_of_every_backbone(planted, tmp_path, backbone
     assert facts["largest_difference"] < 1e-5
     assert facts["inputs"]["candidate_row"][0] == list(request["candidate_row"].shape)
     assert (tmp_path / "ranker.onnx").stat().st_size > table.nbytes
+    facts = onnx_model.write_onnx(tmp_path / "any.onnx", task, state.params, table, request, ["B"])
+    assert facts["largest_difference"] < 1e-5 and facts["candidates"] == "candidates"
+    assert facts["inputs"]["candidate_row"][0] == ["candidates", *request["candidate_row"].shape[1:]]
 
 
 @pytest.fixture(scope="module")

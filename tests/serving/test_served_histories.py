@@ -1,5 +1,7 @@
 """What a run reads of histories beyond the last items, served: the logits of `em3 eval`."""
 
+import importlib.util
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,6 +88,21 @@ def several(shop, tmp_path_factory):
     )  # fmt: skip
 
 
+@pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is None, reason="jax2onnx is not installed")
+def test_an_onnx_file_reads_the_slots_of_several_histories(several, tmp_path):
+    """`write_onnx` compares its logits with the run's, for 64 candidates, or any number of them and of events."""
+    export.export(several, tmp_path / "any", PLAIN._replace(with_onnx=True, any_candidates=True))
+    facts = store.open_current(tmp_path / "any").manifest["serving"]["onnx"]
+    assert facts["largest_difference"] < 1e-5 and facts["inputs"]["history_slot"][0] == ["candidates", 12]
+    assert facts["inputs"]["history_row"][0][0] == "events"
+    export.export(several, tmp_path / "fixed", PLAIN._replace(with_onnx=True))
+    manifest = store.open_current(tmp_path / "fixed").manifest
+    assert manifest["serving"]["onnx"]["largest_difference"] < 1e-5
+    assert (
+        manifest["serving"]["onnx"]["candidates"] == 64 == manifest["serving"]["onnx"]["inputs"]["history_slot"][0][0]
+    )
+
+
 def test_a_service_chooses_the_events_of_each_candidate_as_training_does(shop, several, tmp_path, monkeypatch):
     export.export(several, tmp_path / "store", PLAIN)
     model = Model(store.open_current(tmp_path / "store"))
@@ -107,7 +124,6 @@ def test_a_service_chooses_the_events_of_each_candidate_as_training_does(shop, s
     assert len(pieces) > 1 and all(len(piece.event) <= 14 or len(piece.slot) == 1 for piece in pieces)
     every = np.concatenate([np.where(piece.slot < 0, -1, piece.event[piece.slot]) for piece in pieces])
     np.testing.assert_array_equal(every, choice._choose(item, fields, np.arange(ITEMS)))
-    assert "several histories" in user_error(export.export, several, tmp_path / "onnx", PLAIN._replace(with_onnx=True))
 
 
 def test_lemur_reads_several_histories_learns_several_labels_and_is_served(shop, tmp_path):
