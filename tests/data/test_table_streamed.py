@@ -105,6 +105,29 @@ def test_the_same_bytes_of_every_kind_of_time(tmp_path, kind):
     assert_same(*both(tmp_path, tmp_path / "log.parquet"))
 
 
+@pytest.mark.parametrize("form", ["%d.%m.%Y %H:%M", "%Y%m%d", ""], ids=["text", "number", "iso"])
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_the_same_bytes_of_times_that_are_texts(tmp_path, form, ending):
+    """Each different text is read once; also where a split is of the moments that they say."""
+    random = np.random.default_rng(1)
+    moments = (1_600_000_000 + random.integers(0, 40, ROWS) * 86_400 * 3).astype("datetime64[s]").astype(object)
+    texts = [one.strftime(form or "%Y-%m-%dT%H:%M:%S") for one in moments]
+    column = pa.array([int(one) for one in texts] if form == "%Y%m%d" else texts)
+    read, path = log(time=column), tmp_path / f"log.{ending}"
+    if ending == "csv":
+        write_csv(read.select(["user", "item", "time", "label"]), path)
+    else:
+        pq.write_table(read, path)
+    assert_same(*both(tmp_path, path, time_format=form))
+
+
+def test_a_text_that_is_no_time_is_told_as_in_memory(tmp_path):
+    texts = ["01.02.2024 10:00"] * (ROWS - 1) + ["yesterday"]
+    pq.write_table(log(time=pa.array(texts)), tmp_path / "log.parquet")
+    said = [user_error(lambda e=e: both_of(tmp_path, e, time_format="%d.%m.%Y %H:%M")) for e in ("memory", "duckdb")]
+    assert said[0] == said[1] and "'yesterday'" in said[0]
+
+
 def test_the_same_bytes_with_files_of_items_and_users(tmp_path):
     pq.write_table(log(), tmp_path / "log.parquet")
     items = pa.table({"item": [f"i{k}" for k in range(1, 50)], "brand": [f"b{k % 7}" for k in range(1, 50)]})

@@ -5,17 +5,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from em3_jax.core.errors import UserError
 from em3_jax.data import times
 from em3_jax.data.readers.files import place
 from em3_jax.data.readers.log_engine import PLACE, LogEngine, UnsuitedError, name_of
 from em3_jax.data.readers.parquet import parquet_batches
 from em3_jax.data.readers.source import Source
 from em3_jax.data.readers.table_log import COMPARISONS, MOST
-from em3_jax.data.readers.table_times import AUTO, Times, read_times
+from em3_jax.data.readers.table_times import AUTO, OF_DATES, Times, read_times
 
 Rule = tuple[str, Any, float]
 """(column, comparison, number) of a label; without a comparison it is 1 or 0 as it stands."""
 _SIGNS: dict[Any, str] = {compare: {"==": "=", "!=": "<>"}.get(sign, sign) for sign, compare in COMPARISONS.items()}
+
+
+TIMES = "time of"
+"""The relation of texts and the times that they say."""
 
 
 class Clock(NamedTuple):
@@ -25,12 +30,14 @@ class Clock(NamedTuple):
       value: of a row, in SQL.
       unit: see `data.times`.
       least, most: the first and the last.
+      join: of the log with what `value` is of, in SQL; "" = it is of the log alone.
     """
 
     value: str
     unit: str
     least: int
     most: int
+    join: str = ""
 
     def keyed(self, rows: int) -> tuple[str, int]:
         """(SQL of a number whose order is that of time and place, how many bits of it are the place); 0 = there is none.
@@ -75,6 +82,32 @@ def clock(engine: LogEngine, name: str, options: Times) -> Clock:
     return Clock(engine.milliseconds(column, kind), unit, least, most)
 
 
+def is_text(engine: LogEngine, name: str, options: Times) -> bool:
+    """Whether a column of times is of texts, or of numbers that are to be read as such."""
+    kind = engine.types[name]
+    return bool(options.format) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def clock_of_texts(engine: LogEngine, name: str, options: Times) -> Clock:
+    """The times of a log that are texts: each different one is read once, and held meanwhile."""
+    kind: Any = engine.types[name]
+    if not any(of(kind) for of in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
+        raise UnsuitedError
+    key = engine.words(name).key
+    if key.null_count or not len(key):
+        raise UnsuitedError(f"{engine.source}: column '{name}' is empty in some rows; fill it in or drop them")
+    try:
+        values, unit = read_times(engine.source, name, pa.chunked_array([key]), options)
+    except UserError as error:  # what it says of a row is of the different texts
+        raise UnsuitedError(f"{engine.source}: {str(error).partition(': ')[2]}") from None
+    if unit != OF_DATES:
+        raise UnsuitedError  # whether numbers are dates, all of them say
+    engine.keep_table(TIMES, pa.table({"key": key, "number": pa.array(values, pa.int64())}))
+    of = name_of(TIMES)
+    join = f"JOIN {of} ON log.{name_of(name)} = {of}.key"
+    return Clock(f"{of}.number", unit, int(values.min()), int(values.max()), join)
+
+
 def number(column: str) -> str:
     return f"CAST(log.{name_of(column)} AS DOUBLE)"
 
@@ -117,7 +150,7 @@ def check_types(engine: LogEngine, time: str, ids: set[str], judged: Judged) -> 
     amounts = {*judged.amounts.values(), judged.weight, *judged.numbers}
     of_ids = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean)
     of_numbers = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_float32, pa.types.is_float64)
-    of_times = (pa.types.is_timestamp, pa.types.is_date32, pa.types.is_integer)
+    of_times = (pa.types.is_timestamp, pa.types.is_date32, pa.types.is_integer, *of_ids[1:3])
     for name, kind in engine.types.items():
         known = of_times if name == time else of_ids if name in ids else of_numbers
         if not any(is_kind(kind) for is_kind in known) or (name == time and kind == pa.uint64()):

@@ -65,7 +65,7 @@ def _streamed(writer: DatasetWriter, asked: Asked, cuts: Cut, engine: str, spark
     if not is_suited(asked):
         if engine != "auto":
             raise UserError(
-                f"--engine {engine}: takes logs with times, without drawn negatives, --as-retrieval, --in-order, --time-format, "
+                f"--engine {engine}: takes logs with times, without drawn negatives, --as-retrieval, --in-order, "
                 "or histories that come with rows; leave --engine out"
             )
         return None

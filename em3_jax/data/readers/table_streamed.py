@@ -1,6 +1,6 @@
 """The table reader for logs longer than memory: the same dataset, its bytes too, by `log_engine` and a pass in time order.
 
-What it takes: Parquet files and texts, with histories of the log's own rows. Ids, fields, labels, amounts, weights,
+What it takes: Parquet files and texts, with histories of the log's own rows. Ids, fields, times, labels, amounts, weights,
 groups and numbers are as in memory; drawn negatives, histories that come with rows, and splits by a column that
 interleave in time are read in memory. Where a value is wrong, a log of up to `MOST_IN_MEMORY` rows is
 read in memory, too, which says it best. Letters: n rows, U users, k events.
@@ -28,7 +28,17 @@ from em3_jax.data.readers.log_numbers import columns_of, cut, cut_part, fields_o
 from em3_jax.data.readers.log_spark import Spark
 from em3_jax.data.readers.log_splits import SPLIT, Parts, parts_of
 from em3_jax.data.readers.log_stream import Column, Shown, in_order, written
-from em3_jax.data.readers.log_values import Clock, Judged, check_types, check_values, holds, number, there
+from em3_jax.data.readers.log_values import (
+    Clock,
+    Judged,
+    check_types,
+    check_values,
+    clock_of_texts,
+    holds,
+    is_text,
+    number,
+    there,
+)
 from em3_jax.data.readers.log_values import clock as clock_of
 from em3_jax.data.readers.splits import Whole
 from em3_jax.data.readers.table_dataset import Told
@@ -64,7 +74,7 @@ class Streamed(NamedTuple):
 def is_suited(asked: Asked) -> bool:
     """Whether the options are among those that can be read this way."""
     files, how = asked.files, asked.how
-    in_time = how.times.unit != NO_TIMES and not how.times.format
+    in_time = how.times.unit != NO_TIMES
     return in_time and files.events is None and "history" not in how.roles and not how.in_order and not how.clicks.alone
 
 
@@ -131,14 +141,16 @@ class _Reader:
         how, roles = self._how, self._how.roles
         check_types(engine, roles["time"], self.ids, self._judged)
         count = 2 + len(set(how.context_fields)) + len(set(how.event_fields))
+        count += is_text(engine, roles["time"], how.times)
         read = self._source.rows * (count + bool(self._judged.group) + isinstance(how.rule, str))
         engine.progress = Progress(read, unit="row", doing="numbering ids and values")
+        of_texts = is_text(engine, roles["time"], how.times)
         with ThreadPoolExecutor() as threads:
-            looked = threads.submit(clock_of, engine, roles["time"], how.times)  # beside what the engine does
-            check_values(engine, self._judged)
+            looked = None if of_texts else threads.submit(clock_of, engine, roles["time"], how.times)
+            check_values(engine, self._judged)  # beside which the times are read
             is_event = {"clicks": self._is_click, "all": "true", "none": "false"}[self._events]
             words = {kind: engine.words(roles[kind], is_event) for kind in ("item", "user")}
-            clock = looked.result()
+            clock = looked.result() if looked else clock_of_texts(engine, roles["time"], how.times)
         ends, numbers = self._ends(words)
         for kind, of_kind in words.items():
             engine.keep(kind, of_kind, numbers[kind])
@@ -161,7 +173,7 @@ class _Reader:
             columns += of_numbers
         group = self._judged.group
         of_group = [f'JOIN "group of" ON log.{name_of(group)} = "group of".key'] if group else []
-        joins = " ".join([self._joined(), parts.join, *of_group, *context.joins, *event.joins])
+        joins = " ".join([self._joined(), parts.join, clock.join, *of_group, *context.joins, *event.joins])
         stream = ahead(in_order(engine, columns, joins, clock, kept))
         both_parts = {"item": ends.item_part, "user": ends.user_part}
         counted = {kind: part.table.num_rows for kind, part in both_parts.items() if part.numbers}
@@ -277,7 +289,7 @@ class _Reader:
         code, late = f"({parts.number})", f"min({clock.value}) FILTER (WHERE ({is_event}) AND "
         pairs = [(f"{late}{code} > {k})", f"max({clock.value}) FILTER (WHERE {code} = {k})") for k in (0, 1)]
         (users,) = engine.one(
-            f'SELECT count(*) FROM (SELECT "user".number FROM log {self._joined()} {parts.join} GROUP BY 1 '
+            f'SELECT count(*) FROM (SELECT "user".number FROM log {self._joined()} {parts.join} {clock.join} GROUP BY 1 '
             f"HAVING {' OR '.join(f'{first} < {last}' for first, last in pairs)}) AS interleaved"
         )
         if users:
