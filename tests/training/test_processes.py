@@ -14,6 +14,7 @@ from em3_jax import train
 from em3_jax.config.schema.course import Mesh
 from em3_jax.core.lock import Lock
 from em3_jax.training import processes
+from tests.compilation import on_devices
 from tests.conftest import ROOT, user_error
 from tests.training.test_sharding import lemur_config, ranking_config
 
@@ -53,11 +54,10 @@ def _process(config: dict, workdir, number: int, port: int, *options: str, devic
     mesh = {"coordinator": f"127.0.0.1:{port}", "processes": 2, "process_id": number, "heartbeat_seconds": 10}
     command = [sys.executable, "train.py", f"--config={file}", f"--workdir={workdir}"]
     command += [f"--config.mesh.{name}={value}" for name, value in mesh.items()]
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [*command, *options],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=on_devices(devices),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
