@@ -1,15 +1,21 @@
-"""How much care XLA takes with the programs of tests, most of whose time goes into compiling small ones."""
+"""How much care XLA takes with the programs of tests, most of whose time goes into compiling small ones.
+
+To be imported before JAX makes its first program: XLA reads its flags once in a process. So here they
+are those of programs that are compiled quickly, which those of processes that are started then equal
+in the cache; and programs of other modules bring theirs with them.
+"""
 
 import os
 
 import jax
 from jax._src import compiler
 
-# The emitters of XLA's CPU compiler that came before those by MLIR, which take most of its time on small programs.
+# Without them those work that XLA's CPU compiler had before: MLIR takes most of its time on small programs.
 _EMITTERS = "xla_cpu_use_fusion_emitters"
-QUICK_FLAGS = f"--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --{_EMITTERS}=false"
-_FLAGS = os.environ.get("XLA_FLAGS", "")  # of whoever runs the tests
+_GIVEN = os.environ.get("XLA_FLAGS", "")  # of whoever runs the tests
+_QUICKLY = f"{_GIVEN} --{_EMITTERS}=false".strip()
 _quick = False
+os.environ["XLA_FLAGS"] = _QUICKLY
 
 
 def choose(quick: bool) -> None:
@@ -20,19 +26,19 @@ def choose(quick: bool) -> None:
         jax.config.update("jax_disable_most_optimizations", quick)
         _quick = quick
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
-    os.environ["XLA_FLAGS"] = f"{_FLAGS} {QUICK_FLAGS}" if quick else _FLAGS
+    os.environ["XLA_FLAGS"] = _QUICKLY if quick else _GIVEN
 
 
 def on_devices(count: int) -> dict[str, str]:
     """The environment of a process that has so many devices, of the CPU, and compiles quickly."""
-    flags = f"{QUICK_FLAGS} --xla_force_host_platform_device_count={count}"
+    quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = f"{_QUICKLY} {quickly} --xla_force_host_platform_device_count={count}"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def _options(*args, env_options_overrides=None, options=compiler.get_compile_options, **kwargs):
-    """JAX's options of a program: XLA reads its flags once in a process, but these with each program."""
-    if _quick:
-        env_options_overrides = {_EMITTERS: False} | dict(env_options_overrides or {})
+    if not _quick:
+        env_options_overrides = {_EMITTERS: True} | dict(env_options_overrides or {})
     return options(*args, env_options_overrides=env_options_overrides, **kwargs)
 
 
