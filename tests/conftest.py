@@ -7,7 +7,9 @@ from pathlib import Path
 # Programs compiled by one test, worker or subprocess serve the others. Set before jax is imported.
 ROOT = Path(__file__).parent.parent
 CHROMIUM = Path("/usr/bin/chromium")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+MOST_KEPT = 2 << 30  # bytes of compiled programs
+PROGRAMS = ROOT / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import pytest
@@ -92,6 +94,19 @@ def pytest_collection_modifyitems(items):
         return -seconds, item.get_closest_marker("quickly_compiled") is None
 
     items.sort(key=key)
+
+
+def pytest_sessionstart(session):
+    """Of the programs that are kept the oldest go, where they have become many: each is of one version of the code."""
+    if hasattr(session.config, "workerinput"):
+        return
+    written = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in PROGRAMS.glob("*-cache"))
+    excess = sum(size for _, size, _ in written) - MOST_KEPT
+    for _, size, path in written if excess > 0 else ():
+        path.unlink(missing_ok=True)
+        excess -= size
+        if excess < -MOST_KEPT / 2:
+            break
 
 
 def pytest_collection_finish():
