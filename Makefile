@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: install demo test lint format docs bench clean
+.PHONY: install demo test suite lint style types format docs bench clean
 
 install: $(VENV)/installed
 
@@ -36,12 +36,20 @@ demo: $(VENV)/installed
 	@echo
 	$(BIN)/em3 compare ID-only=$(DEMO)/id_only EM3=$(DEMO)/em3
 
-test: $(VENV)/installed-test lint
+# Types are checked beside the tests: one core would wait for it.
+test: style
+	$(MAKE) --no-print-directory -j2 types suite
+
+suite: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations=15
 
-lint: $(VENV)/installed-test
+lint: style types
+
+style: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-test
 	$(BIN)/mypy
 
 format: $(VENV)/installed-test

@@ -1,38 +1,37 @@
 """Shared by all tests: small planted data, made once per worker."""
 
+import gc
 import os
 from pathlib import Path
 
 # Programs compiled by one test, worker or subprocess serve the others. Set before jax is imported.
 ROOT = Path(__file__).parent.parent
 CHROMIUM = Path("/usr/bin/chromium")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+MOST_KEPT = 2 << 30  # bytes of compiled programs
+PROGRAMS = ROOT / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-import jax
 import pytest
 
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import Dataset
 from em3_jax.data.readers.synthetic import synthetic
+from tests import compilation
 from tests.tiny import Tiny, write_tiny
 
 
 @pytest.fixture(scope="module", autouse=True)
 def code_generation(request):
-    """Chooses how much LLVM optimises the programs of a module and of the processes it starts.
+    """Chooses how much care XLA takes with the programs of a module and of the processes it starts.
 
-    Tests spend most of their time compiling; without LLVM's optimisation it is a third. What XLA
-    makes of a program is the same (fusions, memory, collectives), its arithmetic too, but not always
-    the last bit; and it runs three times as long. So `quickly_compiled` is for modules that look at
-    runs, files, messages and formulas; not for those that train long, measure, hold two different
-    programs to the same bits, or test how close floats come.
+    Tests spend most of their time compiling; without LLVM's optimisation and the newer emitters it is
+    a fifth. The collectives and memory of a program are the same, its arithmetic too, but not always
+    its fusions and the last bit; and it runs three times as long. So `quickly_compiled` is for modules
+    that look at runs, files, messages and formulas; not for those that train long, measure, hold two
+    different programs to the same bits, or test how close floats come.
     """
-    quick = request.node.get_closest_marker("quickly_compiled") is not None
-    if quick != jax.config.read("jax_disable_most_optimizations"):
-        jax.clear_caches()  # of functions that modules share
-        jax.config.update("jax_disable_most_optimizations", quick)
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
+    compilation.choose(request.node.get_closest_marker("quickly_compiled") is not None)
 
 
 @pytest.fixture(scope="session")
@@ -88,5 +87,30 @@ def user_error(function, *args) -> str:
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first, so that no worker is left with them at the end."""
-    items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("seconds")), default=0))
+    """The longest files first, so that no worker is left with them at the end; else those together that are compiled alike."""
+
+    def key(item) -> tuple[float, bool]:
+        seconds = max((mark.args[0] for mark in item.iter_markers("seconds")), default=0)
+        return -seconds, item.get_closest_marker("quickly_compiled") is None
+
+    items.sort(key=key)
+
+
+def pytest_sessionstart(session):
+    """Of the programs that are kept the oldest go, where they have become many: each is of one version of the code."""
+    if hasattr(session.config, "workerinput"):
+        return
+    written = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in PROGRAMS.glob("*-cache"))
+    excess = sum(size for _, size, _ in written) - MOST_KEPT
+    for _, size, path in written if excess > 0 else ():
+        path.unlink(missing_ok=True)
+        excess -= size
+        if excess < -MOST_KEPT / 2:
+            break
+
+
+def pytest_collection_finish():
+    """What is imported stays, and tracing makes many objects: the collector would look at all of them a thousand times."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 100)

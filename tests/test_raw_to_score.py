@@ -1,7 +1,6 @@
 """The whole way on real raw data: posters and titles through encoders into features, training, evaluation."""
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.movielens import movielens
 from em3_jax.features import extract, known
 from tests import raw_items
+from tests.compilation import on_devices
 
 pytestmark = pytest.mark.quickly_compiled
 
@@ -106,7 +106,7 @@ for modality, encoder in (("image", sys.argv[3]), ("text", sys.argv[4])):
         subprocess.run(
             [sys.executable, "-W", "ignore", "-c", program, data, str(devices), *encoders.values()],
             cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+            env=on_devices(devices),
             check=True,
             capture_output=True,
         )

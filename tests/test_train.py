@@ -256,7 +256,7 @@ def test_a_signal_saves_and_leaves_with_a_message(planted, tmp_path, name):
             time.sleep(0.01)
         time.sleep(0.5)
         run.send_signal(getattr(signal, name))
-        output, _ = run.communicate(timeout=60)
+        output, _ = run.communicate(timeout=600)
     assert run.returncode == 128 + getattr(signal, name)
     assert f"{name}: saved step" in output and "run the same command again" in output
     saved = checkpoint.Checkpoints(directory).steps("latest")

@@ -1,12 +1,12 @@
 """exchange: rows that travel in bf16 are rounded once, and their gradients are sums in f32."""
 
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.compilation import on_devices
 from tests.conftest import ROOT
 
 SENT = """
@@ -59,11 +59,10 @@ print(json.dumps({
 @pytest.mark.parametrize("devices", [2, 8])
 def test_rows_and_gradients_travel_in_the_type_they_are_read_in(devices):
     """What all devices name adds up as in f32, but for one rounding of each device's part."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     done = subprocess.run(
         [sys.executable, "-c", SENT, str(devices)],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=on_devices(devices),
         capture_output=True,
         text=True,
         timeout=300,

@@ -128,11 +128,11 @@ def test_a_terminated_command_goes_on_where_it_was(planted, pages, tmp_path):
         [*command, "--out", str(stopped), *options, *long], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     log = stopped / "runs" / "id_only-0" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    while not log.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130 and "Traceback" not in errors, errors
     assert list((stopped / "runs" / "id_only-0" / "checkpoints" / "latest").glob("[0-9]*"))
     assert not list((stopped / "runs").glob("*/finished.json"))

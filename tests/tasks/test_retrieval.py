@@ -97,7 +97,7 @@ def test_a_terminated_run_ends_bit_identical(pairs, finished, tmp_path):
         while run.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 4):
             time.sleep(0.002)
         run.send_signal(signal.SIGTERM)
-        output, _ = run.communicate(timeout=120)
+        output, _ = run.communicate(timeout=600)
     assert run.returncode == 128 + signal.SIGTERM and "SIGTERM: saved step" in output
     saved = checkpoint.Checkpoints(directory).steps("latest")[-1]
     assert 0 < saved < records(finished)[-1]["step"]

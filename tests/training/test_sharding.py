@@ -1,7 +1,6 @@
 """sharding: steps on any mesh are the steps on one device, and what is cut by rows stays where it is."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ from em3_jax.core import sharding
 from em3_jax.core.batch import BY_EXAMPLE
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.training import experiment
+from tests.compilation import on_devices
 from tests.conftest import ROOT, user_error
 from tests.planted_pairs import planted_pairs
 from tests.tiny import with_label, with_numbers
@@ -27,14 +27,8 @@ MESHES = ((1, 1), (8, 1), (1, 8), (2, 4), (4, 2))
 
 def on_eight_devices(*command: str) -> dict | list:
     """The JSON in the last line that Python prints when it is run so."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=600,
+        [sys.executable, *command], cwd=ROOT, env=on_devices(8), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
