@@ -80,6 +80,11 @@ def _check(config: OnClicks) -> None:
     ):
         if given:
             raise UserError(f"config.data.{key}: is of a dataset that is whole; leave it out, or config.stream.append")
+    if data.features and data.placement != "host":
+        raise UserError(
+            f"config.data.placement={data.placement}: content of items to come is not on the devices; set host, with "
+            "config.stream.append"
+        )
     if data.has_segments:
         raise UserError(
             "config.data.histories: are of a dataset that is whole; leave them out, or config.stream.append"
