@@ -159,7 +159,6 @@ def _fitted(saved: dict[str, jax.Array], before: Fields, now: Fields) -> State:
 def _write_run(out: Path, run: Run, config: Config, dataset: Dataset, state: State, notes: dict[str, Any]) -> None:
     """The run's folder; run.json is what makes it one, and comes last."""
     out.mkdir(parents=True, exist_ok=True)
-    features = [name.partition("[")[0] for name in config.data.features]
     growth.remember(out, dataset)
     checkpoints = Checkpoints(out, dataset.meta["data_hash"])
     try:
@@ -168,7 +167,7 @@ def _write_run(out: Path, run: Run, config: Config, dataset: Dataset, state: Sta
         checkpoints.close()
     if (run.folder / CURVE).exists():
         shutil.copyfile(run.folder / CURVE, out / CURVE)
-    hashes = {name: dataset.features(name).manifest["hash"] for name in features}
+    hashes = {name: dataset.features(name).manifest["hash"] for name in run.record["features"]}
     rundir.claim(out, config, dataset.meta["data_hash"], hashes)
 
 

@@ -124,6 +124,21 @@ def test_killed_while_rows_come_the_curve_and_the_tables_are_the_same(late_log, 
         assert np.asarray(one[name]).tobytes() == np.asarray(other[name]).tobytes(), name
 
 
+def test_a_bad_row_stops_the_run_which_goes_on_without_it(late_log, tmp_path):
+    """Stopped at it, then told to leave such rows out, the run has the curve of the log without it."""
+    rows = (late_log / "log.csv").read_text().splitlines(keepends=True)
+    log = tmp_path / "log.csv"
+    log.write_text("".join(rows[:350]))
+    own = mapping(tmp_path, log)
+    train.train(made(tmp_path / "data", own), tmp_path / "run")
+    log.write_text("".join([*rows[:400], "u1,i1,,1\n", *rows[400:]]))
+    with pytest.raises(UserError, match=r"log\.csv line 401: has no time .*config\.stream\.on_bad_row=skip"):
+        train.train(made(tmp_path / "data", own), tmp_path / "run")
+    result = train.train(made(tmp_path / "data", own, **{"stream.on_bad_row": "skip"}), tmp_path / "run")
+    assert result["windows"] == 7
+    assert json.dumps(lines(tmp_path / "run")) == json.dumps(lines(late_log / "run"))
+
+
 def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path):
     """LEMUR, with its memory bank: the log at once, and in pieces, whose items' lines and vectors come with them."""
     rows = log_lines(0, 300).splitlines(keepends=True)
