@@ -66,10 +66,10 @@ def test_windows_of_rows_that_arrive_are_those_of_the_whole_log_however_they_com
             arriving = stream.Arriving(every, tmp_path)
             for end in (*ends, 1200):
                 arriving.extend(times_[:end], "seconds")
-            windows = list(
-                itertools.takewhile(lambda pair: arriving.has(pair[0]), ((k, None) for k in itertools.count()))
-            )
-            found.append([arriving[k] for k, _ in windows])
+            count = 0
+            while arriving.has(count):
+                count += 1
+            found.append([arriving[k] for k in range(count)])
             counted = sum(arriving.late(window, times_) for window in found[-1])
             newest = np.maximum.accumulate(times_)
             assert counted == (times_[1:] < newest[:-1])[: found[-1][-1].end - 1].sum()
