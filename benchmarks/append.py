@@ -45,7 +45,7 @@ def follow(checkout: Path, folder: Path, first: int, hours: int, rows: int, extr
     """[hours - first] seconds that each hour from number `first` on took; those before are in the log at the start."""
     folder.mkdir(parents=True)
     log, mapping, curve = folder / "log.csv", folder / "mapping.json", folder / "run" / "stream.jsonl"
-    mapping.write_text(json.dumps({"interactions": str(log), "time_unit": "seconds"}))
+    mapping.write_text(json.dumps({"interactions": str(log)}))
     log.write_text(HEADER + "".join(hour(number, rows) for number in range(first)))
     command = [sys.executable, "train.py", "--config=configs/online.py:id_only", f"--workdir={folder / 'run'}"]
     command += [f"--config.data.root={folder / 'data'}", f"--config.stream.follow={mapping}"]

@@ -19,7 +19,9 @@ its time; rows that arrive after it find it at its place in time, in a block wri
 Killed at any moment, a store is what its last commit says: files are cut back, and changed blocks are put back.
 """
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -33,9 +35,17 @@ from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN, Field, Fields
 from em3_jax.data import times
+from em3_jax.data.append_entities import Entities
 from em3_jax.data.arrivals import Arrivals, Options, Rows, Wrong
 from em3_jax.data.event_blocks import EventBlocks
-from em3_jax.data.format import EVENT_DTYPES, FORMAT_VERSION, INTERACTION_DTYPES, OPTIONAL_EVENT_DTYPES, Dataset
+from em3_jax.data.format import (
+    EVENT_DTYPES,
+    FORMAT_VERSION,
+    INTERACTION_DTYPES,
+    OPTIONAL_EVENT_DTYPES,
+    Dataset,
+    FeatureSet,
+)
 from em3_jax.data.growing import Column, Words
 
 STORE = "appended.json"
@@ -84,15 +94,13 @@ class Store:
         self._of_rows = {name: Column(root / "rows" / f"{name}.npy", np.int32) for name in how.event.values()}
         dtypes = EVENT_DTYPES | OPTIONAL_EVENT_DTYPES | {f"field_{name}": np.int32 for name in how.event.values()}
         self._events = EventBlocks(root, dtypes, self._state["events"], self._state["commit"])
-        names = [
-            "user",
-            "item",
-            *(f"context_{n}" for n in how.context.values()),
-            *(f"event_{n}" for n in how.event.values()),
-        ]
+        fields = {"user": how.users.fields, "item": how.items.fields, "context": how.context, "event": how.event}
+        names = ["user", "item", *(f"{group}_{name}" for group, of in fields.items() for name in of.values())]
         self._words: dict[str, Words] = {
             name: Words(root / "words" / f"{name}.jsonl", self._state["words"].get(name, 0)) for name in names
         }
+        self._told = {"user": how.users, "item": how.items}
+        self._entities = {kind: Entities(root, kind, told, self._words) for kind, told in self._told.items()}
 
     @property
     def rows(self) -> int:
@@ -125,7 +133,7 @@ class Store:
         return self._arrivals.known["unit"] or times.ORDER
 
     def words(self, name: str) -> Iterator[str]:
-        """The original ids or values in the order of their numbers: of "user", "item", "context_<field>", "event_<field>"."""
+        """The original ids or values in the order of their numbers: of "user", "item", "context_<field>", ..."""
         return iter(self._words[name])
 
     def event_values(self, name: str) -> np.ndarray:
@@ -150,7 +158,7 @@ class Store:
         """
         known = json.loads(json.dumps(self._arrivals.known))
         try:
-            rows, wrong = self._arrivals.read(table, where)
+            rows, wrong = self._named(*self._arrivals.read(table, where))
         except UserError as error:
             self._arrivals.known = known
             if not self._skips:
@@ -166,6 +174,18 @@ class Store:
         added = 0 if rows is None else self._append(rows)
         self._commit(position)
         return added
+
+    def _named(self, rows: Rows, wrong: list[Wrong]) -> tuple[Rows, list[Wrong]]:
+        """The same, where rows whose user or item is in no line of its file are wrong."""
+        bad: dict[int, str] = {}
+        for kind, entities in self._entities.items():
+            ids = getattr(rows, kind)
+            for k in np.flatnonzero(entities.absent(ids)):
+                bad.setdefault(int(k), f"its {kind} '{ids[int(k)]}' is in no line of {self._told[kind].file}")
+        if not bad:
+            return rows, wrong
+        found = [Wrong(int(rows.row[k]), why) for k, why in bad.items()]
+        return rows.take(np.setdiff1d(np.arange(len(rows.row)), [*bad])), sorted([*wrong, *found])
 
     def reject(self, lines: list[tuple[str, str, str]]) -> None:
         """Leaves lines out that are no rows, or refuses them.
@@ -198,7 +218,7 @@ class Store:
         count, first = len(rows.time), self.rows
         if not count:
             return 0
-        user, item = (self._words[name].numbers(getattr(rows, name)).astype(np.int32) for name in ("user", "item"))
+        user, item = (self._ids_of(kind, getattr(rows, kind)) for kind in ("user", "item"))
         values = {"user": user, "item": item, "label": rows.label, "time": rows.time, **rows.columns}
         values["split"] = np.zeros(count, np.uint8)
         for name, texts in rows.context.items():
@@ -222,6 +242,14 @@ class Store:
             "late": self.late + int((rows.time < before[:-1]).sum()),
         }  # fmt: skip
         return count
+
+    def _ids_of(self, kind: str, texts: pa.DictionaryArray) -> np.ndarray:
+        """[n] i32 numbers of users or items; of those that are new, what is known is kept."""
+        words = self._words[kind]
+        before = len(words)
+        number = words.numbers(texts)
+        self._entities[kind].add(before, words.after(before))
+        return number.astype(np.int32)
 
     def _ids(self, name: str, texts: pa.DictionaryArray) -> np.ndarray:
         number = self._words[name].numbers(texts)
@@ -256,25 +284,28 @@ class Store:
         for name, (column, lowest) in columns.items():
             number = int(column.first(rows)[part].max(initial=-1)) + 1 - lowest
             result[name] = max(result.get(name, 0), number)
+        for kind, told in self._told.items():  # of those that are new
+            new = slice((known or {}).get(kind, 0), result[kind])
+            for name in told.fields.values():
+                number = int(self._entities[kind].ids(name).first(result[kind])[new].max(initial=0)) + 1 - FIRST_KNOWN
+                result[f"{kind}_{name}"] = max(result.get(f"{kind}_{name}", 0), number)
         return result
 
-    def view(self, rows: int, sizes: Mapping[str, int]) -> Dataset:
+    def view(self, rows: int, sizes: Mapping[str, int]) -> "Appended":
         """The first rows as a dataset, all of them for training, with places for as many users, items and values as `sizes` says.
 
         Its counts are 0, see `shown`.
         """
-        words = {"context": dict.fromkeys(self.how.context.values()), "event": dict.fromkeys(self.how.event.values())}
-        fields = Fields(
-            (Field("user", sizes["user"] + FIRST_KNOWN),),
-            (Field("item", sizes["item"] + FIRST_KNOWN),),
-            *(
-                tuple(Field(n, sizes[f"{group}_{n}"] + FIRST_KNOWN) for n in words[group])
-                for group in ("context", "event")
-            ),
-        )
-        vocabularies: dict[str, dict] = {"user": {}, "item": {}, "context": {}, "event": {}}
-        for group, names in words.items():
-            vocabularies[group] = {n: list(self._words[f"{group}_{n}"])[: sizes[f"{group}_{n}"]] for n in names}
+        names = {kind: [*told.fields.values()] for kind, told in self._told.items()}
+        names |= {"context": [*self.how.context.values()], "event": [*self.how.event.values()]}
+        of = {group: [Field(n, sizes[f"{group}_{n}"] + FIRST_KNOWN) for n in found] for group, found in names.items()}
+        for kind in self._told:
+            of[kind].insert(0, Field(kind, sizes[kind] + FIRST_KNOWN))
+        fields = Fields(**{group: tuple(found) for group, found in of.items()})
+        vocabularies = {
+            group: {n: list(itertools.islice(self._words[f"{group}_{n}"], sizes[f"{group}_{n}"])) for n in found}
+            for group, found in names.items()
+        }
         how = self.how
         meta = {
             "format_version": FORMAT_VERSION, "name": self.root.name, "data_hash": self.hash, "item_hash": self.hash,
@@ -287,8 +318,31 @@ class Store:
         for group in ("context", "event"):
             counts |= {f"{group}_{f.name}": np.zeros(f.size, np.int64) for f in getattr(fields, group)}
         interactions = {name: column.first(rows) for name, column in self._columns.items()}
-        tables = (pa.table({"id": pa.nulls(sizes[name], pa.string())}) for name in ("user", "item"))
-        return Dataset(self.root, meta, fields, interactions, self._events.columns(), counts, *tables)
+        tables = [self._table(kind, fields, sizes[kind]) for kind in self._told]
+        sets = self._entities["item"].sets(sizes["item"], self.hash)
+        return Appended(self.root, meta, fields, interactions, self._events.columns(), counts, *tables, sets=sets)
+
+    def _table(self, kind: str, fields: Fields, places: int) -> pa.Table:
+        """Of so many users or items, without their ids."""
+        columns: dict[str, Any] = {"id": pa.nulls(places, pa.string())}
+        for field in getattr(fields, kind)[1:]:
+            ids = self._entities[kind].ids(field.name).first(places)
+            # Those that the rows of a view do not name may have values that it does not know.
+            columns[field.name] = pa.array(np.where(ids < field.size, ids, UNKNOWN).astype(np.int32))
+        return pa.table(columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Appended(Dataset):
+    """Rows of a store as a dataset, see `Store.view`. `sets` are the feature sets of its items."""
+
+    sets: Mapping[str, FeatureSet] = dataclasses.field(default_factory=dict)
+
+    def features(self, name: str) -> FeatureSet:
+        if name not in self.sets:
+            there = ", ".join(self.sets) or "none"
+            raise UserError(f"{self.root}: no feature set '{name}'; the mapping names as `features`: {there}")
+        return self.sets[name]
 
 
 def _plain(how: Options) -> dict[str, Any]:

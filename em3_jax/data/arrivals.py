@@ -14,17 +14,19 @@ import pyarrow.compute as pc
 
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.data import canonical, times
+from em3_jax.data.append_entities import Told
 from em3_jax.data.format import NOT_PART
 from em3_jax.data.readers.encode import field_names
 from em3_jax.data.readers.table_log import MOST, check_names, rule_of
 from em3_jax.data.readers.table_times import AUTO, KINDS, OF_DATES, Times, read_times
 from em3_jax.data.sources.arrived import UNTYPED
+from em3_jax.data.sources.files import DELIMITERS
 
-ROLES = ("user", "item", "label", "time", "weight")
+ROLES = ("user", "item", "label", "time", "weight", "user_key", "item_key")
 EVENTS = ("clicks", "all", "none")
 SUPPORTED = (
-    "interactions", "columns", "label", "labels", "amounts", "context_fields", "event_fields", "events", "time_unit",
-    "time_format",
+    "interactions", "items", "users", "columns", "label", "labels", "amounts", "item_fields", "user_fields",
+    "context_fields", "event_fields", "features", "events", "time_unit", "time_format",
 )  # fmt: skip
 """Options of `em3 prepare table` that logs which are appended to may have."""
 FIXED = {"split": "all its rows are trained", "in_order": "late rows are kept", "overwrite": "it is appended to"}
@@ -60,6 +62,15 @@ class Rows(NamedTuple):
     context: dict[str, pa.DictionaryArray]
     event: dict[str, pa.DictionaryArray]
 
+    def take(self, rows: np.ndarray) -> "Rows":
+        """The rows [m]."""
+        pick = pa.array(rows)
+        texts = lambda of: {name: _used(one.take(pick)) for name, one in of.items()}  # noqa: E731
+        return Rows(
+            self.row[rows], _used(self.user.take(pick)), _used(self.item.take(pick)), self.label[rows], self.time[rows],
+            {name: one[rows] for name, one in self.columns.items()}, texts(self.context), texts(self.event),
+        )  # fmt: skip
+
 
 class Options(NamedTuple):
     """What a mapping says of rows that arrive, see `em3 prepare table`."""
@@ -72,6 +83,8 @@ class Options(NamedTuple):
     event: Mapping[str, str]
     events: str
     times: Times
+    users: Told
+    items: Told
 
     @property
     def rule(self) -> str:
@@ -113,6 +126,7 @@ def options(mapping: str, given: Mapping[str, Any]) -> Options:
         if role not in ROLES:
             raise UserError(f"{mapping}: columns: no role '{role}'; {nearest(role, ROLES)}")
     roles = {role: role for role in ROLES if role != "weight"} | columns
+    told = {kind: _told(mapping, kind, given, columns, roles) for kind in ("user", "item")}
     labels, amounts = dict(given.get("labels", {})), dict(given.get("amounts", {}))
     check_names(labels, amounts)
     events = given.get("events") or EVENTS[0]
@@ -126,8 +140,29 @@ def options(mapping: str, given: Mapping[str, Any]) -> Options:
         raise UserError(f"{mapping}: time_unit: '{unit}'; {nearest(unit, (AUTO, *times.UNITS))}")
     return Options(
         roles, label, {name: rule_of(rule) for name, rule in labels.items()}, amounts, context, event, events,
-        Times(unit, given.get("time_format", "")),
+        Times(unit, given.get("time_format", "")), told["user"], told["item"],
     )  # fmt: skip
+
+
+def _told(
+    mapping: str, kind: str, given: Mapping[str, Any], columns: Mapping[str, str], roles: Mapping[str, str]
+) -> Told:
+    """What a mapping says of users or items."""
+    file, fields = given.get(f"{kind}s", ""), given.get(f"{kind}_fields", ())
+    features = given.get("features", {}) if kind == "item" else {}
+    if not file:
+        if fields or features:
+            raise UserError(f"{mapping}: {kind}_fields, features: are of {kind}s, whose file is not named; add {kind}s")
+        return Told()
+    if not isinstance(file, str | Path) or Path(file).suffix not in DELIMITERS:
+        raise UserError(f"{mapping}: {kind}s: name one .csv or .tsv file, which grows beside the log")
+    for field in fields:
+        if field.endswith(":multi"):
+            raise UserError(
+                f"{mapping}: {kind}_fields: '{field}' has several values; a log that is appended to has one each"
+            )
+    key = columns.get(f"{kind}_key", roles[kind])
+    return Told(str(file), key, field_names(list(fields))[0], {name: str(one) for name, one in features.items()})
 
 
 class Arrivals:

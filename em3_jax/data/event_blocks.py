@@ -166,7 +166,7 @@ class EventBlocks:
         temporary = self._undo.with_suffix(".tmp")
         with open(temporary, "wb") as file:
             blocks = {name: self._blocks[name][users] for name in BLOCKS}
-            np.savez(file, commit=commit, users=users, **blocks)  # type: ignore[arg-type]
+            np.savez(file, commit=commit, users=users, **blocks)
         os.replace(temporary, self._undo)
 
     def _put_back(self, commit: int) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -95,23 +94,22 @@ class Words:
         found = [known.setdefault(word, len(known)) for word in used]
         return np.append(np.asarray(found, np.int64), -1)[codes]
 
+    def after(self, number: int) -> list[str]:
+        """The texts from a number on, at their own cost."""
+        found = []
+        for word in reversed(self._number):
+            if self._number[word] < number:
+                break
+            found.append(word)
+        return found[::-1]
+
     def flush(self) -> None:
         """Writes the new texts; they count once `bytes` is committed."""
         if self._written < len(self._number):
-            new = _last(self._number, self._written)
+            new = self.after(self._written)
             self._file.write("".join(json.dumps(word) + "\n" for word in new).encode())
             self._file.flush()
             self._written, self.bytes = len(self._number), self._file.tell()
 
     def close(self) -> None:
         self._file.close()
-
-
-def _last(numbers: dict[str, int], after: int) -> Iterable[str]:
-    """The keys from number `after` on, at their own cost."""
-    found = []
-    for word in reversed(numbers):
-        if numbers[word] < after:
-            break
-        found.append(word)
-    return reversed(found)

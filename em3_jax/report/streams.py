@@ -19,6 +19,8 @@ PANELS = (
     ("AUC, cold items", ("cold items", "auc")),
     ("bank: slots filled", ("train/coverage_long",)),
     ("bank: cosine of stored and current", ("train/staleness_cosine",)),
+    ("rows that came late", ("late",)),
+    ("lag of a window, seconds", ("time/lag_seconds",)),
 )
 
 

@@ -30,6 +30,7 @@ from em3_jax.core.progress import Progress
 from em3_jax.core.types import State
 from em3_jax.data import arrivals, prepare, sources, stream, times
 from em3_jax.data.append import Store
+from em3_jax.data.buckets import Buckets
 from em3_jax.data.format import CLICK, Dataset
 from em3_jax.data.shown import Shown
 from em3_jax.tasks.ranking.setup import open_clicks
@@ -98,12 +99,11 @@ class _Appended(online._Stream):
         self.config, self.directory, self._own = config, directory, own
         self.label = config.data.label
         self._store, self._source = store, source
-        length = None if config.data.has_segments else config.data.history_length
-        self._counters = {"whole": Shown(), "run": Shown(self.label, length)}
+        self._counters = {"whole": Shown(), "run": Shown(self.label, config.data.history_length)}
         self._windows = stream.Arriving(own.window, store.root)
         self._known_sizes: tuple[int, dict[str, int]] = (0, {})  # of so many rows
         self._sizes: dict[str, int] = {}  # places that the tables have
-        self._late, self.endless = 0, None
+        self._said, self.endless = "", None  # of the last window
 
     def run(self, interrupts: processes.Interrupts) -> dict:
         state, position, curve, notes = None, Position(), None, {}
@@ -117,10 +117,10 @@ class _Appended(online._Stream):
                 flush=True,
             )
         while not stopped_by:
-            if stopped_by := self._wait(position.window, interrupts):
-                break
             if self._own.most_windows and position.window >= self._own.most_windows:
                 stopped_by = "end"
+                break
+            if stopped_by := self._wait(position.window, interrupts):
                 break
             window = self._windows[position.window]
             state = self._grown(state, window.end)
@@ -229,9 +229,15 @@ class _Appended(online._Stream):
             open_clicks(self.config.data, view), rows
         )
         self.parts = experiment.build(self.config, dataset=dataclasses.replace(view, counts=counts))
-        self.buckets, self.eval_buckets = (
-            self._buckets(size) for size in (self.config.data.batch_size, self.config.eval.batch_size)
-        )
+        placement = self.config.data.placement
+        if self.parts.work.feature_sets and placement != "host":
+            raise UserError(
+                f"config.data.placement={placement}: content of items to come is not on the devices; set host, with "
+                "config.stream.append"
+            )
+        sizes = self.config.data.batch_size, self.config.eval.batch_size
+        buckets = [self._buckets(size) for size in sizes]
+        self.buckets, self.eval_buckets = map(_roomier, buckets) if self._own.spare else buckets
 
     def _grown(self, state: State, rows: int) -> State:
         """The state in tables that hold the ids of the first rows, of which the dataset is then made."""
@@ -253,8 +259,13 @@ class _Appended(online._Stream):
         return dataclasses.replace(dataset, counts=counter.until(dataset, row))
 
     def _of_source(self, window: stream.Window) -> dict[str, Any]:
-        self._late = self._windows.late(window, self._store["time"])
-        return {"late": self._late, "time/rows_behind": self._store.rows - window.end} | self._lag(window)
+        late, behind = self._windows.late(window, self._store["time"]), self._store.rows - window.end
+        lag = self._lag(window)
+        self._said = f"  late {late:,}" if late else ""
+        self._said += f"  left out {self._store.skipped:,}" if self._store.skipped else ""
+        self._said += f"  behind {behind:,} rows" if behind else ""
+        self._said += f", {lag['time/lag_seconds']:,.0f} s" if behind and lag else ""
+        return {"late": late, "time/rows_behind": behind} | lag
 
     def _lag(self, window: stream.Window) -> dict[str, float]:
         """How far the newest row that has come is ahead of the newest of the windows that are done, in seconds."""
@@ -264,9 +275,7 @@ class _Appended(online._Stream):
         return {"time/lag_seconds": (self._store.newest - self._windows.newest(window)) * per_second}
 
     def _beside(self) -> str:
-        late = f"  late {self._late:,}" if self._late else ""
-        skipped = f"  left out {self._store.skipped:,}" if self._store.skipped else ""
-        return f"{late}{skipped}"
+        return self._said
 
 
 def places_of(sizes: Mapping[str, int], spare: float) -> dict[str, int]:
@@ -277,6 +286,13 @@ def places_of(sizes: Mapping[str, int], spare: float) -> dict[str, int]:
       spare: config.stream.spare.
     """
     return {name: max(math.ceil(size * (1 + spare)), LEAST_PLACES) if spare else size for name, size in sizes.items()}
+
+
+def _roomier(buckets: Buckets) -> Buckets:
+    """The next larger ones: batches of rows to come name more, and each size is compiled by itself."""
+    sizes = dataclasses.asdict(buckets)
+    unit = sizes.pop("unit")
+    return Buckets(**{name: size and buckets.fit(size, size + 1) for name, size in sizes.items()}, unit=unit)
 
 
 def place_of_rows(before: Fields, after: Fields) -> np.ndarray:

@@ -181,8 +181,7 @@ class _Stream:
                 f"{parts.work.dataset.root}: does not say the unit of its times, made before datasets did; taken for {unit}"
             )
         windows = count(len(self.windows))
-        done = f"{position.window:,} done"
-        print(f"{parts.work.dataset.root}: {total:,} rows in {windows}; {done}", flush=True)
+        print(f"{parts.work.dataset.root}: {total:,} rows in {windows}; {position.window:,} done", flush=True)
         self.progress, stopped_by = Progress(total, position.row, unit="row"), "end"
         for number in range(position.window, len(self.windows)):
             state, done, stopped_by = self._window(number, self.windows[number], state, curve, notes, interrupts)

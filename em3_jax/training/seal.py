@@ -7,6 +7,7 @@ says nothing of what was trained on: that is all of it.
 """
 
 import dataclasses
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from em3_jax.core.lock import Lock
 from em3_jax.core.types import State
 from em3_jax.data import arrivals, prepare
 from em3_jax.data.append import Store
-from em3_jax.data.format import Dataset
+from em3_jax.data.format import Dataset, hash_ids
 from em3_jax.data.readers.log import write_log
 from em3_jax.data.writer import DatasetWriter
 from em3_jax.training import growth, rundir
@@ -94,10 +95,10 @@ def _write_dataset(store: Store, rows: int, root: Path) -> Dataset:
     """The first rows, as a dataset of its own in `root`."""
     seen = store.view(rows, store.sizes(rows))
     columns, how = seen.interactions, store.how
-    tables, fields = [], seen.fields
-    for kind in ("user", "item"):
-        ids = [word for word, _ in zip(store.words(kind), range(getattr(fields, kind)[0].size - 2), strict=False)]
-        tables.append(pa.table({"id": pa.array(ids, pa.string())}))
+    fields, ids, tables = seen.fields, {}, {}
+    for kind, table in (("user", seen.user_table), ("item", seen.item_table)):
+        ids[kind] = pa.array(itertools.islice(store.words(kind), table.num_rows), pa.string())
+        tables[f"{kind}s"] = table.set_column(0, "id", ids[kind])
     is_event = {"clicks": columns["label"] == 1, "all": np.ones(rows, bool), "none": np.zeros(rows, bool)}[how.events]
     of_kind = {
         kind: {name: columns[f"{kind}_{name}"] for name in names}
@@ -116,10 +117,12 @@ def _write_dataset(store: Store, rows: int, root: Path) -> Dataset:
             amounts=of_kind["amount"],
             weight=columns.get("weight"),
         )
+        for name, one in seen.sets.items():
+            manifest = {"encoder": one.manifest["encoder"]}
+            writer.features(name, one.tokens, one.mask, manifest, hash_ids(ids["item"]))
         return writer.finish(
             name=store.root.name,
-            users=tables[0],
-            items=tables[1],
+            **tables,
             fields=fields,
             vocabularies=seen.meta["vocabularies"],
             text_columns=[],
@@ -164,7 +167,8 @@ def _write_run(out: Path, run: Run, config: Config, dataset: Dataset, state: Sta
         checkpoints.close()
     if (run.folder / CURVE).exists():
         shutil.copyfile(run.folder / CURVE, out / CURVE)
-    rundir.claim(out, config, dataset.meta["data_hash"], {})
+    hashes = {name: dataset.features(name).manifest["hash"] for name in run.record["features"]}
+    rundir.claim(out, config, dataset.meta["data_hash"], hashes)
 
 
 def main() -> None:

@@ -232,5 +232,46 @@ def test_a_folder_of_something_else_and_other_options_are_refused(tmp_path):
     assert (tmp_path / "data" / STORE).exists()
     with pytest.raises(UserError, match="was made by other options"):
         made(tmp_path / "data", log, events="all")
-    with pytest.raises(UserError, match=r"m\.toml: items is of whole logs"):
-        arrivals.options("m.toml", {"items": "items.csv"})
+    with pytest.raises(UserError, match=r"m\.toml: item_numbers is of whole logs"):
+        arrivals.options("m.toml", {"item_numbers": ("price",)})
+    with pytest.raises(UserError, match=r"m\.toml: item_fields: 'tags:multi' has several values"):
+        arrivals.options("m.toml", {"items": "items.csv", "item_fields": ("tags:multi",)})
+
+
+def test_new_items_bring_fields_and_content_and_one_without_a_line_is_a_bad_row(tmp_path):
+    rows, log, items = log_rows(400), tmp_path / "log.csv", tmp_path / "items.csv"
+    vectors = np.random.default_rng(0).normal(size=(60, 2, 3)).astype(np.float16)
+    vectors[7, 1] = 0
+    lines = [f"i{k},{'abcde'[k * k % 5]}\n" for k in range(60)]
+    mapping = {"items": str(items), "item_fields": ("kind",), "features": {"image": str(tmp_path / "image.npy")}}
+    mapping |= {"columns": {"item_key": "sku"}}
+    log.write_text(HEADER)
+    items.write_text("sku,kind\n")
+    store, source = made(tmp_path / "data", log, **mapping), open_source("m", log)
+    known = {"sizes": None, "rows": 0}
+    for end in (50, 200, 400):
+        there = 1 + max(int(row[1][1:]) for row in rows[:end])
+        items.write_text("sku,kind\n" + "".join(lines[:there]))
+        np.save(tmp_path / "image.npy", vectors[:there])
+        with open(log, "a") as file:
+            file.write(text(rows[store.rows : end]))
+        take(store, source)
+        store.close()
+        store = made(tmp_path / "data", log, **mapping)  # as after a restart
+        known = {"sizes": store.sizes(end, known["sizes"], known["rows"]), "rows": end}
+        assert known["sizes"] == store.sizes(end)
+        early = store.view(50, store.sizes(50))
+        assert (early.item_table.column("kind").to_numpy() < early.fields.item[1].size).all()
+    places = {name: 3 * size for name, size in store.sizes(store.rows).items()}
+    now, number = store.view(store.rows, places), [int(name[1:]) for name in store.words("item")]
+    found, words = now.features("image"), now.meta["vocabularies"]["item"]["kind"]
+    assert found.tokens.shape == (3 * len(number), 2, 3) and not found.mask[len(number) :].any()
+    assert np.array_equal(found.tokens[: len(number)], vectors[number])
+    assert np.array_equal(found.mask[: len(number)], (vectors[number] != 0).any(axis=2))
+    kinds = now.item_table.column("kind").to_pylist()[: len(number)]
+    assert [words[kind - 2] for kind in kinds] == ["abcde"[k * k % 5] for k in number]
+    with open(log, "a") as file:
+        file.write("u1,i999,150,1,0,0\n")
+    with pytest.raises(UserError, match=r"line 402: its item 'i999' is in no line of .*items\.csv; .*on_bad_row=skip"):
+        take(store, source)
+    assert store.rows == 400

@@ -51,3 +51,31 @@ def test_what_the_rows_before_do_not_show_is_unknown(planted):
     expected = [int(item) in seen for item in batch["item_id"]]
     np.testing.assert_array_equal(batch["item_is_known"], expected)
     assert not all(expected)
+
+
+@pytest.mark.parametrize("every", ["70 examples", "2 minutes", "10 seconds"])
+def test_windows_of_rows_that_arrive_are_those_of_the_whole_log_however_they_come(planted, tmp_path, every):
+    """But the last, which a row to come may belong to; out of order, a row is of the window in which it arrives."""
+    time = np.array(planted.interactions["time"][:1200])
+    whole = [w for w in stream.windows(planted, every) if w.complete and w.end <= len(time)]
+    late = time.copy()
+    late[::17] -= 45
+    for times_, expected in ((time, whole), (late, None)):
+        found = []
+        for ends in ((1200,), (1, 2, 500, 501, 1199, 1200), range(1, 1201, 13)):
+            arriving = stream.Arriving(every, tmp_path)
+            for end in (*ends, 1200):
+                arriving.extend(times_[:end], "seconds")
+            count = 0
+            while arriving.has(count):
+                count += 1
+            found.append([arriving[k] for k in range(count)])
+            counted = sum(arriving.late(window, times_) for window in found[-1])
+            newest = np.maximum.accumulate(times_)
+            assert counted == (times_[1:] < newest[:-1])[: found[-1][-1].end - 1].sum()
+            assert all(arriving.newest(w) == newest[w.end - 1] for w in found[-1] if w.end)
+        assert found[0] == found[1] == found[2]
+        if expected is not None and "examples" not in every:
+            assert found[0] == expected[: len(found[0])] and len(found[0]) >= len(expected) - 1
+        elif expected is not None:
+            assert found[0] == expected

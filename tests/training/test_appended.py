@@ -124,6 +124,60 @@ def test_killed_while_rows_come_the_curve_and_the_tables_are_the_same(late_log, 
         assert np.asarray(one[name]).tobytes() == np.asarray(other[name]).tobytes(), name
 
 
+def test_a_bad_row_stops_the_run_which_goes_on_without_it(late_log, tmp_path):
+    """Stopped at it, then told to leave such rows out, the run has the curve of the log without it."""
+    rows = (late_log / "log.csv").read_text().splitlines(keepends=True)
+    log = tmp_path / "log.csv"
+    log.write_text("".join(rows[:350]))
+    own = mapping(tmp_path, log)
+    train.train(made(tmp_path / "data", own), tmp_path / "run")
+    log.write_text("".join([*rows[:400], "u1,i1,,1\n", *rows[400:]]))
+    with pytest.raises(UserError, match=r"log\.csv line 401: has no time .*config\.stream\.on_bad_row=skip"):
+        train.train(made(tmp_path / "data", own), tmp_path / "run")
+    result = train.train(made(tmp_path / "data", own, **{"stream.on_bad_row": "skip"}), tmp_path / "run")
+    assert result["windows"] == 7
+    assert json.dumps(lines(tmp_path / "run")) == json.dumps(lines(late_log / "run"))
+
+
+def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path):
+    """LEMUR, with its memory bank: the log at once, and in pieces, whose items' lines and vectors come with them."""
+    rows = log_lines(0, 300).splitlines(keepends=True)
+    vectors = np.random.default_rng(0).normal(size=(40, 1, 6)).astype(np.float16)
+    number = [int(row.split(",")[1][1:]) for row in rows]
+    changes = {"stream.window": "100 examples", "stream.poll_seconds": 0.01, "stream.idle_seconds": 0.05}
+    changes |= {"data.features": ("image",), "data.placement": "host", "data.unknown_floor": {}, "stream.append": True}
+    stopped = {}
+    for name, ends in (("whole", (300,)), ("pieces", (110, 150, 300))):
+        folder = tmp_path / name
+        folder.mkdir()
+        log = folder / "log.csv"
+        log.write_text(HEADER)
+        said = {"interactions": str(log), "time_unit": "seconds", "items": str(folder / "items.csv")}
+        said |= {"features": {"image": str(folder / "image.npy")}, "item_fields": ["kind"]}
+        (folder / "m.json").write_text(json.dumps(said))
+        for end in ends:
+            there = 1 + max(number[:end])
+            np.save(folder / "image.npy", vectors[:there])
+            lines_ = [f"i{k},{k % 3}\n" for k in range(there)]
+            (folder / "items.csv").write_text("item,kind\n" + "".join(lines_))
+            log.write_text(HEADER + "".join(rows[:end]))
+            own = {"stream.follow": str(folder / "m.json"), "stream.spare": 0.1}
+            result = train.train(config(folder / "data", **(changes | own)).to_dict(), folder / "run")
+        stopped[name] = result["windows"]
+    assert stopped == {"whole": 3, "pieces": 3}
+    assert json.dumps(lines(tmp_path / "whole" / "run")) == json.dumps(lines(tmp_path / "pieces" / "run"))
+    (one, _), (other, _) = state(tmp_path / "whole" / "run"), state(tmp_path / "pieces" / "run")
+    assert any(name.startswith("memory.") for name in one)
+    for name in one:
+        assert np.asarray(one[name]).tobytes() == np.asarray(other[name]).tobytes(), name
+    sealed = seal.seal(tmp_path / "pieces" / "run", tmp_path / "data", tmp_path / "run")
+    image = sealed.features("image")
+    ids = [int(one[1:]) for one in sealed.item_table.column("id").to_pylist()]
+    assert np.array_equal(image.tokens, vectors[ids])
+    with pytest.raises(UserError, match=r"config\.data\.placement=auto: content of items to come"):
+        train.train(config(tmp_path / "x", **(changes | own | {"data.placement": "auto"})).to_dict(), tmp_path / "y")
+
+
 def test_what_has_no_effect_or_cannot_be_is_one_line(tmp_path):
     log = tmp_path / "log.csv"
     log.write_text(HEADER + log_lines(0, 50))

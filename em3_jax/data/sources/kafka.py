@@ -90,11 +90,9 @@ class Topic:
         return self._read(messages, offsets)
 
     def _assign(self, offsets: dict[int, int], there: list[int]) -> None:
-        """Reads from the offsets on, unless it does."""
+        """Reads from the offsets on, unless it does: what was read and not kept is read again."""
         wanted = {number: offsets.get(number, 0) for number in {*there, *offsets}}
         if not wanted or wanted == self._assigned:
-            return
-        if set(wanted) == set(self._assigned) and all(self._assigned[n] == o for n, o in wanted.items()):
             return
         begin = kafka.OFFSET_BEGINNING
         self._consumer.assign(
