@@ -13,6 +13,7 @@ tables that hold all ids, and a part of them, on one stream.
 
 import argparse
 import functools
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -108,6 +109,7 @@ class Table:
         self.residents.pin(id_keys.of_numbers(0, np.array([-1]), id_keys.OTHER), np.array([1]))
         fresh = swaps.new_rows(SEED, 0.01, {"accumulator": ((), np.dtype(np.float32))}, WIDTH)
         self.swaps = swaps.Swaps(self.tables, self.spill, fresh)
+        self.tables = self.swaps.compiled(self.tables)
 
     def rows(self, ids: np.ndarray, checked: "Checked | None") -> np.ndarray:
         """[n] the rows of distinct ids; those that move have moved."""
@@ -162,11 +164,12 @@ class Checked:
 
     def _of(self, table: Table, rows: np.ndarray) -> np.ndarray:
         found = []
-        for start in range(0, len(rows), swaps.AT_ONCE):
+        for start in range(0, max(len(rows), 1), swaps.AT_ONCE):
             part = rows[start : start + swaps.AT_ONCE]
             padded = np.concatenate([part, np.zeros(swaps.AT_ONCE - len(part), np.int64)]).astype(np.int32)
             taken = jax.tree.map(lambda leaf: np.asarray(_take(leaf, padded))[: len(part)], table.tables)  # noqa: B023
-            words = np.concatenate([x.reshape(len(part), -1).view(np.uint32) for x in jax.tree.leaves(taken)], axis=1)
+            flat = [x.reshape(len(part), math.prod(x.shape[1:])) for x in jax.tree.leaves(taken)]
+            words = np.concatenate([x.view(np.uint32) for x in flat], axis=1)
             found.append(np.bitwise_xor.reduce(rng.hash_words(1, words, np.arange(words.shape[1])), axis=1))
         return np.concatenate([np.zeros(0, np.uint64), *found])
 

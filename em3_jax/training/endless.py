@@ -96,7 +96,15 @@ class _Part:
     """Tables of one kind, who has their rows, and what a dataset calls these ids."""
 
     def __init__(
-        self, folder: Path, capacity: int, shapes: Any, admit_after: int, evict: str, where: str, fresh: swaps.Fresh, saved: dict
+        self,
+        folder: Path,
+        capacity: int,
+        shapes: Any,
+        admit_after: int,
+        evict: str,
+        where: str,
+        fresh: swaps.Fresh,
+        saved: dict,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         numbers = saved.get("spill", np.zeros(4, np.int64)).tolist()  # era, places, texts, rows
@@ -233,6 +241,12 @@ class Endless:
         spare = np.setdiff1d(np.arange(1, len(always) + 1), rows[fits])
         rows[~fits] = spare[: np.count_nonzero(~fits)]
         own.pin(keys, rows)
+
+    def compiled(self, state: State) -> State:
+        """The state as it is, which is donated; what moves rows is compiled then."""
+        tables = self._ids.swaps.compiled(state.tables)
+        memory = self._items.swaps.compiled(state.memory) if self._items else state.memory
+        return dataclasses.replace(state, tables=tables, memory=memory)
 
     def ready(self, state: State, batch: Batch, learn: bool) -> tuple[State, Batch]:
         """(the state with rows for what a batch of the dataset names, the batch as it names them).

@@ -223,13 +223,13 @@ class _Stream:
         elif init_from and not is_new:
             state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
         if self.config.tables.capacity:
-            self._bind(state, notes, int(state.step) if restored else None)
+            state = self._bind(state, notes, int(state.step) if restored else None)
         if growing:
             rundir.claim(directory, self.config, data_hash, parts.feature_hashes, grown=True)
         return state, notes
 
-    def _bind(self, state: State, notes: dict[str, Any], step: int | None) -> None:
-        """Takes up the ids of a table of fixed size, and the sizes of batches, which stay as the run began."""
+    def _bind(self, state: State, notes: dict[str, Any], step: int | None) -> State:
+        """Takes up the ids of a table of fixed size, and the sizes of batches, which stay; the state as it is."""
         sizes = notes.setdefault("buckets", [dataclasses.asdict(one) for one in (self.buckets, self.eval_buckets)])
         self.buckets, self.eval_buckets = (Buckets(**one) for one in sizes)
         self.endless = (
@@ -238,6 +238,7 @@ class _Stream:
             else endless.Endless(self.config, self.directory, self.parts.program.shapes, step)
         )
         self.endless.bind(self.parts.work.dataset)
+        return state if self.kept else self.endless.compiled(state)
 
     def _save(self, state: State, notes: dict[str, Any]) -> None:
         if self.endless:
