@@ -42,9 +42,8 @@ class Swaps:
         self._length, self._spill, self._fresh = leaves[0].shape[0], spill, fresh
         self._rows = [(leaf.shape[1:], np.dtype(leaf.dtype)) for leaf in leaves]
         self._waiting: list[tuple[np.ndarray, list[jax.Array]]] = []  # places, and the rows on the way there
-        where = [
-            getattr(leaf, "lines", leaf).sharding for leaf in leaves
-        ]  # or the step would be compiled for another place
+        # Where they lie, or the step would be compiled once more for another place.
+        where = [getattr(leaf, "lines", leaf).sharding for leaf in leaves]
         self._take, self._put = jax.jit(_take), jax.jit(_put, donate_argnums=0, out_shardings=where)
 
     def __call__(self, tables: Any, moves: Moves) -> Any:

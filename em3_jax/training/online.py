@@ -124,7 +124,6 @@ class _Kept(NamedTuple):
     """What a run with a table of fixed size goes on with when its log has grown: nothing is restored, and nothing compiled."""
 
     program: Program
-    buckets: tuple[Buckets, Buckets]
     endless: endless.Endless
     state: State
     notes: dict[str, Any]
@@ -200,8 +199,7 @@ class _Stream:
         self.progress.close()
         self.checkpoints.close()
         if self.endless:
-            sizes = self.buckets, self.eval_buckets
-            self.kept = _Kept(parts.program, sizes, self.endless, state, notes)
+            self.kept = _Kept(parts.program, self.endless, state, notes)
         return {"windows": position.window, "step": int(state.step), "stopped_by": stopped_by}
 
     def _begin(self) -> tuple[State, dict[str, Any]]:
@@ -232,13 +230,13 @@ class _Stream:
         """Takes up the ids of a table of fixed size, and the sizes of batches, which stay; the state as it is."""
         sizes = notes.setdefault("buckets", [dataclasses.asdict(one) for one in (self.buckets, self.eval_buckets)])
         self.buckets, self.eval_buckets = (Buckets(**one) for one in sizes)
-        self.endless = (
-            self.kept.endless
-            if self.kept
-            else endless.Endless(self.config, self.directory, self.parts.program.shapes, step)
-        )
+        if self.kept:
+            self.endless = self.kept.endless
+        else:
+            self.endless = endless.Endless(self.config, self.directory, self.parts.program.shapes, step)
+            state = self.endless.compiled(state)
         self.endless.bind(self.parts.work.dataset)
-        return state if self.kept else self.endless.compiled(state)
+        return state
 
     def _save(self, state: State, notes: dict[str, Any]) -> None:
         if self.endless:
