@@ -27,7 +27,8 @@ class MappedRows:
     """
 
     def __init__(self, path: Path, dtype: Any, need: int = 0, writable: bool = True):
-        self.path, self._dtype, self._mode = path, np.dtype(dtype), "r+" if writable else "r"
+        self.path, self._dtype = path, np.dtype(dtype)
+        self._mode: Any = "r+" if writable else "r"
         have = path.stat().st_size // self._dtype.itemsize if path.exists() else 0
         if have < need:
             raise UserError(

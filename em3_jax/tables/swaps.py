@@ -32,7 +32,7 @@ class Swaps:
     """Moves rows of the tables of a tree, each [V, ...].
 
     Args:
-      shapes: of the tree.
+      shapes: of the tree, with their shardings.
       spill: where rows go.
       fresh: what new ids begin with.
     """
@@ -42,7 +42,9 @@ class Swaps:
         self._length, self._spill, self._fresh = leaves[0].shape[0], spill, fresh
         self._rows = [(leaf.shape[1:], np.dtype(leaf.dtype)) for leaf in leaves]
         self._waiting: list[tuple[np.ndarray, list[jax.Array]]] = []  # places, and the rows on the way there
-        self._take, self._put = jax.jit(_take), jax.jit(_put, donate_argnums=0)
+        # Where they lie, or the step would be compiled once more for another place.
+        where = [getattr(leaf, "lines", leaf).sharding for leaf in leaves]
+        self._take, self._put = jax.jit(_take), jax.jit(_put, donate_argnums=0, out_shardings=where)
 
     def __call__(self, tables: Any, moves: Moves) -> Any:
         """The tables with the rows moved; they are donated."""
@@ -63,6 +65,13 @@ class Swaps:
             part = order[start : start + AT_ONCE]
             leaves = self._put(leaves, self._padded(rows[part]), [_filled(one[part]) for one in data])
         return self._tree.unflatten(leaves)
+
+    def compiled(self, tables: Any) -> Any:
+        """The tables as they are, which are donated; what moves rows is compiled then, and not when the first one moves."""
+        nothing, leaves = self._padded(np.zeros(0, np.int64)), self._tree.flatten_up_to(tables)
+        self._take(leaves, nothing)
+        zeros = [np.zeros((AT_ONCE, *tail), dtype) for tail, dtype in self._rows]
+        return self._tree.unflatten(self._put(leaves, nothing, zeros))
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         """[AT_ONCE] i32; rows beyond the table are none."""

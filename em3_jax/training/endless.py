@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from em3_jax.config.schema import OnClicks
+from em3_jax.config.schema import OnClicks, Retrieval
 from em3_jax.config.schema.course import Tables
 from em3_jax.core.batch import CLICKS
 from em3_jax.core.errors import UserError
@@ -27,7 +27,7 @@ from em3_jax.tables import swaps
 from em3_jax.tables.id_keys import TEXT, Keys, Texts
 from em3_jax.tables.residents import Moves, Residents
 from em3_jax.tables.spill import Spill
-from em3_jax.training import rundir
+from em3_jax.training import original_ids, rundir
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.experiment import Experiment
 from em3_jax.training.original_ids import OriginalIds
@@ -76,7 +76,13 @@ def begin(directory: str | Path, parts: Experiment, permitted: bool = True) -> b
 
     What the rows of the table stand for is in the map, so ids may be gone from the dataset.
     """
-    config, data_hash = parts.config, parts.work.dataset.meta["data_hash"]
+    config, dataset = parts.config, parts.work.dataset
+    assert not isinstance(config, Retrieval)
+    data_hash, always = dataset.meta["data_hash"], original_ids.always(dataset)
+    if config.tables.capacity <= len(always) + 1:
+        raise UserError(
+            f"{_WHERE}={config.tables.capacity}: {len(always) + 1} rows are in each batch; give more than these"
+        )
     if (Path(directory) / "run.json").exists() and rundir.read(directory)["data_hash"] != data_hash:
         rundir.check_same(directory, config, data_hash, parts.feature_hashes, grown=permitted)
         return True
@@ -214,7 +220,7 @@ class Endless:
             )
         if self._items:
             self._items.begin(dataset, 1 + dataset.num_items, int(names.first[item_field(names)]))
-        always = names.always()
+        always = original_ids.always(dataset)
         keys, kept = names.keys(always)
         if not self._fields:
             keys.word[:] = np.where(keys.kind == TEXT, kept.words(keys, np.arange(len(always))), keys.word)
@@ -233,14 +239,18 @@ class Endless:
     def _pin(self, keys: Keys, always: np.ndarray, of_events: int, count: int) -> None:
         """Gives rows to what is in each batch: the table's last to values of events' fields, where models look for them."""
         own = self._ids.residents
-        if own.capacity <= len(always) + 1:
-            raise UserError(f"{_WHERE}={own.capacity}: {len(always) + 1} rows are in each batch; give more than these")
         is_event = always >= count - of_events
         fits = is_event | (always < own.capacity - of_events)
         rows = np.where(is_event, always - count + own.capacity, always)
         spare = np.setdiff1d(np.arange(1, len(always) + 1), rows[fits])
         rows[~fits] = spare[: np.count_nonzero(~fits)]
         own.pin(keys, rows)
+
+    def compiled(self, state: State) -> State:
+        """The state as it is, which is donated; what moves rows is compiled then."""
+        tables = self._ids.swaps.compiled(state.tables)
+        memory = self._items.swaps.compiled(state.memory) if self._items else state.memory
+        return dataclasses.replace(state, tables=tables, memory=memory)
 
     def ready(self, state: State, batch: Batch, learn: bool) -> tuple[State, Batch]:
         """(the state with rows for what a batch of the dataset names, the batch as it names them).

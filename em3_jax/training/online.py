@@ -133,7 +133,6 @@ class _Kept(NamedTuple):
     """What a run with a table of fixed size goes on with when its log has grown: nothing is restored, and nothing compiled."""
 
     program: Program
-    buckets: tuple[Buckets, Buckets]
     endless: endless.Endless
     state: State
     notes: dict[str, Any]
@@ -191,8 +190,7 @@ class _Stream:
         self.progress.close()
         self.checkpoints.close()
         if self.endless:
-            sizes = self.buckets, self.eval_buckets
-            self.kept = _Kept(parts.program, sizes, self.endless, state, notes)
+            self.kept = _Kept(parts.program, self.endless, state, notes)
         return {"windows": notes["position"]["window"], "step": int(state.step), "stopped_by": stopped_by}
 
     def _begin(self) -> tuple[State, dict[str, Any]]:
@@ -214,21 +212,22 @@ class _Stream:
         elif init_from and not is_new:
             state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
         if self.config.tables.capacity:
-            self._bind(state, notes, int(state.step) if restored else None)
+            state = self._bind(state, notes, int(state.step) if restored else None)
         if growing:
             rundir.claim(directory, self.config, data_hash, parts.feature_hashes, grown=True)
         return state, notes
 
-    def _bind(self, state: State, notes: dict[str, Any], step: int | None) -> None:
-        """Takes up the ids of a table of fixed size, and the sizes of batches, which stay as the run began."""
+    def _bind(self, state: State, notes: dict[str, Any], step: int | None) -> State:
+        """Takes up the ids of a table of fixed size, and the sizes of batches, which stay; the state as it is."""
         sizes = notes.setdefault("buckets", [dataclasses.asdict(one) for one in (self.buckets, self.eval_buckets)])
         self.buckets, self.eval_buckets = (Buckets(**one) for one in sizes)
-        self.endless = (
-            self.kept.endless
-            if self.kept
-            else endless.Endless(self.config, self.directory, self.parts.program.shapes, step)
-        )
+        if self.kept:
+            self.endless = self.kept.endless
+        else:
+            self.endless = endless.Endless(self.config, self.directory, self.parts.program.shapes, step)
+            state = self.endless.compiled(state)
         self.endless.bind(self.parts.work.dataset)
+        return state
 
     def _save(self, state: State, notes: dict[str, Any]) -> None:
         if self.endless:

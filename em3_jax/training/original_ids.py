@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from em3_jax.core.fields import Field
 from em3_jax.core.values import canonical
 from em3_jax.data.canonical import forms_of
 from em3_jax.data.format import Dataset
@@ -13,6 +14,21 @@ from em3_jax.tables.id_keys import Keys, TextBlock, Texts
 LARGE = pa.large_string()
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # the one form of a number, of a size that 64 bits hold
 UNKNOWN = -1  # the word of a field's unknown id, of kind OTHER: known ids are counted from 0
+
+
+def _fields(dataset: Dataset) -> list[tuple[str, Field]]:
+    return [(group, field) for group, fields in dataset.fields.groups() for field in fields]
+
+
+def _first(fields: list[tuple[str, Field]]) -> np.ndarray:
+    return 1 + np.cumsum([0, *(field.size - 1 for _, field in fields)])[:-1]
+
+
+def always(dataset: Dataset) -> np.ndarray:
+    """[n] i64 table rows that are in each batch: of unknown ids, and of all values of events' fields, which are the last."""
+    of_events = sum(field.size - 1 for field in dataset.fields.event)
+    count = dataset.fields.num_rows
+    return np.union1d(_first(_fields(dataset)), np.arange(count - of_events, count))
 
 
 class OriginalIds:
@@ -29,9 +45,9 @@ class OriginalIds:
 
     def __init__(self, dataset: Dataset, texts: Texts):
         self._dataset, self._texts = dataset, texts
-        self._own = [(group, field) for group, fields in dataset.fields.groups() for field in fields]
+        self._own = _fields(dataset)
         self.fields = [f"{group}/{field.name}" for group, field in self._own]
-        self.first = 1 + np.cumsum([0, *(field.size - 1 for _, field in self._own)])[:-1]
+        self.first = _first(self._own)
         self._values: dict[int, pa.Array | pa.ChunkedArray | None] = {}
 
     def keys(self, rows: np.ndarray) -> tuple[Keys, "Kept"]:
@@ -47,12 +63,6 @@ class OriginalIds:
             _set(keys, which[is_unknown], id_keys.of_numbers(field, ids[is_unknown], id_keys.OTHER))
             self._fill(int(field), which[~is_unknown], ids[~is_unknown], keys, kept)
         return keys, kept
-
-    def always(self) -> np.ndarray:
-        """[n] i64 the rows that are in each batch: of unknown ids, and of all values of events' fields, which are last."""
-        of_events = sum(field.size - 1 for field in self._dataset.fields.event)
-        count = self._dataset.fields.num_rows
-        return np.union1d(self.first, np.arange(count - of_events, count))
 
     def unknown_of(self) -> np.ndarray:
         """[table rows] i64 the row of the unknown id of each row's field; 0 of padding."""

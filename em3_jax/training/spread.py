@@ -103,8 +103,10 @@ class _Found:
             id is row 0.
         """
         first = 1 if unknown else 0
-        fresh = swaps.never_written(self._leaves[0].shape[-1])(length, 0) if not unknown else None
-        made = jax.tree.leaves(fresh) if fresh else [np.zeros((length, *tail), dtype) for tail, dtype in self._rows]
+        made = [np.zeros((length, *tail), dtype) for tail, dtype in self._rows]
+        if not unknown:
+            width = next(tail[0] for tail, _ in self._rows if tail)
+            made = jax.tree.leaves(swaps.never_written(width)(length, 0))
         unknown_of = self.names.unknown_of()
         for part in mapped.parts(len(rows), size=_AT_ONCE):
             some, target = rows[part], first + np.arange(part.start, part.stop)

@@ -22,6 +22,7 @@ from em3_jax.data.readers.table import table
 from em3_jax.report import streams
 from em3_jax.tables import memory_bank
 from em3_jax.training import checkpoint, experiment, growth, online
+from em3_jax.training.run import Run
 from tests.conftest import ROOT
 from tests.grown_tables import grown
 
@@ -365,3 +366,17 @@ def test_mistakes_are_one_line(planted, tmp_path, finished):
     other = SMALL["model.encoder"] | {"output": 7}
     with pytest.raises(UserError, match=r"belongs to another config \(config.model.encoder.output: 6 -> 7"):
         train.train(config(planted.root, **{"model.encoder": other}).to_dict(), finished)
+
+
+def test_with_a_row_for_each_item_a_bank_of_fixed_size_has_the_curve_of_one_for_all(planted, finished, tmp_path):
+    """And tables beside it; see test_endless."""
+    few = {"stream.most_windows": 2, "tables.capacity": 1000, "tables.bank_capacity": 151}
+    train.train(config(planted.root, **few).to_dict(), tmp_path / "run")
+    kept = [
+        {name: value for name, value in line.items() if not name.startswith("ids/")} for line in lines(tmp_path / "run")
+    ]
+    assert json.dumps(kept) == json.dumps(lines(finished)[:2])
+    state, expected = (Run.open(folder).state() for folder in (tmp_path / "run", finished))
+    written = np.asarray(state.memory["written"])
+    assert (written >= 0).sum() > 100 and written.shape == expected.memory["written"].shape
+    assert (written[:150] <= np.asarray(expected.memory["written"])[:150]).all()
