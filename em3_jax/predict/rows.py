@@ -275,7 +275,7 @@ class Resolver:
 def _of_unknown(dataset: Dataset, kind: str) -> list[int]:
     """[C] table rows of a user or item of which nothing is known."""
     fields, offsets = getattr(dataset.fields, kind), dataset.fields.offsets()[kind]
-    return [offsets[field.name] if k == 0 else 0 for k, field in enumerate(fields) for _ in range(field.length)]
+    return [offsets[field.name] if k == 0 else 0 for field in fields for k in range(field.length)]  # as services have it
 
 
 def which(names: Sequence[str], given: Mapping[str, str], without: Sequence[str], dataset: Dataset) -> Read:
