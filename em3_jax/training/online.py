@@ -6,13 +6,14 @@
 
 `em3 curves` draws it. There is a checkpoint after each window, and with it the position in the stream: killed at
 any moment, a run goes on from the last one to the same curve. With config.stream.follow the log is a file that grows.
+With config.stream.publish what has been learnt goes to a store as the stream trains, see `export.publisher`.
 """
 
 import gc
 import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -47,8 +48,28 @@ ONE_WAY = {
 }
 """Settings that a stream has no choice of: its value, and why."""
 ONLY_FOLLOWING = ("poll_seconds", "idle_seconds")
+ONLY_PUBLISHING = (
+    "publish_every", "publish_whole", "publish_keep", "publish_dtype", "publish_platforms", "hot_share", "refresh_hot",
+    "refresh_cold",
+)  # fmt: skip
 HEADLINE = ("auc", "gauc", "logloss")
 SLICES = ("all", "cold items", "warm items", "new users")
+
+
+class Publisher(Protocol):
+    """Who publishes what a stream has learnt."""
+
+    def begin(self, parts: experiment.Experiment) -> None:
+        """Takes up a dataset, or the one that it has grown into."""
+
+    def due(self, step: int) -> bool:
+        """Whether a version is due after a step within a window."""
+
+    def publish(self, state: State, row: int, builder: BatchBuilder) -> None:
+        """Publishes a state that was trained on the rows before number `row`; `builder` knows what these show."""
+
+    def close(self) -> None:
+        """Waits for what is done in the background."""
 
 
 class Position(NamedTuple):
@@ -65,11 +86,12 @@ class Position(NamedTuple):
     time: int | None = None
 
 
-def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
+def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: Publisher | None = None) -> dict:
     """Scores and trains window after window; returns {"windows", "step", "stopped_by"}.
 
     Args:
       own: config.stream.
+      publisher: None = nothing is published.
 
     Raises:
       UserError: whatever the user can mend.
@@ -81,7 +103,7 @@ def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
         followed = follow.Follower(own.follow, config.data.root, own.poll_seconds, own.idle_seconds)
         while True:
             followed.prepare()
-            result = _Stream(config, directory, own, followed.grows).run(interrupts)
+            result = _Stream(config, directory, own, followed.grows, publisher).run(interrupts)
             stopped_by = result["stopped_by"] if result["stopped_by"] != "end" else followed.wait(interrupts)
             if stopped_by:
                 print(
@@ -105,20 +127,25 @@ def _check_settings(config: OnClicks, own: StreamSettings) -> None:
         given = getattr(getattr(config, section), key)
         if given != value:
             raise UserError(f"config.{name}={given}: has no effect on a stream, {why}; give {value} or leave it out")
-    for key in ONLY_FOLLOWING:
-        given = getattr(own, key)
-        if given != getattr(StreamSettings(), key) and not own.follow:
-            raise UserError(
-                f"config.stream.{key}={given}: has no effect where no log is followed; leave it out, or set "
-                "config.stream.follow"
-            )
+    for keys, needs, there in (
+        (ONLY_FOLLOWING, "follow", "no log is followed"),
+        (ONLY_PUBLISHING, "publish", "nothing is published"),
+    ):
+        for key in keys:
+            given = getattr(own, key)
+            if given != getattr(StreamSettings(), key) and not getattr(own, needs):
+                raise UserError(
+                    f"config.stream.{key}={given}: has no effect where {there}; leave it out, or set config.stream.{needs}"
+                )
 
 
 class _Stream:
     """One pass over the windows that a dataset has now."""
 
-    def __init__(self, config: OnClicks, directory: Path, own: StreamSettings, grows: bool):
-        self.config, self.directory = config, directory
+    def __init__(
+        self, config: OnClicks, directory: Path, own: StreamSettings, grows: bool, publisher: Publisher | None = None
+    ):
+        self.config, self.directory, self.publisher = config, directory, publisher
         self.parts = experiment.build(config)
         dataset = self.parts.work.dataset
         self.windows = [w for w in stream.windows(dataset, own.window) if w.complete or not grows]
@@ -153,6 +180,8 @@ class _Stream:
             state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
         if growing:
             rundir.claim(directory, self.config, data_hash, parts.feature_hashes, grown=True)
+        if self.publisher is not None:
+            self.publisher.begin(parts)
         curve = _Curve(directory / CURVE, position.window)
         if not position.window:
             print(logs.parameter_table(state, parts.program.frozen))
@@ -174,6 +203,9 @@ class _Stream:
             state, means, stopped_by = self._train(state, window, interrupts)
             if stopped_by != "end":
                 break
+            # Before the checkpoint: of a run that is killed between them, the window is trained once more.
+            if self.publisher is not None:
+                self.publisher.publish(state, window.end, self._builder(window.end))
             curve.write(record | {"step": int(state.step)} | means)
             position = Position(
                 number + 1, window.end, int(parts.work.dataset.interactions["time"][max(window.end - 1, 0)])
@@ -187,6 +219,8 @@ class _Stream:
                 break
         self.progress.close()
         self.checkpoints.close()
+        if self.publisher is not None:
+            self.publisher.close()
         return {"windows": position.window, "step": int(state.step), "stopped_by": stopped_by}
 
     def _times(self, window: stream.Window) -> dict[str, int | float]:
@@ -245,10 +279,18 @@ class _Stream:
             reported.append(scalars)
             if every and len(reported) % every == 0:
                 self.progress.show(loss=f"{float(scalars['loss']):.4f}")
+            if self.publisher is not None and self.publisher.due(step := first + len(reported) - 1):
+                self._publish(state, rows[: (step - first + 1) * self.config.data.batch_size])
             if interrupts.received:
                 return state, {}, interrupts.received
         means = logs.window_means(reported, state, self.checkpoints, first, first + len(reported) - 1)
         return state, means | {"time/examples_per_second": len(rows) / (time.perf_counter() - began)}, "end"
+
+    def _publish(self, state: State, trained: np.ndarray) -> None:
+        """Publishes a state within a window, of which the rows `trained` [n] have been trained on."""
+        assert self.publisher is not None  # whoever calls this has asked it
+        row = int(trained[-1]) + 1
+        self.publisher.publish(state, row, self._builder(row))
 
 
 def _check_same_past(dataset, position: Position) -> None:

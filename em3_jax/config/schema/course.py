@@ -133,3 +133,19 @@ class Stream:
     # seconds without growth of the file that is followed after which the run ends
     idle_seconds: Annotated[float, Number(empty="0: never")] = 0.0
     most_windows: Annotated[int, Whole(0, empty="0: all")] = 0  # windows after which the run ends
+    # store that versions are published to as the stream trains, for services to follow
+    publish: Annotated[str, Folder(empty="empty: nothing is published")] = ""
+    # steps between two versions that are published
+    publish_every: Annotated[int, Whole(0, empty="0: one after each window")] = 0
+    # deltas after which a version is made whole in the background, and a late reader begins there
+    publish_whole: Size = 64
+    publish_keep: Size = 2  # whole versions that the store keeps, with the deltas after them
+    # dtype of the items' vectors in the store
+    publish_dtype: Annotated[str, Choice(("float32", "float16", "int8"))] = "float32"
+    publish_platforms: Names = ("cpu", "cuda", "tpu")  # what the published model is compiled for
+    # share of the shown items, by their showings so far, whose published vectors are refreshed by age
+    hot_share: Share = 0.1
+    # steps after which the published vector of such a hot item is made anew
+    refresh_hot: Annotated[int, Whole(0, empty="0: at each version")] = 0
+    # steps after which that of any other item is; when its content changes it is in any case
+    refresh_cold: Annotated[int, Whole(0, empty="0: when its content changes alone")] = 0
