@@ -55,6 +55,9 @@ COMMANDS = {
     "analyze": Command("em3_jax.analysis.command", "what embeddings have learnt, by the neighbours that items have"),
     "export": Command("em3_jax.export.command", "writes a run into a store that services read"),
     "serve": Command("em3_jax.serving.http", "serves a store over HTTP"),
+    "replay": Command(
+        "em3_jax.predict.replay", "what a service recorded, once more by the training code: is trained what is served"
+    ),
     "plan": Command("em3_jax.plan.command", "what a training step costs on TPUs and GPUs that are not here"),
     "verdict": Command("em3_jax.verdict.command", "whether content pays on a dataset, and which way of using it"),
     "convert-config": Command("em3_jax.config.convert_config", "an experiment of FuxiCTR as a mapping and a recipe"),

@@ -28,6 +28,7 @@ from em3_jax.core.lock import Lock
 from em3_jax.core.progress import Progress
 from em3_jax.data.by_item import ByItemSource
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
+from em3_jax.export.publisher import Publisher
 from em3_jax.features import scratch_encoders
 from em3_jax.training import appended, endless, experiment, growth, logs, online, processes, rundir, warm_start
 from em3_jax.training.checkpoint import Checkpoints
@@ -54,8 +55,10 @@ def train(config: Mapping[str, Any] | ConfigDict | Config, directory: str | Path
     processes.check_agree("config", _shared(config))
     with processes.held_by_first(Lock(directory, hint="wait for it, or choose another --workdir")):
         if not isinstance(config, Retrieval) and config.stream is not None:
-            stream = appended if config.stream.append else online
-            return stream.run(config, config.stream, directory)
+            publisher = Publisher(config, config.stream, directory) if config.stream.publish else None
+            if config.stream.append:
+                return appended.run(config, config.stream, directory)
+            return online.run(config, config.stream, directory, publisher)
         return _train(config, directory)
 
 

@@ -148,7 +148,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
             "commit": record["commit"],
             "data_hash": parts.work.dataset.meta["data_hash"],
             "rows": same_data.sample(parts.work.dataset),
-            "features": {name: facts for name, _, facts in _content(parts)},
+            "features": {name: facts for name, _, facts in content_of(parts)},
             "counts": {
                 "users": parts.work.dataset.num_users,
                 "items": parts.work.dataset.num_items,
@@ -183,7 +183,7 @@ def _check_data(run: Run, previous: store.Version | None) -> None:
     run.check_data(grown=previous is not None)
     if previous is None:
         return
-    for name, hash_, facts in _content(run.experiment):
+    for name, hash_, facts in content_of(run.experiment):
         if hash_ != run.record["features"].get(name) and facts != previous.manifest["features"].get(name):
             raise UserError(
                 f"{run.experiment.work.dataset.root}: the features '{name}' were made otherwise than those of version "
@@ -191,7 +191,7 @@ def _check_data(run: Run, previous: store.Version | None) -> None:
             )
 
 
-def _content(parts: Experiment) -> list[tuple[str, str, dict[str, Any]]]:
+def content_of(parts: Experiment) -> list[tuple[str, str, dict[str, Any]]]:
     """(name, hash, facts) of the feature sets and code sets in use, see `Experiment.feature_hashes`."""
     facts = {one.name: facts_of(one) for one in parts.work.feature_sets}
     facts |= {f"codes/{one.name}": one.facts for one in parts.work.code_sets}

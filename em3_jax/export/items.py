@@ -5,6 +5,7 @@ Letters: I items, n some of them, W width.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -73,7 +74,8 @@ def encode_items(
       reusable: an earlier version of the same model, from which items with the same content are taken.
     """
     items, sets = parts.work.dataset.num_items, parts.work.content_sets
-    lookup, nothing = _lookup(parts, state), _nothing_known(parts, batch_size)
+    of_state, nothing = make_lookup(parts), nothing_known(parts, batch_size)
+    lookup = functools.partial(of_state, state)
     widths = {name: one.shape[1] for name, one in jax.eval_shape(lookup, nothing).items()}
     vectors = {name: _file(folder, name, (items + 1, width), dtype) for name, width in widths.items()}
     digest = store.array_file(folder, "content_digest", (items, 2), np.uint64)
@@ -111,8 +113,8 @@ def _arrays(vectors: dict[str, Vectors]) -> list[np.ndarray]:
     return [array for one in vectors.values() for array in one if array is not None]
 
 
-def _lookup(parts: Experiment, state: State) -> Callable[[Batch], dict[str, jax.Array]]:
-    """Batch -> {name: [B, W]} what is looked up of its items, whose tokens come with it or lie on the device, standardised.
+def make_lookup(parts: Experiment) -> Callable[[State, Batch], dict[str, jax.Array]]:
+    """(state, batch) -> {name: [B, W]} what is looked up of its items, whose tokens come with it or lie on the device.
 
     Tokens are standardised where the run does it, once in tables or in each step: what is computed of another number of items, or
     fused with something else, differs in the last bit. From tables they are taken by a program of their own, so that the other,
@@ -128,7 +130,7 @@ def _lookup(parts: Experiment, state: State) -> Callable[[Batch], dict[str, jax.
             inputs = tasks.gathered(None, tables, batch)
         return batch | {"tokens": inputs.tokens, "tokens_mask": inputs.tokens_mask}
 
-    def lookup(batch: Batch) -> dict[str, jax.Array]:
+    def lookup(state: State, batch: Batch) -> dict[str, jax.Array]:
         batch = parts.program.place(batch)
         if parts.work.constants and "tokens" not in batch:
             batch = content(parts.work.constants, batch)
@@ -189,7 +191,7 @@ def _flush(arrays: Iterable[np.ndarray]) -> None:
         array.flush()
 
 
-def _nothing_known(parts: Experiment, size: int) -> Batch:
+def nothing_known(parts: Experiment, size: int) -> Batch:
     """A batch of items without any content, of the same shapes as those of other items: one program encodes both."""
     shapes = {features.name: features.tokens.shape[1:] for features in parts.work.content_sets}
     tokens = {f.name: np.zeros((size, *shapes[f.name]), f.tokens.dtype) for f in parts.work.content_sets}

@@ -21,7 +21,10 @@ from em3_jax.data.segments import keys_of_items
 from em3_jax.export import onnx_model, scorer
 from em3_jax.serving import id_index, programs
 from em3_jax.serving.event_choice import events_of
+from em3_jax.tasks import Task
 from em3_jax.training.experiment import Experiment
+
+PARAMS = "params.npz"
 
 
 def original_ids(table) -> np.ndarray:
@@ -57,41 +60,76 @@ def write_model(
     assert parts.work.builder is not None  # what can be served has clicks
     dataset, builder = parts.work.dataset, parts.work.builder(parts.work.dataset)
     table = np.asarray(state.tables["embedding"])
-    values = {group: [number.name for number in of] for group, of in dataset.numbers.groups()}
-    arrays = _arrays(dataset, builder, table, _touched(state) if carried else None)
+    ids, facts = ids_of(dataset)
+    for name, array in (arrays_of(dataset, builder, table, _touched(state) if carried else None) | ids).items():
+        np.save(folder / f"{name}.npy", array)
+    (folder / PARAMS).write_bytes(params_of(state))
+    if with_onnx:
+        request, opened = _request(dataset, builder, widths, onnx_model.CANDIDATES), ["B"] if any_candidates else []
+        # As many as these candidates' slots hold.
+        opened += ["T"] if any_candidates and len(builder.segments.parts) > 1 else []
+        facts["onnx"] = onnx_model.write_onnx(
+            folder / onnx_model.FILE, parts.work.task, state.params, table, request, opened
+        )
+    made, of_programs = programs_of(parts.work.task, dataset, builder, state.params, table, widths, platforms)
+    for name, content in made.items():
+        (folder / name).write_bytes(content)
+    return facts | facts_of(parts.work.task, dataset, builder, widths) | of_programs
+
+
+def ids_of(dataset: Dataset) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays of the index of users and of items, what a service has to know of them)."""
+    arrays: dict[str, np.ndarray] = {}
     facts: dict[str, Any] = {}
     for kind, ids in (("user", original_ids(dataset.user_table)), ("item", original_ids(dataset.item_table))):
         index = id_index.build(ids)
         arrays |= {f"{kind}_words": index.words, f"{kind}_slots": index.slots}
         facts[f"{kind}_ids"] = "text" if index.is_text else "integer"
-    for name, array in arrays.items():
-        array = array if array.dtype in (np.float32, np.float16, np.uint64) else array.astype(np.int32)
-        np.save(folder / f"{name}.npy", array)
+    return {name: _as_stored(array) for name, array in arrays.items()}, facts
+
+
+def params_of(state: State) -> bytes:
+    """The content of params.npz: all parameters, by the names of the leaves."""
     buffer = io.BytesIO()
     params = {name: np.asarray(leaf) for name, leaf in trees.named_leaves(state.params).items()}
     # The stub takes any name for that of its own flag; here each has a slash in it.
     np.savez(buffer, **params)  # type: ignore[arg-type]
-    (folder / "params.npz").write_bytes(buffer.getvalue())
-    segments, length, task = builder.segments.parts, builder.history_length, parts.work.task
+    return buffer.getvalue()
+
+
+def _request(dataset: Dataset, builder: BatchBuilder, widths: dict[str, int], size: int) -> dict[str, Any]:
+    """The shapes of a request for `size` candidates."""
+    segments, length = builder.segments.parts, builder.history_length
     several = len(segments) > 1
+    events = events_of(segments, size) if several else length
+    return scorer.request_shapes(dataset.fields, events, widths, size, length if several else 0, dataset.numbers)
 
-    def shapes(size: int) -> dict[str, Any]:
-        events = events_of(segments, size) if several else length
-        return scorer.request_shapes(dataset.fields, events, widths, size, length if several else 0, dataset.numbers)
 
-    if with_onnx:
-        request, opened = shapes(onnx_model.CANDIDATES), ["B"] if any_candidates else []
-        opened += ["T"] if any_candidates and several else []  # as many as these candidates' slots hold
-        facts["onnx"] = onnx_model.write_onnx(folder / onnx_model.FILE, task, state.params, table, request, opened)
+def programs_of(
+    task: Task,
+    dataset: Dataset,
+    builder: BatchBuilder,
+    params: Any,
+    table: np.ndarray,
+    widths: dict[str, int],
+    platforms: Sequence[str],
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """({file name: the ranking model compiled for so many candidates}, what a service has to know of it)."""
     of_table, made = jax.ShapeDtypeStruct(table.shape, table.dtype), []
     for size in programs.SIZES:
-        program = scorer.compile_ahead(task, state.params, of_table, shapes(size), platforms)
-        (folder / programs.file_name(size)).write_bytes(program.serialize())
-        made.append(program)
-    facts |= {"values": values} if values else {}
-    return facts | {
-        "history_length": length,
-        "segments": [part.to_json() for part in segments] if several else [],
+        request = _request(dataset, builder, widths, size)
+        made.append(scorer.compile_ahead(task, params, of_table, request, platforms))
+    files = {programs.file_name(size): bytes(one.serialize()) for size, one in zip(programs.SIZES, made, strict=True)}
+    return files, {"platforms": list(platforms), "programs": programs.facts(made, programs.SIZES)}
+
+
+def facts_of(task: Task, dataset: Dataset, builder: BatchBuilder, widths: dict[str, int]) -> dict[str, Any]:
+    """What a service has to know of the model's inputs and labels."""
+    segments = builder.segments.parts
+    values = {group: [number.name for number in of] for group, of in dataset.numbers.groups()}
+    return ({"values": values} if values else {}) | {
+        "history_length": builder.history_length,
+        "segments": [part.to_json() for part in segments] if len(segments) > 1 else [],
         "fields": fields_to_json(dataset.fields),
         "vocabularies": {group: dataset.meta["vocabularies"].get(group, {}) for group in ("context", "event")},
         "numbers": {group: dataset.meta.get("numbers", {}).get(group, {}) for group in ("context", "event")},
@@ -100,8 +138,6 @@ def write_model(
         "seconds_per_tick": times.seconds_per_tick(dataset) if RECENCY in dataset.event_features else None,
         "looked_up": widths,
         "labels": task.labels.to_json() if task.labels.names or task.labels.first else {},
-        "platforms": list(platforms),
-        "programs": programs.facts(made, programs.SIZES),
     }
 
 
@@ -111,7 +147,9 @@ def _touched(state: State) -> np.ndarray:
     return np.any([slot.reshape(len(slot), -1).any(axis=1) for slot in slots], axis=0)
 
 
-def _arrays(dataset: Dataset, builder: BatchBuilder, table: np.ndarray, touched: np.ndarray | None) -> dict[str, Any]:
+def arrays_of(
+    dataset: Dataset, builder: BatchBuilder, table: np.ndarray, touched: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Name -> array of the table, of the rows of users, items and values, and of what else is known of these.
 
     Args:
@@ -141,4 +179,9 @@ def _arrays(dataset: Dataset, builder: BatchBuilder, table: np.ndarray, touched:
             arrays[f"item_key.{part.item_field}"] = keys_of_items(dataset, part.item_field)
         if part.content:
             arrays["content_vectors"] = builder.segments.vectors
-    return arrays
+    return {name: _as_stored(array) for name, array in arrays.items()}
+
+
+def _as_stored(array: np.ndarray) -> np.ndarray:
+    """The array in the dtype that a version has it in."""
+    return array if array.dtype in (np.float32, np.float16, np.uint64) else array.astype(np.int32)

@@ -18,7 +18,8 @@ from em3_jax.tasks.wrapped import WrappedTask
 from em3_jax.training import step
 from em3_jax.training.experiment import Experiment
 
-_FOUND = "looked_up"
+FOUND = "looked_up"
+"""Key of a batch: name -> [S, W] what was looked up of its items."""
 
 
 class Cost(NamedTuple):
@@ -43,11 +44,11 @@ class Cost(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _OnLookedUp(WrappedTask):
+class OnLookedUp(WrappedTask):
     """A task whose batches bring what was looked up of their items."""
 
     def inputs(self, rows: jax.Array | None, constants: Any, batch: Batch) -> Inputs:
-        return Inputs(rows, batch[_FOUND], {}, batch)
+        return Inputs(rows, batch[FOUND], {}, batch)
 
 
 class _Looked:
@@ -62,7 +63,7 @@ class _Looked:
 
     def __getitem__(self, index: int) -> Batch:
         batch = {name: one for name, one in self._source[index].items() if not name.startswith("tokens")}
-        return batch | {_FOUND: {name: one.rows(batch["item_id"]) for name, one in self._vectors.items()}}
+        return batch | {FOUND: {name: one.rows(batch["item_id"]) for name, one in self._vectors.items()}}
 
 
 def cost(parts: Experiment, state: State, stored: dict[str, Vectors]) -> Cost | None:
@@ -79,7 +80,7 @@ def cost(parts: Experiment, state: State, stored: dict[str, Vectors]) -> Cost | 
     is_amount = bool(work.task.labels.first)
     if not stored or is_amount or work.evaluation is None or work.evaluate is None or parts.program.mesh.size > 1:
         return None
-    apply = step.make_apply(_OnLookedUp(work.task), work.task.score, parts.program.mesh, work.shards)
+    apply = step.make_apply(OnLookedUp(work.task), work.task.score, parts.program.mesh, work.shards)
     source: Any = _Looked(work.evaluation("valid"), stored)  # as a source of batches has it
     rounded = ranking_evaluation.predict(
         source, lambda batch: apply(state.params, state.tables, state.memory, {}, batch)

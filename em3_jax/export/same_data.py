@@ -31,7 +31,12 @@ def sample(dataset: Dataset) -> list[str]:
 
 
 def check(
-    out: str | Path, served: Mapping[str, Any] | None, record: Mapping[str, Any], dataset: Dataset, permitted: bool
+    out: str | Path,
+    served: Mapping[str, Any] | None,
+    record: Mapping[str, Any],
+    dataset: Dataset,
+    permitted: bool,
+    hint: str = "choose another --out, or --other-data to serve this one from now on",
 ) -> None:
     """Refuses to publish a run of another dataset in a store.
 
@@ -43,6 +48,7 @@ def check(
       record: of the run, see `rundir.read`.
       dataset: the one in use, which may have grown since training.
       permitted: the store may go over to another dataset.
+      hint: what can be done where it may not.
 
     Raises:
       UserError: it is another one, and that is not permitted.
@@ -55,7 +61,7 @@ def check(
     if problem := _difference(served, dataset):
         raise UserError(
             f"{out}: version {served['version']} is of another dataset (hash {there[:12]}, that in {dataset.root} has "
-            f"{here[:12]}): {problem}; choose another --out, or --other-data to serve this one from now on"
+            f"{here[:12]}): {problem}; {hint}"
         )
 
 

@@ -107,19 +107,19 @@ def with_unknown(builder: BatchBuilder, host_features: Sequence[FeatureSet]) -> 
     return builder.reading(dataset, users, items, sets, *numbers)
 
 
-def numbers_of(dataset: Dataset) -> dict[str, NumberValues]:
-    """Number of the context that is read as a value -> its values."""
-    return {number.name: NumberValues(f"context number '{number.name}'") for number in dataset.numbers.context}
+def numbers_of(dataset: Dataset, group: str = "context") -> dict[str, NumberValues]:
+    """Number of the context, or of events, that is read as a value -> its values."""
+    return {one.name: NumberValues(f"{group} number '{one.name}'") for one in getattr(dataset.numbers, group)}
 
 
-def values_of(dataset: Dataset) -> dict[str, FieldValues]:
-    """Context field -> the ids of its values."""
-    words, cut = (dataset.meta.get(key, {}).get("context", {}) for key in ("vocabularies", "numbers"))
+def values_of(dataset: Dataset, group: str = "context") -> dict[str, FieldValues]:
+    """Field of the context, or of events -> the ids of its values."""
+    words, cut = (dataset.meta.get(key, {}).get(group, {}) for key in ("vocabularies", "numbers"))
     result = {}
-    for field in dataset.fields.context:
+    for field in getattr(dataset.fields, group):
         ranges = Ranges.from_json(cut[field.name]) if field.name in cut else None
         result[field.name] = FieldValues(
-            f"context field '{field.name}'", words.get(field.name) or (), field.size, ranges
+            f"{group} field '{field.name}'", words.get(field.name) or (), field.size, ranges
         )
     return result
 
@@ -275,7 +275,8 @@ class Resolver:
 def _of_unknown(dataset: Dataset, kind: str) -> list[int]:
     """[C] table rows of a user or item of which nothing is known."""
     fields, offsets = getattr(dataset.fields, kind), dataset.fields.offsets()[kind]
-    return [offsets[field.name] if k == 0 else 0 for k, field in enumerate(fields) for _ in range(field.length)]
+    # As services have it: the first value of each field is unknown, further ones are not there.
+    return [offsets[field.name] if k == 0 else 0 for field in fields for k in range(field.length)]
 
 
 def which(names: Sequence[str], given: Mapping[str, str], without: Sequence[str], dataset: Dataset) -> Read:

@@ -4,10 +4,11 @@ Letters: b candidates of a request, n events, P events that a program takes, K s
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from em3_jax.core.errors import UserError
 from em3_jax.core.segments import NO_EVENT, Chooser, Segment
 from em3_jax.serving.store import Version
 
@@ -101,6 +102,32 @@ class SeveralHistories:
             return
         place = np.where(slot == NO_EVENT, NO_EVENT, np.searchsorted(event, slot))
         yield Piece(slice(start, start + len(slot)), event, place)
+
+
+def seconds_since(
+    time: Any, history_times: Sequence | np.ndarray | None, number: int, facts: Mapping[str, Any]
+) -> np.ndarray:
+    """[h] f64 seconds since the events of a request.
+
+    Args:
+      time, history_times: of the request and of its events, see `Model.score`.
+      number: h.
+      facts: of the version: "time_unit", "seconds_per_tick".
+
+    Raises:
+      UserError: they are not there, or no whole numbers.
+    """
+    given = [] if history_times is None else history_times
+    if time is None or len(given) != number:
+        raise UserError(
+            "time, history_times: the model reads how long ago events were; give the time of the request, and as "
+            f"many as there are events ({number}), not {len(given)}, as whole numbers of {facts['time_unit']}"
+        )
+    try:
+        moments = np.array([int(one) for one in (time, *given)], np.int64)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"time, history_times: give whole numbers of {facts['time_unit']}") from None
+    return (moments[0] - moments[1:]) * facts["seconds_per_tick"]
 
 
 def events_of(parts: Sequence[Segment], size: int) -> int:

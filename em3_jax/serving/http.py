@@ -3,7 +3,8 @@
     POST /score     {"user": 7, "history": [17, 23], "candidates": [4711, 99]}; and "context": {"slot": 2}, or one value for each
                     candidate, "history_fields": {"rating": [4, 5]}, where the dataset has such fields;
                     "time": 1700000000, "history_times": [1699990000, 1699999000] where the model reads recency
-                    -> {"version", "scores": click probabilities, or amounts that are expected, "known": of each candidate,
+                    -> {"version", "checksum", "scores": click probabilities, or amounts that are expected, "known":
+                        of each candidate,
                         "user_known", "history_used", "unknown": {"history_fields.rating": 3}:
                         how many ids and values the store does not know, by where they stand};
                         and of a run of several labels "labels": {"buy": of each candidate its
@@ -11,6 +12,8 @@
                     with "strict": true, a request that names something unknown is refused
     GET /similar?item=17&count=10   -> {"version", "items": [{"id", "cosine"}]}, nearest first
     GET /health     -> {"status", "version", ...}          GET /metrics     Prometheus text
+    /v2/...         the Open Inference Protocol, see `open_inference`
+    POST /rollback  serves the version before, and holds it; POST /resume goes on with the newest
 
 What is wrong with a request is said in {"error"}, with status 400 (no JSON), 404 (no such item), 408 (the body does not come),
 413 (too large), 422 (not as above) or 503 (too many requests at once). A new version of the store takes over between two
@@ -23,7 +26,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, NamedTuple
 
@@ -32,30 +35,31 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from em3_jax import cli
 from em3_jax.core import paths
-from em3_jax.core.errors import UserError, nearest
+from em3_jax.core.errors import UserError
+from em3_jax.serving import open_inference
 from em3_jax.serving.field_values import LONGEST_ECHO
+from em3_jax.serving.recorder import Recorder
+from em3_jax.serving.requests import ScoreRequest, first_problem, no_such, parse
+from em3_jax.serving.requests import score as score_request
+from em3_jax.serving.served_model import USERS, Asked
 from em3_jax.serving.service import Model, Scores, Service
 
-SAID = {
-    "missing": "missing, it has to be there",
-    "list_type": "give a list",
-    "dict_type": "give an object, name -> value",
-    "bool_type": "give true or false",
-    "too_short": "give at least one",
-    "int_parsing": "give a whole number",
-    "model_type": "the body is no JSON object; give one with candidates, and user, history, ...",
-}
-"""What pydantic finds wrong -> what to say of it, where its own words are not plain."""
 DRAINED = 32  # times the largest body, that are read and thrown away so that the client hears why it is refused
 BODY_SECONDS, SHUTDOWN_SECONDS = 8, 10  # the first the shorter, so that a client that stalls is refused and not cut off
 
-
+PATHS = (
+    "/score",
+    "/similar",
+    "/health",
+    "/metrics",
+    f"/v2/models/{open_inference.NAME}/infer",
+)  # that are measured apart
 QUERY = ("item", "count")  # what GET /similar is asked with
 
 
@@ -73,21 +77,6 @@ class Limits(NamedTuple):
     history: int = 10_000
     body_bytes: int = 1 << 20
     waiting: int = 64
-
-
-class ScoreRequest(BaseModel):
-    """The body of POST /score; ids and values are of any JSON type but lists and objects."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    user: Any = None
-    history: list[Any] = Field(default_factory=list)
-    candidates: Annotated[list[Any], Field(min_length=1)]
-    context: dict[str, Any] = Field(default_factory=dict)
-    history_fields: dict[str, list[Any]] = Field(default_factory=dict)
-    time: Any = None
-    history_times: list[Any] | None = None
-    strict: StrictBool | None = None
 
 
 class _Metrics:
@@ -109,12 +98,17 @@ class _Metrics:
         )
         version = Gauge("em3_version", "Version of the store that is served", registry=self.registry)
         version.set_function(lambda: float(service.model.name))
+        said = "Users' sides of requests that this version"
+        hits = Gauge("em3_user_cache_hits", f"{said} had kept", registry=self.registry)
+        hits.set_function(lambda: float(service.model.user_cache.hits))
+        misses = Gauge("em3_user_cache_misses", f"{said} made", registry=self.registry)
+        misses.set_function(lambda: float(service.model.user_cache.misses))
         stale = Gauge("em3_newest_version_refused", "1 if the newest version cannot be loaded", registry=self.registry)
         stale.set_function(lambda: float(bool(service.problem)))
 
 
-def make_app(service: Service, limits: Limits) -> FastAPI:
-    """The application that answers with what `service` serves."""
+def make_app(service: Service, limits: Limits, recorder: Recorder | None = None) -> FastAPI:
+    """The application that answers with what `service` serves, and records it if there is a `recorder`."""
     app = FastAPI(title="em3_jax", docs_url=None, redoc_url=None, openapi_url=None)
     metrics = _Metrics(service)
     pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="score")
@@ -137,7 +131,7 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
     async def measured(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         began = time.perf_counter()
         response = await answer(request)
-        path = request.url.path if request.url.path in ("/score", "/similar", "/health", "/metrics") else "other"
+        path = request.url.path if request.url.path in PATHS else "other"
         metrics.requests.labels(path, response.status_code).inc()
         metrics.seconds.labels(path).observe(time.perf_counter() - began)
         return response
@@ -148,24 +142,29 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"error": _first_problem(error.errors(), ())}, 422)
+        return JSONResponse({"error": first_problem(error.errors(), ())}, 422)
 
-    @app.post("/score")
-    async def score(request: Request) -> JSONResponse:
-        asked = _parse(await _body(request, limits.body_bytes))
+    async def answer(asked: ScoreRequest) -> tuple[Model, Scores]:
         _check_number(asked, limits)
         model = service.model  # one version, whatever is published meanwhile
-        scores = await on_pool(_score, model, asked)
+        scores = await on_pool(_score, model, asked, recorder)
         metrics.candidates.inc(len(asked.candidates))
         for field, count in scores.unknown.items():
             metrics.unknown.labels(field).inc(count)
-        return JSONResponse({"version": model.name, **_written(scores)})
+        return model, scores
+
+    @app.post("/score")
+    async def score(request: Request) -> JSONResponse:
+        model, scores = await answer(parse(await _body(request, limits.body_bytes)))
+        return JSONResponse({"version": model.name, "checksum": model.checksum, **_written(scores)})
+
+    open_inference.add_routes(app, service, lambda request: _body(request, limits.body_bytes), answer)
 
     @app.get("/similar")
     async def similar(request: Request, item: str, count: Annotated[int, Field(ge=1, le=1000)] = 10) -> dict[str, Any]:
         for name in request.query_params:
             if name not in QUERY:
-                raise HTTPException(422, _no_such(name, QUERY))
+                raise HTTPException(422, no_such(name, QUERY))
         model = service.model
         if not model.has_content:
             raise HTTPException(404, "the model uses IDs alone: it has no content embeddings to compare")
@@ -180,16 +179,36 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
         return {
             "status": "ok",
             "version": model.name,
+            "checksum": model.checksum,
+            "held": service.held,
             "checkpoint": model.manifest["checkpoint"],
             "items": model.manifest["counts"]["items"],
             "problem": service.problem,
         }
+
+    @app.post("/rollback")
+    async def roll_back() -> dict[str, str]:
+        model = await on_pool(service.roll_back)
+        return {"version": model.name, "checksum": model.checksum}
+
+    @app.post("/resume")
+    async def go_on() -> dict[str, str]:
+        model = await on_pool(service.go_on)
+        return {"version": model.name, "checksum": model.checksum}
 
     @app.get("/metrics")
     async def numbers() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def _score(model: Model, asked: ScoreRequest, recorder: Recorder | None) -> Scores:
+    seen: list[Asked] | None = None if recorder is None else []
+    scores = score_request(model, asked, seen)
+    if recorder is not None and seen is not None:
+        recorder(model, asked, scores.logit, seen)
+    return scores
 
 
 def _check_number(asked: ScoreRequest, limits: Limits) -> None:
@@ -211,19 +230,6 @@ def _written(scores: Scores) -> dict[str, Any]:
     } | ({"labels": {name: one.tolist() for name, one in scores.further.items()}} if scores.further else {})
 
 
-def _score(model: Model, asked: ScoreRequest) -> Scores:
-    return model.score(
-        asked.user,
-        asked.history,
-        asked.candidates,
-        context=asked.context,
-        history_fields=asked.history_fields,
-        time=asked.time,
-        history_times=asked.history_times,
-        strict=asked.strict,
-    )
-
-
 async def _body(request: Request, most: int) -> bytes:
     """The body of a request; one that is too large is read to its end, or nearly, and refused."""
     parts, size = [], 0
@@ -242,35 +248,6 @@ async def _body(request: Request, most: int) -> bytes:
     if size > most:
         raise HTTPException(413, f"the body has more than {most:,} bytes; ask for fewer candidates at once")
     return b"".join(parts)
-
-
-def _parse(body: bytes) -> ScoreRequest:
-    try:
-        return ScoreRequest.model_validate_json(body)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-        status = 400 if problems[0]["type"] == "json_invalid" else 422
-        raise HTTPException(status, _first_problem(problems, tuple(ScoreRequest.model_fields))) from None
-
-
-def _first_problem(problems: Sequence[Mapping[str, Any]], known: Sequence[str]) -> str:
-    """ "history: give a list"; a name that is wrong goes before what is missing for it.
-
-    Args:
-      problems: as pydantic tells them.
-      known: the names that there are.
-    """
-    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
-    where = ".".join(str(part) for part in problem["loc"] if part != "query")
-    if problem["type"] == "extra_forbidden":
-        return _no_such(where, known)
-    said = SAID.get(problem["type"]) or problem["msg"].replace("Input should be", "has to be")
-    return f"{where[:LONGEST_ECHO]}: {said}" if where else said
-
-
-def _no_such(name: str, known: Sequence[str]) -> str:
-    name = name[:LONGEST_ECHO]
-    return f"{name}: no such field; {nearest(name, known)}"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -302,17 +279,24 @@ def main() -> None:
     )
     strict = "refuse ids and field values that the store does not know"
     parser.add_argument("--strict", action="store_true", help=strict)
+    parser.add_argument("--record", type=paths.local, help="file to append each scored request to, for `em3 replay`")
+    users = f"users whose history is kept as it was encoded last (default {USERS:,}; 0 = none)"
+    parser.add_argument("--user-cache", type=int, default=USERS, help=users)
     args = parser.parse_args()
+    if args.user_cache < 0:
+        raise UserError(f"--user-cache {args.user_cache}: give a number from 0 up")
     if not 0 <= args.port < 1 << 16 or args.max_candidates < 1 or args.max_body < 1 or args.poll_seconds <= 0:
         raise UserError("--port: from 0 to 65535; --max-candidates, --max-body, --poll-seconds: above 0")
     listening = listen(args.host, args.port)
+    recorder = Recorder(args.record) if args.record else None
     settings = {"poll_seconds": args.poll_seconds, "verify": args.verify, "strict": args.strict}
+    settings["users"] = args.user_cache
     with Service(args.store, **settings) as service:
         host, port = listening.getsockname()[:2]
         print(f"version {service.model.name} of {args.store} at http://{host}:{port} (Ctrl-C stops)", flush=True)
         if service.problem:
             print(f"warning: {service.problem}; the version before is served", flush=True)
-        app = make_app(service, Limits(candidates=args.max_candidates, body_bytes=args.max_body))
+        app = make_app(service, Limits(candidates=args.max_candidates, body_bytes=args.max_body), recorder)
         for one in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends gracefully on them, and then raises them once more
             signal.signal(one, lambda *_: None)
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS)

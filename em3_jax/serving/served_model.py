@@ -22,17 +22,19 @@ from em3_jax.core.ranges import Ranges
 from em3_jax.core.segments import NO_EVENT
 from em3_jax.core.values import canonical
 from em3_jax.serving import vectors
-from em3_jax.serving.event_choice import LastEvents, SeveralHistories
+from em3_jax.serving.event_choice import LastEvents, SeveralHistories, seconds_since
 from em3_jax.serving.field_values import LONGEST_ECHO, FieldValues, NumberValues, Unknown
 from em3_jax.serving.id_index import IdIndex
 from em3_jax.serving.neighbours import Neighbours
 from em3_jax.serving.programs import Programs
 from em3_jax.serving.scores import Meaning, Scores
-from em3_jax.serving.store import Version
+from em3_jax.serving.user_cache import Past, UserCache, key_of
+from em3_jax.serving.version import Version
 
 CONTENT = "content"
 WORDS = {"context": "context", "event": "history"}  # what a group's fields are called in messages
 PLACES = {"context": "context", "event": "history_fields"}  # and where they stand in a request
+USERS = 1000  # whose sides of requests are kept
 Ids = dict[str, np.ndarray]  # field name -> [n] i64; of a number that is read as a value f32
 
 
@@ -48,6 +50,13 @@ class Lookup(NamedTuple):
     known: np.ndarray
 
 
+class Asked(NamedTuple):
+    """What a compiled program was asked: see `core.batch.REQUEST`, and how many of its candidates are the request's."""
+
+    request: dict[str, Any]
+    candidates: int
+
+
 class Model:
     """One version of a store, ready to be asked; all calls may come from several threads.
 
@@ -56,17 +65,30 @@ class Model:
       sizes: numbers of candidates (`programs`) whose programs are compiled and run at once, None =
         all; the others are tried without XLA, and compiled on demand.
       strict: refuse ids and values that the store does not know, where a call does not say.
+      like: the model of another version, whose programs are taken over where they are the same.
+      users: how many users' sides of requests are kept, see `user_cache`.
 
     Attributes:
-      name: of the version.
+      user_cache: of these.
+      name, checksum: of the version.
       manifest: see `store.publish`.
 
     Raises:
       ProgramError: its programs do not run here.
     """
 
-    def __init__(self, version: Version, sizes: Sequence[int] | None = (), *, strict: bool = False):
+    def __init__(
+        self,
+        version: Version,
+        sizes: Sequence[int] | None = (),
+        *,
+        strict: bool = False,
+        like: "Model | None" = None,
+        users: int = USERS,
+    ):
+        self.user_cache = UserCache(users)
         self.version, self.manifest, self.name = version, version.manifest, version.name
+        self.checksum = version.checksum
         facts = self.manifest["serving"]
         self.history_length: int = facts["history_length"]
         self._fields = facts["fields"]
@@ -83,7 +105,8 @@ class Model:
         self._looked_up = vectors.stored(version.starting_with(vectors.PREFIX), version.starting_with(vectors.SCALE))
         self._lookups = {group: version.starting_with(f"{group}_lookup.") for group in ("context", "event")}
         self._values = {group: self._values_of(group, facts) for group in WORDS}
-        self._programs = Programs(version)
+        taken_over = like is not None and like._runs(version)
+        self._programs: Programs = like._programs if like is not None and taken_over else Programs(version)
         largest = self._programs.sizes[-1]
         several = bool(facts.get("segments"))
         self._choice = SeveralHistories(version, largest) if several else LastEvents(self.history_length, largest)
@@ -95,7 +118,13 @@ class Model:
             raise UserError(f"{what} ({str(error).strip()[:200]}); export again") from error
         self._params, self._table = jax.device_put((params, version["table"]))
         self._similar_lock = threading.Lock()
-        self._programs.try_out(self._nothing, self._programs.sizes if sizes is None else sizes)
+        if not taken_over:
+            self._programs.try_out(self._nothing, self._programs.sizes if sizes is None else sizes)
+
+    def _runs(self, version: Version) -> bool:
+        """Whether the programs of this model are those of another version, for a table of the same shape."""
+        mine, same = self.version.files, self.version["table"].shape == version["table"].shape
+        return same and all(mine.get(name) == one for name, one in version.files.items() if name != "params.npz")
 
     def _values_of(self, group: str, facts: Mapping[str, Any]) -> dict[str, FieldValues | NumberValues]:
         """Field name -> the ids of its values; name of a number -> its values."""
@@ -113,8 +142,9 @@ class Model:
 
     def _nothing(self, size: int) -> tuple[Any, Any, dict]:
         """What a program is called with, of a request of which nothing is known."""
-        unknown = np.full(size, -1)
-        return self._params, self._table, self._request(-1, unknown[:0], {}, unknown, {})
+        nobody = Past(-1, np.zeros(0, np.int64), {}, {}, None)
+        request = self._request(nobody, nobody.item, np.full(size, -1), {})
+        return self._params, self._table, request
 
     @property
     def has_content(self) -> bool:
@@ -145,6 +175,7 @@ class Model:
         time: Any = None,
         history_times: Sequence | np.ndarray | None = None,
         strict: bool | None = None,
+        seen: "list[Asked] | None" = None,
     ) -> Scores:
         """The probability of each candidate: of a click, and of each further label that the model has learnt.
 
@@ -162,36 +193,54 @@ class Model:
           time, history_times: of the request, and of each event of the history, as whole numbers in the dataset's unit;
             models that read how long ago events were need them, others look at neither.
           strict: refuse ids and values that the store does not know; None = as the model is opened.
+          seen: takes what the compiled program was asked.
 
         Raises:
           UserError: an id is missing, no such field, as many values as there are not events or
             candidates, or something unknown in a strict request.
         """
-        unknown = Unknown(self._strict if strict is None else strict)
-        user_row = self._user_row(user, unknown)
+        unknown = Unknown(is_strict := self._strict if strict is None else strict)
+        past = self._past(user, history, history_fields or {}, time, history_times, is_strict)
+        unknown.counts |= past.unknown
         candidate = self._item_row("candidates", candidates, unknown)
+        logits, read = [self._meaning.nothing], [self._choice.of_all(len(past.item))]
+        given = self._context(context or {}, len(candidate), unknown)
+        for piece in self._choice(past.item, past.fields, candidate):
+            part = candidate[piece.of]
+            size = self._programs.size_for(len(part))
+            padded = np.append(part, np.full(size - len(part), -1))
+            of_part = {name: np.resize(ids[piece.of], size) for name, ids in given.items()}
+            request = self._request(past, piece.event, padded, of_part, piece.slot)
+            found = np.asarray(self._programs(size, self._params, self._table, request))[: len(part)]
+            logits.append(found)
+            read.append(piece.event)
+            if seen is not None:
+                seen.append(Asked(request, len(part)))
+        used = len(np.unique(np.concatenate(read)))
+        means = self._meaning(np.concatenate(logits))
+        return Scores(*means, candidate >= 0, past.user >= 0, used, unknown.counts)
+
+    def _past(self, user: Any, history: Any, history_fields: Any, time: Any, history_times: Any, strict: bool) -> Past:
+        """The user's side of a request; of one that is not strict from the cache, if it is there."""
+        key = key_of(user, history, history_fields, time, history_times)
+        if not strict and (found := self.user_cache.get(key)):
+            return found
+        unknown = Unknown(strict)
+        user_row = self._user_row(user, unknown)
         events = self._item_row("history", history, unknown)
-        given = self._events(history_fields or {}, len(events), unknown)
-        since = self._since(time, history_times, len(events))
+        given = self._events(history_fields, len(events), unknown)
+        since = None
+        if RECENCY in self._event_features:
+            since = seconds_since(time, history_times, len(events), self.manifest["serving"])
         kept = np.flatnonzero(events >= 0)
         place = np.arange(len(kept), 0, -1)
         made = event_features.ids(self._event_features, None if since is None else since[kept], place)
         item, fields = events[kept], {name: ids[kept] for name, ids in given.items()} | made
-        logits, read = [self._meaning.nothing], [self._choice.of_all(len(item))]
-        context = self._context(context or {}, len(candidate), unknown)
-        for piece in self._choice(item, fields, candidate):
-            part = candidate[piece.of]
-            size = self._programs.size_for(len(part))
-            padded = np.append(part, np.full(size - len(part), -1))
-            of_part = {name: np.resize(ids[piece.of], size) for name, ids in context.items()}
-            given = {name: ids[piece.event] for name, ids in fields.items()}
-            request = self._request(user_row, item[piece.event], given, padded, of_part, piece.slot)
-            found = self._programs(size, self._params, self._table, request)
-            logits.append(np.asarray(found)[: len(part)])
-            read.append(piece.event)
-        used = len(np.unique(np.concatenate(read)))
-        means = self._meaning(np.concatenate(logits))
-        return Scores(*means, candidate >= 0, user_row >= 0, used, unknown.counts)
+        past = Past(user_row, item, fields, unknown.counts, None)
+        if not self._choice.slots:  # all candidates read the same events
+            past = past._replace(side=jax.device_put(self._user_side(past, self._choice.of_all(len(item)), 1)))
+        self.user_cache.put(key, past)
+        return past
 
     def similar(self, item_id: Any, count: int) -> list[tuple[Any, float]]:
         """(original id, cosine of the content embeddings) of the items nearest to an item, the nearest first.
@@ -244,52 +293,56 @@ class Model:
             raise UserError(f"{self.version.folder}: its model uses IDs alone, there are no content embeddings")
 
     def _request(
-        self,
-        user: int,
-        history: np.ndarray,
-        events: dict,
-        candidate: np.ndarray,
-        context: dict,
-        slot: np.ndarray | None = None,
-    ) -> dict:
+        self, past: Past, event: np.ndarray, candidate: np.ndarray, context: Ids, slot: np.ndarray | None = None
+    ) -> dict[str, Any]:
         """What the compiled program takes, see `core.batch.REQUEST`.
 
-        Rows are [*] i64 of the store, -1 = unknown.
+        Args:
+          event: [m] i64 which of the past's events are read.
+          candidate: [b] i64 rows of the store, -1 = unknown.
+          context: field -> [b] ids.
+          slot: see `event_choice.Piece`.
         """
-        length, number = self._choice.length(len(candidate)), len(history)
-        slots = np.full(length, -1)
-        slots[length - number :] = history  # newest last, as in training
-        event_row = np.zeros((length, len(self._fields["event"])), np.int32)
         context_row = np.zeros((len(candidate), len(self._fields["context"])), np.int32)
-        for k, name in enumerate(self._names("event")):
-            event_row[length - number :, k] = self._lookups["event"][name][events.get(name, np.full(number, PADDING))]
         for k, name in enumerate(self._names("context")):
             ids = context.get(name, np.full(len(candidate), UNKNOWN))
             context_row[:, k] = self._lookups["context"][name][ids]
-
-        def take(array: np.ndarray, row: np.ndarray) -> np.ndarray:
-            return np.take(array, row, axis=0)
-
-        def looked_up(row: np.ndarray) -> dict[str, np.ndarray]:
-            return {name: one.rows(row) for name, one in self._looked_up.items()}
-
-        request: dict[str, Any] = {"event_row": event_row, "context_row": context_row}
-        request |= {"user_row": self._user_rows[user], "history_mask": slots >= 0}
-        for name, row in (("candidate", candidate), ("history", slots)):
-            request |= {name: looked_up(row), f"{name}_row": take(self._item_rows, row)}
-            if "item" in self._of_side:
-                request[f"{name}_number"] = take(self._of_side["item"], row)
-        if "user" in self._of_side:
-            request["user_number"] = self._of_side["user"][user]
-        for group, given, places in (("event", events, length), ("context", context, len(candidate))):
-            if group in self._numbers:
-                request[f"{group}_number"] = self._given_numbers(group, given, places)
+        request = dict(past.side or self._user_side(past, event, len(candidate)))
+        request |= {"context_row": context_row} | self._items("candidate", candidate)
+        if "context" in self._numbers:
+            request["context_number"] = self._given_numbers("context", context, len(candidate))
         if self._choice.slots:
+            first = self._choice.length(len(candidate)) - len(event)
             of_candidate = np.full((len(candidate), self._choice.slots), NO_EVENT, np.int32)
             if slot is not None:
-                of_candidate[: len(slot)] = np.where(slot == NO_EVENT, NO_EVENT, slot + length - number)
+                of_candidate[: len(slot)] = np.where(slot == NO_EVENT, NO_EVENT, slot + first)
             request["history_slot"] = of_candidate
         return request
+
+    def _user_side(self, past: Past, event: np.ndarray, candidates: int) -> dict[str, Any]:
+        """What `_request` has of the user and of the events that are read, for so many candidates."""
+        length, number = self._choice.length(candidates), len(event)
+        slots = np.full(length, -1)
+        slots[length - number :] = past.item[event]  # newest last, as in training
+        fields = {name: ids[event] for name, ids in past.fields.items()}
+        event_row = np.zeros((length, len(self._fields["event"])), np.int32)
+        for k, name in enumerate(self._names("event")):
+            event_row[length - number :, k] = self._lookups["event"][name][fields.get(name, np.full(number, PADDING))]
+        side = self._items("history", slots) | {"event_row": event_row, "history_mask": slots >= 0}
+        side["user_row"] = self._user_rows[past.user]
+        if "user" in self._of_side:
+            side["user_number"] = self._of_side["user"][past.user]
+        if "event" in self._numbers:
+            side["event_number"] = self._given_numbers("event", fields, length)
+        return side
+
+    def _items(self, name: str, row: np.ndarray) -> dict[str, Any]:
+        """What `_request` has of items by that name, "candidate" or "history"."""
+        found: dict[str, Any] = {name: {of: one.rows(row) for of, one in self._looked_up.items()}}
+        found[f"{name}_row"] = np.take(self._item_rows, row, axis=0)
+        if "item" in self._of_side:
+            found[f"{name}_number"] = np.take(self._of_side["item"], row, axis=0)
+        return found
 
     def _given_numbers(self, group: str, given: Ids, places: int) -> np.ndarray:
         """[places, m] f32 the numbers of a group that a request gives, the last ones at the end; NaN = missing."""
@@ -302,26 +355,13 @@ class Model:
     def _names(self, group: str) -> list[str]:
         return [name for name, *_ in self._fields[group]]
 
+    def names_of(self, group: str) -> list[str]:
+        """The fields of a group, "context" or "event", that requests may name, numbers that are read as values among them."""
+        return list(self._values[group])
+
     def _named(self, group: str) -> list[str]:
         """The fields that requests may name."""
         return [name for name in self._names(group) if group != "event" or name not in self._event_features]
-
-    def _since(self, time: Any, history_times: Sequence | np.ndarray | None, number: int) -> np.ndarray | None:
-        """[h] f64 seconds since the events of a request; None where the model does not read them."""
-        if RECENCY not in self._event_features:
-            return None
-        facts = self.manifest["serving"]
-        given = [] if history_times is None else history_times
-        if time is None or len(given) != number:
-            raise UserError(
-                "time, history_times: the model reads how long ago events were; give the time of the request, and as "
-                f"many as there are events ({number}), not {len(given)}, as whole numbers of {facts['time_unit']}"
-            )
-        try:
-            moments = np.array([int(one) for one in (time, *given)], np.int64)
-        except (TypeError, ValueError, OverflowError):
-            raise UserError(f"time, history_times: give whole numbers of {facts['time_unit']}") from None
-        return (moments[0] - moments[1:]) * facts["seconds_per_tick"]
 
     def _events(self, given: Mapping[str, Sequence], number: int, unknown: Unknown) -> Ids:
         for name, values in given.items():

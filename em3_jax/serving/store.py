@@ -4,7 +4,10 @@
     <store>/versions/0000007/   manifest.json: where it comes from, sizes, and bytes and sha256 of each file
                                 <name>.npy: arrays, memory-mapped
                                 scorer-<size>.bin: the compiled ranking model (`jax.export`)
-    <store>/.next/              the same in the making, with plan.json (of what) and progress.json (how far)
+                                of a delta: manifest.json and changes.npz, see `deltas`
+    <store>/versions/whole-0000007/  a version that is a delta, whole as well
+    <store>/.next/              a version in the making, with plan.json (of what) and progress.json (how far)
+    <store>/.whole/             one that is made whole
     <store>/lock                held by the one process that writes
 
 A version appears by renaming a complete folder, and becomes the one served by renaming a file over `current`: a reader sees the
@@ -13,7 +16,6 @@ old or the new version, never a mixture. What a reader has mapped stays readable
 
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -27,9 +29,11 @@ import numpy as np
 from em3_jax.core import paths, strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
+from em3_jax.serving import deltas
+from em3_jax.serving.version import FORMAT, MANIFEST
+from em3_jax.serving.version import Version as Version
 
-FORMAT = 1
-MANIFEST = "manifest.json"
+WHOLE = "whole-"
 _TRIES = 5  # to open one version, of which a file is not there
 
 
@@ -86,30 +90,74 @@ def publish(store: str | Path, manifest: dict[str, Any], keep: int) -> str:
 
     Args:
       manifest: what to note beside the files.
-      keep: how many versions stay, at least 1.
+      keep: how many whole versions stay, at least 1, and with them the deltas after the oldest of them.
     """
     store = Path(store)
     folder = store / ".next"
     for name in ("plan.json", "progress.json"):
         (folder / name).unlink(missing_ok=True)
-    files = {}
-    for path in sorted(folder.iterdir()):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     names = version_names(store)
     name = f"{int(names[-1]) + 1 if names else 1:07d}"
-    write_json(folder / MANIFEST, {"format": FORMAT, "version": name, **manifest, "files": files})
-    os.replace(folder, store / "versions" / name)
-    _sync_folder(store / "versions")
+    _finish(folder, {"format": FORMAT, "version": name, **manifest}, store / "versions" / name)
+    _serve(store, name)
+    prune(store, keep)
+    return name
+
+
+def _serve(store: Path, name: str) -> None:
+    """Makes a version that is in its place the one served."""
     temporary = store / "current.tmp"
     temporary.write_text(name, encoding="utf-8")
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, store / "current")
     _sync_folder(store)
-    _prune(store / "versions", [old for old in version_names(store)[:-keep] if old != name])
-    return name
+
+
+def settle(store: Path) -> None:
+    """Makes the newest version the one served: a writer was killed when it was in its place, and not yet served."""
+    names = version_names(store)
+    if names and current_name(store) != names[-1]:
+        _serve(store, names[-1])
+
+
+def _finish(folder: Path, manifest: dict[str, Any], place: Path) -> None:
+    """Makes a folder with all its files what a manifest says, on the disk, and moves it to its place."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    write_json(folder / MANIFEST, {**manifest, "files": files})
+    os.replace(folder, place)
+    _sync_folder(place.parent)
+
+
+def compact(store: str | Path, name: str, keep: int) -> None:
+    """Makes a version that is a delta whole, beside it, so that the chain before it may go; see `publish`."""
+    store = Path(store)
+    version, folder, place = open_version(store, name), store / ".whole", store / "versions" / f"{WHOLE}{name}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a writer that was killed
+    folder.mkdir()
+    deltas.write_whole(folder, version)
+    _finish(folder, {key: one for key, one in version.manifest.items() if key != "files"}, place)
+    prune(store, keep)
+
+
+def whole_folder(store: Path, name: str) -> Path | None:
+    """The folder that holds a version whole; None where there is none."""
+    own, beside = store / "versions" / name, store / "versions" / f"{WHOLE}{name}"
+    if beside.is_dir():
+        return beside
+    return own if own.is_dir() and not deltas.is_delta(own) else None
+
+
+def prune(store: Path, keep: int) -> None:
+    """Removes all versions before the `keep` newest whole ones, but for the one served."""
+    versions, names, served = store / "versions", version_names(store), current_name(store)
+    whole = [name for name in names if whole_folder(store, name)]
+    old = [name for name in names if whole[keep - 1 :] and name < whole[-keep] and name != served]
+    _prune(versions, [one for name in old for one in (f"{WHOLE}{name}", name)])
 
 
 def _prune(versions: Path, names: list[str]) -> None:
@@ -134,6 +182,31 @@ def version_names(store: str | Path) -> list[str]:
     return sorted(path.name for path in (Path(store) / "versions").glob("[0-9]*") if path.is_dir())
 
 
+def open_version(store: Path, name: str, verify: bool = False, have: Version | None = None) -> Version:
+    """A version, whole or made of the chain of deltas from the nearest whole one.
+
+    Args:
+      verify: see `Version`.
+      have: a version that is at hand; the chain may begin there.
+
+    Raises:
+      UserError: a delta of the chain does not fit, or is damaged. FileNotFoundError: something is not there (any more).
+    """
+    chain: list[deltas.Delta] = []
+    while True:
+        if have is not None and have.name == name and "sums" in have.manifest:
+            version = have
+            break
+        if folder := whole_folder(store, name):
+            version = Version(folder, verify)
+            break
+        chain.append(deltas.Delta(store / "versions" / name))
+        name = chain[-1].base
+    for delta in reversed(chain):
+        version = delta.applied_to(version)
+    return version
+
+
 def current_name(store: str | Path) -> str | None:
     """The name of the version served; None where there is none yet.
 
@@ -154,82 +227,8 @@ def current_name(store: str | Path) -> str | None:
     return name or None
 
 
-class Version:
-    """One version of a store, its arrays memory-mapped.
-
-    Args:
-      folder: of the version.
-      verify: read all files and compare their sha256, not their sizes alone.
-
-    Attributes:
-      manifest: see `publish`.
-
-    Raises:
-      UserError: a file is missing, truncated or changed, or the store was made by another version of the program.
-    """
-
-    def __init__(self, folder: Path, verify: bool = False):
-        self.folder = folder
-        path = folder / MANIFEST
-        try:
-            self.manifest = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not valid JSON ({error}); export again") from None
-        if not isinstance(self.manifest, dict):
-            raise UserError(f"{path}: not a manifest; export again")
-        if self.manifest.get("format") != FORMAT:
-            raise UserError(
-                f"{path}: store format {self.manifest.get('format')}, this program reads {FORMAT}; export again with it"
-            )
-        if missing := [key for key in ("version", "files") if key not in self.manifest]:
-            raise UserError(f"{path}: lacks '{missing[0]}'; export again")
-        for name, facts in self.manifest["files"].items():
-            self._check(folder / name, facts, verify)
-        paths = [folder / name for name in self.manifest["files"]]
-        self._arrays = {path.stem: self._map(path) for path in paths if path.suffix == ".npy"}
-        self._bytes = {path.name: path.read_bytes() for path in paths if path.suffix != ".npy"}
-
-    @property
-    def name(self) -> str:
-        return self.manifest["version"]
-
-    def _check(self, path: Path, facts: dict[str, Any], verify: bool) -> None:
-        if not path.is_file():
-            if not self.folder.is_dir():
-                raise FileNotFoundError(path)  # the whole version has been pruned: `open_current` looks again
-            raise UserError(f"{path}: file missing; export again")
-        size = path.stat().st_size
-        if size != facts["bytes"]:
-            raise UserError(
-                f"{path}: {size:,} bytes, its manifest says {facts['bytes']:,}; the file is damaged, export again"
-            )
-        if verify:
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-                    raise UserError(
-                        f"{path}: its content is not what its manifest says; the file is damaged, export again"
-                    )
-
-    def _map(self, path: Path) -> np.ndarray:
-        try:
-            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        except ValueError as error:
-            raise UserError(f"{path}: not a readable .npy file ({error}); export again") from None
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._arrays[name]
-
-    def starting_with(self, prefix: str) -> dict[str, np.ndarray]:
-        """{"content": array} of the arrays "looked_up.content", ... for the prefix "looked_up."."""
-        return {name.removeprefix(prefix): array for name, array in self._arrays.items() if name.startswith(prefix)}
-
-    def read_bytes(self, name: str) -> bytes:
-        """The content of a file that is no array."""
-        return self._bytes[name]
-
-
-def open_current(store: str | Path, verify: bool = False) -> Version:
-    """The version served now; see `Version`."""
+def open_current(store: str | Path, verify: bool = False, have: Version | None = None) -> Version:
+    """The version served now; see `open_version`."""
     store, problem = paths.local(store), ""
     tried: list[str] = []
     while len(tried) < _TRIES:
@@ -237,7 +236,7 @@ def open_current(store: str | Path, verify: bool = False) -> Version:
         if name is None:
             raise UserError(f"{store}: no store, it has no file 'current'; make one with `em3 export`")
         try:
-            return Version(store / "versions" / name, verify)
+            return open_version(store, name, verify, have)
         except FileNotFoundError as error:  # pruned between the two looks
             problem = str(error.filename or error)
             tried = [*tried, name] if name in tried else [name]  # another one is another chance

@@ -4,6 +4,7 @@ An int8 vector is whole numbers from -127 to 127 times a scale of its own, its l
 bytes of f32, each number off by at most half the scale. Letters: n rows, W width.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -60,3 +61,9 @@ class Vectors(NamedTuple):
 def stored(arrays: Mapping[str, np.ndarray], scales: Mapping[str, np.ndarray]) -> dict[str, Vectors]:
     """Name -> vectors, of what a version has by `PREFIX` and `SCALE`."""
     return {name: Vectors(values, scales.get(name)) for name, values in arrays.items()}
+
+
+def hash_rows(vectors: np.ndarray) -> list[str]:
+    """[n] of vectors [n, W] f32: 16 hexadecimal digits of the bytes of each."""
+    rows = np.ascontiguousarray(vectors, np.float32)
+    return [hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest() for row in rows]

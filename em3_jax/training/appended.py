@@ -103,7 +103,8 @@ class _Appended(online._Stream):
         self._windows = stream.Arriving(own.window, store.root)
         self._known_sizes: tuple[int, dict[str, int]] = (0, {})  # of so many rows
         self._sizes: dict[str, int] = {}  # places that the tables have
-        self._said, self.endless = "", None  # of the last window
+        self.endless = self.publisher = None
+        self._said = ""  # of the last window
 
     def run(self, interrupts: processes.Interrupts) -> dict:
         state, position, curve, notes = None, Position(), None, {}

@@ -6,6 +6,7 @@
 
 `em3 curves` draws it. There is a checkpoint after each window, and with it the position in the stream: killed at
 any moment, a run goes on from the last one to the same curve. With config.stream.follow the log is a file that grows.
+With config.stream.publish what has been learnt goes to a store as the stream trains, see `export.publisher`.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import gc
 import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -51,8 +52,28 @@ ONE_WAY = {
 """Settings that a stream has no choice of: its value, and why."""
 ONLY_FOLLOWING = ("poll_seconds", "idle_seconds", "append")
 ONLY_APPENDING = ("on_bad_row", "spare")
+ONLY_PUBLISHING = (
+    "publish_every", "publish_whole", "publish_keep", "publish_dtype", "publish_platforms", "hot_share", "refresh_hot",
+    "refresh_cold",
+)  # fmt: skip
 HEADLINE = ("auc", "gauc", "logloss")
 SLICES = ("all", "cold items", "warm items", "new users")
+
+
+class Publisher(Protocol):
+    """Who publishes what a stream has learnt."""
+
+    def begin(self, parts: experiment.Experiment) -> None:
+        """Takes up a dataset, or the one that it has grown into."""
+
+    def due(self, step: int) -> bool:
+        """Whether a version is due after a step within a window."""
+
+    def publish(self, state: State, row: int, builder: BatchBuilder) -> None:
+        """Publishes a state that was trained on the rows before number `row`; `builder` knows what these show."""
+
+    def close(self) -> None:
+        """Waits for what is done in the background."""
 
 
 class Position(NamedTuple):
@@ -69,11 +90,12 @@ class Position(NamedTuple):
     time: int | None = None
 
 
-def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
+def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: Publisher | None = None) -> dict:
     """Scores and trains window after window; returns {"windows", "step", "stopped_by"}.
 
     Args:
       own: config.stream.
+      publisher: None = nothing is published.
 
     Raises:
       UserError: whatever the user can mend.
@@ -84,7 +106,7 @@ def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
         followed = follow.Follower(own.follow, config.data.root, own.poll_seconds, own.idle_seconds)
         while True:
             followed.prepare()
-            of_data = _Stream(config, directory, own, followed.grows, kept)
+            of_data = _Stream(config, directory, own, followed.grows, kept, publisher)
             result, kept = of_data.run(interrupts), of_data.kept
             stopped_by = result["stopped_by"] if result["stopped_by"] != "end" else followed.wait(interrupts)
             if stopped_by:
@@ -113,20 +135,17 @@ def check_settings(config: OnClicks, own: StreamSettings) -> None:
         given = getattr(getattr(config, section), key)
         if given != value:
             raise UserError(f"config.{name}={given}: has no effect on a stream, {why}; give {value} or leave it out")
-    for key in ONLY_FOLLOWING:
-        given = getattr(own, key)
-        if given != getattr(StreamSettings(), key) and not own.follow:
-            raise UserError(
-                f"config.stream.{key}={given}: has no effect where no log is followed; leave it out, or set "
-                "config.stream.follow"
-            )
-    for key in ONLY_APPENDING:
-        given = getattr(own, key)
-        if given != getattr(StreamSettings(), key) and not own.append:
-            raise UserError(
-                f"config.stream.{key}={given}: has no effect where rows are not appended; leave it out, or set "
-                "config.stream.append"
-            )
+    for keys, needs, there in (
+        (ONLY_FOLLOWING, "follow", "no log is followed"),
+        (ONLY_APPENDING, "append", "rows are not appended"),
+        (ONLY_PUBLISHING, "publish", "nothing is published"),
+    ):
+        for key in keys:
+            given = getattr(own, key)
+            if given != getattr(StreamSettings(), key) and not getattr(own, needs):
+                raise UserError(
+                    f"config.stream.{key}={given}: has no effect where {there}; leave it out, or set config.stream.{needs}"
+                )
 
 
 class _Kept(NamedTuple):
@@ -143,10 +162,19 @@ class _Stream:
 
     Attributes:
       kept: what the next pass takes; None where it begins with the checkpoint.
+      publisher: None = nothing is published.
     """
 
-    def __init__(self, config: OnClicks, directory: Path, own: StreamSettings, grows: bool, kept: _Kept | None = None):
-        self.config, self.directory, self.kept = config, directory, kept
+    def __init__(
+        self,
+        config: OnClicks,
+        directory: Path,
+        own: StreamSettings,
+        grows: bool,
+        kept: _Kept | None = None,
+        publisher: Publisher | None = None,
+    ):
+        self.config, self.directory, self.kept, self.publisher = config, directory, kept, publisher
         self.parts = experiment.build(config)
         if kept:
             self.parts = dataclasses.replace(self.parts, program=kept.program)
@@ -170,6 +198,8 @@ class _Stream:
         parts, directory = self.parts, self.directory
         state, notes = self._begin()
         position = Position(**notes["position"])
+        if self.publisher is not None:
+            self.publisher.begin(parts)
         curve = _Curve(directory / CURVE, position.window)
         if not position.window:
             print(logs.parameter_table(state, parts.program.frozen))
@@ -189,6 +219,8 @@ class _Stream:
                 break
         self.progress.close()
         self.checkpoints.close()
+        if self.publisher is not None:
+            self.publisher.close()
         if self.endless:
             self.kept = _Kept(parts.program, self.endless, state, notes)
         return {"windows": notes["position"]["window"], "step": int(state.step), "stopped_by": stopped_by}
@@ -247,6 +279,9 @@ class _Stream:
         state, means, stopped_by = self._train(state, window, interrupts)
         if stopped_by != "end":
             return state, None, stopped_by
+        # Before the checkpoint: of a run that is killed between them, the window is trained once more.
+        if self.publisher is not None:
+            self.publisher.publish(state, window.end, self._builder(window.end))
         curve.write(record | {"step": int(state.step)} | means | self._of_source(window) | self._of_ids())
         time_ = self.parts.work.dataset.interactions["time"]
         position = Position(number + 1, window.end, int(time_[max(window.end - 1, 0)]))
@@ -338,10 +373,18 @@ class _Stream:
             reported.append(scalars)
             if every and len(reported) % every == 0:
                 self.progress.show(loss=f"{float(scalars['loss']):.4f}")
+            if self.publisher is not None and self.publisher.due(step := first + len(reported) - 1):
+                self._publish(state, rows[: (step - first + 1) * self.config.data.batch_size])
             if interrupts.received:
                 return state, {}, interrupts.received
         means = logs.window_means(reported, state, self.checkpoints, first, first + len(reported) - 1)
         return state, means | {"time/examples_per_second": len(rows) / (time.perf_counter() - began)}, "end"
+
+    def _publish(self, state: State, trained: np.ndarray) -> None:
+        """Publishes a state within a window, of which the rows `trained` [n] have been trained on."""
+        assert self.publisher is not None  # whoever calls this has asked it
+        row = int(trained[-1]) + 1
+        self.publisher.publish(state, row, self._builder(row))
 
 
 def check_same_past(dataset, position: Position) -> None:

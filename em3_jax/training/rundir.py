@@ -33,6 +33,9 @@ MAY_CHANGE = (
     "config.stream.idle_seconds:",
     "config.stream.most_windows:",
     "config.stream.on_bad_row:",
+    "config.stream.publish",
+    "config.stream.hot_share:",
+    "config.stream.refresh_",
 )
 """A resumed run may train longer, log otherwise, lie elsewhere, or use other devices; all else would be another run."""
 

@@ -339,7 +339,7 @@ def test_a_stream_goes_on_with_more_items_and_the_bank_moves_with_them(tmp_path)
     )
 
 
-@pytest.mark.parametrize("name", [*online.ONE_WAY, "stream.idle_seconds"])
+@pytest.mark.parametrize("name", [*online.ONE_WAY, "stream.idle_seconds", "stream.publish_every"])
 def test_a_setting_without_effect_is_refused(planted, tmp_path, name):
     now = config(planted.root).to_dict()
     section, key = name.split(".")

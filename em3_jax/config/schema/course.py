@@ -152,3 +152,19 @@ class Stream:
     # rows of a table that are made ahead for ids to come, as a share of those in use, with append;
     # programs are compiled again when they are used up
     spare: Annotated[float, Number(empty="0: none, each new id compiles again")] = 1.0
+    # store that versions are published to as the stream trains, for services to follow
+    publish: Annotated[str, Folder(empty="empty: nothing is published")] = ""
+    # steps between two versions that are published
+    publish_every: Annotated[int, Whole(0, empty="0: one after each window")] = 0
+    # deltas after which a version is made whole in the background, and a late reader begins there
+    publish_whole: Size = 64
+    publish_keep: Size = 2  # whole versions that the store keeps, with the deltas after them
+    # dtype of the items' vectors in the store
+    publish_dtype: Annotated[str, Choice(("float32", "float16", "int8"))] = "float32"
+    publish_platforms: Names = ("cpu", "cuda", "tpu")  # what the published model is compiled for
+    # share of the shown items, by their showings so far, whose published vectors are refreshed by age
+    hot_share: Share = 0.1
+    # steps after which the published vector of such a hot item is made anew
+    refresh_hot: Annotated[int, Whole(0, empty="0: at each version")] = 0
+    # steps after which that of any other item is; when its content changes it is in any case
+    refresh_cold: Annotated[int, Whole(0, empty="0: when its content changes alone")] = 0

@@ -1,0 +1,163 @@
+"""Recorded requests, and what a dataset makes of them: rows and events, as a log would have them.
+
+Letters: r requests, n candidates of all, h events of a history.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from em3_jax.core.errors import UserError
+from em3_jax.core.fields import PADDING, UNKNOWN
+from em3_jax.core.numbers import value_column
+from em3_jax.core.strict_json import undefined_as_nan
+from em3_jax.core.values import canonical
+from em3_jax.data.format import Dataset
+from em3_jax.export.model import original_ids
+from em3_jax.predict.rows import Rows, numbers_of, values_of
+from em3_jax.serving import id_index
+
+
+class Recorded(NamedTuple):
+    """A line of a record, see `serving.recorder`.
+
+    Attributes:
+      place, line: where it stands, for messages.
+      inputs: those of all pieces, [b, ...] or of the user alone.
+      logits: [b] f64.
+    """
+
+    place: str
+    line: int
+    version: str
+    checksum: str
+    asked: dict[str, Any]
+    inputs: dict[str, np.ndarray]
+    logits: np.ndarray
+
+
+def read(path: Path) -> Iterator[Recorded]:
+    """The lines of a record; a last one that was cut off is left out.
+
+    Raises:
+      UserError: it cannot be read, or a line is none of a record.
+    """
+    try:
+        file = open(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a file of `em3 serve --record`") from None
+    with file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                return
+            try:
+                found = json.loads(line)
+                inputs = _joined(found["inputs"])
+                logits = np.array(found["logits"], np.float64)
+                yield Recorded(
+                    f"{path} line {number}", number, found["version"], found["checksum"], found["asked"], inputs, logits
+                )
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path} line {number}: not a recorded request ({error})") from None
+
+
+def _joined(pieces: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Inputs of all pieces one after the other: of candidates theirs, of the user those of the first piece."""
+    of_candidates = [name for name in pieces[0] if name.startswith(("candidate", "context"))]
+    joined = {name: [value for piece in pieces for value in piece[name]] for name in of_candidates}
+    found = dict(pieces[0]) | joined
+    return {name: np.array(undefined_as_nan(value)) for name, value in found.items()}
+
+
+class Resolver:
+    """Makes `Rows` of requests, a row a candidate, by what the training side knows of ids and values.
+
+    Args:
+      dataset: of the run.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+        self._users, self._items = (
+            id_index.build(original_ids(table)) for table in (dataset.user_table, dataset.item_table)
+        )
+        self._values = {group: values_of(dataset, group) for group in ("context", "event")}
+        self._numbers = {group: numbers_of(dataset, group) for group in ("context", "event")}
+
+    def __call__(self, requests: Sequence[Mapping[str, Any]]) -> Rows:
+        """The rows of requests [r], as `ScoreRequest` has them."""
+        events = [self._events(asked) for asked in requests]
+        count = [len(asked["candidates"]) for asked in requests]
+        end = np.cumsum([len(one["item"]) for one in events])
+        start = np.concatenate([[0], end[:-1]])
+        columns: dict[str, Any] = {
+            "item": self._rows_of(self._items, [one for asked in requests for one in asked["candidates"]], "items"),
+            "user": np.repeat([self._user(asked.get("user")) for asked in requests], count),
+            "time": np.repeat([int(asked.get("time") or 0) for asked in requests], count),
+            "history_start": np.repeat(start, count),
+            "history_end": np.repeat(end, count),
+        }
+        n, dataset = len(columns["item"]), self._dataset
+        columns["label"] = np.zeros(n, np.uint8)
+        columns |= {name: np.zeros(n, np.uint8) for name in dataset.interactions if name.startswith("label_")}
+        columns |= {f"amount_{name}": np.zeros(n, np.float32) for name in dataset.amounts}
+        for field in dataset.fields.context:
+            columns[f"context_{field.name}"] = np.concatenate(
+                [self._context(field.name, asked, UNKNOWN, np.int32) for asked in requests]
+            )
+        for number in dataset.numbers.context:
+            columns[value_column(number.name)] = np.concatenate(
+                [self._context(number.name, asked, np.nan, np.float32) for asked in requests]
+            )
+        joined = {name: np.concatenate([one[name] for one in events]) for name in events[0]}
+        return Rows(dataset, columns, joined)
+
+    def _rows_of(self, index: id_index.IdIndex, ids: Sequence[Any], kind: str) -> np.ndarray:
+        """[n] i64 rows of ids; of one that is not known the row after the last."""
+        rows = index.find(ids)
+        return np.where(rows < 0, getattr(self._dataset, f"num_{kind}"), rows)
+
+    def _user(self, user: Any) -> int:
+        if canonical(user) is None:
+            return self._dataset.num_users
+        return int(self._rows_of(self._users, [user], "users")[0])
+
+    def _context(self, name: str, asked: Mapping[str, Any], missing: Any, dtype: Any) -> np.ndarray:
+        """[b] ids or numbers of a field of the context."""
+        count, given = len(asked["candidates"]), asked.get("context", {})
+        if name not in given:
+            return np.full(count, missing, dtype)
+        several = isinstance(given[name], list)
+        found = self._found("context", name, given[name] if several else [given[name]])
+        return np.asarray(found if several else np.repeat(found, count), dtype)
+
+    def _found(self, group: str, name: str, values: Sequence[Any]) -> np.ndarray:
+        """Ids or numbers of values."""
+        if name in self._numbers[group]:
+            return self._numbers[group][name].values(values)[0]
+        return self._values[group][name].ids(values)[0]
+
+    def _events(self, asked: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The columns of a request's events, those of items that are not known left out."""
+        dataset, history = self._dataset, asked.get("history", [])
+        item = self._items.find(history) if history else np.zeros(0, np.int64)
+        kept, given = item >= 0, asked.get("history_fields", {})
+        times = asked.get("history_times") or [0] * len(history)
+        found: dict[str, Any] = {
+            "item": item[kept].astype(np.int32),
+            "time": np.array([int(one) for one in times], np.int64)[kept],
+        }
+        for field in dataset.stored_event_fields:
+            ids = np.full(len(history), PADDING)
+            if field.name in given and history:
+                ids = self._found("event", field.name, given[field.name])
+            found[f"field_{field.name}"] = ids[kept].astype(np.int32)
+        for number in dataset.numbers.event:
+            values = np.full(len(history), np.nan, np.float32)
+            if number.name in given and history:
+                values = self._found("event", number.name, given[number.name])
+            found[number.column] = values[kept]
+        return found
