@@ -12,7 +12,7 @@ from em3_jax.config.schema.ranking import Heads
 from em3_jax.core import amounts
 from em3_jax.core.amounts import ORDINAL, Amount
 from em3_jax.core.errors import UserError, nearest
-from em3_jax.core.labels import Labels
+from em3_jax.core.labels import LOG_KEPT, Labels
 from em3_jax.core.types import Batch
 from em3_jax.tasks import Intermediates, Logged, Params, ordinal
 
@@ -122,7 +122,8 @@ class FurtherLabels:
                 # What was not clicked is no conversion; a click whose conversion was not observed says nothing.
                 both = jnp.where(observed, label, 0.0) * batch["label"]
                 there = observed | (batch["label"] == 0)
-                value = _of_both(logit, further, both, jnp.where(there, batch["weight"], 0.0))
+                of_rows = logit - batch[LOG_KEPT] if LOG_KEPT in batch else logit  # as negatives were drawn
+                value = _of_both(of_rows, further, both, jnp.where(there, batch["weight"], 0.0))
             else:
                 value = losses.binary_cross_entropy(further, label, where=observed, weights=batch["weight"])
             logged[f"{name}_loss"] = value

@@ -15,6 +15,7 @@ from em3_jax.data import sampling
 from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.readers.table import table
 from em3_jax.evaluation import calibration
+from em3_jax.tasks.heads import FurtherLabels
 from tests.conftest import user_error
 from tests.test_train import small_config
 
@@ -77,6 +78,18 @@ def test_contrasts_take_log_q_off_all_logits(negatives):
     logits = 2 * unit[0] @ unit[1].T - log_q
     rows = [np.log(np.exp(logits[i][mask]).sum()) - logits[i, i] for i in np.flatnonzero(mask)]
     assert float(value) == pytest.approx(np.mean(rows), rel=1e-5)
+
+
+def test_the_loss_of_a_click_and_a_conversion_is_of_the_rows_as_drawn():
+    task, logit, less = (
+        FurtherLabels(("buy",), {}, False, True),
+        jnp.array([0.3, -1.0, 2.0]),
+        jnp.array([-2.0, 0.5, 1.0]),
+    )
+    batch = {"label": jnp.array([1.0, 0.0, 1.0]), "weight": jnp.ones(3), "further": jnp.array([[1.0], [-1.0], [0.0]])}
+    out = {"further": jnp.array([[0.5], [0.1], [-0.4]])}
+    corrected = task.loss({}, jnp.float32(0), logit, out, batch | {"log_kept": less})[0]
+    assert float(corrected) == float(task.loss({}, jnp.float32(0), logit - less, out, batch)[0])
 
 
 @pytest.fixture(scope="module")
