@@ -1,9 +1,4 @@
-"""How much care XLA takes with the programs of tests, most of whose time goes into compiling small ones.
-
-To be imported before JAX makes its first program: XLA reads its flags once in a process. So here they
-are those of programs that are compiled quickly, which those of processes that are started then equal
-in the cache; and programs of other modules bring theirs with them.
-"""
+"""How much care XLA takes with the programs of tests, most of whose time goes into compiling small ones."""
 
 import os
 
@@ -12,10 +7,27 @@ from jax._src import compiler
 
 # Without them those work that XLA's CPU compiler had before: MLIR takes most of its time on small programs.
 _EMITTERS = "xla_cpu_use_fusion_emitters"
-_GIVEN = os.environ.get("XLA_FLAGS", "")  # of whoever runs the tests
-_QUICKLY = f"{_GIVEN} --{_EMITTERS}=false".strip()
+_FLAG = f"--{_EMITTERS}=false"
+# Of whoever runs the tests; a worker has the flag from the process that started it.
+_GIVEN = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag != _FLAG)
+_QUICKLY = f"{_GIVEN} {_FLAG}".strip()
 _quick = False
-os.environ["XLA_FLAGS"] = _QUICKLY
+
+
+def begin() -> None:
+    """To be called before JAX makes its first program, for XLA reads its flags once in a process.
+
+    They are set for programs that are compiled quickly, which thus have the same key in the cache here
+    and in processes that are started; all others ask for the newer emitters in their own options.
+    """
+    os.environ["XLA_FLAGS"] = _QUICKLY
+
+    def options(*args, env_options_overrides=None, jax_options=compiler.get_compile_options, **kwargs):
+        if not _quick:
+            env_options_overrides = {_EMITTERS: True} | dict(env_options_overrides or {})
+        return jax_options(*args, env_options_overrides=env_options_overrides, **kwargs)
+
+    compiler.get_compile_options = options
 
 
 def choose(quick: bool) -> None:
@@ -34,12 +46,3 @@ def on_devices(count: int) -> dict[str, str]:
     quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     flags = f"{_QUICKLY} {quickly} --xla_force_host_platform_device_count={count}"
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-
-
-def _options(*args, env_options_overrides=None, options=compiler.get_compile_options, **kwargs):
-    if not _quick:
-        env_options_overrides = {_EMITTERS: True} | dict(env_options_overrides or {})
-    return options(*args, env_options_overrides=env_options_overrides, **kwargs)
-
-
-compiler.get_compile_options = _options

@@ -86,6 +86,11 @@ def user_error(function, *args) -> str:
     return message
 
 
+def pytest_configure():
+    """Not on import, for processes that tests start import tests, too."""
+    compilation.begin()
+
+
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no worker is left with them at the end; else those together that are compiled alike."""
 
