@@ -319,9 +319,9 @@ class Store:
         for group in ("context", "event"):
             counts |= {f"{group}_{f.name}": np.zeros(f.size, np.int64) for f in getattr(fields, group)}
         interactions = {name: column.first(rows) for name, column in self._columns.items()}
-        tables = [self._table(kind, fields, sizes[kind]) for kind in self._told]
+        users, items = (self._table(kind, fields, sizes[kind]) for kind in self._told)
         sets = self._entities["item"].sets(sizes["item"], self.hash)
-        return Appended(self.root, meta, fields, interactions, self._events.columns(), counts, *tables, sets=sets)
+        return Appended(self.root, meta, fields, interactions, self._events.columns(), counts, users, items, sets=sets)
 
     def _table(self, kind: str, fields: Fields, places: int) -> pa.Table:
         """Of so many users or items, without their ids."""
