@@ -13,10 +13,11 @@ Users, items and field values are numbered in the order in which rows show them 
 numbers. A history is a range of events, as in every dataset; an earlier row's stays as it was when the
 row arrived.
 
-A row is late when its time is before that of a row that arrived earlier. It is kept. Its own history is what its user did before
-its time; rows that arrive after it find it at its place in time, in a block written anew; rows that arrived before it do not.
+A row is late when its time is before that of a row that arrived earlier. It is kept. Its own history is
+what its user did before its time; rows that arrive after it find it at its place in time, in a block
+written anew; rows that arrived before it do not.
 
-Killed at any moment, a store is what its last commit says: files are cut back, and changed blocks are put back.
+Killed at any moment, a store is what its last commit says: what is beyond is written over, changed blocks are put back.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ from em3_jax.data.format import (
 from em3_jax.data.growing import Column, Words
 
 STORE = "appended.json"
-STOP, SKIP = "stop", "skip"
+SKIP = "skip"
 _FRESH: dict[str, Any] = {
     "format": 1, "rows": 0, "events": 0, "late": 0, "skipped": 0, "newest": None, "position": {}, "known": {}, "words": {},
     "rejected": 0, "commit": 0,
@@ -318,9 +319,9 @@ class Store:
         for group in ("context", "event"):
             counts |= {f"{group}_{f.name}": np.zeros(f.size, np.int64) for f in getattr(fields, group)}
         interactions = {name: column.first(rows) for name, column in self._columns.items()}
-        tables = [self._table(kind, fields, sizes[kind]) for kind in self._told]
+        users, items = (self._table(kind, fields, sizes[kind]) for kind in self._told)
         sets = self._entities["item"].sets(sizes["item"], self.hash)
-        return Appended(self.root, meta, fields, interactions, self._events.columns(), counts, *tables, sets=sets)
+        return Appended(self.root, meta, fields, interactions, self._events.columns(), counts, users, items, sets=sets)
 
     def _table(self, kind: str, fields: Fields, places: int) -> pa.Table:
         """Of so many users or items, without their ids."""

@@ -104,19 +104,17 @@ class _Appended(online._Stream):
         self._known_sizes: tuple[int, dict[str, int]] = (0, {})  # of so many rows
         self._sizes: dict[str, int] = {}  # places that the tables have
         self.endless = self.publisher = None
+        self._built_at = 0  # rows whose ids had places when the tables became as long as they are
         self._said = ""  # of the last window
 
     def run(self, interrupts: processes.Interrupts) -> dict:
-        state, position, curve, notes = None, Position(), None, {}
-        stopped_by = self._wait(0, interrupts)
-        if not stopped_by:
-            state, position, notes = self._begin()
-            curve = online._Curve(self.directory / CURVE, position.window)
-            self.progress = Progress(self._store.rows, position.row, unit="row")
-            print(
-                f"{self._store.root}: {self._store.rows:,} rows so far; {online.count(position.window)} done",
-                flush=True,
-            )
+        if stopped_by := self._wait(0, interrupts):
+            return {"windows": 0, "step": 0, "stopped_by": stopped_by}
+        state, position, notes = self._begin()
+        curve = online._Curve(self.directory / CURVE, position.window)
+        self.progress = Progress(self._store.rows, position.row, unit="row")
+        done = online.count(position.window)
+        print(f"{self._store.root}: {self._store.rows:,} rows so far; {done} done", flush=True)
         while not stopped_by:
             if self._own.most_windows and position.window >= self._own.most_windows:
                 stopped_by = "end"
@@ -125,15 +123,13 @@ class _Appended(online._Stream):
                 break
             window = self._windows[position.window]
             state = self._grown(state, window.end)
-            state, done, stopped = self._window(
-                position.window, window, state, curve, notes | self._notes(), interrupts
-            )
-            position = Position(**done["position"]) if done else position
+            own = notes | self._notes()
+            state, after, stopped = self._window(position.window, window, state, curve, own, interrupts)
+            position = Position(**after["position"]) if after else position
             stopped_by = "" if stopped == "end" else stopped
-        if curve is not None:
-            self.progress.close()
-            self.checkpoints.close()
-        return {"windows": position.window, "step": int(state.step) if state else 0, "stopped_by": stopped_by}
+        self.progress.close()
+        self.checkpoints.close()
+        return {"windows": position.window, "step": int(state.step), "stopped_by": stopped_by}
 
     def _wait(self, number: int, interrupts: processes.Interrupts) -> str:
         """Returns "" when window `number` is complete, or why there is no more to wait for. Appends what has come."""
@@ -172,7 +168,6 @@ class _Appended(online._Stream):
         directory, config = self.directory, self.config
         is_new, init_from = not (directory / "run.json").exists(), config.train.init_from
         first = self._windows[0]
-        self.parts, self._built_at = None, 0
         self._build(first.end)
         state = self.parts.program.init()
         if init_from and is_new:
@@ -221,9 +216,10 @@ class _Appended(online._Stream):
 
     def _build(self, rows: int) -> None:
         """Makes programs for tables that hold the ids of the first rows; what was before is let go."""
-        if self.parts is not None and rows == self._built_at:
+        if rows == self._built_at:
             return
-        self.parts, self._built_at = None, rows
+        self._built_at = rows
+        self.__dict__.pop("parts", None)  # which would lie beside those to come
         self._sizes = places_of(self._in_use(rows), self._own.spare)
         view = self._store.view(rows, self._sizes)
         counts = Shown(self.label, self._counters["run"].history_length).until(
@@ -270,7 +266,7 @@ class _Appended(online._Stream):
 
     def _lag(self, window: stream.Window) -> dict[str, float]:
         """How far the newest row that has come is ahead of the newest of the windows that are done, in seconds."""
-        if self._store.unit == times.ORDER or not window.end:
+        if self._store.unit == times.ORDER or self._store.newest is None or not window.end:
             return {}
         per_second = times.NANOSECONDS[self._store.unit] / times.NANOSECONDS["seconds"]
         return {"time/lag_seconds": (self._store.newest - self._windows.newest(window)) * per_second}

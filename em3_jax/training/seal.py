@@ -107,7 +107,9 @@ def _write_dataset(store: Store, rows: int, root: Path) -> Dataset:
     with DatasetWriter(root) as writer:
         write_log(
             writer,
-            **{name: np.asarray(columns[name]) for name in ("user", "item", "time")},
+            user=columns["user"],
+            item=columns["item"],
+            time=columns["time"],
             label=np.asarray(columns["label"] == 1),
             split=SPLIT,
             is_event=is_event,
