@@ -284,7 +284,7 @@ class Endless:
         """Writes what belongs to the checkpoint of `step`, which follows."""
         if step == self._saved_step:
             return
-        arrays = {f"{name}/{key}": a for name, part in self._parts.items() for key, a in part.state().items()}
+        arrays: Any = {f"{name}/{key}": a for name, part in self._parts.items() for key, a in part.state().items()}
         path = self._folder / f"{step}.npz"
         temporary = path.with_suffix(".tmp")
         try:
