@@ -12,7 +12,7 @@ import numpy as np
 
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 _EMPTY, _GONE = np.uint64(0), np.uint64(0xFFFFFFFF)  # the low half; else it is the position + 1
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 17
 LARGEST = (1 << 32) - 3
 """The largest position."""
 

@@ -19,7 +19,7 @@ from em3_jax.tables.mapped_rows import MappedRows
 
 NEVER = np.iinfo(np.int32).max
 KEPT = 2  # checkpoints that may be gone back to
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 17
 HEAD = np.dtype(
     [
         ("hash", "<u8"), ("word", "<i8"), ("born", "<i8"), ("last", "<i8"), ("count", "<u4"), ("halved", "<i4"),

@@ -38,12 +38,13 @@ class Swaps:
     """
 
     def __init__(self, shapes: Any, spill: Spill, fresh: Fresh):
-        leaves, self._tree = jax.tree.flatten(shapes, is_leaf=packing.is_table)
+        leaves, tree = jax.tree.flatten(shapes, is_leaf=packing.is_table)
+        self._tree: Any = tree
         self._length, self._spill, self._fresh = leaves[0].shape[0], spill, fresh
         self._rows = [(leaf.shape[1:], np.dtype(leaf.dtype)) for leaf in leaves]
         self._waiting: list[tuple[np.ndarray, list[jax.Array]]] = []  # places, and the rows on the way there
         # Where they lie, or the step would be compiled once more for another place.
-        where = [getattr(leaf, "lines", leaf).sharding for leaf in leaves]
+        where = [(leaf.lines if isinstance(leaf, packing.Rows) else leaf).sharding for leaf in leaves]
         self._take, self._put = jax.jit(_take), jax.jit(_put, donate_argnums=0, out_shardings=where)
 
     def __call__(self, tables: Any, moves: Moves) -> Any:
@@ -62,8 +63,8 @@ class Swaps:
             data = [np.concatenate(pair) for pair in zip(data, fresh, strict=True)]
         order = np.argsort(rows)  # as packed tables want it
         for start in range(0, len(rows), AT_ONCE):
-            part = order[start : start + AT_ONCE]
-            leaves = self._put(leaves, self._padded(rows[part]), [_filled(one[part]) for one in data])
+            some = order[start : start + AT_ONCE]
+            leaves = self._put(leaves, self._padded(rows[some]), [_filled(one[some]) for one in data])
         return self._tree.unflatten(leaves)
 
     def compiled(self, tables: Any) -> Any:

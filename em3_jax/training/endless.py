@@ -10,6 +10,7 @@ LEMUR's memory bank, where an item takes a row when it is first encoded.
 """
 
 import dataclasses
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +285,7 @@ class Endless:
         """Writes what belongs to the checkpoint of `step`, which follows."""
         if step == self._saved_step:
             return
-        arrays = {f"{name}/{key}": a for name, part in self._parts.items() for key, a in part.state().items()}
+        arrays: Any = {f"{name}/{key}": a for name, part in self._parts.items() for key, a in part.state().items()}
         path = self._folder / f"{step}.npz"
         temporary = path.with_suffix(".tmp")
         try:
@@ -338,7 +339,7 @@ def read(directory: Path, step: int) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path}: not readable ({str(error)[:80]}), so nothing says whose the rows of the table are; restore the file, "
             "or choose another --workdir"

@@ -82,7 +82,8 @@ class _Found:
     """Rows of ids, wherever they are."""
 
     def __init__(self, folder: Path, capacity: int, tables: Any, saved: dict[str, np.ndarray], dataset: Dataset):
-        leaves, self._tree = jax.tree.flatten(tables)
+        leaves, tree = jax.tree.flatten(tables)
+        self._tree: Any = tree
         self._leaves = [np.asarray(leaf) for leaf in leaves]
         self._rows = [(leaf.shape[1:], leaf.dtype) for leaf in self._leaves]
         era, places, texts, spilled = saved["spill"].tolist()
