@@ -188,7 +188,8 @@ class Publisher:
             widths,
         ]
         plain = parse.plain(self._config)
-        own = [plain[name] for name in ("task", "model", "data")] + [self._own.publish_platforms]
+        of_data = {name: one for name, one in plain["data"].items() if name != "root"}  # a folder may be moved
+        own = [plain["task"], plain["model"], of_data, self._own.publish_platforms]
         text = json.dumps([facts, own, programs.versions(), self._commit], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
