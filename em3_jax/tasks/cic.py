@@ -57,12 +57,13 @@ class ContentIdContrast:
           key: of the negatives drawn.
         """
         projected: Any = self.heads.apply({"params": params}, *self._arguments(out))
+        content, ids = projected
         if self.settings.negatives_from != BATCH:
-            value, accuracy = self._in_groups(*projected, inputs.batch, out, key)
+            value, accuracy = self._in_groups(content, ids, inputs.batch, out, key)
         else:
             by_samples = self.settings.over == "samples"
             weight = candidate_counts(inputs.batch, inputs.batch["weight"]) if by_samples else None
-            value, accuracy = self._in_batch(*projected, inputs.batch, out, key, weight)
+            value, accuracy = self._in_batch(content, ids, inputs.batch, out, key, weight)
         return self.settings.weight * value, {"cic_loss": value, "cic_accuracy": accuracy}
 
     def _in_batch(
