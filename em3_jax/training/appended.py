@@ -36,7 +36,7 @@ from em3_jax.data.shown import Shown
 from em3_jax.tasks.ranking.setup import open_clicks
 from em3_jax.training import experiment, growth, logs, online, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
-from em3_jax.training.curve import CURVE
+from em3_jax.training.curve import CURVE, Curve
 from em3_jax.training.online import Position
 from em3_jax.training.warm_start import warm_start
 
@@ -111,7 +111,7 @@ class _Appended(online._Stream):
         if stopped_by := self._wait(0, interrupts):
             return {"windows": 0, "step": 0, "stopped_by": stopped_by}
         state, position, notes = self._begin()
-        curve = online._Curve(self.directory / CURVE, position.window)
+        curve = Curve(self.directory / CURVE, position.window)
         self.progress = Progress(self._store.rows, position.row, unit="row")
         done = online.count(position.window)
         print(f"{self._store.root}: {self._store.rows:,} rows so far; {done} done", flush=True)

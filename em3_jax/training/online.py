@@ -11,7 +11,6 @@ With config.stream.publish what has been learnt goes to a store as the stream tr
 
 import dataclasses
 import gc
-import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +20,6 @@ import numpy as np
 
 from em3_jax.config.schema import OnClicks
 from em3_jax.config.schema.course import Stream as StreamSettings
-from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.progress import Progress
 from em3_jax.core.types import Batch, State
@@ -33,7 +31,7 @@ from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.evaluation.groups import Asked
 from em3_jax.training import endless, experiment, growth, logs, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
-from em3_jax.training.curve import CURVE, read_curve
+from em3_jax.training.curve import CURVE, Curve
 from em3_jax.training.program import Program
 from em3_jax.training.warm_start import warm_start
 
@@ -200,7 +198,7 @@ class _Stream:
         position = Position(**notes["position"])
         if self.publisher is not None:
             self.publisher.begin(parts)
-        curve = _Curve(directory / CURVE, position.window)
+        curve = Curve(directory / CURVE, position.window)
         if not position.window:
             print(logs.parameter_table(state, parts.program.frozen))
         total = sum(len(window) for window in self.windows)
@@ -269,7 +267,7 @@ class _Stream:
             self.endless.saved(int(state.step), self.checkpoints.steps("latest"))
 
     def _window(
-        self, number: int, window: stream.Window, state: State, curve: "_Curve", notes: dict[str, Any], interrupts
+        self, number: int, window: stream.Window, state: State, curve: Curve, notes: dict[str, Any], interrupts
     ) -> tuple[State, dict[str, Any] | None, str]:
         """(state, notes with the position after the window, None where it was cut short; "end" or the signal received)."""
         record: dict[str, Any] = {"window": number, "first": window.first, "end": window.end}
@@ -400,18 +398,3 @@ def check_same_past(dataset, position: Position) -> None:
 
 def count(windows: int) -> str:
     return f"{windows:,} window{'s' * (windows != 1)}"
-
-
-class _Curve:
-    """stream.jsonl; lines from window number `start` on, which will be written again, are dropped."""
-
-    def __init__(self, path: Path, start: int):
-        kept = [line for line in read_curve(path) if line["window"] < start] if path.exists() else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(strict_json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
-        self._path = path
-
-    def write(self, record: dict) -> None:
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(strict_json.dumps(record) + "\n")

@@ -152,9 +152,14 @@ def test_homes_are_expanded_wherever_a_setting_is_a_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     base = CONFIGS["lemur.py:"] | {"stream": CONFIGS["online.py:"]["stream"]}
     names = [name for name, kind in parse.RANGES.items() if isinstance(kind, kinds.Folder)]
-    assert {"data.root", "train.init_from", "train.compilation_cache", "model.encoders.*", "stream.follow"} == set(
-        names
-    )
+    assert {
+        "data.root",
+        "train.init_from",
+        "train.compilation_cache",
+        "model.encoders.*",
+        "stream.follow",
+        "stream.publish",
+    } == set(names)
     for name in (name.replace("*", "text") for name in names):
         found = dict(parse.settings(parse.checked(changed(base, name, "~/x"))))
         assert found[name] == "/home/somebody/x"

@@ -375,7 +375,9 @@ def test_with_a_row_for_each_item_a_bank_of_fixed_size_has_the_curve_of_one_for_
     kept = [
         {name: value for name, value in line.items() if not name.startswith("ids/")} for line in lines(tmp_path / "run")
     ]
-    assert json.dumps(kept) == json.dumps(lines(finished)[:2])
+    for ours, theirs in zip(kept, lines(finished)[:2], strict=True):  # of programs of other shapes
+        values, others = (dict(jax.tree_util.tree_leaves_with_path(one)) for one in (ours, theirs))
+        assert values == pytest.approx(others, rel=1e-5, nan_ok=True)
     state, expected = (Run.open(folder).state() for folder in (tmp_path / "run", finished))
     written = np.asarray(state.memory["written"])
     assert (written >= 0).sum() > 100 and written.shape == expected.memory["written"].shape
