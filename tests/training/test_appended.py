@@ -12,7 +12,8 @@ import pytest
 from em3_jax import evaluate, train
 from em3_jax.core.errors import UserError
 from em3_jax.data import follow
-from em3_jax.training import checkpoint, online, seal
+from em3_jax.training import checkpoint, seal
+from em3_jax.training.curve import CURVE, read_curve
 from tests.conftest import ROOT
 from tests.training.test_online import HEADER, config, lines, log_lines
 
@@ -86,7 +87,7 @@ def late_log(tmp_path_factory):
 
 
 def test_late_rows_are_counted_in_the_window_they_come_in(late_log):
-    curve = online.read_curve(late_log / "run" / online.CURVE)
+    curve = read_curve(late_log / "run" / CURVE)
     assert [line["late"] for line in curve] == [1, *[2] * 6] and sum(line["all"]["n"] for line in curve) == 700
     last = curve[-1]
     assert last["time/lag_seconds"] == 0 and last["time/rows_behind"] == 0 and last["time/examples_per_second"] > 0
@@ -102,7 +103,7 @@ def test_killed_while_rows_come_the_curve_and_the_tables_are_the_same(late_log, 
         f"def get_config():\n    return ConfigDict(made({str(tmp_path / 'data')!r}, {own!r}, **{{'stream.idle_seconds': 60.0}}))"
     )
     command = [sys.executable, "train.py", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
-    fed, curve = 0, tmp_path / "run" / online.CURVE
+    fed, curve = 0, tmp_path / "run" / CURVE
     for after in (1, 4):
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
             until = time.monotonic() + 100

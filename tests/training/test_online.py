@@ -22,6 +22,7 @@ from em3_jax.data.readers.table import table
 from em3_jax.report import streams
 from em3_jax.tables import memory_bank
 from em3_jax.training import checkpoint, experiment, growth, online
+from em3_jax.training.curve import CURVE, read_curve
 from em3_jax.training.run import Run
 from tests.conftest import ROOT
 from tests.grown_tables import grown
@@ -59,7 +60,7 @@ def lines(directory) -> list[dict]:
     """The curve without timings."""
     return [
         {name: value for name, value in line.items() if not name.startswith("time/")}
-        for line in online.read_curve(directory / online.CURVE)
+        for line in read_curve(directory / CURVE)
     ]
 
 
@@ -127,7 +128,7 @@ def test_killed_and_resumed_the_curve_and_the_bank_are_the_same(planted, finishe
     command = [sys.executable, "train.py", "--config=configs/online.py:lemur", f"--workdir={tmp_path / 'run'}"]
     command += [f"--config.data.root={planted.root}", *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-        curve = tmp_path / "run" / online.CURVE
+        curve = tmp_path / "run" / CURVE
         while process.poll() is None and not (curve.exists() and len(curve.read_text().splitlines()) >= 3):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
@@ -163,7 +164,7 @@ def test_follows_a_file_that_grows_and_waits_for_the_end_of_a_half_line(tmp_path
     made = config(tmp_path / "data", "id_only", **changes).to_dict()
 
     def append() -> None:
-        curve = tmp_path / "run" / online.CURVE
+        curve = tmp_path / "run" / CURVE
         while not (curve.exists() and len(curve.read_text().splitlines()) == 2):
             time.sleep(0.05)
         with open(log, "a", encoding="utf-8") as file:
