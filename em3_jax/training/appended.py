@@ -110,7 +110,7 @@ class _Appended(online._Stream):
     def run(self, interrupts: processes.Interrupts) -> dict:
         if stopped_by := self._wait(0, interrupts):
             return {"windows": 0, "step": 0, "stopped_by": stopped_by}
-        state, position, notes = self._begin()
+        state, position, notes = self._start()
         curve = Curve(self.directory / CURVE, position.window)
         self.progress = Progress(self._store.rows, position.row, unit="row")
         done = online.count(position.window)
@@ -163,7 +163,7 @@ class _Appended(online._Stream):
                     "restore the dataset, or the source from its beginning"
                 )
 
-    def _begin(self) -> tuple[State, Position, dict[str, Any]]:
+    def _start(self) -> tuple[State, Position, dict[str, Any]]:
         """(state, position, notes) of the newest checkpoint, or of a start."""
         directory, config = self.directory, self.config
         is_new, init_from = not (directory / "run.json").exists(), config.train.init_from
