@@ -57,7 +57,7 @@ def train(config: Mapping[str, Any] | ConfigDict | Config, directory: str | Path
         if not isinstance(config, Retrieval) and config.stream is not None:
             publisher = Publisher(config, config.stream, directory) if config.stream.publish else None
             if config.stream.append:
-                return appended.run(config, config.stream, directory)
+                return appended.run(config, config.stream, directory, publisher)
             return online.run(config, config.stream, directory, publisher)
         return _train(config, directory)
 

@@ -137,6 +137,10 @@ class Store:
         """The original ids or values in the order of their numbers: of "user", "item", "context_<field>", ..."""
         return iter(self._words[name])
 
+    def words_between(self, name: str, first: int, end: int) -> list[str]:
+        """The original ids or values of numbers from `first` up to `end`, at their own cost and that of later ones."""
+        return self._words[name].after(first)[: end - first]
+
     def event_values(self, name: str) -> np.ndarray:
         """[rows] i32 ids of an event field, of all rows."""
         return self._of_rows[name].first(self.rows)
@@ -321,7 +325,8 @@ class Store:
         interactions = {name: column.first(rows) for name, column in self._columns.items()}
         users, items = (self._table(kind, fields, sizes[kind]) for kind in self._told)
         sets = self._entities["item"].sets(sizes["item"], self.hash)
-        return Appended(self.root, meta, fields, interactions, self._events.columns(), counts, users, items, sets=sets)
+        events = self._events.columns()
+        return Appended(self.root, meta, fields, interactions, events, counts, users, items, sets=sets, store=self)
 
     def _table(self, kind: str, fields: Fields, places: int) -> pa.Table:
         """Of so many users or items, without their ids."""
@@ -335,9 +340,25 @@ class Store:
 
 @dataclasses.dataclass(frozen=True)
 class Appended(Dataset):
-    """Rows of a store as a dataset, see `Store.view`. `sets` are the feature sets of its items."""
+    """Rows of a store as a dataset, see `Store.view`.
+
+    Attributes:
+      sets: the feature sets of its items.
+      store: whose rows they are.
+    """
 
     sets: Mapping[str, FeatureSet] = dataclasses.field(default_factory=dict)
+    store: Store = dataclasses.field(kw_only=True)
+
+    @property
+    def with_ids(self) -> Dataset:
+        """The same with how many rows it has, and with the users and items that there are, under their original ids."""
+        _, rows, _ = self.meta["splits"]["train"]
+        sizes, tables = self.store.sizes(rows), {}
+        for kind, table in (("user", self.user_table), ("item", self.item_table)):
+            ids = pa.array(itertools.islice(self.store.words(kind), sizes[kind]), pa.string())
+            tables[f"{kind}_table"] = table.slice(0, sizes[kind]).set_column(0, "id", ids)
+        return dataclasses.replace(self, meta=self.meta | {"counts": {"interactions": rows}}, **tables)
 
     def features(self, name: str) -> FeatureSet:
         if name not in self.sets:

@@ -8,6 +8,7 @@ import numpy as np
 from em3_jax.config.schema.course import Stream
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
+from em3_jax.data.append import Appended
 from em3_jax.data.catalogue import CataloguePass
 from em3_jax.export.items import digests, make_lookup, nothing_known
 from em3_jax.export.model import original_ids
@@ -19,6 +20,7 @@ from em3_jax.training.experiment import Experiment
 
 BATCH = 512
 """Items encoded at once: a few at each version, as a rule."""
+BLOCK = 4096  # items whose content is read at once
 NEVER = -1
 
 
@@ -39,12 +41,18 @@ class CachedItems:
         self._digest = np.zeros((self._items, 2), np.uint64)
         self._step = np.full(self._items, NEVER, np.int32)
         self._vectors: dict[str, Vectors] = {}
-        if self._sets:
-            self._has_content[:-1] = embeddings.has_content(parts)
-            for start in range(0, self._items, 4096):
-                some = np.arange(start, min(start + 4096, self._items))
-                self._digest[some] = digests(self._sets, some)
-        self._before = before
+        self._before, self._named = before, 0  # items that rows have named, whose content is there
+        self._grows = isinstance(parts.work.dataset, Appended)
+        if not self._grows:
+            self._name(self._items)
+
+    def _name(self, items: int) -> None:
+        """Takes up the content of the items before number `items`."""
+        for start in range(self._named, items, BLOCK) if self._sets else ():
+            some = np.arange(start, min(start + BLOCK, items))
+            self._has_content[some] = embeddings.has_content(self._parts, some)
+            self._digest[some] = digests(self._sets, some)
+        self._named = items
 
     @property
     def widths(self) -> dict[str, int]:
@@ -69,15 +77,19 @@ class CachedItems:
             is_due |= age >= rules.refresh_cold
         if written is not None:
             is_due |= written >= self._step  # a step's writes bear the number of the steps before it
-        return np.flatnonzero(is_due)
+        return np.flatnonzero(is_due[: self._named])
 
-    def after(self, state: State, shown: np.ndarray) -> dict[str, np.ndarray]:
+    def after(self, state: State, shown: np.ndarray, items: int) -> dict[str, np.ndarray]:
         """The arrays of a version, with what is due by the rules made anew; see `due`.
+
+        Args:
+          items: how many there are; the places after them are for items to come.
 
         Raises:
           UserError: a vector is not finite in the store's dtype.
         """
         step = int(state.step)
+        self._name(items)
         of_nothing = {name: np.asarray(one)[0] for name, one in self._lookup(state, self._nothing).items()}
         if not self._vectors and of_nothing:
             self._take_up({name: len(one) for name, one in of_nothing.items()})
@@ -86,7 +98,8 @@ class CachedItems:
             self._encode(state, self.due(step, np.asarray(shown)[: self._items], written))
         for name, one in of_nothing.items():
             self._vectors[name].write(self._items, one)
-        arrays = {"has_content": self._has_content, "content_digest": self._digest, "content_step": self._step.copy()}
+        own = {"has_content": self._has_content, "content_digest": self._digest, "content_step": self._step}
+        arrays = {name: array.copy() for name, array in own.items()}  # the version before is compared with the next
         for name, one in self._vectors.items():
             arrays[f"{PREFIX}{name}"] = one.values.copy()
             if one.scale is not None:
@@ -122,8 +135,13 @@ class CachedItems:
         there = stored(before.starting_with(PREFIX), before.starting_with(SCALE))
         if {name: one.width for name, one in there.items()} != widths:
             return
-        index = IdIndex(before["item_words"], before["item_slots"], before.manifest["serving"]["item_ids"] == "text")
-        row = index.find(original_ids(self._parts.work.dataset.item_table))
+        if self._grows:  # they keep their numbers
+            row = np.arange(self._items)
+            row[len(before["item_words"]) :] = -1
+        else:
+            is_text = before.manifest["serving"]["item_ids"] == "text"
+            index = IdIndex(before["item_words"], before["item_slots"], is_text)
+            row = index.find(original_ids(self._parts.work.dataset.item_table))
         same = row >= 0
         same[same] = (before["content_digest"][row[same]] == self._digest[same]).all(axis=1)
         kept = np.flatnonzero(same)

@@ -27,10 +27,13 @@ from em3_jax.config.schema.course import Stream
 from em3_jax.core import paths, trees
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
+from em3_jax.data.append import Appended
 from em3_jax.data.batches import BatchBuilder
+from em3_jax.data.format import Dataset
 from em3_jax.export import model, same_data
 from em3_jax.export.cached_items import CachedItems
 from em3_jax.export.command import content_of
+from em3_jax.export.published_ids import PublishedIds
 from em3_jax.serving import deltas, programs, store
 from em3_jax.serving.version import Version
 from em3_jax.training import rundir
@@ -50,12 +53,10 @@ class Publisher:
     """
 
     def __init__(self, config: OnClicks, own: Stream, directory: Path):
-        for key, value in (("tables.capacity", config.tables.capacity), ("stream.append", own.append)):
-            if value:
-                raise UserError(
-                    f"config.stream.publish={own.publish}: a version has a row for each id of a dataset that is whole; leave it "
-                    f"out, or config.{key}"
-                )
+        if config.tables.capacity:
+            raise UserError(
+                f"config.stream.publish={own.publish}: a version has a row for each id; leave it out, or config.tables.capacity"
+            )
         self._config, self._own, self._directory = config, own, directory
         self._store = paths.local(own.publish)
         self._version: Version | None = None  # the newest of this run
@@ -71,6 +72,7 @@ class Publisher:
             raise UserError(f"config.stream.publish={self._own.publish}: the run scores nothing that can be served")
         self._parts, self._run = parts, _id_of(self._directory)
         dataset, record = parts.work.dataset, rundir.read(self._directory)
+        dataset = dataset.with_ids if isinstance(dataset, Appended) else dataset
         with store.writing(self._store):
             store.settle(self._store)
         served = self._served()
@@ -78,16 +80,22 @@ class Publisher:
         same_data.check(self._store, manifest, record, dataset, permitted=False, hint=hint)
         self._version = served if served and served.manifest.get("run") == self._run else None
         self._step: int = self._version.manifest["checkpoint"]["step"] if self._version else -1
-        self._ids, self._id_facts = model.ids_of(dataset)
+        self._ids = PublishedIds(parts.work.dataset)
         self._commit = record["commit"]
         self._facts = {
             "data_hash": dataset.meta["data_hash"],
-            "rows": same_data.sample(dataset),
+            "rows": self._sample(dataset),
             "features": {name: facts for name, _, facts in content_of(parts)},
             "dtype": self._own.publish_dtype,
         }
         self._items = CachedItems(parts, self._own, self._version)
         self._compact()
+
+    def _sample(self, dataset: Dataset) -> list[str]:
+        """Rows that tell the dataset; of one that is appended to those of the first version, however far it was read since."""
+        if isinstance(dataset, Appended) and self._version is not None:
+            return self._version.manifest["rows"]
+        return same_data.sample(dataset)
 
     def due(self, step: int) -> bool:
         """Whether a version is due after a step within a window."""
@@ -149,10 +157,13 @@ class Publisher:
         """(arrays, other files, facts) of the version of a state."""
         work, dataset = self._parts.work, builder.dataset
         table = np.array(state.tables["embedding"])  # a copy: the next step is given the buffers
-        items = self._items.after(state, dataset.counts["item"])
+        sizes = self._ids.until(row)
+        items = self._items.after(state, dataset.counts["item"], sizes["item"])
         widths = self._items.widths
-        arrays = model.arrays_of(dataset, builder, table) | self._ids | items
-        serving = self._id_facts | model.facts_of(work.task, dataset, builder, widths)
+        arrays, serving = self._ids.known(
+            model.arrays_of(dataset, builder, table), model.facts_of(work.task, dataset, builder, widths)
+        )
+        arrays |= items
         made_of = self._made_of(serving, table, widths)
         if base is not None and base.manifest["programs_of"] == made_of:
             names = [name for name in base.files if name != model.PARAMS]
@@ -168,8 +179,8 @@ class Publisher:
             "row": row,
             "commit": self._commit,
             "counts": {
-                "users": dataset.num_users,
-                "items": dataset.num_items,
+                "users": sizes["user"],
+                "items": sizes["item"],
                 "items_with_content": int(items["has_content"][:-1].sum()),
             },
             "programs_of": made_of,

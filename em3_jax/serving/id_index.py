@@ -122,15 +122,8 @@ def build(ids: Sequence | np.ndarray) -> IdIndex:
       UserError: an id ends in a zero byte.
     """
     is_text = not np.issubdtype(np.asarray(ids).dtype, np.integer)
-    if is_text:
-        longest = max((len(str(one).encode()) for one in ids), default=1)
-        width = max(-(-longest // 8), 1)
-        if any(str(one).endswith("\0") for one in ids):
-            raise UserError("an item or user id ends in a zero byte; rename it")
-    else:
-        width = 1
-    words, _ = encode(ids, is_text, width)
-    size = 1 << max(2 * len(words) - 1, 1).bit_length()
+    words, _ = encode(ids, is_text, _width(ids) if is_text else 1)
+    size = _size(len(words))
     slots = np.full(size, EMPTY, np.int32)
     place, open_ = _hash(words, size), np.arange(len(words))
     while len(open_):
@@ -139,6 +132,74 @@ def build(ids: Sequence | np.ndarray) -> IdIndex:
         open_ = open_[np.take(slots, place[open_]) != open_]
         place[open_] = (place[open_] + np.uint64(1)) & np.uint64(size - 1)
     return IdIndex(words, slots, is_text)
+
+
+class GrowingIndex:
+    """The index of texts that come one after another, at the cost of those that are new.
+
+    What it holds follows from the texts in their order, in whatever pieces they were added: of several that want a slot, the
+    first has it. All slots are given anew when there are twice as many texts, or when one is longer than all before.
+    """
+
+    def __init__(self) -> None:
+        self._words, self._count = np.zeros((0, 1), np.uint64), 0
+        self._slots = np.full(_size(0), EMPTY, np.int32)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, ids: Sequence[str]) -> None:
+        """Adds texts that are not in it.
+
+        Raises:
+          UserError: an id ends in a zero byte.
+        """
+        if not len(ids):
+            return
+        first, end, width = self._count, self._count + len(ids), self._words.shape[1]
+        wider = max(_width(ids) - width, 0)
+        new, _ = encode(ids, True, width + wider)
+        if end > len(self._words) or wider:  # a new array: what `index` gave stays as it was
+            room = max(end, 2 * first) - first
+            self._words = np.pad(self._words[:first], ((0, room), (0, wider)))
+        self._words[first:end], self._count = new, end
+        if wider or _size(end) > len(self._slots):
+            self._slots, first = np.full(_size(end), EMPTY, np.int32), 0
+        else:
+            self._slots = self._slots.copy()  # as above
+        self._settle(np.arange(first, end))
+
+    def _settle(self, open_: np.ndarray) -> None:
+        """Gives slots to rows [n], ascending; an earlier one takes the place of a later one, who steps on."""
+        slots = self._slots
+        place = _hash(self._words[open_], len(slots))
+        while len(open_):
+            held = np.take(slots, place)
+            wants = (held == EMPTY) | (open_ < held)
+            slots[place[wants][::-1]] = open_[wants][::-1]  # of several, the first comes last and stays
+            got = np.take(slots, place) == open_
+            left = got & (held != EMPTY)
+            open_, place = np.append(open_[~got], held[left]), np.append(place[~got], place[left])
+            order = np.argsort(open_)
+            open_, place = open_[order], (place[order] + np.uint64(1)) & np.uint64(len(slots) - 1)
+
+    @property
+    def index(self) -> IdIndex:
+        """As it is now; it stays so whatever is added."""
+        return IdIndex(self._words[: self._count], self._slots, True)
+
+
+def _width(ids: Sequence | np.ndarray) -> int:
+    """Words that the longest of some texts takes."""
+    if any(str(one).endswith("\0") for one in ids):
+        raise UserError("an item or user id ends in a zero byte; rename it")
+    longest = max((len(str(one).encode()) for one in ids), default=1)
+    return max(-(-longest // 8), 1)
+
+
+def _size(count: int) -> int:
+    """Slots for so many ids."""
+    return 1 << max(2 * count - 1, 1).bit_length()
 
 
 def encode(ids: Sequence | np.ndarray, is_text: bool, width: int) -> tuple[np.ndarray, np.ndarray]:

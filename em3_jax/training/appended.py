@@ -43,11 +43,12 @@ from em3_jax.training.warm_start import warm_start
 LEAST_PLACES = 64  # of a field whose table rows are made ahead
 
 
-def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
+def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: online.Publisher | None = None) -> dict:
     """Scores and trains window after window as rows come; returns {"windows", "step", "stopped_by"}.
 
     Args:
       own: config.stream.
+      publisher: None = nothing is published.
 
     Raises:
       UserError: whatever the user can mend.
@@ -61,7 +62,7 @@ def run(config: OnClicks, own: StreamSettings, directory: Path) -> dict:
         source = sources.open_source(own.follow, given.get("interactions"))
         store = Store(root, how, own.on_bad_row)
         try:
-            result = _Appended(config, directory, own, store, source).run(interrupts)
+            result = _Appended(config, directory, own, store, source, publisher).run(interrupts)
         finally:
             store.close()
     print(
@@ -95,15 +96,25 @@ def _check(config: OnClicks) -> None:
 class _Appended(online._Stream):
     """A pass over the windows of rows that come."""
 
-    def __init__(self, config: OnClicks, directory: Path, own: StreamSettings, store: Store, source: sources.Source):
+    def __init__(
+        self,
+        config: OnClicks,
+        directory: Path,
+        own: StreamSettings,
+        store: Store,
+        source: sources.Source,
+        publisher: online.Publisher | None,
+    ):
         self.config, self.directory, self._own = config, directory, own
         self.label = config.data.label
         self._store, self._source = store, source
-        self._counters = {"whole": Shown(), "run": Shown(self.label, config.data.history_length)}
+        # Each moves on by itself: what is published within a window is behind what that is trained by.
+        self._counters = {"whole": Shown()}
+        self._counters |= {name: Shown(self.label, config.data.history_length) for name in ("run", "published")}
         self._windows = stream.Arriving(own.window, store.root)
         self._known_sizes: tuple[int, dict[str, int]] = (0, {})  # of so many rows
         self._sizes: dict[str, int] = {}  # places that the tables have
-        self.endless = self.publisher = None
+        self.endless, self.publisher = None, publisher
         self._built_at = 0  # rows whose ids had places when the tables became as long as they are
         self._said = ""  # of the last window
 
@@ -111,6 +122,8 @@ class _Appended(online._Stream):
         if stopped_by := self._wait(0, interrupts):
             return {"windows": 0, "step": 0, "stopped_by": stopped_by}
         state, position, notes = self._start()
+        if self.publisher is not None:
+            self.publisher.begin(self.parts)
         curve = Curve(self.directory / CURVE, position.window)
         self.progress = Progress(self._store.rows, position.row, unit="row")
         done = online.count(position.window)
@@ -129,6 +142,8 @@ class _Appended(online._Stream):
             stopped_by = "" if stopped == "end" else stopped
         self.progress.close()
         self.checkpoints.close()
+        if self.publisher is not None:
+            self.publisher.close()
         return {"windows": position.window, "step": int(state.step), "stopped_by": stopped_by}
 
     def _wait(self, number: int, interrupts: processes.Interrupts) -> str:
@@ -246,6 +261,8 @@ class _Appended(online._Stream):
             state = growth.moved(
                 state, self.parts.program.init(), place_of_rows(before, after), np.arange(was["item"], dtype=np.int64)
             )
+            if self.publisher is not None:
+                self.publisher.begin(self.parts)
         view = open_clicks(self.config.data, self._store.view(rows, self._sizes))
         self.parts = dataclasses.replace(self.parts, work=dataclasses.replace(self.parts.work, dataset=view))
         return state
@@ -254,6 +271,12 @@ class _Appended(online._Stream):
         dataset = self.parts.work.dataset
         counter = self._counters["whole" if (label, length) == (CLICK, None) else "run"]
         return dataclasses.replace(dataset, counts=counter.until(dataset, row))
+
+    def _publish(self, state: State, row: int) -> None:
+        dataset = self.parts.work.dataset
+        counts = self._counters["published"].until(dataset, row)
+        assert self.publisher is not None and self.parts.work.builder is not None
+        self.publisher.publish(state, row, self.parts.work.builder(dataclasses.replace(dataset, counts=counts)))
 
     def _of_source(self, window: stream.Window) -> dict[str, Any]:
         late, behind = self._windows.late(window, self._store["time"]), self._store.rows - window.end

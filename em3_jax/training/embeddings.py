@@ -49,9 +49,9 @@ def _of_all_items(parts: Experiment, function: Callable[[Batch], jax.Array]) -> 
     return np.concatenate(found)[:items]
 
 
-def has_content(parts: Experiment) -> np.ndarray:
-    """[I] bool: whether an item has a token of any feature set in use."""
-    have = np.stack([features.mask.any(axis=1) for features in parts.work.feature_sets])
+def has_content(parts: Experiment, items: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """[n] bool: whether items [n], default all, have a token of any feature set in use."""
+    have = np.stack([features.mask[items].any(axis=1) for features in parts.work.feature_sets])
     return np.asarray(have.any(axis=0))
 
 

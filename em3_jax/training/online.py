@@ -279,7 +279,7 @@ class _Stream:
             return state, None, stopped_by
         # Before the checkpoint: of a run that is killed between them, the window is trained once more.
         if self.publisher is not None:
-            self.publisher.publish(state, window.end, self._builder(window.end))
+            self._publish(state, window.end)
         curve.write(record | {"step": int(state.step)} | means | self._of_source(window) | self._of_ids())
         time_ = self.parts.work.dataset.interactions["time"]
         position = Position(number + 1, window.end, int(time_[max(window.end - 1, 0)]))
@@ -372,16 +372,15 @@ class _Stream:
             if every and len(reported) % every == 0:
                 self.progress.show(loss=f"{float(scalars['loss']):.4f}")
             if self.publisher is not None and self.publisher.due(step := first + len(reported) - 1):
-                self._publish(state, rows[: (step - first + 1) * self.config.data.batch_size])
+                self._publish(state, int(rows[: (step - first + 1) * self.config.data.batch_size][-1]) + 1)
             if interrupts.received:
                 return state, {}, interrupts.received
         means = logs.window_means(reported, state, self.checkpoints, first, first + len(reported) - 1)
         return state, means | {"time/examples_per_second": len(rows) / (time.perf_counter() - began)}, "end"
 
-    def _publish(self, state: State, trained: np.ndarray) -> None:
-        """Publishes a state within a window, of which the rows `trained` [n] have been trained on."""
+    def _publish(self, state: State, row: int) -> None:
+        """Publishes a state that was trained on the rows before number `row`."""
         assert self.publisher is not None  # whoever calls this has asked it
-        row = int(trained[-1]) + 1
         self.publisher.publish(state, row, self._builder(row))
 
 

@@ -30,6 +30,27 @@ def test_as_a_dictionary(ids, data):
     assert index.ids(rows) == ids
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.sets(TEXTS, min_size=1, max_size=200), st.lists(st.integers(1, 200), max_size=8), st.randoms())
+def test_one_that_grows_is_the_same_in_whatever_pieces_and_what_it_gave_stays(ids, cuts, random):
+    ids = sorted(ids)
+    random.shuffle(ids)
+    whole, pieces, given_ = id_index.GrowingIndex(), id_index.GrowingIndex(), []
+    whole.add(ids)
+    ends = sorted({min(cut, len(ids)) for cut in cuts} | {len(ids)})
+    for first, end in zip([0, *ends], ends, strict=False):
+        pieces.add(ids[first:end])
+        given_.append((end, pieces.index))
+    assert np.array_equal(whole.index.slots, pieces.index.slots) and np.array_equal(
+        whole.index.words, pieces.index.words
+    )
+    for end, index in given_:
+        assert index._rows(*id_index.encode(ids, True, index.words.shape[1])).tolist() == [
+            *range(end),
+            *[-1] * (len(ids) - end),
+        ]
+
+
 @pytest.mark.parametrize("ids", [np.arange(5000), np.arange(5000) << 40, np.arange(5000) * 3 - 7000])
 def test_ids_that_follow_a_pattern_are_found_in_few_rounds(ids):
     index = id_index.build(ids)

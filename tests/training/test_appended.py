@@ -12,8 +12,14 @@ import pytest
 from em3_jax import evaluate, train
 from em3_jax.core.errors import UserError
 from em3_jax.data import follow
-from em3_jax.training import checkpoint, seal
+from em3_jax.data.format import open_dataset
+from em3_jax.export import cached_items
+from em3_jax.export import command as export
+from em3_jax.serving import store
+from em3_jax.serving.service import Model
+from em3_jax.training import checkpoint, online, seal
 from em3_jax.training.curve import CURVE, read_curve
+from em3_jax.training.run import Run
 from tests.conftest import ROOT
 from tests.training.test_online import HEADER, config, lines, log_lines
 
@@ -140,15 +146,61 @@ def test_a_bad_row_stops_the_run_which_goes_on_without_it(late_log, tmp_path):
     assert json.dumps(lines(tmp_path / "run")) == json.dumps(lines(late_log / "run"))
 
 
-def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path):
-    """LEMUR, with its memory bank: the log at once, and in pieces, whose items' lines and vectors come with them."""
+class Killed(BaseException):
+    pass
+
+
+def same_stores(one, other) -> None:
+    """The same versions, the same bytes of what they say and of what has changed in each."""
+    names = store.version_names(one)
+    assert store.version_names(other) == names and len(names) >= 6
+    for name in names:
+        found, expected = (store.open_version(folder, name, verify=True) for folder in (one, other))
+        for array in expected.arrays:
+            assert found[array].tobytes() == expected[array].tobytes(), (name, array)
+        assert found.checksum == expected.checksum and found.manifest["counts"] == expected.manifest["counts"]
+        assert found.manifest["rows"] == expected.manifest["rows"]
+
+
+def scores_as_exported(directory, published, out) -> None:
+    """A version scores as the whole export of its checkpoint does, of ids that the export's rows for training show."""
+    settings = export.Settings(checkpoint="newest", batch_size=cached_items.BATCH, platforms=("cpu",))
+    export.export(directory, out, settings)
+    whole, version = Model(store.open_current(out)), Model(store.open_current(published))
+    assert version.manifest["checkpoint"]["step"] == whole.manifest["checkpoint"]["step"]
+    dataset = open_dataset(Run.open(directory).config.data.root)
+    known = {
+        kind: [one for one, n in zip(table.column("id").to_pylist(), dataset.counts[kind], strict=True) if n]
+        for kind, table in (("user", dataset.user_table), ("item", dataset.item_table))
+    }
+    assert len(version.users.words) == dataset.num_users and len(version.items.words) == dataset.num_items
+    for user in [*known["user"][:8], "nobody"]:
+        asked = user, known["item"][:7], [*known["item"], "nothing"]
+        expected, found = (model.score(*asked) for model in (whole, version))
+        assert np.array_equal(found.known, expected.known) and found.known.sum() == len(known["item"])
+        assert np.abs(found.logit - expected.logit).max() < 1e-6 and np.ptp(found.logit) > 1e-3
+    vectors, of_whole = (model.lookup(known["item"]).vectors for model in (version, whole))
+    assert np.abs(vectors - of_whole).max() < 1e-6
+
+
+def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path, monkeypatch):
+    """LEMUR, with its memory bank: the log at once, and in pieces, whose items' lines and vectors come with them; published."""
     rows = log_lines(0, 300).splitlines(keepends=True)
     vectors = np.random.default_rng(0).normal(size=(40, 1, 6)).astype(np.float16)
     number = [int(row.split(",")[1][1:]) for row in rows]
     changes = {"stream.window": "100 examples", "stream.poll_seconds": 0.01, "stream.idle_seconds": 0.05}
     changes |= {"data.features": ("image",), "data.placement": "host", "data.unknown_floor": {}, "stream.append": True}
-    stopped = {}
-    for name, ends in (("whole", (300,)), ("pieces", (110, 150, 300))):
+    changes |= {"data.batch_size": 40, "stream.publish_every": 1, "stream.publish_platforms": ("cpu",)}
+    changes |= {"stream.hot_share": 1.0, "stream.refresh_cold": 1, "stream.publish_keep": 100}
+    stopped, save = {}, online._Stream._save
+
+    def killed(self, state, notes):
+        """Once what a window has learnt is published, and is in no checkpoint yet."""
+        if notes["position"]["window"] == 2:
+            raise Killed
+        save(self, state, notes)
+
+    for name, ends in (("whole", (300,)), ("pieces", (110, 150, 220, 300))):
         folder = tmp_path / name
         folder.mkdir()
         log = folder / "log.csv"
@@ -162,7 +214,16 @@ def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path):
             lines_ = [f"i{k},{k % 3}\n" for k in range(there)]
             (folder / "items.csv").write_text("item,kind\n" + "".join(lines_))
             log.write_text(HEADER + "".join(rows[:end]))
-            own = {"stream.follow": str(folder / "m.json"), "stream.spare": 0.1}
+            own = {
+                "stream.follow": str(folder / "m.json"),
+                "stream.spare": 0.1,
+                "stream.publish": str(folder / "store"),
+            }
+            if end == 220:
+                with monkeypatch.context() as patched, pytest.raises(Killed):
+                    patched.setattr(online._Stream, "_save", killed)
+                    train.train(config(folder / "data", **(changes | own)).to_dict(), folder / "run")
+                continue
             result = train.train(config(folder / "data", **(changes | own)).to_dict(), folder / "run")
         stopped[name] = result["windows"]
     assert stopped == {"whole": 3, "pieces": 3}
@@ -171,7 +232,9 @@ def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path):
     assert any(name.startswith("memory.") for name in one)
     for name in one:
         assert np.asarray(one[name]).tobytes() == np.asarray(other[name]).tobytes(), name
+    same_stores(tmp_path / "pieces" / "store", tmp_path / "whole" / "store")
     sealed = seal.seal(tmp_path / "pieces" / "run", tmp_path / "data", tmp_path / "run")
+    scores_as_exported(tmp_path / "run", tmp_path / "pieces" / "store", tmp_path / "exported")
     image = sealed.features("image")
     ids = [int(one[1:]) for one in sealed.item_table.column("id").to_pylist()]
     assert np.array_equal(image.tokens, vectors[ids])

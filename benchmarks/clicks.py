@@ -1,0 +1,105 @@
+"""A click changes a score: python -m benchmarks.clicks [--rate 200] [--window "100 examples"] [--minutes 2]
+
+Rows are appended to a log, so many a second, one of fifty of a new user; a stream takes them up (config.stream.append), trains
+and publishes; a service follows; a client asks it over HTTP, again and again. Measured is the time from the appending of each
+row until an answer by a version that has learnt from it. Results: benchmarks/NOTES.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.publish import PROBE, USERS, Served, make_log, rows, settings
+from em3_jax.serving import deltas, store
+
+NEW = 50  # rows of which one is of a new user
+FIRST = 2000  # rows of the log before
+
+
+class Feed(threading.Thread):
+    """Appends rows to a log, so many a second, and keeps when each was written."""
+
+    def __init__(self, log: Path, first: int, rate: float):
+        super().__init__(daemon=True)
+        self.log, self.first, self.rate, self.stop = log, first, rate, threading.Event()
+        self.written: list[float] = []
+
+    def run(self) -> None:
+        began = time.monotonic()
+        with open(self.log, "a", encoding="utf-8") as log:
+            while not self.stop.wait(0.02):
+                start = self.first + len(self.written)
+                due = int((time.monotonic() - began) * self.rate) - len(self.written)
+                lines = rows(start, due).splitlines(keepends=True)
+                for k, line in enumerate(lines):
+                    if (start + k) % NEW == 0:
+                        lines[k] = f"{USERS + (start + k) // NEW}{line[line.index(',') :]}"
+                log.write("".join(lines))
+                log.flush()
+                self.written += [time.monotonic()] * due
+
+
+def measure(folder: Path, rate: float, window: str, minutes: float) -> None:
+    make_log(folder, FIRST)
+    own = {"append": True, "window": window, "poll_seconds": 0.05, "spare": 4.0, "publish_keep": 1000}
+    (folder / "config.json").write_text(json.dumps(settings(folder, **own)))
+    program = (
+        "import json, sys; from em3_jax import train; train.train(json.loads(open(sys.argv[1]).read()), sys.argv[2])"
+    )
+    command = [sys.executable, "-c", program, str(folder / "config.json"), str(folder / "run")]
+    feed, seen = Feed(folder / "log.csv", FIRST, rate), []
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as trainer:
+        try:
+            while not (folder / "store" / "current").exists():
+                time.sleep(0.2)
+            with Served(folder / "store") as served:
+                ask = served.client()
+                feed.start()
+                until, scores = time.monotonic() + 60 * minutes, None
+                while time.monotonic() < until:
+                    answer = ask(PROBE)
+                    if answer["scores"] != scores:
+                        seen.append((time.monotonic(), answer["version"]))
+                    scores = answer["scores"]
+                    time.sleep(0.01)
+                feed.stop.set()
+        finally:
+            trainer.kill()
+    seconds, done, sizes = [], 0, []
+    for at, name in seen:
+        made = folder / "store" / "versions" / name
+        manifest = json.loads((made / store.MANIFEST).read_text()) if made.is_dir() else {}
+        learnt = manifest.get("facts", manifest).get("row", 0) - FIRST  # of rows that were fed
+        seconds += [at - written for written in feed.written[done : max(learnt, done)]]
+        done = max(learnt, done)
+        sizes += [(made / deltas.CHANGES).stat().st_size] if (made / deltas.CHANGES).exists() else []
+    found, half = np.array(seconds), len(seconds) // 2
+    for name, part in (("all", found), ("second half", found[half:])):
+        quantiles = ", ".join(f"p{q:g} {np.percentile(part, q):.2f} s" for q in (50, 99, 100))
+        print(f"{name}: {len(part):,} rows, {quantiles}")
+    print(
+        f"{len(feed.written):,} rows in {minutes:g} minutes, {len(seen):,} versions answered, {np.mean(sizes):,.0f} bytes a delta"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=200.0, help="rows a second")
+    parser.add_argument("--window", default="100 examples", help="config.stream.window")
+    parser.add_argument("--minutes", type=float, default=2.0)
+    args = parser.parse_args()
+    print(f"{args.rate:g} rows/s, windows of {args.window}, load {os.getloadavg()[0]:.1f}", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        measure(Path(name), args.rate, args.window, args.minutes)
+
+
+if __name__ == "__main__":
+    main()
