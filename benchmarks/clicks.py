@@ -1,4 +1,4 @@
-"""A click changes a score: python -m benchmarks.clicks [--rate 200] [--window "100 examples"] [--minutes 2]
+"""A click changes a score: python -m benchmarks.clicks [--rate 200] [--window 100] [--batch 100] [--minutes 2]
 
 Rows are appended to a log, so many a second, one of fifty of a new user; a stream takes them up (config.stream.append), trains
 and publishes; a service follows; a client asks it over HTTP, again and again. Measured is the time from the appending of each
@@ -21,7 +21,7 @@ from benchmarks.publish import PROBE, USERS, Served, make_log, rows, settings
 from em3_jax.serving import deltas, store
 
 NEW = 50  # rows of which one is of a new user
-FIRST = 2000  # rows of the log before
+FIRST = 10_000  # rows of the log before, so that histories are as long as they get
 
 
 class Feed(threading.Thread):
@@ -47,10 +47,19 @@ class Feed(threading.Thread):
                 self.written += [time.monotonic()] * due
 
 
-def measure(folder: Path, rate: float, window: str, minutes: float) -> None:
+def row_of(root: Path, name: str) -> int:
+    """The rows that a version has learnt from; 0 where it is not there any more."""
+    path = root / "versions" / name / store.MANIFEST
+    manifest = json.loads(path.read_text()) if path.exists() else {}
+    return manifest.get("facts", manifest).get("row", 0)
+
+
+def measure(folder: Path, rate: float, window: int, batch: int, minutes: float) -> None:
     make_log(folder, FIRST)
-    own = {"append": True, "window": window, "poll_seconds": 0.05, "spare": 4.0, "publish_keep": 1000}
-    (folder / "config.json").write_text(json.dumps(settings(folder, **own)))
+    own = {"append": True, "window": f"{window} examples", "poll_seconds": 0.05, "spare": 4.0, "publish_keep": 1000}
+    config, root = settings(folder, **own), folder / "store"
+    config["data"]["batch_size"] = batch
+    (folder / "config.json").write_text(json.dumps(config))
     program = (
         "import json, sys; from em3_jax import train; train.train(json.loads(open(sys.argv[1]).read()), sys.argv[2])"
     )
@@ -58,9 +67,9 @@ def measure(folder: Path, rate: float, window: str, minutes: float) -> None:
     feed, seen = Feed(folder / "log.csv", FIRST, rate), []
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as trainer:
         try:
-            while not (folder / "store" / "current").exists():
+            while row_of(root, store.current_name(root) or "none") < FIRST - window:
                 time.sleep(0.2)
-            with Served(folder / "store") as served:
+            with Served(root) as served:
                 ask = served.client()
                 feed.start()
                 until, scores = time.monotonic() + 60 * minutes, None
@@ -75,9 +84,7 @@ def measure(folder: Path, rate: float, window: str, minutes: float) -> None:
             trainer.kill()
     seconds, done, sizes = [], 0, []
     for at, name in seen:
-        made = folder / "store" / "versions" / name
-        manifest = json.loads((made / store.MANIFEST).read_text()) if made.is_dir() else {}
-        learnt = manifest.get("facts", manifest).get("row", 0) - FIRST  # of rows that were fed
+        learnt, made = row_of(root, name) - FIRST, root / "versions" / name  # of rows that were fed
         seconds += [at - written for written in feed.written[done : max(learnt, done)]]
         done = max(learnt, done)
         sizes += [(made / deltas.CHANGES).stat().st_size] if (made / deltas.CHANGES).exists() else []
@@ -93,12 +100,16 @@ def measure(folder: Path, rate: float, window: str, minutes: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=200.0, help="rows a second")
-    parser.add_argument("--window", default="100 examples", help="config.stream.window")
+    parser.add_argument("--window", type=int, default=100, help="rows of one")
+    parser.add_argument("--batch", type=int, default=100, help="config.data.batch_size")
     parser.add_argument("--minutes", type=float, default=2.0)
     args = parser.parse_args()
-    print(f"{args.rate:g} rows/s, windows of {args.window}, load {os.getloadavg()[0]:.1f}", flush=True)
+    print(
+        f"{args.rate:g} rows/s, windows of {args.window} rows, batches of {args.batch}, load {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as name:
-        measure(Path(name), args.rate, args.window, args.minutes)
+        measure(Path(name), args.rate, args.window, args.batch, args.minutes)
 
 
 if __name__ == "__main__":
