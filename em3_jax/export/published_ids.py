@@ -32,6 +32,10 @@ class PublishedIds:
             self._sizes = {}
             self._indexes = {kind: GrowingIndex() for kind in KINDS}
 
+    def go_on_in(self, dataset: Dataset) -> bool:
+        """Whether these are ids of the rows that `dataset` is of: one that is appended to, in longer tables."""
+        return self._store is not None and isinstance(dataset, Appended) and dataset.store is self._store
+
     def until(self, row: int) -> dict[str, int]:
         """Field -> ids in use by the rows before number `row`, which does not go back: of "user", "item" and, of a dataset that
         is appended to, "context_<name>", "event_<name>"."""

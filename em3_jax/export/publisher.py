@@ -60,6 +60,7 @@ class Publisher:
         self._config, self._own, self._directory = config, own, directory
         self._store = paths.local(own.publish)
         self._version: Version | None = None  # the newest of this run
+        self._ids: PublishedIds | None = None
         self._compacting: threading.Thread | None = None
 
     def begin(self, parts: Experiment) -> None:
@@ -80,7 +81,8 @@ class Publisher:
         same_data.check(self._store, manifest, record, dataset, permitted=False, hint=hint)
         self._version = served if served and served.manifest.get("run") == self._run else None
         self._step: int = self._version.manifest["checkpoint"]["step"] if self._version else -1
-        self._ids = PublishedIds(parts.work.dataset)
+        if self._ids is None or not self._ids.go_on_in(parts.work.dataset):
+            self._ids = PublishedIds(parts.work.dataset)
         self._commit = record["commit"]
         self._facts = {
             "data_hash": dataset.meta["data_hash"],
@@ -157,6 +159,7 @@ class Publisher:
         """(arrays, other files, facts) of the version of a state."""
         work, dataset = self._parts.work, builder.dataset
         table = np.array(state.tables["embedding"])  # a copy: the next step is given the buffers
+        assert self._ids is not None  # `begin` took them up
         sizes = self._ids.until(row)
         items = self._items.after(state, dataset.counts["item"], sizes["item"])
         widths = self._items.widths
