@@ -176,7 +176,8 @@ def scores_as_exported(directory, published, out) -> None:
     assert len(version.users.words) == dataset.num_users and len(version.items.words) == dataset.num_items
     for user in [*known["user"][:8], "nobody"]:
         asked = user, known["item"][:7], [*known["item"], "nothing"]
-        expected, found = (model.score(*asked) for model in (whole, version))
+        said = {"context": {"place": "p3"}, "history_fields": {"how": ["h0", "h1", "h2", "h3", "h0", "none", "h2"]}}
+        expected, found = (model.score(*asked, **said) for model in (whole, version))
         assert np.array_equal(found.known, expected.known) and found.known.sum() == len(known["item"])
         assert np.abs(found.logit - expected.logit).max() < 1e-6 and np.ptp(found.logit) > 1e-3
     vectors, of_whole = (model.lookup(known["item"]).vectors for model in (version, whole))
@@ -185,7 +186,8 @@ def scores_as_exported(directory, published, out) -> None:
 
 def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path, monkeypatch):
     """LEMUR, with its memory bank: the log at once, and in pieces, whose items' lines and vectors come with them; published."""
-    rows = log_lines(0, 300).splitlines(keepends=True)
+    header = HEADER.replace("\n", ",place,how\n")
+    rows = [f"{row},p{k // 30},h{k // 50 % 4}\n" for k, row in enumerate(log_lines(0, 300).splitlines())]
     vectors = np.random.default_rng(0).normal(size=(40, 1, 6)).astype(np.float16)
     number = [int(row.split(",")[1][1:]) for row in rows]
     changes = {"stream.window": "100 examples", "stream.poll_seconds": 0.01, "stream.idle_seconds": 0.05}
@@ -204,16 +206,17 @@ def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path, mon
         folder = tmp_path / name
         folder.mkdir()
         log = folder / "log.csv"
-        log.write_text(HEADER)
+        log.write_text(header)
         said = {"interactions": str(log), "time_unit": "seconds", "items": str(folder / "items.csv")}
         said |= {"features": {"image": str(folder / "image.npy")}, "item_fields": ["kind"]}
+        said |= {"context_fields": ["place"], "event_fields": ["how"]}
         (folder / "m.json").write_text(json.dumps(said))
         for end in ends:
             there = 1 + max(number[:end])
             np.save(folder / "image.npy", vectors[:there])
             lines_ = [f"i{k},{k % 3}\n" for k in range(there)]
             (folder / "items.csv").write_text("item,kind\n" + "".join(lines_))
-            log.write_text(HEADER + "".join(rows[:end]))
+            log.write_text(header + "".join(rows[:end]))
             own = {
                 "stream.follow": str(folder / "m.json"),
                 "stream.spare": 0.1,
