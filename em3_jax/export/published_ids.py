@@ -37,15 +37,19 @@ class PublishedIds:
         return self._store is not None and isinstance(dataset, Appended) and dataset.store is self._store
 
     def until(self, row: int) -> dict[str, int]:
-        """Field -> ids in use by the rows before number `row`, which does not go back: of "user", "item" and, of a dataset that
-        is appended to, "context_<name>", "event_<name>"."""
+        """Field -> how many ids the rows before number `row` have shown; it does not go back.
+
+        Of "user" and "item" and, of a dataset that is appended to, of "context_<name>" and "event_<name>".
+        """
         if self._store is not None:
             self._sizes, self._rows = self._store.sizes(row, self._sizes, self._rows), row
             for kind, index in self._indexes.items():
                 index.add(self._store.words_between(kind, len(index), self._sizes[kind]))
         return self._sizes
 
-    def known(self, arrays: dict[str, np.ndarray], serving: dict[str, Any]) -> tuple[dict, dict]:
+    def known(
+        self, arrays: dict[str, np.ndarray], serving: dict[str, Any]
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """(arrays, facts of serving) of a version with the ids that `until` has found, and with none that are yet to come.
 
         Args:
@@ -53,7 +57,8 @@ class PublishedIds:
         """
         if self._store is None:
             return arrays | self._arrays, self._facts | serving
-        found, facts = {}, {}
+        found: dict[str, np.ndarray] = {}
+        facts: dict[str, Any] = {}
         for kind, index in self._indexes.items():
             of_kind = index.index
             found |= {f"{kind}_words": of_kind.words, f"{kind}_slots": of_kind.slots}

@@ -23,7 +23,7 @@ from em3_jax.training.run import Run
 from tests.conftest import ROOT
 from tests.training.test_online import HEADER, config, lines, log_lines
 
-pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(60)]
+pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(90)]
 
 CHANGES = {
     "stream.window": "100 examples", "stream.poll_seconds": 0.01, "stream.idle_seconds": 0.05, "data.history_length": 4,
