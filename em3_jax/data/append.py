@@ -37,7 +37,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN, Field, Fields
 from em3_jax.data import times
 from em3_jax.data.append_entities import Entities
-from em3_jax.data.arrivals import Arrivals, Options, Rows, Wrong
+from em3_jax.data.arrivals import Arrivals, NoColumnError, Options, Rows, Wrong
 from em3_jax.data.event_blocks import EventBlocks
 from em3_jax.data.format import (
     EVENT_DTYPES,
@@ -166,6 +166,8 @@ class Store:
             rows, wrong = self._named(*self._arrivals.read(table, where))
         except UserError as error:
             self._arrivals.known = known
+            if isinstance(error, NoColumnError):
+                raise
             if not self._skips:
                 raise UserError(f"{error}; config.stream.on_bad_row={SKIP} leaves such rows out") from None
             rows, wrong = None, [Wrong(row, str(error)) for row in range(table.num_rows)]

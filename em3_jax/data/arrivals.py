@@ -19,7 +19,7 @@ from em3_jax.data.format import NOT_PART
 from em3_jax.data.readers.encode import field_names
 from em3_jax.data.readers.table_log import MOST, check_names, rule_of
 from em3_jax.data.readers.table_times import AUTO, KINDS, OF_DATES, Times, read_times
-from em3_jax.data.sources.arrived import UNTYPED
+from em3_jax.data.sources.arrived import LOOSE, UNTYPED
 from em3_jax.data.sources.files import DELIMITERS
 
 ROLES = ("user", "item", "label", "time", "weight", "user_key", "item_key")
@@ -39,6 +39,10 @@ class Wrong(NamedTuple):
 
     row: int
     why: str
+
+
+class NoColumnError(UserError):
+    """A column that the mapping names was never there."""
 
 
 class Rows(NamedTuple):
@@ -185,7 +189,7 @@ class Arrivals:
           where: what the rows come from.
 
         Raises:
-          UserError: a column is missing, or is of another type than it was.
+          UserError: a column is missing, or is of another type than it was. NoColumnError: it is missing in the first rows.
         """
         self._check_schema(table, where)
         how, wrong = self._how, np.full(table.num_rows, None, object)
@@ -224,10 +228,16 @@ class Arrivals:
     def _check_schema(self, table: pa.Table, where: str) -> None:
         """Refuses rows whose columns are not those of the rows before."""
         types, seen = self.known["types"], self.known["from"]
-        untyped = {key.encode(): value.encode() for key, value in UNTYPED.items()}
+        untyped, loose = ({key.encode(): value.encode() for key, value in of.items()} for of in (UNTYPED, LOOSE))
         for name in self._how.needed:
-            if name not in table.column_names:
+            if (count := table.column_names.count(name)) > 1:
+                raise UserError(f"{where}: {count} columns are named '{name}'; give each its own name")
+            if not count:
                 there = ", ".join(table.column_names)
+                if not seen and table.schema.metadata != loose:
+                    raise NoColumnError(
+                        f"{where}: no column '{name}'; {nearest(name, table.column_names)}; name it in the mapping as it is there"
+                    )
                 was = f"; {seen} had it, of type {types[name]}" if name in types else ""
                 raise UserError(f"{where}: no column '{name}' (there are: {there}){was}")
             kind = _kind(table.column(name).type)

@@ -222,6 +222,33 @@ def test_a_schema_that_changes_is_named_with_both_versions(tmp_path):
         take(store, open_source("m", log))
 
 
+def test_a_mapping_that_names_no_column_stops_at_once_even_where_bad_rows_are_left_out(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text(HEADER.replace("item", "itm") + text(log_rows(5)))
+    store = made(tmp_path / "data", log, "skip")
+    with pytest.raises(UserError, match=r"log\.csv: no column 'item'; did you mean 'itm'\?") as error:
+        take(store, open_source("m", log))
+    assert "skip" not in str(error.value) and not (tmp_path / "data" / STORE).exists()
+    log.write_text(HEADER.replace("hour", "item") + text(log_rows(5)))
+    with pytest.raises(UserError, match=r"log\.csv: 2 columns are named 'item'"):
+        take(made(tmp_path / "two", log), open_source("m", log))
+
+
+def test_lines_that_were_read_and_are_others_now_and_another_source_are_refused(tmp_path):
+    rows, log = log_rows(300), tmp_path / "log.csv"
+    log.write_text(HEADER + text(rows[:200]))
+    store = made(tmp_path / "data", log)
+    take(store, open_source("m", log))
+    log.write_text(HEADER + text([*rows[:150], *rows[151:]]))  # longer than before, and a line is gone
+    with pytest.raises(UserError, match=r"log\.csv before line 202: other lines stand there than were read"):
+        take(store, open_source("m", log))
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match="in: the rows so far came from a source of another kind"):
+        take(store, open_source("m", tmp_path / "in"))
+    log.write_text(HEADER + text(rows))
+    assert take(store, open_source("m", log)) and store.rows == 300
+
+
 def test_a_folder_of_something_else_and_other_options_are_refused(tmp_path):
     log = tmp_path / "log.csv"
     log.write_text(HEADER + text(log_rows(50)))

@@ -5,8 +5,12 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
+from em3_jax.core.errors import UserError
+
 UNTYPED = {"cells": "text"}
 """Metadata of a table from text, where each column is of texts, whatever they say."""
+LOOSE = {"columns": "of these rows"}
+"""Metadata of a table whose columns are those that its rows happen to name, of messages, say."""
 
 
 class Arrived(NamedTuple):
@@ -43,3 +47,17 @@ class Source(Protocol):
           UserError: what was read before is no longer there, or what comes cannot be read.
         """
         ...
+
+
+def check_own(name: str, position: Mapping[str, Any], key: str) -> None:
+    """Refuses a position within a source of another kind.
+
+    Args:
+      name: of the source, for messages.
+      key: that its own positions have.
+    """
+    if position and key not in position:
+        raise UserError(
+            f"{name}: the rows so far came from a source of another kind; name that one in the mapping again, or begin with "
+            "another config.data.root and --workdir"
+        )

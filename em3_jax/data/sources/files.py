@@ -1,6 +1,7 @@
 """A text file that grows, and a folder into which files are dropped."""
 
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from em3_jax.core.errors import UserError
-from em3_jax.data.sources.arrived import UNTYPED, Arrived
+from em3_jax.data.sources.arrived import UNTYPED, Arrived, check_own
 
 MOST = 32 << 20  # bytes of text that are taken together
 HEADER = 1 << 16  # longest line of names that is looked for
+TAIL = 1 << 12  # bytes before a position by which the file is known again
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _NOTHING: list[tuple[str, str, str]] = []
 
@@ -21,13 +23,15 @@ _NOTHING: list[tuple[str, str, str]] = []
 class GrowingFile:
     """A .csv or .tsv file that lines are appended to; a half-written last line waits.
 
-    A position is {"offset": bytes, "line": lines, "header": [names]}. Each line is a row: no cell holds a line end.
+    A position is {"offset": bytes, "line": lines, "header": [names], "tail": CRC-32 of the last bytes before it, see `TAIL`}.
+    Each line is a row: no cell holds a line end.
     """
 
     def __init__(self, path: Path):
         self._path, self.name = path, str(path)
 
     def poll(self, position: Mapping[str, Any]) -> Arrived | None:
+        check_own(self.name, position, "offset")
         try:
             with open(self._path, "rb") as file:
                 length = file.seek(0, os.SEEK_END)
@@ -50,7 +54,14 @@ class GrowingFile:
                 if length == max(offset, len(first)):
                     return None
                 start, line = (offset, position["line"]) if offset else (len(first), 1)
-                file.seek(start)
+                tail = min(start, TAIL)
+                file.seek(start - tail)
+                before = file.read(tail)
+                if position.get("tail", crc := zlib.crc32(before)) != crc:
+                    raise UserError(
+                        f"{self._path} before line {line + 1}: other lines stand there than were read; a file that is followed "
+                        "may only be appended to; restore it"
+                    )
                 text = file.read(MOST)
         except OSError as error:
             raise UserError(f"{self._path}: {error.strerror}; name the log in the mapping as `interactions`") from None
@@ -59,7 +70,8 @@ class GrowingFile:
             if length - start >= MOST:
                 raise UserError(f"{self._path} line {line + 1}: is longer than {MOST:,} bytes; is it a text file?")
             return None
-        return self._read(text, header, start, line)
+        found = self._read(text, header, start, line)
+        return found._replace(position=found.position | {"tail": zlib.crc32((before + text)[-TAIL:])})
 
     def _names(self, first: bytes) -> list[str]:
         try:
@@ -115,6 +127,7 @@ class Folder:
         self._path, self.name = path, str(path)
 
     def poll(self, position: Mapping[str, Any]) -> Arrived | None:
+        check_own(self.name, position, "files")
         files, reading = dict(position.get("files", {})), position.get("reading", "")
         sizes = self._sizes()
         for name, size in files.items():

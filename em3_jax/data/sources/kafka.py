@@ -17,7 +17,7 @@ import confluent_kafka as kafka
 import pyarrow as pa
 
 from em3_jax.core.errors import UserError
-from em3_jax.data.sources.arrived import Arrived
+from em3_jax.data.sources.arrived import LOOSE, Arrived, check_own
 
 MOST = 50_000  # messages that are taken together
 PATIENCE = 0.2  # seconds to wait for messages, once
@@ -73,6 +73,7 @@ class Topic:
         return UserError(f"{self.name}: there is no such topic, or no longer; make it, or name another in the mapping")
 
     def poll(self, position: Mapping[str, Any]) -> Arrived | None:
+        check_own(self.name, position, "partitions")
         offsets = {int(number): offset for number, offset in position.get("partitions", {}).items()}
         if self._consumer is None:
             self._connect()
@@ -160,7 +161,8 @@ def _table(rows: list[dict]) -> tuple[pa.Table, dict[int, str]]:
                     k, f"its '{name}' is {kind}, {json.dumps(rows[k][name])}, where other rows have {most}"
                 )
     good = [row for k, row in enumerate(rows) if k not in wrong]
-    return pa.table({name: pa.array([row.get(name) for row in good]) for name in names}), wrong
+    table = pa.table({name: pa.array([row.get(name) for row in good]) for name in names})
+    return table.replace_schema_metadata(LOOSE), wrong
 
 
 def _kind(value: Any) -> str:
