@@ -46,7 +46,7 @@ def read(path: Path) -> Iterator[Recorded]:
       UserError: it cannot be read, or a line is none of a record.
     """
     try:
-        file = open(path, encoding="utf-8")
+        file = open(path, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a file of `em3 serve --record`") from None
     with file:
@@ -57,11 +57,22 @@ def read(path: Path) -> Iterator[Recorded]:
                 found = json.loads(line)
                 inputs = _joined(found["inputs"])
                 logits = np.array(found["logits"], np.float64)
-                yield Recorded(
-                    f"{path} line {number}", number, found["version"], found["checksum"], found["asked"], inputs, logits
-                )
-            except (ValueError, KeyError, TypeError) as error:
+                version, asked = str(found["version"]), found["asked"]
+                if len(logits) != len(asked["candidates"]):
+                    raise ValueError(f"{len(logits)} logits for {len(asked['candidates'])} candidates")
+                recorded = Recorded(f"{path} line {number}", number, version, found["checksum"], asked, inputs, logits)
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
                 raise UserError(f"{path} line {number}: not a recorded request ({error})") from None
+            yield recorded
+
+
+def _moments(given: Any, count: int) -> np.ndarray:
+    """[count] i64 times; 0 where they are no such: a model that reads them has refused the request."""
+    try:
+        found = np.array([int(one) for one in given], np.int64)
+    except (TypeError, ValueError, OverflowError):
+        found = np.zeros(0, np.int64)
+    return found if len(found) == count else np.zeros(count, np.int64)
 
 
 def _joined(pieces: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -96,7 +107,7 @@ class Resolver:
         columns: dict[str, Any] = {
             "item": self._rows_of(self._items, [one for asked in requests for one in asked["candidates"]], "items"),
             "user": np.repeat([self._user(asked.get("user")) for asked in requests], count),
-            "time": np.repeat([int(asked.get("time") or 0) for asked in requests], count),
+            "time": np.repeat([_moments([asked.get("time")], 1)[0] for asked in requests], count),
             "history_start": np.repeat(start, count),
             "history_end": np.repeat(end, count),
         }
@@ -145,10 +156,9 @@ class Resolver:
         dataset, history = self._dataset, asked.get("history", [])
         item = self._items.find(history) if history else np.zeros(0, np.int64)
         kept, given = item >= 0, asked.get("history_fields", {})
-        times = asked.get("history_times") or [0] * len(history)
         found: dict[str, Any] = {
             "item": item[kept].astype(np.int32),
-            "time": np.array([int(one) for one in times], np.int64)[kept],
+            "time": _moments(asked.get("history_times"), len(history))[kept],
         }
         for field in dataset.stored_event_fields:
             ids = np.full(len(history), PADDING)

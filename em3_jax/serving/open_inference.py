@@ -148,7 +148,7 @@ def _read(body: bytes, header: str | None) -> tuple[InferRequest, dict[str, list
     """(the request, {name: values of a tensor}) of a body: JSON, and after it what comes in binary."""
     end = len(body)
     if header is not None:
-        if not header.isascii() or not header.isdigit() or int(header) > end:
+        if not header.isascii() or not header.isdigit() or len(header) > len(str(end)) or int(header) > end:
             raise HTTPException(400, f"{HEADER}: give how many bytes of the body are JSON")
         end = int(header)
     try:

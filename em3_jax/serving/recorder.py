@@ -6,6 +6,7 @@
 Of what was looked up of an item stands a hash of its bytes, 16 hexadecimal digits. Letters: b candidates.
 """
 
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from em3_jax.core.errors import UserError
 from em3_jax.serving.requests import ScoreRequest
 from em3_jax.serving.served_model import Asked, Model
 from em3_jax.serving.vectors import hash_rows
+
+BEGIN = b'{"version"'
+"""What a line begins with."""
 
 
 def written(asked: Asked) -> dict[str, Any]:
@@ -34,6 +38,20 @@ def written(asked: Asked) -> dict[str, Any]:
     return found
 
 
+def _mend(path: Path) -> None:
+    """Cuts off what a killed service has left of a line, or the next request would stand behind it."""
+    if not path.is_file():
+        return
+    with open(path, "rb+") as file:
+        size, take, tail = file.seek(0, os.SEEK_END), 1 << 16, b""
+        while b"\n" not in tail and len(tail) < size:
+            file.seek(max(size - take, 0))
+            tail, take = file.read(), take * 2
+        half = tail.rpartition(b"\n")[2]
+        if half.startswith(BEGIN[: len(half)]):
+            file.truncate(size - len(half))
+
+
 class Recorder:
     """Appends to a file; calls may come from several threads.
 
@@ -43,6 +61,7 @@ class Recorder:
 
     def __init__(self, path: Path):
         try:
+            _mend(path)
             self._file = open(path, "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--record {path}: cannot be written ({error.strerror}); choose another file") from None

@@ -53,8 +53,14 @@ def test_what_is_served_is_what_is_trained(served, tmp_path):
     record(model, dataset, tmp_path / "requests.jsonl")
     with open(tmp_path / "requests.jsonl", "a") as file:
         file.write('{"version": "0000001", "che')  # of a service that was killed
+    assert replay.replay(directory, root, tmp_path / "requests.jsonl").requests == 40
+    recorder = Recorder(tmp_path / "requests.jsonl")  # and begun again; times are read by none of its models
+    for times in ({"time": "now"}, {"time": 2**64}, {"time": 3, "history_times": [1]}):
+        seen, one = [], ScoreRequest(candidates=[3, 4], history=[5, 6], **times)
+        recorder(model, one, score(model, one, seen).logit, seen)
+    recorder.close()
     found = replay.replay(directory, root, tmp_path / "requests.jsonl")
-    assert (found.requests, found.versions, found.gone) == (40, 1, 0) and found.candidates > 400
+    assert (found.requests, found.versions, found.gone) == (43, 1, 0) and found.candidates > 400
     assert found.inputs == {} and found.logits == 0 and found.largest < 1e-6
     for feature in (
         "user.age",
@@ -100,6 +106,12 @@ def test_what_cannot_be_replayed_is_one_line(served, tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + "{}\n")
     assert "requests.jsonl line 2: not a recorded request" in user_error(replay.replay, directory, root, path)
+    path.write_text(json.dumps(json.loads(lines[0]) | {"logits": [0.5]}) + "\n")
+    assert "line 1: not a recorded request (1 logits for" in user_error(replay.replay, directory, root, path)
+    path.write_text(json.dumps(json.loads(lines[0]) | {"inputs": []}) + "\n")
+    assert "line 1: not a recorded request" in user_error(replay.replay, directory, root, path)
+    path.write_bytes(b"\xff\n")
+    assert "line 1: not a recorded request" in user_error(replay.replay, directory, root, path)
     path.write_text(json.dumps(json.loads(lines[0]) | {"checksum": "0"}) + "\n")
     assert "answered with checksum 0, that in" in user_error(replay.replay, directory, root, path)
     path.write_text(json.dumps(json.loads(lines[0]) | {"version": "0000099"}) + "\n")

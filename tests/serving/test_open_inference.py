@@ -113,6 +113,9 @@ def test_tensors_in_binary(client):
     assert np.frombuffer(answer.content[length:], "<f8").tolist() == expected
     cut = client.post(f"{MODEL}/infer", content=(head + raw)[:-1], headers=headers)
     assert cut.status_code == 422 and "binary_data_size" in cut.json()["error"]
+    for length in ("-1", "9" * 5000):
+        refused = client.post(f"{MODEL}/infer", content=head + raw, headers={open_inference.HEADER: length})
+        assert refused.status_code == 400 and "how many bytes of the body are JSON" in refused.json()["error"]
 
 
 CANDIDATES = {"candidates": ("INT64", [1], [7])}
