@@ -44,12 +44,12 @@ from em3_jax.data.format import (
     FORMAT_VERSION,
     INTERACTION_DTYPES,
     OPTIONAL_EVENT_DTYPES,
+    STORE,
     Dataset,
     FeatureSet,
 )
 from em3_jax.data.growing import Column, Words
 
-STORE = "appended.json"
 SKIP = "skip"
 _FRESH: dict[str, Any] = {
     "format": 1, "rows": 0, "events": 0, "late": 0, "skipped": 0, "newest": None, "position": {}, "known": {}, "words": {},
@@ -71,6 +71,8 @@ class Store:
 
     def __init__(self, root: Path, how: Options, on_bad_row: str):
         self.root, self.how, self._skips = root, how, on_bad_row == SKIP
+        if root.exists() and not root.is_dir():
+            raise UserError(f"{root}: is a file; name a folder that is not there yet with config.data.root")
         if root.exists() and any(root.iterdir()) and not (root / STORE).exists() and (root / "dataset.json").exists():
             raise UserError(
                 f"{root}: is a dataset that was prepared, which rows are not appended to; name a folder that is not there yet"

@@ -44,6 +44,7 @@ from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.core.numbers import NO_NUMBERS, Numbers, value_column
 
 FORMAT_VERSION = 1
+STORE = "appended.json"  # of a folder that a stream appends rows to, see `append`
 SPLITS = ("train", "valid", "test")
 _Dtypes = dict[str, type[np.generic]]
 _Shape = tuple[int | None, ...] | None
@@ -91,6 +92,10 @@ def read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (path.parent / STORE).exists():
+            raise UserError(
+                f"{path.parent}: a stream appends rows to it; make a dataset and a run of it with `em3 seal`"
+            ) from None
         raise UserError(f"{path}: file missing; is this a folder made by `em3 prepare`?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); prepare the dataset again") from None

@@ -4,6 +4,7 @@ Letters: r requests, n candidates of all, h events of a history.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,7 +129,7 @@ class Resolver:
 
     def _rows_of(self, index: id_index.IdIndex, ids: Sequence[Any], kind: str) -> np.ndarray:
         """[n] i64 rows of ids; of one that is not known the row after the last."""
-        rows = index.find(ids)
+        rows = index.find([math.inf if one is None else one for one in ids])  # which JSON has no number for
         return np.where(rows < 0, getattr(self._dataset, f"num_{kind}"), rows)
 
     def _user(self, user: Any) -> int:
@@ -154,8 +155,8 @@ class Resolver:
     def _events(self, asked: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The columns of a request's events, those of items that are not known left out."""
         dataset, history = self._dataset, asked.get("history", [])
-        item = self._items.find(history) if history else np.zeros(0, np.int64)
-        kept, given = item >= 0, asked.get("history_fields", {})
+        item = self._rows_of(self._items, history, "items") if history else np.zeros(0, np.int64)
+        kept, given = item < dataset.num_items, asked.get("history_fields", {})
         found: dict[str, Any] = {
             "item": item[kept].astype(np.int32),
             "time": _moments(asked.get("history_times"), len(history))[kept],

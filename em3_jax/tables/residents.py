@@ -217,8 +217,8 @@ class Residents:
         rows = np.flatnonzero(self.held & ~self.pinned & (self.last < self.clock))
         if len(rows) < least:
             raise UserError(
-                f"{self._where}={self.capacity}: a batch names more ids than there are rows for; give more, or train and "
-                "evaluate with smaller batches"
+                f"{self._where}={self.capacity}: a batch names more ids than there are rows for; give "
+                f"{self.capacity + least - len(rows):,} or more, or train and evaluate with smaller batches"
             )
         score = self.born[rows] if self._evict == "age" else self.last[rows]
         if self._evict == "lfu":

@@ -84,6 +84,11 @@ def begin(directory: str | Path, parts: Experiment, permitted: bool = True) -> b
         raise UserError(
             f"{_WHERE}={config.tables.capacity}: {len(always) + 1} rows are in each batch; give more than these"
         )
+    if config.tables.bank_capacity and not parts.program.shapes.memory:
+        raise UserError(
+            f"config.tables.bank_capacity={config.tables.bank_capacity}: has no effect on a model without a memory bank; "
+            "leave it out"
+        )
     if (Path(directory) / "run.json").exists() and rundir.read(directory)["data_hash"] != data_hash:
         rundir.check_same(directory, config, data_hash, parts.feature_hashes, grown=permitted)
         return True

@@ -13,6 +13,7 @@ from em3_jax.data import arrivals
 from em3_jax.data.append import STORE, Store
 from em3_jax.data.checks import counts_of
 from em3_jax.data.event_blocks import EventBlocks
+from em3_jax.data.format import open_dataset
 from em3_jax.data.readers.table import table
 from em3_jax.data.shown import Shown
 from em3_jax.data.sources import open_source
@@ -255,8 +256,11 @@ def test_a_folder_of_something_else_and_other_options_are_refused(tmp_path):
     table(tmp_path / "whole", interactions=log, in_order=True, **MAPPING)
     with pytest.raises(UserError, match="is a dataset that was prepared"):
         made(tmp_path / "whole", log)
+    with pytest.raises(UserError, match=r"log\.csv: is a file; name a folder"):
+        made(log, log)
     take(made(tmp_path / "data", log), open_source("m", log))
-    assert (tmp_path / "data" / STORE).exists()
+    with pytest.raises(UserError, match=r"data: a stream appends rows to it; .* `em3 seal`"):
+        open_dataset(tmp_path / "data")
     with pytest.raises(UserError, match="was made by other options"):
         made(tmp_path / "data", log, events="all")
     with pytest.raises(UserError, match=r"m\.toml: item_numbers is of whole logs"):

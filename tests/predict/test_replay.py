@@ -56,7 +56,7 @@ def test_what_is_served_is_what_is_trained(served, tmp_path):
     assert replay.replay(directory, root, tmp_path / "requests.jsonl").requests == 40
     recorder = Recorder(tmp_path / "requests.jsonl")  # and begun again; times are read by none of its models
     for times in ({"time": "now"}, {"time": 2**64}, {"time": 3, "history_times": [1]}):
-        seen, one = [], ScoreRequest(candidates=[3, 4], history=[5, 6], **times)
+        seen, one = [], ScoreRequest(candidates=[3, float("inf")], history=[5, -float("inf")], **times)
         recorder(model, one, score(model, one, seen).logit, seen)
     recorder.close()
     found = replay.replay(directory, root, tmp_path / "requests.jsonl")

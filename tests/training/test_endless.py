@@ -161,6 +161,10 @@ def test_a_log_that_grows_keeps_program_and_table_and_compiles_nothing_again(tmp
         ({"tables.capacity": 99, "data.placement": "device"}, "placement=device holds the content of all items"),
         ({"tables.capacity": 5}, "config.tables.capacity=5: .* rows are in each batch; give more"),
         ({"tables.capacity": 60}, "config.tables.capacity=60: a batch names more ids than there are rows for"),
+        (
+            {"tables.capacity": 99, "tables.bank_capacity": 9},
+            "bank_capacity=9: has no effect on a model without a memory",
+        ),
         ({"tables.capacity": 99, "mesh.data": 2}, "is on one device; set config.mesh.data=1"),
     ],
 )
