@@ -165,7 +165,7 @@ class Store:
         """
         known = json.loads(json.dumps(self._arrivals.known))
         try:
-            rows, wrong = self._named(*self._arrivals.read(table, where))
+            rows, wrong = self._arrivals.read(table, where)
         except UserError as error:
             self._arrivals.known = known
             if isinstance(error, NoColumnError):
@@ -173,6 +173,8 @@ class Store:
             if not self._skips:
                 raise UserError(f"{error}; config.stream.on_bad_row={SKIP} leaves such rows out") from None
             rows, wrong = None, [Wrong(row, str(error)) for row in range(table.num_rows)]
+        if rows is not None:
+            rows, wrong = self._named(rows, wrong)
         if wrong and not self._skips:
             more = f" ({len(wrong):,} such rows)" if len(wrong) > 1 else ""
             raise UserError(

@@ -306,3 +306,7 @@ def test_new_items_bring_fields_and_content_and_one_without_a_line_is_a_bad_row(
     with pytest.raises(UserError, match=r"line 402: its item 'i999' is in no line of .*items\.csv; .*on_bad_row=skip"):
         take(store, source)
     assert store.rows == 400
+    items.write_text(items.read_text().replace("sku", "id"))
+    store.close()
+    with pytest.raises(UserError, match=r"items\.csv: no column 'sku'"):  # not a row's fault
+        take(made(tmp_path / "data", log, "skip", **mapping), source)
