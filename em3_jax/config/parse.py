@@ -6,6 +6,7 @@ the dataset decide are checked where those are known.
 """
 
 import dataclasses
+import difflib
 import functools
 import types
 import typing
@@ -181,7 +182,12 @@ def unknown(name: str, known: Iterable[str]) -> str:
     """What to tell of a name that a section has not."""
     tasks = [task for task, made in ROOTS.items() if name in PLACES[made]]
     if not tasks:
-        return f"unknown key; {nearest(name.rpartition('.')[2], known)}"
+        own, known = name.rpartition(".")[2], tuple(known)
+        there = {place for places in PLACES.values() for place in places if place.endswith(f".{own}")}
+        if there and not difflib.get_close_matches(own, known, n=1):
+            first = sorted(there, key=lambda place: (place.count("."), place))[:3]
+            return f"unknown key; did you mean {' or '.join(f'config.{place}' for place in first)}?"
+        return f"unknown key; {nearest(own, known)}"
     shown = " and ".join(filter(None, (", ".join(tasks[:-1]), tasks[-1])))
     return f"unknown key, one of task {shown}; start from a recipe of that task, or leave it out"
 

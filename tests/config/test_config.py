@@ -94,6 +94,7 @@ MISTAKES = {
         8,
         r"config\.data\.batchsize: unknown key; did you mean 'batch_size'\?",
     ),
+    "a key of another section": (("heads",), {}, r"config\.heads: unknown key; did you mean config\.model\.heads or "),
     "unknown model key": (("model", "fusoin"), "mean", r"config\.model\.fusoin: unknown key; did you mean 'fusion'\?"),
     "unknown fusion key": (
         ("model", "fusion_settings", "head"),
