@@ -171,12 +171,14 @@ class Delta:
             content = (folder / CHANGES).read_bytes()
             facts = self._manifest["files"][CHANGES]
             if len(content) != facts["bytes"] or hashlib.sha256(content).hexdigest() != facts["sha256"]:
-                raise UserError(f"{folder / CHANGES}: not what its manifest says; the file is damaged")
+                raise UserError(f"{folder / CHANGES}: not what its manifest says; the file is damaged, export again")
             self.name, self.base = self._manifest["version"], self._manifest["base"]
+            if not self.base < self.name:  # or the chain would have no end
+                raise ValueError(f"its base is {self.base!r}")
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 self._changes = _changes(arrays, self._manifest)
-        except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise UserError(f"{folder}: not a readable delta ({error})") from None
+        except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise UserError(f"{folder}: not a readable delta ({error}); export again") from None
 
     def applied_to(self, base: Version) -> Version:
         """The version that it makes of its base.
@@ -191,7 +193,7 @@ class Delta:
             )
         try:
             made = _applied(base, self._changes, self._manifest, self.folder)
-        except (AssertionError, IndexError, ValueError, KeyError) as error:
+        except (AssertionError, IndexError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{what} does not fit it ({error})") from None
         if made.checksum != self._manifest["checksum"]:
             raise UserError(f"{what} gives checksum {made.checksum}, its manifest says {self._manifest['checksum']}")

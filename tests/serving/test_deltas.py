@@ -182,6 +182,11 @@ def test_a_delta_that_does_not_fit_is_one_line_and_the_next_whole_version_heals(
         path.write_bytes(content)
         manifest = path.parent / store.MANIFEST
         facts = json.loads(manifest.read_text())
+        for wrong in ({"lengths": [1]}, {"base": None}, {"base": second.name}, {"files": []}):
+            manifest.write_text(json.dumps(facts | wrong))
+            assert "not a readable delta" in user_error(deltas.Delta, path.parent)
+        manifest.write_text(json.dumps(facts | {"serving_facts": None}))
+        assert "does not fit it" in user_error(deltas.Delta(path.parent).applied_to, service.model.version)
         manifest.write_text(json.dumps(facts | {"base_checksum": "0" * 32}))
         service._refused = None
         service.refresh()
