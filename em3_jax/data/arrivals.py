@@ -42,7 +42,7 @@ class Wrong(NamedTuple):
 
 
 class NoColumnError(UserError):
-    """A column that the mapping names was never there."""
+    """A column that the mapping names was never there, or more than once."""
 
 
 class Rows(NamedTuple):
@@ -231,7 +231,7 @@ class Arrivals:
         untyped, loose = ({key.encode(): value.encode() for key, value in of.items()} for of in (UNTYPED, LOOSE))
         for name in self._how.needed:
             if (count := table.column_names.count(name)) > 1:
-                raise UserError(f"{where}: {count} columns are named '{name}'; give each its own name")
+                raise NoColumnError(f"{where}: {count} columns are named '{name}'; give each its own name")
             if not count:
                 there = ", ".join(table.column_names)
                 if not seen and table.schema.metadata != loose:

@@ -255,6 +255,8 @@ def replay(
     parts = run.experiment
     if not parts.work.task.can_be_served or len(parts.work.source.builder.segments.parts) > 1:
         raise UserError(f"{directory}: cannot be replayed: it is not served, or reads several histories")
+    if store.current_name(paths.local(root)) is None:
+        raise UserError(f"{root}: no store, it has no file 'current'; give the store that was served")
     replayed, versions, gone = _Replay(parts, paths.local(root), drill), set(), 0
     for name, recorded in _by_version(read(Path(requests))):
         if replayed(name, recorded):
@@ -291,6 +293,13 @@ def main() -> int:
     parser.add_argument("--drill", default="", help="break this feature of the record: user.age, item.category, ...")
     args = parser.parse_args()
     found = replay(args.workdir, args.store, args.requests, args.data, args.drill)
+    if not found.requests:
+        why = (
+            f"the versions that answered its {found.gone:,} are no longer in {args.store}"
+            if found.gone
+            else "it is empty"
+        )
+        raise UserError(f"{args.requests}: no request was replayed, {why}; record some, and replay them sooner")
     print(
         f"{args.requests}: {found.requests:,} requests with {found.candidates:,} candidates at {found.versions:,} versions; "
         f"{len(found.inputs)} features differ; {found.logits:,} logits differ by more than {TOLERANCE:g}, the largest "

@@ -175,6 +175,7 @@ BAD = {
     ",i1,9,1,0,0": "line 4: has no user",
     "u1,i1,9,2,0,0": "line 4: its label 'label' is '2'; give 0 or 1",
     "u1,i1,soon,1,0,0": "line 4: its time is 'soon', where the rows before have whole numbers",
+    'u1,"i1,9,1,0,0': "line 4: has a quote that is not closed",
     "u1,i1": "line 4: has 2 cells, the header names 6",
 }
 
@@ -232,7 +233,7 @@ def test_a_mapping_that_names_no_column_stops_at_once_even_where_bad_rows_are_le
     assert "skip" not in str(error.value) and not (tmp_path / "data" / STORE).exists()
     log.write_text(HEADER.replace("hour", "item") + text(log_rows(5)))
     with pytest.raises(UserError, match=r"log\.csv: 2 columns are named 'item'"):
-        take(made(tmp_path / "two", log), open_source("m", log))
+        take(made(tmp_path / "two", log, "skip"), open_source("m", log))
 
 
 def test_lines_that_were_read_and_are_others_now_and_another_source_are_refused(tmp_path):

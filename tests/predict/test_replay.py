@@ -98,7 +98,7 @@ def test_a_feature_that_is_served_wrong_is_named(served, tmp_path, monkeypatch, 
     assert found.logits > 0
 
 
-def test_what_cannot_be_replayed_is_one_line(served, tmp_path):
+def test_what_cannot_be_replayed_is_one_line(served, tmp_path, monkeypatch):
     directory, root, model, dataset = served
     path = tmp_path / "requests.jsonl"
     assert "cannot be read" in user_error(replay.replay, directory, root, path)
@@ -116,3 +116,9 @@ def test_what_cannot_be_replayed_is_one_line(served, tmp_path):
     assert "answered with checksum 0, that in" in user_error(replay.replay, directory, root, path)
     path.write_text(json.dumps(json.loads(lines[0]) | {"version": "0000099"}) + "\n")
     assert replay.replay(directory, root, path).gone == 1
+    given = ["em3 replay", f"--workdir={directory}", f"--store={root}", f"--requests={path}"]
+    monkeypatch.setattr("sys.argv", given)
+    assert "no request was replayed, the versions that answered its 1 are no longer in" in user_error(replay.main)
+    path.write_text("")
+    assert "no request was replayed, it is empty" in user_error(replay.main)
+    assert "no store, it has no file 'current'" in user_error(replay.replay, directory, tmp_path, path)

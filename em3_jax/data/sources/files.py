@@ -1,6 +1,7 @@
 """A text file that grows, and a folder into which files are dropped."""
 
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,6 +101,8 @@ class GrowingFile:
         except pa.ArrowException as error:
             raise UserError(f"{self._path} after line {line}: {str(error).splitlines()[0]}; mend the file") from None
         if table.num_rows + len(why) != len(numbers):
+            if any(_is_open(one) for one in lines):
+                return self._without_open(lines, header, start, line)
             raise UserError(
                 f"{self._path} after line {line}: {len(numbers):,} lines are {table.num_rows + len(why):,} rows; write no line "
                 "ends within cells"
@@ -112,6 +115,26 @@ class GrowingFile:
         position = {"offset": start + len(text), "line": line + len(lines), "header": header}
         table = table.replace_schema_metadata(UNTYPED)
         return Arrived(table, position, self.name, lambda row: at(good[row]), bad)
+
+    def _without_open(self, lines: list[bytes], header: list[str], start: int, line: int) -> Arrived:
+        """The same where a cell is not closed, which would take the lines after it for its own: such lines are no rows."""
+        rest = b"".join(b"\n" if _is_open(one) else one for one in lines)
+        found, offset = self._read(rest, header, start, line), start + sum(map(len, lines))
+        bad = [
+            (
+                f"{self._path} line {line + 1 + k}",
+                "has a quote that is not closed",
+                one.decode(errors="replace").rstrip(),
+            )
+            for k, one in enumerate(lines)
+            if _is_open(one)
+        ]
+        return found._replace(position=found.position | {"offset": offset}, bad=bad + found.bad)
+
+
+def _is_open(line: bytes) -> bool:
+    """Whether a cell of a line begins with a quote, and quotes are not in pairs."""
+    return line.count(b'"') % 2 == 1 and re.search(rb'(?:^|[,\t])"', line) is not None
 
 
 class Folder:
