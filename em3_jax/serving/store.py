@@ -49,8 +49,8 @@ def writing(store: str | Path) -> Iterator[Path]:
         store.mkdir(parents=True, exist_ok=True)
         (store / "versions").mkdir(exist_ok=True)
     except OSError as error:
-        raise UserError(f"{store}: cannot be written ({error.strerror}); choose another --out") from None
-    with Lock(store, hint="wait for that export, or choose another --out"):
+        raise UserError(f"{store}: cannot be written ({error.strerror}); choose another folder for the store") from None
+    with Lock(store, hint="wait for the export or the stream that writes it, or choose another folder"):
         try:
             yield store / ".next"
         except OSError as error:
