@@ -204,6 +204,8 @@ def test_what_no_config_can_be_is_one_line():
     assert "config.seed=-4" in user_error(parse.parse, schema.Ranking(seed=-4))
     assert "layout: unknown key, one of task lemur; start" in user_error(parse.parse, {"model": {"layout": {}}})
     assert "task retrieval is not trained on a stream" in user_error(parse.parse, {"task": "retrieval", "stream": {}})
+    wrong = CONFIGS["online.py:"] | {"stream": {"publish": "store", "publish_platforms": ("gpu",)}}
+    assert "each cpu, cuda, tpu or rocm" in user_error(parse.parse, wrong)
 
 
 @pytest.mark.parametrize("key", ["model.cnn.widths", "model.cnn.mlp", "eval.activity"])

@@ -11,6 +11,7 @@ from em3_jax.config.schema.types import (
     Name,
     Names,
     Patterns,
+    Platforms,
     Share,
     Size,
     Sizes,
@@ -161,7 +162,7 @@ class Stream:
     publish_keep: Size = 2  # whole versions that the store keeps, with the deltas after them
     # dtype of the items' vectors in the store
     publish_dtype: Annotated[str, Choice(("float32", "float16", "int8"))] = "float32"
-    publish_platforms: Names = ("cpu", "cuda", "tpu")  # what the published model is compiled for
+    publish_platforms: Platforms = ("cpu", "cuda", "tpu")  # what the published model is compiled for
     # share of the shown items, by their showings so far, whose published vectors are refreshed by age
     hot_share: Share = 0.1
     # steps after which the published vector of such a hot item is made anew
