@@ -56,8 +56,9 @@ def seal(directory: str | Path, data: str | Path, out: str | Path) -> Dataset:
         raise UserError(
             f"{directory}: is no run whose rows are appended (config.stream.append); others read it as it is"
         )
-    if out.exists() and not (out.is_dir() and publish.is_empty(out)):
-        raise UserError(f"{out}: exists already and is not an empty folder; choose another --out")
+    for option, folder in (("--out", out), ("--data", publish.resolved(data))):
+        if folder.exists() and not (folder.is_dir() and publish.is_empty(folder)):
+            raise UserError(f"{folder}: exists already and is not an empty folder; choose another {option}")
     own, root = config.stream, paths.local(config.data.root)
     how = arrivals.options(own.follow, prepare.read_mapping(paths.local(own.follow), prepare.READERS["table"]))
     with Lock(root, beside=True, hint="end the run that appends to it first"):

@@ -264,6 +264,8 @@ def test_what_has_no_effect_or_cannot_be_is_one_line(tmp_path):
 def test_sealed_it_is_a_dataset_and_a_run_that_other_commands_read(late_log, tmp_path):
     """The rows in the order of time, and the same scores as tables with places for more ids give."""
     dataset = seal.seal(late_log / "run", tmp_path / "data", tmp_path / "run")
+    with pytest.raises(UserError, match=r"data: exists already and is not an empty folder; choose another --data"):
+        seal.seal(late_log / "run", tmp_path / "data", tmp_path / "other")
     whole = [line.split(",") for line in (late_log / "log.csv").read_text().splitlines()[1:]]
     whole = sorted(whole, key=lambda row: int(row[2]))
     ids = [dataset.user_table.column("id"), dataset.item_table.column("id")]
