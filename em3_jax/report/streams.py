@@ -21,6 +21,9 @@ PANELS = (
     ("bank: cosine of stored and current", ("train/staleness_cosine",)),
     ("rows that came late", ("late",)),
     ("lag of a window, seconds", ("time/lag_seconds",)),
+    ("rows a second", ("time/examples_per_second",)),
+    ("ids in the table", ("ids/resident",)),
+    ("ids that have left", ("ids/spilled",)),
 )
 
 

@@ -36,7 +36,6 @@ from em3_jax.data.shown import Shown
 from em3_jax.tasks.ranking.setup import open_clicks
 from em3_jax.training import experiment, growth, logs, online, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
-from em3_jax.training.curve import CURVE, Curve
 from em3_jax.training.online import Position
 from em3_jax.training.warm_start import warm_start
 
@@ -124,7 +123,7 @@ class _Appended(online._Stream):
         state, position, notes = self._start()
         if self.publisher is not None:
             self.publisher.begin(self.parts)
-        curve = Curve(self.directory / CURVE, position.window)
+        self.curve = logs.StreamWriter(self.directory, position.window, int(state.step))
         self.progress = Progress(self._store.rows, position.row, unit="row")
         done = online.count(position.window)
         print(f"{self._store.root}: {self._store.rows:,} rows so far; {done} done", flush=True)
@@ -137,10 +136,11 @@ class _Appended(online._Stream):
             window = self._windows[position.window]
             state = self._grown(state, window.end)
             own = notes | self._notes()
-            state, after, stopped = self._window(position.window, window, state, curve, own, interrupts)
+            state, after, stopped = self._window(position.window, window, state, own, interrupts)
             position = Position(**after["position"]) if after else position
             stopped_by = "" if stopped == "end" else stopped
         self.progress.close()
+        self.curve.close()
         self.checkpoints.close()
         if self.publisher is not None:
             self.publisher.close()

@@ -1,7 +1,8 @@
-"""What a run writes while it goes: metrics.jsonl, TensorBoard events, and lines on the terminal."""
+"""What a run writes while it goes: metrics.jsonl or stream.jsonl, TensorBoard events, and lines on the terminal."""
 
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Collection
@@ -14,6 +15,7 @@ from em3_jax.core import strict_json, trees
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.curve import CURVE, read_curve
 
 
 class MetricWriter:
@@ -37,18 +39,61 @@ class MetricWriter:
                     kept.append(line + "\n")
         self._path.write_text("".join(kept), encoding="utf-8")
         self._file = open(self._path, "a", encoding="utf-8")
-        self._tensorboard = _tensorboard().SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._events = _Events(workdir, step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._file.write(strict_json.dumps({"step": step} | values) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if math.isfinite(value):  # an undefined metric is null in the file and a gap in the curve
-                self._tensorboard.add_scalar(name, value, step)
+        self._events.write(step, values)
 
     def close(self) -> None:
         self._file.close()
-        self._tensorboard.close()
+        self._events.close()
+
+
+class StreamWriter:
+    """Appends a line a window to <workdir>/stream.jsonl and the same to TensorBoard, at the step after the window.
+
+    Args:
+      workdir: the run's folder.
+      start: the window that the run goes on from; lines from it on, which will be written again, are dropped.
+      step: the step that it goes on from.
+    """
+
+    def __init__(self, workdir: Path, start: int, step: int):
+        self._path = workdir / CURVE
+        kept = [line for line in read_curve(self._path) if line["window"] < start] if self._path.exists() else []
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(strict_json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, self._path)
+        self._events = _Events(workdir, step)
+
+    def write(self, record: dict) -> None:
+        """A window's record: numbers by name, of a slice in a dict of its own; "step" is the step after it."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(strict_json.dumps(record) + "\n")
+        of_slices = {name: one for name, one in record.items() if isinstance(one, dict)}
+        values = {name: one for name, one in record.items() if name not in of_slices and name != "step"}
+        values |= {f"{name}/{key}": one for name, of in of_slices.items() for key, one in of.items()}
+        self._events.write(record["step"], values)
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class _Events:
+    """TensorBoard's events of a run that goes on from a step."""
+
+    def __init__(self, workdir: Path, step: int):
+        self._writer = _tensorboard().SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if math.isfinite(value):  # an undefined metric is null in the file and a gap in the curve
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _tensorboard():

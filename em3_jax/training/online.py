@@ -1,6 +1,6 @@
 """Training on a stream, once: each window of the log is scored before it is trained on (progressive validation).
 
-    <workdir>/stream.jsonl    a line a window: its rows, from when to when (in seconds), the step
+    <workdir>/stream.jsonl    a line a window, in TensorBoard too: its rows, from when to when (in seconds), the step
                               after it, AUC, GAUC and logloss, by slice, of the scores given before
                               training on it, and the means of what the training steps reported
 
@@ -31,7 +31,6 @@ from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.evaluation.groups import Asked
 from em3_jax.training import endless, experiment, growth, logs, processes, rundir
 from em3_jax.training.checkpoint import Checkpoints
-from em3_jax.training.curve import CURVE, Curve
 from em3_jax.training.program import Program
 from em3_jax.training.warm_start import warm_start
 
@@ -198,7 +197,7 @@ class _Stream:
         position = Position(**notes["position"])
         if self.publisher is not None:
             self.publisher.begin(parts)
-        curve = Curve(directory / CURVE, position.window)
+        self.curve = logs.StreamWriter(directory, position.window, int(state.step))
         if not position.window:
             print(logs.parameter_table(state, parts.program.frozen))
         total = sum(len(window) for window in self.windows)
@@ -211,11 +210,12 @@ class _Stream:
         print(f"{parts.work.dataset.root}: {total:,} rows in {windows}; {position.window:,} done", flush=True)
         self.progress, stopped_by = Progress(total, position.row, unit="row"), "end"
         for number in range(position.window, len(self.windows)):
-            state, done, stopped_by = self._window(number, self.windows[number], state, curve, notes, interrupts)
+            state, done, stopped_by = self._window(number, self.windows[number], state, notes, interrupts)
             notes = done or notes
             if stopped_by != "end":
                 break
         self.progress.close()
+        self.curve.close()
         self.checkpoints.close()
         if self.publisher is not None:
             self.publisher.close()
@@ -267,7 +267,7 @@ class _Stream:
             self.endless.saved(int(state.step), self.checkpoints.steps("latest"))
 
     def _window(
-        self, number: int, window: stream.Window, state: State, curve: Curve, notes: dict[str, Any], interrupts
+        self, number: int, window: stream.Window, state: State, notes: dict[str, Any], interrupts
     ) -> tuple[State, dict[str, Any] | None, str]:
         """(state, notes with the position after the window, None where it was cut short; "end" or the signal received)."""
         record: dict[str, Any] = {"window": number, "first": window.first, "end": window.end}
@@ -280,7 +280,7 @@ class _Stream:
         # Before the checkpoint: of a run that is killed between them, the window is trained once more.
         if self.publisher is not None:
             self._publish(state, window.end)
-        curve.write(record | {"step": int(state.step)} | means | self._of_source(window) | self._of_ids())
+        self.curve.write(record | {"step": int(state.step)} | means | self._of_source(window) | self._of_ids())
         time_ = self.parts.work.dataset.interactions["time"]
         position = Position(number + 1, window.end, int(time_[max(window.end - 1, 0)]))
         notes = notes | {"position": position._asdict()}

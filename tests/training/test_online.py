@@ -105,6 +105,8 @@ def test_the_curve_has_the_slices_the_bank_and_an_undefined_auc(finished):
     assert last["all"]["n"] == last["warm items"]["n"] + last["cold items"]["n"]
     assert 0 < first["train/coverage_long"] < last["train/coverage_long"] <= 1
     assert "train/staleness_cosine" in last and "gauc_users_left_out" in last["all"]
+    events = b"".join(path.read_bytes() for path in (finished / "tensorboard").iterdir())
+    assert b"all/auc" in events and b"train/coverage_long" in events
 
 
 def test_draws_the_curve(finished, tmp_path, capsys):
