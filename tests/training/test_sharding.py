@@ -267,9 +267,10 @@ def test_all_batch_keys_by_example_are_split_and_no_others(tiny):
     """Else an array of the examples would be copied to all devices, or a distinct block be cut."""
     settings = {"history_length": 5, "unknown_alpha": 0.0, "unknown_floor": {}}
     queries = ("slot", np.zeros((5, 3), np.int32))
-    given = {"encode": "candidates", "queries": queries, "labels": ("buy",)}
+    log_q = dict.fromkeys(("log_kept", "log_expected"), np.zeros(tiny.dataset.num_items, np.float32))
+    given = {"encode": "candidates", "queries": queries, "labels": ("buy",), "log_q": log_q}
     builder = BatchBuilder(with_numbers(with_label(tiny.dataset)), **settings, **given)
-    batch = builder(np.arange(29), buckets=Buckets(64, 128))
+    batch = builder(np.arange(29), buckets=Buckets(64, 128), key=np.uint64(0))  # of training
     by_example = {name for name, value in batch.items() if len(value) == 29}
     assert by_example | {"user", "positive", "negative"} == BY_EXAMPLE  # the others are of pairs
     shardings = sharding.batch_shardings(sharding.make_mesh(1, 1), batch)
