@@ -251,17 +251,8 @@ with Service(sys.argv[1], sizes=()) as service:
     assert lines[0] == "2 (1, 16)" and lines[1] == "5" and lines[2] == "set()"
     core = {"addresses", "amounts", "calibration", "errors", "event_features", "fields", "labels", "lock", "numbers"}
     core |= {"order_statistics", "paths", "public", "ranges", "segments", "strict_json", "values"}
-    serving = {
-        "event_choice",
-        "field_values",
-        "id_index",
-        "neighbours",
-        "programs",
-        "scores",
-        "served_model",
-        "service",
-    }
-    serving |= {"store", "vectors"}
+    serving = {"deltas", "event_choice", "field_values", "id_index", "neighbours", "programs", "scores", "served_model"}
+    serving |= {"service", "store", "user_cache", "vectors", "version"}
     allowed = {"core", "serving"} | {f"core.{name}" for name in core} | {f"serving.{name}" for name in serving}
     assert lines[3] == str(sorted(f"em3_jax.{name}" for name in allowed))
 
