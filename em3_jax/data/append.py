@@ -49,6 +49,7 @@ from em3_jax.data.format import (
     FeatureSet,
 )
 from em3_jax.data.growing import Column, Words
+from em3_jax.data.sources.arrived import Arrived, Source
 
 SKIP = "skip"
 _FRESH: dict[str, Any] = {
@@ -151,21 +152,24 @@ class Store:
         """[rows] a column of the interactions."""
         return self._columns[name].first(self.rows)
 
-    def add(self, table: pa.Table, position: Mapping[str, Any], where: str, place: Callable[[int], str]) -> int:
-        """Appends rows that have arrived and commits them; returns how many.
-
-        Args:
-          table: the rows, with the columns that the mapping names.
-          position: where in the source they end.
-          where: what they come from.
-          place: number among them -> what it is to be called.
+    def take(self, source: Source) -> bool:
+        """Appends what a source has beyond the position, some of it if it is much, and commits; returns whether it has any.
 
         Raises:
           UserError: a row or the columns are wrong, and such are not to be skipped; nothing was appended.
         """
+        arrived = source.poll(self.position)
+        if arrived is not None:
+            self._refuse(arrived.bad)
+            self._add(arrived)
+        return arrived is not None
+
+    def _add(self, arrived: Arrived) -> None:
+        """Appends rows that have arrived and commits them."""
+        table, place = arrived.table, arrived.place
         known = json.loads(json.dumps(self._arrivals.known))
         try:
-            rows, wrong = self._arrivals.read(table, where)
+            rows, wrong = self._arrivals.read(table, arrived.where)
         except UserError as error:
             self._arrivals.known = known
             if isinstance(error, NoColumnError):
@@ -182,9 +186,9 @@ class Store:
                 f"config.stream.on_bad_row={SKIP}"
             )
         self._reject(table, wrong, place)
-        added = 0 if rows is None else self._append(rows)
-        self._commit(position)
-        return added
+        if rows is not None:
+            self._append(rows)
+        self._commit(arrived.position)
 
     def _named(self, rows: Rows, wrong: list[Wrong]) -> tuple[Rows, list[Wrong]]:
         """The same, where rows whose user or item is in no line of its file are wrong."""
@@ -198,7 +202,7 @@ class Store:
         found = [Wrong(int(rows.row[k]), why) for k, why in bad.items()]
         return rows.take(np.setdiff1d(np.arange(len(rows.row)), [*bad])), sorted([*wrong, *found])
 
-    def reject(self, lines: list[tuple[str, str, str]]) -> None:
+    def _refuse(self, lines: list[tuple[str, str, str]]) -> None:
         """Leaves lines out that are no rows, or refuses them.
 
         Args:
@@ -225,10 +229,10 @@ class Store:
             self._state["rejected"] = file.tell()
         self._state["skipped"] += len(records)
 
-    def _append(self, rows: Rows) -> int:
+    def _append(self, rows: Rows) -> None:
         count, first = len(rows.time), self.rows
         if not count:
-            return 0
+            return
         user, item = (self._ids_of(kind, getattr(rows, kind)) for kind in ("user", "item"))
         values = {"user": user, "item": item, "label": rows.label, "time": rows.time, **rows.columns}
         values["split"] = np.zeros(count, np.uint8)
@@ -252,7 +256,6 @@ class Store:
             "rows": first + count, "newest": int(before[-1]),
             "late": self.late + int((rows.time < before[:-1]).sum()),
         }  # fmt: skip
-        return count
 
     def _ids_of(self, kind: str, texts: pa.DictionaryArray) -> np.ndarray:
         """[n] i32 numbers of users or items; of those that are new, what is known is kept."""

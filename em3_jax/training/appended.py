@@ -92,7 +92,7 @@ def _check(config: OnClicks) -> None:
         )
 
 
-class _Appended(online._Stream):
+class _Appended(online.Stream):
     """A pass over the windows of rows that come."""
 
     def __init__(
@@ -162,12 +162,9 @@ class _Appended(online._Stream):
 
     def _take(self) -> bool:
         """Appends what has come, some of it if it is much; returns whether anything has."""
-        arrived = self._source.poll(self._store.position)
-        if arrived is not None:
-            self._store.reject(arrived.bad)
-            self._store.add(arrived.table, arrived.position, arrived.where, arrived.place)
+        arrived = self._store.take(self._source)
         self._windows.extend(self._store["time"], self._store.unit)
-        return arrived is not None
+        return arrived
 
     def _reach(self, rows: int) -> None:
         """Appends rows until there are so many: those of a dataset that was deleted come again."""

@@ -103,7 +103,7 @@ def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: Publi
         followed = follow.Follower(own.follow, config.data.root, own.poll_seconds, own.idle_seconds)
         while True:
             followed.prepare()
-            of_data = _Stream(config, directory, own, followed.grows, kept, publisher)
+            of_data = Stream(config, directory, own, followed.grows, kept, publisher)
             result, kept = of_data.run(interrupts), of_data.kept
             stopped_by = result["stopped_by"] if result["stopped_by"] != "end" else followed.wait(interrupts)
             if stopped_by:
@@ -154,7 +154,7 @@ class _Kept(NamedTuple):
     notes: dict[str, Any]
 
 
-class _Stream:
+class Stream:
     """One pass over the windows that a dataset has now.
 
     Attributes:

@@ -27,7 +27,7 @@ from em3_jax.training import experiment, rundir
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.run import Run
 from tests.conftest import ROOT, user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 

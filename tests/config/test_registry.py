@@ -11,7 +11,7 @@ from em3_jax import train
 from em3_jax.config import registry, sections
 from em3_jax.training import experiment
 from tests.conftest import ROOT, user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 

@@ -13,7 +13,7 @@ from em3_jax.core.lock import Lock
 from em3_jax.report import plot
 from em3_jax.training.checkpoint import Checkpoints
 from tests.conftest import ROOT, user_error
-from tests.test_train import arguments
+from tests.small_runs import arguments
 
 pytestmark = pytest.mark.quickly_compiled
 

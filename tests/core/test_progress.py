@@ -17,7 +17,7 @@ from em3_jax.export import command as export
 from em3_jax.export import items
 from em3_jax.training import embeddings
 from tests.conftest import ROOT
-from tests.test_train import small
+from tests.small_runs import small
 
 pytestmark = pytest.mark.quickly_compiled
 

@@ -42,14 +42,6 @@ def made(root, log, on_bad_row="stop", **mapping) -> Store:
     return Store(root, arrivals.options("mapping.toml", MAPPING | mapping), on_bad_row)
 
 
-def take(store: Store, source) -> bool:
-    arrived = source.poll(store.position)
-    if arrived is not None:
-        store.reject(arrived.bad)
-        store.add(arrived.table, arrived.position, arrived.where, arrived.place)
-    return arrived is not None
-
-
 def view(store: Store):
     return store.view(store.rows, store.sizes(store.rows))
 
@@ -72,7 +64,7 @@ def test_in_pieces_it_is_what_a_full_preparation_makes(tmp_path, events):
     for first, end in itertools.pairwise(bounds):
         with open(log, "a") as file:
             file.write(text(rows[first:end]))
-        assert take(store, source) and not take(store, source) and store.rows == end
+        assert store.take(source) and not store.take(source) and store.rows == end
         now = view(store)
         for counter, length in zip(counters, (None, 3), strict=True):
             expected = counts_of(now, range(end), length)
@@ -95,7 +87,7 @@ def test_a_late_row_reads_what_was_before_its_time_and_earlier_rows_never_read_i
     for first in range(0, 600, 75):
         with open(log, "a") as file:
             file.write(text(rows[first : first + 75]))
-        take(store, source)
+        store.take(source)
     expected = []
     for k, (user, _, time, *_) in enumerate(rows):
         past = [row for row in rows[:k] if row[0] == user and row[3] == 1 and row[2] < time]
@@ -118,9 +110,9 @@ def test_killed_at_any_moment_of_an_append_it_is_what_was_committed_and_goes_on(
     rows, log = log_rows(400, late=0.1), tmp_path / "log.csv"
     log.write_text(HEADER + text(rows))
     whole = made(tmp_path / "whole", log)
-    take(whole, open_source("m", log))
+    whole.take(open_source("m", log))
     log.write_text(HEADER + text(rows[:200]))
-    take(made(tmp_path / "data", log), open_source("m", log))
+    made(tmp_path / "data", log).take(open_source("m", log))
     log.write_text(HEADER + text(rows))
     steps = 0
     for owner, name in ((EventBlocks, "_remember"), (EventBlocks, "add"), (Store, "_commit")):
@@ -134,12 +126,12 @@ def test_killed_at_any_moment_of_an_append_it_is_what_was_committed_and_goes_on(
 
             monkeypatch.setattr(owner, name, dies)
             with pytest.raises(KilledError):
-                take(store, open_source("m", log))
+                store.take(open_source("m", log))
             monkeypatch.setattr(owner, name, step)
             steps += 1
             store = made(tmp_path / "data", log)
             assert store.rows == (400 if (name, after) == ("_commit", True) else 200)
-    assert steps == 6 and not take(store, open_source("m", log))
+    assert steps == 6 and not store.take(open_source("m", log))
     assert histories(view(store)) == histories(view(whole)) and store.late == whole.late
     assert view(store).fields == view(whole).fields
 
@@ -158,16 +150,16 @@ def test_files_of_a_folder_are_read_once_and_half_written_ones_wait(tmp_path):
     (folder / "d.csv.tmp").write_text("half")
     (folder / "e.parquet").write_bytes((folder / "b.parquet").read_bytes()[:-4])
     store = made(tmp_path / "data", folder)
-    while take(store, open_source("m", folder)):  # as after a restart each time
+    while store.take(open_source("m", folder)):  # as after a restart each time
         store.close()
         store = made(tmp_path / "data", folder)
     assert store.rows == 200 and store["time"].tolist() == [int(row[2]) for row in rows[:200]]
     (folder / "c.csv").write_text(HEADER + text(rows[200:]))
-    assert take(store, open_source("m", folder)) and not take(store, open_source("m", folder))
+    assert store.take(open_source("m", folder)) and not store.take(open_source("m", folder))
     assert store["time"].tolist() == [int(row[2]) for row in rows]
     (folder / "a.csv").write_text(HEADER + text(rows[:101]))
     with pytest.raises(UserError, match=r"a\.csv: has .* bytes, it had .* when it was read"):
-        take(store, open_source("m", folder))
+        store.take(open_source("m", folder))
 
 
 BAD = {
@@ -185,14 +177,14 @@ def test_a_bad_row_stops_the_stream_or_is_left_out_and_kept(tmp_path, line):
     log = tmp_path / "log.csv"
     log.write_text(HEADER + "u1,i1,7,1,0,0\nu2,i2,8,0,0,0\n")
     store = made(tmp_path / "data", log)
-    take(store, open_source("m", log))
+    store.take(open_source("m", log))
     log.write_text(log.read_text() + line + "\nu3,i3,9,1,0,0\n")
     with pytest.raises(UserError, match=BAD[line]) as error:
-        take(store, open_source("m", log))
+        store.take(open_source("m", log))
     assert "config.stream.on_bad_row=skip" in str(error.value) and "\n" not in str(error.value)
     store = made(tmp_path / "data", log, "skip")
     assert store.rows == 2
-    take(store, open_source("m", log))
+    store.take(open_source("m", log))
     assert store.rows == 3 and store.skipped == 1
     kept = [json.loads(one) for one in (tmp_path / "data" / "rejected.jsonl").read_text().splitlines()]
     assert len(kept) == 1 and BAD[line].split(": ", 1)[1].split(";")[0] in kept[0]["why"]
@@ -204,24 +196,24 @@ def test_a_schema_that_changes_is_named_with_both_versions(tmp_path):
     columns = {"user": ["u1"], "item": [5], "time": [7], "label": [1], "hour": [0], "rating": [1]}
     pq.write_table(pa.table(columns), folder / "a.parquet")
     store = made(tmp_path / "data", folder)
-    take(store, open_source("m", folder))
+    store.take(open_source("m", folder))
     pq.write_table(pa.table(columns | {"item": ["x"]}), folder / "b.parquet")
     with pytest.raises(UserError, match=r"b\.parquet: column 'item' holds texts, in .*a\.parquet it held numbers"):
-        take(store, open_source("m", folder))
+        store.take(open_source("m", folder))
     (folder / "b.parquet").unlink()
     pq.write_table(pa.table({n: c for n, c in columns.items() if n != "time"}), folder / "c.parquet")
     with pytest.raises(UserError, match=r"c\.parquet: no column 'time' .*a\.parquet had it, of type numbers"):
-        take(store, open_source("m", folder))
+        store.take(open_source("m", folder))
     log = tmp_path / "log.csv"
     log.write_text(HEADER + "u1,i1,7,1,0,0\n")
     store = made(tmp_path / "other", log)
-    take(store, open_source("m", log))
+    store.take(open_source("m", log))
     log.write_text(HEADER.replace("hour", "day") + "u1,i1,7,1,0,0\nu1,i1,8,1,0,0\n")
     with pytest.raises(UserError, match=r"log\.csv: its columns have become .*day.*; they were .*hour"):
-        take(store, open_source("m", log))
+        store.take(open_source("m", log))
     log.write_text(HEADER)
     with pytest.raises(UserError, match="has become shorter"):
-        take(store, open_source("m", log))
+        store.take(open_source("m", log))
 
 
 def test_a_mapping_that_names_no_column_stops_at_once_even_where_bad_rows_are_left_out(tmp_path):
@@ -229,26 +221,26 @@ def test_a_mapping_that_names_no_column_stops_at_once_even_where_bad_rows_are_le
     log.write_text(HEADER.replace("item", "itm") + text(log_rows(5)))
     store = made(tmp_path / "data", log, "skip")
     with pytest.raises(UserError, match=r"log\.csv: no column 'item'; did you mean 'itm'\?") as error:
-        take(store, open_source("m", log))
+        store.take(open_source("m", log))
     assert "skip" not in str(error.value) and not (tmp_path / "data" / STORE).exists()
     log.write_text(HEADER.replace("hour", "item") + text(log_rows(5)))
     with pytest.raises(UserError, match=r"log\.csv: 2 columns are named 'item'"):
-        take(made(tmp_path / "two", log, "skip"), open_source("m", log))
+        made(tmp_path / "two", log, "skip").take(open_source("m", log))
 
 
 def test_lines_that_were_read_and_are_others_now_and_another_source_are_refused(tmp_path):
     rows, log = log_rows(300), tmp_path / "log.csv"
     log.write_text(HEADER + text(rows[:200]))
     store = made(tmp_path / "data", log)
-    take(store, open_source("m", log))
+    store.take(open_source("m", log))
     log.write_text(HEADER + text([*rows[:150], *rows[151:]]))  # longer than before, and a line is gone
     with pytest.raises(UserError, match=r"log\.csv before line 202: other lines stand there than were read"):
-        take(store, open_source("m", log))
+        store.take(open_source("m", log))
     (tmp_path / "in").mkdir()
     with pytest.raises(UserError, match="in: the rows so far came from a source of another kind"):
-        take(store, open_source("m", tmp_path / "in"))
+        store.take(open_source("m", tmp_path / "in"))
     log.write_text(HEADER + text(rows))
-    assert take(store, open_source("m", log)) and store.rows == 300
+    assert store.take(open_source("m", log)) and store.rows == 300
 
 
 def test_a_folder_of_something_else_and_other_options_are_refused(tmp_path):
@@ -259,7 +251,7 @@ def test_a_folder_of_something_else_and_other_options_are_refused(tmp_path):
         made(tmp_path / "whole", log)
     with pytest.raises(UserError, match=r"log\.csv: is a file; name a folder"):
         made(log, log)
-    take(made(tmp_path / "data", log), open_source("m", log))
+    made(tmp_path / "data", log).take(open_source("m", log))
     with pytest.raises(UserError, match=r"data: a stream appends rows to it; .* `em3 seal`"):
         open_dataset(tmp_path / "data")
     with pytest.raises(UserError, match="was made by other options"):
@@ -287,7 +279,7 @@ def test_new_items_bring_fields_and_content_and_one_without_a_line_is_a_bad_row(
         np.save(tmp_path / "image.npy", vectors[:there])
         with open(log, "a") as file:
             file.write(text(rows[store.rows : end]))
-        take(store, source)
+        store.take(source)
         store.close()
         store = made(tmp_path / "data", log, **mapping)  # as after a restart
         known = {"sizes": store.sizes(end, known["sizes"], known["rows"]), "rows": end}
@@ -305,9 +297,9 @@ def test_new_items_bring_fields_and_content_and_one_without_a_line_is_a_bad_row(
     with open(log, "a") as file:
         file.write("u1,i999,150,1,0,0\n")
     with pytest.raises(UserError, match=r"line 402: its item 'i999' is in no line of .*items\.csv; .*on_bad_row=skip"):
-        take(store, source)
+        store.take(source)
     assert store.rows == 400
     items.write_text(items.read_text().replace("sku", "id"))
     store.close()
     with pytest.raises(UserError, match=r"items\.csv: no column 'sku'"):  # not a row's fault
-        take(made(tmp_path / "data", log, "skip", **mapping), source)
+        made(tmp_path / "data", log, "skip", **mapping).take(source)

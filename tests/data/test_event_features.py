@@ -13,7 +13,7 @@ from em3_jax.data.event_features import with_event_features
 from em3_jax.data.readers.table import table
 from em3_jax.training import experiment
 from tests.conftest import user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 ROWS, T = 1500, 9

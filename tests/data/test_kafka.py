@@ -94,16 +94,8 @@ def message(k: int, **changes) -> str:
     return json.dumps({"user": f"u{k % 3}", "item": k % 5, "time": 100 + k, "label": k % 2} | changes)
 
 
-def take(store: Store, source) -> bool:
-    arrived = source.poll(store.position)
-    if arrived is not None:
-        store.reject(arrived.bad)
-        store.add(arrived.table, arrived.position, arrived.where, arrived.place)
-    return arrived is not None
-
-
 def until(store: Store, source, rows: int) -> None:
-    within(lambda: take(store, source) is None or store.rows >= rows)
+    within(lambda: store.take(source) is None or store.rows >= rows)
     assert store.rows == rows
 
 
@@ -129,7 +121,7 @@ def test_a_broker_that_goes_away_is_waited_for(proxy, tmp_path, capsys):
     until(store, source, 10)
     proxy.kill()
     for _ in range(3):
-        assert not take(store, source)
+        assert not store.take(source)
     proxy.start()
     send(*map(message, range(10, 30)))
     until(store, source, 30)
@@ -145,7 +137,7 @@ def test_a_topic_that_vanishes_is_one_line(tmp_path):
     server.kill()  # and with it what it had in memory
     server.start()
     with pytest.raises(UserError, match="/vanishes: there is no such topic, or no longer"):
-        within(lambda: take(store, source) and False)
+        within(lambda: store.take(source) and False)
     server.kill()
     with pytest.raises(UserError, match=r"127\.0\.0\.1:1/x: no broker answers; start it"):
         open_source("m", "kafka://127.0.0.1:1/x").poll({})

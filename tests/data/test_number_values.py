@@ -29,7 +29,7 @@ from em3_jax.serving.service import Service
 from em3_jax.training import experiment
 from tests.conftest import user_error
 from tests.data.test_table_numbers import ITEMS, USERS, shop
-from tests.test_train import small_config
+from tests.small_runs import small_config
 from tests.training.test_sharding import check_equal, on_meshes
 
 pytestmark = pytest.mark.quickly_compiled

@@ -17,7 +17,7 @@ from em3_jax.data.readers.table import table
 from em3_jax.evaluation import calibration
 from em3_jax.tasks.heads import FurtherLabels
 from tests.conftest import user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 CLICKS, USERS, ITEMS = 6000, 4000, 40

@@ -19,7 +19,7 @@ from em3_jax.predict.command import predict
 from em3_jax.protocols.importance import importance
 from em3_jax.training import experiment
 from tests.conftest import user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 ROWS = 2400

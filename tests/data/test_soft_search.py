@@ -18,7 +18,7 @@ from em3_jax.data.readers.table import table
 from em3_jax.data.segments import segments
 from em3_jax.training import experiment
 from tests.conftest import user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 ROWS, ITEMS, K = 1200, 60, 6

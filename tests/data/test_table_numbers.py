@@ -17,7 +17,7 @@ from em3_jax.data.readers.table import table
 from em3_jax.serving.field_values import FieldValues
 from tests.conftest import user_error
 from tests.data.own_tables import made, parquet, refused
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 N, USERS, ITEMS = 600, 20, 30

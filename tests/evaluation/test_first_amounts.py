@@ -26,7 +26,7 @@ from em3_jax.tasks import ordinal
 from em3_jax.training import experiment
 from tests.conftest import user_error
 from tests.evaluation.test_labels import ROWS, log
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 LEVELS = (1.0, 2.0, 4.0, 7.0)

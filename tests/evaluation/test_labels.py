@@ -27,7 +27,7 @@ from em3_jax.serving.service import Model
 from em3_jax.tasks.heads import NOT_OBSERVED, FurtherLabels, loss_of_amount
 from em3_jax.training import experiment
 from tests.conftest import user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 ROWS, USERS, ITEMS = 3000, 40, 30

@@ -13,7 +13,7 @@ from em3_jax.export import command as export
 from em3_jax.serving.service import Model
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.run import Run
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 PLAIN = export.Settings(batch_size=16, platforms=("cpu",))
 REQUESTS = 1000

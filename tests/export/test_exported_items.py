@@ -21,7 +21,7 @@ from em3_jax.training import checkpoint, experiment, rundir
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.run import Run
 from tests.conftest import ROOT, user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 PLAIN = export.Settings(platforms=("cpu",))
 SIZE = 16  # items encoded at once

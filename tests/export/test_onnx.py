@@ -16,7 +16,7 @@ from em3_jax.export import command, onnx_model, scorer
 from em3_jax.export.command import Settings, export
 from em3_jax.training import experiment
 from tests.conftest import user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = [
     pytest.mark.quickly_compiled,

@@ -8,7 +8,7 @@ from em3_jax.data.format import FeatureSet
 from em3_jax.features import placement
 from em3_jax.training import experiment
 from tests.conftest import user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from em3_jax.tasks.heads import NOT_OBSERVED, FurtherLabels
 from em3_jax.training import experiment
 from tests.conftest import user_error
 from tests.predict.test_predict import rows_of
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 B, LABELS = 32, ("buy", "like")

@@ -6,7 +6,7 @@ import pytest
 
 from em3_jax import evaluate as evaluation
 from em3_jax import train
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 
 @pytest.fixture(scope="session")

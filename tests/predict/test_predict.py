@@ -15,7 +15,7 @@ from em3_jax.predict.command import predict
 from em3_jax.predict.past import Past
 from em3_jax.predict.rows import Resolver, which
 from tests.conftest import user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 

@@ -19,7 +19,7 @@ from em3_jax.protocols.missing import missing
 from em3_jax.serving import store
 from em3_jax.serving.service import Model
 from tests.conftest import user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 PLAIN = export.Settings(batch_size=64, platforms=("cpu",))

@@ -36,7 +36,7 @@ from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.run import Run
 from tests.conftest import ROOT, user_error
 from tests.serving.test_serve import Client, serving
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = pytest.mark.quickly_compiled
 

@@ -17,7 +17,7 @@ from em3_jax.training.run import Run
 from tests import raw_items
 from tests.conftest import user_error
 from tests.features.test_raw import World, make_config, make_features
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 pytestmark = [pytest.mark.filterwarnings("ignore:features .* random weights"), pytest.mark.quickly_compiled]
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))  # of the pictures, by the item's tag

@@ -194,7 +194,7 @@ def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path, mon
     changes |= {"data.features": ("image",), "data.placement": "host", "data.unknown_floor": {}, "stream.append": True}
     changes |= {"data.batch_size": 40, "stream.publish_every": 1, "stream.publish_platforms": ("cpu",)}
     changes |= {"stream.hot_share": 1.0, "stream.refresh_cold": 1, "stream.publish_keep": 100}
-    stopped, save = {}, online._Stream._save
+    stopped, save = {}, online.Stream._save
 
     def killed(self, state, notes):
         """Once what a window has learnt is published, and is in no checkpoint yet."""
@@ -224,7 +224,7 @@ def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path, mon
             }
             if end == 220:
                 with monkeypatch.context() as patched, pytest.raises(Killed):
-                    patched.setattr(online._Stream, "_save", killed)
+                    patched.setattr(online.Stream, "_save", killed)
                     train.train(config(folder / "data", **(changes | own)).to_dict(), folder / "run")
                 continue
             result = train.train(config(folder / "data", **(changes | own)).to_dict(), folder / "run")

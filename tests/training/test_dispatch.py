@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from em3_jax import train
-from tests.test_train import check_same_state, records, small
+from tests.small_runs import check_same_state, records, small
 
 
 @pytest.fixture(scope="module")

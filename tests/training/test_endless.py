@@ -11,7 +11,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.data import follow
 from em3_jax.training import endless, online
 from em3_jax.training.run import Run
-from tests.training.test_online import HEADER, config, lines, log_lines
+from tests.training.test_online import HEADER, config, followed, lines, log_lines
 
 pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(60)]
 
@@ -118,9 +118,7 @@ def test_killed_while_it_trains_or_scores_the_curve_and_who_has_which_row_are_th
 
 
 def test_a_log_that_grows_keeps_program_and_table_and_compiles_nothing_again(tmp_path, monkeypatch):
-    log, mapping = tmp_path / "log.csv", tmp_path / "mapping.json"
-    log.write_text(HEADER + log_lines(0, 200))
-    mapping.write_text(json.dumps({"interactions": str(log), "time_unit": "seconds"}))
+    log, mapping = followed(tmp_path, HEADER + log_lines(0, 200), time_unit="seconds")
     changes = {
         "stream.window": "100 examples", "stream.follow": str(mapping), "data.history_length": 2, "data.batch_size": 8,
         "data.unknown_floor": {}, "model.backbone_settings.hidden": (8,), "tables.capacity": 50, "eval.batch_size": 8,
@@ -133,12 +131,12 @@ def test_a_log_that_grows_keeps_program_and_table_and_compiles_nothing_again(tmp
             file.write(log_lines(100 + 100 * len(programs), 100))
         return "enough" if len(programs) == 4 else ""
 
-    def watched(self, window, *args, train=online._Stream._train):
+    def watched(self, window, *args, train=online.Stream._train):
         steps.append(self.parts.program.train_step.jitted)
         return train(self, window, *args)
 
     monkeypatch.setattr(follow.Follower, "wait", wait)
-    monkeypatch.setattr(online._Stream, "_train", watched)
+    monkeypatch.setattr(online.Stream, "_train", watched)
     made = config(tmp_path / "data", "id_only", **changes).to_dict()
     result = train.train(made, tmp_path / "run")
     assert result["windows"] == 5 and len(set(map(id, steps))) == 1 and steps[0]._cache_size() == 1

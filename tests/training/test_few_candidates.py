@@ -13,7 +13,7 @@ from em3_jax.training import experiment
 from em3_jax.training.run import Run
 from tests.conftest import user_error
 from tests.grown_tables import grown
-from tests.test_train import small_config
+from tests.small_runs import small_config
 from tests.training.test_sharding import check_equal, on_meshes
 
 pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(60)]

@@ -12,7 +12,7 @@ from em3_jax.models.lora import merge
 from em3_jax.training import experiment
 from em3_jax.training.warm_start import warm_start
 from tests.conftest import user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 
 
 def phase_two(planted, init_from, **lora):

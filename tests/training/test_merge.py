@@ -17,7 +17,7 @@ from em3_jax.training import experiment, merge, rundir
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.warm_start import warm_start
 from tests.conftest import ROOT, user_error
-from tests.test_train import small_config
+from tests.small_runs import small_config
 from tests.training.test_lora_phases import first, phase_two  # noqa: F401
 
 pytestmark = pytest.mark.quickly_compiled

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -74,7 +75,7 @@ def finished(planted, tmp_path_factory):
 
 def test_no_row_is_scored_after_it_was_trained_on_and_each_is_scored_once(planted, tmp_path, monkeypatch):
     trained, scored = set(), []
-    score, train_on = online._Stream._score, online._Stream._train
+    score, train_on = online.Stream._score, online.Stream._train
 
     def watched_score(self, state, window):
         rows = set(range(window.first, window.end))
@@ -93,8 +94,8 @@ def test_no_row_is_scored_after_it_was_trained_on_and_each_is_scored_once(plante
         trained.update(range(window.first, window.end))
         return train_on(self, state, window, interrupts)
 
-    monkeypatch.setattr(online._Stream, "_score", watched_score)
-    monkeypatch.setattr(online._Stream, "_train", watched_train)
+    monkeypatch.setattr(online.Stream, "_score", watched_score)
+    monkeypatch.setattr(online.Stream, "_train", watched_train)
     train.train(config(planted.root, "id_only", **{"stream.most_windows": 3}).to_dict(), tmp_path / "run")
     assert scored == list(range(1500)) and trained == set(scored)
 
@@ -154,10 +155,18 @@ def log_lines(first: int, count: int) -> str:
     )
 
 
+def followed(folder, text: str, **mapping) -> tuple[Path, Path]:
+    """A log in a folder, and the mapping of a stream that follows it."""
+    log, file = folder / "log.csv", folder / "mapping.json"
+    log.write_text(text)
+    file.write_text(json.dumps({"interactions": str(log)} | mapping))
+    return log, file
+
+
 def test_follows_a_file_that_grows_and_waits_for_the_end_of_a_half_line(tmp_path):
-    log, mapping = tmp_path / "log.csv", tmp_path / "mapping.json"
-    log.write_text(HEADER + log_lines(0, 260) + "u1,i1,")  # a half line
-    mapping.write_text(json.dumps({"interactions": str(log), "columns": "user=user,item=item,time=time,label=label"}))
+    log, mapping = followed(
+        tmp_path, HEADER + log_lines(0, 260) + "u1,i1,", columns="user=user,item=item,time=time,label=label"
+    )
     changes = {
         "stream.window": "100 examples", "stream.follow": str(mapping), "stream.poll_seconds": 0.05,
         "stream.idle_seconds": 60.0, "data.history_length": 4, "data.batch_size": 64, "data.unknown_floor": {},
@@ -189,14 +198,12 @@ def test_follows_a_file_that_grows_and_waits_for_the_end_of_a_half_line(tmp_path
 
 def test_what_a_growth_replaces_is_let_go(tmp_path, monkeypatch):
     """Of dataset, batches and compiled programs before a growth nothing is left after it."""
-    log, mapping = tmp_path / "log.csv", tmp_path / "mapping.json"
-    log.write_text(HEADER + log_lines(0, 200))
-    mapping.write_text(json.dumps({"interactions": str(log), "time_unit": "seconds"}))
+    log, mapping = followed(tmp_path, HEADER + log_lines(0, 200), time_unit="seconds")
     changes = {
         "stream.window": "100 examples", "stream.follow": str(mapping), "data.history_length": 4, "data.batch_size": 64,
         "data.unknown_floor": {}, "model.backbone_settings.hidden": (8,),
     }  # fmt: skip
-    made, programs, before = [], [], online._Stream.__init__
+    made, programs, before = [], [], online.Stream.__init__
 
     def watched(self, *args):
         gc.collect()
@@ -216,7 +223,7 @@ def test_what_a_growth_replaces_is_let_go(tmp_path, monkeypatch):
             file.write(log_lines(100 + 100 * len(programs), 100))
         return "enough" if len(programs) == 3 else ""
 
-    monkeypatch.setattr(online._Stream, "__init__", watched)
+    monkeypatch.setattr(online.Stream, "__init__", watched)
     monkeypatch.setattr(follow.Follower, "wait", wait)
     result = train.train(config(tmp_path / "data", "id_only", **changes).to_dict(), tmp_path / "run")
     assert result["windows"] == 4 and len(made) == 3
@@ -228,9 +235,7 @@ class NotInterrupted:
 
 
 def test_a_followed_log_that_becomes_shorter_is_an_error_and_a_half_line_alone_is_no_growth(tmp_path):
-    log, mapping = tmp_path / "log.csv", tmp_path / "mapping.json"
-    log.write_text(HEADER + log_lines(0, 200))
-    mapping.write_text(json.dumps({"interactions": str(log), "columns": "user=user,item=item,time=time,label=label"}))
+    log, mapping = followed(tmp_path, HEADER + log_lines(0, 200), columns="user=user,item=item,time=time,label=label")
     follower = follow.Follower(str(mapping), tmp_path / "data", poll_seconds=0.01, idle_seconds=0.05)
     follower.prepare()
     with open(log, "a", encoding="utf-8") as file:

@@ -111,3 +111,13 @@ def info_nce(x: np.ndarray, y: np.ndarray, temperature: float) -> float:
     """-ln softmax at the diagonal, a mean over the rows."""
     score = np.exp(cosines(x, y) / temperature)
     return float(np.mean([-np.log(row[k] / row.sum()) for k, row in enumerate(score)]))
+
+
+def released_cic(content: np.ndarray, ids: np.ndarray, drawn: np.ndarray, temperature: float) -> float:
+    """EM3's contrast as released, item by item with the drawn negatives [NUM_ITEMS, H]."""
+    total = 0.0
+    for x, y in ((content, ids), (ids, content)):
+        similarity = np.exp(cosines(x, y) / temperature)
+        for i in range(len(x)):
+            total -= np.log(similarity[i, i] / (similarity[i, i] + similarity[i, drawn[i]].sum())) / len(x)
+    return 0.5 * total

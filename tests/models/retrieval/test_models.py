@@ -229,16 +229,6 @@ def released_content(f: dict) -> np.ndarray:
     return content
 
 
-def released_cic(content: np.ndarray, ids: np.ndarray, drawn: np.ndarray, temperature: float) -> float:
-    """The contrast item by item with the drawn negatives [NUM_ITEMS, H]."""
-    total = 0.0
-    for x, y in ((content, ids), (ids, content)):
-        similarity = np.exp(dense.cosines(x, y) / temperature)
-        for i in range(len(x)):
-            total -= np.log(similarity[i, i] / (similarity[i, i] + similarity[i, drawn[i]].sum())) / len(x)
-    return 0.5 * total
-
-
 def test_em3_as_released_is_the_released_code():
     p = evaluated("em3_as_released").params
     content = released_content(p["fusion"])
@@ -247,7 +237,7 @@ def test_em3_as_released_is_the_released_code():
     items, mm_items = items + along(p["item_embedding"], 1), mm_items + along(content, 1)
     model = make("em3_as_released").bind({"params": p}, rngs={"negatives": jax.random.key(6)})
     drawn = np.asarray(jax.random.randint(model.make_rng("negatives"), (NUM_ITEMS, 16), 0, NUM_ITEMS))
-    cic = released_cic(naive.dense(mm_items, p["content_head"]), naive.dense(items, p["id_head"]), drawn, 0.3)
+    cic = dense.released_cic(naive.dense(mm_items, p["content_head"]), naive.dense(items, p["id_head"]), drawn, 0.3)
     assert evaluated("em3_as_released").aux["cic_loss"] == pytest.approx(cic, rel=1e-4)
     users, items = np.concatenate([users, mm_users], axis=1), np.concatenate([items, mm_items], axis=1)
     check("em3_as_released", users, items, dense.bpr(users, items) + 0.4 * cic)
@@ -260,7 +250,7 @@ def test_contrast_over_all_draws_with_replacement_itself_included():
         drawn = np.asarray(jax.random.randint(jax.random.key(seed), (5, 40), 0, 5))
         assert (drawn == np.arange(5)[:, None]).any() and drawn.min() == 0 and drawn.max() == 4
         got = contrast_over_all(content, ids, 0.3, 40, jax.random.key(seed))
-        assert got == pytest.approx(released_cic(content, ids, drawn, 0.3), rel=1e-5)
+        assert got == pytest.approx(dense.released_cic(content, ids, drawn, 0.3), rel=1e-5)
 
 
 # What all have in common.
