@@ -17,7 +17,9 @@ import functools
 import math
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ import numpy as np
 
 from em3_jax import metrics
 from em3_jax.core import rng
+from em3_jax.core.ahead import ahead
 from em3_jax.tables import id_keys, id_table, swaps
 from em3_jax.tables.residents import Moves, Residents
 from em3_jax.tables.spill import Spill
@@ -112,30 +115,45 @@ class Table:
         self.swaps = swaps.Swaps(self.tables, self.spill, fresh)
         self.tables = self.swaps.compiled(self.tables)
 
-    def rows(self, ids: np.ndarray, checked: "Checked | None") -> np.ndarray:
-        """[n] the rows of distinct ids; those that move have moved."""
-        if self.residents is None:
-            return 2 + ids % (self.capacity - 2)
-        self.residents.begin()
-        rows, moves = self.residents.call(id_keys.of_numbers(1, ids), np.full(len(ids), -1), learn=True)
-        if checked:
-            checked.leave(self, moves)
-        self.tables = self.swaps(self.tables, moves)
-        if checked and checked.on:
-            checked.back(self, moves)
-        return np.where(rows < 0, 1, rows)
-
-    def __call__(self, ids: np.ndarray, label: np.ndarray, checked: "Checked | None" = None) -> jax.Array:
-        """[B] logits of a batch, on which it is trained then."""
+    def named(self, ids: np.ndarray, label: np.ndarray) -> "Named":
+        """A batch as the table names its ids, which may be done ahead of its step."""
         distinct, position = np.unique(ids, return_inverse=True)
-        row_id, again = np.unique(self.rows(distinct, checked), return_inverse=True)
+        moves = None
+        if self.residents is None:
+            rows = 2 + distinct % (self.capacity - 2)
+        else:
+            self.residents.begin()
+            keys, any_row = id_keys.of_numbers(1, distinct), np.full(len(distinct), -1)
+            rows, moves = self.residents.call(keys, any_row, learn=True)
+            rows = np.where(rows < 0, 1, rows)
+        row_id, again = np.unique(rows, return_inverse=True)
         beyond = self.capacity + np.arange(self.size - len(row_id))
         row_id = np.concatenate([row_id, beyond]).astype(np.int32)
-        position = again[position].reshape(ids.shape).astype(np.int32)
-        state = self.tables, self.layers
-        (self.tables, self.layers), logits = self.step(state, row_id, position, label, np.int32(self.number))
-        self.number += 1
-        return logits
+        return Named(row_id, again[position].reshape(ids.shape).astype(np.int32), label, moves)
+
+    def run(self, source: Planted, steps: int, checked: "Checked | None" = None) -> Iterator[tuple[jax.Array, "Named"]]:
+        """(logits [B] of a batch, on which the table is trained then, the batch), of the next steps; named in a thread ahead."""
+        numbers = range(self.number, self.number + steps)
+        for batch in ahead(self.named(*source(number)) for number in numbers):
+            if batch.moves is not None:
+                if checked:
+                    checked.leave(self, batch.moves)
+                self.tables = self.swaps(self.tables, batch.moves)
+                if checked and checked.on:
+                    checked.back(self, batch.moves)
+            state, number = (self.tables, self.layers), np.int32(self.number)
+            (self.tables, self.layers), logits = self.step(state, batch.row_id, batch.position, batch.label, number)
+            self.number += 1
+            yield logits, batch
+
+
+class Named(NamedTuple):
+    """A batch: rows [R] i32, the positions among them of each example's user and item [B, 2] i32, labels, what moves before."""
+
+    row_id: np.ndarray
+    position: np.ndarray
+    label: np.ndarray
+    moves: Moves | None
 
 
 class Checked:
@@ -200,9 +218,9 @@ def measure(args: argparse.Namespace) -> None:
             turns = ((endless, "endless", 2 * TURN), (static, "static", TURN), (endless, "checked", 2 * TURN))
             for table, name, steps in turns:
                 start, checked.on = time.perf_counter(), name == "checked" or args.check_all
-                for _ in range(steps):
-                    logits = table(*source(table.number), checked)
-                jax.block_until_ready(logits)
+                for logits, _ in table.run(source, steps, checked):
+                    last = logits
+                jax.block_until_ready(last)
                 seconds[name].append((time.perf_counter() - start) / steps)
             endless.swaps.fetch()
             endless.spill.flush()  # as a checkpoint does
@@ -243,11 +261,9 @@ def auc(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             table = Table(capacity, args.batch, Path(folder), admit_after, args.evict, args.hidden)
             found = []
-            for step in range(steps):
-                ids, label = source(step)
-                logits = np.asarray(table(ids, label))
+            for step, (logits, batch) in enumerate(table.run(source, steps)):
                 if step >= steps // 2:
-                    found.append((logits, label, source.logit(ids)))
+                    found.append((np.asarray(logits), batch.label, source.logit(source(step)[0])))
             logits, label, best = (np.concatenate(one) for one in zip(*found, strict=True))
             own = table.residents
             assert own is not None

@@ -34,7 +34,7 @@ from em3_jax.data.buckets import Buckets
 from em3_jax.data.format import CLICK, Dataset
 from em3_jax.data.shown import Shown
 from em3_jax.tasks.ranking.setup import open_clicks
-from em3_jax.training import experiment, growth, logs, online, processes, rundir
+from em3_jax.training import experiment, growth, logs, online, processes, rundir, stream_settings
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.online import Position
 from em3_jax.training.warm_start import warm_start
@@ -52,7 +52,7 @@ def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: onlin
     Raises:
       UserError: whatever the user can mend.
     """
-    online.check_settings(config, own)
+    stream_settings.check(config, own)
     _check(config)
     given = prepare.read_mapping(paths.local(own.follow), prepare.READERS["table"])
     how = arrivals.options(own.follow, given)

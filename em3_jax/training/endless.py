@@ -1,9 +1,10 @@
 """Ids that come and go in a table of fixed size, on a stream: config.tables.capacity.
 
 A batch names table rows of its dataset, one for each id. Here they become rows of the table that there is, see
-`tables.residents`: before a step, ids that are new or come back take theirs, and others leave. What has to be moved is
-moved, the batch is of the shapes it had, and nothing is compiled again, however many ids there were. The same is done with
-LEMUR's memory bank, where an item takes a row when it is first encoded.
+`tables.residents`: before a step, ids that are new or come back take theirs, and others leave. That is told ahead of the
+steps, in the thread that places batches, and what has to be moved is moved when their turn comes. The batch is of the
+shapes it had, and nothing is compiled again, however many ids there were. The same is done with LEMUR's memory bank, where
+an item takes a row when it is first encoded.
 
     <workdir>/spill/<step>.npz    who has which row, and the sketch, as of the checkpoint of that step
     <workdir>/spill/tables/       the rows that have left, see `tables.spill`; memory/ those of the memory bank
@@ -12,7 +13,7 @@ LEMUR's memory bank, where an item takes a row when it is first encoded.
 import dataclasses
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -104,6 +105,13 @@ def restore_latest(
     return checkpoints.restore_latest(state, lambda data_hash: state)
 
 
+class Moved(NamedTuple):
+    """What has to move before a batch: rows of the ID tables, and of the memory bank; None = all were there."""
+
+    ids: Moves | None
+    bank: Moves | None
+
+
 class _Part:
     """Tables of one kind, who has their rows, and what a dataset calls these ids."""
 
@@ -154,9 +162,9 @@ class _Part:
         return self._row_of[virtual].astype(np.int64)
 
     def rows(
-        self, tables: Any, virtual: np.ndarray, learn: bool, admits: np.ndarray | None = None
-    ) -> tuple[Any, np.ndarray]:
-        """(the tables with rows for the ids that a batch names, [n] i64 the rows; -1 of ids without).
+        self, virtual: np.ndarray, learn: bool, admits: np.ndarray | None = None
+    ) -> tuple[np.ndarray, Moves | None]:
+        """([n] i64 rows for the ids that a batch names, -1 of ids without; what has to move before it, if all were not there).
 
         Args:
           virtual: [n] i64 what the dataset calls them, distinct.
@@ -168,14 +176,15 @@ class _Part:
         is_absent = rows < 0
         own.touch(rows[~is_absent], learn)
         absent = virtual[is_absent]
-        if len(absent):
-            keys, kept = self.names.keys(absent + self._first)
-            admits = None if admits is None else admits[is_absent]
-            found, moves = own.call(keys, absent, learn, lambda which: kept.words(keys, which), admits)
-            self._let_go(moves)
-            self.know(absent[found >= 0], found[found >= 0])
-            tables, rows[is_absent] = self.swaps(tables, moves), found
-        return tables, rows
+        if not len(absent):
+            return rows, None
+        keys, kept = self.names.keys(absent + self._first)
+        admits = None if admits is None else admits[is_absent]
+        found, moves = own.call(keys, absent, learn, lambda which: kept.words(keys, which), admits)
+        self._let_go(moves)
+        self.know(absent[found >= 0], found[found >= 0])
+        rows[is_absent] = found
+        return rows, moves
 
     def _let_go(self, moves: Moves) -> None:
         left = self._virtual_of[moves.out]
@@ -258,33 +267,44 @@ class Endless:
         memory = self._items.swaps.compiled(state.memory) if self._items else state.memory
         return dataclasses.replace(state, tables=tables, memory=memory)
 
-    def ready(self, state: State, batch: Batch, learn: bool) -> tuple[State, Batch]:
-        """(the state with rows for what a batch of the dataset names, the batch as it names them).
+    def named(self, batch: Batch, learn: bool) -> tuple[Batch, Moved]:
+        """(a batch of the dataset as the table names its ids, what has to move before it).
+
+        It does not wait for the devices: batches may be named ahead of the steps, one after the other.
 
         Args:
           learn: the batch is trained on; False scores it, which admits nobody.
         """
         virtual = batch["row_id"][batch["row_id"] < len(self._unknown)].astype(np.int64)
-        tables, rows = self._ids.rows(state.tables, virtual, learn)
+        rows, moves = self._ids.rows(virtual, learn)
         rows = np.where(rows < 0, self._unknown[virtual], rows)
         distinct, position = self._distinct(rows)
         beyond = self._config.tables.capacity + np.arange(len(batch["row_id"]) - len(distinct))
         row_id = np.concatenate([distinct, beyond]).astype(np.int32)
         batch = batch | {name: position[batch[name]] for name in _ROWS} | {"row_id": row_id}
         batch["item_is_known"] = row_id[batch["item_row"][:, 0]] != self._unknown_item
-        state = dataclasses.replace(state, tables=tables)
-        return self._in_bank(state, batch, learn) if self._items else (state, batch)
+        if self._items is None:
+            return batch, Moved(moves, None)
+        batch, of_bank = self._in_bank(self._items, batch, learn)
+        return batch, Moved(moves, of_bank)
 
-    def _in_bank(self, state: State, batch: Batch, learn: bool) -> tuple[State, Batch]:
-        """`ready` for the memory bank: an item that a step may encode has a row, others if they had one."""
-        assert self._items is not None
+    def _in_bank(self, items: _Part, batch: Batch, learn: bool) -> tuple[Batch, Moves | None]:
+        """`named` for the memory bank: an item that a step may encode has a row, others if they had one."""
         item, position = np.unique(batch["item_id"], return_inverse=True)
         may_be_written = np.zeros(len(item), bool)
         if learn:
             may_be_written[position[batch["encode_position"][batch["encode_mask"]]]] = True
-        memory, rows = self._items.rows(state.memory, item.astype(np.int64) + 1, learn, may_be_written)
+        rows, moves = items.rows(item.astype(np.int64) + 1, learn, may_be_written)
         rows = np.where(rows < 0, _NO_ROW + np.arange(len(rows)), rows)
-        return dataclasses.replace(state, memory=memory), batch | {"item_id": rows[position].astype(np.int32)}
+        return batch | {"item_id": rows[position].astype(np.int32)}, moves
+
+    def moved(self, state: State, moves: Moved) -> State:
+        """The state, which is donated, with the rows moved that a batch wants; batches come in the order of their names."""
+        if moves.ids is not None:
+            state = dataclasses.replace(state, tables=self._ids.swaps(state.tables, moves.ids))
+        if moves.bank is not None and self._items:
+            state = dataclasses.replace(state, memory=self._items.swaps(state.memory, moves.bank))
+        return state
 
     def save(self, step: int) -> None:
         """Writes what belongs to the checkpoint of `step`, which follows."""

@@ -12,6 +12,7 @@ With config.stream.publish what has been learnt goes to a store as the stream tr
 import dataclasses
 import gc
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -29,30 +30,11 @@ from em3_jax.data.format import CLICK, Dataset
 from em3_jax.data.pipeline import EvaluationSource, batches
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.evaluation.groups import Asked
-from em3_jax.training import endless, experiment, growth, logs, processes, rundir
+from em3_jax.training import endless, experiment, growth, logs, processes, rundir, stream_settings
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.program import Program
 from em3_jax.training.warm_start import warm_start
 
-ONE_WAY = {
-    "data.order": ("chronological", "its rows are trained in the order of time"),
-    "data.rows_share": (1, "all its rows are trained"),
-    "data.most_rows_per_user": (0, "all its rows are trained"),
-    "train.epochs": (1, "its rows are trained once"),
-    "train.eval_every": (0, "each window is scored; config.stream.window sets them"),
-    "train.patience": (0, "it ends with its last window"),
-    "train.plateau_factor": (1.0, "its learning rates wait for no better window"),
-    "train.steps_per_dispatch": (1, "its steps are dispatched one by one"),
-    "train.grow": (True, "it always goes on with a log that has grown"),
-    "eval.metric": ("auc", "it has no best step that a metric would choose"),
-}
-"""Settings that a stream has no choice of: its value, and why."""
-ONLY_FOLLOWING = ("poll_seconds", "idle_seconds", "append")
-ONLY_APPENDING = ("on_bad_row", "spare")
-ONLY_PUBLISHING = (
-    "publish_every", "publish_whole", "publish_keep", "publish_dtype", "publish_platforms", "hot_share", "refresh_hot",
-    "refresh_cold",
-)  # fmt: skip
 HEADLINE = ("auc", "gauc", "logloss")
 SLICES = ("all", "cold items", "warm items", "new users")
 
@@ -97,7 +79,7 @@ def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: Publi
     Raises:
       UserError: whatever the user can mend.
     """
-    check_settings(config, own)
+    stream_settings.check(config, own)
     kept: _Kept | None = None
     with processes.Interrupts() as interrupts:
         followed = follow.Follower(own.follow, config.data.root, own.poll_seconds, own.idle_seconds)
@@ -121,28 +103,6 @@ def forget_programs() -> None:
     """Lets go of what was compiled for a dataset that has grown since: JAX keeps programs, and what they name, by default."""
     jax.clear_caches()
     gc.collect()
-
-
-def check_settings(config: OnClicks, own: StreamSettings) -> None:
-    """Refuses several processes, and a setting that would have no effect."""
-    if config.mesh.processes > 1:
-        raise UserError("config.mesh.processes: a stream is trained by one process, on any number of devices; give 1")
-    for name, (value, why) in ONE_WAY.items():
-        section, key = name.split(".")
-        given = getattr(getattr(config, section), key)
-        if given != value:
-            raise UserError(f"config.{name}={given}: has no effect on a stream, {why}; give {value} or leave it out")
-    for keys, needs, there in (
-        (ONLY_FOLLOWING, "follow", "no log is followed"),
-        (ONLY_APPENDING, "append", "rows are not appended"),
-        (ONLY_PUBLISHING, "publish", "nothing is published"),
-    ):
-        for key in keys:
-            given = getattr(own, key)
-            if given != getattr(StreamSettings(), key) and not getattr(own, needs):
-                raise UserError(
-                    f"config.stream.{key}={given}: has no effect where {there}; leave it out, or set config.stream.{needs}"
-                )
 
 
 class _Kept(NamedTuple):
@@ -333,14 +293,12 @@ class Stream:
             size, buckets = self.config.eval.batch_size, self.eval_buckets
             source = EvaluationSource(builder, rows, size, buckets, parts.work.shards)
 
-            def predict(batch: Batch) -> Any:
+            def predict(placed: Any) -> Any:
                 nonlocal state
-                if self.endless:
-                    state, batch = self.endless.ready(state, batch, learn=False)
-                    batch = parts.program.place(batch)
+                state, batch = self._moved(state, placed)
                 return parts.program.predict(state, batch)
 
-            logits = ranking_evaluation.predict(source, predict, None if self.endless else parts.program.place)
+            logits = ranking_evaluation.predict(source, predict, self._place(learn=False))
         share, asked = self.config.eval.popular_share, Asked(self.config.eval.at, self.config.eval.group_by)
         report = ranking_evaluation.evaluate(
             ranking_evaluation.Scored(known, rows, logits, parts.work.feature_sets, share, self.label, asked)
@@ -363,10 +321,8 @@ class Stream:
             shards=parts.work.shards,
         )
         first, every, reported = int(state.step) + 1, self.config.train.log_every, []
-        for batch in batches(source, place=None if self.endless else parts.program.place):
-            if self.endless:
-                state, batch = self.endless.ready(state, batch, learn=True)
-                batch = parts.program.place(batch)
+        for placed in batches(source, place=self._place(learn=True)):
+            state, batch = self._moved(state, placed)
             state, scalars = parts.program.train_step(state, parts.work.constants, batch)
             reported.append(scalars)
             if every and len(reported) % every == 0:
@@ -377,6 +333,25 @@ class Stream:
                 return state, {}, interrupts.received
         means = logs.window_means(reported, state, self.checkpoints, first, first + len(reported) - 1)
         return state, means | {"time/examples_per_second": len(rows) / (time.perf_counter() - began)}, "end"
+
+    def _place(self, learn: bool) -> Callable[[Batch], Any]:
+        """What moves batches to the devices, in their order and ahead of their use; `_moved` takes what it gives."""
+        place, ids = self.parts.program.place, self.endless
+        if ids is None:
+            return place
+
+        def named(batch: Batch) -> tuple[Batch, endless.Moved]:
+            batch, moves = ids.named(batch, learn)
+            return place(batch), moves
+
+        return named
+
+    def _moved(self, state: State, placed: Any) -> tuple[State, Batch]:
+        """(the state with rows for what a batch names, the batch)."""
+        if self.endless is None:
+            return state, placed
+        batch, moves = placed
+        return self.endless.moved(state, moves), batch
 
     def _publish(self, state: State, row: int) -> None:
         """Publishes a state that was trained on the rows before number `row`."""

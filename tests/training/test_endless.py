@@ -89,23 +89,23 @@ class KilledError(Exception):
 def test_killed_while_it_trains_or_scores_the_curve_and_who_has_which_row_are_the_same(
     runs, planted, tmp_path, monkeypatch
 ):
-    ready, calls = endless.Endless.ready, []
+    moved, calls = endless.Endless.moved, []  # batches that follow have been named by then
 
     def until(number):
         def counted(self, *args, **options):
             calls.append(1)
             if len(calls) == number:
                 raise KilledError
-            return ready(self, *args, **options)
+            return moved(self, *args, **options)
 
         return counted
 
     for number in (11, 24):  # in the first window, and in a later one
         calls.clear()
-        monkeypatch.setattr(endless.Endless, "ready", until(number))
+        monkeypatch.setattr(endless.Endless, "moved", until(number))
         with pytest.raises(KilledError):
             trained(planted.root, tmp_path / "run", **COME_AND_GO)
-    monkeypatch.setattr(endless.Endless, "ready", ready)
+    monkeypatch.setattr(endless.Endless, "moved", moved)
     trained(planted.root, tmp_path / "run", **COME_AND_GO)
     assert json.dumps(lines(tmp_path / "run")) == json.dumps(lines(runs / "few"))
     step = lines(runs / "few")[-1]["step"]

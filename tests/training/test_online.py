@@ -22,7 +22,7 @@ from em3_jax.data import follow, stream
 from em3_jax.data.readers.table import table
 from em3_jax.report import streams
 from em3_jax.tables import memory_bank
-from em3_jax.training import checkpoint, experiment, growth, online
+from em3_jax.training import checkpoint, experiment, growth, online, stream_settings
 from em3_jax.training.curve import CURVE, read_curve
 from em3_jax.training.run import Run
 from tests.conftest import ROOT
@@ -347,7 +347,7 @@ def test_a_stream_goes_on_with_more_items_and_the_bank_moves_with_them(tmp_path)
     )
 
 
-@pytest.mark.parametrize("name", [*online.ONE_WAY, "stream.idle_seconds", "stream.publish_every"])
+@pytest.mark.parametrize("name", [*stream_settings.ONE_WAY, "stream.idle_seconds", "stream.publish_every"])
 def test_a_setting_without_effect_is_refused(planted, tmp_path, name):
     now = config(planted.root).to_dict()
     section, key = name.split(".")
@@ -361,7 +361,7 @@ def test_a_setting_without_effect_is_refused(planted, tmp_path, name):
 def test_all_settings_of_training_take_effect_in_streams_or_are_refused(planted):
     """A new setting has to be thought of here."""
     effective = {"log_every", "init_from", "init_parts", "deterministic", "compilation_cache"}
-    known = effective | {name.removeprefix("train.") for name in online.ONE_WAY if name.startswith("train.")}
+    known = effective | {name.removeprefix("train.") for name in stream_settings.ONE_WAY if name.startswith("train.")}
     assert set(config(planted.root).train) == known
 
 
