@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from em3_jax.core import npy
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, UNKNOWN
 from em3_jax.data import canonical
@@ -138,7 +139,7 @@ class _Content:
 def _rows(file: str, lines: np.ndarray, of: str) -> np.ndarray:
     """[n, N, D] f16 or f32 of lines [n]."""
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        array = npy.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file}: not a readable .npy file ({error}); write one row for each line of {of}") from None
     if array.dtype not in (np.float16, np.float32) or array.ndim not in (2, 3):

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from em3_jax.core import npy
 from em3_jax.core.errors import UserError
 from em3_jax.core.mapped import parts
 from em3_jax.data.format import MAX_EVENT_VOCABULARY, NOT_PART, SPLITS, Dataset
@@ -267,9 +268,9 @@ def _event_counts(dataset: Dataset, covered: np.ndarray) -> dict[str, np.ndarray
 def summarise(dataset: Dataset) -> dict:
     """Facts a reader reports: sizes, click rate, cold share and histories of each split; missing modalities."""
     seen_item = (
-        np.load(dataset.root / "counts" / "item.npy") + np.load(dataset.root / "counts" / "item_history.npy") > 0
+        npy.load(dataset.root / "counts" / "item.npy") + npy.load(dataset.root / "counts" / "item_history.npy") > 0
     )
-    seen_user = np.load(dataset.root / "counts" / "user.npy") > 0
+    seen_user = npy.load(dataset.root / "counts" / "user.npy") > 0
     splits = {name: _of_split(dataset, name, seen_item, seen_user) for name in SPLITS}
     return {"splits": splits, "items_without": _items_without(dataset)}
 

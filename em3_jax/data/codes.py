@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from em3_jax.core import strict_json
+from em3_jax.core import npy, strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, PADDING, Field
 from em3_jax.core.lock import Lock
@@ -189,8 +189,7 @@ def read_kept(folder: Path) -> Kept:
         table = pq.read_table(folder / "items.parquet")
         ids = table.column("id").to_pylist()
         digest = np.frombuffer(b"".join(table.column("digest").to_pylist()), np.uint8).reshape(len(ids), -1)
-        with np.load(folder / "codebooks.npz", allow_pickle=False) as stored:
-            codebooks = {name: stored[name] for name in stored.files}
+        codebooks = npy.archive(folder / "codebooks.npz")
     except Exception as error:  # damaged bytes raise what they like
         raise UserError(f"{folder}: cannot be read ({str(error)[:100]}); make the codes again") from None
     if len(ids) != len(codes) or _hash_arrays(codebooks) != manifest["codebooks"]:

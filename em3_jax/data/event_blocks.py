@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from em3_jax.core import npy
 from em3_jax.data.growing import Column
 
 BLOCKS = ("start", "length", "room")
@@ -173,9 +174,9 @@ class EventBlocks:
         """Puts back the blocks that an append changed which was not committed."""
         if not self._undo.exists():
             return
-        with np.load(self._undo, allow_pickle=False) as kept:
-            if int(kept["commit"]) != commit:
-                return
-            for name in BLOCKS:
-                self._blocks[name].reserve(int(kept["users"].max(initial=-1)) + 1)
-                self._blocks[name].put(kept["users"], kept[name])
+        kept = npy.archive(self._undo)
+        if int(kept["commit"]) != commit:
+            return
+        for name in BLOCKS:
+            self._blocks[name].reserve(int(kept["users"].max(initial=-1)) + 1)
+            self._blocks[name].put(kept["users"], kept[name])

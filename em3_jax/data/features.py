@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from em3_jax.core import strict_json
+from em3_jax.core import npy, strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.data.checks import first_not_finite
@@ -197,7 +197,7 @@ class FeatureWriter:
             with open(temporary, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, max(temporary.stat().st_size, 1))
             os.replace(temporary, path)
-        return np.lib.format.open_memmap(path, mode="r+")
+        return npy.load(path, "r+")
 
     def _read_journal(self) -> list[Any]:
         """The notes of the batches that are written; what a killed process left of a further line is cut off."""
@@ -278,9 +278,9 @@ class FeatureWriter:
         )
         lines = ["\t".join(" ".join(cell.split()) for cell in row) for row in [("item", "source", "problem"), *report]]
         (self._folder / "report.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        stored = np.load(self._folder / "tokens.npy", mmap_mode="r")
+        stored = npy.load(self._folder / "tokens.npy", mmap_mode="r")
         tokens = stored.view(self.tokens.dtype)
-        mask = np.load(self._folder / "mask.npy", mmap_mode="r")
+        mask = npy.load(self._folder / "mask.npy", mmap_mode="r")
         _write_manifest(self._folder, manifest, tokens, mask, self._dataset.meta["item_hash"])
         for name in ("journal.jsonl", "plan.json", "digest.npy"):  # the journal vouches for the others
             (self._folder / name).unlink()
@@ -329,7 +329,7 @@ def reusable(old: Path, dataset: Dataset, content: Content, digests: Callable[[n
     digest = np.frombuffer(b"".join(table.column("digest").to_pylist()), np.uint8)
     digest = digest.reshape(len(table), -1, DIGEST_BYTES)  # [I_old, M_old, 16]
     items, slots, _ = digest.shape
-    tokens, mask = (np.load(old / f"{name}.npy", mmap_mode="r") for name in ("tokens", "mask"))
+    tokens, mask = (np.asarray(npy.load(old / f"{name}.npy", "r")) for name in ("tokens", "mask"))
     tokens = tokens.view(STORAGE[manifest["dtype"]]).reshape(items * slots, -1, tokens.shape[-1])
     mask = mask.reshape(items * slots, -1)
 

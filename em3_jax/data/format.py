@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import DTypeLike
 
-from em3_jax.core import paths
+from em3_jax.core import npy, paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.core.numbers import NO_NUMBERS, Numbers, value_column
@@ -75,7 +75,7 @@ def load_array(path: Path, dtype: DTypeLike | None = None, shape: _Shape = None)
     if not path.is_file():
         raise UserError(f"{path}: file missing; prepare the dataset again with `em3 prepare`")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = npy.load(path, mmap_mode="r")
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path}: not a readable .npy file ({error}); prepare the dataset again") from None
     if dtype is not None and array.dtype != dtype:

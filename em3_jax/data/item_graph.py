@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from em3_jax.core import npy
 from em3_jax.core.errors import UserError
 from em3_jax.core.sparse import Entries
 
@@ -132,7 +133,7 @@ def cached_item_graph(folder: Path, features: np.ndarray, **settings) -> Entries
 def _read(path: Path, items: int, neighbours: int) -> Entries | None:
     """The graph in a file; None if there is none that is whole."""
     try:
-        stored = np.load(path, allow_pickle=False)
+        stored = npy.load(path)
     except (OSError, ValueError, EOFError):
         return None
     if stored.shape != (2, items * neighbours) or stored.dtype != np.int32:

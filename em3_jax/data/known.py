@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from em3_jax.core import npy
 from em3_jax.data.checks import counts_of
 from em3_jax.data.format import Dataset
 
@@ -42,8 +43,7 @@ def as_trained(dataset: Dataset, rows: np.ndarray | range, history_length: int, 
 def _read(path: Path, dataset: Dataset) -> dict[str, np.ndarray] | None:
     """The counts in a file; None if there is none that is whole."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            counts = {name: stored[name] for name in stored.files}
+        counts = npy.archive(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
     same = {name: array.shape for name, array in counts.items()}

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import DTypeLike
 
-from em3_jax.core import paths, publish, strict_json
+from em3_jax.core import npy, paths, publish, strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
 from em3_jax.core.lock import Lock
@@ -169,8 +169,8 @@ class DatasetWriter:
         """
         pq.write_table(users, self.path / "users.parquet")
         pq.write_table(items, self.path / "items.parquet")
-        split = np.load(self.path / "interactions" / "split.npy", mmap_mode="r")
-        num_events = len(np.load(self.path / "events" / "item.npy", mmap_mode="r"))
+        split = npy.load(self.path / "interactions" / "split.npy", mmap_mode="r")
+        num_events = len(npy.load(self.path / "events" / "item.npy", mmap_mode="r"))
         meta = {
             "format_version": FORMAT_VERSION,
             "name": name,

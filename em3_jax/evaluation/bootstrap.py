@@ -17,6 +17,7 @@ import numpy as np
 from scipy import special
 
 from em3_jax import metrics
+from em3_jax.core import npy
 from em3_jax.core.errors import UserError
 from em3_jax.evaluation.groups import BY
 from em3_jax.evaluation.influence import LEVEL
@@ -57,9 +58,10 @@ class Samples(NamedTuple):
         Raises:
           OSError, ValueError, KeyError: the file is missing or damaged.
         """
-        with np.load(path, allow_pickle=False) as file:
-            values = {tuple(name.rsplit("/", 1)): file[name] for name in file.files if "/" in name}
-            return cls(int(file["seed"]), file["clusters"], values)
+        stored = npy.archive(path)
+        parts = {name: name.rpartition("/") for name in stored if "/" in name}
+        values = {(group, metric): stored[name] for name, (group, _, metric) in parts.items()}
+        return cls(int(stored["seed"]), stored["clusters"], values)
 
 
 def check(samples: int, seed: int) -> None:

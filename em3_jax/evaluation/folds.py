@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from em3_jax import metrics
-from em3_jax.core import paths
+from em3_jax.core import npy, paths
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import CLICK, Dataset, open_dataset
 from em3_jax.evaluation import influence
@@ -117,4 +117,4 @@ def _rows(folder: Path, report: dict, dataset: Dataset, split: str, number: int)
         raise UserError(f"{path}: file missing; folds are pooled of runs that rank, evaluated by `em3 eval`")
     rows = np.asarray(dataset.split_rows(split, label))
     column = {name: np.asarray(dataset.interactions[name])[rows].astype(np.int64) for name in ("user", "item")}
-    return Rows(dataset.label(label)[rows], np.load(path), **column, fold=np.full(len(rows), number, np.int64))
+    return Rows(dataset.label(label)[rows], npy.load(path), **column, fold=np.full(len(rows), number, np.int64))

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from em3_jax import metrics
+from em3_jax.core import npy
 
 LEVEL = 0.95
 KINDS = ("user", "item")
@@ -145,10 +146,10 @@ class ByCluster:
         Raises:
           OSError, ValueError, KeyError: the file is missing or damaged.
         """
-        with np.load(path, allow_pickle=False) as file:
-            names = [name for name in file.files if name != "user"]
-            moved = {tuple(name.rsplit("/", 1)): file[name] for name in names}
-            return cls(file["user"], moved)
+        stored = npy.archive(path)
+        user = stored.pop("user")
+        parts = {name: name.rpartition("/") for name in stored}
+        return cls(user, {(group, metric): stored[name] for name, (group, _, metric) in parts.items()})
 
 
 def error_of(value: float, influence: np.ndarray) -> Error:

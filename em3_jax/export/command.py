@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from em3_jax import cli
-from em3_jax.core import paths, trees
+from em3_jax.core import npy, paths, trees
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import FeatureSet
 from em3_jax.evaluation import calibration
@@ -152,7 +152,7 @@ def export(directory: str | Path, out: str | Path, settings: Settings) -> Export
             "counts": {
                 "users": parts.work.dataset.num_users,
                 "items": parts.work.dataset.num_items,
-                "items_with_content": int(np.load(folder / "has_content.npy", mmap_mode="r")[:-1].sum()),
+                "items_with_content": int(npy.load(folder / "has_content.npy", mmap_mode="r")[:-1].sum()),
             },
             "dtype": settings.dtype,
             "serving": facts,

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from em3_jax import cli
-from em3_jax.core import paths, trees
+from em3_jax.core import npy, paths, trees
 from em3_jax.core.batch import CLICKS, REQUEST
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.labels import parted
@@ -143,7 +143,7 @@ class _Replay:
 
     def _params(self, version: Version) -> Any:
         shapes = self._parts.program.shapes.params
-        arrays = _arrays(version.read_bytes(PARAMS))
+        arrays = npy.archive(io.BytesIO(version.read_bytes(PARAMS)))
         leaves = [jax.device_put(arrays[name]) for name in trees.named_leaves(shapes)]
         return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
@@ -229,11 +229,6 @@ def _inputs(batch: Batch, vectors: Mapping[str, Vectors]) -> dict[str, np.ndarra
 
 def _larger(one: Buckets, other: Buckets) -> Buckets:
     return Buckets(max(one.items, other.items), max(one.rows, other.rows), max(one.encode, other.encode))
-
-
-def _arrays(content: bytes) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
 
 
 def replay(

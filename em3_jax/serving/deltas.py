@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from em3_jax.core import npy
 from em3_jax.core.errors import UserError
 from em3_jax.serving.version import FORMAT, MANIFEST, Version, checksum_of, row_sum
 
@@ -175,8 +176,7 @@ class Delta:
             self.name, self.base = self._manifest["version"], self._manifest["base"]
             if not self.base < self.name:  # or the chain would have no end
                 raise ValueError(f"its base is {self.base!r}")
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                self._changes = _changes(arrays, self._manifest)
+            self._changes = _changes(npy.archive(io.BytesIO(content)), self._manifest)
         except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise UserError(f"{folder}: not a readable delta ({error}); export again") from None
 
@@ -200,11 +200,11 @@ class Delta:
         return made
 
 
-def _changes(arrays: Any, manifest: Mapping[str, Any]) -> Changes:
+def _changes(arrays: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> Changes:
     found: dict[str, dict[str, np.ndarray]] = {"rows": {}, "values": {}, "file": {}}
-    for key in arrays.files:
+    for key, array in arrays.items():
         kind, _, name = key.partition(".")
-        found[kind][name] = arrays[key]
+        found[kind][name] = array
     lengths = {name: int(length) for name, length in manifest["lengths"].items()}
     files = {name: content.tobytes() for name, content in found["file"].items()}
     return Changes(found["rows"], found["values"], lengths, files, list(manifest["gone"]))

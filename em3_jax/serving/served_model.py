@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from em3_jax.core import event_features
+from em3_jax.core import event_features, npy
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.event_features import RECENCY
 from em3_jax.core.fields import PADDING, UNKNOWN
@@ -111,8 +111,7 @@ class Model:
         several = bool(facts.get("segments"))
         self._choice = SeveralHistories(version, largest) if several else LastEvents(self.history_length, largest)
         try:
-            with np.load(io.BytesIO(version.read_bytes("params.npz")), allow_pickle=False) as arrays:
-                params = {name: arrays[name] for name in arrays.files}
+            params = npy.archive(io.BytesIO(version.read_bytes("params.npz")))
         except Exception as error:  # damaged bytes raise what they like
             what = f"{version.folder}: params.npz cannot be read"
             raise UserError(f"{what} ({str(error).strip()[:200]}); export again") from error

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from em3_jax.core import paths, strict_json
+from em3_jax.core import npy, paths, strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.serving import deltas
@@ -72,7 +72,7 @@ def array_file(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> n
         with open(temporary, "r+b") as file:  # or a full disk would kill the process at some later write
             os.posix_fallocate(file.fileno(), 0, max(temporary.stat().st_size, 1))
         os.replace(temporary, path)
-    return np.lib.format.open_memmap(path, mode="r+")
+    return npy.load(path, "r+")
 
 
 def write_json(path: Path, value: Any) -> None:

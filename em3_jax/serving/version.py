@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from em3_jax.core import npy
 from em3_jax.core.errors import UserError
 
 FORMAT = 1
@@ -152,7 +153,7 @@ class Version:
 
     def _map(self, path: Path) -> np.ndarray:
         try:
-            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+            return np.asarray(npy.load(path, mmap_mode="r"))
         except ValueError as error:
             raise UserError(f"{path}: not a readable .npy file ({error}); export again") from None
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from em3_jax.config.schema import OnClicks, Retrieval
 from em3_jax.config.schema.course import Tables
+from em3_jax.core import npy
 from em3_jax.core.batch import CLICKS
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import Batch, State
@@ -362,8 +363,7 @@ def read(directory: Path, step: int) -> dict[str, Any]:
     """
     path = directory / FOLDER / f"{step}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = npy.archive(path)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path}: not readable ({str(error)[:80]}), so nothing says whose the rows of the table are; restore the file, "

@@ -8,7 +8,6 @@ A dataset numbers its rows anew each time it is prepared, so rows are known by w
 A row that occurs several times counts as often as it occurs; of equal ones the earliest are the old.
 """
 
-import functools
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from em3_jax.core import publish, rng
+from em3_jax.core import npy, publish, rng
 from em3_jax.core.errors import UserError
 from em3_jax.data import times
 from em3_jax.data.format import SPLITS, Dataset
@@ -73,10 +72,9 @@ def remember(directory: str | Path, dataset: Dataset, label: str) -> None:
 
 def recall(directory: str | Path, data_hash: str) -> np.ndarray:
     """[n] u64 the training rows of the dataset with that hash."""
-    read = functools.partial(np.load, allow_pickle=False)
     path, tells = _path(directory, data_hash), "which rows the run was trained on"
     errors = (ValueError, OSError, EOFError)
-    return rundir.read_kept(path, data_hash, read, errors, form=".npy", tells=tells)
+    return rundir.read_kept(path, data_hash, npy.load, errors, form=".npy", tells=tells)
 
 
 def new_rows(dataset: Dataset, label: str, seen: np.ndarray) -> NewRows:

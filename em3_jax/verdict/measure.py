@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from em3_jax import metrics
+from em3_jax.core import npy
 from em3_jax.data.format import CLICK, Dataset
 from em3_jax.evaluation import influence
 
@@ -182,7 +183,7 @@ def spread(values: Sequence[np.ndarray]) -> Spread:
 
 def scores(folders: Sequence[Path], split: str) -> np.ndarray:
     """[K, n] f32 logits that evaluated runs have left in their folders."""
-    return np.stack([np.load(folder / f"eval_{split}_logits.npy") for folder in folders])
+    return np.stack([npy.load(folder / f"eval_{split}_logits.npy") for folder in folders])
 
 
 def holm(p: dict[str, float]) -> dict[str, float]:

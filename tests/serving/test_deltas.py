@@ -108,7 +108,8 @@ def test_no_torn_read_while_deltas_are_applied(exported, tmp_path):
                     status, answer = client("POST", "/score", ASKED)
                     seen.add(answer["checksum"])
                     found = expected.get(answer["checksum"])
-                    if status != 200 or (found is not None and not np.array_equal(answer["scores"], found)):
+                    # Versions are some 0.01 apart; two processes may compile a program to other last bits.
+                    if status != 200 or (found is not None and not np.allclose(answer["scores"], found, 0, 1e-6)):
                         problems.append((status, answer))
                 except Exception as error:
                     problems.append(error)
@@ -128,7 +129,9 @@ def test_no_torn_read_while_deltas_are_applied(exported, tmp_path):
             client.join()
         assert not problems, problems[0]
         assert (
-            len(seen) > 5 and seen <= set(expected) and len({tuple(one) for one in expected.values()}) == len(expected)
+            len(seen) > 5
+            and seen <= set(expected)
+            and len({tuple(one.round(5)) for one in expected.values()}) == len(expected)
         )
         client, last = Client(port), writer.version
         assert client("GET", "/health")[1]["checksum"] == last.checksum

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from em3_jax.core import npy
 from em3_jax.core.errors import UserError
 from em3_jax.data import canonical
 from em3_jax.data.readers.delimited import AS_USUAL, TextFile, TextFormat
@@ -153,14 +154,10 @@ def load_array(path: Path) -> np.ndarray:
     """The array of a .npy file, memory-mapped; never unpickled."""
     require(path)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return npy.load(path, mmap_mode="r")
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else "damaged"
-        raise UserError(f"{path}: not a readable .npy file ({reason}); save it with numpy.save") from None
-    if not isinstance(array, np.ndarray):
-        names = ", ".join(array.files[:5]) or "nothing"
-        raise UserError(f"{path}: an archive (.npz) of {names}; save the one array with numpy.save as .npy")
-    return array
+        raise UserError(f"{path}: not a readable .npy file ({reason}); save one array with numpy.save") from None
 
 
 def read_array(path: Path, rows: int, of: str) -> np.ndarray:

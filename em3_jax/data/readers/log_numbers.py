@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from em3_jax.core import mapped
+from em3_jax.core import mapped, npy
 from em3_jax.core.numbers import Fit, as_values, value_column
 from em3_jax.core.ranges import Ranges
 from em3_jax.data.readers.encode import field_names
@@ -47,11 +47,11 @@ def cut(
       folder: of the writer's, where the numbers of all rows are.
     """
     fields = list(fields_of(names).values())
-    split = np.load(writer.path / "interactions" / "split.npy", mmap_mode="r")
+    split = npy.load(writer.path / "interactions" / "split.npy", mmap_mode="r")
 
     def fit(field: str) -> dict[str, Any]:
         name = f"{folder}/number_{field}" if group == "event" else f"interactions/{PREFIX[group]}{field}"
-        values = np.load(writer.path / f"{name}.npy", mmap_mode="r")
+        values = npy.load(writer.path / f"{name}.npy", mmap_mode="r")
 
         def training() -> Iterator[np.ndarray]:
             for part in mapped.parts(len(values), values, split):
@@ -75,7 +75,7 @@ def _replace(writer: DatasetWriter, of: str, group: str, field: str, ranges: Ran
       name: of a file of the writer's that is there meanwhile.
     """
     path = writer.path / of / f"{PREFIX[group]}{field}.npy"
-    values, file = np.load(path, mmap_mode="r"), writer.appender(name, np.int32)
+    values, file = npy.load(path, mmap_mode="r"), writer.appender(name, np.int32)
     kept = writer.appender(f"{of}/{value_column(field)}", np.float32)
     for part in mapped.parts(len(values), values):
         numbers = np.asarray(values[part])

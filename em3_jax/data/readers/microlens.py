@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from em3_jax.core import npy
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.data import canonical
@@ -283,7 +284,7 @@ def _require_range(path: Path, first: int, name: str, values: np.ndarray, low: i
 
 def _write_split(writer: DatasetWriter, rows: list[int], test: str) -> str:
     """Writes the split column; returns the rule in words."""
-    user = np.load(writer.path / "interactions" / "user.npy", mmap_mode="r")
+    user = npy.load(writer.path / "interactions" / "user.npy", mmap_mode="r")
 
     def next_user(row: int) -> int:
         while 0 < row < len(user) and user[row] == user[row - 1]:
@@ -309,7 +310,7 @@ def _write_parts(writer: DatasetWriter, rule: Whole, part: np.ndarray | None) ->
       part: [E] u8 of each item or user.
     """
     assert part is not None  # comes with the rule
-    of_row = np.load(writer.path / "interactions" / f"{rule.kind}.npy", mmap_mode="r")
+    of_row = npy.load(writer.path / "interactions" / f"{rule.kind}.npy", mmap_mode="r")
     column = writer.column("interactions/split", len(of_row), np.uint8)
     for first in range(0, len(of_row), _CHUNK):
         column[first : first + _CHUNK] = part[of_row[first : first + _CHUNK]]

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import DTypeLike
 
+from em3_jax.core import npy
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
 from em3_jax.data.format import Dataset, hash_files
@@ -255,7 +256,7 @@ def _write_shown(writer: DatasetWriter, files: list[Path], places: _Places, news
 
 def _write_whole(writer: DatasetWriter, rule: Whole, part: np.ndarray) -> str:
     """Writes the split column by the part [E] of each item or user, and by items the histories without news held out."""
-    of_row = np.load(writer.path / "interactions" / f"{rule.kind}.npy", mmap_mode="r")
+    of_row = npy.load(writer.path / "interactions" / f"{rule.kind}.npy", mmap_mode="r")
     column = writer.column("interactions/split", len(of_row), np.uint8)
     for begin in range(0, len(of_row), _CHUNK):
         column[begin : begin + _CHUNK] = part[of_row[begin : begin + _CHUNK]]
@@ -290,11 +291,11 @@ def _write_split(
 
 def _keep_events(writer: DatasetWriter, known: np.ndarray) -> None:
     """Leaves out the events of items where `known` [I] is False."""
-    item = np.load(writer.path / "events" / "item.npy")
+    item = npy.load(writer.path / "events" / "item.npy")
     kept = known[item]
     place = np.concatenate([[0], np.cumsum(kept)])
     writer.columns("events", {"item": item[kept], "time": np.full(int(place[-1]), -1)})
     for name in ("history_start", "history_end"):
-        column = np.load(writer.path / "interactions" / f"{name}.npy", mmap_mode="r+")
+        column = npy.load(writer.path / "interactions" / f"{name}.npy", mmap_mode="r+")
         for begin in range(0, len(column), _CHUNK):
             column[begin : begin + _CHUNK] = place[column[begin : begin + _CHUNK]]

@@ -10,6 +10,7 @@ round, so that a like is another taste. About a fifth of the clicks are bought.
 
 import numpy as np
 
+from em3_jax.core import npy
 from em3_jax.data.format import NOT_PART
 from em3_jax.data.readers.planted_world import World, random_of
 from em3_jax.data.writer import DatasetWriter
@@ -42,7 +43,8 @@ def write(writer: DatasetWriter, world: World, seed: int, labels: bool, amounts:
     if not (labels or amounts):
         return
     columns = {
-        name: np.load(writer.path / "interactions" / f"{name}.npy", mmap_mode="r") for name in ("user", "item", "label")
+        name: npy.load(writer.path / "interactions" / f"{name}.npy", mmap_mode="r")
+        for name in ("user", "item", "label")
     }
     rows, normal = len(columns["label"]), lambda name: random_of(seed, name).standard_normal(len(world.content), "f4")
     value, length = VALUE * normal("labels"), LENGTH * normal("amounts")

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
+from em3_jax.core import npy
 from em3_jax.data.readers.splits import Whole
 from em3_jax.data.writer import DatasetWriter
 
@@ -23,7 +24,7 @@ def hold_out(writer: DatasetWriter, rule: Whole, seed: int, events: Events, size
     """
     part = rule.of_each(pa.array(range(sizes[rule.kind])), seed, None)
     folder = writer.path / "interactions"
-    one, split = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in (rule.kind, "split"))
+    one, split = (npy.load(folder / f"{name}.npy", mmap_mode="r+") for name in (rule.kind, "split"))
     split[:] = part[one]
     if rule.kind == "user":
         return events

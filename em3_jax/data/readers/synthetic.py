@@ -59,6 +59,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from em3_jax.core import npy
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
 from em3_jax.data.format import SPLITS, Dataset, hash_ids
@@ -346,7 +347,7 @@ def _write_histories(writer: DatasetWriter, user: np.ndarray, item: np.ndarray, 
     order = sort_events(user, time)
     user, time = user[order], time[order]
     writer.columns("events", {"item": item[order], "time": time})
-    rows = {n: np.load(writer.path / "interactions" / f"{n}.npy", mmap_mode="r") for n in ("user", "time")}
+    rows = {n: npy.load(writer.path / "interactions" / f"{n}.npy", mmap_mode="r") for n in ("user", "time")}
     start, end = (writer.column(f"interactions/history_{n}", len(rows["user"]), np.int64) for n in ("start", "end"))
     for first in tqdm(range(0, len(start), 1 << 20), desc="histories", unit="chunk", disable=None):
         part = slice(first, first + (1 << 20))
@@ -388,9 +389,8 @@ def _bayes_auc(root: Path, is_cold: np.ndarray) -> dict[str, float]:
     Args:
       is_cold: [I] bool, of the items that the test split may show: those that training does not.
     """
-    column = {
-        n: np.load(root / "interactions" / f"{n}.npy", mmap_mode="r") for n in ("label", "probability", "split", "item")
-    }
+    names = ("label", "probability", "split", "item")
+    column = {n: npy.load(root / "interactions" / f"{n}.npy", "r") for n in names}
     result = {}
     for code, name in enumerate(SPLITS):
         rows = np.flatnonzero(column["split"] == code)
