@@ -7,7 +7,7 @@ threads do so at once and garbage is collected in between, which jax makes likel
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar, overload
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 
@@ -15,12 +15,8 @@ _TRIES = 20
 _T = TypeVar("_T")
 
 
-@overload
-def load(path: Path | str, mmap_mode: None = None) -> np.ndarray: ...
-@overload
-def load(path: Path | str, mmap_mode: Literal["r", "r+"]) -> np.memmap: ...
-def load(path: Path | str, mmap_mode: Literal["r", "r+"] | None = None) -> np.ndarray:
-    """The array of a .npy file.
+def load(path: Path | str, mmap_mode: Literal["r", "r+"] | None = None) -> Any:
+    """The array of a .npy file, with `mmap_mode` a `numpy.memmap`.
 
     Args:
       mmap_mode: see `numpy.load`; None = it is read as a whole.

@@ -329,7 +329,7 @@ def reusable(old: Path, dataset: Dataset, content: Content, digests: Callable[[n
     digest = np.frombuffer(b"".join(table.column("digest").to_pylist()), np.uint8)
     digest = digest.reshape(len(table), -1, DIGEST_BYTES)  # [I_old, M_old, 16]
     items, slots, _ = digest.shape
-    tokens, mask = (np.asarray(npy.load(old / f"{name}.npy", "r")) for name in ("tokens", "mask"))
+    tokens, mask = (npy.load(old / f"{name}.npy", "r") for name in ("tokens", "mask"))
     tokens = tokens.view(STORAGE[manifest["dtype"]]).reshape(items * slots, -1, tokens.shape[-1])
     mask = mask.reshape(items * slots, -1)
 
