@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 
 from em3_jax.core import rng
 from em3_jax.core.batch import CLICKS
-from em3_jax.core.fields import to_rows
+from em3_jax.core.fields import PADDING, to_rows
 from em3_jax.core.segments import LAST, Segment
 from em3_jax.core.types import Batch
 from em3_jax.data import event_features, number_columns
@@ -302,8 +302,9 @@ class BatchBuilder:
         for k, (field, rows_of_id) in enumerate(zip(fields.event, self.event_lookup, strict=True)):
             positions = np.where(rows_of_id == 0, 0, rows_of_id + shift).astype(np.int32)
             ids = made.get(field.name)
-            values = positions[np.take(self._events[f"field_{field.name}"], event_index) if ids is None else ids]
-            result["history_row"][:, :, k] = np.where(mask, values, 0)  # an empty slot reads the padding row
+            ids = np.take(self._events[f"field_{field.name}"], event_index) if ids is None else ids
+            # An empty slot reads the padding row: the event there may have a value that only later rows show.
+            result["history_row"][:, :, k] = positions[np.where(mask, ids, PADDING)]
         return result
 
     def _numbers(self, rows: np.ndarray, user: np.ndarray, item_id: np.ndarray, event_index: np.ndarray) -> Batch:

@@ -53,10 +53,6 @@ class Publisher:
     """
 
     def __init__(self, config: OnClicks, own: Stream, directory: Path):
-        if config.tables.capacity:
-            raise UserError(
-                f"config.stream.publish={own.publish}: a version has a row for each id; leave it out, or config.tables.capacity"
-            )
         self._config, self._own, self._directory = config, own, directory
         self._store = paths.local(own.publish)
         self._version: Version | None = None  # the newest of this run
@@ -103,12 +99,13 @@ class Publisher:
         """Whether a version is due after a step within a window."""
         return bool(self._own.publish_every) and step % self._own.publish_every == 0
 
-    def publish(self, state: State, row: int, builder: BatchBuilder) -> None:
+    def publish(self, state: State, row: int, builder: BatchBuilder, learnt: np.ndarray | None = None) -> None:
         """Publishes a state, unless it was before the run was killed.
 
         Args:
           row: interaction rows before this number have been trained on.
           builder: of batches that know what these rows show.
+          learnt: [table rows] bool, those of ids that were admitted; others stand for `unknown`. None = all.
         """
         step = int(state.step)
         if step <= self._step:
@@ -123,7 +120,7 @@ class Publisher:
             base = self._version
             if base is not None and store.current_name(self._store) != base.name:
                 base = None  # somebody else has published
-            arrays, files, facts = self._content(state, row, builder, base)
+            arrays, files, facts = self._content(state, row, builder, learnt, base)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             if base is None:
@@ -154,7 +151,7 @@ class Publisher:
             return None
 
     def _content(
-        self, state: State, row: int, builder: BatchBuilder, base: Version | None
+        self, state: State, row: int, builder: BatchBuilder, learnt: np.ndarray | None, base: Version | None
     ) -> tuple[dict[str, np.ndarray], dict[str, bytes], dict[str, Any]]:
         """(arrays, other files, facts) of the version of a state."""
         work, dataset = self._parts.work, builder.dataset
@@ -164,7 +161,7 @@ class Publisher:
         items = self._items.after(state, dataset.counts["item"], sizes["item"])
         widths = self._items.widths
         arrays, serving = self._ids.known(
-            model.arrays_of(dataset, builder, table), model.facts_of(work.task, dataset, builder, widths)
+            model.arrays_of(dataset, builder, table, learnt), model.facts_of(work.task, dataset, builder, widths)
         )
         arrays |= items
         made_of = self._made_of(serving, table, widths)

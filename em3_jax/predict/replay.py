@@ -33,7 +33,7 @@ from em3_jax.predict.rows import with_unknown
 from em3_jax.serving import store
 from em3_jax.serving.vectors import PREFIX, SCALE, Vectors, hash_rows, stored
 from em3_jax.serving.version import Version
-from em3_jax.training import step
+from em3_jax.training import spread, step
 from em3_jax.training.experiment import Experiment
 from em3_jax.training.run import Run
 
@@ -247,6 +247,11 @@ def replay(
       UserError: whatever the user can mend.
     """
     run = Run.open(directory, data_root)
+    if (tables := spread.fixed_tables(run.folder)) and tables.admit_after > 1:
+        raise UserError(
+            f"{directory}: cannot be replayed: which ids its versions had admitted is not told by the dataset, where "
+            f"config.tables.admit_after is {tables.admit_after}; of 1 it is"
+        )
     parts = run.experiment
     if not parts.work.task.can_be_served or len(parts.work.source.builder.segments.parts) > 1:
         raise UserError(f"{directory}: cannot be replayed: it is not served, or reads several histories")

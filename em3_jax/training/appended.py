@@ -30,11 +30,12 @@ from em3_jax.core.progress import Progress
 from em3_jax.core.types import State
 from em3_jax.data import arrivals, prepare, sources, stream, times
 from em3_jax.data.append import Store
+from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.buckets import Buckets
 from em3_jax.data.format import CLICK, Dataset
 from em3_jax.data.shown import Shown
 from em3_jax.tasks.ranking.setup import open_clicks
-from em3_jax.training import experiment, growth, logs, online, processes, rundir, stream_settings
+from em3_jax.training import endless, experiment, growth, logs, online, processes, rundir, stream_settings
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.online import Position
 from em3_jax.training.warm_start import warm_start
@@ -74,11 +75,6 @@ def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: onlin
 def _check(config: OnClicks) -> None:
     """Refuses what would have to look through the whole log, or is of items that are all there at first."""
     data = config.data
-    if config.tables.capacity:
-        raise UserError(
-            f"config.tables.capacity={config.tables.capacity}: a dataset that rows are appended to has tables with places ahead, "
-            "config.stream.spare; leave one of them out"
-        )
     for key, given in (
         ("similar_by", data.similar_by),
         ("similar_content", data.similar_content),
@@ -113,7 +109,7 @@ class _Appended(online.Stream):
         self._windows = stream.Arriving(own.window, store.root)
         self._known_sizes: tuple[int, dict[str, int]] = (0, {})  # of so many rows
         self._sizes: dict[str, int] = {}  # places that the tables have
-        self.endless, self.publisher = None, publisher
+        self.endless, self.publisher, self.kept = None, publisher, None
         self._built_at = 0  # rows whose ids had places when the tables became as long as they are
         self._said = ""  # of the last window
 
@@ -121,8 +117,7 @@ class _Appended(online.Stream):
         if stopped_by := self._wait(0, interrupts):
             return {"windows": 0, "step": 0, "stopped_by": stopped_by}
         state, position, notes = self._start()
-        if self.publisher is not None:
-            self.publisher.begin(self.parts)
+        self._begin_publishing()
         self.curve = logs.StreamWriter(self.directory, position.window, int(state.step))
         self.progress = Progress(self._store.rows, position.row, unit="row")
         done = online.count(position.window)
@@ -181,6 +176,8 @@ class _Appended(online.Stream):
         is_new, init_from = not (directory / "run.json").exists(), config.train.init_from
         first = self._windows[0]
         self._build(first.end)
+        if config.tables.capacity:
+            endless.check_rows(self.parts)
         state = self.parts.program.init()
         if init_from and is_new:
             state = warm_start(state, init_from, self._store.hash, config.train.init_parts)
@@ -198,6 +195,8 @@ class _Appended(online.Stream):
             state = warm_start(state, init_from, self._store.hash, config.train.init_parts)
         else:
             print(logs.parameter_table(state, self.parts.program.frozen))
+        if config.tables.capacity:
+            state = self._bind(state, notes, int(state.step) if restored else None)
         return state, position, notes
 
     def _notes(self) -> dict[str, Any]:
@@ -227,17 +226,25 @@ class _Appended(online.Stream):
         return sizes
 
     def _build(self, rows: int) -> None:
-        """Makes programs for tables that hold the ids of the first rows; what was before is let go."""
+        """Makes programs for tables that hold the ids of the first rows; what was before is let go.
+
+        The program for a table of fixed size stays, and with it the rows that it sets apart for events' values.
+        """
         if rows == self._built_at:
             return
         self._built_at = rows
+        program = self.parts.program if self._sizes and self.config.tables.capacity else None
         self.__dict__.pop("parts", None)  # which would lie beside those to come
-        self._sizes = places_of(self._in_use(rows), self._own.spare)
+        self._sizes = places_of(self._in_use(rows), self._own.spare) | (self._event_sizes() if program else {})
         view = self._store.view(rows, self._sizes)
         counts = Shown(self.label, self._counters["run"].history_length).until(
             open_clicks(self.config.data, view), rows
         )
-        self.parts = experiment.build(self.config, dataset=dataclasses.replace(view, counts=counts))
+        self._view = dataclasses.replace(view, counts=counts)
+        self.parts = self._experiment(self.config)
+        if program:
+            self.parts = dataclasses.replace(self.parts, program=program)
+            return
         placement = self.config.data.placement
         if self.parts.work.feature_sets and placement != "host":
             raise UserError(
@@ -248,20 +255,48 @@ class _Appended(online.Stream):
         buckets = [self._buckets(size) for size in sizes]
         self.buckets, self.eval_buckets = map(_roomier, buckets) if self._own.spare else buckets
 
+    def _experiment(self, config: OnClicks) -> experiment.Experiment:
+        return experiment.build(config, dataset=self._view)
+
+    def _event_sizes(self) -> dict[str, int]:
+        """Those of `places_of` that are of events' fields."""
+        return {name: size for name, size in self._sizes.items() if name.startswith("event_")}
+
     def _grown(self, state: State, rows: int) -> State:
         """The state in tables that hold the ids of the first rows, of which the dataset is then made."""
-        if any(size > self._sizes[name] for name, size in self._in_use(rows).items()):
-            was, before = self._sizes, self.parts.work.dataset.fields
-            self._build(rows)
-            online.forget_programs()
-            after = self.parts.work.dataset.fields
-            state = growth.moved(
-                state, self.parts.program.init(), place_of_rows(before, after), np.arange(was["item"], dtype=np.int64)
-            )
-            if self.publisher is not None:
-                self.publisher.begin(self.parts)
+        in_use = self._in_use(rows)
+        if any(size > self._sizes[name] for name, size in in_use.items()):
+            if self.endless:
+                self._check_events(in_use)
+                self._build(rows)
+                self.endless.bind(self.parts.work.dataset)
+                self._begin_publishing()
+            else:
+                state = self._in_longer_tables(state, rows)
         view = open_clicks(self.config.data, self._store.view(rows, self._sizes))
         self.parts = dataclasses.replace(self.parts, work=dataclasses.replace(self.parts.work, dataset=view))
+        return state
+
+    def _check_events(self, in_use: Mapping[str, int]) -> None:
+        """Refuses more values of events' fields than a table of fixed size has set rows apart for."""
+        for name, places in self._event_sizes().items():
+            if in_use[name] > places:
+                raise UserError(
+                    f"{self._store.root}: event field '{name.removeprefix('event_')}' has {in_use[name]:,} "
+                    f"values now, and config.tables.capacity has set {places:,} rows apart for them at the "
+                    "start; begin with a larger config.stream.spare in another --workdir"
+                )
+
+    def _in_longer_tables(self, state: State, rows: int) -> State:
+        """The state in tables with places for the ids of the first rows; programs are made anew."""
+        was, before = self._sizes, self.parts.work.dataset.fields
+        self._build(rows)
+        online.forget_programs()
+        after = self.parts.work.dataset.fields
+        state = growth.moved(
+            state, self.parts.program.init(), place_of_rows(before, after), np.arange(was["item"], dtype=np.int64)
+        )
+        self._begin_publishing()
         return state
 
     def _known(self, row: int, label: str = CLICK, length: int | None = None) -> Dataset:
@@ -269,11 +304,11 @@ class _Appended(online.Stream):
         counter = self._counters["whole" if (label, length) == (CLICK, None) else "run"]
         return dataclasses.replace(dataset, counts=counter.until(dataset, row))
 
-    def _publish(self, state: State, row: int) -> None:
+    def _published_builder(self, row: int) -> BatchBuilder:
         dataset = self.parts.work.dataset
         counts = self._counters["published"].until(dataset, row)
-        assert self.publisher is not None and self.parts.work.builder is not None
-        self.publisher.publish(state, row, self.parts.work.builder(dataclasses.replace(dataset, counts=counts)))
+        assert self.parts.work.builder is not None
+        return self.parts.work.builder(dataclasses.replace(dataset, counts=counts))
 
     def _of_source(self, window: stream.Window) -> dict[str, Any]:
         late, behind = self._windows.late(window, self._store["time"]), self._store.rows - window.end
@@ -292,7 +327,7 @@ class _Appended(online.Stream):
         return {"time/lag_seconds": (self._store.newest - self._windows.newest(window)) * per_second}
 
     def _beside(self) -> str:
-        return self._said
+        return f"{self._said}{super()._beside()}"
 
 
 def places_of(sizes: Mapping[str, int], spare: float) -> dict[str, int]:

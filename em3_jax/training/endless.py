@@ -17,34 +17,37 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from em3_jax.config.schema import OnClicks, Retrieval
 from em3_jax.config.schema.course import Tables
-from em3_jax.core import npy
+from em3_jax.core import npy, sharding
 from em3_jax.core.batch import CLICKS
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import Batch, State
 from em3_jax.data.batches import Distinct
 from em3_jax.data.format import Dataset
-from em3_jax.tables import swaps
-from em3_jax.tables.id_keys import TEXT, Keys, Texts
-from em3_jax.tables.residents import Moves, Residents
-from em3_jax.tables.spill import Spill
+from em3_jax.tables import packing, swaps
+from em3_jax.tables.id_keys import TEXT, Keys
 from em3_jax.training import original_ids, rundir
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.experiment import Experiment
+from em3_jax.training.id_rows import IdRows
 from em3_jax.training.original_ids import OriginalIds
+from em3_jax.training.whereabouts import Changes
 
 FOLDER = "spill"
 _ROWS = [name for name, key in CLICKS.items() if key.into == "row_id"]
 _NO_ROW = 1 << 29  # from here on a memory bank has none, and each item is another
 _WHERE = "config.tables.capacity"
+SETTINGS = ("capacity", "admit_after", "evict", "bank_capacity")
+"""Those of config.tables that are of a table of fixed size."""
 
 
 def check(config: OnClicks) -> None:
     """Refuses a table of fixed size where it cannot be had, and without one what would have no effect."""
     if not config.tables.capacity:
-        for name in ("admit_after", "evict", "bank_capacity"):
+        for name in SETTINGS[1:]:
             if (value := getattr(config.tables, name)) != getattr(Tables(), name):
                 raise UserError(
                     f"config.tables.{name}={value}: has no effect without config.tables.capacity; set that, or leave it out"
@@ -74,14 +77,10 @@ def check(config: OnClicks) -> None:
         )
 
 
-def begin(directory: str | Path, parts: Experiment, permitted: bool = True) -> bool:
-    """Makes `directory` this run's, or makes sure that it is; returns whether its dataset has grown; see `growth.begin`.
-
-    What the rows of the table stand for is in the map, so ids may be gone from the dataset.
-    """
-    config, dataset = parts.config, parts.work.dataset
+def check_rows(parts: Experiment) -> None:
+    """Refuses a table that has no more rows than each batch names, and a capacity of a memory bank that is not there."""
+    config, always = parts.config, original_ids.always(parts.work.dataset)
     assert not isinstance(config, Retrieval)
-    data_hash, always = dataset.meta["data_hash"], original_ids.always(dataset)
     if config.tables.capacity <= len(always) + 1:
         raise UserError(
             f"{_WHERE}={config.tables.capacity}: {len(always) + 1} rows are in each batch; give more than these"
@@ -91,6 +90,15 @@ def begin(directory: str | Path, parts: Experiment, permitted: bool = True) -> b
             f"config.tables.bank_capacity={config.tables.bank_capacity}: has no effect on a model without a memory bank; "
             "leave it out"
         )
+
+
+def begin(directory: str | Path, parts: Experiment, permitted: bool = True) -> bool:
+    """Makes `directory` this run's, or makes sure that it is; returns whether its dataset has grown; see `growth.begin`.
+
+    What the rows of the table stand for is in the map, so ids may be gone from the dataset.
+    """
+    config, data_hash = parts.config, parts.work.dataset.meta["data_hash"]
+    check_rows(parts)
     if (Path(directory) / "run.json").exists() and rundir.read(directory)["data_hash"] != data_hash:
         rundir.check_same(directory, config, data_hash, parts.feature_hashes, grown=permitted)
         return True
@@ -109,88 +117,8 @@ def restore_latest(
 class Moved(NamedTuple):
     """What has to move before a batch: rows of the ID tables, and of the memory bank; None = all were there."""
 
-    ids: Moves | None
-    bank: Moves | None
-
-
-class _Part:
-    """Tables of one kind, who has their rows, and what a dataset calls these ids."""
-
-    def __init__(
-        self,
-        folder: Path,
-        capacity: int,
-        shapes: Any,
-        admit_after: int,
-        evict: str,
-        where: str,
-        fresh: swaps.Fresh,
-        saved: dict,
-    ):
-        folder.mkdir(parents=True, exist_ok=True)
-        numbers = saved.get("spill", np.zeros(4, np.int64)).tolist()  # era, places, texts, rows
-        self.texts = Texts(folder, numbers[2])
-        self.spill = Spill(folder, swaps.row_bytes(shapes), *numbers[:2])
-        self.residents = Residents(capacity, admit_after, evict, self.spill, where)
-        self.swaps = swaps.Swaps(shapes, self.spill, fresh)
-        if saved:
-            self.residents.load(saved)
-        self._virtual_of = np.full(capacity, -1, np.int64)
-        self._row_of = np.zeros(0, np.int32)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Arrays for a checkpoint; returns when what has left is on the disk."""
-        self.swaps.fetch()
-        self.spill.flush()
-        self.texts.flush()
-        numbers = [self.spill.era, self.spill.count, self.texts.count, len(self.spill)]
-        return self.residents.state() | {"spill": np.array(numbers, np.int64)}
-
-    def begin(self, dataset: Dataset, count: int, first: int = 0) -> OriginalIds:
-        """Begins with a dataset that names `count` ids, the first of them as its table row `first`; returns their keys."""
-        self.names, self._first = OriginalIds(dataset, self.texts), first
-        self._row_of = np.full(count, -1, np.int32)
-        self._virtual_of[:] = -1
-        self.know(np.zeros(1, np.int64), np.zeros(1, np.int64))  # padding
-        return self.names
-
-    def know(self, virtual: np.ndarray, rows: np.ndarray) -> None:
-        """The dataset calls the ids of these rows so."""
-        self._row_of[virtual], self._virtual_of[rows] = rows, virtual
-
-    def know_of(self, virtual: np.ndarray) -> np.ndarray:
-        """[n] i64 the rows of what is known, -1 of what is not."""
-        return self._row_of[virtual].astype(np.int64)
-
-    def rows(
-        self, virtual: np.ndarray, learn: bool, admits: np.ndarray | None = None
-    ) -> tuple[np.ndarray, Moves | None]:
-        """([n] i64 rows for the ids that a batch names, -1 of ids without; what has to move before it, if all were not there).
-
-        Args:
-          virtual: [n] i64 what the dataset calls them, distinct.
-          learn, admits: see `Residents.call`.
-        """
-        own = self.residents
-        own.begin()
-        rows = self.know_of(virtual)
-        is_absent = rows < 0
-        own.touch(rows[~is_absent], learn)
-        absent = virtual[is_absent]
-        if not len(absent):
-            return rows, None
-        keys, kept = self.names.keys(absent + self._first)
-        admits = None if admits is None else admits[is_absent]
-        found, moves = own.call(keys, absent, learn, lambda which: kept.words(keys, which), admits)
-        self._let_go(moves)
-        self.know(absent[found >= 0], found[found >= 0])
-        rows[is_absent] = found
-        return rows, moves
-
-    def _let_go(self, moves: Moves) -> None:
-        left = self._virtual_of[moves.out]
-        self._row_of[left[left >= 0]] = -1
-        self._virtual_of[moves.out] = -1
+    ids: Changes | None
+    bank: Changes | None
 
 
 class Endless:
@@ -200,12 +128,13 @@ class Endless:
       directory: the run's folder.
       shapes: of the run's state.
       step: of the checkpoint to go on from; None = the run begins.
+      followed: whether `spread` is asked for.
 
     Raises:
       UserError: a file is missing, was cut, or is of other fields.
     """
 
-    def __init__(self, config: OnClicks, directory: Path, shapes: State, step: int | None):
+    def __init__(self, config: OnClicks, directory: Path, shapes: State, step: int | None, followed: bool = False):
         self._folder, self._config = directory / FOLDER, config
         self._saved_step, saved = step, {} if step is None else read(directory, step)
         self._fields = list(saved.get("fields", []))
@@ -217,7 +146,9 @@ class Endless:
             never = swaps.never_written(shapes.memory["vector"].shape[1])
             rows, where = table.bank_capacity or table.capacity, "config.tables.bank_capacity"
             parts["memory"] = (rows, shapes.memory, 1, table.evict, where, never)
-        self._parts = {name: _Part(self._folder / name, *one, saved.get(name, {})) for name, one in parts.items()}
+        self._parts = {
+            name: IdRows(self._folder / name, *one, saved.get(name, {}), followed) for name, one in parts.items()
+        }
         self._ids, self._items = self._parts["tables"], self._parts.get("memory")
         self._distinct = Distinct(table.capacity)
 
@@ -248,7 +179,7 @@ class Endless:
                 f"{dataset.root}: a field of its events has other values than the run began with, whose rows {_WHERE} sets "
                 "apart; choose another --workdir"
             )
-        part.know(always, found)
+        part.settle(always, found)
         self._unknown = part.know_of(names.unknown_of())
         self._unknown_item = int(self._unknown[names.first[item_field(names)]])
 
@@ -289,7 +220,7 @@ class Endless:
         batch, of_bank = self._in_bank(self._items, batch, learn)
         return batch, Moved(moves, of_bank)
 
-    def _in_bank(self, items: _Part, batch: Batch, learn: bool) -> tuple[Batch, Moves | None]:
+    def _in_bank(self, items: IdRows, batch: Batch, learn: bool) -> tuple[Batch, Changes | None]:
         """`named` for the memory bank: an item that a step may encode has a row, others if they had one."""
         item, position = np.unique(batch["item_id"], return_inverse=True)
         may_be_written = np.zeros(len(item), bool)
@@ -302,10 +233,33 @@ class Endless:
     def moved(self, state: State, moves: Moved) -> State:
         """The state, which is donated, with the rows moved that a batch wants; batches come in the order of their names."""
         if moves.ids is not None:
-            state = dataclasses.replace(state, tables=self._ids.swaps(state.tables, moves.ids))
+            state = dataclasses.replace(state, tables=self._ids.moved(state.tables, moves.ids))
         if moves.bank is not None and self._items:
-            state = dataclasses.replace(state, memory=self._items.swaps(state.memory, moves.bank))
+            state = dataclasses.replace(state, memory=self._items.moved(state.memory, moves.bank))
         return state
+
+    def spread(self, state: State, mesh: Mesh) -> tuple[State, np.ndarray]:
+        """(the state with a row for each id of the dataset, as of the last step; which table rows [V] have been learnt).
+
+        Of the tables it has the embeddings alone; all arrays are on the host, and the next call may write them again.
+        """
+        where = self._ids.where
+        assert where is not None  # whoever asks has said so
+        self._ids.swaps.fetch()
+        embedding = np.asarray(packing.unpacked(state.tables["embedding"]))
+        length = sharding.padded(len(where.is_somewhere), mesh)
+        made = (np.zeros((length, *embedding.shape[1:]), embedding.dtype) for _ in range(1))
+        (embedding,) = where.spread([embedding], made)
+        memory: Any = state.memory
+        if self._items is not None and self._items.where is not None:
+            self._items.swaps.fetch()
+            leaves, tree = jax.tree.flatten(packing.unpacked(state.memory))
+            items = len(self._items.where.is_somewhere)
+            length, width = 1 + sharding.padded(items - 1, mesh), state.memory["vector"].shape[1]
+            fresh = jax.tree.leaves(swaps.never_written(width)(length, 0))
+            whole = self._items.where.spread([np.asarray(leaf) for leaf in leaves], fresh)
+            memory = tree.unflatten([one[1:] for one in whole])  # item 0 is the second id
+        return dataclasses.replace(state, tables={"embedding": embedding}, memory=memory), where.is_somewhere
 
     def save(self, step: int) -> None:
         """Writes what belongs to the checkpoint of `step`, which follows."""

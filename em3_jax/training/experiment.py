@@ -6,7 +6,7 @@ All commands build the same from the same.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from ml_collections import ConfigDict
@@ -22,6 +22,7 @@ from em3_jax.tasks.retrieval.setup import retrieval
 from em3_jax.tasks.work import Report, Work
 from em3_jax.training.program import Program, make_layout, make_program
 
+AnyConfig = TypeVar("AnyConfig", bound=schema.Config)
 TASKS = {"ranking": ranking, "lemur": lemur, "pretraining": pretraining, "retrieval": retrieval}
 
 
@@ -97,6 +98,13 @@ def step_cost(parts: Experiment) -> dict[str, float]:
     return {"gigaflops": cost["flops"] / 1e9, "temporary_megabytes": megabytes}
 
 
+def with_all_ids(config: AnyConfig) -> AnyConfig:
+    """The config where tables have a row for each id of the dataset, see `spread`."""
+    if isinstance(config, schema.Retrieval) or not config.tables.capacity:
+        return config
+    return replace(config, tables=replace(config.tables, capacity=0))  # type: ignore[return-value]
+
+
 def of_run(config: schema.Config, data_root: str | Path | None = None) -> Experiment:
     """The experiment of a run that is there, to score with.
 
@@ -112,8 +120,7 @@ def of_run(config: schema.Config, data_root: str | Path | None = None) -> Experi
     """
     if config.mesh.data * config.mesh.model > len(jax.devices()):
         config = replace(config, mesh=replace(config.mesh, data=1, model=1))
-    if not isinstance(config, schema.Retrieval) and config.tables.capacity:
-        config = replace(config, tables=replace(config.tables, capacity=0))
+    config = with_all_ids(config)
     if data_root:
         moved: Any = replace(config.data, root=str(data_root))
         config = replace(config, data=moved)

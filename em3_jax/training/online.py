@@ -48,8 +48,12 @@ class Publisher(Protocol):
     def due(self, step: int) -> bool:
         """Whether a version is due after a step within a window."""
 
-    def publish(self, state: State, row: int, builder: BatchBuilder) -> None:
-        """Publishes a state that was trained on the rows before number `row`; `builder` knows what these show."""
+    def publish(self, state: State, row: int, builder: BatchBuilder, learnt: np.ndarray | None = None) -> None:
+        """Publishes a state that was trained on the rows before number `row`; `builder` knows what these show.
+
+        Args:
+          learnt: [table rows] bool, those of ids that were admitted; others stand for `unknown`. None = all.
+        """
 
     def close(self) -> None:
         """Waits for what is done in the background."""
@@ -155,8 +159,7 @@ class Stream:
         parts, directory = self.parts, self.directory
         state, notes = self._begin()
         position = Position(**notes["position"])
-        if self.publisher is not None:
-            self.publisher.begin(parts)
+        self._begin_publishing()
         self.curve = logs.StreamWriter(directory, position.window, int(state.step))
         if not position.window:
             print(logs.parameter_table(state, parts.program.frozen))
@@ -214,7 +217,8 @@ class Stream:
         if self.kept:
             self.endless = self.kept.endless
         else:
-            self.endless = endless.Endless(self.config, self.directory, self.parts.program.shapes, step)
+            shapes, followed = self.parts.program.shapes, self.publisher is not None
+            self.endless = endless.Endless(self.config, self.directory, shapes, step, followed)
             state = self.endless.compiled(state)
         self.endless.bind(self.parts.work.dataset)
         return state
@@ -356,7 +360,24 @@ class Stream:
     def _publish(self, state: State, row: int) -> None:
         """Publishes a state that was trained on the rows before number `row`."""
         assert self.publisher is not None  # whoever calls this has asked it
-        self.publisher.publish(state, row, self._builder(row))
+        learnt = None
+        if self.endless:
+            state, learnt = self.endless.spread(state, self.parts.program.mesh)
+        self.publisher.publish(state, row, self._published_builder(row), learnt)
+
+    def _published_builder(self, row: int) -> BatchBuilder:
+        """`_builder`, where rows after number `row` may have been asked for already."""
+        return self._builder(row)
+
+    def _begin_publishing(self) -> None:
+        """Tells the publisher of the dataset; what it publishes has a row for each id, whatever the table has."""
+        if self.publisher is not None:
+            config = experiment.with_all_ids(self.config)
+            self.publisher.begin(self.parts if config is self.config else self._experiment(config))
+
+    def _experiment(self, config: OnClicks) -> experiment.Experiment:
+        """What a config stands for on the dataset as it is."""
+        return experiment.build(config)
 
 
 def check_same_past(dataset, position: Position) -> None:

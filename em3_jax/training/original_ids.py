@@ -6,6 +6,7 @@ import pyarrow.compute as pc
 
 from em3_jax.core.fields import Field
 from em3_jax.core.values import canonical
+from em3_jax.data.append import Appended
 from em3_jax.data.canonical import forms_of
 from em3_jax.data.format import Dataset
 from em3_jax.tables import id_keys
@@ -92,7 +93,9 @@ class OriginalIds:
         kept.add(which, block, hashes)
 
     def _column(self, field: int) -> pa.Array | pa.ChunkedArray | None:
-        """The values of a field's known ids; None where the dataset does not tell them."""
+        """The values of a field's known ids; None where the dataset does not tell them, or ids keep their numbers."""
+        if isinstance(self._dataset, Appended):
+            return None
         if field not in self._values:
             group, own = self._own[field]
             if own is getattr(self._dataset.fields, group)[0] and group in ("user", "item"):

@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+from jax.sharding import Mesh
 
 from em3_jax import cli
 from em3_jax.config.schema import Config, Retrieval
+from em3_jax.config.schema.course import Tables
 from em3_jax.core import paths, publish, sharding
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
@@ -30,7 +32,7 @@ from em3_jax.data.append import Store
 from em3_jax.data.format import Dataset, hash_ids
 from em3_jax.data.readers.log import write_log
 from em3_jax.data.writer import DatasetWriter
-from em3_jax.training import growth, rundir
+from em3_jax.training import endless, growth, rundir, spread
 from em3_jax.training.appended import place_of_rows, places_of
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.curve import CURVE
@@ -68,13 +70,22 @@ def seal(directory: str | Path, data: str | Path, out: str | Path) -> Dataset:
             rows = notes["position"]["row"]
             _, _, built_at = notes["data_hash"].partition("@")
             before = store.view(rows, places_of(store.sizes(int(built_at)), own.spare)).fields
-            dataset = _write_dataset(store, rows, Path(data))
+            dataset, seen = _write_dataset(store, rows, Path(data)), store.view(rows, store.sizes(rows))
+            if config.tables.capacity:
+                state = spread.with_all_ids(config.tables, run.folder, _state(saved), seen, _one_device())
+            else:
+                state = _fitted(saved, before, dataset.fields)
         finally:
             store.close()
     stream = dataclasses.replace(own, append=False, follow="", on_bad_row="stop", spare=type(own).spare)
     of_data = dataclasses.replace(config.data, root=str(dataset.root))
-    sealed: Any = dataclasses.replace(config, data=of_data, stream=dataclasses.replace(stream, **_UNUSED))  # type: ignore[arg-type]
-    _write_run(out, run, sealed, dataset, _fitted(saved, before, dataset.fields), notes)
+    sealed: Any = dataclasses.replace(
+        config,
+        data=of_data,
+        stream=dataclasses.replace(stream, **_UNUSED),  # type: ignore[arg-type]
+        tables=dataclasses.replace(config.tables, **{name: getattr(Tables(), name) for name in endless.SETTINGS}),
+    )
+    _write_run(out, run, sealed, dataset, state, notes)
     return dataset
 
 
@@ -146,7 +157,7 @@ def _fitted(saved: dict[str, jax.Array], before: Fields, now: Fields) -> State:
       now: of the ids that there are.
     """
     place = place_of_rows(now, before)
-    items, mesh = now.item[0].size - 2, sharding.make_layout(1, 1, ()).mesh
+    items, mesh = now.item[0].size - 2, _one_device()
 
     def fit(name: str, leaf: jax.Array) -> jax.Array:
         rows = place if name.startswith("tables/") else np.arange(items) if name.startswith("memory/") else None
@@ -155,8 +166,17 @@ def _fitted(saved: dict[str, jax.Array], before: Fields, now: Fields) -> State:
         beyond = [(0, sharding.padded(len(rows), mesh) - len(rows))] + [(0, 0)] * (leaf.ndim - 1)
         return jnp.pad(jnp.take(leaf, rows, axis=0), beyond)
 
-    tree = flax.traverse_util.unflatten_dict({name: fit(name, leaf) for name, leaf in saved.items()}, sep="/")
+    return _state({name: fit(name, leaf) for name, leaf in saved.items()})
+
+
+def _state(leaves: dict[str, jax.Array]) -> State:
+    """The state of leaves by their names."""
+    tree = flax.traverse_util.unflatten_dict(leaves, sep="/")
     return State(*(tree.get(field.name, {}) for field in dataclasses.fields(State)))
+
+
+def _one_device() -> Mesh:
+    return sharding.make_layout(1, 1, ()).mesh
 
 
 def _write_run(out: Path, run: Run, config: Config, dataset: Dataset, state: State, notes: dict[str, Any]) -> None:

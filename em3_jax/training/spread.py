@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from em3_jax.config.schema import Retrieval
 from em3_jax.config.schema.course import Tables
@@ -60,22 +61,35 @@ def restore(tables: Tables, directory: str | Path, parts: Experiment, step: int 
     checkpoints = Checkpoints(directory)
     state, _ = checkpoints.restore(template, step)
     checkpoints.close()
-    saved = endless.read(directory, int(state.step))
-    state, dataset = packing.unpacked(state), parts.work.dataset
-    count = dataset.fields.num_rows
-    of_ids = _Found(directory / endless.FOLDER / "tables", tables.capacity, state.tables, saved["tables"], dataset)
-    table = of_ids.spread(len(jax.tree.leaves(packing.unpacked(shapes.tables))[0]), np.arange(1, count), unknown=True)
-    memory = state.memory
-    if memory:
-        first = int(of_ids.names.first[endless.item_field(of_ids.names)])
-        of_items = _Found(directory / endless.FOLDER / "memory", bank, memory, saved["memory"], dataset)
-        length = len(jax.tree.leaves(packing.unpacked(shapes.memory))[0])
-        memory = of_items.spread(length, first + 1 + np.arange(dataset.num_items), unknown=False)
+    whole = with_all_ids(tables, directory, packing.unpacked(state), parts.work.dataset, parts.program.mesh)
     plainly = packing.unpacked(shapes)
     placed = lambda leaf, like: jax.device_put(leaf, like.sharding)  # noqa: E731
-    table = jax.tree.map(placed, table, plainly.tables)
-    memory = jax.tree.map(placed, memory, plainly.memory)
-    return packing.packed_as(shapes, dataclasses.replace(state, tables=table, memory=memory))
+    table = jax.tree.map(placed, whole.tables, plainly.tables)
+    memory = jax.tree.map(placed, whole.memory, plainly.memory)
+    return packing.packed_as(shapes, dataclasses.replace(whole, tables=table, memory=memory))
+
+
+def with_all_ids(tables: Tables, directory: Path, state: State, dataset: Dataset, mesh: Mesh) -> State:
+    """A state with rows for all ids of a dataset, on the host and as long as they are over a mesh.
+
+    Args:
+      tables: see `fixed_tables`.
+      directory: of the run.
+      state: a checkpoint's, of tables that are not packed.
+
+    Raises:
+      UserError: see `restore`.
+    """
+    saved, folder = endless.read(directory, int(state.step)), directory / endless.FOLDER
+    count, bank = dataset.fields.num_rows, tables.bank_capacity or tables.capacity
+    of_ids = _Found(folder / "tables", tables.capacity, state.tables, saved["tables"], dataset)
+    table = of_ids.spread(sharding.padded(count, mesh), np.arange(1, count), unknown=True)
+    memory = state.memory
+    if memory:
+        items = int(of_ids.names.first[endless.item_field(of_ids.names)]) + 1 + np.arange(dataset.num_items)
+        of_items = _Found(folder / "memory", bank, memory, saved["memory"], dataset)
+        memory = of_items.spread(sharding.padded(len(items), mesh), items, unknown=False)
+    return dataclasses.replace(state, tables=table, memory=memory)
 
 
 class _Found:

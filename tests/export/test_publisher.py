@@ -55,10 +55,10 @@ def published(planted, tmp_path_factory) -> Published:
             parts.append(of)
             super().begin(of)
 
-        def publish(self, state, row, builder):
+        def publish(self, state, row, builder, learnt=None):
             given.append((jax.tree.map(jnp.copy, state), row, builder))
-            super().publish(state, row, builder)
-            arrays, files, _ = self._content(state, row, builder, self._version)
+            super().publish(state, row, builder, learnt)
+            arrays, files, _ = self._content(state, row, builder, learnt, self._version)
             held[self._version.name] = arrays | files
 
     with pytest.MonkeyPatch.context() as patched:

@@ -184,8 +184,18 @@ def scores_as_exported(directory, published, out) -> None:
     assert np.abs(vectors - of_whole).max() < 1e-6
 
 
-def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path, monkeypatch):
-    """LEMUR, with its memory bank: the log at once, and in pieces, whose items' lines and vectors come with them; published."""
+COME_AND_GO = {
+    "tables.capacity": 104, "tables.bank_capacity": 26, "tables.evict": "lru", "eval.batch_size": 10, "data.batch_size": 10,
+    "data.history_length": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tables", [{}, COME_AND_GO], ids=["all-ids", "few-rows"])
+def test_content_of_new_items_is_there_with_them_however_rows_come(tables, tmp_path, monkeypatch):
+    """LEMUR, with its memory bank: the log at once, and in pieces, whose items' lines and vectors come with them; published.
+
+    With rows for all ids, and in tables of fixed size.
+    """
     header = HEADER.replace("\n", ",place,how\n")
     rows = [f"{row},p{k // 30},h{k // 50 % 4}\n" for k, row in enumerate(log_lines(0, 300).splitlines())]
     vectors = np.random.default_rng(0).normal(size=(40, 1, 6)).astype(np.float16)
@@ -193,7 +203,7 @@ def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path, mon
     changes = {"stream.window": "100 examples", "stream.poll_seconds": 0.01, "stream.idle_seconds": 0.05}
     changes |= {"data.features": ("image",), "data.placement": "host", "data.unknown_floor": {}, "stream.append": True}
     changes |= {"data.batch_size": 40, "stream.publish_every": 1, "stream.publish_platforms": ("cpu",)}
-    changes |= {"stream.hot_share": 1.0, "stream.refresh_cold": 1, "stream.publish_keep": 100}
+    changes |= {"stream.hot_share": 1.0, "stream.refresh_cold": 1, "stream.publish_keep": 100} | tables
     stopped, save = {}, online.Stream._save
 
     def killed(self, state, notes):
@@ -231,6 +241,7 @@ def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path, mon
         stopped[name] = result["windows"]
     assert stopped == {"whole": 3, "pieces": 3}
     assert json.dumps(lines(tmp_path / "whole" / "run")) == json.dumps(lines(tmp_path / "pieces" / "run"))
+    assert not tables or 0 < lines(tmp_path / "whole" / "run")[-1]["ids/returned"]
     (one, _), (other, _) = state(tmp_path / "whole" / "run"), state(tmp_path / "pieces" / "run")
     assert any(name.startswith("memory.") for name in one)
     for name in one:
@@ -259,6 +270,18 @@ def test_what_has_no_effect_or_cannot_be_is_one_line(tmp_path):
     ):
         train.train(made(tmp_path / "data", mapping(tmp_path, tmp_path / "log.json")), tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_field_of_events_with_more_values_than_rows_set_apart_is_one_line(tmp_path):
+    log = tmp_path / "log.csv"
+    rows = [f"{row},h{k % 3 if k < 100 else k}\n" for k, row in enumerate(log_lines(0, 200).splitlines())]
+    log.write_text(HEADER.replace("\n", ",how\n") + "".join(rows))
+    own = tmp_path / "m.json"
+    said = {"interactions": str(log), "time_unit": "seconds", "event_fields": ["how"]}
+    own.write_text(json.dumps(said))
+    with pytest.raises(UserError, match=r"data: event field 'how' has 103 values now, .* has set 64 rows apart"):
+        train.train(made(tmp_path / "data", str(own), **{"tables.capacity": 300}), tmp_path / "run")
+    assert len(lines(tmp_path / "run")) == 1
 
 
 def test_sealed_it_is_a_dataset_and_a_run_that_other_commands_read(late_log, tmp_path):

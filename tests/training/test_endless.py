@@ -9,6 +9,11 @@ import pytest
 from em3_jax import train
 from em3_jax.core.errors import UserError
 from em3_jax.data import follow
+from em3_jax.predict import replay
+from em3_jax.serving import store
+from em3_jax.serving.recorder import Recorder
+from em3_jax.serving.requests import ScoreRequest, score
+from em3_jax.serving.service import Model
 from em3_jax.training import endless, online
 from em3_jax.training.run import Run
 from tests.training.test_online import HEADER, config, followed, lines, log_lines
@@ -184,3 +189,52 @@ def test_files_that_are_missing_or_were_cut_are_a_line(runs, planted):
     started = {"train.init_from": str(runs / "few")}
     with pytest.raises(UserError, match="the ids of that run come and go in a table of fixed size"):
         trained(planted.root, runs / "new", **started)
+
+
+def test_what_is_served_of_a_table_of_fixed_size_is_what_is_trained(planted, tmp_path):
+    """Requests that a version answers, of ids in the table and in the spill, and some that nobody has seen."""
+    changes = FEW | COME_AND_GO | {"tables.admit_after": 1, "stream.most_windows": 1}
+    changes |= {"stream.publish": str(tmp_path / "store"), "stream.publish_platforms": ("cpu",)}
+    trained(planted.root, tmp_path / "run", **changes)
+    assert lines(tmp_path / "run")[-1]["ids/spilled"] > 0
+    path, model = tmp_path / "requests.jsonl", Model(store.open_current(tmp_path / "store"))
+    recorder = Recorder(path)
+    users, items = (table.column("id").to_pylist() for table in (planted.user_table, planted.item_table))
+    for k in range(12):
+        request = ScoreRequest(user=users[3 * k], history=items[k : k + 3], candidates=items[k::11])
+        seen = []
+        recorder(model, request, score(model, request, seen).logit, seen)
+    recorder.close()
+    found = replay.replay(tmp_path / "run", tmp_path / "store", path)
+    assert found.requests == 12 and not found.inputs and not found.logits
+    run_json = tmp_path / "run" / "run.json"
+    run_json.write_text(run_json.read_text().replace('"admit_after": 1', '"admit_after": 2'))
+    with pytest.raises(UserError, match=r"cannot be replayed: which ids .* where config\.tables\.admit_after is 2"):
+        replay.replay(tmp_path / "run", tmp_path / "store", path)
+
+
+def test_versions_are_of_the_steps_done_not_of_the_batches_that_were_named_ahead(planted, tmp_path, monkeypatch):
+    """Published in the midst of windows, with batches ahead and with none: the same versions; ids are where they are."""
+    changes = COME_AND_GO | {"stream.most_windows": 2, "stream.publish_every": 2, "stream.publish_platforms": ("cpu",)}
+    trained(planted.root, tmp_path / "run", **changes | {"stream.publish": str(tmp_path / "store")})
+
+    def one_by_one(source, place):
+        for k in range(len(source)):
+            yield place(source[k])
+
+    monkeypatch.setattr(online, "batches", one_by_one)
+    trained(planted.root, tmp_path / "other", **changes | {"stream.publish": str(tmp_path / "store-of-other")})
+    names = store.version_names(tmp_path / "store")
+    assert len(names) == 8 and store.version_names(tmp_path / "store-of-other") == names
+    rows_of_items = set()
+    for name in names:
+        one, other = (store.open_version(tmp_path / folder, name) for folder in ("store", "store-of-other"))
+        assert one.checksum == other.checksum, name
+        assert len(one["item_rows"]) == planted.num_items + 1
+        rows_of_items.add(len(np.unique(one["item_rows"][:, 0])))
+    assert len(rows_of_items) > 1, "ids were admitted from version to version"
+    last = lines(tmp_path / "run")[-1]
+    assert last["ids/spilled"] > 0
+    expected = np.asarray(Run.open(tmp_path / "run").state().tables["embedding"])
+    learnt = one["table"].any(axis=1)  # ids that were never admitted stand for `unknown`, and have no row of their own
+    assert learnt.sum() > 200 + last["ids/spilled"] / 2 and one["table"][learnt].tobytes() == expected[learnt].tobytes()
