@@ -102,7 +102,7 @@ def with_all_ids(config: AnyConfig) -> AnyConfig:
     """The config where tables have a row for each id of the dataset, see `spread`."""
     if isinstance(config, schema.Retrieval) or not config.tables.capacity:
         return config
-    return replace(config, tables=replace(config.tables, capacity=0))  # type: ignore[return-value]
+    return replace(config, tables=replace(config.tables, capacity=0))
 
 
 def of_run(config: schema.Config, data_root: str | Path | None = None) -> Experiment:
