@@ -253,13 +253,13 @@ class Endless:
         memory: Any = state.memory
         if self._items is not None and self._items.where is not None:
             self._items.swaps.fetch()
-            leaves, tree = jax.tree.flatten(packing.unpacked(state.memory))
-            build: Any = tree.unflatten
+            plain = packing.unpacked(state.memory)
+            leaves, tree = jax.tree.leaves(plain), jax.tree.structure(plain)
             items = len(self._items.where.is_somewhere)
             length, width = 1 + sharding.padded(items - 1, mesh), state.memory["vector"].shape[1]
             fresh = jax.tree.leaves(swaps.never_written(width)(length, 0))
             whole = self._items.where.spread([np.asarray(leaf) for leaf in leaves], fresh)
-            memory = build([one[1:] for one in whole])  # item 0 is the second id
+            memory = jax.tree.unflatten(tree, [one[1:] for one in whole])  # item 0 is the second id
         return dataclasses.replace(state, tables={"embedding": embedding}, memory=memory), where.is_somewhere
 
     def save(self, step: int) -> None:
