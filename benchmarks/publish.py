@@ -1,11 +1,10 @@
-"""Publishing what changed: python -m benchmarks.publish [--only bytes,cache,torn,replay,clicks,kills] [--minutes 3] [--kills 10]
+"""Publishing what changed: python -m benchmarks.publish [--only bytes,cache,torn,replay,clicks] [--minutes 3]
 
     bytes    bytes, and seconds to write and to apply, of a delta against the rows touched in a table of a million rows
     cache    requests scored with and without what is kept of their users
     torn     requests over HTTP while deltas are applied as fast as they come: answers that are of no version as a whole
     replay   requests recorded at each version of a stream, replayed by the training code
     clicks   seconds from rows appended to a followed log until a client over HTTP gets another score
-    kills    a publishing stream killed by SIGKILL at random moments, and its store beside that of one left alone
 
 Results: benchmarks/NOTES.md.
 """
@@ -15,10 +14,8 @@ import hashlib
 import http.client
 import json
 import os
-import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +33,7 @@ from em3_jax.serving.requests import ScoreRequest, score
 from em3_jax.serving.service import Model
 from em3_jax.serving.version import Version
 
-PARTS = ("bytes", "cache", "torn", "replay", "clicks", "kills")
+PARTS = ("bytes", "cache", "torn", "replay", "clicks")
 ROWS, WIDTH = 1_000_000, 16
 HEADER = "user,item,time,label\n"
 USERS, ITEMS = 200, 300
@@ -279,60 +276,15 @@ def of_clicks(folder: Path, growths: int = 6) -> None:
     print(f"median {np.median(seconds):.2f} s, most {max(seconds):.2f} s of {growths}")
 
 
-def of_kills(folder: Path, kills: int) -> None:
-    program = (
-        "import json, sys; from em3_jax import train; train.train(json.loads(open(sys.argv[1]).read()), sys.argv[2])"
-    )
-
-    def begin(name: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", program, str(folder / f"{name}.json"), str(folder / f"run-{name}")]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    make_log(folder, 2000)
-    for name in ("alone", "killed"):
-        made = settings(folder, idle_seconds=0.1, publish_every=1, publish_whole=7)
-        made["stream"] |= {"publish": str(folder / f"store-{name}"), "publish_keep": 1000}
-        made["data"] = dict(made["data"], root=str(folder / f"data-{name}"))
-        (folder / f"{name}.json").write_text(json.dumps(made))
-    assert begin("alone").wait() == 0
-    draw, done = random.Random(0), 0
-    while done < kills:
-        process = begin("killed")
-        there = store.version_names(folder / "store-killed")
-        while process.poll() is None and len(store.version_names(folder / "store-killed")) <= len(there):
-            time.sleep(0.02)  # until it publishes: what comes before is the start of a process
-        time.sleep(draw.uniform(0, 0.5))
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        done += 1
-    assert begin("killed").wait() == 0
-    names = [store.version_names(folder / f"store-{name}") for name in ("alone", "killed")]
-    same = names[0] == names[1] and all(
-        store.open_version(folder / "store-alone", one).checksum
-        == store.open_version(folder / "store-killed", one).checksum
-        for one in names[0]
-    )
-    for name in names[0] if names[0] == names[1] else []:
-        one, other = (store.open_version(folder / f"store-{run}", name) for run in ("alone", "killed"))
-        if one.checksum != other.checksum:
-            print(
-                f"version {name}: another {[key for key in one.arrays if one[key].tobytes() != other[key].tobytes()]}"
-            )
-    print(f"{done} kills: {len(names[0]):,} versions alone, {len(names[1]):,} killed, all the same to the bit: {same}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--minutes", type=float, default=3.0)
-    parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--requests", type=int, default=20_000)
     args = parser.parse_args()
     run = {
         "bytes": of_bytes, "cache": of_cache, "torn": lambda folder: of_torn(folder, args.minutes), "clicks": of_clicks,
-        "replay": lambda folder: of_replay(folder, args.requests), "kills": lambda folder: of_kills(folder, args.kills),
+        "replay": lambda folder: of_replay(folder, args.requests),
     }  # fmt: skip
     for part in args.only.split(","):
         with tempfile.TemporaryDirectory() as name:
