@@ -5,6 +5,8 @@ python train.py --config=configs/em3_lora.py --config.train.init_from=runs/short
 python train.py --config=configs/em3_lora.py:200 --config.train.init_from=runs/short --workdir=runs/lora-200
 
 The argument is T of the second phase: 50 by default, 200, 1000, ...
+
+Expected on test, 3 seeds (docs/results.md): full 0.7610 ± 0.0010, then 50 0.7614 ± 0.0017.
 """
 
 from configs import base, em3_movielens

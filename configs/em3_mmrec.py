@@ -3,6 +3,8 @@
 em3 prepare mmrec --source <folder> --out data/tiktok --as-clicks --negatives 3 --seed 0
 python train.py --config=configs/em3_mmrec.py --workdir=runs/em3
 python train.py --config=configs/em3_mmrec.py:id_only --workdir=runs/id_only
+
+Expected on test, 3 seeds (docs/results.md): EM3 0.7989 ± 0.0016, id_only 0.7971 ± 0.0002.
 """
 
 from configs import base

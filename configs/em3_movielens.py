@@ -15,6 +15,9 @@ em3 extract --data data/ml-100k --modality text --encoder <folder> --raw
 python train.py --config=configs/em3_movielens.py:raw --config.model.encoders.text=<folder> --workdir=runs/raw
 
 Posters the same way: --modality image, --config.model.encoders.image=<folder>, and --config.data.features=image,text.
+
+Expected on test, 3 seeds (docs/results.md): EM3 on titles 0.7632 ± 0.0016, id_only 0.7647 ± 0.0009, online 0.7588 ± 0.0002,
+conversion 0.7036 ± 0.0023.
 """
 
 from configs import base

@@ -3,6 +3,8 @@
 em3 prepare synthetic --out data/synthetic
 python train.py --config=configs/em3_synthetic.py --workdir=runs/em3
 python train.py --config=configs/em3_synthetic.py:id_only --workdir=runs/id_only
+
+Expected on test, 3 seeds (docs/results.md): EM3 0.7836 ± 0.0008, id_only 0.7035 ± 0.0097, Bayes 0.8529.
 """
 
 from configs import base

@@ -9,6 +9,8 @@ A converted checkpoint in the place of the scratch encoder's reading, its top la
 em3 extract --data data/ml-100k --modality text --encoder <folder> --raw
 python train.py --config=configs/lemur.py --config.data.root=data/ml-100k --config.data.features=text \
     --config.model.encoders.text=<folder> --config.optim.multipliers="(('^encoders/text/(?!layer5/)', 0.0),)" --workdir=runs/top1
+
+Expected on test, 3 seeds (docs/results.md): 0.7889 ± 0.0016, IDs alone 0.7126 ± 0.0089, Bayes 0.8529.
 """
 
 from configs import base

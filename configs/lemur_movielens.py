@@ -4,6 +4,8 @@ em3 prepare movielens --source <folder> --out data/ml-100k
 em3 raw --data data/ml-100k --text title=12,genres=8 --vocabulary 2000 --name raw_text
 em3 raw --data data/ml-100k --image-size 32 --name raw_image
 em3 reproduce --table lemur --config configs/lemur_movielens.py --data data/ml-100k --seeds 3 --out reports/lemur-ml
+
+Expected on test, 3 seeds (docs/results.md): LEMUR 0.7658 ± 0.0006, IDs alone 0.7628 ± 0.0028.
 """
 
 from configs import lemur

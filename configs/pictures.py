@@ -10,6 +10,8 @@ Whole items are held out there, to which an ID that training has learnt is of no
 DeepCTR (Chen et al. 2016), CSCNN (Liu et al. 2020) with SE and CBAM as its controls and the plain net,
 DICM (Ge et al. 2018) and HCCM (Chen et al. 2022). What each reads of pictures is that of its paper.
 The ranker is the same for all but DeepCTR, which has its own, and so are sizes and training.
+
+Expected on test, 3 seeds (docs/pictures.md): cscnn 0.7734 ± 0.0043, cnn 0.7287 ± 0.0046, id_only 0.6794 ± 0.0043.
 """
 
 import functools

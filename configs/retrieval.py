@@ -7,6 +7,8 @@ python eval.py --workdir=runs/em3-baby --split=test
 The argument is the model: em3 (the default), em3_as_released, freedom, bm3, lattice, slmrec, vbpr, lightgcn or bpr. Settings are
 those of MMRec's configs (Zhou, MM Asia 2023 Workshops) and of the code released with EM3, where they tell; an L2 weight is that
 of squared norms, as the models' papers have it. Table 10 tries the grids: `em3 reproduce --table 10`.
+
+Expected Recall@20 on tiktok, 3 seeds (docs/results.md): em3 0.0918 ± 0.0026, freedom 0.0884 ± 0.0012.
 """
 
 import inspect

@@ -7,6 +7,9 @@ python train.py --config=configs/several_labels.py:esmm --workdir=runs/esmm
 em3 eval --workdir=runs/mmoe --at 10 --bootstrap 1000 --plots
 
 The settings are those of configs/em3_synthetic.py. What the kinds are worth there: docs/several_labels.md.
+
+Expected on test, 3 seeds (docs/several_labels.md): id_only, a model of its own for each label, click 0.7035 ± 0.0097, buy
+0.6093 ± 0.0022; esmm +0.0305 on buy.
 """
 
 from configs import base, em3_synthetic

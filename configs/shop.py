@@ -5,6 +5,8 @@ em3 prepare table --mapping shop/shop.toml --out data/shop
 python train.py --config=configs/shop.py --workdir=runs/shop
 python train.py --config=configs/shop.py:alone --config.data.label=buy --workdir=runs/shop-buy
 python train.py --config=configs/shop.py:esmm --workdir=runs/shop-esmm
+
+Expected over models of one label each, 3 seeds (benchmarks/NOTES.md): click +0.0022, buy +0.0164, long +0.0185.
 """
 
 from ml_collections import ConfigDict
