@@ -34,10 +34,9 @@ from em3_jax.data.buckets import Buckets
 from em3_jax.data.format import CLICK, Dataset
 from em3_jax.data.shown import Shown
 from em3_jax.tasks.ranking.setup import open_clicks
-from em3_jax.training import experiment, growth, logs, online, processes, rundir, stream_settings
+from em3_jax.training import experiment, growth, logs, online, processes, rundir, stream_settings, warm_start
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.online import Position
-from em3_jax.training.warm_start import warm_start
 
 LEAST_PLACES = 64  # of a field whose table rows are made ahead
 
@@ -181,9 +180,11 @@ class _Appended(online.Stream):
         is_new, init_from = not (directory / "run.json").exists(), config.train.init_from
         first = self._windows[0]
         self._build(first.end)
+        if is_new:
+            warm_start.check_stream(self.parts)
         state = self.parts.program.init()
         if init_from and is_new:
-            state = warm_start(state, init_from, self._store.hash, config.train.init_parts)
+            state = warm_start.warm_start(state, init_from, self._store.hash, config.train.init_parts)
         rundir.claim(directory, config, self._store.hash, self.parts.feature_hashes)
         self.checkpoints = Checkpoints(directory, self._store.hash)
         notes: dict[str, Any] = {"best_step": 0, "best_value": None, "stale": 0}
@@ -195,7 +196,7 @@ class _Appended(online.Stream):
             self._reach(position.row)
             online.check_same_past(self._store.view(self._store.rows, self._sizes), position)
         elif init_from and not is_new:
-            state = warm_start(state, init_from, self._store.hash, config.train.init_parts)
+            state = warm_start.warm_start(state, init_from, self._store.hash, config.train.init_parts)
         else:
             print(logs.parameter_table(state, self.parts.program.frozen))
         return state, position, notes

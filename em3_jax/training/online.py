@@ -30,10 +30,9 @@ from em3_jax.data.format import CLICK, Dataset
 from em3_jax.data.pipeline import EvaluationSource, batches
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.evaluation.groups import Asked
-from em3_jax.training import endless, experiment, growth, logs, processes, rundir, stream_settings
+from em3_jax.training import endless, experiment, growth, logs, processes, rundir, stream_settings, warm_start
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.program import Program
-from em3_jax.training.warm_start import warm_start
 
 HEADLINE = ("auc", "gauc", "logloss")
 SLICES = ("all", "cold items", "warm items", "new users")
@@ -187,9 +186,11 @@ class Stream:
         """(the state, the notes) to go on from; the folder is this run's, or found to be."""
         parts, directory, init_from = self.parts, self.directory, self.config.train.init_from
         data_hash, is_new = parts.work.dataset.meta["data_hash"], not (directory / "run.json").exists()
+        if is_new:
+            warm_start.check_stream(parts)
         state = self.kept.state if self.kept else parts.program.init()
         if init_from and is_new:  # before there is a run in the folder, which a mistake would leave
-            state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
+            state = warm_start.warm_start(state, init_from, data_hash, self.config.train.init_parts)
         own: Any = endless if self.config.tables.capacity else growth
         growing = own.begin(directory, parts, permitted=True)
         self.checkpoints = Checkpoints(directory, data_hash)
@@ -200,7 +201,7 @@ class Stream:
             state, notes = restored
             check_same_past(parts.work.dataset, Position(**notes["position"]))
         elif init_from and not is_new:
-            state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
+            state = warm_start.warm_start(state, init_from, data_hash, self.config.train.init_parts)
         if self.config.tables.capacity:
             state = self._bind(state, notes, int(state.step) if restored else None)
         if growing:
