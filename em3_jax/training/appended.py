@@ -117,6 +117,7 @@ class _Appended(online.Stream):
         self._said = ""  # of the last window
 
     def run(self, interrupts: processes.Interrupts) -> dict:
+        self._check_source()
         if stopped_by := self._wait(0, interrupts):
             return {"windows": 0, "step": 0, "stopped_by": stopped_by}
         state, position, notes = self._start()
@@ -144,6 +145,13 @@ class _Appended(online.Stream):
         if self.publisher is not None:
             self.publisher.close()
         return {"windows": position.window, "step": int(state.step), "stopped_by": stopped_by}
+
+    def _check_source(self) -> None:
+        """Refuses another source than that of the rows which the run was trained on, before anything of it is appended."""
+        if (self.directory / "run.json").exists():
+            checkpoints = Checkpoints(self.directory)
+            self._source.check(checkpoints.newest_notes().get("source", {}))
+            checkpoints.close()
 
     def _wait(self, number: int, interrupts: processes.Interrupts) -> str:
         """Returns "" when window `number` is complete, or why there is no more to wait for. Appends what has come."""

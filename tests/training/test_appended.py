@@ -1,6 +1,7 @@
 """Streams whose rows are appended: the curve of full preparations, killed and resumed, late rows, and what is refused."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -243,6 +244,16 @@ def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path, mon
     assert np.array_equal(image.tokens, vectors[ids])
     with pytest.raises(UserError, match=r"config\.data\.placement=auto: content of items to come"):
         train.train(config(tmp_path / "x", **(changes | own | {"data.placement": "auto"})).to_dict(), tmp_path / "y")
+
+
+def test_another_log_is_refused_by_the_checkpoint_even_where_the_dataset_is_gone(late_log, tmp_path):
+    directory, rows = shutil.copytree(late_log / "run", tmp_path / "run"), log_lines(0, 800)
+    (tmp_path / "log.csv").write_text(HEADER + rows)
+    with pytest.raises(
+        UserError, match=r"log\.csv: the rows so far came from .*late.*/log\.csv; name that one in the map"
+    ):
+        train.train(made(tmp_path / "data", mapping(tmp_path, tmp_path / "log.csv")), directory)
+    assert not (tmp_path / "data" / "appended.json").exists(), "nothing of it was appended"
 
 
 def test_what_has_no_effect_or_cannot_be_is_one_line(tmp_path):
