@@ -34,7 +34,17 @@ from em3_jax.data.buckets import Buckets
 from em3_jax.data.format import CLICK, Dataset
 from em3_jax.data.shown import Shown
 from em3_jax.tasks.ranking.setup import open_clicks
-from em3_jax.training import experiment, growth, logs, online, processes, rundir, stream_settings, warm_start
+from em3_jax.training import (
+    experiment,
+    growth,
+    logs,
+    online,
+    processes,
+    rundir,
+    stream_end,
+    stream_settings,
+    warm_start,
+)
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.online import Position
 
@@ -60,13 +70,12 @@ def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: onlin
         source = sources.open_source(own.follow, given.get("interactions"))
         store = Store(root, how, own.on_bad_row)
         try:
-            result = _Appended(config, directory, own, store, source, publisher).run(interrupts)
+            of_rows = _Appended(config, directory, own, store, source, publisher)
+            result = of_rows.run(interrupts)
         finally:
             store.close()
-    print(
-        f"{result['stopped_by']}: {online.count(result['windows'])} in {directory}; draw them with "
-        f"`em3 curves {directory} --out curves.png`"
-    )
+    ended = stream_end.Ended(result["stopped_by"], result["windows"], of_rows.before, of_rows.waiting)
+    print(stream_end.said(ended, own, root, directory))
     return result
 
 
@@ -115,17 +124,20 @@ class _Appended(online.Stream):
         self.endless, self.publisher = None, publisher
         self._built_at = 0  # rows whose ids had places when the tables became as long as they are
         self._said = ""  # of the last window
+        self.before = self.waiting = 0
 
     def run(self, interrupts: processes.Interrupts) -> dict:
         self._check_source()
         if stopped_by := self._wait(0, interrupts):
+            self.waiting = self._store.rows
             return {"windows": 0, "step": 0, "stopped_by": stopped_by}
         state, position, notes = self._start()
+        self.before = position.window
         if self.publisher is not None:
             self.publisher.begin(self.parts)
         self.curve = logs.StreamWriter(self.directory, position.window, int(state.step))
         self.progress = Progress(self._store.rows, position.row, unit="row")
-        done = online.count(position.window)
+        done = stream_end.count(position.window)
         print(f"{self._store.root}: {self._store.rows:,} rows so far; {done} done", flush=True)
         while not stopped_by:
             if self._own.most_windows and position.window >= self._own.most_windows:
@@ -144,6 +156,7 @@ class _Appended(online.Stream):
         self.checkpoints.close()
         if self.publisher is not None:
             self.publisher.close()
+        self.waiting = self._store.rows - position.row
         return {"windows": position.window, "step": int(state.step), "stopped_by": stopped_by}
 
     def _check_source(self) -> None:

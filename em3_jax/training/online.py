@@ -30,7 +30,17 @@ from em3_jax.data.format import CLICK, Dataset
 from em3_jax.data.pipeline import EvaluationSource, batches
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.evaluation.groups import Asked
-from em3_jax.training import endless, experiment, growth, logs, processes, rundir, stream_settings, warm_start
+from em3_jax.training import (
+    endless,
+    experiment,
+    growth,
+    logs,
+    processes,
+    rundir,
+    stream_end,
+    stream_settings,
+    warm_start,
+)
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.program import Program
 
@@ -80,18 +90,20 @@ def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: Publi
     """
     stream_settings.check(config, own)
     kept: _Kept | None = None
+    before: int | None = None
     with processes.Interrupts() as interrupts:
         followed = follow.Follower(own.follow, config.data.root, own.poll_seconds, own.idle_seconds)
         while True:
             followed.prepare()
             of_data = Stream(config, directory, own, followed.grows, kept, publisher)
             result, kept = of_data.run(interrupts), of_data.kept
-            stopped_by = result["stopped_by"] if result["stopped_by"] != "end" else followed.wait(interrupts)
+            before = of_data.before if before is None else before
+            is_last = 0 < own.most_windows <= result["windows"]
+            stopped_by = result["stopped_by"]
+            stopped_by = followed.wait(interrupts) if stopped_by == "end" and not is_last else stopped_by
             if stopped_by:
-                print(
-                    f"{stopped_by}: {count(result['windows'])} in {directory}; draw them with "
-                    f"`em3 curves {directory} --out curves.png`"
-                )
+                ended = stream_end.Ended(stopped_by, result["windows"], before, of_data.waiting)
+                print(stream_end.said(ended, own, config.data.root, directory))
                 return result | {"stopped_by": stopped_by}
             del of_data
             if kept is None:
@@ -119,6 +131,8 @@ class Stream:
     Attributes:
       kept: what the next pass takes; None where it begins with the checkpoint.
       publisher: None = nothing is published.
+      before: windows that were done when it began.
+      waiting: rows after the last window that is done.
     """
 
     def __init__(
@@ -131,6 +145,7 @@ class Stream:
         publisher: Publisher | None = None,
     ):
         self.config, self.directory, self.kept, self.publisher = config, directory, kept, publisher
+        self.before = self.waiting = 0
         self.parts = experiment.build(config)
         if kept:
             self.parts = dataclasses.replace(self.parts, program=kept.program)
@@ -154,6 +169,7 @@ class Stream:
         parts, directory = self.parts, self.directory
         state, notes = self._begin()
         position = Position(**notes["position"])
+        self.before = position.window
         if self.publisher is not None:
             self.publisher.begin(parts)
         self.curve = logs.StreamWriter(directory, position.window, int(state.step))
@@ -165,7 +181,7 @@ class Stream:
             print(
                 f"{parts.work.dataset.root}: does not say the unit of its times, made before datasets did; taken for {unit}"
             )
-        windows = count(len(self.windows))
+        windows = stream_end.count(len(self.windows))
         print(f"{parts.work.dataset.root}: {total:,} rows in {windows}; {position.window:,} done", flush=True)
         self.progress, stopped_by = Progress(total, position.row, unit="row"), "end"
         for number in range(position.window, len(self.windows)):
@@ -178,6 +194,7 @@ class Stream:
         self.checkpoints.close()
         if self.publisher is not None:
             self.publisher.close()
+        self.waiting = len(parts.work.dataset.interactions["time"]) - notes["position"]["row"]
         if self.endless:
             self.kept = _Kept(parts.program, self.endless, state, notes)
         return {"windows": notes["position"]["window"], "step": int(state.step), "stopped_by": stopped_by}
@@ -369,7 +386,3 @@ def check_same_past(dataset, position: Position) -> None:
             f"{dataset.root}: row {position.row - 1} of the interactions has time {found}, it had {position.time} when the run "
             "trained on it; a stream may only be appended to"
         )
-
-
-def count(windows: int) -> str:
-    return f"{windows:,} window{'s' * (windows != 1)}"

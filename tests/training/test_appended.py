@@ -256,6 +256,37 @@ def test_another_log_is_refused_by_the_checkpoint_even_where_the_dataset_is_gone
     assert not (tmp_path / "data" / "appended.json").exists(), "nothing of it was appended"
 
 
+def test_a_stream_with_nothing_to_do_says_what_is_wanted(late_log, tmp_path, capsys):
+    """Appended to and prepared again: before the first window is complete, when all that there are were done, and at its last."""
+    log = tmp_path / "log.csv"
+    log.write_text(HEADER + log_lines(0, 50))
+    own = mapping(tmp_path, log)
+    for append in (True, False):
+        run = made(tmp_path / f"data-{append}", own, **{"stream.append": append, "stream.idle_seconds": 0.01})
+        assert train.train(run, tmp_path / f"run-{append}")["windows"] == 0
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert said.startswith("no growth of") and said.endswith(
+            f": no window of '100 examples' is complete, 50 rows wait; add rows to the log that {own} names, or choose a shorter "
+            "config.stream.window"
+        )
+    log.write_text(HEADER + log_lines(0, 150))
+    run["stream"] |= {"most_windows": 1, "idle_seconds": 60.0}  # it does not wait for more
+    assert train.train(run, tmp_path / "run-False")["stopped_by"] == "end"
+    directory = shutil.copytree(late_log / "run", tmp_path / "run")
+    again = made(late_log / "data", str(late_log / "mapping.json"))
+    for most, wanted in (
+        (
+            0,
+            f"no further window of '100 examples' is complete, 0 rows wait; add rows to the log that {late_log}/mapping",
+        ),
+        (7, "config.stream.most_windows=7 asks for no more; give a larger one, or draw them with"),
+    ):
+        again["stream"]["most_windows"] = most
+        train.train(again, directory)
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert f": nothing to do, 7 windows in {directory} done before; {wanted}" in said
+
+
 def test_what_has_no_effect_or_cannot_be_is_one_line(tmp_path):
     log = tmp_path / "log.csv"
     log.write_text(HEADER + log_lines(0, 50))
