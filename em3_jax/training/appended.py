@@ -14,7 +14,8 @@ that this was so, which checkpoints note.
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from em3_jax.core.types import State
 from em3_jax.data import arrivals, prepare, sources, stream, times
 from em3_jax.data.append import Store
 from em3_jax.data.buckets import Buckets
-from em3_jax.data.format import CLICK, Dataset
+from em3_jax.data.format import CLICK, STORE, Dataset
 from em3_jax.data.shown import Shown
 from em3_jax.tasks.ranking.setup import open_clicks
 from em3_jax.training import (
@@ -77,6 +78,28 @@ def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: onlin
     ended = stream_end.Ended(result["stopped_by"], result["windows"], of_rows.before, of_rows.waiting)
     print(stream_end.said(ended, own, root, directory))
     return result
+
+
+@contextmanager
+def store_of(own: StreamSettings, root: Path) -> Iterator[Store]:
+    """The rows of a run that is there, to read: nobody appends to them meanwhile.
+
+    Args:
+      own: config.stream of the run.
+      root: of its dataset.
+
+    Raises:
+      UserError: it is not there, or a run appends to it.
+    """
+    if not (root / STORE).exists():
+        raise UserError(f"{root}: holds no rows that were appended; give the folder of the run's dataset")
+    how = arrivals.options(own.follow, prepare.read_mapping(paths.local(own.follow), prepare.READERS["table"]))
+    with Lock(root, beside=True, hint="end the run that appends to it first"):
+        store = Store(root, how, own.on_bad_row)
+        try:
+            yield store
+        finally:
+            store.close()
 
 
 def _check(config: OnClicks) -> None:

@@ -16,7 +16,10 @@ from em3_jax.data import follow
 from em3_jax.data.format import open_dataset
 from em3_jax.export import cached_items
 from em3_jax.export import command as export
+from em3_jax.predict import replay
 from em3_jax.serving import store
+from em3_jax.serving.recorder import Recorder
+from em3_jax.serving.requests import ScoreRequest, score
 from em3_jax.serving.service import Model
 from em3_jax.training import checkpoint, online, seal
 from em3_jax.training.curve import CURVE, read_curve
@@ -185,6 +188,27 @@ def scores_as_exported(directory, published, out) -> None:
     assert np.abs(vectors - of_whole).max() < 1e-6
 
 
+def replays(directory, published, path) -> None:
+    """Requests at every other version are those of the training code, which knew as few ids then; a broken feature is named."""
+    recorder, names = Recorder(path), store.version_names(published)
+    for name in names[::2]:
+        model = Model(store.open_version(published, name), ())
+        for k, user in enumerate(["u1", "u9", "nobody", None]):
+            history = ["i1", "i38", f"i{2 + k}", "nothing", "i7"]
+            one = ScoreRequest(
+                user=user, history=history, candidates=["i3", "i39", f"i{10 + k}", "nothing"],
+                context={"place": f"p{3 * k}"}, history_fields={"how": ["h0", "h3", "h1", "none", "h2"]},
+            )  # fmt: skip
+            seen: list = []
+            recorder(model, one, score(model, one, seen).logit, seen)
+    recorder.close()
+    found = replay.replay(directory, published, path)
+    assert (found.requests, found.versions) == (4 * len(names[::2]), len(names[::2])) and len(names) >= 6
+    assert found.inputs == {} and found.logits == 0 and found.largest < 1e-6
+    drilled = replay.replay(directory, published, path, drill="context.place")
+    assert list(drilled.inputs) == ["context.place"] and drilled.inputs["context.place"].line == 1
+
+
 def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path, monkeypatch):
     """LEMUR, with its memory bank: the log at once, and in pieces, whose items' lines and vectors come with them; published."""
     header = HEADER.replace("\n", ",place,how\n")
@@ -239,6 +263,7 @@ def test_content_of_new_items_is_there_with_them_however_rows_come(tmp_path, mon
     same_stores(tmp_path / "pieces" / "store", tmp_path / "whole" / "store")
     sealed = seal.seal(tmp_path / "pieces" / "run", tmp_path / "data", tmp_path / "run")
     scores_as_exported(tmp_path / "run", tmp_path / "pieces" / "store", tmp_path / "exported")
+    replays(tmp_path / "pieces" / "run", tmp_path / "pieces" / "store", tmp_path / "requests.jsonl")
     image = sealed.features("image")
     ids = [int(one[1:]) for one in sealed.item_table.column("id").to_pylist()]
     assert np.array_equal(image.tokens, vectors[ids])
