@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,6 @@ from em3_jax.core.progress import Progress
 from em3_jax.data.by_item import ByItemSource
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
 from em3_jax.export.publisher import Publisher
-from em3_jax.features import scratch_encoders
 from em3_jax.training import appended, endless, experiment, growth, logs, online, processes, rundir, warm_start
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.curve import NEW_ROWS
@@ -111,10 +111,8 @@ def _train(config: Config, directory: Path) -> dict:
         print(f"features {features.describe()}")
     if not parts.work.feature_sets:
         print("features: none, the model reads IDs alone")
-    if not start and not settings.init_from:
-        encoders: Any = {} if isinstance(config, Retrieval) else config.model.encoders
-        loaded = [name for name in parts.work.encoders if not scratch_encoders.is_scratch(encoders[name])]
-        logs.warn_of_frozen(parts.program.frozen, loaded)
+    if not start and (said := warm_start.missing(parts)):
+        warnings.warn(said, stacklevel=1)
     fresh = f"starting from the best of {settings.init_from}" if settings.init_from else "starting"
     fresh += f", {settings.init_parts} of it" if settings.init_parts != warm_start.ALL else ""
     print(f"resuming after step {start:,}" if start else fresh, flush=True)

@@ -11,6 +11,7 @@ from em3_jax.core.errors import UserError
 from em3_jax.data import prepare
 
 SNAPSHOT = "followed"
+_AT_ONCE = 1 << 22  # bytes that are compared at once
 
 
 class Follower:
@@ -47,6 +48,7 @@ class Follower:
         beside = Path(tempfile.gettempdir()) if publish.is_mount(root) else root.parent
         snapshot = beside / f"{root.name}.{SNAPSHOT}{self._log.suffix}"
         snapshot.parent.mkdir(parents=True, exist_ok=True)
+        before = self._same_so_far(snapshot) if root.exists() else 0
         with open(self._log, "rb") as source, open(snapshot, "wb") as target:
             target.write(source.read(size))
         # The reader would sort by time, and a late line would move what was trained on.
@@ -54,8 +56,23 @@ class Follower:
         try:
             prepare.READERS["table"](self._root, interactions=snapshot, **options)
         except UserError as error:
+            os.truncate(snapshot, before)  # what the dataset is made of, as before; the lines beyond may be mended
             raise UserError(str(error).replace(str(snapshot), str(self._log))) from None
         self._size = size
+
+    def _same_so_far(self, snapshot: Path) -> int:
+        """Bytes of the lines that the dataset was made of, with which the log has to begin; 0 where they were not kept."""
+        if not snapshot.exists():
+            return 0
+        with open(self._log, "rb") as log, open(snapshot, "rb") as before:
+            while block := before.read(_AT_ONCE):
+                if log.read(len(block)) != block:
+                    raise UserError(
+                        f"{self._log}: does not begin with the lines that {self._root} was made of, which are in {snapshot}; a "
+                        "followed log may only be appended to: restore it, name the one followed so far in the mapping, or "
+                        "begin with another config.data.root and --workdir"
+                    )
+        return snapshot.stat().st_size
 
     def _complete(self) -> int:
         """Bytes up to the last line end; what was complete before is not read again."""

@@ -56,6 +56,7 @@ EVENT_DTYPES: _Dtypes = {"item": np.int32, "time": np.int64}
 OPTIONAL_INTERACTION_DTYPES: _Dtypes = {"probability": np.float32, "group": np.int32, "weight": np.float32}
 OPTIONAL_EVENT_DTYPES: _Dtypes = {"original": np.int64}
 CLICK = "click"  # the name of the column `label`
+LOGGED = "logged"  # what dataset.json says of "negatives" that the log has itself; of others, how they were drawn
 NOT_PART = 255
 MAX_EVENT_VOCABULARY = 1024
 NUMBERS_OF = {"uint16": "float16", "uint32": "float32"}

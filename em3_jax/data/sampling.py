@@ -3,10 +3,34 @@
 Letters: I items, n training rows, B batch, T history.
 """
 
+import warnings
+
 import numpy as np
 
+from em3_jax.core.errors import UserError
 from em3_jax.core.mapped import parts
-from em3_jax.data.format import Dataset
+from em3_jax.data.format import CLICK, LOGGED, Dataset
+
+
+def check_drawn(dataset: Dataset, label: str) -> None:
+    """Refuses config.data.log_q where negatives are known not to be drawn, and warns where nothing says how they came about.
+
+    Args:
+      label: config.data.label; further labels say nothing of what was drawn, whose values were never observed.
+    """
+    how = dataset.meta.get("negatives")
+    if how is None:
+        warnings.warn(
+            f"config.data.log_q: nothing in {dataset.root} says how its negatives came about; it is right only where they were "
+            "drawn item by item, of a log as it was shown it takes popularity off all scores",
+            stacklevel=2,
+        )
+    elif how == LOGGED or label != CLICK:
+        what = f"rows without '{label}'" if label != CLICK else "negatives"
+        raise UserError(
+            f"config.data.log_q: is of drawn negatives, and the {what} of {dataset.root} were not drawn, the log has them; leave "
+            "it out"
+        )
 
 
 def log_kept(dataset: Dataset, rows: np.ndarray | range, label: str) -> np.ndarray:

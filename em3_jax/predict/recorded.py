@@ -3,6 +3,7 @@
 Letters: r requests, n candidates of all, h events of a history.
 """
 
+import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from em3_jax.core.errors import UserError
-from em3_jax.core.fields import PADDING, UNKNOWN
+from em3_jax.core.fields import FIRST_KNOWN, PADDING, UNKNOWN
 from em3_jax.core.numbers import value_column
+from em3_jax.core.segments import NO_EVENT
 from em3_jax.core.strict_json import undefined_as_nan
 from em3_jax.core.values import canonical
 from em3_jax.data.format import Dataset
 from em3_jax.export.model import original_ids
 from em3_jax.predict.rows import Rows, numbers_of, values_of
 from em3_jax.serving import id_index
+
+OF_EVENTS = ("history", "event")
+"""How the names of inputs begin that say something of events."""
+SLOT = "history_slot"
 
 
 class Recorded(NamedTuple):
@@ -77,11 +83,31 @@ def _moments(given: Any, count: int) -> np.ndarray:
 
 
 def _joined(pieces: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Inputs of all pieces one after the other: of candidates theirs, of the user those of the first piece."""
-    of_candidates = [name for name in pieces[0] if name.startswith(("candidate", "context"))]
-    joined = {name: [value for piece in pieces for value in piece[name]] for name in of_candidates}
-    found = dict(pieces[0]) | joined
-    return {name: np.array(undefined_as_nan(value)) for name, value in found.items()}
+    """Inputs of all pieces one after the other: of candidates theirs, of the user those of the first piece.
+
+    Where each candidate has events of its own in its slots, these are inputs of candidates, slot by slot.
+    """
+    found = [_in_slots({name: np.array(undefined_as_nan(value)) for name, value in piece.items()}) for piece in pieces]
+    own = ("candidate", "context", *(OF_EVENTS if SLOT in pieces[0] else ()))
+    return found[0] | {name: np.concatenate([one[name] for one in found]) for name in found[0] if name.startswith(own)}
+
+
+def _in_slots(piece: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs with those of events, [T, ...], in the slots that hold them, [b, K, ...]; without slots as they are."""
+    slot = piece.pop(SLOT, None)
+    if slot is None:
+        return piece
+    there = slot != NO_EVENT
+    result = {
+        name: value[np.where(there, slot, 0)] if name.startswith(OF_EVENTS) else value for name, value in piece.items()
+    }
+    return result | {"history_mask": result["history_mask"] & there}
+
+
+def of_dataset(dataset: Dataset) -> "Resolver":
+    """The resolver of a dataset that is whole."""
+    tables = dataset.user_table, dataset.item_table
+    return Resolver(dataset, *(id_index.build(original_ids(table)) for table in tables))
 
 
 class Resolver:
@@ -89,15 +115,20 @@ class Resolver:
 
     Args:
       dataset: of the run.
+      users, items: the indexes of their original ids.
     """
 
-    def __init__(self, dataset: Dataset):
-        self._dataset = dataset
-        self._users, self._items = (
-            id_index.build(original_ids(table)) for table in (dataset.user_table, dataset.item_table)
-        )
+    def __init__(self, dataset: Dataset, users: id_index.IdIndex, items: id_index.IdIndex):
+        self._dataset, self._users, self._items = dataset, users, items
+        self._known: Mapping[str, int] = {}
         self._values = {group: values_of(dataset, group) for group in ("context", "event")}
         self._numbers = {group: numbers_of(dataset, group) for group in ("context", "event")}
+
+    def knowing(self, known: Mapping[str, int]) -> "Resolver":
+        """The same by what was known once: of "user", "item", "context_<field>", "event_<field>" the first so many alone."""
+        other = copy.copy(self)
+        other._known = known
+        return other
 
     def __call__(self, requests: Sequence[Mapping[str, Any]]) -> Rows:
         """The rows of requests [r], as `ScoreRequest` has them."""
@@ -106,7 +137,7 @@ class Resolver:
         end = np.cumsum([len(one["item"]) for one in events])
         start = np.concatenate([[0], end[:-1]])
         columns: dict[str, Any] = {
-            "item": self._rows_of(self._items, [one for asked in requests for one in asked["candidates"]], "items"),
+            "item": self._rows_of(self._items, [one for asked in requests for one in asked["candidates"]], "item"),
             "user": np.repeat([self._user(asked.get("user")) for asked in requests], count),
             "time": np.repeat([_moments([asked.get("time")], 1)[0] for asked in requests], count),
             "history_start": np.repeat(start, count),
@@ -130,12 +161,13 @@ class Resolver:
     def _rows_of(self, index: id_index.IdIndex, ids: Sequence[Any], kind: str) -> np.ndarray:
         """[n] i64 rows of ids; of one that is not known the row after the last."""
         rows = index.find([math.inf if one is None else one for one in ids])  # which JSON has no number for
-        return np.where(rows < 0, getattr(self._dataset, f"num_{kind}"), rows)
+        there = (rows >= 0) & (rows < self._known.get(kind, len(index.words)))
+        return np.where(there, rows, getattr(self._dataset, f"num_{kind}s"))
 
     def _user(self, user: Any) -> int:
         if canonical(user) is None:
             return self._dataset.num_users
-        return int(self._rows_of(self._users, [user], "users")[0])
+        return int(self._rows_of(self._users, [user], "user")[0])
 
     def _context(self, name: str, asked: Mapping[str, Any], missing: Any, dtype: Any) -> np.ndarray:
         """[b] ids or numbers of a field of the context."""
@@ -150,12 +182,14 @@ class Resolver:
         """Ids or numbers of values."""
         if name in self._numbers[group]:
             return self._numbers[group][name].values(values)[0]
-        return self._values[group][name].ids(values)[0]
+        ids = self._values[group][name].ids(values)[0]
+        known = self._known.get(f"{group}_{name}")
+        return ids if known is None else np.where(ids < known + FIRST_KNOWN, ids, UNKNOWN)
 
     def _events(self, asked: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The columns of a request's events, those of items that are not known left out."""
         dataset, history = self._dataset, asked.get("history", [])
-        item = self._rows_of(self._items, history, "items") if history else np.zeros(0, np.int64)
+        item = self._rows_of(self._items, history, "item") if history else np.zeros(0, np.int64)
         kept, given = item < dataset.num_items, asked.get("history_fields", {})
         found: dict[str, Any] = {
             "item": item[kept].astype(np.int32),

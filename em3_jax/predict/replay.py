@@ -22,20 +22,18 @@ from em3_jax.core.batch import CLICKS, REQUEST
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.labels import parted
 from em3_jax.core.types import Batch
-from em3_jax.data import stream
-from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.buckets import Buckets
 from em3_jax.data.format import Dataset
 from em3_jax.export.model import PARAMS
 from em3_jax.export.rounding import FOUND, OnLookedUp
-from em3_jax.predict.recorded import Recorded, Resolver, read
+from em3_jax.predict.as_published import OfAppended, OfWhole, opened
+from em3_jax.predict.recorded import OF_EVENTS, Recorded, read
 from em3_jax.predict.rows import with_unknown
 from em3_jax.serving import store
 from em3_jax.serving.vectors import PREFIX, SCALE, Vectors, hash_rows, stored
 from em3_jax.serving.version import Version
-from em3_jax.training import spread, step
+from em3_jax.training import step
 from em3_jax.training.experiment import Experiment
-from em3_jax.training.run import Run
 
 TOLERANCE = 1e-6
 """Of logits: absolute below 1, relative above."""
@@ -71,14 +69,11 @@ class Replayed(NamedTuple):
 class _Replay:
     """A run, ready to score at the versions that it has published."""
 
-    def __init__(self, parts: Experiment, root: Path, drill: str):
-        self._parts, self._root, self._drill = parts, root, drill
-        dataset = parts.work.dataset
-        self._resolver, self._names = Resolver(dataset), _names(dataset)
-        task, self._buckets = OnLookedUp(parts.work.task), Buckets(64, 64)
-        self._labels = task.labels
-        score = task.score_all if task.labels.names else task.score
-        self._apply = step.make_apply(task, score, parts.program.mesh, parts.work.shards)
+    def __init__(self, run: OfWhole | OfAppended, root: Path, drill: str):
+        self._run, self._root, self._drill = run, root, drill
+        self._parts: Experiment | None = None
+        self._version: Version | None = None  # the one before, from which the next may be made
+        self._buckets = Buckets(64, 64)
         self.inputs: dict[str, Difference] = {}
         self.requests = self.candidates = self.logits = 0
         self.largest = 0.0
@@ -86,18 +81,21 @@ class _Replay:
     def __call__(self, name: str, recorded: Sequence[Recorded]) -> bool:
         """Replays what one version has answered; False where the store no longer has it."""
         try:
-            version = store.open_version(self._root, name)
+            version = store.open_version(self._root, name, have=self._version)
         except FileNotFoundError:
             return False
+        self._version = version
         self._check(version, recorded)
-        builder, vectors = self._builder(version), stored(version.starting_with(PREFIX), version.starting_with(SCALE))
+        at = self._run.at(version)
+        parts = self._scores_by(at.parts)
+        vectors = stored(version.starting_with(PREFIX), version.starting_with(SCALE))
         there = [name for columns in self._names.values() for name in columns]
         there += [f"{side}.{name}" for side in ("candidate", "history") for name in vectors]
         if self._drill and self._drill not in there:
             raise UserError(f"--drill {self._drill}: no such feature; {nearest(self._drill, there)}")
-        rows = self._resolver([one.asked for one in recorded])
-        reading = rows.read_by(with_unknown(builder, ()))
-        params = self._params(version)
+        rows = at.resolver([one.asked for one in recorded])
+        reading = rows.read_by(with_unknown(at.builder, ()))
+        params = _params(parts, version)
         tables = {"embedding": jax.device_put(version["table"])}
         size, first = 512, np.cumsum([0, *(len(one.logits) for one in recorded)])
         samples = [np.minimum(start + np.arange(size), first[-1] - 1) for start in range(0, first[-1], size)]
@@ -107,7 +105,7 @@ class _Replay:
             batch = reading(some, buckets=self._buckets)
             batch |= {FOUND: {name: one.rows(batch["item_id"]) for name, one in vectors.items()}}
             found.append(_inputs(batch, vectors))
-            placed = self._parts.program.place(batch)
+            placed = parts.program.place(batch)
             logits.append(np.asarray(self._apply(params, tables, {}, {}, placed)))
         inputs = {name: np.concatenate([one[name] for one in found])[: first[-1]] for name in found[0]}
         first_label, _ = parted(np.concatenate(logits)[: first[-1]], self._labels)
@@ -116,36 +114,24 @@ class _Replay:
             self._compare(one, {name: array[part] for name, array in inputs.items()}, first_label[part])
         return True
 
+    def _scores_by(self, parts: Experiment) -> Experiment:
+        """Takes up what scores; of versions whose tables are as long it is the same."""
+        if parts is not self._parts:
+            self._parts, self._names = parts, _names(parts.work.dataset)
+            task = OnLookedUp(parts.work.task)
+            self._labels = task.labels
+            score = task.score_all if task.labels.names else task.score
+            self._apply = step.make_apply(task, score, parts.program.mesh, parts.work.shards)
+        return parts
+
     def _check(self, version: Version, recorded: Sequence[Recorded]) -> None:
-        """Refuses a version that is not the one that answered, or is of other data."""
-        dataset = self._parts.work.dataset
+        """Refuses a version that is not the one that answered."""
         for one in recorded:
             if one.checksum != version.checksum:
                 raise UserError(
                     f"{one.place}: version {version.name} answered with checksum {one.checksum}, that in {self._root} has "
                     f"{version.checksum}; give the store that was served"
                 )
-        if version.manifest["data_hash"] != dataset.meta["data_hash"]:
-            raise UserError(
-                f"{version.folder}: is of the data with hash {version.manifest['data_hash'][:12]}, those in {dataset.root} have "
-                f"{dataset.meta['data_hash'][:12]}; give the dataset as it was with --data"
-            )
-
-    def _builder(self, version: Version) -> BatchBuilder:
-        """Of batches that know what the version's training showed."""
-        work = self._parts.work
-        data: Any = self._parts.config.data  # of clicks, as there are scores
-        row = version.manifest.get("row")
-        assert work.builder is not None  # as whoever is served has it
-        if row is None:  # exported, not published by a stream
-            return work.builder(work.dataset)
-        return work.builder(stream.as_of(work.dataset, row, data.label, data.history_length))
-
-    def _params(self, version: Version) -> Any:
-        shapes = self._parts.program.shapes.params
-        arrays = npy.archive(io.BytesIO(version.read_bytes(PARAMS)))
-        leaves = [jax.device_put(arrays[name]) for name in trees.named_leaves(shapes)]
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
     def _compare(self, one: Recorded, made: Mapping[str, np.ndarray], logits: np.ndarray) -> None:
         """Compares a request with what training makes of it."""
@@ -161,7 +147,7 @@ class _Replay:
                 mine, his = (array[..., k] if name in self._names else array for array in (expected, found))
                 if feature == self._drill:
                     his = his + 1 if his.dtype.kind in "iuf" else np.roll(his, 1, axis=-1)
-                of_events = name.startswith(("history", "event")) and name != "history_mask"
+                of_events = name.startswith(OF_EVENTS) and name != "history_mask"
                 differs = _differs(mine, his, made["history_mask"] if of_events else None)
                 self._count(feature, differs, one.line)
         gap = np.abs(logits - one.logits) / np.maximum(np.abs(logits), 1)
@@ -172,6 +158,14 @@ class _Replay:
         if differs:
             before = self.inputs.get(feature, Difference(0, line))
             self.inputs[feature] = Difference(before.values + differs, min(before.line, line))
+
+
+def _params(parts: Experiment, version: Version) -> Any:
+    """The parameters of a version, on the devices."""
+    shapes = parts.program.shapes.params
+    arrays = npy.archive(io.BytesIO(version.read_bytes(PARAMS)))
+    leaves = [jax.device_put(arrays[name]) for name in trees.named_leaves(shapes)]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 SIDES = (
@@ -246,23 +240,16 @@ def replay(
     Raises:
       UserError: whatever the user can mend.
     """
-    run = Run.open(directory, data_root)
-    if (tables := spread.fixed_tables(run.folder)) and tables.admit_after > 1:
-        raise UserError(
-            f"{directory}: cannot be replayed: which ids its versions had admitted is not told by the dataset, where "
-            f"config.tables.admit_after is {tables.admit_after}; of 1 it is"
-        )
-    parts = run.experiment
-    if not parts.work.task.can_be_served or len(parts.work.source.builder.segments.parts) > 1:
-        raise UserError(f"{directory}: cannot be replayed: it is not served, or reads several histories")
     if store.current_name(paths.local(root)) is None:
         raise UserError(f"{root}: no store, it has no file 'current'; give the store that was served")
-    replayed, versions, gone = _Replay(parts, paths.local(root), drill), set(), 0
-    for name, recorded in _by_version(read(Path(requests))):
-        if replayed(name, recorded):
-            versions.add(name)
-        else:
-            gone += len(recorded)
+    versions, gone = set(), 0
+    with opened(directory, data_root) as run:
+        replayed = _Replay(run, paths.local(root), drill)
+        for name, recorded in _by_version(read(Path(requests))):
+            if replayed(name, recorded):
+                versions.add(name)
+            else:
+                gone += len(recorded)
     return Replayed(
         replayed.requests, replayed.candidates, len(versions), replayed.inputs, replayed.logits, replayed.largest, gone
     )

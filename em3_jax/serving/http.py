@@ -295,7 +295,7 @@ def main() -> None:
         host, port = listening.getsockname()[:2]
         print(f"version {service.model.name} of {args.store} at http://{host}:{port} (Ctrl-C stops)", flush=True)
         if service.problem:
-            print(f"warning: {service.problem}; the version before is served", flush=True)
+            print(f"warning: {service.problem}; version {service.model.name} is served", flush=True)
         app = make_app(service, Limits(candidates=args.max_candidates, body_bytes=args.max_body), recorder)
         for one in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends gracefully on them, and then raises them once more
             signal.signal(one, lambda *_: None)

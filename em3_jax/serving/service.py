@@ -14,7 +14,6 @@ from pathlib import Path
 
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
-from em3_jax.serving.programs import ProgramError
 from em3_jax.serving.served_model import USERS
 from em3_jax.serving.served_model import Lookup as Lookup
 from em3_jax.serving.served_model import Model as Model
@@ -41,8 +40,7 @@ class Service:
       held: whether a version is served on whatever is published, see `roll_back`.
 
     Raises:
-      UserError: the version that the store names cannot be loaded. One whose programs do not run
-        here is no reason while a version before it does.
+      UserError: neither the version that the store names nor one before it can be loaded.
     """
 
     def __init__(
@@ -76,14 +74,14 @@ class Service:
             self.refresh()
 
     def _first(self) -> Model:
-        """The model served from the start on."""
-        version = open_current(self._store, self._verify)
+        """The model served from the start on: of the newest version that can be loaded."""
+        current = current_name(self._store)
         try:
-            return self._load(version)
-        except ProgramError as error:
+            return self._load(open_current(self._store, self._verify))
+        except Exception as error:  # whatever it is, as when a service follows
             for name in reversed(version_names(self._store)):
-                if name < version.name and (before := self._earlier(name)):
-                    self._refuse(version.name, error)
+                if current is not None and name < current and (before := self._earlier(name)):
+                    self._refuse(current, error)
                     return before
             raise
 
@@ -94,7 +92,7 @@ class Service:
         """The model of a version, if it can be loaded."""
         try:
             return self._load(open_version(self._store, name, self._verify))
-        except (UserError, OSError):
+        except Exception:
             return None
 
     def _refuse(self, name: str, error: Exception) -> None:

@@ -12,9 +12,9 @@ that this was so, which checkpoints note.
 """
 
 import dataclasses
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,30 @@ from em3_jax.config.schema import OnClicks
 from em3_jax.config.schema.course import Stream as StreamSettings
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
-from em3_jax.core.fields import Fields
 from em3_jax.core.lock import Lock
 from em3_jax.core.progress import Progress
 from em3_jax.core.types import State
 from em3_jax.data import arrivals, prepare, sources, stream, times
 from em3_jax.data.append import Store
 from em3_jax.data.batches import BatchBuilder
-from em3_jax.data.buckets import Buckets
-from em3_jax.data.format import CLICK, Dataset
+from em3_jax.data.format import CLICK, STORE, Dataset
 from em3_jax.data.shown import Shown
 from em3_jax.tasks.ranking.setup import open_clicks
-from em3_jax.training import endless, experiment, growth, logs, online, processes, rundir, stream_settings
+from em3_jax.training import (
+    endless,
+    experiment,
+    growth,
+    logs,
+    online,
+    processes,
+    rundir,
+    stream_end,
+    stream_settings,
+    warm_start,
+)
 from em3_jax.training.checkpoint import Checkpoints
-from em3_jax.training.online import Position
-from em3_jax.training.warm_start import warm_start
-
-LEAST_PLACES = 64  # of a field whose table rows are made ahead
+from em3_jax.training.places import place_of_rows, places_of, roomier
+from em3_jax.training.position import Position, check_same_past
 
 
 def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: online.Publisher | None = None) -> dict:
@@ -62,14 +69,35 @@ def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: onlin
         source = sources.open_source(own.follow, given.get("interactions"))
         store = Store(root, how, own.on_bad_row)
         try:
-            result = _Appended(config, directory, own, store, source, publisher).run(interrupts)
+            of_rows = _Appended(config, directory, own, store, source, publisher)
+            result = of_rows.run(interrupts)
         finally:
             store.close()
-    print(
-        f"{result['stopped_by']}: {online.count(result['windows'])} in {directory}; draw them with "
-        f"`em3 curves {directory} --out curves.png`"
-    )
+    ended = stream_end.Ended(result["stopped_by"], result["windows"], of_rows.before, of_rows.waiting)
+    print(stream_end.said(ended, own, root, directory))
     return result
+
+
+@contextmanager
+def store_of(own: StreamSettings, root: Path) -> Iterator[Store]:
+    """The rows of a run that is there, to read: nobody appends to them meanwhile.
+
+    Args:
+      own: config.stream of the run.
+      root: of its dataset.
+
+    Raises:
+      UserError: it is not there, or a run appends to it.
+    """
+    if not (root / STORE).exists():
+        raise UserError(f"{root}: holds no rows that were appended; give the folder of the run's dataset")
+    how = arrivals.options(own.follow, prepare.read_mapping(paths.local(own.follow), prepare.READERS["table"]))
+    with Lock(root, beside=True, hint="end the run that appends to it first"):
+        store = Store(root, how, own.on_bad_row)
+        try:
+            yield store
+        finally:
+            store.close()
 
 
 def _check(config: OnClicks) -> None:
@@ -112,15 +140,19 @@ class _Appended(online.Stream):
         self.endless, self.publisher, self.kept = None, publisher, None
         self._built_at = 0  # rows whose ids had places when the tables became as long as they are
         self._said = ""  # of the last window
+        self.before = self.waiting = 0
 
     def run(self, interrupts: processes.Interrupts) -> dict:
+        self._check_source()
         if stopped_by := self._wait(0, interrupts):
+            self.waiting = self._store.rows
             return {"windows": 0, "step": 0, "stopped_by": stopped_by}
         state, position, notes = self._start()
         self._begin_publishing()
+        self.before = position.window
         self.curve = logs.StreamWriter(self.directory, position.window, int(state.step))
         self.progress = Progress(self._store.rows, position.row, unit="row")
-        done = online.count(position.window)
+        done = stream_end.count(position.window)
         print(f"{self._store.root}: {self._store.rows:,} rows so far; {done} done", flush=True)
         while not stopped_by:
             if self._own.most_windows and position.window >= self._own.most_windows:
@@ -139,7 +171,15 @@ class _Appended(online.Stream):
         self.checkpoints.close()
         if self.publisher is not None:
             self.publisher.close()
+        self.waiting = self._store.rows - position.row
         return {"windows": position.window, "step": int(state.step), "stopped_by": stopped_by}
+
+    def _check_source(self) -> None:
+        """Refuses another source than that of the rows which the run was trained on, before anything of it is appended."""
+        if (self.directory / "run.json").exists():
+            checkpoints = Checkpoints(self.directory)
+            self._source.check(checkpoints.newest_notes().get("source", {}))
+            checkpoints.close()
 
     def _wait(self, number: int, interrupts: processes.Interrupts) -> str:
         """Returns "" when window `number` is complete, or why there is no more to wait for. Appends what has come."""
@@ -178,9 +218,11 @@ class _Appended(online.Stream):
         self._build(first.end)
         if config.tables.capacity:
             endless.check_rows(self.parts)
+        if is_new:
+            warm_start.check_stream(self.parts)
         state = self.parts.program.init()
         if init_from and is_new:
-            state = warm_start(state, init_from, self._store.hash, config.train.init_parts)
+            state = warm_start.warm_start(state, init_from, self._store.hash, config.train.init_parts)
         rundir.claim(directory, config, self._store.hash, self.parts.feature_hashes)
         self.checkpoints = Checkpoints(directory, self._store.hash)
         notes: dict[str, Any] = {"best_step": 0, "best_value": None, "stale": 0}
@@ -190,9 +232,9 @@ class _Appended(online.Stream):
             state, notes = restored
             position = Position(**notes["position"])
             self._reach(position.row)
-            online.check_same_past(self._store.view(self._store.rows, self._sizes), position)
+            check_same_past(self._store.view(self._store.rows, self._sizes), position)
         elif init_from and not is_new:
-            state = warm_start(state, init_from, self._store.hash, config.train.init_parts)
+            state = warm_start.warm_start(state, init_from, self._store.hash, config.train.init_parts)
         else:
             print(logs.parameter_table(state, self.parts.program.frozen))
         if config.tables.capacity:
@@ -253,7 +295,7 @@ class _Appended(online.Stream):
             )
         sizes = self.config.data.batch_size, self.config.eval.batch_size
         buckets = [self._buckets(size) for size in sizes]
-        self.buckets, self.eval_buckets = map(_roomier, buckets) if self._own.spare else buckets
+        self.buckets, self.eval_buckets = map(roomier, buckets) if self._own.spare else buckets
 
     def _experiment(self, config: OnClicks) -> experiment.Experiment:
         return experiment.build(config, dataset=self._view)
@@ -328,31 +370,3 @@ class _Appended(online.Stream):
 
     def _beside(self) -> str:
         return f"{self._said}{super()._beside()}"
-
-
-def places_of(sizes: Mapping[str, int], spare: float) -> dict[str, int]:
-    """Field -> how many ids a table is made for.
-
-    Args:
-      sizes: field -> ids that there are.
-      spare: config.stream.spare.
-    """
-    return {name: max(math.ceil(size * (1 + spare)), LEAST_PLACES) if spare else size for name, size in sizes.items()}
-
-
-def _roomier(buckets: Buckets) -> Buckets:
-    """The next larger ones: batches of rows to come name more, and each size is compiled by itself."""
-    sizes = dataclasses.asdict(buckets)
-    unit = sizes.pop("unit")
-    return Buckets(**{name: size and buckets.fit(size, size + 1) for name, size in sizes.items()}, unit=unit)
-
-
-def place_of_rows(before: Fields, after: Fields) -> np.ndarray:
-    """[table rows of `before`] i64: the rows of the same ids in tables of `after`, whose fields are as long or longer."""
-    place = np.zeros(before.num_rows, np.int64)
-    was, now = before.offsets(), after.offsets()
-    for group, fields in before.groups():
-        for field in fields:
-            rows = np.arange(field.size - 1)
-            place[was[group][field.name] + rows] = now[group][field.name] + rows
-    return place

@@ -131,6 +131,13 @@ class Checkpoints:
                 self._set_aside(step, error)
         return None
 
+    def newest_notes(self) -> dict[str, Any]:
+        """The notes of the newest checkpoint, whatever its data; {} without one, or where they cannot be read."""
+        for step in reversed(self.steps("latest")):
+            with contextlib.suppress(Exception):  # `restore_latest` says why
+                return self._notes("latest", step, other_data=True)
+        return {}
+
     def restore(self, template: StateT, step: int | None = None) -> tuple[StateT, dict[str, Any]]:
         """The best checkpoint, the newest where none was chosen as best, or the one of `step` wherever it is kept."""
         return self._of_first(step, "choose another --step", lambda kind, found: self._restore(kind, found, template))

@@ -105,7 +105,7 @@ def with_all_ids(config: AnyConfig) -> AnyConfig:
     return replace(config, tables=replace(config.tables, capacity=0))
 
 
-def of_run(config: schema.Config, data_root: str | Path | None = None) -> Experiment:
+def of_run(config: schema.Config, data_root: str | Path | None = None, dataset: Dataset | None = None) -> Experiment:
     """The experiment of a run that is there, to score with.
 
     It is on one device where the run's mesh does not fit this machine. A table of fixed size is one with a row for each id
@@ -114,6 +114,7 @@ def of_run(config: schema.Config, data_root: str | Path | None = None) -> Experi
     Args:
       config: of the run.
       data_root: the dataset folder, if it is not where it was in training.
+      dataset: of clicks, where it is open already.
 
     Raises:
       UserError: there is no dataset; the commands that score a run have --data for a moved one.
@@ -129,4 +130,4 @@ def of_run(config: schema.Config, data_root: str | Path | None = None) -> Experi
             f"{config.data.root}: no such folder, but the run was trained on the dataset there; if it "
             "was moved, say where it is with --data"
         )
-    return build(config)
+    return build(config, dataset=dataset)

@@ -4,8 +4,6 @@ import json
 import math
 import os
 import sys
-import warnings
-from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -162,23 +160,6 @@ def attention_entropies(means: dict[str, float]) -> str:
         for name in names
     )
     return "  entropy" + "".join(shown)[1:] if names else ""
-
-
-def warn_of_frozen(frozen: dict[str, bool], loaded: Collection[str]) -> None:
-    """Says which parts stand still at random values: of a run that starts from nothing, frozen ones never learn.
-
-    Args:
-      frozen: parameter name -> whether it is frozen.
-      loaded: feature sets whose encoder comes from a checkpoint, so that it is not random.
-    """
-    parts = {"/".join(name.split("/")[:2]) for name, is_frozen in frozen.items() if is_frozen}
-    drawn = sorted(parts - {f"encoders/{name}" for name in loaded})
-    if drawn:
-        warnings.warn(
-            f"{', '.join(drawn)}: frozen at fresh, random values, by config.optim.multipliers or "
-            "config.model.encoder_trains; set config.train.init_from to the run to take them from",
-            stacklevel=2,
-        )
 
 
 def parameter_table(state: State, frozen: dict[str, bool]) -> str:

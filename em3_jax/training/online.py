@@ -21,7 +21,6 @@ import numpy as np
 
 from em3_jax.config.schema import OnClicks
 from em3_jax.config.schema.course import Stream as StreamSettings
-from em3_jax.core.errors import UserError
 from em3_jax.core.progress import Progress
 from em3_jax.core.types import Batch, State
 from em3_jax.data import follow, stream, times
@@ -30,10 +29,20 @@ from em3_jax.data.format import CLICK, Dataset
 from em3_jax.data.pipeline import EvaluationSource, batches
 from em3_jax.evaluation import ranking as ranking_evaluation
 from em3_jax.evaluation.groups import Asked
-from em3_jax.training import endless, experiment, growth, logs, processes, rundir, stream_settings
+from em3_jax.training import (
+    endless,
+    experiment,
+    growth,
+    logs,
+    processes,
+    rundir,
+    stream_end,
+    stream_settings,
+    warm_start,
+)
 from em3_jax.training.checkpoint import Checkpoints
+from em3_jax.training.position import Position, check_same_past
 from em3_jax.training.program import Program
-from em3_jax.training.warm_start import warm_start
 
 HEADLINE = ("auc", "gauc", "logloss")
 SLICES = ("all", "cold items", "warm items", "new users")
@@ -59,20 +68,6 @@ class Publisher(Protocol):
         """Waits for what is done in the background."""
 
 
-class Position(NamedTuple):
-    """How far a run is, of the JSON notes of a checkpoint.
-
-    Attributes:
-      window: windows done.
-      row: interaction rows done.
-      time: of the last of them.
-    """
-
-    window: int = 0
-    row: int = 0
-    time: int | None = None
-
-
 def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: Publisher | None = None) -> dict:
     """Scores and trains window after window; returns {"windows", "step", "stopped_by"}.
 
@@ -85,18 +80,20 @@ def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: Publi
     """
     stream_settings.check(config, own)
     kept: _Kept | None = None
+    before: int | None = None
     with processes.Interrupts() as interrupts:
         followed = follow.Follower(own.follow, config.data.root, own.poll_seconds, own.idle_seconds)
         while True:
             followed.prepare()
             of_data = Stream(config, directory, own, followed.grows, kept, publisher)
             result, kept = of_data.run(interrupts), of_data.kept
-            stopped_by = result["stopped_by"] if result["stopped_by"] != "end" else followed.wait(interrupts)
+            before = of_data.before if before is None else before
+            is_last = 0 < own.most_windows <= result["windows"]
+            stopped_by = result["stopped_by"]
+            stopped_by = followed.wait(interrupts) if stopped_by == "end" and not is_last else stopped_by
             if stopped_by:
-                print(
-                    f"{stopped_by}: {count(result['windows'])} in {directory}; draw them with "
-                    f"`em3 curves {directory} --out curves.png`"
-                )
+                ended = stream_end.Ended(stopped_by, result["windows"], before, of_data.waiting)
+                print(stream_end.said(ended, own, config.data.root, directory))
                 return result | {"stopped_by": stopped_by}
             del of_data
             if kept is None:
@@ -124,6 +121,8 @@ class Stream:
     Attributes:
       kept: what the next pass takes; None where it begins with the checkpoint.
       publisher: None = nothing is published.
+      before: windows that were done when it began.
+      waiting: rows after the last window that is done.
     """
 
     def __init__(
@@ -136,6 +135,7 @@ class Stream:
         publisher: Publisher | None = None,
     ):
         self.config, self.directory, self.kept, self.publisher = config, directory, kept, publisher
+        self.before = self.waiting = 0
         self.parts = experiment.build(config)
         if kept:
             self.parts = dataclasses.replace(self.parts, program=kept.program)
@@ -159,6 +159,7 @@ class Stream:
         parts, directory = self.parts, self.directory
         state, notes = self._begin()
         position = Position(**notes["position"])
+        self.before = position.window
         self._begin_publishing()
         self.curve = logs.StreamWriter(directory, position.window, int(state.step))
         if not position.window:
@@ -169,7 +170,7 @@ class Stream:
             print(
                 f"{parts.work.dataset.root}: does not say the unit of its times, made before datasets did; taken for {unit}"
             )
-        windows = count(len(self.windows))
+        windows = stream_end.count(len(self.windows))
         print(f"{parts.work.dataset.root}: {total:,} rows in {windows}; {position.window:,} done", flush=True)
         self.progress, stopped_by = Progress(total, position.row, unit="row"), "end"
         for number in range(position.window, len(self.windows)):
@@ -182,6 +183,7 @@ class Stream:
         self.checkpoints.close()
         if self.publisher is not None:
             self.publisher.close()
+        self.waiting = len(parts.work.dataset.interactions["time"]) - notes["position"]["row"]
         if self.endless:
             self.kept = _Kept(parts.program, self.endless, state, notes)
         return {"windows": notes["position"]["window"], "step": int(state.step), "stopped_by": stopped_by}
@@ -190,9 +192,11 @@ class Stream:
         """(the state, the notes) to go on from; the folder is this run's, or found to be."""
         parts, directory, init_from = self.parts, self.directory, self.config.train.init_from
         data_hash, is_new = parts.work.dataset.meta["data_hash"], not (directory / "run.json").exists()
+        if is_new:
+            warm_start.check_stream(parts)
         state = self.kept.state if self.kept else parts.program.init()
         if init_from and is_new:  # before there is a run in the folder, which a mistake would leave
-            state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
+            state = warm_start.warm_start(state, init_from, data_hash, self.config.train.init_parts)
         own: Any = endless if self.config.tables.capacity else growth
         growing = own.begin(directory, parts, permitted=True)
         self.checkpoints = Checkpoints(directory, data_hash)
@@ -203,7 +207,7 @@ class Stream:
             state, notes = restored
             check_same_past(parts.work.dataset, Position(**notes["position"]))
         elif init_from and not is_new:
-            state = warm_start(state, init_from, data_hash, self.config.train.init_parts)
+            state = warm_start.warm_start(state, init_from, data_hash, self.config.train.init_parts)
         if self.config.tables.capacity:
             state = self._bind(state, notes, int(state.step) if restored else None)
         if growing:
@@ -378,18 +382,3 @@ class Stream:
     def _experiment(self, config: OnClicks) -> experiment.Experiment:
         """What a config stands for on the dataset as it is."""
         return experiment.build(config)
-
-
-def check_same_past(dataset, position: Position) -> None:
-    """Refuses a grown log whose first rows are not those that were trained on."""
-    time_ = dataset.interactions["time"]
-    if position.row > len(time_) or (position.row and int(time_[position.row - 1]) != position.time):
-        found = time_[position.row - 1] if position.row <= len(time_) else "nothing"
-        raise UserError(
-            f"{dataset.root}: row {position.row - 1} of the interactions has time {found}, it had {position.time} when the run "
-            "trained on it; a stream may only be appended to"
-        )
-
-
-def count(windows: int) -> str:
-    return f"{windows:,} window{'s' * (windows != 1)}"

@@ -25,17 +25,16 @@ from em3_jax.config.schema.course import Tables
 from em3_jax.core import paths, publish, sharding
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
-from em3_jax.core.lock import Lock
 from em3_jax.core.types import State
-from em3_jax.data import arrivals, prepare
 from em3_jax.data.append import Store
 from em3_jax.data.format import Dataset, hash_ids
 from em3_jax.data.readers.log import write_log
 from em3_jax.data.writer import DatasetWriter
 from em3_jax.training import endless, growth, rundir, spread
-from em3_jax.training.appended import place_of_rows, places_of
+from em3_jax.training.appended import store_of
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.curve import CURVE
+from em3_jax.training.places import place_of_rows, places_of
 from em3_jax.training.run import Run
 
 SPLIT = (0.8, 0.1, 0.1)
@@ -61,22 +60,17 @@ def seal(directory: str | Path, data: str | Path, out: str | Path) -> Dataset:
     for option, folder in (("--out", out), ("--data", publish.resolved(data))):
         if folder.exists() and not (folder.is_dir() and publish.is_empty(folder)):
             raise UserError(f"{folder}: exists already and is not an empty folder; choose another {option}")
-    own, root = config.stream, paths.local(config.data.root)
-    how = arrivals.options(own.follow, prepare.read_mapping(paths.local(own.follow), prepare.READERS["table"]))
-    with Lock(root, beside=True, hint="end the run that appends to it first"):
-        store = Store(root, how, own.on_bad_row)
-        try:
-            saved, notes = _read(run)
-            rows = notes["position"]["row"]
-            _, _, built_at = notes["data_hash"].partition("@")
-            before = store.view(rows, places_of(store.sizes(int(built_at)), own.spare)).fields
-            dataset, seen = _write_dataset(store, rows, Path(data)), store.view(rows, store.sizes(rows))
-            if config.tables.capacity:
-                state = spread.with_all_ids(config.tables, run.folder, _state(saved), seen, _one_device())
-            else:
-                state = _fitted(saved, before, dataset.fields)
-        finally:
-            store.close()
+    own = config.stream
+    with store_of(own, paths.local(config.data.root)) as store:
+        saved, notes = _read(run)
+        rows = notes["position"]["row"]
+        _, _, built_at = notes["data_hash"].partition("@")
+        before = store.view(rows, places_of(store.sizes(int(built_at)), own.spare)).fields
+        dataset, seen = _write_dataset(store, rows, Path(data)), store.view(rows, store.sizes(rows))
+        if config.tables.capacity:
+            state = spread.with_all_ids(config.tables, run.folder, _state(saved), seen, _one_device())
+        else:
+            state = _fitted(saved, before, dataset.fields)
     stream = dataclasses.replace(own, append=False, follow="", on_bad_row="stop", spare=type(own).spare)
     of_data = dataclasses.replace(config.data, root=str(dataset.root))
     sealed: Any = dataclasses.replace(

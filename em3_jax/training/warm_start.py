@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -10,7 +11,9 @@ from em3_jax.config.schema.course import Train
 from em3_jax.core import trees
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
+from em3_jax.features import scratch_encoders
 from em3_jax.tables import packing
+from em3_jax.training.experiment import Experiment
 from em3_jax.training.run import Run
 
 ADAPTERS = ("/lora_a", "/lora_b")
@@ -24,6 +27,29 @@ def check(settings: Train) -> None:
         raise UserError(
             f"config.train.init_parts={settings.init_parts}: there is no run to take them from; set config.train.init_from"
         )
+
+
+def missing(parts: Experiment) -> str:
+    """What stands still at fresh, random values, of a run that starts from nothing, and what to do; "" where nothing does."""
+    config = parts.config
+    if config.train.init_from:
+        return ""
+    encoders: Any = {} if isinstance(config, Retrieval) else config.model.encoders
+    loaded = [name for name in parts.work.encoders if not scratch_encoders.is_scratch(encoders[name])]
+    still = {"/".join(name.split("/")[:2]) for name, is_frozen in parts.program.frozen.items() if is_frozen}
+    drawn = sorted(still - {f"encoders/{name}" for name in loaded})
+    if not drawn:
+        return ""
+    return (
+        f"{', '.join(drawn)}: frozen at fresh, random values, by config.optim.multipliers or "
+        "config.model.encoder_trains; set config.train.init_from to the run to take them from"
+    )
+
+
+def check_stream(parts: Experiment) -> None:
+    """Refuses a stream, whose rows are trained once, with what would stand still at random values."""
+    if said := missing(parts):
+        raise UserError(said)
 
 
 def warm_start(state: State, workdir_: str | Path, data_hash: str, parts: str = ALL) -> State:

@@ -237,10 +237,36 @@ def test_lines_that_were_read_and_are_others_now_and_another_source_are_refused(
     with pytest.raises(UserError, match=r"log\.csv before line 202: other lines stand there than were read"):
         store.take(open_source("m", log))
     (tmp_path / "in").mkdir()
-    with pytest.raises(UserError, match="in: the rows so far came from a source of another kind"):
+    with pytest.raises(UserError, match=r"in: the rows so far came from .*log\.csv; name that one in the map"):
         store.take(open_source("m", tmp_path / "in"))
-    log.write_text(HEADER + text(rows))
-    assert store.take(open_source("m", log)) and store.rows == 300
+    for named in ("other.csv", "short.csv"):
+        (tmp_path / named).write_text(HEADER + text(rows[50 : 290 if named == "other.csv" else 60]))
+        with pytest.raises(
+            UserError, match=rf"{named}: the rows so far came from .*log\.csv; name that one in the map"
+        ):
+            store.take(open_source("m", tmp_path / named))
+    log.write_text(HEADER + text(rows[:200]))
+    moved = log.rename(tmp_path / "moved.csv")
+    open_source("m", moved).check(store.position)
+    moved.write_text(HEADER + text(rows))
+    assert store.take(open_source("m", moved)) and store.rows == 300
+
+
+def test_another_folder_is_refused_and_one_that_was_moved_is_not(tmp_path):
+    folder, other = tmp_path / "in", tmp_path / "other"
+    for one, first in ((folder, 0), (other, 500)):
+        one.mkdir()
+        for k in range(2):
+            (one / f"{k + first}.csv").write_text(HEADER + text(log_rows(first + 20 * k + 20)[-20:]))
+    store = made(tmp_path / "data", folder)
+    for _ in range(2):
+        assert store.take(open_source("m", folder))
+    with pytest.raises(UserError, match=r"other: the rows so far came from .*/in; name that one in the mapping again"):
+        store.take(open_source("m", other))
+    (folder / "0.csv").unlink()
+    moved = folder.rename(tmp_path / "moved")
+    (moved / "2.csv").write_text(HEADER + text(log_rows(60)[-20:]))
+    assert store.take(open_source("m", moved)) and store.rows == 60
 
 
 def test_a_folder_of_something_else_and_other_options_are_refused(tmp_path):

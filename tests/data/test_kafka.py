@@ -111,7 +111,11 @@ def test_each_message_is_one_row_whoever_is_killed(broker, tmp_path):
     store = Store(tmp_path / "data", OPTIONS, "stop")
     until(store, open_source("m", address), 70)
     assert sorted(store["time"].tolist()) == [100 + k for k in (*range(60), *range(100, 110))]
-    assert store.position == {"partitions": {"0": 60, "1": 10}}
+    assert store.position == {"source": address, "partitions": {"0": 60, "1": 10}}
+    other, _ = topic(broker, "impressions")
+    with pytest.raises(UserError, match=r"/impressions: the rows so far came from .*/clicks; name that one"):
+        store.take(open_source("m", other))
+    open_source("m", "kafka://localhost:1,elsewhere:2/clicks").check(store.position)  # brokers may have other addresses
 
 
 def test_a_broker_that_goes_away_is_waited_for(proxy, tmp_path, capsys):

@@ -109,7 +109,7 @@ def test_rows_groups_and_histories_are_those_of_the_lines(source, block, tmp_pat
     require_all(dataset, expected)
     distinct = {tuple(row["history"]) for row in expected}
     assert () in distinct and len(dataset.events["item"]) == sum(map(len, distinct))
-    assert dataset.meta["time_unit"] == "seconds"
+    assert dataset.meta["time_unit"] == "seconds" and dataset.meta["negatives"] == "logged"
 
 
 def test_news_have_their_texts_and_those_without_a_row_none(made):

@@ -152,6 +152,7 @@ def test_provenance(prepared):
     assert meta["name"] == "mmrec (source)" and "x_label" in meta["split_rule"]
     assert meta["arguments"] == {"as_clicks": count > 0, "negatives": count, "seed": 0}
     assert meta["label_rule"].startswith(f"an interaction is 1, against {count} items" if count else "all rows are 1")
+    assert meta.get("negatives") == ("uniform" if count else None)
 
 
 def test_clicks_on_items_that_are_only_negative_are_noted(tmp_path):

@@ -117,6 +117,7 @@ def test_every_kind_gives_the_same_log(folder, tmp_path):
         history = list(zip(ids["item"][events["item"][part]], rated, events["time"][part], strict=True))
         assert history == [row[1:] for row in ordered if row[0] == user and row[3] < time]
     assert dataset.meta["name"] == f"movielens ({kind})" and dataset.meta["label_rule"] == "rating >= 4"
+    assert dataset.meta["negatives"] == "logged"
 
 
 def test_the_conversion_is_a_highest_rating_among_the_clicks(folder, tmp_path):

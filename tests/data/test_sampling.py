@@ -1,6 +1,7 @@
 """Log-Q corrections: how likely items are drawn, losses that take it off, and scores that are of the whole catalogue."""
 
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from em3_jax.data.batches import BatchBuilder, Buckets
 from em3_jax.data.readers.table import table
 from em3_jax.evaluation import calibration
 from em3_jax.tasks.heads import FurtherLabels
+from em3_jax.training import experiment
 from tests.conftest import user_error
 from tests.small_runs import small_config
 
@@ -148,3 +150,22 @@ def test_scores_are_of_all_items_against_each_click(popular, tmp_path):
     assert json.loads((folder / "calibration.json").read_text())["kept_negatives"] == 1
     said = user_error(evaluation.evaluate, folder, "test", None, None, "isotonic")
     assert "data.log_q" in said and "platt" in said
+
+
+def test_it_is_of_negatives_that_were_drawn(popular, planted, tmp_path):
+    """A log that has its own is refused, one of which nothing is known is warned of; contrasts are of any log."""
+    assert popular.meta["negatives"] == "popularity" and planted.meta["negatives"] == "logged"
+    said = user_error(train.train, settings(planted).to_dict(), tmp_path / "run")
+    assert said.startswith(f"config.data.log_q: is of drawn negatives, and the negatives of {planted.root} were not")
+    assert not (tmp_path / "run").exists()
+    sampling.check_drawn(popular, "click")
+    assert "the rows without 'buy'" in user_error(sampling.check_drawn, popular, "buy")
+    (tmp_path / "log.csv").write_text(
+        "user,item,time,label\n" + "".join(f"u{k % 7},i{k % 5},{k},{k % 2}\n" for k in range(60))
+    )
+    own = table(tmp_path / "data", interactions=tmp_path / "log.csv")
+    with pytest.warns(UserWarning, match=r"data\.log_q: nothing in .*data says how its negatives came about"):
+        experiment.build(settings(own).to_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        experiment.build(settings(own, data__log_q=False, model__cic__log_q=True).to_dict())

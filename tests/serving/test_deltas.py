@@ -194,6 +194,10 @@ def test_a_delta_that_does_not_fit_is_one_line_and_the_next_whole_version_heals(
         service._refused = None
         service.refresh()
         assert service.model.name == first.name and "it does not fit version" in service.problem
+        with Service(
+            writer.root, poll_seconds=1000, sizes=()
+        ) as again:  # begun now, it serves the newest that there is, too
+            assert again.model.checksum == first.checksum and again.problem == service.problem
         writer.version = None
         whole = writer.publish()
         service.refresh()

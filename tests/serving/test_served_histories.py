@@ -13,10 +13,13 @@ from em3_jax import train
 from em3_jax.data.features import write_features
 from em3_jax.data.readers.table import table
 from em3_jax.export import command as export
+from em3_jax.predict import replay
 from em3_jax.predict.command import predict
 from em3_jax.predict.recommend import recommend
 from em3_jax.protocols.missing import missing
 from em3_jax.serving import store
+from em3_jax.serving.recorder import Recorder
+from em3_jax.serving.requests import ScoreRequest, score
 from em3_jax.serving.service import Model
 from tests.conftest import user_error
 from tests.small_runs import small_config
@@ -68,6 +71,21 @@ def requests(dataset, rows) -> list[dict]:
             "time": columns["time"][row], "history_times": events["time"][span],
         })  # fmt: skip
     return result
+
+
+def is_replayed(run, root, asked, path, drill) -> None:
+    """Recorded requests have the inputs and logits of the training code, and a feature that is broken is named."""
+    model, recorder = Model(store.open_current(root), ()), Recorder(path)
+    for one in asked:
+        plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in one.items()}
+        seen: list = []
+        found = ScoreRequest(**plain | {"time": int(one["time"]), "user": int(one["user"])})
+        recorder(model, found, score(model, found, seen).logit, seen)
+    recorder.close()
+    found = replay.replay(run, root, path)
+    assert found.requests == len(asked) and found.candidates == sum(len(one["candidates"]) for one in asked)
+    assert found.inputs == {} and found.logits == 0 and found.largest < 1e-6
+    assert list(replay.replay(run, root, path, drill=drill).inputs) == [drill]
 
 
 def as_table(dataset, rows) -> pa.Table:
@@ -124,6 +142,12 @@ def test_a_service_chooses_the_events_of_each_candidate_as_training_does(shop, s
     assert len(pieces) > 1 and all(len(piece.event) <= 14 or len(piece.slot) == 1 for piece in pieces)
     every = np.concatenate([np.where(piece.slot < 0, -1, piece.event[piece.slot]) for piece in pieces])
     np.testing.assert_array_equal(every, choice._choose(item, fields, np.arange(ITEMS)))
+    monkeypatch.undo()
+    many = [
+        one | {"candidates": [*map(int, one["candidates"]), *range(ITEMS), 4711] * times}
+        for one, times in ((asked[-1], 22), (asked[3], 1))
+    ]
+    is_replayed(several, tmp_path / "store", [*many, *asked[:40:5]], tmp_path / "requests.jsonl", "event.action")
 
 
 def test_lemur_reads_several_histories_learns_several_labels_and_is_served(shop, tmp_path):
@@ -148,6 +172,8 @@ def test_lemur_reads_several_histories_learns_several_labels_and_is_served(shop,
     found = np.concatenate([one.further["dear"] for one in answers])
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-dear.astype(np.float64))), atol=1e-5)
     assert logits.std() > 1e-3 and dear.std() > 1e-3
+    asked = [one | {"candidates": [*range(0, ITEMS, 3), 4711]} for one in requests(shop, shop.split_rows("test")[:4])]
+    is_replayed(tmp_path / "run", tmp_path / "store", asked, tmp_path / "requests.jsonl", "history.content")
 
 
 def test_events_sought_by_content_are_served_predicted_and_missed(shop, tmp_path):
@@ -166,6 +192,8 @@ def test_events_sought_by_content_are_served_predicted_and_missed(shop, tmp_path
     model = Model(store.open_current(tmp_path / "store"))
     found = np.array([model.score(**one).logit[0] for one in requests(shop, shop.split_rows("test"))])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    asked = [one | {"candidates": [*range(0, ITEMS, 3), 4711]} for one in requests(shop, shop.split_rows("test")[:4])]
+    is_replayed(run, tmp_path / "store", asked, tmp_path / "requests.jsonl", "history item.category")
     pq.write_table(as_table(shop, np.asarray(shop.split_rows("test"))), tmp_path / "rows.parquet")
     predict(run, tmp_path / "rows.parquet", tmp_path / "scores.parquet")
     np.testing.assert_array_equal(pq.read_table(tmp_path / "scores.parquet").column("logit").to_numpy(), expected)

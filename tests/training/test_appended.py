@@ -1,6 +1,7 @@
 """Streams whose rows are appended: the curve of full preparations, killed and resumed, late rows, and what is refused."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from em3_jax.data import follow
 from em3_jax.data.format import open_dataset
 from em3_jax.export import cached_items
 from em3_jax.export import command as export
+from em3_jax.predict import replay
 from em3_jax.serving import store
+from em3_jax.serving.recorder import Recorder
+from em3_jax.serving.requests import ScoreRequest, score
 from em3_jax.serving.service import Model
 from em3_jax.training import checkpoint, online, seal
 from em3_jax.training.curve import CURVE, read_curve
@@ -190,6 +194,27 @@ COME_AND_GO = {
 }  # fmt: skip
 
 
+def replays(directory, published, path) -> None:
+    """Requests at every other version are those of the training code, which knew as few ids then; a broken feature is named."""
+    recorder, names = Recorder(path), store.version_names(published)
+    for name in names[::2]:
+        model = Model(store.open_version(published, name), ())
+        for k, user in enumerate(["u1", "u9", "nobody", None]):
+            history = ["i1", "i38", f"i{2 + k}", "nothing", "i7"]
+            one = ScoreRequest(
+                user=user, history=history, candidates=["i3", "i39", f"i{10 + k}", "nothing"],
+                context={"place": f"p{3 * k}"}, history_fields={"how": ["h0", "h3", "h1", "none", "h2"]},
+            )  # fmt: skip
+            seen: list = []
+            recorder(model, one, score(model, one, seen).logit, seen)
+    recorder.close()
+    found = replay.replay(directory, published, path)
+    assert (found.requests, found.versions) == (4 * len(names[::2]), len(names[::2])) and len(names) >= 6
+    assert found.inputs == {} and found.logits == 0 and found.largest < 1e-6
+    drilled = replay.replay(directory, published, path, drill="context.place")
+    assert list(drilled.inputs) == ["context.place"] and drilled.inputs["context.place"].line == 1
+
+
 @pytest.mark.parametrize("tables", [{}, COME_AND_GO], ids=["all-ids", "few-rows"])
 def test_content_of_new_items_is_there_with_them_however_rows_come(tables, tmp_path, monkeypatch):
     """LEMUR, with its memory bank: the log at once, and in pieces, whose items' lines and vectors come with them; published.
@@ -249,11 +274,53 @@ def test_content_of_new_items_is_there_with_them_however_rows_come(tables, tmp_p
     same_stores(tmp_path / "pieces" / "store", tmp_path / "whole" / "store")
     sealed = seal.seal(tmp_path / "pieces" / "run", tmp_path / "data", tmp_path / "run")
     scores_as_exported(tmp_path / "run", tmp_path / "pieces" / "store", tmp_path / "exported")
+    replays(tmp_path / "pieces" / "run", tmp_path / "pieces" / "store", tmp_path / "requests.jsonl")
     image = sealed.features("image")
     ids = [int(one[1:]) for one in sealed.item_table.column("id").to_pylist()]
     assert np.array_equal(image.tokens, vectors[ids])
     with pytest.raises(UserError, match=r"config\.data\.placement=auto: content of items to come"):
         train.train(config(tmp_path / "x", **(changes | own | {"data.placement": "auto"})).to_dict(), tmp_path / "y")
+
+
+def test_another_log_is_refused_by_the_checkpoint_even_where_the_dataset_is_gone(late_log, tmp_path):
+    directory, rows = shutil.copytree(late_log / "run", tmp_path / "run"), log_lines(0, 800)
+    (tmp_path / "log.csv").write_text(HEADER + rows)
+    with pytest.raises(
+        UserError, match=r"log\.csv: the rows so far came from .*late.*/log\.csv; name that one in the map"
+    ):
+        train.train(made(tmp_path / "data", mapping(tmp_path, tmp_path / "log.csv")), directory)
+    assert not (tmp_path / "data" / "appended.json").exists(), "nothing of it was appended"
+
+
+def test_a_stream_with_nothing_to_do_says_what_is_wanted(late_log, tmp_path, capsys):
+    """Appended to and prepared again: before the first window is complete, when all that there are were done, and at its last."""
+    log = tmp_path / "log.csv"
+    log.write_text(HEADER + log_lines(0, 50))
+    own = mapping(tmp_path, log)
+    for append in (True, False):
+        run = made(tmp_path / f"data-{append}", own, **{"stream.append": append, "stream.idle_seconds": 0.01})
+        assert train.train(run, tmp_path / f"run-{append}")["windows"] == 0
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert said.startswith("no growth of") and said.endswith(
+            f": no window of '100 examples' is complete, 50 rows wait; add rows to the log that {own} names, or choose a shorter "
+            "config.stream.window"
+        )
+    log.write_text(HEADER + log_lines(0, 150))
+    run["stream"] |= {"most_windows": 1, "idle_seconds": 60.0}  # it does not wait for more
+    assert train.train(run, tmp_path / "run-False")["stopped_by"] == "end"
+    directory = shutil.copytree(late_log / "run", tmp_path / "run")
+    again = made(late_log / "data", str(late_log / "mapping.json"))
+    for most, wanted in (
+        (
+            0,
+            f"no further window of '100 examples' is complete, 0 rows wait; add rows to the log that {late_log}/mapping",
+        ),
+        (7, "config.stream.most_windows=7 asks for no more; give a larger one, or draw them with"),
+    ):
+        again["stream"]["most_windows"] = most
+        train.train(again, directory)
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert f": nothing to do, 7 windows in {directory} done before; {wanted}" in said
 
 
 def test_what_has_no_effect_or_cannot_be_is_one_line(tmp_path):

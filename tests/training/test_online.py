@@ -368,6 +368,10 @@ def test_all_settings_of_training_take_effect_in_streams_or_are_refused(planted)
 def test_mistakes_are_one_line(planted, tmp_path, finished):
     with pytest.raises(UserError, match="a stream is trained by one process"):
         train.train(config(planted.root, **{"mesh.processes": 2}).to_dict(), tmp_path / "run")
+    with pytest.raises(UserError, match=r"^encoder/.*: frozen at fresh, random values.*set config\.train\.init_from"):
+        multipliers = online_config.get_config("frozen").optim.multipliers
+        train.train(config(planted.root, **{"optim.multipliers": multipliers}).to_dict(), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
     with pytest.raises(UserError, match=r"a log that is followed is a \.csv or \.tsv file"):
         (tmp_path / "m.json").write_text(json.dumps({"interactions": "log.parquet"}))
         train.train(config(planted.root, **{"stream.follow": str(tmp_path / "m.json")}).to_dict(), tmp_path / "run")

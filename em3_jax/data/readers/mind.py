@@ -29,7 +29,7 @@ from numpy.typing import DTypeLike
 from em3_jax.core import npy
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
-from em3_jax.data.format import Dataset, hash_files
+from em3_jax.data.format import LOGGED, Dataset, hash_files
 from em3_jax.data.readers.encode import entity_table
 from em3_jax.data.readers.mind_lines import Block, blocks, words_of
 from em3_jax.data.readers.mind_news import Histories, News, Numbers, require_once
@@ -129,7 +129,7 @@ def _facts(rule: Split | None, files: dict[str, Path], found: dict[str, Impressi
     for name, path in files.items():
         kept, without = int(found[name].shown.sum()), found[name].unlabelled
         rows[f"{path.parent.name}/{path.name}"] = rows_of_file(kept + without, kept, {"without a label": without})
-    return {"notes": news.notes, "rows": rows, **of_whole(rule)}
+    return {"notes": news.notes, "rows": rows, "negatives": LOGGED, **of_whole(rule)}
 
 
 def _folders(source: str | Path | None, given: dict[str, str | Path | None]) -> dict[str, Path]:

@@ -117,6 +117,7 @@ def mmrec(
                 "arguments": {"as_clicks": as_clicks, "negatives": negatives, "seed": seed},
                 **of_whole(rule),
                 "only_clicks": not as_clicks,
+                **({"negatives": "uniform"} if as_clicks else {}),
                 "notes": notes,
                 "rows": {path.name: rows_of_file(len(log.user), len(log.user), {})},
             },

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
-from em3_jax.data.format import NOT_PART, Dataset, hash_files, hash_ids
+from em3_jax.data.format import LOGGED, NOT_PART, Dataset, hash_files, hash_ids
 from em3_jax.data.readers.delimited import TextFile, TextFormat
 from em3_jax.data.readers.encode import encode, encode_lists, entity_table, image_paths, rows_of
 from em3_jax.data.readers.files import open_text, place, read_array, require_columns, require_distinct, require_values
@@ -132,6 +132,7 @@ def movielens(
                 "notes": notes + [note for file in read.files for note in file.notes],
                 "rows": {ratings.path.name: rows_of_file(ratings.rows, read.ratings.num_rows, {})},
                 **of_whole(rule),
+                "negatives": LOGGED,
                 "labels": {"conversion": f"rating = {HIGHEST} among rating >= {threshold:g}"},
             },
         )

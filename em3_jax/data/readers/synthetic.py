@@ -62,7 +62,7 @@ from tqdm import tqdm
 from em3_jax.core import npy
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import FIRST_KNOWN, Field, Fields
-from em3_jax.data.format import SPLITS, Dataset, hash_ids
+from em3_jax.data.format import LOGGED, SPLITS, Dataset, hash_ids
 from em3_jax.data.histories import history_ranges, sort_events
 from em3_jax.data.readers import planted_content, planted_interest, planted_labels, planted_pictures, planted_split
 from em3_jax.data.readers.planted_world import (
@@ -198,7 +198,7 @@ def synthetic(
             split_rule=rule.told() if rule else BY_TIME,
             source_hash=hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest(),
             time_unit="seconds",
-            extra={"arguments": arguments, "bayes_auc": _bayes_auc(writer.path, is_cold)}
+            extra={"arguments": arguments, "negatives": LOGGED, "bayes_auc": _bayes_auc(writer.path, is_cold)}
             | {**of_whole(rule), **planted_labels.described(labels, amounts)},
         )
 

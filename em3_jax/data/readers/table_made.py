@@ -54,6 +54,7 @@ def made(writer: DatasetWriter, asked: Asked, cuts: Cut, features: Features, eng
     else:
         told, ends, facts["was_unsorted"], ranges = done
         facts["more"] = _facts(ranges, how.more.labels, how.more.amounts)
+    facts["more"] |= {"negatives": how.clicks.by} if how.clicks.negatives else {}
     _write_features(writer, features, files.items, ends.item_part.table)
     facts |= {"only_clicks": how.clicks.as_retrieval, "image_root": parts[0][4] if parts[0][3] else None}
     return finish(writer, files, told, ends, split=how.rule, **facts)

@@ -7,6 +7,8 @@ import pyarrow as pa
 
 from em3_jax.core.errors import UserError
 
+SOURCE = "source"
+"""Key of a position: the source that it is within, as messages name it."""
 UNTYPED = {"cells": "text"}
 """Metadata of a table from text, where each column is of texts, whatever they say."""
 LOOSE = {"columns": "of these rows"}
@@ -40,6 +42,14 @@ class Source(Protocol):
 
     name: str
 
+    def check(self, position: Mapping[str, Any]) -> None:
+        """Refuses a position within another source, as far as can be told before there is more to read.
+
+        Raises:
+          UserError: the rows up to it came from another source.
+        """
+        ...
+
     def poll(self, position: Mapping[str, Any]) -> Arrived | None:
         """What has come after a position, some of it if it is much; None where nothing has.
 
@@ -49,7 +59,7 @@ class Source(Protocol):
         ...
 
 
-def check_own(name: str, position: Mapping[str, Any], key: str) -> None:
+def check_kind(name: str, position: Mapping[str, Any], key: str) -> None:
     """Refuses a position within a source of another kind.
 
     Args:
@@ -57,7 +67,12 @@ def check_own(name: str, position: Mapping[str, Any], key: str) -> None:
       key: that its own positions have.
     """
     if position and key not in position:
-        raise UserError(
-            f"{name}: the rows so far came from a source of another kind; name that one in the mapping again, or begin with "
-            "another config.data.root and --workdir"
-        )
+        raise of_another(name, position.get(SOURCE, "a source of another kind"))
+
+
+def of_another(name: str, was: str) -> UserError:
+    """That rows came from the source `was`, and `name` is another."""
+    return UserError(
+        f"{name}: the rows so far came from {was}; name that one in the mapping again, or begin with another config.data.root "
+        "and --workdir"
+    )

@@ -3,76 +3,118 @@
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from em3_jax.core.errors import UserError
-from em3_jax.data.sources.arrived import UNTYPED, Arrived, check_own
+from em3_jax.data.sources.arrived import SOURCE, UNTYPED, Arrived, check_kind, of_another
 
 MOST = 32 << 20  # bytes of text that are taken together
 HEADER = 1 << 16  # longest line of names that is looked for
 TAIL = 1 << 12  # bytes before a position by which the file is known again
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+T = TypeVar("T")
 _NOTHING: list[tuple[str, str, str]] = []
+
+
+class _Place(NamedTuple):
+    """Where reading of a file goes on: after `start` bytes and `line` lines, the last of these bytes being `before`."""
+
+    header: list[str]
+    start: int
+    line: int
+    before: bytes
 
 
 class GrowingFile:
     """A .csv or .tsv file that lines are appended to; a half-written last line waits.
 
-    A position is {"offset": bytes, "line": lines, "header": [names], "tail": CRC-32 of the last bytes before it, see `TAIL`}.
-    Each line is a row: no cell holds a line end.
+    A position is {"source": path, "offset": bytes, "line": lines, "header": [names], "tail": CRC-32 of the last bytes before it,
+    see `TAIL`}. By these bytes a file is known again, which may lie elsewhere later. Each line is a row: no cell holds a line
+    end.
     """
 
     def __init__(self, path: Path):
-        self._path, self.name = path, str(path)
+        self._path, self.name, self._own = path, str(path), str(path.absolute())
+
+    def check(self, position: Mapping[str, Any]) -> None:
+        check_kind(self.name, position, "offset")
+        if position:
+            self._opened(lambda file: self._place(file, position))
 
     def poll(self, position: Mapping[str, Any]) -> Arrived | None:
-        check_own(self.name, position, "offset")
+        check_kind(self.name, position, "offset")
+
+        def read(file: BinaryIO) -> tuple[_Place, bytes, bool] | None:
+            place = self._place(file, position)
+            if place is None:
+                return None
+            file.seek(place.start)
+            text = file.read(MOST)
+            return place, text[: text.rfind(b"\n") + 1], len(text) == MOST
+
+        found = self._opened(read)
+        if found is None:
+            return None
+        place, text, is_full = found
+        if not text:
+            if is_full:
+                raise UserError(
+                    f"{self._path} line {place.line + 1}: is longer than {MOST:,} bytes; is it a text file?"
+                )
+            return None
+        arrived = self._read(text, place.header, place.start, place.line)
+        after = {SOURCE: self._own, "tail": zlib.crc32((place.before + text)[-TAIL:])}
+        return arrived._replace(position=arrived.position | after)
+
+    def _opened(self, read: Callable[[BinaryIO], T]) -> T:
         try:
             with open(self._path, "rb") as file:
-                length = file.seek(0, os.SEEK_END)
-                offset = position.get("offset", 0)
-                if length < offset:
-                    raise UserError(
-                        f"{self._path}: has become shorter, from {offset:,} or more to {length:,} bytes; a file that is "
-                        "followed may only be appended to"
-                    )
-                file.seek(0)
-                first = file.readline(HEADER)
-                if not first.endswith(b"\n"):
-                    return None
-                header = self._names(first)
-                if header != position.get("header", header):
-                    raise UserError(
-                        f"{self._path}: its columns have become {', '.join(header)}; they were "
-                        f"{', '.join(position['header'])}; put lines of other columns into another file"
-                    )
-                if length == max(offset, len(first)):
-                    return None
-                start, line = (offset, position["line"]) if offset else (len(first), 1)
-                tail = min(start, TAIL)
-                file.seek(start - tail)
-                before = file.read(tail)
-                if position.get("tail", crc := zlib.crc32(before)) != crc:
-                    raise UserError(
-                        f"{self._path} before line {line + 1}: other lines stand there than were read; a file that is followed "
-                        "may only be appended to; restore it"
-                    )
-                text = file.read(MOST)
+                return read(file)
         except OSError as error:
             raise UserError(f"{self._path}: {error.strerror}; name the log in the mapping as `interactions`") from None
-        text = text[: text.rfind(b"\n") + 1]
-        if not text:
-            if length - start >= MOST:
-                raise UserError(f"{self._path} line {line + 1}: is longer than {MOST:,} bytes; is it a text file?")
+
+    def _place(self, file: BinaryIO, position: Mapping[str, Any]) -> _Place | None:
+        """Where reading goes on; None where there is no whole line of names yet."""
+        length, offset = file.seek(0, os.SEEK_END), position.get("offset", 0)
+        if length < offset:
+            raise self._other(
+                position,
+                f"{self._path}: has become shorter, from {offset:,} or more to {length:,} bytes; a file that is followed may "
+                "only be appended to",
+            )
+        file.seek(0)
+        first = file.readline(HEADER)
+        if not first.endswith(b"\n"):
             return None
-        found = self._read(text, header, start, line)
-        return found._replace(position=found.position | {"tail": zlib.crc32((before + text)[-TAIL:])})
+        header = self._names(first)
+        if header != position.get("header", header):
+            raise self._other(
+                position,
+                f"{self._path}: its columns have become {', '.join(header)}; "
+                f"they were {', '.join(position['header'])}; put lines of other columns into another file",
+            )
+        start, line = (offset, position["line"]) if offset else (len(first), 1)
+        tail = min(start, TAIL)
+        file.seek(start - tail)
+        before = file.read(tail)
+        if position.get("tail", crc := zlib.crc32(before)) != crc:
+            raise self._other(
+                position,
+                f"{self._path} before line {line + 1}: other lines stand there than were read; a file that is followed may only "
+                "be appended to; restore it",
+            )
+        return _Place(header, start, line, before)
+
+    def _other(self, position: Mapping[str, Any], changed: str) -> UserError:
+        """What is wrong with a file that is not the one that was read: another one was named, or it has changed."""
+        was = position.get(SOURCE, self._own)
+        return UserError(changed) if was == self._own else of_another(self.name, was)
 
     def _names(self, first: bytes) -> list[str]:
         try:
@@ -143,16 +185,26 @@ class Folder:
     A name that begins with "." or "_", or ends otherwise, is not looked at: write a file under such a name, and rename it when it
     is whole. A .csv or .tsv without a last line end, and a .parquet without its end, wait.
 
-    A position is {"files": {name: bytes}, "reading": name, "at": position within it}.
+    A position is {"source": path, "files": {name: bytes}, "reading": name, "at": position within it}. By a file that was read a
+    folder is known again, which may lie elsewhere later; files that were read may be removed.
     """
 
     def __init__(self, path: Path):
-        self._path, self.name = path, str(path)
+        self._path, self.name, self._own = path, str(path), str(path.absolute())
+
+    def check(self, position: Mapping[str, Any]) -> None:
+        self._check(position, self._sizes())
+
+    def _check(self, position: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+        check_kind(self.name, position, "files")
+        was, files = position.get(SOURCE, self._own), position.get("files", {})
+        if was != self._own and not any(sizes.get(name) == size for name, size in files.items()):
+            raise of_another(self.name, was)
 
     def poll(self, position: Mapping[str, Any]) -> Arrived | None:
-        check_own(self.name, position, "files")
-        files, reading = dict(position.get("files", {})), position.get("reading", "")
         sizes = self._sizes()
+        self._check(position, sizes)
+        files, reading = dict(position.get("files", {})), position.get("reading", "")
         for name, size in files.items():
             if name in sizes and sizes[name] != size and name != reading:
                 raise UserError(
@@ -178,7 +230,12 @@ class Folder:
             ends = found.position.get("offset", found.position.get("group")) == (
                 sizes[name] if path.suffix != ".parquet" else found.position["groups"]
             )
-            after = {"files": files, "reading": "" if ends else name, "at": {} if ends else found.position}
+            after = {
+                SOURCE: self._own,
+                "files": files,
+                "reading": "" if ends else name,
+                "at": {} if ends else found.position,
+            }
             return found._replace(position=after)
         return None
 

@@ -17,7 +17,7 @@ import confluent_kafka as kafka
 import pyarrow as pa
 
 from em3_jax.core.errors import UserError
-from em3_jax.data.sources.arrived import LOOSE, Arrived, check_own
+from em3_jax.data.sources.arrived import LOOSE, SOURCE, Arrived, check_kind, of_another
 
 MOST = 50_000  # messages that are taken together
 PATIENCE = 0.2  # seconds to wait for messages, once
@@ -31,12 +31,13 @@ _GONE = (kafka.KafkaError.UNKNOWN_TOPIC_OR_PART, kafka.KafkaError._UNKNOWN_TOPIC
 class Topic:
     """A topic, kafka://host:port,host:port/topic.
 
-    A position is {"partitions": {number: next offset}}. A broker that is away is waited for.
+    A position is {"source": address, "partitions": {number: next offset}}; brokers may have other addresses later. One that is
+    away is waited for.
     """
 
     def __init__(self, address: str):
         parts = urlsplit(address)
-        self.name, self._topic, self._servers = address, parts.path.strip("/"), parts.netloc
+        self.name, self._topic, self._servers = address, _topic(address), parts.netloc
         if not self._topic or not self._servers:
             raise UserError(f"{address}: write kafka://host:port/topic")
         self._consumer: Any = None
@@ -72,8 +73,14 @@ class Topic:
     def _is_gone(self) -> UserError:
         return UserError(f"{self.name}: there is no such topic, or no longer; make it, or name another in the mapping")
 
+    def check(self, position: Mapping[str, Any]) -> None:
+        check_kind(self.name, position, "partitions")
+        was = position.get(SOURCE, self.name)
+        if _topic(was) != self._topic:
+            raise of_another(self.name, was)
+
     def poll(self, position: Mapping[str, Any]) -> Arrived | None:
-        check_own(self.name, position, "partitions")
+        self.check(position)
         offsets = {int(number): offset for number, offset in position.get("partitions", {}).items()}
         if self._consumer is None:
             self._connect()
@@ -129,7 +136,10 @@ class Topic:
         if wrong:
             bad += [(places[k], why, json.dumps(rows[k])) for k, why in sorted(wrong.items())]
             places = [place for k, place in enumerate(places) if k not in wrong]
-        position = {"partitions": {str(number): offset for number, offset in sorted(offsets.items())}}
+        position = {
+            SOURCE: self.name,
+            "partitions": {str(number): offset for number, offset in sorted(offsets.items())},
+        }
         return Arrived(table, position, self.name, lambda k: places[k], bad)
 
     def _check(self, error: Any) -> None:
@@ -145,6 +155,10 @@ class Topic:
 
 
 _PASSING = (kafka.KafkaError._ALL_BROKERS_DOWN, kafka.KafkaError._TRANSPORT, kafka.KafkaError._TIMED_OUT)
+
+
+def _topic(address: str) -> str:
+    return urlsplit(address).path.strip("/")
 
 
 def _table(rows: list[dict]) -> tuple[pa.Table, dict[int, str]]:

@@ -302,7 +302,7 @@ def _log_q(config: OnClicks, dataset: Dataset, rows: np.ndarray | range, is_amou
     """Key of batches -> [I] what log-Q corrections take off, of those that are asked for.
 
     Raises:
-      UserError: they are of clicks, and the label is an amount.
+      UserError: they are of drawn negatives, and the label is an amount, or its negatives are known not to be drawn.
     """
     data, model, size = config.data, config.model, config.data.batch_size
     result = {}
@@ -315,6 +315,7 @@ def _log_q(config: OnClicks, dataset: Dataset, rows: np.ndarray | range, is_amou
             f"config.data.log_q: is of drawn negatives, and label '{data.label}' is an amount; leave it out"
         )
     if data.log_q:
+        sampling.check_drawn(dataset, data.label)
         result[LOG_KEPT] = sampling.log_kept(dataset, rows, data.label)
     if model.cic.weight and model.cic.log_q:
         # What LEMUR contrasts is encoded in the step: candidates.
