@@ -22,3 +22,8 @@ _MODULES = {
 }
 __all__ = ["Experiment", "Service", "UserError", "__version__", "load_config", "open_dataset"]
 __getattr__ = public.getter(__name__, _MODULES)
+
+
+def __dir__() -> list[str]:
+    """What a notebook completes to, before it has been used."""
+    return sorted({*globals(), *__all__})
