@@ -90,9 +90,9 @@ def explanation(
     size = len(batch["label"])
     if example is not None and not 0 <= example < size:
         raise UserError(f"explain: no example {example}; the batch has those from 0 to {size - 1}")
-    of = np.ones(size, np.float32) if example is None else np.float32(np.arange(size) == example)
-    found, on_host = jax.device_get((explained(state, batch, of), {name: batch[name] for name in _NAMES}))
-    some = {name: np.asarray(jax.device_get(batch[name])) for name in _ENCODED if name in batch}
+    of = np.asarray(np.full(size, True) if example is None else np.arange(size) == example, np.float32)
+    found = jax.device_get(explained(state, batch, of))
+    on_host = jax.device_get({name: one for name, one in batch.items() if not isinstance(one, Mapping)})
     items, candidate = on_host["item_id"], on_host["item_position"]
     of_candidates: list[dict[str, dict[str, np.ndarray]]] = [
         {
@@ -102,8 +102,8 @@ def explanation(
         for kind in ("layers", "equal")
     ]
     content, there = items, on_host["item_mask"]
-    if some and isinstance(parts.work.task, LemurTask):  # reads those items alone that the batch names for it
-        content, there = items[some["encode_position"]], some["encode_mask"]
+    if isinstance(parts.work.task, LemurTask):  # reads those items alone that the batch names for it
+        content, there = items[on_host["encode_position"]], on_host["encode_mask"]
     return Explanation(
         logit=found["logit"],
         item=items[candidate],
@@ -114,10 +114,6 @@ def explanation(
         token_item=content[there],
         gradients={name: gradient[there] for name, gradient in found["gradients"].items()},
     )
-
-
-_NAMES = ("item_id", "item_mask", "item_position", "history_position", "history_mask")
-_ENCODED = ("encode_position", "encode_mask")
 
 
 def _explained(task: Task, given: tuple[Params, jax.Array], inputs: Inputs) -> dict[str, Any]:
