@@ -32,8 +32,10 @@ class Called(NamedTuple):
     gives: str
 
 
-Calls = dict[tuple[frozenset, tuple[str, ...]], Called]
-"""(names of the parts of the model that it belongs to, path in it) -> the module, in the order of the calls."""
+Place = tuple[frozenset, tuple[str, ...]]
+"""(names of the outermost parts of the model that a module belongs to, its path in that model)."""
+Calls = dict[Place, Called]
+"""The modules that were called, in this order."""
 
 
 def model_tree(parts: Experiment) -> str:
@@ -43,7 +45,7 @@ def model_tree(parts: Experiment) -> str:
     shapes, frozen = parts.program.shapes, parts.program.frozen
     lines = [(f"task {parts.config.task} on {parts.work.dataset.root}", "parameters")]
     for part, tree in shapes.params.items():
-        lines += _lines(part, tree, (part,), frozenset(tree), calls, frozen)
+        lines += _lines(part, tree, part, None, calls, frozen)
     if shapes.tables:
         rows, width = packing.unpacked(shapes.tables)["embedding"].shape
         lines.append((f"tables  a row for each id [{rows:,}, {width}]", f"{rows * width:,}"))
@@ -56,32 +58,29 @@ def model_tree(parts: Experiment) -> str:
 
 
 def _lines(
-    name: str,
-    tree: Any,
-    path: tuple[str, ...],
-    root: frozenset,
-    calls: Calls,
-    frozen: Mapping[str, bool],
-    before: str = "",
+    name: str, tree: Any, path: str, place: Place | None, calls: Calls, frozen: Mapping[str, bool], before: str = ""
 ) -> list[tuple[str, str]]:
-    """(label, number of parameters) of a module and of those in it."""
+    """(label, number of parameters) of a module and of those in it; `place` is None outside of what was called."""
+    if place is None and (frozenset(tree), ()) in calls:
+        place = frozenset(tree), ()
     own = {key: leaf for key, leaf in tree.items() if not isinstance(leaf, Mapping)}
     inside = {key: one for key, one in tree.items() if key not in own}
-    called = calls.get((root, path[1:]))
+    called = calls.get(place) if place else None
     label = f"{before}{name}" + (f"  {called.kind}" if called else "")
     end = f" -> {called.gives}" if called and called.gives else ""
-    names = [leaf for leaf in frozen if leaf.startswith("/".join(path) + "/")]
+    names = [leaf for leaf in frozen if leaf.startswith(f"{path}/")]
     end += "  frozen" if names and all(frozen[leaf] for leaf in names) else ""
     shapes = "".join(f"  {key} {list(leaf.shape)}" for key, leaf in own.items())
     stem, beside = before.replace("├ ", "│ ").replace("└ ", "  "), len(label + shapes + end) <= WIDEST
     result = [(label + (shapes if beside else "") + end, f"{_size(tree):,}")]
-    places = {key: k for k, (of, key) in enumerate(calls) if of == root}
-    order = sorted(inside, key=lambda key: places.get((*path[1:], key), len(places)))
+    places = {key: (place[0], (*place[1], key)) if place else None for key in inside}
+    called_at = {one: k for k, one in enumerate(calls)}
+    order = sorted(inside, key=lambda key: called_at.get(places[key], len(calls)))  # type: ignore[arg-type]
     children = [*([] if beside else own), *order]
     for k, key in enumerate(children):
         branch = stem + ("└ " if k == len(children) - 1 else "├ ")
         if key in inside:
-            result += _lines(key, inside[key], (*path, key), root, calls, frozen, branch)
+            result += _lines(key, inside[key], f"{path}/{key}", places[key], calls, frozen, branch)
         else:
             result.append((f"{branch}{key} {list(own[key].shape)}", f"{_size(own[key]):,}"))
     return result
