@@ -17,6 +17,7 @@ from em3_jax.core import trees
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import Batch, State
 from em3_jax.models.attention import WEIGHTS
+from em3_jax.models.encoders.fields import READ
 from em3_jax.protocols import attention
 from em3_jax.tasks import Inputs, Params, Task
 from em3_jax.tasks.lemur.task import LemurTask
@@ -25,6 +26,7 @@ from em3_jax.tasks.raw import WithEncoders
 from em3_jax.training import step
 from em3_jax.training.experiment import Experiment
 
+CLASS_TOKEN = "class token"
 Explained = Callable[[State, Batch, np.ndarray], dict[str, Any]]
 """(state, batch, [B] f32 weights of the logits whose sum the gradients are of) -> what `_explained` gives."""
 
@@ -41,6 +43,7 @@ class Explanation(NamedTuple):
       modalities: {layer of the fusion module: {modality: [B]}}, the share of the attention to the
         candidate's tokens, and to the "learnt queries" where these are read, too; those of a layer
         sum to 1. {} where the fusion module does not attend to the tokens of all modalities at once.
+        Of LEMUR what its "class token" reads in the encoder's last layer.
       equal: the same if all tokens were read alike, to compare with.
       history: {attention: [B, T]}, the weights of the events, such as "id_attention" and
         "content_attention", whose mean entropy training logs as "<attention>_entropy"; 0 where there
@@ -132,14 +135,35 @@ def _explained(task: Task, given: tuple[Params, jax.Array], inputs: Inputs) -> d
         return jnp.sum(of * logit), (logit, kept)
 
     gradients, (logit, kept) = jax.grad(total, has_aux=True)(tokens)
-    shares = attention.shares(task, kept, inputs) if isinstance(task, RankingTask) else {}
+    if isinstance(task, LemurTask):
+        shares = _of_encoder(task, kept["encoder"], inputs)
+    else:
+        shares = attention.shares(task, kept, inputs)
     history = _of_history(kept, len(logit))
     return {"logit": logit, "history": history, "shares": shares, "gradients": gradients}
 
 
+def _of_encoder(task: LemurTask, kept: Mapping[str, Any], inputs: Inputs) -> attention.Shares:
+    """As `attention.shares`, [S], of the class token in the last layer of LEMUR's encoder; 0 of items it does not read."""
+    names = (CLASS_TOKEN, *(name for name, _ in task.encoder.module.layouts))
+    read = kept[READ][0].astype(jnp.float32)  # [1 + M, C, N]
+    equal = read / jnp.maximum(read.sum(axis=(0, 2)), 1)[:, None]
+    place = jnp.where(inputs.batch["encode_mask"], inputs.batch["encode_position"], len(inputs.batch["item_id"]))
+
+    def of_items(weights: jax.Array) -> dict[str, jax.Array]:
+        nothing = jnp.zeros(len(inputs.batch["item_id"]), jnp.float32)
+        of_sets = weights.sum(axis=2)  # [1 + M, C]
+        return {name: nothing.at[place].set(one, mode="drop") for name, one in zip(names, of_sets, strict=True)}
+
+    return {
+        layer: {"layers": of_items(read * weights.mean(axis=1)), "equal": of_items(equal)}
+        for layer, weights in attention.attentions(kept).items()
+    }
+
+
 def _of_history(kept: Mapping[str, Any], size: int) -> dict[str, jax.Array]:
     """Attention -> its weights [B, T] among what modules have kept by their paths."""
-    others = {name: one for name, one in kept.items() if name != "fusion"}
+    others = {name: one for name, one in kept.items() if name not in ("fusion", "encoder")}
     found = {}
     for path, leaf in trees.named_leaves(others).items():
         first, *rest = path.split("/")[:-1]  # what is kept is a tuple

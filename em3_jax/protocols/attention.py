@@ -27,6 +27,8 @@ from em3_jax.training import step
 from em3_jax.training.experiment import Experiment
 
 QUERIES = "learnt queries"
+Shares = dict[str, dict[str, dict[str, jax.Array]]]
+"""Layer -> "layers" and "equal" -> modality -> [S] share of an item's attention."""
 
 
 def mass(parts: Experiment, state: State, rows: np.ndarray) -> dict[str, Any] | None:
@@ -69,7 +71,7 @@ def mass(parts: Experiment, state: State, rows: np.ndarray) -> dict[str, Any] | 
     return result
 
 
-def _of_items(task: RankingTask, params: Params, inputs: Inputs) -> dict[str, dict[str, dict[str, jax.Array]]]:
+def _of_items(task: RankingTask, params: Params, inputs: Inputs) -> Shares:
     """Layer -> "layers" and "equal" -> modality -> [S] share of an item's attention."""
     content = (inputs.tokens, inputs.tokens_mask)
     variables = {"params": params["model"]}
@@ -77,7 +79,7 @@ def _of_items(task: RankingTask, params: Params, inputs: Inputs) -> dict[str, di
     return shares(task, kept.get("intermediates", {}), inputs)
 
 
-def shares(task: RankingTask, kept: Mapping[str, Any], inputs: Inputs) -> dict[str, dict[str, dict[str, jax.Array]]]:
+def shares(task: RankingTask, kept: Mapping[str, Any], inputs: Inputs) -> Shares:
     """Layer of the fusion module -> "layers" and "equal" -> modality -> [S] share of an item's attention.
 
     Args:
@@ -92,7 +94,7 @@ def shares(task: RankingTask, kept: Mapping[str, Any], inputs: Inputs) -> dict[s
     settings, result = getattr(task.model.fusion, "settings", None), {}
     if not isinstance(settings, FusionSettings):
         return {}
-    for layer, weights in _attentions(kept.get("fusion", {})).items():
+    for layer, weights in attentions(kept.get("fusion", {})).items():
         read = _read(weights.shape, inputs.tokens, settings.queries)
         if read is None:
             return {}
@@ -100,9 +102,10 @@ def shares(task: RankingTask, kept: Mapping[str, Any], inputs: Inputs) -> dict[s
     return result
 
 
-def _attentions(tree: Mapping[str, Any]) -> dict[str, jax.Array]:
+def attentions(tree: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Layer -> weights [S, H, M, N] of its attention."""
-    return {name: sub["attention"][WEIGHTS][0] for name, sub in tree.items() if WEIGHTS in sub.get("attention", {})}
+    layers = {name: sub.get("attention", {}) for name, sub in tree.items() if isinstance(sub, Mapping)}
+    return {name: sub[WEIGHTS][0] for name, sub in layers.items() if WEIGHTS in sub}
 
 
 def _read(shape: tuple[int, ...], tokens: Mapping[str, jax.Array], queries: int) -> list[str] | None:

@@ -148,6 +148,9 @@ def test_lemur_is_looked_into_too(raw):
     assert shapes == {
         "content_attention": (16, 4), "id_attention": (16, 4), "decoder_layer0": (16, 6), "decoder_layer1": (16, 6)
     }  # fmt: skip
+    for of in (looked.modalities["layer0"], looked.equal["layer0"]):
+        assert of.keys() == {"class token", "raw_image", "raw_text"}
+        np.testing.assert_allclose(sum(of.values()), 1.0, rtol=1e-5)
     state, scalars = lemur.train_step(state, batch)
     assert np.isfinite(float(scalars["sqdc_loss"]))
     text = str(lemur)

@@ -148,13 +148,17 @@ class LemurTask(Task):
         return items
 
     def attend(self, params: Params, inputs: Inputs) -> tuple[jax.Array, Mapping[str, Any]]:
-        """([B] what `predict` gives, the weights of the ranker's attentions by the paths of their modules)."""
+        """([B] what `predict` gives, the weights of attentions by the paths of their modules).
+
+        Those of the encoder, of its C items, are under "encoder", the others the ranker's.
+        """
         items = self._predicted(params, inputs)
         arguments = (inputs.rows, items, self._query(params, inputs.batch), inputs.batch)
         variables: Any = {"params": params["model"]}
         applied: Any = self.ranker.apply(variables, *arguments, train=False, mutable=["intermediates"])
         (logit, out), kept = applied
-        return self._scored(logit, out), kept.get("intermediates", {})
+        of_encoder = {"encoder": self.encoder.attend(params, inputs)}
+        return self._scored(logit, out), {**kept.get("intermediates", {}), **of_encoder}
 
     def lookup(self, params: Params, inputs: Inputs) -> dict[str, jax.Array]:
         """The fresh representation and the stored one; "written" [S, 1] = 1 if there is such."""
