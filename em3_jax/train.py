@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from em3_jax import cli, metrics
-from em3_jax.config import parse, recipes
+from em3_jax.config import parse, recipes, sections
 from em3_jax.config.schema import Config, Retrieval
 from em3_jax.config.schema.course import Train
 from em3_jax.core import paths
@@ -46,9 +46,12 @@ def train(config: Mapping[str, Any] | ConfigDict | Config, directory: str | Path
     Args:
       config: of a recipe, see `parse.parse`.
       directory: the run's folder.
+
+    Raises:
+      UserError: a setting is wrong, or a part of the user's own has no name to be found again by.
     """
     directory = paths.local(directory)
-    config = parse.parse(config)
+    config = parse.parse(sections.named(parse.checked(config)))
     warm_start.check(config.train)
     if not isinstance(config, Retrieval):
         endless.check(config)

@@ -30,7 +30,7 @@ ROOMS = [  # from the lowest floor to the highest; a name stands for the module 
     {"train", "evaluate"},
     {"trials"},
     {"protocols"},
-    {"predict"},
+    {"predict", "notebook"},
     {"verdict"},
     {"__main__", "commands"},
 ]

@@ -133,7 +133,7 @@ class Folder(Text):
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Kind):
-    """One of `names`; with `own` also "my_file:MyPart", a part of the user's."""
+    """One of `names`; with `own` also a part of the user's, "my_file:MyPart" or that class or function itself."""
 
     names: tuple[str, ...]
     own: bool = False
@@ -144,7 +144,9 @@ class Choice(Kind):
         return f"{', '.join(others)} or {last}" if others else last
 
     def holds(self, value: Any) -> bool:
-        return isinstance(value, str) and (value in self.names or (self.own and ":" in value))
+        if not isinstance(value, str):
+            return self.own and callable(value)
+        return value in self.names or (self.own and ":" in value)
 
 
 @dataclasses.dataclass(frozen=True)

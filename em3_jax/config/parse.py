@@ -222,7 +222,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not callable(value):  # as Linen modules are
         return plain(value)
     return {key: _plain(one) for key, one in value.items()} if is_section(value) else value
 
@@ -331,7 +331,8 @@ def refusal(name: str, value: Any, kind: Kind) -> str:
 def shown(value: Any) -> str:
     """A value in a message, the beginning of one that is long."""
     try:
-        text = f"'{value}'" if isinstance(value, str) else str(value)
+        text = getattr(value, "__qualname__", str(value)) if callable(value) else str(value)
+        text = f"'{value}'" if isinstance(value, str) else text
     except ValueError:  # which Python says of numbers that have more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."

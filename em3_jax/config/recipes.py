@@ -7,6 +7,7 @@ A config file has `get_config(argument) -> ConfigDict`; the argument is what sta
 import importlib.util
 import inspect
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -243,10 +244,42 @@ def change(config: ConfigDict, name: str, value: Any) -> None:
 
 def read(flag: str, changes: Mapping[str, str | None]) -> schema.Config:
     """The config of --config=<flag> with the settings of the command line."""
-    path, argument = split(flag)
-    config = load(path, argument, changes.get("data.root") or "")
+    config = load(*split(flag), changes.get("data.root") or "")
     task = config.get("task")
-    with_options(config, changes)
+    return _of_task(task, with_options(config, changes))
+
+
+def load_config(name: str | os.PathLike, overrides: Mapping[str, Any] | None = None) -> schema.Config:
+    """The config of a recipe, some of its settings changed: what `--config` and its options are in a shell.
+
+    >>> import em3_jax as em3
+    >>> config = em3.load_config("em3_synthetic:id_only", {"train.epochs": 3, "model.backbone": "dcnv2"})
+    >>> config.model.content, config.train.epochs, config.data.batch_size
+    ('none', 3.0, 256)
+
+    Args:
+      name: of a recipe, "em3_synthetic", or a path, "mine/own.py"; behind a colon its variants,
+        "em3_synthetic:id_only".
+      overrides: full name of a setting, "data.root" or "model.fusion" -> its value. Where the
+        command line takes "my_file:MyPart", that class or function may stand itself.
+
+    Returns:
+      The config, which does not change any more: a frozen dataclass, see `config.schema`.
+
+    Raises:
+      UserError: there is no such recipe or setting, or a value is out of its range; names the nearest.
+    """
+    changes = {key: os.fspath(one) if isinstance(one, os.PathLike) else one for key, one in (overrides or {}).items()}
+    root = changes.get("data.root", "")
+    config = load(*split(os.fspath(name)), root if isinstance(root, str) else "")
+    task = config.get("task")
+    for key, value in changes.items():
+        change(config, key, value)
+    return _of_task(task, config)
+
+
+def _of_task(task: Any, config: ConfigDict) -> schema.Config:
+    """The parsed config of a recipe of that task, whose settings were changed."""
     if parse.ROOTS.get(config.get("task")) is not parse.ROOTS.get(task):
         raise UserError(
             f"config.task={config.task}: this recipe is of task {task}; start from one of task {config.task}: "

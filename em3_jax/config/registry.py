@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import optax
 from flax.core import FrozenDict
 
 from em3_jax import losses
@@ -55,6 +56,7 @@ RETRIEVALS = {
     "em3_as_released": EM3AsReleased,
 }
 LOSSES = {"binary_cross_entropy": losses.binary_cross_entropy}
+OPTIMIZERS = {"adam": optax.scale_by_adam}
 
 
 def fusion(name: str, settings: ranking.FusionSettings, section: str = "config.model") -> nn.Module:
@@ -135,3 +137,23 @@ def score(name: str) -> Callable:
 def loss(name: str) -> Callable:
     """The ranking loss, (logits [B], labels [B], weights= [B]) -> [], config.model.loss."""
     return sections.part("config.model.loss", name, LOSSES)
+
+
+def optimizer(name: str) -> Callable[[], optax.GradientTransformation]:
+    """() -> what makes updates of gradients, before decay and learning rate: config.optim.optimizer.
+
+    Raises:
+      UserError: there is none of that name, or it gives no optax transformation of nothing.
+    """
+    where = "config.optim.optimizer"
+    made = sections.part(where, name, OPTIMIZERS)
+    try:
+        given: Any = made()
+    except TypeError as error:
+        given = error
+    if not isinstance(given, optax.GradientTransformation):
+        raise UserError(
+            f"{where}={parse.shown(name)}: gives no optax transformation when it is called without arguments ({given}); "
+            "the learning rate follows, so give optax.scale_by_lion, say, not optax.lion"
+        )
+    return made

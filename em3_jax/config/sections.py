@@ -1,5 +1,6 @@
 """Between a config and the functions it speaks to: every key of a section must be a parameter, and every parameter set."""
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from em3_jax.core.errors import UserError, nearest
+
+OWN = "own_"
+"""Begins the name of a module that was made of a user's file."""
 
 
 def call(function: Callable, section: Mapping[str, Any], where: str, **given) -> Any:
@@ -31,15 +35,23 @@ def call(function: Callable, section: Mapping[str, Any], where: str, **given) ->
     return function(**section, **given)
 
 
-def part(where: str, name: str, known: Mapping[str, Callable]) -> Callable:
+def part(where: str, name: str | Callable, known: Mapping[str, Callable]) -> Callable:
     """What the config's entry `where` names: one of `known`, or "my_file:MyPart" from a file or module of the user's.
 
     Args:
       where: "config.model.fusion".
       name: a key of `known`; or a file without ".py", relative to the working directory, or the dotted name of an importable
-        module, with the part's name behind the colon.
+        module, with the part's name behind the colon; or the class or function itself.
       known: the library's own parts.
+
+    Raises:
+      UserError: there is no such part.
     """
+    if not isinstance(name, str):
+        if dataclasses.is_dataclass(name) and not isinstance(name, type):  # a Linen module that is made already
+            made = type(name).__name__
+            raise UserError(f"{where}: is a {made} that is made already; give the class, {made}, or a function")
+        return name
     if ":" not in name:
         if name not in known:
             raise UserError(f"{where} '{name}' is unknown; {nearest(name, known)}, or my_file:MyPart for your own")
@@ -53,6 +65,44 @@ def part(where: str, name: str, known: Mapping[str, Callable]) -> Callable:
             f"{where}={name}: {module.__file__} has no class or function '{attribute}'; {nearest(attribute, names)}"
         )
     return found
+
+
+def named(config: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
+    """The config with "module:name" in the place of classes and functions, by which a run's folder remembers them.
+
+    Args:
+      config: nested settings.
+      where: the full name of the section.
+
+    Raises:
+      UserError: another process would not find one by its name: it is a lambda, or a notebook's, say.
+    """
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{where}.{key}"
+        if isinstance(value, Mapping):
+            result[key] = named(value, name)
+        else:
+            result[key] = _named(name, value) if callable(value) else value
+    return result
+
+
+def _named(where: str, value: Callable) -> str:
+    module, name = getattr(value, "__module__", None) or "", getattr(value, "__qualname__", "")
+    there = getattr(sys.modules.get(module), name, None) is value
+    if module == "__main__" or not there:
+        what = f"{module}.{name}".strip(".") or type(value).__name__
+        raise UserError(
+            f"{where}: {what} cannot be found again by a name, which a run's folder keeps; put it at the "
+            "top level of a file, my_file.py, and import it from there"
+        )
+    package = module.partition(".")[0]
+    if getattr(sys.modules.get(package), name, None) is value:  # optax:scale_by_lion, wherever it was written
+        module = package
+    spec = getattr(sys.modules[module], "__spec__", None)
+    if module.startswith(OWN) and spec is not None and spec.origin:  # by its path, as `_import` made it
+        return f"{Path(spec.origin).with_suffix('')}:{name}"
+    return f"{module}:{name}"
 
 
 def own_files(section: Mapping[str, Any]) -> dict[str, str]:
@@ -76,7 +126,7 @@ def _import(where: str, source: str) -> Any:
     try:
         if not path.is_file():
             return importlib.import_module(source)
-        name = f"own_{path.stem}"  # not the name of a module that is there already
+        name = f"{OWN}{path.stem}"  # not the name of a module that is there already
         spec = importlib.util.spec_from_file_location(name, path.absolute())
         assert spec is not None and spec.loader is not None  # there is one for what ends in .py
         module = importlib.util.module_from_spec(spec)

@@ -8,6 +8,13 @@ class UserError(Exception):
     """Something the user can mend: one line that says what is wrong, where, and what to do.
 
     Commands print it without a stack trace and exit with code 2.
+
+    >>> import em3_jax as em3
+    >>> try:
+    ...     em3.load_config("em3_synthetic", {"model.fusoin": "mean"})
+    ... except em3.UserError as error:
+    ...     print(error)
+    config.model.fusoin: unknown key; did you mean 'fusion'?
     """
 
 

@@ -289,7 +289,18 @@ def fields_to_json(fields: Fields) -> dict[str, list]:
 
 
 def open_dataset(root: str | Path) -> Dataset:
-    """The dataset in folder `root`. Checks that all parts are there with the right types and lengths."""
+    """The dataset in folder `root`. Checks that all parts are there with the right types and lengths.
+
+    >>> import em3_jax as em3
+    >>> dataset = em3.open_dataset("data/synthetic")
+    >>> [field.name for field in dataset.fields.item]
+    ['item', 'category', 'tags']
+    >>> dataset.features("image").tokens.shape[1:]  # of each item N tokens, E wide
+    (4, 32)
+
+    Raises:
+      UserError: there is no dataset, or a part of it is missing or damaged.
+    """
     root = paths.local(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such dataset folder; make one with `em3 prepare`")

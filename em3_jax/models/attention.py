@@ -12,6 +12,9 @@ import jax.numpy as jnp
 
 from em3_jax.core import exchange
 
+WEIGHTS = "weights"
+"""Name of an attention's weights among the intermediates, which nobody keeps who has not asked for them."""
+
 
 def masked_softmax(score: jax.Array, mask: jax.Array) -> jax.Array:
     """[B, T] f32 weights over the valid positions (eq. 8); all zero where there is none."""
@@ -211,6 +214,7 @@ class TargetAttention(nn.Module):
             if not self.softmax:
                 own = own + self.param("score_bias", nn.initializers.zeros, ())  # a softmax would not see it
             weight = masked_softmax(own, mask) if self.softmax else jnp.where(mask, own, 0.0)
+            self.sow("intermediates", WEIGHTS, weight)
             return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots), weight
         event = event_sum(events, event_position, event_values)
         assert event is not None  # or it is plain
@@ -219,5 +223,6 @@ class TargetAttention(nn.Module):
         of_event = jnp.einsum("bw,btw->bt", nn.Dense(width, name="event_query")(target), event)
         of_event = of_event if similarity is None else of_event + nearness
         weight = masked_softmax(score(target, slots) + of_event, mask)
+        self.sow("intermediates", WEIGHTS, weight)
         factor = 1 + event @ self.param("event_factor", nn.initializers.zeros, (width,))
         return jnp.einsum("bt,btd->bd", weight.astype(slots.dtype) * factor, slots), weight

@@ -14,7 +14,7 @@ from em3_jax.core import exchange
 from em3_jax.core.fields import Fields
 from em3_jax.core.numbers import NO_NUMBERS, Numbers
 from em3_jax.core.types import Batch
-from em3_jax.models.attention import DotScore, entropies, masked_softmax
+from em3_jax.models.attention import WEIGHTS, DotScore, entropies, masked_softmax
 from em3_jax.models.backbones import Features
 from em3_jax.models.mlp import MLP
 from em3_jax.models.numbers import EmbeddedNumbers, NumberSettings
@@ -58,6 +58,7 @@ class Decoder(nn.Module):
         query, some = nn.Dense(width, name="first")(first), mask.any(axis=1, keepdims=True)
         for k in range(self.layers):
             weight = masked_softmax(jnp.einsum("bd,btd->bt", query, slots) / jnp.sqrt(width), mask)
+            self.sow("intermediates", f"layer{k}", weight)
             read = jnp.einsum("bt,btd->bd", weight.astype(slots.dtype), slots)
             query = MLP((self.hidden,), width, name=f"ffn{k}")(read, train=False)
         return jnp.where(some, query, 0.0)
@@ -147,6 +148,7 @@ class Lemur(nn.Module):
         if "short" in self.modules:
             latest = slots[:, -self.short :]
             weight = masked_softmax(DotScore(name="content_attention")(document, latest), mask[:, -self.short :])
+            self.sow("intermediates", f"content_attention_{WEIGHTS}", weight)
             interest = jnp.einsum("bt,btd->bd", weight.astype(latest.dtype), latest)
             scalars |= entropies("content_attention", weight, mask[:, -self.short :])
             content += [interest, interest * document]

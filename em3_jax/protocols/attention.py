@@ -18,7 +18,8 @@ import numpy as np
 from em3_jax.config.schema import Ranking
 from em3_jax.core.types import State
 from em3_jax.data.catalogue import CataloguePass
-from em3_jax.models.fusion.layers import WEIGHTS
+from em3_jax.models.attention import WEIGHTS
+from em3_jax.models.fusion import FusionSettings
 from em3_jax.protocols import page
 from em3_jax.tasks import Inputs, Params
 from em3_jax.tasks.ranking.task import RankingTask
@@ -26,6 +27,8 @@ from em3_jax.training import step
 from em3_jax.training.experiment import Experiment
 
 QUERIES = "learnt queries"
+Shares = dict[str, dict[str, dict[str, jax.Array]]]
+"""Layer -> "layers" and "equal" -> modality -> [S] share of an item's attention."""
 
 
 def mass(parts: Experiment, state: State, rows: np.ndarray) -> dict[str, Any] | None:
@@ -68,19 +71,30 @@ def mass(parts: Experiment, state: State, rows: np.ndarray) -> dict[str, Any] | 
     return result
 
 
-def _of_items(task: RankingTask, params: Params, inputs: Inputs) -> dict[str, dict[str, dict[str, jax.Array]]]:
+def _of_items(task: RankingTask, params: Params, inputs: Inputs) -> Shares:
     """Layer -> "layers" and "equal" -> modality -> [S] share of an item's attention."""
-    fusion: Any = task.model.fusion
-    settings = getattr(fusion, "settings", None)
-    if settings is None:
-        return {}
-    settings = settings._replace(layer_chunk=0)  # which saves memory in training; out of chunks come no weights
-    model = task.model.clone(fusion=fusion.clone(settings=settings))
     content = (inputs.tokens, inputs.tokens_mask)
     variables = {"params": params["model"]}
-    _, kept = model.apply(variables, *content, method="embed", mutable=["intermediates"])
-    result = {}
-    for layer, weights in _attentions(kept.get("intermediates", {}).get("fusion", {})).items():
+    _, kept = task.whole.apply(variables, *content, method="embed", mutable=["intermediates"])
+    return shares(task, kept.get("intermediates", {}), inputs)
+
+
+def shares(task: RankingTask, kept: Mapping[str, Any], inputs: Inputs) -> Shares:
+    """Layer of the fusion module -> "layers" and "equal" -> modality -> [S] share of an item's attention.
+
+    Args:
+      task: whose model it is.
+      kept: the weights of the model's attentions by the paths of their modules.
+      inputs: of which they are.
+
+    Returns:
+      Of "equal" the shares if all tokens were read alike. {} where the fusion module does not attend
+      to the tokens of all modalities at once.
+    """
+    settings, result = getattr(task.model.fusion, "settings", None), {}
+    if not isinstance(settings, FusionSettings):
+        return {}
+    for layer, weights in attentions(kept.get("fusion", {})).items():
         read = _read(weights.shape, inputs.tokens, settings.queries)
         if read is None:
             return {}
@@ -88,9 +102,10 @@ def _of_items(task: RankingTask, params: Params, inputs: Inputs) -> dict[str, di
     return result
 
 
-def _attentions(tree: Mapping[str, Any]) -> dict[str, jax.Array]:
+def attentions(tree: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Layer -> weights [S, H, M, N] of its attention."""
-    return {name: sub["attention"][WEIGHTS][0] for name, sub in tree.items() if WEIGHTS in sub.get("attention", {})}
+    layers = {name: sub.get("attention", {}) for name, sub in tree.items() if isinstance(sub, Mapping)}
+    return {name: sub[WEIGHTS][0] for name, sub in layers.items() if WEIGHTS in sub}
 
 
 def _read(shape: tuple[int, ...], tokens: Mapping[str, jax.Array], queries: int) -> list[str] | None:

@@ -28,6 +28,12 @@ class Service:
     changed alone is read, from the version at hand on, or from the nearest whole one where that does not fit. The version
     before stays at hand, to roll back to.
 
+    >>> import em3_jax as em3
+    >>> with em3.Service("store") as service:
+    ...     scores = service.model.score(user=3, history=[1, 2], candidates=[4, 5, 6])
+    >>> scores.probability.shape
+    (3,)
+
     Args:
       store: its folder.
       poll_seconds: between two looks for a new version.

@@ -104,7 +104,7 @@ class WithEncoders(WrappedTask):
     def init(self, key: jax.Array, inputs: Inputs) -> Params:
         """Parameters of `task`, and those of the encoders as zeros, see `initial_params`."""
         own = initial_params(key, self.encoders)
-        return self.task.init(key, self._encoded(own, inputs)) | own
+        return self.task.init(key, self.encoded(own, inputs)) | own
 
     def loss(self, params: Params, inputs: Inputs, key: jax.Array, step: jax.Array) -> Loss:
         drawn = Drawn(key, step, _items(inputs.batch)) if self.encoders else None
@@ -115,21 +115,22 @@ class WithEncoders(WrappedTask):
         return value, aux
 
     def predict(self, params: Params, inputs: Inputs) -> Any:
-        return self.task.predict(params, self._encoded(params, inputs))
+        return self.task.predict(params, self.encoded(params, inputs))
 
     def predict_all(self, params: Params, inputs: Inputs) -> jax.Array:
-        return self.task.predict_all(params, self._encoded(params, inputs))
+        return self.task.predict_all(params, self.encoded(params, inputs))
 
     def embed(self, params: Params, inputs: Inputs) -> jax.Array:
-        return self.task.embed(params, self._encoded(params, inputs))
+        return self.task.embed(params, self.encoded(params, inputs))
 
     def codes(self, params: Params, inputs: Inputs) -> jax.Array:
-        return self.task.codes(params, self._encoded(params, inputs))
+        return self.task.codes(params, self.encoded(params, inputs))
 
     def lookup(self, params: Params, inputs: Inputs) -> dict[str, jax.Array]:
-        return self.task.lookup(params, self._encoded(params, inputs))
+        return self.task.lookup(params, self.encoded(params, inputs))
 
-    def _encoded(self, params: Params, inputs: Inputs) -> Inputs:
+    def encoded(self, params: Params, inputs: Inputs) -> Inputs:
+        """What `task` has as its inputs."""
         return _at_their_places(encoded(self.encoders, params, inputs)[0])
 
 

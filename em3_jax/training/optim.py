@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from em3_jax.config import registry
 from em3_jax.core import trees
 from em3_jax.core.errors import UserError
 
@@ -13,6 +14,7 @@ from em3_jax.core.errors import UserError
 def dense_optimizer(
     params,
     *,
+    optimizer: str = "adam",
     learning_rate: float,
     warmup_steps: int,
     decay_steps: int,
@@ -25,6 +27,7 @@ def dense_optimizer(
 
     Args:
       params: parameter tree (names and shapes only).
+      optimizer: what stands in the place of Adam, see `registry.optimizer`.
       weight_decay: decoupled; on matrices, not on biases, norms or embeddings of one axis, and not
         on what has never had a gradient, such as the kernel beside a LoRA adapter, which keeps its
         bits.
@@ -41,20 +44,20 @@ def dense_optimizer(
     if warmup_steps:
         warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
         schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
-    factors = _factors(params, multipliers)
+    factors, scale = _factors(params, multipliers), registry.optimizer(optimizer)
 
-    def adamw(factor: float) -> optax.GradientTransformation:
+    def decoupled(factor: float) -> optax.GradientTransformation:
         if factor == 0:
             return optax.set_to_zero()
         decay = optax.add_decayed_weights(weight_decay, mask=_is_matrix)
-        return optax.chain(  # adamw, whose state it has
-            optax.scale_by_adam(),
+        return optax.chain(  # of Adam AdamW, whose state it has
+            scale(),
             _where_it_moves(decay) if weight_decay else decay,
             optax.scale_by_learning_rate(lambda step: factor * schedule(step)),
         )
 
     update = optax.multi_transform(
-        {str(f): adamw(f) for f in set(jax.tree.leaves(factors))}, jax.tree.map(str, factors)
+        {str(f): decoupled(f) for f in set(jax.tree.leaves(factors))}, jax.tree.map(str, factors)
     )
     trains = jax.tree.map(bool, factors)
     before = [optax.masked(_where_it_moves(optax.add_decayed_weights(l2)), trains)] if l2 else []

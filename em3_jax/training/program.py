@@ -26,7 +26,7 @@ class Program:
     Attributes:
       mesh: devices.
       place: batch of the source -> the same on the devices, see `sharding.place`.
-      init: () -> fresh State.
+      init: (seed) -> fresh State; None = the config's seed.
       shapes: of the state, with where its leaves lie; to restore one into.
       train_step, train_steps: of one batch and of several, stacked; see `step.TrainStep`.
       predict: (state, batch) -> what the task predicts, on all devices.
@@ -37,7 +37,7 @@ class Program:
 
     mesh: Mesh
     place: Callable
-    init: Callable[[], State]
+    init: Callable[..., State]
     shapes: State
     train_step: step.TrainStep
     train_steps: step.TrainStep
@@ -73,8 +73,9 @@ def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program
     placed = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     shapes = jax.tree.map(placed, shapes, shardings)
 
-    def init() -> State:
-        state = jax.jit(make, out_shardings=shardings)(root, work.constants, example())
+    def init(seed: int | None = None) -> State:
+        key = root if seed is None else jax.random.key(seed)
+        state = jax.jit(make, out_shardings=shardings)(key, work.constants, example())
         loaded = {name: encoder.params for name, encoder in work.encoders.items()}
         loaded = {"encoders": loaded} if loaded else {}
         loaded = jax.device_put(loaded, sharding.replicated(mesh))

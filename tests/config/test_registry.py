@@ -1,17 +1,21 @@
 """Parts from a user's own file: they train and are evaluated like the library's, and mistakes in them are one line."""
 
+import importlib
 import re
 import textwrap
 
 import numpy as np
+import optax
 import pytest
 
 from em3_jax import evaluate as evaluation
 from em3_jax import train
-from em3_jax.config import registry, sections
-from em3_jax.training import experiment
+from em3_jax.config import recipes, registry, sections
+from em3_jax.models.attention import MeanScore
+from em3_jax.training import experiment, rundir
+from tests import small_runs
 from tests.conftest import ROOT, user_error
-from tests.small_runs import small_config
+from tests.small_runs import small, small_config
 
 pytestmark = pytest.mark.quickly_compiled
 
@@ -97,6 +101,49 @@ def test_a_run_with_own_parts_learns_and_is_evaluated(planted, in_folder):
     changed = "mine.py has changed since it was trained"
     assert changed in user_error(evaluation.evaluate, in_folder / "run", "test")
     assert changed in user_error(train.train, settings.to_dict(), in_folder / "run")
+
+
+def test_objects_are_their_texts(planted, in_folder, monkeypatch):
+    """A run of classes and functions is a run of their names, and what has no name is refused before there is a folder."""
+    (in_folder / "my_objects.py").write_text(FILE, "utf-8")  # stays imported, so no other test has that name
+    monkeypatch.syspath_prepend(in_folder)
+    mine = importlib.import_module("my_objects")
+    objects = {
+        "fusion": mine.MyFusion,
+        "backbone": mine.MyBackbone,
+        "content_score": mine.MyScore,
+        "loss": mine.my_loss,
+    }
+    settings = small(planted, train__epochs=0.1, optim__optimizer=optax.scale_by_lion)
+    settings["model"] |= objects
+    one, other = in_folder / "objects", in_folder / "texts"
+    train.train(settings, one)
+    settings["optim"]["optimizer"] = "optax:scale_by_lion"
+    settings["model"] |= {name: f"my_objects:{part.__name__}" for name, part in objects.items()}
+    train.train(settings, other)
+    records = [rundir.read(folder) for folder in (one, other)]
+    assert records[0]["config"] == records[1]["config"]
+    assert set(records[0]["own_files"]) == {"my_objects.py"}
+    lines = [small_runs.records(folder) for folder in (one, other)]
+    assert lines[0] == lines[1] and lines[0]
+    for part in (lambda logits, labels, weights: 0.0, type("Local", (mine.MyFusion,), {})):
+        settings["model"]["loss"] = part
+        assert "cannot be found again by a name" in user_error(train.train, settings, in_folder / "new")
+        assert not (in_folder / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("model.fusoin", MeanScore, "config.model.fusoin: unknown key; did you mean 'fusion'?"),
+        ("model.cic.weight", MeanScore, "config.model.cic.weight=MeanScore: give a number of 0 or more"),
+        ("model.content_score", MeanScore(), "give the class, MeanScore, or a function"),
+        ("optim.optimizer", optax.lion, "so give optax.scale_by_lion, say, not optax.lion"),
+    ],
+)
+def test_mistakes_with_objects_are_one_line(planted, name, value, message):
+    overrides = {"data.root": planted.root, name: value}
+    assert message in user_error(lambda: experiment.build(recipes.load_config("em3_synthetic", overrides)))
 
 
 def test_the_own_loss_is_the_one_that_is_minimised(planted, in_folder):

@@ -10,6 +10,7 @@ from em3_jax.config.schema.types import (
     Multipliers,
     Name,
     Names,
+    Optimizer,
     Patterns,
     Platforms,
     Share,
@@ -46,8 +47,11 @@ class Tables:
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """How all parameters but the tables are updated: Adam."""
+    """How all parameters but the tables are updated."""
 
+    # what makes updates of gradients; of your own, a function that gives an optax transformation to
+    # stand before learning rate and decay, such as optax:scale_by_lion
+    optimizer: Optimizer = "adam"
     learning_rate: Weight = 1e-3  # learning rate of all parameters but the tables
     warmup_steps: Count = 0  # steps over which the learning rate rises linearly from zero
     # steps over which the learning rate falls to zero, as a cosine; 0 = it is constant

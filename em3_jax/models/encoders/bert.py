@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from em3_jax.core import gather
 from em3_jax.core.errors import UserError
+from em3_jax.models.attention import WEIGHTS
 from em3_jax.models.encoders import EncoderOutput, Part
 
 Dtype = Any
@@ -194,6 +195,8 @@ class FirstTokenAttention(nn.Module):
         query = _dense(width, self.dtype, "query", self.kernel_init)(tokens[:, 0]) * (width // self.heads) ** -0.5
         query = jnp.einsum("bhd,whd->bhw", query.reshape(batch, self.heads, -1), key)
         logits = jnp.einsum("bhw,blw->bhl", query, tokens, preferred_element_type=jnp.float32)
+        if self.is_mutable_collection("intermediates"):  # else the weights are never made as such
+            self.sow("intermediates", WEIGHTS, nn.softmax(jnp.where(mask[:, None], logits, -1e9)))  # [B, H, L]
         attended = _softmax_mean("bhl,blw->bhw", logits, mask[:, None], tokens)
         attended = jnp.einsum("bhw,whd->bhd", attended, value).reshape(batch, width) + value_bias
         return _dense(width, self.dtype, "out", self.kernel_init)(attended)

@@ -63,6 +63,10 @@ _word_init = nn.initializers.normal(0.1)
 _place_init = nn.initializers.normal(0.05)
 
 
+READ = "read"
+"""Name among the intermediates: [1 + M, B, N] bool, the tokens that are there, of none of the M feature sets and of each."""
+
+
 def _means(x: jax.Array, mask: jax.Array, sets: list[int]) -> list[jax.Array]:
     """Of each feature set [B, D]: the mean of its valid tokens, zeros without any.
 
@@ -122,6 +126,9 @@ class FieldEncoder(nn.Module):
                 masks.append(valid)
                 sets += [number] * state.shape[1]
         x, readable = jnp.concatenate(states, axis=1), jnp.concatenate(masks, axis=1)  # [B, N, D], [B, N]
+        if self.is_mutable_collection("intermediates"):
+            own = [jnp.array(sets) == number for number in range(-1, len(self.layouts))]
+            self.sow("intermediates", READ, readable & jnp.stack(own)[:, None])
         x = nn.LayerNorm(name="embedding_norm")(x.reshape(-1, s.width))
         means = _means(x.reshape(*readable.shape, -1), readable, sets) if s.means else []
         for k in range(s.layers):

@@ -7,13 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from em3_jax.models.attention import WEIGHTS
 from em3_jax.models.dropout import Dropout
 from em3_jax.models.fusion import FusionSettings
 from em3_jax.models.fusion.chunks import in_chunks
 from em3_jax.models.lora import LoRA, LoRADense
-
-WEIGHTS = "weights"
-"""Name of an attention's weights [S, H, M, N] among the intermediates."""
 
 
 class ModalityTokens(nn.Module):
@@ -61,7 +59,7 @@ class Attention(nn.Module):
         mask = mask[:, None, None, :]
         score = jnp.where(mask, score.astype(jnp.float32), jnp.finfo(jnp.float32).min)
         weight = jnp.where(mask, nn.softmax(score), 0.0).astype(x.dtype)
-        self.sow("intermediates", WEIGHTS, weight)  # nothing is kept unless a caller asks for it
+        self.sow("intermediates", WEIGHTS, weight)  # [S, H, M, N]
         mixed = jnp.einsum("shqn,snhd->sqhd", weight, heads(together([value(part) for part in parts])))
         return LoRADense(width, self.lora, name="output")(mixed.reshape(items, -1, width))
 

@@ -80,6 +80,13 @@ class ItemEncoder:
         result: Any = self.module.apply(variables, inputs.tokens, inputs.tokens_mask)
         return result
 
+    def attend(self, params: Params, inputs: Inputs) -> Mapping[str, Any]:
+        """The weights of the encoder's attentions by the paths of their modules, and `fields.READ`."""
+        inputs, _ = encoded(self.converted, params, inputs)
+        variables = {"params": params["encoder"]}
+        applied: Any = self.module.apply(variables, inputs.tokens, inputs.tokens_mask, mutable=["intermediates"])
+        return applied[1].get("intermediates", {})
+
     def represent_all(self, params: Params, inputs: Inputs) -> memory_bank.Writes:
         """What the encoder makes of all items that may be encoded."""
         position, mask = inputs.batch["encode_position"], inputs.batch["encode_mask"]

@@ -147,6 +147,19 @@ class LemurTask(Task):
             items = items._replace(history=seen.stored, history_present=seen.age >= 0)
         return items
 
+    def attend(self, params: Params, inputs: Inputs) -> tuple[jax.Array, Mapping[str, Any]]:
+        """([B] what `predict` gives, the weights of attentions by the paths of their modules).
+
+        Those of the encoder, of its C items, are under "encoder", the others the ranker's.
+        """
+        items = self._predicted(params, inputs)
+        arguments = (inputs.rows, items, self._query(params, inputs.batch), inputs.batch)
+        variables: Any = {"params": params["model"]}
+        applied: Any = self.ranker.apply(variables, *arguments, train=False, mutable=["intermediates"])
+        (logit, out), kept = applied
+        of_encoder = {"encoder": self.encoder.attend(params, inputs)}
+        return self._scored(logit, out), {**kept.get("intermediates", {}), **of_encoder}
+
     def lookup(self, params: Params, inputs: Inputs) -> dict[str, jax.Array]:
         """The fresh representation and the stored one; "written" [S, 1] = 1 if there is such."""
         stored: Stored = inputs.batch["stored"]
@@ -194,7 +207,10 @@ class LemurTask(Task):
 
     def _final_score(self, params: Params, inputs: Inputs, items: Representations) -> jax.Array:
         """[B] the logit; T s(q, d) where the ranker does not train."""
-        logit, out = self._rank(params, inputs, items, train=False)
+        return self._scored(*self._rank(params, inputs, items, train=False))
+
+    def _scored(self, logit: jax.Array, out: Intermediates) -> jax.Array:
+        """[B] of what the ranker gives."""
         if self.settings.ranking_weight:
             return logit
         return self.sqdc.scale * cosine(out["query"], out["document"])

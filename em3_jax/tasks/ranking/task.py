@@ -23,6 +23,7 @@ from em3_jax.core.labels import Labels
 from em3_jax.core.numbers import NO_NUMBERS, Numbers
 from em3_jax.models import similarity
 from em3_jax.models.aggregators import AGGREGATORS, ATTEND
+from em3_jax.models.fusion import FusionSettings
 from em3_jax.models.fusion.frozen import Frozen
 from em3_jax.models.numbers import NumberSettings
 from em3_jax.models.quantiser import ResidualQuantiser
@@ -35,6 +36,7 @@ from em3_jax.tasks.heads import FurtherLabels, further_labels
 
 PRECISIONS = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
+Attended = tuple[jax.Array, Mapping[str, Any]]
 Applied = tuple[jax.Array, Intermediates]
 """(logit [B], named intermediates) of the model."""
 
@@ -118,6 +120,23 @@ class RankingTask(Task):
     def predict_all(self, params: Params, inputs: Inputs) -> jax.Array:
         assert self.further is not None  # or there is one label
         return self.further.beside(params, *self._apply(params, inputs, train=False))
+
+    def attend(self, params: Params, inputs: Inputs) -> Attended:
+        """([B] what `predict` gives, the weights of the model's attentions by the paths of their modules)."""
+        applied: Any = dataclasses.replace(self, model=self.whole)._apply(
+            params, inputs, train=False, mutable=["intermediates"]
+        )
+        (logit, _), kept = applied
+        return self._first(params, logit), kept.get("intermediates", {})
+
+    @property
+    def whole(self) -> RankingModel:
+        """The model without chunks, which save memory in training: out of them come no weights of attentions."""
+        fusion: Any = self.model.fusion
+        settings = getattr(fusion, "settings", None)
+        if isinstance(settings, FusionSettings):
+            fusion = fusion.clone(settings=settings._replace(layer_chunk=0))
+        return self.model.clone(fusion=fusion, fusion_chunk=0)
 
     def embed(self, params: Params, inputs: Inputs) -> jax.Array:
         content = (inputs.tokens, inputs.tokens_mask)
