@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+BESIDE = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")]
+PAGES = [ROOT / "README.md", *DOCS, *BESIDE]
 LINK = re.compile(r"\[[^\]\[]*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
@@ -33,8 +35,19 @@ def test_links_lead_somewhere(page):
 
 def test_every_page_is_reached_from_the_readme():
     reached = set(LINK.findall(PAGES[0].read_text("utf-8")))
-    pages = {f"docs/{page.name}" for page in PAGES[1:]}
-    assert pages <= reached
+    assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} <= reached
+
+
+def test_the_site_has_every_page():
+    nav = set(re.findall(r"^ +- [^:]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE))
+    pages = {page.name for page in DOCS} | {str(page.relative_to(ROOT)) for page in BESIDE}
+    assert nav == pages | {"index.md", "benchmarks/NOTES.md", "benchmarks/SCALE.md"}
+
+
+def test_every_finding_is_told_in_words():
+    told = re.findall(r"\((?:\.\./)(findings/\w+\.sh)\)", (ROOT / "docs/findings.md").read_text("utf-8"))
+    scripts = {f"findings/{path.name}" for path in (ROOT / "findings").iterdir()}
+    assert set(told) == scripts and len(told) == len(scripts)
 
 
 def test_the_readme_is_read_in_one_sitting():
