@@ -2,6 +2,7 @@
 
     python -m tests.newcomer                # minutes on 2 cores
     python -m tests.newcomer --movielens <folder with GroupLens' u.data, u.item, u.user>
+    python -m tests.newcomer --examples     # those at the heads of examples as well
 
 Needs nothing but Python 3.11 or 3.12, git, make and the package index. The clone is of the last
 commit, in an empty folder, with a home folder of its own; the commands are read from the pages, in
@@ -25,12 +26,15 @@ from tests import page_commands
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/training.md")  # the second goes on in the environment of the first
+EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".sh"))
 # What a command is, and what is typed in its place; "" leaves it out.
 SHORTER = {
     r"^make demo$": r"make demo OPTIONS=--config.train.epochs=1",
     r"^make test$": "",  # what CI runs on every commit
     r"^(python train\.py .*)$": r"\1 --config.train.epochs=0.5",
     r"^(em3 verdict .*)--budget 15min(.*)$": r"\1--budget 1min\2",
+    r"^make \.venv/installed-test$": "",  # torch and compilers, for tests and for the next command
+    r"^(bash examples/plan_pod\.sh) .*$": r"\1 cpu:8",
 }
 MADE = ("data", "runs", "reports")  # by the commands of a page; the next page begins without
 WORDS = "star night river city dog winter king train garden letter island summer".split()
@@ -108,10 +112,21 @@ def typed(command: str, folder: Path, env: dict[str, str]) -> float:
     return time.monotonic() - began
 
 
+def type_all(name: str, commands: list[str], folder: Path, env: dict[str, str]) -> None:
+    """Types commands in turn, and prints what each took; `source` counts for all that follow."""
+    print(name)
+    for command in commands:
+        if command.startswith("source "):
+            env["ACTIVATED"] = "1"
+        if line := shortened(command):
+            print(f"{typed(line, folder, env):7.1f} s  {line}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--movielens", type=Path, help="the unzipped ml-100k (default: planted)")
     parser.add_argument("--folder", type=Path, help="an empty one (default: one that is removed)")
+    parser.add_argument("--examples", action="store_true", help="also the heads of examples")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         place = given.folder or Path(temporary)
@@ -121,13 +136,10 @@ def main() -> None:
         write_stand_ins(clone, given.movielens)
         env = environment(place / "home")
         for page in PAGES:
-            print(page)
             subprocess.run(["rm", "-rf", *MADE], cwd=clone, check=True)
-            for command in page_commands.of_page(clone / page):
-                if command.startswith("source "):
-                    env["ACTIVATED"] = "1"
-                if line := shortened(command):
-                    print(f"{typed(line, clone, env):7.1f} s  {line}", flush=True)
+            type_all(page, page_commands.of_page(clone / page), clone, env)
+        for example in EXAMPLES if given.examples else ():
+            type_all(example.name, page_commands.of_head(example), clone, env)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ def test_make_demo_ends_with_a_table(tmp_path):
 
 def test_each_replacement_has_a_command_and_each_command_a_door():
     pages = [page_commands.of_page(ROOT / name) for name in newcomer.PAGES]
-    commands = [command for page in pages for command in page]
+    heads = [page_commands.of_head(example) for example in newcomer.EXAMPLES]
+    commands = [command for page in (*pages, *heads) for command in page]
     for pattern in newcomer.SHORTER:
         assert any(re.search(pattern, command) for command in commands), pattern
     named = {command.split()[1] for command in commands if command.startswith("em3 ")}
