@@ -32,7 +32,7 @@ SHORTER = {
     r"^make demo$": r"make demo OPTIONS=--config.train.epochs=1",
     r"^make test$": "",  # what CI runs on every commit
     r"^(python train\.py .*)$": r"\1 --config.train.epochs=0.5",
-    r"^(em3 verdict .*)--budget 15min(.*)$": r"\1--budget 1min\2",
+    r"^(em3 verdict .*)--budget 15min(.*)$": r"\1--budget 2min\2",
     r"^make \.venv/installed-test$": "",  # torch and compilers, for tests and for the next command
     r"^(bash examples/plan_pod\.sh) .*$": r"\1 cpu:8",
 }
