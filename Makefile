@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
+# Settings of both runs of the demo, as OPTIONS=--config.train.epochs=1 for a short one.
+OPTIONS ?=
 
-.PHONY: install demo test suite lint style types format docs bench clean
+.PHONY: install demo test suite lint style types format docs site bench clean
 
 install: $(VENV)/installed
 
@@ -29,8 +31,8 @@ $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
 demo: $(VENV)/installed
 	rm -rf $(DEMO)/id_only $(DEMO)/em3
 	$(BIN)/em3 prepare synthetic --out $(DEMO)/data --overwrite
-	$(BIN)/python train.py --config=configs/em3_synthetic.py:id_only --config.data.root=$(DEMO)/data --workdir=$(DEMO)/id_only
-	$(BIN)/python train.py --config=configs/em3_synthetic.py --config.data.root=$(DEMO)/data --workdir=$(DEMO)/em3
+	$(BIN)/python train.py --config=configs/em3_synthetic.py:id_only --config.data.root=$(DEMO)/data --workdir=$(DEMO)/id_only $(OPTIONS)
+	$(BIN)/python train.py --config=configs/em3_synthetic.py --config.data.root=$(DEMO)/data --workdir=$(DEMO)/em3 $(OPTIONS)
 	$(BIN)/python eval.py --workdir=$(DEMO)/id_only > $(DEMO)/id_only.txt
 	$(BIN)/python eval.py --workdir=$(DEMO)/em3 > $(DEMO)/em3.txt
 	@echo
@@ -59,8 +61,17 @@ format: $(VENV)/installed-test
 docs: $(VENV)/installed
 	$(BIN)/python -c "from em3_jax.config import manual; print(manual.page(), end='')" > docs/settings.md
 
+# All pages as a site, in build/site, in an environment of its own; a link that leads nowhere is an error.
+$(VENV)-docs/installed: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
+site: $(VENV)-docs/installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.ranking
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(VENV)-docs $(DEMO) build

@@ -4,9 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+from em3_jax import __version__
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+BESIDE = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")]
+PAGES = [ROOT / "README.md", *DOCS, *BESIDE]
 LINK = re.compile(r"\[[^\]\[]*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
@@ -33,11 +38,32 @@ def test_links_lead_somewhere(page):
 
 def test_every_page_is_reached_from_the_readme():
     reached = set(LINK.findall(PAGES[0].read_text("utf-8")))
-    pages = {f"docs/{page.name}" for page in PAGES[1:]}
-    assert pages <= reached
+    assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} <= reached
+
+
+def test_the_site_has_every_page():
+    site = (ROOT / "mkdocs.yml").read_text("utf-8")
+    nav = set(re.findall(r"^ +- [^:]+: (\S+\.md)$", site, re.MULTILINE))
+    pages = {page.name for page in DOCS} | {str(page.relative_to(ROOT)) for page in BESIDE}
+    assert nav == pages | {"index.md", "benchmarks/NOTES.md", "benchmarks/SCALE.md"}
+
+
+def test_every_finding_is_told_in_words():
+    page = (ROOT / "docs/findings.md").read_text("utf-8")
+    told = re.findall(r"\(\.\./(findings/\w+\.sh)\)", page)
+    scripts = {f"findings/{path.name}" for path in (ROOT / "findings").iterdir()}
+    assert set(told) == scripts and len(told) == len(scripts)
 
 
 def test_the_readme_is_read_in_one_sitting():
     text = PAGES[0].read_text("utf-8")
     assert len(text.split()) <= 900
     assert [line for line in text.splitlines() if len(line) > 100 and not line.startswith("|")] == []
+
+
+def test_what_is_cited_is_this_version_and_the_papers_of_the_readme():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    papers = re.findall(r"https://arxiv\.org/abs/[\d.]+", PAGES[0].read_text("utf-8"))
+    assert cited["version"] == __version__
+    assert [one["url"] for one in cited["references"]] == papers
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
