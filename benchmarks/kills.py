@@ -30,7 +30,7 @@ from em3_jax.training.curve import CURVE, read_curve
 from em3_jax.training.run import Run
 
 PROGRAM = "import json, sys; from em3_jax import train; train.train(json.loads(open(sys.argv[1]).read()), sys.argv[2])"
-ROWS_A_KILL, LIVING, STAY = 400, 150, 6  # ids that live at once, and rows after which one makes way for another
+ROWS_A_KILL, LIVING, STAY = 600, 150, 6  # ids that live at once, and rows after which one makes way for another
 
 
 def rows(count: int) -> str:
@@ -122,7 +122,10 @@ def what_differs(folder: Path, whole: bool) -> list[str]:
     found += [] if names[0] == names[1] else [f"{len(names[0])} and {len(names[1])} versions"]
     for name in sorted({*names[0]} & {*names[1]}):
         one, other = (store.open_version(root, name) for root in stores)
-        found += [] if one.checksum == other.checksum else [f"version {name}"]
+        if one.checksum != other.checksum:
+            of_both = ({**version.arrays, **version.files} for version in (one, other))
+            mine, theirs = ({key: bytes(value) for key, value in of.items()} for of in of_both)
+            found.append(f"version {name} ({', '.join(key for key in mine if mine[key] != theirs.get(key))})")
     return found
 
 
