@@ -48,7 +48,8 @@ class Follower:
         beside = Path(tempfile.gettempdir()) if publish.is_mount(root) else root.parent
         snapshot = beside / f"{root.name}.{SNAPSHOT}{self._log.suffix}"
         snapshot.parent.mkdir(parents=True, exist_ok=True)
-        before = self._same_so_far(snapshot) if root.exists() else 0
+        # That of a mount lies where one of another dataset of this name may have lain.
+        before = self._same_so_far(snapshot) if root.exists() and beside == root.parent else 0
         with open(self._log, "rb") as source, open(snapshot, "wb") as target:
             target.write(source.read(size))
         # The reader would sort by time, and a late line would move what was trained on.

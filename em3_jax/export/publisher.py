@@ -67,7 +67,7 @@ class Publisher:
         """
         if not parts.work.task.can_be_served:
             raise UserError(f"config.stream.publish={self._own.publish}: the run scores nothing that can be served")
-        self._parts, self._run = parts, _id_of(self._directory)
+        self._parts, self._run = parts, id_of(self._directory) or _new_id(self._directory)
         dataset, record = parts.work.dataset, rundir.read(self._directory)
         dataset = dataset.with_ids if isinstance(dataset, Appended) else dataset
         with store.writing(self._store):
@@ -228,12 +228,23 @@ class Publisher:
             self._version = None
 
 
-def _id_of(directory: Path) -> str:
-    """The id of a run, made when it publishes for the first time."""
+def id_of(directory: Path) -> str:
+    """The id by which stores know a run; "" where it has published nothing.
+
+    Raises:
+      UserError: the file that says it is damaged.
+    """
     path = directory / NAME
     if not path.exists():
-        store.write_json(path, {"id": uuid.uuid4().hex})
+        return ""
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["id"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: not readable; delete it, and the store begins with a whole version") from None
+
+
+def _new_id(directory: Path) -> str:
+    """An id for a run that publishes for the first time."""
+    new = uuid.uuid4().hex
+    store.write_json(directory / NAME, {"id": new})
+    return new

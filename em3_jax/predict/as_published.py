@@ -17,6 +17,7 @@ from em3_jax.data.append import Store
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import Dataset
 from em3_jax.data.shown import Shown
+from em3_jax.export import publisher
 from em3_jax.predict.recorded import Resolver, of_dataset
 from em3_jax.serving import id_index
 from em3_jax.serving.version import Version
@@ -88,11 +89,15 @@ class OfAppended:
         Raises:
           UserError: the version is of other data, or of rows that are not there.
         """
-        row, fields = version.manifest.get("row"), version.manifest["serving"]["fields"]
-        if row is None or row > self._store.rows:
+        row, fields = version.manifest.get("row", 0), version.manifest["serving"]["fields"]
+        if version.manifest.get("run") != publisher.id_of(self._run.folder):
             raise UserError(
-                f"{version.folder}: was not trained on rows of {self._store.root}, which has {self._store.rows:,}; give the "
-                "store that the run published to, and its dataset with --data"
+                f"{version.folder}: was not published by the run in {self._run.folder}; give the run whose store this is"
+            )
+        if row > self._store.rows:
+            raise UserError(
+                f"{version.folder}: was trained on {row:,} rows, {self._store.root} has {self._store.rows:,}; give the run's "
+                "dataset with --data"
             )
         if fields != self._fields:
             self._fields, self._parts = fields, None

@@ -66,7 +66,7 @@ def predict(
     """Scores the rows of files and writes them with their scores to `out`.
 
     Args:
-      directory: the folder of a ranking run.
+      directory: the folder of a run of task ranking or lemur.
       rows: files of one form: Parquet, or text with a header.
       out: a .parquet or .csv file.
       columns: role (user, item, time, history) or context field -> column, where its name is another.
@@ -132,7 +132,7 @@ def _with_scores(
 
 def main() -> None:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a ranking run")
+    parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a ranking or LEMUR run")
     parser.add_argument(
         "--rows", required=True, help="files: .parquet, .csv, .tsv, .gz; a folder, a pattern, several with commas"
     )

@@ -75,7 +75,7 @@ def recommend(
     """Writes each user's best items to `out`.
 
     Args:
-      directory: the folder of a ranking or retrieval run.
+      directory: the folder of a run of task ranking, lemur or retrieval.
       out: a .parquet or .csv file.
       count: items of a list; fewer where fewer are left.
       users: a file with a column `user`; None = all of the dataset.
@@ -338,7 +338,9 @@ def _table(ids: list[np.ndarray], user: np.ndarray, best: np.ndarray, score: np.
 
 def main() -> None:
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--workdir", type=paths.local, required=True, help="the folder of a ranking or retrieval run")
+    parser.add_argument(
+        "--workdir", type=paths.local, required=True, help="the folder of a ranking, LEMUR or retrieval run"
+    )
     parser.add_argument("--out", type=paths.local, required=True, help="the .parquet or .csv file to write")
     parser.add_argument("--count", type=int, default=COUNT, help=f"items of a list (default {COUNT})")
     parser.add_argument("--users", default="all", help="a file with a column user (default: all)")

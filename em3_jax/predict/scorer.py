@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from em3_jax.config.schema import Lemur
 from em3_jax.core import amounts
 from em3_jax.core.calibration import probabilities
+from em3_jax.core.errors import UserError
 from em3_jax.core.labels import parted
 from em3_jax.data.batches import BatchBuilder
 from em3_jax.data.format import FeatureSet
@@ -18,13 +20,14 @@ from em3_jax.protocols import runs
 
 
 class Scorer:
-    """A ranking run's logits of rows, computed as `em3 eval` does, so that rows of a split get the same bits.
+    """A run's logits of rows, computed as `em3 eval` does, so that rows of a split get the same bits.
 
     Features that lie on the devices hold the dataset's items alone. Rows whose candidate is new are scored by a program
-    whose features come with the batches.
+    whose features come with the batches; by a run of task lemur, which reads content and a memory bank of the dataset's
+    items, none is.
 
     Args:
-      directory: the run's folder.
+      directory: the run's folder, of task ranking or lemur.
       data_root: the dataset folder, if it was moved since training.
       step: checkpoint to score; None = the best on validation.
 
@@ -36,7 +39,7 @@ class Scorer:
     """
 
     def __init__(self, directory: str | Path, data_root: str | Path | None, step: int | None):
-        self._args, self._step = runs.ranking(directory, data_root), step
+        self._args, self._step = runs.scoring(directory, data_root), step
         self.run, self.config = self._args
         self.run.check_data()
         self._opened = runs.Opened(self.run, self.config, self.run.experiment, self.run.state(step))
@@ -49,12 +52,21 @@ class Scorer:
         self._builder = with_unknown(builder, builder.host_features)
 
     def __call__(self, rows: Rows) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """([n] f32 logits, {further label: [n] of it}), see `core.labels.parted`."""
+        """([n] f32 logits, {further label: [n] of it}), see `core.labels.parted`.
+
+        Raises:
+          UserError: a candidate is new, and the run is of task lemur.
+        """
+        if rows.has_new_items and isinstance(self.config, Lemur):
+            raise UserError(
+                f"{self.run.folder}: a run of task lemur scores items of its dataset alone, whose content it encodes; leave rows "
+                "of new items out, or let it grow (--config.train.grow=True) with a dataset that has them"
+            )
         on_host = rows.has_new_items and len(self._builder.host_features) < len(_sets(self._opened))
         opened, builder = self._on_host if on_host else (self._opened, self._builder)
         builder = rows.read_by(builder)
         program, work = opened.parts.program, opened.parts.work
-        assert work.evaluation is not None  # as runs of task ranking have it
+        assert work.evaluation is not None  # as runs that score clicks have it
         buckets, n = work.evaluation("test").buckets, len(rows.interactions["user"])
         source = EvaluationSource(builder, range(n), self.config.eval.batch_size, buckets, work.shards)
         predict = program.predict_all or program.predict
@@ -86,6 +98,6 @@ def _sets(opened: runs.Opened) -> tuple[FeatureSet, ...]:
 
 def _builder(opened: runs.Opened) -> BatchBuilder:
     work = opened.parts.work
-    assert work.builder is not None  # as runs of task ranking have it
+    assert work.builder is not None  # as runs that score clicks have it
     builder: BatchBuilder = work.builder(work.dataset)
     return builder

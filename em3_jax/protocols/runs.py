@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from em3_jax.config.schema import Config, Ranking
+from em3_jax.config.schema import Config, OnClicks, Ranking, Retrieval
 from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
@@ -28,7 +28,7 @@ class Opened(NamedTuple):
     """
 
     run: Run
-    config: Ranking
+    config: OnClicks
     parts: experiment.Experiment
     state: State
 
@@ -39,6 +39,15 @@ def ranking(directory: str | Path, data_root: str | Path | None = None) -> tuple
     config = run.config
     if not isinstance(config, Ranking) or config.task != "ranking":
         raise UserError(f"{directory}: a run of task {config.task}; this is for runs of task ranking")
+    return run, config
+
+
+def scoring(directory: str | Path, data_root: str | Path | None = None) -> tuple[Run, OnClicks]:
+    """(the run of a folder, its config); refuses one that scores no rows: of retrieval, or of pretraining."""
+    run = Run.open(directory, data_root)
+    config = run.config
+    if isinstance(config, Retrieval) or config.task == "pretraining":
+        raise UserError(f"{directory}: a run of task {config.task}; this is for runs of task ranking and lemur")
     return run, config
 
 
@@ -59,11 +68,11 @@ def check_clicks(run: Run, config: Ranking) -> None:
         raise UserError(f"{run.folder}: learns the amount {config.data.label}; this is for runs of labels of 0 and 1")
 
 
-def opened_on_host(run: Run, config: Ranking, step: int | None = None) -> Opened:
+def opened_on_host(run: Run, config: OnClicks, step: int | None = None) -> Opened:
     """The same on one device, whatever the mesh, with features that come with the batches.
 
     Args:
-      run, config: of `ranking`.
+      run, config: of `ranking` or `scoring`.
       step: checkpoint to score; the best on validation by default.
     """
     data: Any = dataclasses.replace(config.data, placement="host")

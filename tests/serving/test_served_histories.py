@@ -73,6 +73,20 @@ def requests(dataset, rows) -> list[dict]:
     return result
 
 
+def whole_pasts(dataset, rows) -> list[dict]:
+    """What a service is asked for the users of these rows, with all that they have done."""
+    events, asked = dataset.events, requests(dataset, rows)
+    words = [None, None, *dataset.meta["vocabularies"]["event"]["action"]]
+    ids = np.array(dataset.item_table.column("id"))
+    for one, row in zip(asked, rows, strict=True):
+        start = dataset.interactions["history_start"][row]
+        own = dataset.interactions["user"] == dataset.interactions["user"][row]
+        span = slice(start, start + int(own.sum()))  # each row of the log is an event
+        one |= {"history": ids[events["item"][span]], "history_times": events["time"][span]}
+        one["history_fields"] = {"action": [words[k] for k in events["field_action"][span]]}
+    return asked
+
+
 def is_replayed(run, root, asked, path, drill) -> None:
     """Recorded requests have the inputs and logits of the training code, and a feature that is broken is named."""
     model, recorder = Model(store.open_current(root), ()), Recorder(path)
@@ -174,6 +188,20 @@ def test_lemur_reads_several_histories_learns_several_labels_and_is_served(shop,
     assert logits.std() > 1e-3 and dear.std() > 1e-3
     asked = [one | {"candidates": [*range(0, ITEMS, 3), 4711]} for one in requests(shop, shop.split_rows("test")[:4])]
     is_replayed(tmp_path / "run", tmp_path / "store", asked, tmp_path / "requests.jsonl", "history.content")
+    rows = np.asarray(shop.split_rows("test"))
+    pq.write_table(as_table(shop, rows), tmp_path / "rows.parquet")
+    predict(tmp_path / "run", tmp_path / "rows.parquet", tmp_path / "scores.parquet")
+    found = pq.read_table(tmp_path / "scores.parquet")
+    np.testing.assert_array_equal(found.column("logit").to_numpy(), np.load(tmp_path / "run" / "eval_test_logits.npy"))
+    recommend(tmp_path / "run", tmp_path / "top.parquet", count=3, keep_seen=True)
+    best = pq.read_table(tmp_path / "top.parquet").column("score").to_numpy().reshape(-1, 3)
+    last = [np.flatnonzero(shop.interactions["user"] == k)[-1] for k in range(shop.num_users)]
+    for one, mine in zip(whole_pasts(shop, last), best, strict=True):
+        theirs = model.score(**one | {"candidates": [*range(ITEMS)]}).probability
+        np.testing.assert_allclose(np.sort(theirs)[::-1][:3], mine, atol=1e-5)
+    pq.write_table(pa.table({"user": [1], "item": [4711], "time": [1_700_000_000]}), tmp_path / "new.parquet")
+    said = user_error(predict, tmp_path / "run", tmp_path / "new.parquet", tmp_path / "none.parquet")
+    assert "a run of task lemur scores items of its dataset alone" in said and not (tmp_path / "none.parquet").exists()
 
 
 def test_events_sought_by_content_are_served_predicted_and_missed(shop, tmp_path):

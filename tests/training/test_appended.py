@@ -14,7 +14,7 @@ from em3_jax import evaluate, train
 from em3_jax.core.errors import UserError
 from em3_jax.data import follow
 from em3_jax.data.format import open_dataset
-from em3_jax.export import cached_items
+from em3_jax.export import cached_items, publisher
 from em3_jax.export import command as export
 from em3_jax.predict import replay
 from em3_jax.serving import store
@@ -213,6 +213,10 @@ def replays(directory, published, path) -> None:
     assert found.inputs == {} and found.logits == 0 and found.largest < 1e-6
     drilled = replay.replay(directory, published, path, drill="context.place")
     assert list(drilled.inputs) == ["context.place"] and drilled.inputs["context.place"].line == 1
+    other = shutil.copytree(directory, path.with_name("other"))
+    (other / publisher.NAME).write_text('{"id": "another"}')
+    with pytest.raises(UserError, match=r"was not published by the run in .*other; give the run whose store this is"):
+        replay.replay(other, published, path)
 
 
 @pytest.mark.parametrize("tables", [{}, COME_AND_GO], ids=["all-ids", "few-rows"])
