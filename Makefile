@@ -68,7 +68,7 @@ $(VENV)-docs/installed: requirements-docs.txt
 	touch $@
 
 site: $(VENV)-docs/installed
-	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.ranking
