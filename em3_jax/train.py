@@ -22,7 +22,7 @@ from em3_jax import cli, metrics
 from em3_jax.config import parse, recipes
 from em3_jax.config.schema import Config, Retrieval
 from em3_jax.config.schema.course import Train
-from em3_jax.core import paths
+from em3_jax.core import compilation_cache, paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.core.progress import Progress
@@ -67,13 +67,12 @@ def prepare_process(settings: Train) -> None:
 
     Args:
       settings: config.train. `deterministic` becomes a flag of XLA, read when the first device is made;
-        `compilation_cache` a setting of JAX. Of several processes the first alone speaks.
+        `compilation_cache` settings of JAX. Of several processes the first alone speaks.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if settings.deterministic and DETERMINISTIC not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}"
-    if settings.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", settings.compilation_cache)
+    compilation_cache.use(settings.compilation_cache)
     if not processes.is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
