@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from em3_jax import __version__, cli
-from em3_jax.core import allocator, compilation_cache
+from em3_jax.core import allocator, collector, compilation_cache
 from em3_jax.core.errors import UserError, nearest
 
 
@@ -89,7 +89,8 @@ def call(name: str, arguments: list[str] | None = None) -> None:
 def _module(name: str, module: str) -> ModuleType:
     if name == "reproduce":
         _find_reproduce()
-    return importlib.import_module(module)
+    with collector.paused(lasting=True):
+        return importlib.import_module(module)
 
 
 def _find_reproduce() -> None:

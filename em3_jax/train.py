@@ -4,6 +4,8 @@ Any setting can be changed from the command line: --config.model.backbone_settin
 workdir, it goes on from the newest checkpoint; a killed and resumed run is bit-identical to one that was never stopped.
 """
 
+import concurrent.futures as futures
+import contextlib
 import math
 import os
 import signal
@@ -22,15 +24,14 @@ from em3_jax import cli, metrics
 from em3_jax.config import parse, recipes
 from em3_jax.config.schema import Config, Retrieval
 from em3_jax.config.schema.course import Train
-from em3_jax.core import compilation_cache, paths
+from em3_jax.core import collector, compilation_cache, paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.core.progress import Progress
 from em3_jax.data.by_item import ByItemSource
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
-from em3_jax.export.publisher import Publisher
 from em3_jax.features import scratch_encoders
-from em3_jax.training import appended, endless, experiment, growth, logs, online, processes, rundir, warm_start
+from em3_jax.training import endless, experiment, growth, logs, processes, rundir, warm_start
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.curve import NEW_ROWS
 
@@ -55,11 +56,16 @@ def train(config: Mapping[str, Any] | ConfigDict | Config, directory: str | Path
     processes.check_agree("config", _shared(config))
     with processes.held_by_first(Lock(directory, hint="wait for it, or choose another --workdir")):
         if not isinstance(config, Retrieval) and config.stream is not None:
+            from em3_jax.export.publisher import Publisher  # other runs do not wait for what streams alone need
+            from em3_jax.training import appended, online
+
             publisher = Publisher(config, config.stream, directory) if config.stream.publish else None
             if config.stream.append:
                 return appended.run(config, config.stream, directory, publisher)
             return online.run(config, config.stream, directory, publisher)
-        return _train(config, directory)
+        with contextlib.ExitStack() as until_compiled:
+            until_compiled.enter_context(collector.paused())
+            return _train(config, directory, until_compiled)
 
 
 def prepare_process(settings: Train) -> None:
@@ -77,11 +83,17 @@ def prepare_process(settings: Train) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
-def _train(config: Config, directory: Path) -> dict:
-    """`train`, in a folder that no other run writes."""
+def _train(config: Config, directory: Path, until_compiled: contextlib.ExitStack) -> dict:
+    """`train`, in a folder that no other run writes.
+
+    Args:
+      until_compiled: what is left when the first step is about to be taken.
+    """
     settings, parts = config.train, experiment.build(config)
     data_hash, is_new = parts.work.dataset.meta["data_hash"], not (directory / "run.json").exists()
     processes.check_agree("data", {"hash": data_hash, "features": parts.feature_hashes})
+    # Beside the program that makes the state. A run that goes on, or from another, finds its step in the cache.
+    compiling = _compile_ahead(parts) if is_new and not settings.init_from and jax.process_count() == 1 else None
     state = parts.program.init()
     if settings.init_from and is_new:  # before there is a run in the folder, which a mistake would leave
         state = warm_start.warm_start(state, settings.init_from, data_hash, settings.init_parts)
@@ -118,6 +130,9 @@ def _train(config: Config, directory: Path) -> dict:
     fresh += f", {settings.init_parts} of it" if settings.init_parts != warm_start.ALL else ""
     print(f"resuming after step {start:,}" if start else fresh, flush=True)
 
+    if compiling:
+        futures.wait([compiling])
+    until_compiled.close()
     with processes.Interrupts() as interrupts:
         loop = _Loop(parts, checkpoints, directory, start)
         state, notes, stopped_by = loop.run(state, notes, interrupts)
@@ -132,6 +147,15 @@ def _train(config: Config, directory: Path) -> dict:
         print(f"{stopped_by} at step {step:,}; best {parts.config.eval.metric} on validation {notes['best_value']:.4f} at step "
               f"{notes['best_step']:,}; next: {command}")  # fmt: skip
     return {"best_step": notes["best_step"], "best_value": notes["best_value"], "step": step, "stopped_by": stopped_by}
+
+
+def _compile_ahead(parts: experiment.Experiment) -> futures.Future | None:
+    """Begins to compile the first step that `_Loop` takes; None where it takes several at once."""
+    settings, program = parts.config.train, parts.program
+    if settings.steps_per_dispatch > 1:
+        return None
+    rate = None if settings.plateau_factor == 1.0 else np.float32(1)
+    return program.train_step.compile_ahead(program.shapes, parts.work.constants, program.example(), rate)
 
 
 def _shared(config: Config) -> dict:

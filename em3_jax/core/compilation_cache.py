@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 OFF = "off"
-MOST_BYTES = 1 << 29  # of a machine's folder; JAX deletes what was used longest ago
+MOST_BYTES = 1 << 28  # of a machine's folder; JAX deletes what was used longest ago
 SHORTEST_SECONDS = 0.1  # of compiling; what takes less is hardly slower than a file, and would make thousands of them
 _FOLDER, _ENABLED = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
 _FALSE = ("0", "false", "off", "no", "f", "n")  # as JAX reads it
