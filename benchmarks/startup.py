@@ -45,7 +45,7 @@ def start(checkout: Path, options: list[str], work: Path) -> Start:
     run = work / "run"
     shutil.rmtree(run, ignore_errors=True)
     environment = {name: value for name, value in os.environ.items() if name not in OF_JAX}
-    environment |= {"PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(work / "cache")}
+    environment |= {"PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(work / ("own" if checkout == ROOT else "other"))}
     command = [sys.executable, "train.py", *options, "--config.train.log_every=1", f"--workdir={run}"]
     log, messages = run / "metrics.jsonl", work / "messages.txt"
     with open(messages, "w", encoding="utf-8") as file:

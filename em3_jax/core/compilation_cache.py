@@ -54,15 +54,16 @@ def use(choice: str) -> None:
     import jax  # `keep` comes before it
     from jax.experimental.compilation_cache import compilation_cache
 
-    folder, settings = Path(choice) / machine(), {}
+    folder = Path(choice) / machine()
     problem = "" if choice == OFF else _prepare(folder)
     if problem:
         print(f"warning: compiled programs are not kept: {problem}", file=sys.stderr)
-    if choice != OFF and not problem:
-        settings = {name.lower(): type(most)(os.environ.get(name, most)) for name, most in _LIMITS.items()}
-        settings["jax_compilation_cache_dir"] = str(folder)
-    for name, value in (settings or {"jax_enable_compilation_cache": False}).items():
-        jax.config.update(name, value)
+    if choice == OFF or problem:
+        jax.config.update("jax_enable_compilation_cache", False)
+    else:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        for name, most in _LIMITS.items():
+            jax.config.update(name.lower(), type(most)(os.environ.get(name, most)))
     compilation_cache.reset_cache()  # JAX looks at these settings once
 
 
