@@ -4,7 +4,6 @@ Any setting can be changed from the command line: --config.model.backbone_settin
 workdir, it goes on from the newest checkpoint; a killed and resumed run is bit-identical to one that was never stopped.
 """
 
-import concurrent.futures as futures
 import contextlib
 import math
 import os
@@ -63,9 +62,9 @@ def train(config: Mapping[str, Any] | ConfigDict | Config, directory: str | Path
             if config.stream.append:
                 return appended.run(config, config.stream, directory, publisher)
             return online.run(config, config.stream, directory, publisher)
-        with contextlib.ExitStack() as until_compiled:
-            until_compiled.enter_context(collector.paused())
-            return _train(config, directory, until_compiled)
+        with contextlib.ExitStack() as until_stepped:
+            until_stepped.enter_context(collector.paused())
+            return _train(config, directory, until_stepped)
 
 
 def prepare_process(settings: Train) -> None:
@@ -83,17 +82,15 @@ def prepare_process(settings: Train) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
-def _train(config: Config, directory: Path, until_compiled: contextlib.ExitStack) -> dict:
+def _train(config: Config, directory: Path, until_stepped: contextlib.ExitStack) -> dict:
     """`train`, in a folder that no other run writes.
 
     Args:
-      until_compiled: what is left when the first step is about to be taken.
+      until_stepped: what is left when the first step is taken.
     """
     settings, parts = config.train, experiment.build(config)
     data_hash, is_new = parts.work.dataset.meta["data_hash"], not (directory / "run.json").exists()
     processes.check_agree("data", {"hash": data_hash, "features": parts.feature_hashes})
-    # Beside the program that makes the state. A run that goes on, or from another, finds its step in the cache.
-    compiling = _compile_ahead(parts) if is_new and not settings.init_from and jax.process_count() == 1 else None
     state = parts.program.init()
     if settings.init_from and is_new:  # before there is a run in the folder, which a mistake would leave
         state = warm_start.warm_start(state, settings.init_from, data_hash, settings.init_parts)
@@ -130,11 +127,8 @@ def _train(config: Config, directory: Path, until_compiled: contextlib.ExitStack
     fresh += f", {settings.init_parts} of it" if settings.init_parts != warm_start.ALL else ""
     print(f"resuming after step {start:,}" if start else fresh, flush=True)
 
-    if compiling:
-        futures.wait([compiling])
-    until_compiled.close()
     with processes.Interrupts() as interrupts:
-        loop = _Loop(parts, checkpoints, directory, start)
+        loop = _Loop(parts, checkpoints, directory, start, until_stepped)
         state, notes, stopped_by = loop.run(state, notes, interrupts)
     checkpoints.close()
     step = int(state.step)
@@ -149,15 +143,6 @@ def _train(config: Config, directory: Path, until_compiled: contextlib.ExitStack
     return {"best_step": notes["best_step"], "best_value": notes["best_value"], "step": step, "stopped_by": stopped_by}
 
 
-def _compile_ahead(parts: experiment.Experiment) -> futures.Future | None:
-    """Begins to compile the first step that `_Loop` takes; None where it takes several at once."""
-    settings, program = parts.config.train, parts.program
-    if settings.steps_per_dispatch > 1:
-        return None
-    rate = None if settings.plateau_factor == 1.0 else np.float32(1)
-    return program.train_step.compile_ahead(program.shapes, parts.work.constants, program.example(), rate)
-
-
 def _shared(config: Config) -> dict:
     """What of a config all processes have to have alike."""
     data: Any = replace(config.data, root="")
@@ -167,9 +152,16 @@ def _shared(config: Config) -> dict:
 class _Loop:
     """The training loop. Its order is a contract: step; log window; evaluation on the new parameters; checkpoint."""
 
-    def __init__(self, parts: experiment.Experiment, checkpoints: Checkpoints, directory: Path, start: int):
+    def __init__(
+        self,
+        parts: experiment.Experiment,
+        checkpoints: Checkpoints,
+        directory: Path,
+        start: int,
+        until_stepped: contextlib.ExitStack,
+    ):
         settings, source = parts.config.train, parts.work.source
-        self.parts, self.settings, self.checkpoints = parts, settings, checkpoints
+        self.parts, self.settings, self.checkpoints, self.until_stepped = parts, settings, checkpoints, until_stepped
         self.total = source.steps(settings.epochs)
         self.eval_every = settings.eval_every or source.steps_per_epoch
         self.log_every = settings.log_every or self.eval_every
@@ -201,6 +193,7 @@ class _Loop:
                 run = self.parts.program.train_step if isinstance(group, list) else self.parts.program.train_steps
                 state, aux = run(state, self.parts.work.constants, batch, self._rate(notes))
                 self.window.append(aux)
+                self.until_stepped.close()
                 step += 1 if isinstance(group, list) else size
             self.progress.advance(step - before)
             evaluate = step % self.eval_every == 0 or step == self.total

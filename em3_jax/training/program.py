@@ -27,7 +27,6 @@ class Program:
     Attributes:
       mesh: devices.
       place: batch of the source -> the same on the devices, see `sharding.place`.
-      example: () -> the first batch, placed; made once.
       init: () -> fresh State.
       shapes: of the state, with where its leaves lie; to restore one into.
       train_step, train_steps: of one batch and of several, stacked; see `step.TrainStep`.
@@ -39,7 +38,6 @@ class Program:
 
     mesh: Mesh
     place: Callable
-    example: Callable[[], Batch]
     init: Callable[[], State]
     shapes: State
     train_step: step.TrainStep
@@ -118,7 +116,6 @@ def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program
     return Program(
         mesh=mesh,
         place=place,
-        example=example,
         init=init,
         shapes=shapes,
         train_step=train_step(several=False),

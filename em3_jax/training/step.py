@@ -1,6 +1,5 @@
 """The training and the prediction step: each one jitted function over the mesh."""
 
-import concurrent.futures as futures
 import dataclasses
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple
@@ -133,19 +132,6 @@ class TrainStep:
         if rate is None:
             return self.jitted(self.root, state, constants, batch)
         return self.jitted(self.root, state, constants, batch, rate)
-
-    def compile_ahead(
-        self, state: State, constants: Any, batch: Batch, rate: np.float32 | None = None
-    ) -> futures.Future[Any]:
-        """Compiles in a thread for arguments like these, which may be shapes alone; the call then finds the program.
-
-        An error is left to the call, which meets it again.
-        """
-        arguments = (self.root, state, constants, batch) + (() if rate is None else (rate,))
-        pool = futures.ThreadPoolExecutor(1, "compile")
-        done = pool.submit(lambda: self.jitted.lower(*arguments).compile())
-        pool.shutdown(wait=False)
-        return done
 
     def compile(self, state: State, constants: Any, batch: Batch, **options: Any) -> "CompiledStep":
         """The step compiled for arguments like these, which may be shapes alone, with options of the compiler."""
