@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from em3_jax import __version__, cli
-from em3_jax.core import allocator
+from em3_jax.core import allocator, collector, compilation_cache
 from em3_jax.core.errors import UserError, nearest
 
 
@@ -64,6 +64,9 @@ COMMANDS = {
     "reproduce": Command("reproduce.command", "the tables of the papers, in a checkout"),
 }
 
+KEEPS_NO_PROGRAMS = ("prepare", "shop", "raw", "compare", "plot", "curves", "convert-config", "plan")
+"""Commands that compile nothing, and `plan`: it names lines of the source, and a program that was kept has old ones."""
+
 
 def call(name: str, arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its code.
@@ -78,13 +81,16 @@ def call(name: str, arguments: list[str] | None = None) -> None:
     asks_for_help = {"-h", "--help"} & set(sys.argv[1:])
     module = command.manual if command.manual and asks_for_help else command.module
     allocator.keep_large_blocks()  # before numpy and jax, which start threads
+    if name not in KEEPS_NO_PROGRAMS and not asks_for_help:
+        compilation_cache.keep()  # before jax, which reads the environment once
     cli.run(lambda: _module(name, module).main())
 
 
 def _module(name: str, module: str) -> ModuleType:
     if name == "reproduce":
         _find_reproduce()
-    return importlib.import_module(module)
+    with collector.paused():
+        return importlib.import_module(module)
 
 
 def _find_reproduce() -> None:

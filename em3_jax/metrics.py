@@ -11,8 +11,8 @@ The contract of every function here:
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import special
 
 KS = (5, 10, 20, 50)
 """Lengths of the lists that full ranking measures."""
@@ -182,7 +182,7 @@ def normalized_entropy(labels: ArrayLike, logits: ArrayLike) -> float:
     rate = _mean(labels)
     if not 0 < rate < 1:
         return np.nan
-    return logloss(labels, logits) / float(special.entr(rate) + special.entr(1 - rate))
+    return logloss(labels, logits) / float(scipy.special.entr(rate) + scipy.special.entr(1 - rate))
 
 
 def calibration_line(labels: ArrayLike, logits: ArrayLike, less: ArrayLike | None = None) -> tuple[float, float]:
@@ -205,7 +205,7 @@ def calibration_line(labels: ArrayLike, logits: ArrayLike, less: ArrayLike | Non
     line = np.array([1.0, 0.0])
     loss = logloss(labels, x @ line - below)
     for _ in range(100):
-        p = special.expit(x @ line - below)
+        p = scipy.special.expit(x @ line - below)
         curvature = (x * (p * (1 - p))[:, None]).T @ x + 1e-12 * np.eye(2)
         step = np.linalg.solve(curvature, x.T @ (labels - p))
         for _ in range(40):
@@ -241,7 +241,7 @@ def paired_t_test(a: ArrayLike, b: ArrayLike) -> PairedTTest:
     mean, sd = difference.mean(), difference.std(ddof=1)
     rounding = 4 * np.finfo(np.float64).eps * max(np.abs(a).max(), np.abs(b).max())
     t = mean / (sd / np.sqrt(n)) if sd > rounding else np.nan
-    return PairedTTest(float(mean), float(sd), float(t), float(2 * special.stdtr(n - 1, -np.abs(t))), n)
+    return PairedTTest(float(mean), float(sd), float(t), float(2 * scipy.special.stdtr(n - 1, -np.abs(t))), n)
 
 
 def placements(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> np.ndarray:

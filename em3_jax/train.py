@@ -23,14 +23,13 @@ from em3_jax import cli, metrics
 from em3_jax.config import parse, recipes, sections
 from em3_jax.config.schema import Config, Retrieval
 from em3_jax.config.schema.course import Train
-from em3_jax.core import paths
+from em3_jax.core import compilation_cache, paths
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.core.progress import Progress
 from em3_jax.data.by_item import ByItemSource
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
-from em3_jax.export.publisher import Publisher
-from em3_jax.training import appended, endless, experiment, growth, logs, online, processes, rundir, warm_start
+from em3_jax.training import endless, experiment, growth, logs, processes, rundir, warm_start
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.curve import NEW_ROWS
 
@@ -58,6 +57,9 @@ def train(config: Mapping[str, Any] | ConfigDict | Config, directory: str | Path
     processes.check_agree("config", _shared(config))
     with processes.held_by_first(Lock(directory, hint="wait for it, or choose another --workdir")):
         if not isinstance(config, Retrieval) and config.stream is not None:
+            from em3_jax.export.publisher import Publisher  # other runs do not wait for what streams alone need
+            from em3_jax.training import appended, online
+
             publisher = Publisher(config, config.stream, directory) if config.stream.publish else None
             if config.stream.append:
                 return appended.run(config, config.stream, directory, publisher)
@@ -70,13 +72,12 @@ def prepare_process(settings: Train) -> None:
 
     Args:
       settings: config.train. `deterministic` becomes a flag of XLA, read when the first device is made;
-        `compilation_cache` a setting of JAX. Of several processes the first alone speaks.
+        `compilation_cache` settings of JAX. Of several processes the first alone speaks.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if settings.deterministic and DETERMINISTIC not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}"
-    if settings.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", settings.compilation_cache)
+    compilation_cache.use(settings.compilation_cache)
     if not processes.is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 

@@ -97,11 +97,22 @@ def test_without_log_lines_evaluations_alone_are_logged(planted, finished, tmp_p
     ]
 
 
-def test_compiled_programs_are_kept_where_the_config_says(planted, finished, tmp_path):
-    command = [*arguments(planted, tmp_path / "run"), f"--config.train.compilation_cache={tmp_path / 'programs'}"]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    assert any(path.name.startswith("jit_step") for path in (tmp_path / "programs").iterdir())
-    check_same_run(planted, finished, tmp_path / "run")
+def test_runs_with_kept_programs_are_those_without(planted, finished, tmp_path):
+    """Two at once fill the user's cache; a third, told of the same folder, compiles nothing; and all end with the same bits."""
+    kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    commands = [arguments(planted, tmp_path / name) for name in ("one", "other", "third")]
+    options = {"cwd": ROOT, "env": kept | {"XDG_CACHE_HOME": str(tmp_path)}, "stdout": subprocess.DEVNULL}
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options) for command in commands[:2]]
+    assert [run.communicate()[1] for run in both] == ["", ""]
+    programs = {path: path.stat().st_size for path in tmp_path.glob("em3_jax/compiled/*/*-cache")}
+    assert any(path.name.startswith("jit_step") for path in programs)
+    folder = tmp_path / "em3_jax" / "compiled"
+    subprocess.run(
+        [*commands[2], f"--config.train.compilation_cache={folder}"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+    )
+    assert {path: path.stat().st_size for path in folder.glob("*/*-cache")} == programs
+    for name in ("one", "other", "third"):
+        check_same_run(planted, finished, tmp_path / name)
 
 
 def test_resuming_a_finished_run_changes_nothing(planted, copy_of_finished):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy
 
 from em3_jax import metrics
 from em3_jax.core import npy
@@ -221,7 +221,7 @@ class _Measure:
                 result["r2"] = 1 - mean["off"] / np.where(variance > 0, variance, np.nan)
             else:
                 rate = mean["value"]
-                entropy = special.entr(rate) + special.entr(1 - rate)
+                entropy = scipy.special.entr(rate) + scipy.special.entr(1 - rate)
                 result["logloss"] = mean["loss"]
                 result["normalized_entropy"] = mean["loss"] / np.where(entropy > 0, entropy, np.nan)
             result["calibration"] = of["predicted"] / np.where(of["value"] > 0, of["value"], np.nan)

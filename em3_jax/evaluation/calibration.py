@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import optimize
+import scipy
 
 from em3_jax import metrics
 from em3_jax.core import strict_json
@@ -79,7 +79,7 @@ def _isotonic(labels: np.ndarray, logits: np.ndarray, kept_negatives: float) -> 
     x, y = logits[order], labels[order]
     x, first, count = np.unique(x, return_index=True, return_counts=True)  # ties are one point
     clicks = np.add.reduceat(y, first)
-    blocks = optimize.isotonic_regression(clicks / count, weights=count).blocks
+    blocks = scipy.optimize.isotonic_regression(clicks / count, weights=count).blocks
     starts = _joined(blocks, count)
     rows, of_block = np.add.reduceat(count, starts), np.add.reduceat(clicks, starts)
     place = np.add.reduceat(x * count, starts) / rows

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import special
 
 from em3_jax import metrics
 from em3_jax.core import npy
@@ -164,6 +164,6 @@ def error_of(value: float, influence: np.ndarray) -> Error:
     if number < 2 or not np.isfinite(value):
         return Error(float(value), np.nan, np.nan, np.nan, np.nan, number)
     error = float(np.sqrt(number / (number - 1) * np.sum(sums**2)))
-    half = float(special.stdtrit(number - 1, (1 + LEVEL) / 2)) * error
-    p = float(2 * special.stdtr(number - 1, -abs(value) / error)) if error > 0 else np.nan
+    half = float(scipy.special.stdtrit(number - 1, (1 + LEVEL) / 2)) * error
+    p = float(2 * scipy.special.stdtr(number - 1, -abs(value) / error)) if error > 0 else np.nan
     return Error(float(value), error, float(value) - half, float(value) + half, p, number)

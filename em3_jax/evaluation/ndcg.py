@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy
 
 
 class Lists(NamedTuple):
@@ -117,7 +117,8 @@ def _reciprocal(hits: np.ndarray, size: np.ndarray, above: np.ndarray, group: np
     places = t - p + 1  # the first hit is at one of so many
     of = np.repeat(np.arange(len(run)), places)
     j = np.arange(len(of)) - np.repeat(np.cumsum(places) - places, places) + 1
-    log_choices = lambda n, k: special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)  # noqa: E731
+    gammaln = scipy.special.gammaln
+    log_choices = lambda n, k: gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)  # noqa: E731
     chance = np.exp(log_choices(t[of] - j, p[of] - 1) - log_choices(t, p)[of])
     result = np.full(number, np.nan)
     result[groups] = np.bincount(of, chance / (s[of] + j), minlength=len(run))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy
 
 from em3_jax.evaluation.calibration import DECILES
 from em3_jax.evaluation.influence import LEVEL
@@ -102,10 +102,10 @@ def _interval(values: np.ndarray, cluster: np.ndarray, is_amount: bool) -> tuple
     sums = np.bincount(index, values - mean)
     variance = clusters / max(clusters - 1, 1) * float(np.sum(sums**2)) / number**2
     if is_amount:
-        half = float(special.stdtrit(clusters - 1, (1 + LEVEL) / 2)) * variance**0.5 if clusters > 1 else np.nan
+        half = float(scipy.special.stdtrit(clusters - 1, (1 + LEVEL) / 2)) * variance**0.5 if clusters > 1 else np.nan
         return float(mean - half), float(mean + half)
     independent = min(number, mean * (1 - mean) / variance) if variance > 0 else number
-    z2 = float(special.ndtri((1 + LEVEL) / 2)) ** 2
+    z2 = float(scipy.special.ndtri((1 + LEVEL) / 2)) ** 2
     middle = (mean + z2 / (2 * independent)) / (1 + z2 / independent)
     half = np.sqrt(z2 * (mean * (1 - mean) / independent + z2 / (4 * independent**2))) / (1 + z2 / independent)
     return max(float(middle - half), 0.0), min(float(middle + half), 1.0)

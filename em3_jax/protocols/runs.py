@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from em3_jax.config.schema import Config, OnClicks, Ranking, Retrieval
 from em3_jax.core import strict_json
 from em3_jax.core.errors import UserError
@@ -85,7 +83,7 @@ def opened_on_host(run: Run, config: OnClicks, step: int | None = None) -> Opene
 def finish(config: Config, directory: Path, split: str, say=print) -> None:
     """Trains and evaluates a run, or what of it is missing; what it prints goes to <run>/log.txt.
 
-    It goes on with a run that was killed. Runs beside each other share what they compile.
+    It goes on with a run that was killed.
 
     Raises:
       UserError: the folder belongs to another config; the run cannot be trained.
@@ -95,8 +93,6 @@ def finish(config: Config, directory: Path, split: str, say=print) -> None:
     if job.is_finished():
         say(f"{job.name}: finished before", flush=True)
         return
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]  # it is set at run time
-        jax.config.update("jax_compilation_cache_dir", str(directory.parent / "compiled"))
     try:
         stopped_by = execute(job)
     except UserError as error:

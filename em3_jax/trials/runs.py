@@ -290,8 +290,7 @@ def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
     running: dict[futures.Future[str], Job] = {}
     context = multiprocessing.get_context("spawn")
     before = {number: signal.signal(number, _interrupt) for number in _STOPPING}
-    cache = str(Path(next(iter(jobs.values())).root) / "compiled")
-    initargs = (cache, context.Value("i", 0), parallel)
+    initargs = (context.Value("i", 0), parallel)
     with futures.ProcessPoolExecutor(parallel, context, initializer=worker.begin, initargs=initargs) as pool:
         try:
             while waiting or running:

@@ -62,7 +62,7 @@ def published(planted, tmp_path_factory) -> Published:
             held[self._version.name] = arrays | files
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train, "Publisher", Watched)
+        patched.setattr(publisher, "Publisher", Watched)
         train.train(publishing(planted.root, folder / "store", **RULES), folder / "run")
     return Published(folder / "run", folder / "store", held, given, parts[0])
 

@@ -85,8 +85,8 @@ class Train:
     plateau_factor: Annotated[float, Number(most=1.0, above=True)] = 1.0
     # the same bits in every run on GPUs, at some cost; CPUs always are, by their number of cores
     deterministic: Switch = False
-    # folder of compiled programs, for the next run to start faster
-    compilation_cache: Annotated[str, Folder(empty="empty: JAX's own setting")] = ""
+    # folder of compiled programs, for the next run to start faster; off: none are kept
+    compilation_cache: Annotated[str, Folder(empty="empty: ~/.cache/em3_jax")] = ""
     # go on with a dataset that has grown: `epochs` passes over its new rows alone
     grow: Switch = False
 
