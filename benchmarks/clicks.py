@@ -1,4 +1,4 @@
-"""A click changes a score: python -m benchmarks.clicks [--rate 200] [--window 100] [--batch 100] [--spare 50] [--minutes 2]
+"""A click changes a score: python -m benchmarks.clicks [--rate 200] [--window 100] [--batch 100] [--spare 50] [--capacity 0]
 
 Rows are appended to a log, so many a second, one of fifty of a new user; a stream takes them up (config.stream.append), trains
 and publishes; a service follows; a client asks it over HTTP, again and again. Measured is the time from the appending of each
@@ -54,11 +54,11 @@ def row_of(root: Path, name: str) -> int:
     return manifest.get("facts", manifest).get("row", 0)
 
 
-def measure(folder: Path, rate: float, window: int, batch: int, spare: float, minutes: float) -> None:
+def measure(folder: Path, rate: float, window: int, batch: int, spare: float, minutes: float, capacity: int) -> None:
     make_log(folder, FIRST)
     own = {"append": True, "window": f"{window} examples", "poll_seconds": 0.05, "spare": spare, "publish_keep": 1000}
     config, root = settings(folder, **own), folder / "store"
-    config["data"]["batch_size"] = batch
+    config["data"]["batch_size"], config["tables"]["capacity"] = batch, capacity
     (folder / "config.json").write_text(json.dumps(config))
     program = (
         "import json, sys; from em3_jax import train; train.train(json.loads(open(sys.argv[1]).read()), sys.argv[2])"
@@ -106,13 +106,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100, help="config.data.batch_size")
     parser.add_argument("--spare", type=float, default=50.0, help="config.stream.spare")
     parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--capacity", type=int, default=0, help="config.tables.capacity")
     args = parser.parse_args()
     print(
         f"{args.rate:g} rows/s, windows of {args.window} rows, batches of {args.batch}, load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as name:
-        measure(Path(name), args.rate, args.window, args.batch, args.spare, args.minutes)
+        measure(Path(name), args.rate, args.window, args.batch, args.spare, args.minutes, args.capacity)
 
 
 if __name__ == "__main__":
