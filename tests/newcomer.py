@@ -1,6 +1,6 @@
 """Types the commands of README.md and docs/training.md, as a stranger would, on a fresh clone.
 
-    python -m tests.newcomer                # minutes on 2 cores
+    python -m tests.newcomer                # minutes; em3 verdict is the longest
     python -m tests.newcomer --movielens <folder with GroupLens' u.data, u.item, u.user>
     python -m tests.newcomer --examples     # those at the heads of examples as well
 

