@@ -329,7 +329,7 @@ def test_data_on_the_command_line_is_the_dataset_of_the_run(command, planted, fi
     monkeypatch.setattr(sys, "argv", [command, *asked])
     built = []
 
-    def build(config, *_):  # what comes after the dataset is opened is tested elsewhere
+    def build(config, *_, **__):  # what comes after the dataset is opened is tested elsewhere
         built.append(parse.checked(config)["data"]["root"])
         raise UserError("enough")
 

@@ -250,7 +250,7 @@ with Service(sys.argv[1], sizes=()) as service:
     lines = done.stdout.splitlines()
     assert lines[0] == "2 (1, 16)" and lines[1] == "5" and lines[2] == "set()"
     core = {"addresses", "amounts", "calibration", "errors", "event_features", "fields", "labels", "lock", "numbers"}
-    core |= {"order_statistics", "paths", "public", "ranges", "segments", "strict_json", "values"}
+    core |= {"npy", "order_statistics", "paths", "public", "ranges", "segments", "strict_json", "values"}
     serving = {"deltas", "event_choice", "field_values", "id_index", "neighbours", "programs", "scores", "served_model"}
     serving |= {"service", "store", "user_cache", "vectors", "version"}
     allowed = {"core", "serving"} | {f"core.{name}" for name in core} | {f"serving.{name}" for name in serving}
