@@ -43,7 +43,7 @@ def model_tree(parts: Experiment) -> str:
     batch = parts.work.source[0]
     calls = _calls(parts, batch) if parts.program.mesh.size == 1 else {}
     shapes, frozen = parts.program.shapes, parts.program.frozen
-    lines = [(f"task {parts.config.task} on {parts.work.dataset.root}", "parameters")]
+    lines = [(f"task {parts.config.task} on {parts.work.dataset.root.name}", "parameters")]
     for part, tree in shapes.params.items():
         lines += _lines(part, tree, part, None, calls, frozen)
     if shapes.tables:
