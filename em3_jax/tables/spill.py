@@ -51,7 +51,7 @@ class Spill:
         self._rows = MappedRows(folder / "rows", np.dtype((np.void, row_bytes)), count, writable)
         self._index = KeyIndex(folder if writable else None)
         self._free = np.zeros(0, np.int64)
-        self._returned: dict[int, np.ndarray] = {}
+        self._returned: dict[int, list[np.ndarray]] = {}  # era -> places, of each batch
         for start in range(0, count, _AT_ONCE):
             self._recall(np.arange(start, min(start + _AT_ONCE, count)), era, writable)
         if writable:
@@ -68,8 +68,7 @@ class Spill:
         self._heads.rows["back"][places[is_here]] = NEVER
         self._free = np.concatenate([self._free, places[is_free]])
         for back in np.unique(heads["back"][~is_free & ~came_later]):
-            places_ = places[~is_free & (heads["back"] == back)]
-            self._returned[int(back)] = np.concatenate([self._returned.get(int(back), places_[:0]), places_])
+            self._returned.setdefault(int(back), []).append(places[~is_free & (heads["back"] == back)])
 
     def __len__(self) -> int:
         """Rows that are here."""
@@ -122,7 +121,7 @@ class Spill:
         """Rows have come back, and are no longer here."""
         self._index.remove(self._heads.rows["hash"][places], places)
         self._heads.rows["back"][places] = self.era
-        self._returned[self.era] = np.concatenate([self._returned.get(self.era, places[:0]), places])
+        self._returned.setdefault(self.era, []).append(places)
 
     def flush(self) -> None:
         """Returns when all is on the disk; a checkpoint of this era may follow."""
@@ -137,4 +136,4 @@ class Spill:
     def _release(self) -> None:
         """Places that no checkpoint needs are free."""
         for era in [era for era in self._returned if era <= self.era - 1 - KEPT]:
-            self._free = np.concatenate([self._free, self._returned.pop(era)])
+            self._free = np.concatenate([self._free, *self._returned.pop(era)])

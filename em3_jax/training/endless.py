@@ -247,20 +247,23 @@ class Endless:
         assert where is not None  # whoever asks has said so
         self._ids.swaps.fetch()
         embedding = np.asarray(packing.unpacked(state.tables["embedding"]))
-        length = sharding.padded(len(where.is_somewhere), mesh)
-        made = (np.zeros((length, *embedding.shape[1:]), embedding.dtype) for _ in range(1))
-        (embedding,) = where.spread([embedding], made)
-        memory: Any = state.memory
-        if self._items is not None and self._items.where is not None:
-            self._items.swaps.fetch()
-            plain = packing.unpacked(state.memory)
-            leaves, tree = jax.tree.leaves(plain), jax.tree.structure(plain)
-            items = len(self._items.where.is_somewhere)
-            length, width = 1 + sharding.padded(items - 1, mesh), state.memory["vector"].shape[1]
-            fresh = jax.tree.leaves(swaps.never_written(width)(length, 0))
-            whole = self._items.where.spread([np.asarray(leaf) for leaf in leaves], fresh)
-            memory = jax.tree.unflatten(tree, [one[1:] for one in whole])  # item 0 is the second id
-        return dataclasses.replace(state, tables={"embedding": embedding}, memory=memory), where.is_somewhere
+        shape = sharding.padded(len(where.is_somewhere), mesh), *embedding.shape[1:]
+        (embedding,) = where.spread([embedding], lambda: [np.zeros(shape, embedding.dtype)])
+        state = dataclasses.replace(state, tables={"embedding": embedding})
+        if self._items is not None:
+            state = dataclasses.replace(state, memory=self._spread_bank(self._items, state.memory, mesh))
+        return state, where.is_somewhere
+
+    def _spread_bank(self, items: IdRows, memory: Any, mesh: Mesh) -> Any:
+        """`spread` of the memory bank, in which the first item, that is the second id, has the first row."""
+        where, plain = items.where, packing.unpacked(memory)
+        assert where is not None
+        items.swaps.fetch()
+        leaves, tree = jax.tree.leaves(plain), jax.tree.structure(plain)
+        length, width = 1 + sharding.padded(len(where.is_somewhere) - 1, mesh), memory["vector"].shape[1]
+        never = lambda: jax.tree.leaves(swaps.never_written(width)(length, 0))  # noqa: E731
+        whole = where.spread([np.asarray(leaf) for leaf in leaves], never)
+        return jax.tree.unflatten(tree, [one[1:] for one in whole])
 
     def save(self, step: int) -> None:
         """Writes what belongs to the checkpoint of `step`, which follows."""

@@ -4,7 +4,7 @@ Batches are named ahead of the steps (`endless.Endless.named`), and what has to 
 their turn comes. What is published in between is of the steps: it follows the moves, not the names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -64,7 +64,7 @@ class Whereabouts:
         self._at[changes.entered] = changes.rows
         self._left.append(changes.left)
 
-    def spread(self, leaves: list[np.ndarray], made: Iterable[np.ndarray]) -> list[np.ndarray]:
+    def spread(self, leaves: list[np.ndarray], make: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
         """Arrays with the rows of all ids, at the cost of the table and of those that left since the last call.
 
         They are this object's own, and written again by the next call.
@@ -72,11 +72,11 @@ class Whereabouts:
         Args:
           leaves: of the table as of the last step, all that a row of the spill has, in its order; those
             beyond the first ones may be left out.
-          made: what ids without a row have, as long as is wanted; arrays that are given away. Of the first call.
+          make: makes the arrays, of what ids without a row have and as long as is wanted, for the first call.
         """
         is_first = not self._whole
         if is_first:
-            self._whole = list(made)
+            self._whole = make()
         here = np.flatnonzero(self._at >= 0)
         for whole, leaf in zip(self._whole, leaves, strict=True):
             whole[here] = leaf[self._at[here]]
