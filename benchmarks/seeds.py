@@ -4,7 +4,8 @@
 
 Milliseconds of a step of one seed, and of the processor; variants take turns, ratios are of the medians. Steps are
 called as a run calls them: each is waited for. `processes` are as `em3 reproduce --jobs` has them, a core for each run.
-Then how many seconds a further seed takes to its first step, where compiled programs are kept. Results: NOTES.md.
+Then how far the states are apart, and how many seconds a further seed takes to its first step, where compiled programs
+are kept. Results: NOTES.md.
 """
 
 import argparse
@@ -60,7 +61,7 @@ class Together:
     """
 
     def __init__(self, experiment: em3.Experiment, seeds: range, shared: bool):
-        self.runs = experiment.seeds(seeds, together=True)
+        self.runs, self.seeds = experiment.seeds(seeds, together=True), seeds
         self.states, self.constants = self.runs.init(), experiment.parts.work.constants
         self.batches = [(experiment if shared else self.runs).batch(step) for step in range(STEPS)]
         stacked = [not isinstance(batch, tuple) for batch in self.batches]
@@ -74,6 +75,10 @@ class Together:
         for batch in self.batches:
             self.states, scalars = self.jitted(self.roots, self.states, self.constants, batch)
             jax.block_until_ready(scalars)
+
+    def each(self) -> list:
+        """The states of the seeds, one by one."""
+        return [self.runs.state(self.states, seed) for seed in self.seeds]
 
 
 class Processes:
@@ -110,10 +115,12 @@ def steps(config: str, data: str, count: int, repeats: int) -> None:
     """Times the variants in turns, and prints them."""
     experiment, seeds = em3.Experiment(em3.load_config(config, {"data.root": data})), range(count)
     processes = Processes(config, data)
+    single, dispatched = Alone(experiment, seeds), Alone(experiment, seeds, STEPS)
+    together = Together(experiment, seeds, shared=False)
     variants: dict[str, tuple[Callable[[], None], int]] = {
-        "one by one": (Alone(experiment, seeds), count),
-        f"one by one, {STEPS} steps a dispatch": (Alone(experiment, seeds, STEPS), count),
-        "together": (Together(experiment, seeds, shared=False), count),
+        "one by one": (single, count),
+        f"one by one, {STEPS} steps a dispatch": (dispatched, count),
+        "together": (together, count),
         "together, on one batch": (Together(experiment, seeds, shared=True), count),
         f"{len(processes.pool)} processes": (processes, len(processes.pool)),
     }
@@ -137,6 +144,10 @@ def steps(config: str, data: str, count: int, repeats: int) -> None:
             middle = statistics.median(of[name])
             line += f" {1e3 * middle:7.2f} {unit} = {middle / statistics.median(of[first]):.2f} x"
         print(f"{line} (ms {1e3 * min(clock[name]):.2f} to {1e3 * max(clock[name]):.2f})")
+    for name, states in (("of several a dispatch", dispatched.states), ("together", together.each())):
+        apart = jax.tree.map(lambda one, other: float(abs(one - other).max(initial=0)), single.states, states)
+        most = max(jax.tree.leaves(apart))
+        print(f"  steps {name}, after {(repeats + 1) * STEPS}: at most {most:.1g} from their own run's numbers")
 
 
 def further(config: str, data: str, repeats: int) -> None:
