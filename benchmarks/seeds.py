@@ -94,7 +94,7 @@ class Processes:
     def __call__(self) -> None:
         for process in self.pool:
             print("turn", file=process.stdin, flush=True)
-        self.processor = sum(float(process.stdout.readline()) for process in self.pool)
+        self.processor = sum(float(process.stdout.readline()) for process in self.pool if process.stdout)
 
     def close(self) -> None:
         for process in self.pool:

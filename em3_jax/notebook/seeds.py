@@ -93,7 +93,7 @@ class Seeds:
           states: are used up: their memory becomes that of the next ones.
           batches: of `batch`.
         """
-        if not isinstance(batches, tuple):
+        if isinstance(states, State) and not isinstance(batches, tuple):
             return self._at_once(states, self._constants, batches)
         each = [self._one(states, k) for k in range(len(self.seeds))]
         runs = zip(self._roots, each, batches, strict=True)
