@@ -5,7 +5,7 @@ Letter: K seeds.
 
 import operator
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,22 @@ from em3_jax.config import parse
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import Batch, State
 from em3_jax.features import scratch_encoders
-
-if TYPE_CHECKING:
-    from em3_jax.notebook.experiment import Experiment
+from em3_jax.training import experiment
 
 States = tuple[State, ...] | State
 """Of all seeds: of each one in turn, or stacked along a first axis [K, ...]."""
 Batches = tuple[Batch, ...] | Batch
 """The same of batches."""
+
+
+class OfOneSeed(Protocol):
+    """What several seeds need of an `Experiment`."""
+
+    parts: experiment.Experiment
+
+    def init(self, seed: int | None = None) -> State: ...
+
+    def evaluate(self, state: State, split: str = "valid") -> dict[str, dict[str, float]]: ...
 
 
 class Seeds:
@@ -34,7 +42,7 @@ class Seeds:
     between two kinds of machine.
 
     Args:
-      experiment: what they are runs of.
+      of: the experiment that they are runs of.
       seeds: whole numbers from 0, each of them once.
       together: whether a step is one of all seeds, under `jax.vmap`. None = on accelerators, whose small programs wait for
         their start; on CPUs that is no gain over turns, see benchmarks/NOTES.md.
@@ -48,10 +56,10 @@ class Seeds:
         which are drawn with the experiment.
     """
 
-    def __init__(self, experiment: "Experiment", seeds: Iterable[int], together: bool | None = None):
+    def __init__(self, of: OfOneSeed, seeds: Iterable[int], together: bool | None = None):
         self.seeds = _checked(seeds)
-        work, program = experiment.parts.work, experiment.parts.program
-        encoders = getattr(experiment.config.model, "encoders", {})
+        work, program = of.parts.work, of.parts.program
+        encoders = getattr(of.parts.config.model, "encoders", {})
         for name in work.encoders:
             if scratch_encoders.is_scratch(encoders[name]):
                 raise UserError(
@@ -62,14 +70,14 @@ class Seeds:
             raise UserError(f"seeds: together=True is for one device, and there are {program.mesh.size}; leave it out")
         on_cpu = program.mesh.devices.flat[0].platform == "cpu"
         self.together = one_device and not on_cpu if together is None else together
-        self._experiment, self._constants = experiment, work.constants
+        self._of, self._constants = of, work.constants
         self._sources = [work.source.of_seed(seed) for seed in self.seeds]
         self._in_turn, self._roots = program.train_step.jitted, [jax.random.key(seed) for seed in self.seeds]
         self._at_once = program.train_seeds(self.seeds)
 
     def init(self) -> States:
         """Fresh states, see `Experiment.init`."""
-        return self._gathered([self._experiment.init(seed) for seed in self.seeds])
+        return self._gathered([self._of.init(seed) for seed in self.seeds])
 
     def batch(self, step: int) -> Batches:
         """The batches of a step, on the devices: of each seed that of its own run.
@@ -79,7 +87,7 @@ class Seeds:
         Args:
           step: 0 or more; batches go on without end, epoch after epoch.
         """
-        place = self._experiment.parts.program.place
+        place = self._of.parts.program.place
         batches = [source[step_number(step)] for source in self._sources]
         shapes = [jax.tree.map(np.shape, batch) for batch in batches]
         if self.together and shapes.count(shapes[0]) == len(shapes):
@@ -113,7 +121,7 @@ class Seeds:
 
     def evaluate(self, states: States, split: str = "valid") -> dict[int, dict[str, dict[str, float]]]:
         """{seed: {slice: {metric: value}}} of a split, each as `Experiment.evaluate` has it."""
-        return {seed: self._experiment.evaluate(self.state(states, seed), split) for seed in self.seeds}
+        return {seed: self._of.evaluate(self.state(states, seed), split) for seed in self.seeds}
 
     def _gathered(self, states: list[State]) -> States:
         """States of the seeds as they are trained."""
