@@ -160,6 +160,10 @@ class PairSource(InEpochs):
         self._graphs: dict[int, Adjacency] = {}
         self._lock = threading.Lock()
 
+    def of_seed(self, seed: int) -> "PairSource":
+        """The same pairs in the order, and with the negatives and edges, of another seed."""
+        return PairSource(self.pairs, batch_size=self.batch_size, seed=seed, edge_dropout=self._edge_dropout)
+
     def __getitem__(self, step: int) -> Batch:
         rows = rows_of_step(self.rows, self.batch_size, self.seed, "shuffled", step)
         batch = {"user": self.pairs.user[rows], "positive": self.pairs.item[rows]}

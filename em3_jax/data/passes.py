@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import math
+from typing import Self
 
 import numpy as np
 
@@ -44,6 +45,10 @@ class InPasses(abc.ABC):
     def steps(self, epochs: float) -> int:
         """The step that so many passes end before."""
         return self.first_step + math.ceil(epochs * self.steps_per_epoch - 1e-9)
+
+    def of_seed(self, seed: int) -> Self:
+        """The same rows in the order of another seed."""
+        return dataclasses.replace(self, seed=seed)
 
     def __getitem__(self, step: int) -> Batch:
         rows, weight = self.rows_of_step(step)

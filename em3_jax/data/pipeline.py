@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import grain
 import jax
@@ -48,6 +48,11 @@ class InEpochs:
     def steps(self, epochs: float) -> int:
         """The step that so many epochs end before."""
         return math.ceil(epochs * len(self.rows) / self.batch_size)
+
+    def of_seed(self, seed: int) -> Self:
+        """The same rows in the order of another seed."""
+        source: Any = self
+        return dataclasses.replace(source, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True)

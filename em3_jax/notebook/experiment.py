@@ -1,8 +1,7 @@
 """A config made into an experiment whose steps are called one by one, in a notebook or a script."""
 
 import functools
-import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from em3_jax.core.types import Batch, State
 from em3_jax.data.format import SPLITS
 from em3_jax.evaluation import labels
 from em3_jax.notebook.explain import Explained, Explanation, explanation, make_explained
+from em3_jax.notebook.seeds import Seeds, step_number
 from em3_jax.notebook.tree import model_tree
 from em3_jax.training import endless, experiment, warm_start
 
@@ -77,10 +77,7 @@ class Experiment:
         Args:
           step: 0 or more; batches go on without end, epoch after epoch.
         """
-        number = operator.index(step)
-        if number < 0:
-            raise UserError(f"batch({step}): steps count from 0")
-        return self.parts.program.place(self.parts.work.source[number])
+        return self.parts.program.place(self.parts.work.source[step_number(step)])
 
     def train_step(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         """(the state after one step, what `train.py` logs of it, each [] f32): the step of `train.py`, to the bit.
@@ -109,6 +106,10 @@ class Experiment:
             )
         report = self.parts.evaluate(state, split, errors=False)
         return report.slices | {labels.slice_of(name): dict(of) for name, of in report.labels.items()}
+
+    def seeds(self, seeds: Iterable[int], together: bool | None = None) -> Seeds:
+        """Runs of several seeds, with `init`, `batch`, `train_step` and `evaluate` of all of them; arguments as of `Seeds`."""
+        return Seeds(self, seeds, together)
 
     def explain(self, state: State, batch: Batch, example: int | None = None) -> Explanation:
         """What the model looks at in a batch, see `Explanation`.

@@ -54,7 +54,7 @@ class Work:
       constants: what lies on the device for the whole run, for `task.inputs`: features, graphs.
       encoders: feature set -> its encoder, whose weights are among the parameters.
       source: the training batches, without end: batch number `step` is a function of the seed and
-        that number. It has `rows`, `batch_size` and `steps`, epochs -> the step that so many end
+        that number. It has `rows`, `batch_size`, `of_seed` and `steps`, epochs -> the step that so many end
         before.
       evaluation: split -> source of its batches; None where none are scored.
       headline: the metrics to show, one of which chooses the best step.

@@ -30,6 +30,7 @@ class Program:
       init: (seed) -> fresh State; None = the config's seed.
       shapes: of the state, with where its leaves lie; to restore one into.
       train_step, train_steps: of one batch and of several, stacked; see `step.TrainStep`.
+      train_seeds: (seeds) -> the step of as many runs, stacked; see `step.make_train_step`.
       predict: (state, batch) -> what the task predicts, on all devices.
       predict_all: (state, batch) -> [B, 1 + H] logits of all labels; None where there is one.
       embed: (state, batch) -> [S, D] content embeddings of the batch's items; None without.
@@ -42,6 +43,7 @@ class Program:
     shapes: State
     train_step: step.TrainStep
     train_steps: step.TrainStep
+    train_seeds: Callable[[Sequence[int]], step.TrainStep]
     predict: Predict
     predict_all: Predict | None
     embed: Predict | None
@@ -108,7 +110,6 @@ def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program
         work.task,
         optimizer,
         work.row_optimizer,
-        seed=config.seed,
         table_l2=work.table_l2,
         frozen={name for name, is_frozen in frozen.items() if is_frozen},
         shardings=shardings,
@@ -119,8 +120,9 @@ def make_program(config: Config, work: Work, layout: sharding.Layout) -> Program
         place=place,
         init=init,
         shapes=shapes,
-        train_step=train_step(several=False),
-        train_steps=train_step(several=True),
+        train_step=train_step(seed=config.seed, several=False),
+        train_steps=train_step(seed=config.seed, several=True),
+        train_seeds=lambda seeds: train_step(seed=seeds),
         predict=applied(work.task.predict),
         predict_all=applied(work.task.predict_all) if work.task.labels.names else None,
         embed=applied(work.task.embed) if work.task.embeds else None,

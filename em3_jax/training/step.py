@@ -1,7 +1,7 @@
 """The training and the prediction step: each one jitted function over the mesh."""
 
 import dataclasses
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -120,7 +120,7 @@ class TrainStep:
 
     Attributes:
       jitted: the same with the root key of all randomness as its first argument.
-      root: that key.
+      root: that key; of the step of K seeds, [K] of them.
     """
 
     jitted: jax.stages.Wrapped
@@ -154,7 +154,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     row_optimizer: id_table.RowOptimizer | None,
     *,
-    seed: int,
+    seed: int | Sequence[int],
     table_l2: float,
     frozen: Container[str],
     shardings: State,
@@ -167,6 +167,8 @@ def make_train_step(
     table exists, and none of the parameters named in `frozen`.
 
     Args:
+      seed: of all randomness of the steps; several ones: state, batch and scalars are those of so many runs, stacked along
+        a first axis.
       shardings: where the leaves of the state lie, see `sharding.Layout`.
       shards: which have named the batch's items and rows apart, or in blocks.
       several: the batch is several ones, stacked along a first axis, and so are the scalars: one dispatch for as many steps.
@@ -212,14 +214,19 @@ def make_train_step(
     def steps(root: jax.Array, state: State, constants: Any, batches: Batch, rate: Rate = None) -> Stepped:
         return jax.lax.scan(lambda state, batch: step(root, state, constants, batch, rate), state, batches)
 
+    function = steps if several else step
+    if isinstance(seed, int):
+        root = jax.random.key(seed)
+    else:
+        root, function = jnp.stack([*map(jax.random.key, seed)]), jax.vmap(function, in_axes=(0, 0, None, 0))
     compiled = jax.jit(
-        steps if several else step,
+        function,
         donate_argnums=1,
         out_shardings=(packing.prefix(shardings), None),
         compiler_options=sharding.compiler_options(mesh),
     )
     # The seed is an argument of the program, not a constant in it: runs of several seeds share what the cache has compiled.
-    return TrainStep(compiled, jax.random.key(seed))
+    return TrainStep(compiled, root)
 
 
 def make_apply(task: Task, function: Callable, mesh: Mesh, shards: Shards = WHOLE) -> Callable:

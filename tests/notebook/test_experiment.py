@@ -166,6 +166,7 @@ def test_behind_encoders_gradients_are_by_what_these_give(raw):
     state, batch = pictures.init(), pictures.batch(0)
     looked = pictures.explain(state, batch)
     np.testing.assert_allclose(looked.logit, pictures.parts.program.predict(state, batch), rtol=1e-5, atol=1e-5)
+    assert "encoder cnn:cnn of 'raw_image' is drawn by config.seed" in user_error(pictures.seeds, (0, 1))
     gradient = looked.gradients["raw_image"]
     assert gradient.ndim == 3 and len(gradient) == len(looked.token_item) and np.abs(gradient).sum() > 0
 

@@ -27,13 +27,14 @@ def folder(planted, tmp_path, monkeypatch):
 def test_the_page_runs_as_it_stands(folder, capsys):
     page = (ROOT / "docs" / "python.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 5
-    assert "range(200)" in blocks[1]
-    blocks[1] = blocks[1].replace("range(200)", "range(4)")
+    assert len(blocks) == 6
+    assert all("range(200)" in block for block in blocks[1:3])
+    blocks[1:3] = [block.replace("range(200)", "range(4)") for block in blocks[1:3]]
     scope: dict = {"__name__": "__main__"}
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), scope)
     assert int(scope["state"].step) == 4
+    assert [int(state.step) for state in scope["states"]] == [4, 4, 4]
     assert scope["own"].model.loss is scope["brier_loss"]
     assert em3.Experiment(scope["own"]).parts.work.task.loss_of_clicks is scope["brier_loss"]
     assert scope["looked"].history.keys() == {"id_attention", "content_attention"}
