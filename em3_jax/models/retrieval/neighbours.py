@@ -1,10 +1,11 @@
-"""Graphs of nearest items that are found on the device: who is nearest, and products that the weights are learnt through.
+"""Graphs of nearest items, found on the device: who is nearest, and products that weights learn by.
 
-Nothing here has a row and a column for each item. Who is nearest is searched a block of rows at a time; all else reads the I k
-chosen pairs. Gradients of what reads a neighbour are products with the transposed graph, which gather like the graph itself: a
-scatter adds one row after the other.
+Nothing here has a row and a column for each item. Who is nearest is searched a block of rows at a
+time; all else reads the I k chosen pairs. Gradients of what reads a neighbour are products with the
+transposed graph, which gather like the graph itself: a scatter adds one row after the other.
 
-Letters: I items, D width, k neighbours, E = I k entries, W entries of a group, G further groups (see `core.sparse`).
+Letters: I items, D width, k neighbours, E = I k entries, W entries of a group, G further groups
+(see `core.sparse`).
 """
 
 from typing import NamedTuple
@@ -38,7 +39,7 @@ class Neighbours(NamedTuple):
     more_entry: jax.Array
 
     def matrix(self, weight: jax.Array) -> Adjacency:
-        """[I, I] with weight[i, slot], `weight` [I, k] f32, at row i and column sender[i, slot]."""
+        """[I, I] with weight[i, slot] at (i, sender[i, slot]), `weight` [I, k] f32."""
         padding = jnp.zeros((FEWEST_GROUPS, self.sender.shape[1]), jnp.int32)
         receiver = jnp.full(FEWEST_GROUPS, len(self.sender), jnp.int32)
         return Adjacency(self.sender, weight, receiver, padding, padding.astype(weight.dtype))
@@ -77,11 +78,12 @@ def neighbours(sender: jax.Array) -> Neighbours:
 
 
 def _by_column(sender: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """([E] i32 ascending, the columns of all entries; [E] i32 the entries themselves, ascending within a column)."""
+    """([E] i32 the columns of all entries, ascending; [E] i32 these entries, ascending in each)."""
     entries = sender.size
     column, entry = sender.ravel(), jnp.arange(entries, dtype=jnp.int32)
     if len(sender) * entries > _KEYS:
-        return jax.lax.sort((column, entry), num_keys=1)
+        column, entry = jax.lax.sort((column, entry), num_keys=1)
+        return column, entry
     # One number for both: CPUs sort it five times as fast as two.
     key = jax.lax.sort(column.astype(jnp.uint32) * entries + entry.astype(jnp.uint32))
     return (key // entries).astype(jnp.int32), (key % entries).astype(jnp.int32)
@@ -89,19 +91,16 @@ def _by_column(sender: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @jax.custom_vjp
 def normalised(x: jax.Array, near: Neighbours) -> jax.Array:
-    """[I, k] the weights of D^-1/2 S D^-1/2, S_ij = max(<x_i, x_j>, 0) for the j that i reads; differentiable in x [I, D].
+    """[I, k] the weights of D^-1/2 S D^-1/2, S_ij = max(<x_i, x_j>, 0) for the j that i reads.
 
-    D are the sums of the rows of S; an item whose sum is 0 reads none and is read by none.
+    D are the sums of the rows of S; an item whose sum is 0 reads none and is read by none. It is
+    differentiable in x [I, D].
     """
     return _normalised(x, near)[0]
 
 
 def _normalised(x: jax.Array, near: Neighbours) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """([I, k] the weights, [I, k] those of S, [I] D^-1/2).
-
-    Weights are made slot by slot and put together: XLA keeps what is put together. Left to itself it makes a weight anew for
-    each of the D numbers that it is multiplied with.
-    """
+    """([I, k] the weights, [I, k] those of S, [I] D^-1/2)."""
     similar = jnp.maximum(_products(x, x, near.sender), 0.0)
     degree = similar.sum(axis=1)
     scale = jnp.where(degree > 0, jax.lax.rsqrt(jnp.where(degree > 0, degree, 1.0)), 0.0)
@@ -110,7 +109,7 @@ def _normalised(x: jax.Array, near: Neighbours) -> tuple[jax.Array, jax.Array, j
 
 
 def _products(x: jax.Array, y: jax.Array, sender: jax.Array) -> jax.Array:
-    """[I, k] inner products of the rows of x [I, D] with the rows `sender` [I, k] of y [I, D]."""
+    """[I, k] inner products of the rows of x [I, D] with rows `sender` [I, k] of y [I, D]."""
     return jnp.stack([jnp.sum(x * gather.rows(y, sender[:, k]), axis=1) for k in range(sender.shape[1])], axis=1)
 
 
@@ -138,7 +137,10 @@ normalised.defvjp(_normalised_forward, _normalised_backward)
 
 @jax.custom_vjp
 def along(near: Neighbours, weight: jax.Array, h: jax.Array) -> jax.Array:
-    """[I, D] S h, where S has weight[i, slot] at (i, sender[i, slot]); differentiable in `weight` [I, k] and in h [I, D]."""
+    """[I, D] S h, where S has weight[i, slot] at (i, sender[i, slot]).
+
+    It is differentiable in `weight` [I, k] and in h [I, D].
+    """
     return product(near.matrix(weight), h, take=gather.rows)
 
 
@@ -151,14 +153,15 @@ along.defvjp(lambda near, weight, h: (along(near, weight, h), (near, weight, h))
 
 
 def nearest(x: jax.Array, count: int) -> jax.Array:
-    """[I, count] i32 the rows with the largest inner product with each row of x [I, D], in blocks; equal ones by index.
+    """[I, count] i32 the rows with the largest inner product with each row of x [I, D].
 
-    The largest of a row lie in the chunks with the largest maxima, so only those are searched for them.
+    Equal ones go by index. The product is made a block of rows at a time, and the largest of a row
+    lie in the chunks with the largest maxima, so only those are searched for them.
     """
     items, blocks, chunks = len(x), -(-len(x) // _BLOCK), -(-len(x) // _CHUNK)
     rows = jnp.pad(x, ((0, blocks * _BLOCK - items), (0, 0))).reshape(blocks, _BLOCK, -1)
     columns = jnp.pad(x, ((0, chunks * _CHUNK - items), (0, 0)))
-    # Zeros fill the last chunk and may raise its maximum, so that it is chosen for nothing: one more is.
+    # Zeros fill the last chunk and may raise its maximum, so it may be chosen for nothing.
     most = min(count + 1, chunks)
 
     def search(row: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Graphs of nearest items by blocks against the same graph with a row and a column for each item."""
+"""Graphs of nearest items by blocks against the same with a row and a column for each item."""
 
 import functools
 import re
