@@ -152,10 +152,16 @@ def _config_for(name: str) -> str:
     return CONFIGS[kind]
 
 
-def _changes(options: list[str], config: str) -> dict:
-    """{"train.epochs": 3.0, ...} of ["--config.train.epochs=3", ...], as `train.py` takes them."""
+def _changes(options: list[str], config: str, argument: str = "") -> dict:
+    """{"train.epochs": 3.0, ...} of ["--config.train.epochs=3", ...], as `train.py` takes them.
+
+    Args:
+      options: the command's own.
+      config: config file, which knows their types.
+      argument: what the file makes of it: of a model, with settings that others have not.
+    """
     given = recipes.options(options)
-    plain = recipes.load(config, "", given.get("data.root") or "")
+    plain = recipes.load(config, argument, given.get("data.root") or "")
     return {key: recipes.parsed(key, text, recipes.lookup(plain, key)) for key, text in given.items()}
 
 
@@ -226,6 +232,7 @@ def _table_10(args: argparse.Namespace, others: list[str], command: str) -> str:
     models = tuple(known[name] for name in wanted or known)
     if args.no_grid:
         models = tuple(model._replace(grid={}) for model in models)
-    settings = {"config": config, "changes": _changes(others, config), "parallel": args.jobs, "command": command}
+    changes = _changes(others, config, models[0].name if len(models) == 1 else "")
+    settings = {"config": config, "changes": changes, "parallel": args.jobs, "command": command}
     data = [str(paths.local(folder)) for folder in args.data.split(",")]
     return retrieval.reproduce(data, args.seeds, args.out, **settings, models=models)

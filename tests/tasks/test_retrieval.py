@@ -77,8 +77,8 @@ def test_it_learns_and_evaluates_once_an_epoch(pairs, finished):
     assert losses[-1] < losses[0]
 
 
-def final_state(pairs, directory) -> dict[str, np.ndarray]:
-    parts = experiment.build(small_config(pairs))
+def final_state(pairs, directory, config: dict | None = None) -> dict[str, np.ndarray]:
+    parts = experiment.build(config or small_config(pairs))
     step = checkpoint.Checkpoints(directory).steps("latest")[-1]
     state, _ = checkpoint.Checkpoints(directory).restore(jax.eval_shape(parts.program.init), step)
     return {name: np.asarray(leaf) for name, leaf in checkpoint._flat(state).items()}
@@ -215,6 +215,26 @@ def test_each_model_trains_by_its_config(pairs, tmp_path, model):
     result = train.train(config, tmp_path / "run")
     assert 0 < result["best_value"] < 1
     assert evaluation.evaluate(tmp_path / "run", "test")["slices"]["all"]["n"] > 0
+
+
+def test_lattice_carries_who_was_nearest_from_step_to_step(pairs, tmp_path):
+    """What a search found stands in the state, moved by no gradient, until its turn comes again."""
+    config = small_config(pairs, "lattice", train__epochs=2.0, optim__learning_rate=1e-3)
+    config["model"]["retrieval_settings"]["search_every"] = 1000
+    train.train(config, tmp_path / "run")
+    state = final_state(pairs, tmp_path / "run", config)
+    steps = int(state["step"])
+    assert steps > 2 and state["params.model.found.age"] == steps
+    # All steps read who was nearest to the first step's projections: those of a run that ends with it.
+    config["train"]["epochs"] = 1 / steps
+    train.train(config, tmp_path / "first")
+    first = final_state(pairs, tmp_path / "first", config)
+    assert first["step"] < steps and first["params.model.found.age"] == first["step"]
+    names = [name for name in first if name.startswith("params.model.found.") and not name.endswith("age")]
+    assert names
+    for name in names:
+        np.testing.assert_array_equal(first[name], state[name])
+        assert {len(set(row)) for row in state[name].astype(int).tolist()} == {10}
 
 
 # Mistakes.

@@ -111,6 +111,8 @@ class Lattice(_Model):
     item_layers: Count = 1  # layers over the item graph
     neighbours: Size = 10  # nearest items that a learnt graph keeps of an item
     frozen_share: Share = 0.9  # share of the given graph in the learnt one
+    # steps from one search for the nearest items to the next; their weights are always the step's
+    search_every: Size = 1
     l2: Weight = 1e-5  # l2 penalty on squared norms
 
 

@@ -1,18 +1,18 @@
 """LATTICE: an item graph that is learnt with the model."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from em3_jax.core import gather
-from em3_jax.core.sparse import FEWEST_GROUPS, Adjacency
+from em3_jax.models.encoders import STATISTICS
 from em3_jax.models.retrieval import Graphs
 from em3_jax.models.retrieval.common import Projections, need_features, pairwise_loss, rows_of, squares, xavier
-from em3_jax.models.retrieval.propagation import along_items, layer_mean, product
+from em3_jax.models.retrieval.neighbours import along, nearest, neighbours, normalised
+from em3_jax.models.retrieval.propagation import along_items, layer_mean
 from em3_jax.models.similarity import unit
-
-_BLOCK = 512  # rows of the similarity matrix at once
-_CHUNK = 32  # of its columns
 
 
 class LATTICE(nn.Module):
@@ -24,10 +24,14 @@ class LATTICE(nn.Module):
         h^(l) = A h^(l-1),  h^(0) = e_i;   users x_u, items x_i + h_i^(L) / |h_i^(L)|,  x = layer mean of LightGCN
         L = mean of -ln sigmoid(y_ui - y_uj) + l2 |users and items of the batch|^2
 
-    The graph is rebuilt in every step: which items are the k nearest is found block by block, never with an [I, I] matrix in
-    memory, and is a constant of the step; the weights are the cosines of the chosen pairs and carry the gradient to W_m. (The
-    gradient with respect to the choice is zero almost everywhere, so nothing is left out.) Negative cosines count as 0: an
+    The weights of the learnt graph are rebuilt in every step: the cosines of the chosen pairs, which carry the gradient to W_m.
+    Which items are the k nearest is found block by block, never with an [I, I] matrix in memory, and is a constant of the step.
+    (The gradient with respect to the choice is zero almost everywhere, so nothing is left out.) Negative cosines count as 0: an
     adjacency matrix has no negative weights.
+
+    The authors' code builds the graph in the first step of each epoch, keeps it as a constant for the others, and builds it anew
+    to evaluate; it normalises sum_m a_m S_m, where the paper and this normalise each S_m. `search_every` is for the costly half
+    of that, the search: with it the choice is as old as that, while the weights stay those of the step. Evaluation searches.
 
     Attributes:
       num_users, num_items: U, I.
@@ -36,6 +40,7 @@ class LATTICE(nn.Module):
       item_layers: L.
       neighbours: k.
       frozen_share: lambda.
+      search_every: steps from one search for the k nearest to the next.
       l2: weight of the regularisation.
     """
 
@@ -46,6 +51,7 @@ class LATTICE(nn.Module):
     item_layers: int
     neighbours: int
     frozen_share: float
+    search_every: int
     l2: float
 
     def setup(self):
@@ -53,20 +59,33 @@ class LATTICE(nn.Module):
         self.item_embedding = self.param("item_embedding", xavier, (self.num_items, self.width))
         self.content = Projections(self.width)
         self.modality_logits = Logits()
+        if self.search_every > 1:
+            self.found = Found()
 
     def __call__(self, features: dict[str, jax.Array], graphs: Graphs, *, train: bool) -> tuple[jax.Array, jax.Array]:
         need_features(features, "LATTICE")
-        projected = self.content(features)
+        projected = {name: unit(x) for name, x in self.content(features).items()}
         weight = dict(zip(sorted(projected), nn.softmax(self.modality_logits(len(projected))), strict=True))
-        learnt = {name: learnt_graph(x, self.neighbours) for name, x in projected.items()}
+        learnt = {}
+        for name, sender in self.nearest(projected, train).items():
+            near = neighbours(sender)
+            learnt[name] = near, normalised(projected[name], near)
         h = self.item_embedding
         for _ in range(self.item_layers):
             frozen = along_items(graphs.items, weight, h, 1)
-            h = self.frozen_share * frozen + (1.0 - self.frozen_share) * sum(
-                weight[name] * product(graph, h, take=gather.rows) for name, graph in learnt.items()
-            )
+            terms = (weight[name] * along(*learnt[name], h) for name in sorted(learnt))
+            h = self.frozen_share * frozen + (1.0 - self.frozen_share) * sum(terms)
         users, items = layer_mean(graphs.user_item, self.user_embedding, self.item_embedding, self.layers)
         return users, items + unit(h)
+
+    def nearest(self, projected: dict[str, jax.Array], train: bool) -> dict[str, jax.Array]:
+        """{modality: [I, k] i32}, constants: those of these rows of unit length, or of the step that searched last."""
+        constant = jax.lax.stop_gradient(projected)
+        search = lambda: {name: nearest(x, self.neighbours) for name, x in constant.items()}  # noqa: E731
+        if self.search_every == 1:
+            return search()
+        shapes = {name: (len(x), self.neighbours) for name, x in constant.items()}
+        return self.found(search, shapes, self.search_every) if train else search()
 
     def loss(
         self, features: dict[str, jax.Array], graphs: Graphs, user: jax.Array, positive: jax.Array, negative: jax.Array
@@ -85,32 +104,23 @@ class Logits(nn.Module):
         return self.param("logits", nn.initializers.zeros, (count,))
 
 
-def learnt_graph(x: jax.Array, neighbours: int) -> Adjacency:
-    """D^-1/2 S D^-1/2 over the k nearest by cosine, the item itself among them; differentiable in x [I, D]."""
-    x = unit(x)
-    sender = jax.lax.stop_gradient(nearest(x, neighbours))  # [I, k]
-    weight = nn.relu(jnp.stack([jnp.sum(x * gather.rows(x, sender[:, k]), axis=1) for k in range(neighbours)], axis=1))
-    degree = weight.sum(axis=1)
-    scale = jnp.where(degree > 0, jax.lax.rsqrt(jnp.where(degree > 0, degree, 1.0)), 0.0)
-    weight = weight * scale[:, None] * gather.rows(scale, sender)
-    padding = jnp.zeros((FEWEST_GROUPS, neighbours), jnp.int32)
-    return Adjacency(sender, weight, jnp.full(FEWEST_GROUPS, len(x), jnp.int32), padding, padding.astype(weight.dtype))
+class Found(nn.Module):
+    """Who was nearest at the last search, kept in parameters that no gradient moves: [I, k] of each modality, and their age.
 
-
-def nearest(x: jax.Array, count: int) -> jax.Array:
-    """[I, count] i32 the rows with the largest inner product with each row of x [I, D], in blocks; equal ones by index.
-
-    The largest of a row lie in the chunks with the largest maxima, so only those are searched for them.
+    Parameters are floats; an f32 holds every integer up to 2^24.
     """
-    items, blocks, chunks = len(x), -(-len(x) // _BLOCK), -(-len(x) // _CHUNK)
-    rows = jnp.pad(x, ((0, blocks * _BLOCK - items), (0, 0))).reshape(blocks, _BLOCK, -1)
-    columns = jnp.pad(x, ((0, chunks * _CHUNK - items), (0, 0)))
 
-    def search(row: jax.Array) -> jax.Array:
-        score = jnp.where(jnp.arange(len(columns)) < items, row @ columns.T, -jnp.inf).reshape(_BLOCK, chunks, _CHUNK)
-        chunk = jnp.sort(jax.lax.top_k(score.max(axis=2), min(count, chunks))[1], axis=1)  # ascending, for equal scores
-        candidates = jnp.take_along_axis(score, chunk[:, :, None], axis=1).reshape(_BLOCK, -1)
-        found = jax.lax.top_k(candidates, count)[1]
-        return jnp.take_along_axis(chunk, found // _CHUNK, axis=1) * _CHUNK + found % _CHUNK
-
-    return jax.lax.map(search, rows).reshape(-1, count)[:items]
+    @nn.compact
+    def __call__(
+        self, search: Callable[[], dict[str, jax.Array]], shapes: dict[str, tuple[int, int]], every: int
+    ) -> dict[str, jax.Array]:
+        """What `search` finds, if it is that step's turn, or what it found last; {modality: [I, k] i32} of `shapes`."""
+        zeros = nn.initializers.zeros
+        age = self.param("age", zeros, ())  # steps since the search
+        kept = {name: self.param(name, zeros, shape).astype(jnp.int32) for name, shape in shapes.items()}
+        found = jax.lax.cond(age == 0, search, lambda: kept)
+        if self.is_mutable_collection(STATISTICS) and not self.is_initializing():
+            for name, sender in found.items():
+                self.put_variable(STATISTICS, name, sender.astype(jnp.float32))
+            self.put_variable(STATISTICS, "age", jnp.where(age + 1 < every, age + 1, 0.0))
+        return found

@@ -13,6 +13,7 @@ import jax
 from em3_jax.core import rng
 from em3_jax.core.sparse import Adjacency
 from em3_jax.core.types import Batch
+from em3_jax.models.encoders import STATISTICS
 from em3_jax.models.retrieval import Graphs
 from em3_jax.tasks import Loss, Params, Task
 
@@ -74,8 +75,11 @@ class RetrievalTask(Task):
         rngs = {name: rng.stream(key, name, step) for name in ("dropout", "negatives")}
         variables = {"params": params["model"]}
         arguments = (inputs.features, inputs.graphs, *_pairs(inputs.batch))
-        result: Any = self.model.apply(variables, *arguments, method="loss", rngs=rngs)
-        return result
+        result: Any = self.model.apply(variables, *arguments, method="loss", rngs=rngs, mutable=[STATISTICS])
+        (loss, aux), moved = result
+        if moved:
+            aux |= {"statistics": {"model": moved[STATISTICS]}}
+        return loss, aux
 
     def predict(self, params: Params, inputs: GraphInputs) -> tuple[jax.Array, jax.Array]:
         """(users [U, D], items [I, D]) embeddings."""
