@@ -136,7 +136,7 @@ def race(world: World, contenders: list[Rival | Ours], args: argparse.Namespace)
             if not one.is_ours:
                 environments.python_of(world.environments / one.environment, one.requirements)
             ready.append(one)
-        except environments.NotInstalled as error:
+        except environments.NotInstalledError as error:
             missing[one.name] = str(error)
             print(f"{world.data}: {one.name}: {error}", flush=True)
     for seed in range(args.repeats):

@@ -161,6 +161,8 @@ def movielens(world: World) -> Command:
 
 
 FUXICTR = (TORCH, "fuxictr==2.3.10", "polars<2")  # it calls what polars 2 has no more
+RECHUB = (TORCH, "torch-rechub==0.9.0")
+RECBOLE = (TORCH, "recbole==1.2.1", "numpy<2", "pandas<2.3", "setuptools<81")  # it uses what later ones have no more
 _LEMUR_RAW = (
     ("raw", "--data", "DATA", "--text", "title=12,genres=8", "--vocabulary", "2000", "--name", "raw_text"),
     ("raw", "--data", "DATA", "--image-size", "32", "--name", "raw_image"),
@@ -175,4 +177,6 @@ CONTENDERS: tuple[Rival | Ours, ...] = (
     ),
     Rival("FuxiCTR DIN", "fuxictr_run.py", "DIN", FUXICTR, "fuxictr"),
     Rival("FuxiCTR DCNv2", "fuxictr_run.py", "DCNv2", FUXICTR, "fuxictr"),
+    Rival("torch-rechub DIN", "rechub_run.py", "DIN", RECHUB, "rechub"),
+    Rival("RecBole DIN", "recbole_run.py", "DIN", RECBOLE, "recbole"),
 )

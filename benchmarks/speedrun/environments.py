@@ -6,7 +6,7 @@ import venv
 from pathlib import Path
 
 
-class NotInstalled(Exception):
+class NotInstalledError(Exception):
     """A rival's requirements could not be installed; the message is one line."""
 
 
@@ -17,7 +17,7 @@ def python_of(folder: Path, requirements: tuple[str, ...]) -> Path:
       folder: it also says what was installed, so that changed requirements make it anew.
 
     Raises:
-      NotInstalled: pip's reason, in one line.
+      NotInstalledError: pip's reason, in one line.
     """
     python, mark = folder / "bin" / "python", folder / "requirements.txt"
     wanted = "".join(f"{one}\n" for one in requirements)
@@ -30,6 +30,6 @@ def python_of(folder: Path, requirements: tuple[str, ...]) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip said nothing"]
-        raise NotInstalled(f"pip: {errors[0].removeprefix('ERROR: ')}")
+        raise NotInstalledError(f"pip: {errors[0].removeprefix('ERROR: ')}")
     mark.write_text(wanted)  # last: a half-made environment has none
     return python

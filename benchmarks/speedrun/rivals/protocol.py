@@ -13,8 +13,9 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,6 @@ class Reports:
 
     Args:
       work: folder for the scores.
-      batches: of an epoch, to say how far it is; None if nothing is known of them.
     """
 
     def __init__(self, work: Path):
@@ -63,3 +63,36 @@ class Reports:
         answer = sys.stdin.readline().strip()
         self.training()
         return answer == "go on"
+
+
+class Shares:
+    """A loader that hands on an epoch of another in several passes, for trainers that evaluate after each pass.
+
+    Args:
+      loader: whose batches these are; its attributes are this one's too.
+      passes: of which an epoch is made.
+      count: examples of a batch.
+
+    Attributes:
+      examples: handed on in the last pass.
+    """
+
+    def __init__(self, loader, passes: int, count: Callable[[Any], int]):
+        self.loader, self.examples, self._count = loader, 0, count
+        self._length, self._batches = -(-len(loader) // passes), iter(())
+
+    def __getattr__(self, name: str):
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator:
+        self.examples = 0
+        for _ in range(self._length):
+            batch = next(self._batches, None)
+            if batch is None:
+                self._batches = iter(self.loader)
+                batch = next(self._batches)
+            self.examples += self._count(batch)
+            yield batch
