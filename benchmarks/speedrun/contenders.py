@@ -56,7 +56,7 @@ class World:
 
 @dataclass(frozen=True)
 class Rival:
-    """A library that is not ours.
+    """A contender that is not ours, or does not train with JAX.
 
     Attributes:
       name: of the contender.
@@ -65,7 +65,7 @@ class Rival:
       requirements: pinned, of its environment.
       environment: its folder's name; contenders of one library share it.
       data: on which it runs.
-      imports_ours: the script reads our rows with our own pipeline.
+      imports_ours: the script reads our dataset with our own pipeline, and is prepared by our own interpreter.
     """
 
     name: str
@@ -91,8 +91,9 @@ class Rival:
 
     def preparations(self, world: World) -> list[Command]:
         """The rows as plain files, where there are raw ones, and the library's own encoding of them."""
-        script, rows = HERE / "rivals" / self.script, world.dataset if self.imports_ours else world.rows
-        from_raw: list[Command] = []
+        script, from_raw = HERE / "rivals" / self.script, []
+        if self.imports_ours:
+            return [[sys.executable, script, "prepare", world.dataset, self._work(world)]]
         if world.data == MOVIELENS:
             from_raw = [[self._python(world), HERE / "rows.py", world.source, world.rows]]
         return [*from_raw, [self._python(world), script, "prepare", rows, self._work(world)]]
@@ -163,6 +164,8 @@ def movielens(world: World) -> Command:
 FUXICTR = (TORCH, "fuxictr==2.3.10", "polars<2")  # it calls what polars 2 has no more
 RECHUB = (TORCH, "torch-rechub==0.9.0")
 RECBOLE = (TORCH, "recbole==1.2.1", "numpy<2", "pandas<2.3", "setuptools<81")  # it uses what later ones have no more
+# EM3 written in PyTorch, and what our input pipeline imports.
+PEER = (TORCH, "jax==0.10.2", "flax==0.12.8", "ml_collections==1.1.0", "pyarrow==26.0.1", "pyyaml==6.0.4")
 _LEMUR_RAW = (
     ("raw", "--data", "DATA", "--text", "title=12,genres=8", "--vocabulary", "2000", "--name", "raw_text"),
     ("raw", "--data", "DATA", "--image-size", "32", "--name", "raw_image"),
@@ -179,4 +182,6 @@ CONTENDERS: tuple[Rival | Ours, ...] = (
     Rival("FuxiCTR DCNv2", "fuxictr_run.py", "DCNv2", FUXICTR, "fuxictr"),
     Rival("torch-rechub DIN", "rechub_run.py", "DIN", RECHUB, "rechub"),
     Rival("RecBole DIN", "recbole_run.py", "DIN", RECBOLE, "recbole"),
+    Rival("PyTorch EM3, eager", "peer_run.py", "eager", PEER, "peer", (PLANTED,), imports_ours=True),
+    Rival("PyTorch EM3, compiled", "peer_run.py", "compiled", PEER, "peer", (PLANTED,), imports_ours=True),
 )
