@@ -5,7 +5,7 @@
 Trains every contender on the same rows until its validation AUC reaches the target of targets.json, in turns, each in an
 environment of its own, which is made where it is missing; prints one table per dataset and appends it to
 benchmarks/SPEEDRUN.md, a line per run to results.jsonl beside this file. With --find-target contenders run to their own
-end instead, and targets.json is written from what they reached; that is done once.
+end instead, and targets.json is written from all such runs of results.jsonl; that is done once.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.speedrun import environments, planted, report, rows
 from benchmarks.speedrun.contenders import CONTENDERS, MOVIELENS, PLANTED, ROOT, Ours, Rival, World, movielens
-from benchmarks.speedrun.race import Run, check_rows, prepare
+from benchmarks.speedrun.race import CONVERGED, Run, check_rows, prepare
 
 HERE = Path(__file__).parent
 TARGETS, RESULTS, PAGE = HERE / "targets.json", HERE / "results.jsonl", ROOT / "benchmarks" / "SPEEDRUN.md"
@@ -106,20 +106,30 @@ def commit() -> str:
     return done.stdout.strip() or "no commit"
 
 
-def find_target(world: World, runs: dict[str, list[Run]], file: Path, seeds: int) -> None:
-    """Writes the dataset's target, and how it was found."""
+def find_target(data: str, results: Path, targets: Path) -> None:
+    """Writes the dataset's target, and how it was found, from all runs to their own end that `results` holds.
+
+    Raises:
+      SystemExit: there are none that count.
+    """
+    found: dict[str, list[float]] = {}
+    for line in map(json.loads, results.read_text().splitlines()):
+        if line["data"] == data and line["target"] is None and line["ended"] == CONVERGED:
+            found.setdefault(line["contender"], []).append(line["best"])
     ours = {one.name for one in CONTENDERS if one.is_ours}
-    best = {name: statistics.median(run.best for run in found) for name, found in runs.items()}
-    counted = {name: auc for name, auc in best.items() if world.data == PLANTED or name not in ours}
+    best = {name: round(statistics.median(aucs), 4) for name, aucs in found.items()}
+    counted = {name: auc for name, auc in best.items() if data == PLANTED or name not in ours}
+    if not counted:
+        raise SystemExit(f"{results}: no run to its own end from which {data}'s target could be found")
     leader = max(counted, key=counted.__getitem__)
-    auc = counted[leader] - (BELOW_THE_BEST if world.data == PLANTED else 0)
-    targets = json.loads(file.read_text()) if file.exists() else {}
-    targets[world.data] = {
-        "auc": round(auc, 4), "rule": RULES[world.data], "of": leader, "seeds": seeds, "commit": commit(),
-        "date": time.strftime("%Y-%m-%d"), "best": {name: round(auc, 4) for name, auc in best.items()},
+    auc = round(counted[leader] - (BELOW_THE_BEST if data == PLANTED else 0), 4)
+    known = json.loads(targets.read_text()) if targets.exists() else {}
+    known[data] = {
+        "auc": auc, "rule": RULES[data], "of": leader, "best": best, "runs": {name: len(one) for name, one in found.items()},
+        "commit": commit(), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-    file.write_text(json.dumps(targets, indent=1) + "\n")
-    print(f"{world.data}: target {auc:.4f}, of {leader}; written to {file}")
+    targets.write_text(json.dumps(known, indent=1) + "\n")
+    print(f"{data}: target {auc:.4f}, of {leader}; written to {targets}")
 
 
 def race(world: World, contenders: list[Rival | Ours], args: argparse.Namespace) -> None:
@@ -148,7 +158,7 @@ def race(world: World, contenders: list[Rival | Ours], args: argparse.Namespace)
             print(f"{world.data}, seed {seed}: {one.name}: {run.ended} after {run.seconds:.1f} s and {run.evaluations} "
                   f"evaluations, best AUC {run.best:.4f}, load {run.load:.1f}", flush=True)  # fmt: skip
     if args.find_target:
-        return find_target(world, runs, args.targets, args.repeats)
+        return find_target(world.data, args.results, args.targets)
     made = report.table(runs, missing)
     loads = report.spread((run.load for found in runs.values() for run in found), ".1f")
     said = (f"Target: validation AUC {target:.4f}. {machine(world.cores)}; load {loads}; {args.repeats} in turns, seeds from 0; "

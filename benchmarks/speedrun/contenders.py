@@ -96,7 +96,7 @@ class Rival:
             return [[sys.executable, script, "prepare", world.dataset, self._work(world)]]
         if world.data == MOVIELENS:
             from_raw = [[self._python(world), HERE / "rows.py", world.source, world.rows]]
-        return [*from_raw, [self._python(world), script, "prepare", rows, self._work(world)]]
+        return [*from_raw, [self._python(world), script, "prepare", world.rows, self._work(world)]]
 
     def run(self, world: World, seed: int, **options) -> race.Run:
         work = self._work(world)
@@ -164,6 +164,8 @@ def movielens(world: World) -> Command:
 FUXICTR = (TORCH, "fuxictr==2.3.10", "polars<2")  # it calls what polars 2 has no more
 RECHUB = (TORCH, "torch-rechub==0.9.0")
 RECBOLE = (TORCH, "recbole==1.2.1", "numpy<2", "pandas<2.3", "setuptools<81")  # it uses what later ones have no more
+KERAS = ("keras-rs==0.4.0", "keras==3.15.1", "jax==0.10.2")
+RECML = ("recml==0.1.1",)
 # EM3 written in PyTorch, and what our input pipeline imports.
 PEER = (TORCH, "jax==0.10.2", "flax==0.12.8", "ml_collections==1.1.0", "pyarrow==26.0.1", "pyyaml==6.0.4")
 _LEMUR_RAW = (
@@ -182,6 +184,7 @@ CONTENDERS: tuple[Rival | Ours, ...] = (
     Rival("FuxiCTR DCNv2", "fuxictr_run.py", "DCNv2", FUXICTR, "fuxictr"),
     Rival("torch-rechub DIN", "rechub_run.py", "DIN", RECHUB, "rechub"),
     Rival("RecBole DIN", "recbole_run.py", "DIN", RECBOLE, "recbole"),
+    Rival("keras-rs DLRM", "keras_run.py", "DLRM", KERAS, "keras"),
     Rival("PyTorch EM3, eager", "peer_run.py", "eager", PEER, "peer", (PLANTED,), imports_ours=True),
     Rival("PyTorch EM3, compiled", "peer_run.py", "compiled", PEER, "peer", (PLANTED,), imports_ours=True),
 )
