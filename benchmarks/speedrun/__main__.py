@@ -145,9 +145,11 @@ def race(world: World, contenders: list[Rival | Ours], args: argparse.Namespace)
         try:
             if not one.is_ours:
                 environments.python_of(world.environments / one.environment, one.requirements)
+                if not one.script:
+                    raise environments.NotInstalledError("it installs here, but no script in rivals/ runs it")
             ready.append(one)
         except environments.NotInstalledError as error:
-            missing[one.name] = str(error)
+            missing[one.name] = f"not run: {error}"
             print(f"{world.data}: {one.name}: {error}", flush=True)
     for seed in range(args.repeats):
         for one in ready:

@@ -60,7 +60,7 @@ class Rival:
 
     Attributes:
       name: of the contender.
-      script: in rivals/.
+      script: in rivals/; "" = none is written yet, so that the table says why.
       model: that the script knows.
       requirements: pinned, of its environment.
       environment: its folder's name; contenders of one library share it.
@@ -185,6 +185,7 @@ CONTENDERS: tuple[Rival | Ours, ...] = (
     Rival("torch-rechub DIN", "rechub_run.py", "DIN", RECHUB, "rechub"),
     Rival("RecBole DIN", "recbole_run.py", "DIN", RECBOLE, "recbole"),
     Rival("keras-rs DLRM", "keras_run.py", "DLRM", KERAS, "keras"),
+    Rival("RecML DLRM", "", "DLRM", RECML, "recml"),  # asks for Python 3.12; nothing of it has been seen to run
     Rival("PyTorch EM3, eager", "peer_run.py", "eager", PEER, "peer", (PLANTED,), imports_ours=True),
     Rival("PyTorch EM3, compiled", "peer_run.py", "compiled", PEER, "peer", (PLANTED,), imports_ours=True),
 )

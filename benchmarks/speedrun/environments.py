@@ -29,7 +29,7 @@ def python_of(folder: Path, requirements: tuple[str, ...]) -> Path:
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip said nothing"]
-        raise NotInstalledError(f"pip: {errors[0].removeprefix('ERROR: ')}")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["nothing"]
+        raise NotInstalledError(f"pip says: {errors[0].removeprefix('ERROR: ')}")
     mark.write_text(wanted)  # last: a half-made environment has none
     return python

@@ -182,9 +182,11 @@ def train(
         timer.start()
         try:
             _watch(process, reader, run, target, began)
-        except (OSError, ValueError) as error:  # a broken pipe is told by the exit code, which comes first
+        except BrokenPipeError:
+            pass  # it ended while it was answered; its exit code says how
+        except (OSError, ValueError) as error:  # its scores are none
             run.ended = str(error)
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         timer.cancel()
@@ -194,7 +196,7 @@ def train(
             _close(pipe)
     if expired.is_set():
         run.ended = LIMIT if run.ended != TARGET else TARGET
-    elif run.ended != TARGET and process.returncode:
+    elif run.ended == CONVERGED and process.returncode:
         run.ended = f"exit code {process.returncode}: {_last_line(messages.read_text())}"
     run.processor, run.peak_bytes, run.speed = used.ru_utime + used.ru_stime, used.ru_maxrss << 10, reader.speed()
     run.load = os.getloadavg()[0]
