@@ -186,6 +186,6 @@ CONTENDERS: tuple[Rival | Ours, ...] = (
     Rival("RecBole DIN", "recbole_run.py", "DIN", RECBOLE, "recbole"),
     Rival("keras-rs DLRM", "keras_run.py", "DLRM", KERAS, "keras"),
     Rival("RecML DLRM", "", "DLRM", RECML, "recml"),  # asks for Python 3.12; nothing of it has been seen to run
-    Rival("PyTorch EM3, eager", "peer_run.py", "eager", PEER, "peer", (PLANTED,), imports_ours=True),
-    Rival("PyTorch EM3, compiled", "peer_run.py", "compiled", PEER, "peer", (PLANTED,), imports_ours=True),
+    Rival("PyTorch EM3 eager", "peer_run.py", "eager", PEER, "peer", (PLANTED,), imports_ours=True),
+    Rival("PyTorch EM3 compiled", "peer_run.py", "compiled", PEER, "peer", (PLANTED,), imports_ours=True),
 )
