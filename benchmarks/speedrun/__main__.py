@@ -9,6 +9,7 @@ end instead, and targets.json is written from all such runs of results.jsonl; th
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -99,11 +100,14 @@ def machine(cores: int) -> str:
     return f"{model}, {os.cpu_count()} cores, of which each contender had {cores}"
 
 
+@functools.cache
 def commit() -> str:
-    """Of this checkout; "+" says that files differ from it."""
-    command = ["git", "-C", ROOT, "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "no commit"
+    """Of this checkout, as it was when this was first asked for; "+" says that more than results differ from it."""
+    git = ["git", "-C", ROOT]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    results = [f":!{path.relative_to(ROOT)}" for path in (PAGE, RESULTS, TARGETS)]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", *results], capture_output=True).returncode
+    return f"{head}{'+' * bool(changed)}" if head else "no commit"
 
 
 def find_target(data: str, results: Path, targets: Path) -> None:
@@ -171,6 +175,7 @@ def race(world: World, contenders: list[Rival | Ours], args: argparse.Namespace)
 
 def main() -> None:
     args = arguments()
+    commit()  # of the code that runs, whatever is committed meanwhile
     contenders = chosen(args.only)
     with tempfile.TemporaryDirectory() as folder:
         for data in (MOVIELENS, PLANTED) if args.data == "both" else (args.data,):
