@@ -167,7 +167,15 @@ RECBOLE = (TORCH, "recbole==1.2.1", "numpy<2", "pandas<2.3", "setuptools<81")  #
 KERAS = ("keras-rs==0.4.0", "keras==3.15.1", "jax==0.10.2")
 RECML = ("recml==0.1.1",)
 # EM3 written in PyTorch, and what our input pipeline imports.
-PEER = (TORCH, "jax==0.10.2", "flax==0.12.8", "ml_collections==1.1.0", "pyarrow==26.0.1", "pyyaml==6.0.4")
+PEER = (
+    TORCH,
+    "jax==0.10.2",
+    "flax==0.12.8",
+    "ml_collections==1.1.0",
+    "pyarrow==26.0.1",
+    "pyyaml==6.0.4",
+    "tqdm==4.70.1",
+)
 _LEMUR_RAW = (
     ("raw", "--data", "DATA", "--text", "title=12,genres=8", "--vocabulary", "2000", "--name", "raw_text"),
     ("raw", "--data", "DATA", "--image-size", "32", "--name", "raw_image"),
