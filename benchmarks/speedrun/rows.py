@@ -10,11 +10,16 @@ holds the labels equal. The test split is not written: nothing here is chosen on
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 HISTORY, GENRES = 50, 6
+GENRES_100K = (
+    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical Mystery "
+    "Romance Sci-Fi Thriller War Western"
+)
 LIST = "^"  # between the values of a list
 MOVIELENS = {
     "single": ["user_id", "age", "gender", "occupation", "item_id", "year"],
@@ -32,10 +37,29 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
+def tables(source: Path) -> tuple[list[dict[str, str]], ...]:
+    """(ratings, users, items) of the folder with posters, or of GroupLens' ml-100k."""
+    if not (source / "u.data").is_file():
+        ratings, users, items = (read(source / f"{name}.tsv") for name in ("ratings", "users", "items"))
+        return ratings, users, items
+
+    def split(name: str, by: str, columns: str) -> list[dict[str, str]]:
+        lines = (source / name).read_text("latin-1").splitlines()
+        return [dict(zip(columns.split(), line.split(by), strict=True)) for line in lines if line]
+
+    ratings = split("u.data", "\t", "user_id item_id rating timestamp")
+    users = split("u.user", "|", "user_id age gender occupation zip")
+    items = split("u.item", "|", f"item_id title released video url {GENRES_100K}")
+    for item in items:
+        item["year"] = "".join(re.findall(r"\((\d{4})\)\s*$", item["title"]))  # as `em3 prepare movielens` has it
+        item["genres"] = "|".join(name for name in GENRES_100K.split() if item[name] == "1")
+    return ratings, users, items
+
+
 def movielens_rows(source: Path) -> Iterator[dict[str, str]]:
     """The rows in time order, as columns of MOVIELENS."""
-    users, items = ({row[f"{kind}_id"]: row for row in read(source / f"{kind}s.tsv")} for kind in ("user", "item"))
-    ratings = read(source / "ratings.tsv")
+    ratings, *others = tables(source)
+    users, items = ({row[key]: row for row in table} for key, table in zip(("user_id", "item_id"), others, strict=True))
     ratings.sort(key=lambda row: (int(row["timestamp"]), int(row["user_id"]), int(row["item_id"])))
     seen: dict[str, list[tuple[str, str, int]]] = {}
     for row in ratings:

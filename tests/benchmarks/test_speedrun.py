@@ -118,30 +118,34 @@ def test_the_target_is_the_best_of_others_or_a_little_below_the_best_of_all(tmp_
     assert found[PLANTED]["runs"]["FuxiCTR DIN"] == 2
 
 
-def test_rows_of_movielens_are_those_of_the_reader(tmp_path):
-    ratings = [(1, 10, 4, 100), (1, 11, 3, 100), (1, 12, 5, 101), (2, 10, 2, 102), (1, 13, 4, 103)]
-    tables = {
-        "ratings": ["user_id\titem_id\trating\ttimestamp", *("\t".join(map(str, row)) for row in reversed(ratings))],
-        "users": ["user_id\tage\tgender\toccupation", "1\t20\tF\tartist", "2\t30\tM\tother"],
-        "items": [
-            "item_id\ttitle\tyear\tgenres\tposter",
-            *(f"{k}\tT\t{'' if k == 11 else 1990}\tA|B\t" for k in range(10, 14)),
+RATINGS = [(1, 10, 4, 100), (1, 11, 3, 100), (1, 12, 5, 101), (2, 10, 2, 102), (1, 13, 4, 103)]
+FOLDERS = {
+    "posters": {
+        "ratings.tsv": ["user_id\titem_id\trating\ttimestamp", *("\t".join(map(str, r)) for r in reversed(RATINGS))],
+        "users.tsv": ["user_id\tage\tgender\toccupation", "1\t20\tF\tartist", "2\t30\tM\tother"],
+        "items.tsv": ["item_id\tyear\tgenres", *(f"{k}\t{'' if k == 11 else 1990}\tAction|War" for k in range(10, 14))],
+    },
+    "ml-100k": {
+        "u.data": ["\t".join(map(str, row)) for row in RATINGS],
+        "u.user": ["1|20|F|artist|0", "2|30|M|other|0"],
+        "u.item": [
+            f"{k}|Caf\xe9{'' if k == 11 else ' (1990)'}|01-Jan-1991||x|0|1{'|0' * 15}|1|0" for k in range(10, 14)
         ],
-    }
-    for name, lines in tables.items():
-        (tmp_path / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_rows_of_movielens(kind, tmp_path):
+    for name, lines in FOLDERS[kind].items():
+        (tmp_path / name).write_text("\n".join(lines) + "\n", "latin-1")
     found = list(rows.movielens_rows(tmp_path))
-    assert [(row["item_id"], row["click"]) for row in found] == [
-        ("10", "1"),
-        ("11", "0"),
-        ("12", "1"),
-        ("10", "0"),
-        ("13", "1"),
-    ]
+    clicks = [(row["item_id"], row["click"]) for row in found]
+    assert clicks == [("10", "1"), ("11", "0"), ("12", "1"), ("10", "0"), ("13", "1")]
     assert [row["history"] for row in found] == ["", "", "10^11", "", "10^11^12"]  # strictly earlier
     assert found[4]["history_rating"] == "4^3^5"
     rows.write(tmp_path / "out", rows.MOVIELENS, [("valid", found[1:2])])
-    assert (tmp_path / "out" / "valid.csv").read_text().splitlines()[1] == "1,20,F,artist,11,none,A^B,,,0"
+    assert (tmp_path / "out" / "valid.csv").read_text().splitlines()[1] == "1,20,F,artist,11,none,Action^War,,,0"
 
 
 def world_of(root: Path, out: Path) -> World:
