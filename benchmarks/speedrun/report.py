@@ -77,6 +77,7 @@ def append(page: Path, heading: str, said: str, made: str) -> None:
 
 
 def log(lines: Path, name: str, run: Run, **known: object) -> None:
-    """Adds a run to the file of JSON lines."""
+    """Adds a run to the file of JSON lines; what is no number is null there."""
+    found = {key: None if value != value else value for key, value in dataclasses.asdict(run).items()}
     with open(lines, "a", encoding="utf-8") as file:
-        file.write(json.dumps(known | {"contender": name} | dataclasses.asdict(run)) + "\n")
+        file.write(json.dumps(known | {"contender": name} | found) + "\n")

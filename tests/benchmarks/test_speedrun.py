@@ -103,6 +103,17 @@ def test_tables_are_appended_in_the_order_of_time(tmp_path):
     assert "| 2.0 | - | 1 of 1 |" in lines[0]
 
 
+def test_runs_are_logged_line_by_line(tmp_path):
+    log = tmp_path / "results.jsonl"
+    for seed in range(2):
+        report.log(log, "one", Run(LIMIT, seconds=3.0), data=PLANTED, seed=seed)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["seed"], line["contender"], line["best"], line["seconds"]) for line in lines] == [
+        (0, "one", None, 3.0),
+        (1, "one", None, 3.0),
+    ]
+
+
 def test_the_target_is_the_best_of_others_or_a_little_below_the_best_of_all(tmp_path):
     results, targets = tmp_path / "results.jsonl", tmp_path / "targets.json"
     for data in (MOVIELENS, PLANTED):
