@@ -6,7 +6,7 @@ DEMO ?= runs/demo
 # Settings of both runs of the demo, as OPTIONS=--config.train.epochs=1 for a short one.
 OPTIONS ?=
 
-.PHONY: install demo test suite lint style types format docs site bench clean
+.PHONY: install demo test suite lint style types format docs site bench speedrun clean
 
 install: $(VENV)/installed
 
@@ -72,6 +72,10 @@ site: $(VENV)-docs/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.ranking
+
+# Time to quality beside other libraries, each in an environment of its own; RACE="--repeats 1 --data movielens" for less.
+speedrun: $(VENV)/installed
+	$(BIN)/python -m benchmarks.speedrun $(RACE)
 
 clean:
 	rm -rf $(VENV) $(VENV)-docs $(DEMO) build

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.peer_torch import Peer, arranged, peer_of, tensors
+from benchmarks.peer_model import Peer, arranged, tensors
+from benchmarks.peer_torch import peer_of
 from benchmarks.ranking import Trainer, planted_config
 from configs import base
 from em3_jax import losses, tasks

@@ -1,0 +1,1 @@
+"""Time to quality, against everybody: `python -m benchmarks.speedrun`, see benchmarks/SPEEDRUN.md."""
