@@ -168,6 +168,7 @@ def styled(text: str, style: str, stream: TextIO | None = None) -> str:
 def listed(first: str, parts: Iterable[str]) -> str:
     """Short texts side by side, below each other where they are wider than 80 columns together.
 
+    >>> from em3_jax.core.terminal import listed
     >>> print(listed("step 250", ["auc 0.7710", "logloss 0.5700"]))
     step 250  auc 0.7710  logloss 0.5700
     """
@@ -213,6 +214,7 @@ def table(
     Returns:
       Lines, the header first.
 
+    >>> from em3_jax.core.terminal import table
     >>> print(table(["slice", "n", "auc"], [["all", "4,000", "0.7860"], ["cold items", "560", "0.7465"]]))
     slice           n     auc
     all         4,000  0.7860
