@@ -345,7 +345,7 @@ def main() -> None:
         said = f"{args.out}: version {done.version} published: {encoded}"
         if done.rounding is not None:
             said += f"\n{done.rounding.told(settings.dtype)}"
-        numbers = {"encoded": done.encoded, "taken_over": done.reused, "seconds": done.seconds}
+        numbers: dict[str, Any] = {"encoded": done.encoded, "taken_over": done.reused, "seconds": done.seconds}
         terminal.result(said, out=str(args.out), version=done.version, **numbers)
 
     if every:
