@@ -115,7 +115,9 @@ def manual() -> str:
             "commands:",
             *lines,
             "",
-            "em3 <command> --help lists its options",
+            "em3 <command> --help lists its options; all commands have",
+            f"  --quiet      {cli.HELP_OF_QUIET}",
+            f"  --json-lines {cli.HELP_OF_JSON}",
         ]
     )
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from em3_jax.core import addresses, paths
+from em3_jax.core import addresses, paths, terminal
 from em3_jax.core.errors import UserError, nearest
 
 EXTRAS = dict.fromkeys(("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn", "faiss"), "serve")
@@ -28,12 +28,33 @@ EXTRAS["pyspark"] = "spark"
 EXTRAS["confluent_kafka"] = "kafka"
 """Imported package -> the extra of `pyproject.toml` that brings it."""
 
+HELP_OF_QUIET = "print results, warnings and errors alone"
+HELP_OF_JSON = "print a JSON object a line in place of text; the last has the event result"
+
+
+class _Now(argparse.Action):
+    """An option that acts when it is read, and leaves nothing among the arguments."""
+
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, *, act: Callable[[], None], help: str, default: object = None
+    ):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+        self._act = act
+
+    def __call__(self, *_: Any) -> None:
+        self._act()
+
 
 class Parser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser`, whose refusals are a `UserError`: one line, without the usage, with the nearest name."""
+    """`argparse.ArgumentParser`, whose refusals are a `UserError`: one line, without the usage, with the nearest name.
+
+    Every command has --quiet and --json-lines, see `core.terminal`.
+    """
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **({"formatter_class": argparse.RawDescriptionHelpFormatter} | settings))
+        self.add_argument("--quiet", action=_Now, act=terminal.be_quiet, help=HELP_OF_QUIET)
+        self.add_argument("--json-lines", action=_Now, act=terminal.be_json, help=HELP_OF_JSON)
 
     # With argparse's three overloads the line would be four definitions.
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
@@ -70,9 +91,12 @@ def run(command: Callable[[], int | None]) -> None:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # Orbax's own, after an error that is reported
     # What fails in a thread of Orbax or Grain is raised again where its result is asked for: once is enough.
     threading.excepthook = sys.excepthook = sys.unraisablehook = _say_nothing
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(
+        f"{terminal.styled('warning:', 'yellow', sys.stderr)} {message}", file=sys.stderr
+    )
     try:
-        code = command()
+        with terminal.shown():
+            code = command()
     except UserError as error:
         show_error(error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads that end with the process repeat the error in full
@@ -115,7 +139,8 @@ def spelled(command: str) -> str:
 
 
 def show_error(error: UserError) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    said = terminal.styled("error:", "red", sys.stderr)
+    print(f"{said} {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def add_options(

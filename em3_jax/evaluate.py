@@ -30,7 +30,7 @@ from scipy.special import expit
 
 from em3_jax import cli
 from em3_jax.config import parse
-from em3_jax.core import paths, strict_json, trees
+from em3_jax.core import paths, strict_json, terminal, trees
 from em3_jax.core.calibration import METHODS, Calibrations, probabilities
 from em3_jax.core.errors import UserError
 from em3_jax.core.labels import LOG_KEPT
@@ -255,22 +255,39 @@ def main() -> None:
     if args.calibrate:
         calibration.check(args.calibrate, kept)
     result = evaluate(args.workdir, args.split, args.step, args.data, args.calibrate or "", kept, beside)
-    print(f"{args.workdir}: step {result['step']:,} ({result['chosen_by']}), split {args.split}")
-    print(ranking_evaluation.table(result["slices"]))
+    written = [str(path) for path in pictures(args.workdir, args.split)] if args.plots else []
+    numbers = {name: value for name, value in result.items() if name != "config"}
+    text, place = _text(result, args.workdir, written), {"workdir": str(args.workdir), "written": written}
+    command = f"em3 compare <baseline>=<its workdir> {args.workdir.name}={args.workdir} --split={args.split}"
+    terminal.result(text, next_command=command, **place, **numbers)
+
+
+def _text(result: dict[str, Any], directory: Path, written: Sequence[str]) -> str:
+    """A report as it is printed.
+
+    Args:
+      result: of `evaluate`.
+      directory: of the run.
+      written: files beside the report.
+    """
+    heading = f"{directory}: step {result['step']:,} ({result['chosen_by']}), split {result['split']}"
+    parts = [f"{heading}\n{ranking_evaluation.table(result['slices'])}"]
     if found := result.get("labels"):
-        print(f"\n{evaluated_labels.table(found)}")
+        parts.append(evaluated_labels.table(found))
     if counted := groups.counts({"all": result["slices"]["all"], **result.get("labels", {})}):
-        print(f"\n{counted}")
+        parts.append(counted)
     if drawn := result.get("bootstrap"):
-        print(f"\n{bootstrap.table(drawn, evaluated_labels.by_slice(result))}")
+        parts.append(bootstrap.table(drawn, evaluated_labels.by_slice(result)))
     if found := result.get("calibration"):
         share = f", of {found['kept_negatives']:g} of the log's negatives" if found["kept_negatives"] < 1 else ""
-        print(f"\ncalibration: {found['method']}, fitted on validation{share}")
-        print(calibration.table(found["before"], found["after"], found["deciles"]))
+        table = calibration.table(found["before"], found["after"], found["deciles"])
+        parts.append(f"calibration: {found['method']}, fitted on validation{share}\n{table}")
         if found["kept_negatives"] < 1:
-            print("These are of the rows as they are; what is predicted and served is of the whole log, and lower.")
-    if args.plots:
-        print("\n" + "\n".join(f"{path}: written" for path in pictures(args.workdir, args.split)))
+            said = "These are of the rows as they are; what is predicted and served is of the whole log, and lower."
+            parts[-1] += f"\n{terminal.paragraph(said)}"
+    if written:
+        parts.append("\n".join(f"{path}: written" for path in written))
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,15 @@ def binary_cross_entropy(
 
     Returns:
       f32, [] or the shape of `logits`.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax import losses
+    >>> logits, clicks = jnp.array([0.0, 2.0, jnp.nan]), jnp.array([1.0, 0.0, 0.0])
+    >>> rows = jnp.array([True, True, False])  # the last is padding, whatever it holds
+    >>> print(losses.binary_cross_entropy(logits, clicks, where=rows, reduce="none").round(3))
+    [0.693 2.127 0.   ]
+    >>> round(float(losses.binary_cross_entropy(logits, clicks, where=rows)), 3)
+    1.41
     """
     for name, array in (("labels", labels), ("where", where), ("weights", weights)):
         if array is not None and array.shape != logits.shape:
@@ -106,6 +115,17 @@ def content_id_contrastive(
         none of them has a weight.
       aux: {"cic_accuracy": [] f32}, the share, by weights too, of valid items strictly more similar
         to their positive than to each negative, mean of both directions; NaN where the loss is 0.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax import losses
+    >>> content, ids = jnp.eye(3), jnp.eye(3)  # each item's content points where its IDs do
+    >>> mask = jnp.array([True, True, False])
+    >>> loss, aux = losses.content_id_contrastive(content, ids, mask, temperature=0.1)
+    >>> f"{float(loss):.1e}", float(aux["cic_accuracy"])
+    ('4.6e-05', 1.0)
+    >>> loss, _ = losses.content_id_contrastive(content, 0 * ids, mask, temperature=0.1)
+    >>> round(float(loss), 4)  # log 2: two items, of which nothing tells which is which
+    0.6931
     """
     items = content.shape[0]
     if content.ndim != 2 or ids.shape != content.shape or mask.shape != (items,):
@@ -170,6 +190,18 @@ def content_id_contrastive_in_groups(
       loss: [B] f32, of each example; of any value where it has no negative.
       hit: [B] f32, the share of both directions in which its positive is nearer than all negatives.
       some: [B] bool, it takes part and has a negative.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax import losses
+    >>> item, session = jnp.array([0, 1, 2]), jnp.array([7, 7, 8])
+    >>> vectors, weight = jnp.eye(3), jnp.ones(3)
+    >>> _, hit, some = losses.content_id_contrastive_in_groups(
+    ...     vectors, vectors, item, session, weight, temperature=0.1
+    ... )
+    >>> some.tolist()  # the third is alone in its session
+    [True, True, False]
+    >>> hit[:2].tolist()
+    [1.0, 1.0]
     """
     if content.ndim != 2 or ids.shape != content.shape or {x.shape for x in (item, group, weight)} != {ids.shape[:1]}:
         raise ValueError(f"want [B, D], [B, D], [B], [B], [B]; got {content.shape}, {ids.shape}, {weight.shape}")
@@ -233,6 +265,18 @@ def query_document_contrastive(
     Returns:
       loss: [] f32; 0 if there is no anchor.
       aux: {"sqdc_accuracy": [] f32}, the share of anchors nearer to their document than to each negative; NaN without any.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax import losses
+    >>> query, document = jnp.eye(2), jnp.eye(2)
+    >>> clicked, item, every = jnp.array([True, False]), jnp.array([4, 9]), jnp.ones(2, bool)
+    >>> rows = query, document, clicked, item
+    >>> loss, _ = losses.query_document_contrastive(*rows, None, every, scale=1.0)
+    >>> round(float(loss), 4)  # log(1 + e^-1): one negative, of cosine 0
+    0.3133
+    >>> session = jnp.array([3, 3])  # of one session: no negative is left
+    >>> float(losses.query_document_contrastive(*rows, session, every, scale=1.0)[0])
+    0.0
     """
     shapes = [x.shape for x in (query, document, anchor, item, mask)]
     if query.ndim != 2 or shapes != [query.shape] * 2 + [(len(query),)] * 3:
@@ -289,6 +333,15 @@ def in_batch_negatives(mask: jax.Array, negatives: int, key: jax.Array) -> tuple
     Returns:
       drawn: [H + 1] i32, in [0, S), distinct.
       used: [S, H + 1] bool, H per valid item (fewer where the batch has fewer others).
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from em3_jax import losses
+    >>> drawn, used = losses.in_batch_negatives(jnp.ones(5, bool), 2, jax.random.key(0))
+    >>> drawn.shape, used.sum(axis=1).tolist()
+    ((3,), [2, 2, 2, 2, 2])
+    >>> bool((used & (drawn == jnp.arange(5)[:, None])).any())  # whether an item is its own negative
+    False
     """
     items = mask.shape[0]
     if not 1 <= negatives < items - 1:

@@ -14,6 +14,8 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
+from em3_jax.core.ranks import auc_by_group, midranks
+
 KS = (5, 10, 20, 50)
 """Lengths of the lists that full ranking measures."""
 OF_LISTS = tuple(f"{name}@{k}" for name in ("recall", "ndcg", "precision", "map") for k in KS)
@@ -27,7 +29,12 @@ METRIC_SIGNS = OF_CLICKS | OF_CONTENT | dict.fromkeys(OF_LISTS, 1)
 
 
 def sign(metric: str) -> int:
-    """Whether more of a metric is better (1) or less (-1); that of a further label is called <label>_<metric>."""
+    """Whether more of a metric is better (1) or less (-1); that of a further label is called <label>_<metric>.
+
+    >>> from em3_jax import metrics
+    >>> metrics.sign("auc"), metrics.sign("logloss"), metrics.sign("buy_auc"), metrics.sign("recall@20")
+    (1, -1, 1, 1)
+    """
     if metric in METRIC_SIGNS:
         return METRIC_SIGNS[metric]
     own = metric.rpartition("_")[2].partition("@")[0]
@@ -42,6 +49,11 @@ class Gauc(NamedTuple):
       groups_used: number of groups with both classes.
       groups_left_out: number of groups with one class only, whose AUC is undefined.
       rows_used: number of rows in the groups used.
+
+    >>> from em3_jax import metrics
+    >>> found = metrics.gauc([1, 0, 0], [2.0, 1.0, 5.0], groups=["ann", "ann", "bob"])
+    >>> found.value, found.groups_used, found.groups_left_out
+    (1.0, 1, 1)
     """
 
     value: float
@@ -59,6 +71,11 @@ class PairedTTest(NamedTuple):
       t: mean_difference / (sd / sqrt(n)); NaN if `sd` is NaN or zero.
       p: probability of a |t| this large with n - 1 degrees of freedom if both had the same mean; NaN with `t`.
       n: number of pairs.
+
+    >>> from em3_jax import metrics
+    >>> found = metrics.paired_t_test([0.72, 0.74], [0.70, 0.71])
+    >>> round(found.mean_difference, 3), round(found.p, 3), found.n
+    (0.025, 0.126, 2)
     """
 
     mean_difference: float
@@ -78,9 +95,15 @@ def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) 
 
     Returns:
       The exact AUC, in O(N log N); NaN if one of the classes has no row.
+
+    >>> from em3_jax import metrics
+    >>> metrics.auc([0, 1, 0, 1], [0.1, 0.4, 0.4, 0.8])  # of four pairs three are won, and one is tied
+    0.875
+    >>> metrics.auc([1, 1], [0.3, 0.9])  # no negative, no AUC
+    nan
     """
     labels, scores, weights = _rows(labels, scores, weights)
-    values, _, _ = _auc_by_group(labels, scores, np.zeros(labels.shape, np.int8), weights)
+    values, _, _ = auc_by_group(labels, scores, np.zeros(labels.shape, np.int8), weights)
     return float(values[0]) if values.size else np.nan
 
 
@@ -98,6 +121,11 @@ def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: Array
 
     Returns:
       The value, and the counts of what it rests on. Rows of weight 0 count nowhere.
+
+    >>> from em3_jax import metrics
+    >>> labels, scores, user = [1, 0, 1, 0], [0.9, 0.8, 0.2, 0.1], ["ann", "ann", "bob", "bob"]
+    >>> metrics.gauc(labels, scores, user).value, metrics.auc(labels, scores)
+    (1.0, 0.75)
     """
     ids = np.asarray(groups)
     if ids.shape != np.shape(labels):
@@ -105,7 +133,7 @@ def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: Array
     if weights is not None:
         ids = ids[np.asarray(weights) != 0]
     labels, scores, weights = _rows(labels, scores, weights)
-    values, impressions, rows = _auc_by_group(labels, scores, ids, weights)
+    values, impressions, rows = auc_by_group(labels, scores, ids, weights)
     used = ~np.isnan(values)
     value = np.average(values[used], weights=impressions[used]) if used.any() else np.nan
     return Gauc(float(value), int(used.sum()), int((~used).sum()), int(rows[used].sum()))
@@ -123,6 +151,10 @@ def logloss(labels: ArrayLike, logits: ArrayLike) -> float:
 
     Returns:
       The mean over the rows; NaN without rows.
+
+    >>> from em3_jax import metrics
+    >>> round(metrics.logloss([1, 0], [0.0, 0.0]), 4)  # log 2: a model that knows nothing
+    0.6931
     """
     return _mean(losses_of_rows(labels, logits))
 
@@ -136,6 +168,10 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike) -> float:
 
     Returns:
       The ratio; NaN without a positive.
+
+    >>> from em3_jax import metrics
+    >>> metrics.calibration([1, 0, 0, 0], [0.5, 0.5, 0.5, 0.5])  # twice as many clicks as there were
+    2.0
     """
     labels, probabilities = _probability_rows(labels, probabilities)
     observed = labels.sum()
@@ -155,6 +191,10 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
 
     Returns:
       The error in [0, 1], bins weighted by their rows; NaN without rows.
+
+    >>> from em3_jax import metrics
+    >>> metrics.expected_calibration_error([1, 0, 1, 0], [0.5, 0.5, 0.75, 0.75], bins=2)
+    0.125
     """
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
@@ -177,6 +217,10 @@ def normalized_entropy(labels: ArrayLike, logits: ArrayLike) -> float:
 
     Returns:
       The ratio; NaN without both classes.
+
+    >>> from em3_jax import metrics
+    >>> round(metrics.normalized_entropy([1, 0, 1, 0], [2.0, -2.0, 2.0, -2.0]), 3)
+    0.183
     """
     labels, logits, _ = _rows(labels, logits, None)
     rate = _mean(labels)
@@ -197,6 +241,11 @@ def calibration_line(labels: ArrayLike, logits: ArrayLike, less: ArrayLike | Non
 
     Returns:
       NaN where there is one class alone or one logit alone, or the classes do not overlap.
+
+    >>> from em3_jax import metrics
+    >>> logits = [-1.0] * 4 + [1.0] * 4  # they promise 27 % and 73 % of clicks; 25 % and 75 % come
+    >>> [round(value, 2) for value in metrics.calibration_line([1, 0, 0, 0, 1, 1, 1, 0], logits)]
+    [1.1, 0.0]
     """
     labels, logits, _ = _rows(labels, logits, None)
     if not labels.size or labels.min() == labels.max() or logits.min() == logits.max():
@@ -230,6 +279,11 @@ def paired_t_test(a: ArrayLike, b: ArrayLike) -> PairedTTest:
     Returns:
       Mean difference, its standard deviation, t, p and n. Differences that do not vary at all (up to rounding) give
       t = p = NaN: no spread means that the runs were not independent, not that the result is certain.
+
+    >>> from em3_jax import metrics
+    >>> em3, id_only = [0.783, 0.785, 0.784], [0.711, 0.694, 0.706]  # AUC of three seeds
+    >>> round(metrics.paired_t_test(em3, id_only).p, 4)
+    0.0048
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 1 or a.shape != b.shape:
@@ -256,12 +310,16 @@ def placements(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> np.nd
       labels: [N], 0 or 1.
       scores: [N].
       groups: [N] ints from 0 to G - 1.
+
+    >>> from em3_jax import metrics
+    >>> metrics.placements([1, 0, 0], [0.7, 0.9, 0.1], [0, 0, 0]).tolist()  # above one of two negatives
+    [0.5, 0.0, 1.0]
     """
     labels, scores, _ = _rows(labels, scores, None)
     groups = np.asarray(groups)
     order = np.unique(scores, return_inverse=True)[1]
     place = groups * (int(order.max(initial=0)) + 1) + order  # rows by group, then by score
-    ranks, below = _midranks(place), np.empty(labels.shape)
+    ranks, below = midranks(place), np.empty(labels.shape)
     share = np.full(labels.shape, np.nan)
     count = np.bincount(groups)
     before = np.cumsum(count) - count  # rows of earlier groups
@@ -271,7 +329,7 @@ def placements(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> np.nd
         before_in_class = np.cumsum(of_class) - of_class
         own_groups = groups[own]
         below[own] = ranks[own] - before[own_groups]
-        below[own] -= _midranks(place[own]) - before_in_class[own_groups]
+        below[own] -= midranks(place[own]) - before_in_class[own_groups]
         others = (count - of_class)[own_groups]
         won = below[own] if label else others - below[own]
         share[own] = np.divide(won, others, out=np.full(len(others), np.nan), where=others > 0)
@@ -279,7 +337,12 @@ def placements(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> np.nd
 
 
 def losses_of_rows(labels: ArrayLike, logits: ArrayLike) -> np.ndarray:
-    """Returns the negative log-likelihood of each row in nats, [N], whose mean is `logloss`."""
+    """Returns the negative log-likelihood of each row in nats, [N], whose mean is `logloss`.
+
+    >>> from em3_jax import metrics
+    >>> metrics.losses_of_rows([1, 0], [0.0, 2.0]).round(3).tolist()
+    [0.693, 2.127]
+    """
     labels, logits, _ = _rows(labels, logits, None)
     return np.logaddexp(0.0, np.where(labels == 1, -logits, logits))
 
@@ -312,47 +375,6 @@ def _probability_rows(labels: ArrayLike, probabilities: ArrayLike) -> tuple[np.n
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("probabilities must lie in [0, 1]; were these logits?")
     return labels, probabilities
-
-
-def _auc_by_group(
-    labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, weights: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns each group's AUC (NaN without both classes), weight and number of rows: three arrays [G].
-
-    Sorts by (group, score), then sums over runs of equal score: the pairs that a run of positives wins are the
-    negatives of its group strictly below it, plus half of those tied with it. Sums of counts are exact below 2**53.
-    """
-    order = np.argsort(scores)  # need not be stable, equal scores are one run; so faster than a lexsort
-    order = order[np.argsort(groups[order], kind="stable")]
-    labels, scores, groups = labels[order], scores[order], groups[order]
-    weights = np.ones_like(labels) if weights is None else weights[order]
-    group_changes = groups[1:] != groups[:-1]
-    group_start = _run_starts(group_changes, labels.size)  # [G], first row of each group
-    tie_start = _run_starts(group_changes | (scores[1:] != scores[:-1]), labels.size)  # [R], first row of each run
-    first_tie = np.searchsorted(tie_start, group_start)  # [G], first run of each group
-
-    positives = np.add.reduceat(weights * labels, tie_start)  # [R]
-    negatives = np.add.reduceat(weights * (1 - labels), tie_start)
-    group_positives = np.add.reduceat(positives, first_tie)  # [G]
-    group_negatives = np.add.reduceat(negatives, first_tie)
-    below = np.cumsum(negatives) - negatives  # [R], negatives in all earlier runs, those of earlier groups included
-    below -= np.repeat(below[first_tie], np.diff(first_tie, append=tie_start.size))
-    won = np.add.reduceat(positives * (below + negatives / 2), first_tie)
-
-    pairs = group_positives * group_negatives
-    values = np.divide(won, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0)
-    return values, group_positives + group_negatives, np.diff(group_start, append=labels.size)
-
-
-def _run_starts(changes: np.ndarray, size: int) -> np.ndarray:
-    """Returns the first row of each run, where `changes` ([size - 1] bool) says whether row i + 1 starts a new one."""
-    return np.flatnonzero(np.concatenate([[True], changes]))[:size]  # [:0] where there is no row at all
-
-
-def _midranks(x: np.ndarray) -> np.ndarray:
-    """Returns the rank of each entry from 1, the mean rank for ties: [N] f64."""
-    _, run, run_rows = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(run_rows) - (run_rows - 1) / 2)[run]
 
 
 def _mean(x: np.ndarray) -> float:

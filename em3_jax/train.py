@@ -2,12 +2,12 @@
 
 Any setting can be changed from the command line: --config.model.backbone_settings.dropout=0.2. Run again with the same
 workdir, it goes on from the newest checkpoint; a killed and resumed run is bit-identical to one that was never stopped.
+--quiet prints results, warnings and errors alone; --json-lines a JSON object a line in place of text, for machines.
 """
 
 import math
 import os
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ from em3_jax import cli, metrics
 from em3_jax.config import parse, recipes, sections
 from em3_jax.config.schema import Config, Retrieval
 from em3_jax.config.schema.course import Train
-from em3_jax.core import compilation_cache, paths
+from em3_jax.core import compilation_cache, paths, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.core.progress import Progress
 from em3_jax.data.by_item import ByItemSource
 from em3_jax.data.pipeline import GroupedSource, batches, step_groups
-from em3_jax.training import endless, experiment, growth, logs, processes, rundir, warm_start
+from em3_jax.training import endless, experiment, growth, logs, processes, rundir, summary, warm_start
 from em3_jax.training.checkpoint import Checkpoints
 from em3_jax.training.curve import NEW_ROWS
 
@@ -79,7 +79,7 @@ def prepare_process(settings: Train) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}"
     compilation_cache.use(settings.compilation_cache)
     if not processes.is_first():
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        terminal.be_mute()
 
 
 def _train(config: Config, directory: Path) -> dict:
@@ -111,6 +111,7 @@ def _train(config: Config, directory: Path) -> dict:
     if isinstance(source, ByItemSource):
         full = rows / batch_size / source.steps_per_epoch
         print(f"batches of at most {source.deal.most_items} distinct candidates, {full:.0%} full")
+        terminal.explain("distinct candidates")
     for features in parts.work.feature_sets:
         print(f"features {features.describe()}")
     if not parts.work.feature_sets:
@@ -120,21 +121,21 @@ def _train(config: Config, directory: Path) -> dict:
     fresh = f"starting from the best of {settings.init_from}" if settings.init_from else "starting"
     fresh += f", {settings.init_parts} of it" if settings.init_parts != warm_start.ALL else ""
     print(f"resuming after step {start:,}" if start else fresh, flush=True)
+    if start < total:
+        terminal.explain("examples/s", "input wait", "best")
 
+    began = time.perf_counter()
     with processes.Interrupts() as interrupts:
         loop = _Loop(parts, checkpoints, directory, start)
         state, notes, stopped_by = loop.run(state, notes, interrupts)
     checkpoints.close()
-    step = int(state.step)
-    if stopped_by.startswith("SIG"):
-        print(f"{stopped_by}: saved step {step:,} of {total:,} in {directory}; run the same command again to go on")
-    else:
-        command = f"{cli.spelled('eval')} --workdir={directory} --split=test"
-        if parts.work.evaluate is None:
-            command = f"em3 vectors --workdir={directory} --name=<feature set>"
-        print(f"{stopped_by} at step {step:,}; best {parts.config.eval.metric} on validation {notes['best_value']:.4f} at step "
-              f"{notes['best_step']:,}; next: {command}")  # fmt: skip
-    return {"best_step": notes["best_step"], "best_value": notes["best_value"], "step": step, "stopped_by": stopped_by}
+    command = f"{cli.spelled('eval')} --workdir={directory} --split=test"
+    if parts.work.evaluate is None:
+        command = f"em3 vectors --workdir={directory} --name=<feature set>"
+    ended = summary.Ended(stopped_by, int(state.step), total, time.perf_counter() - began, loop.speed())
+    summary.say(ended, directory, parts.config.eval.metric, notes, command)
+    best = {name: notes[name] for name in ("best_step", "best_value")}
+    return best | {"step": ended.step, "stopped_by": stopped_by}
 
 
 def _shared(config: Config) -> dict:
@@ -156,11 +157,19 @@ class _Loop:
         self.progress = Progress(self.total, start, quiet=not processes.is_first())
         self.window: list[dict[str, jax.Array]] = []
         self.window_start, self.waited, self.since = start, 0.0, time.perf_counter()
+        self.trained = (0, 0.0)  # examples and seconds of all windows
+        self.shown: dict[str, tuple[float, str]] = {}  # of the last window, beside the bar
         self.attention = ""
+
+    def speed(self) -> float | None:
+        """Examples a second of all steps so far, compiling with it, evaluations without; None before the first window."""
+        examples, seconds = self.trained
+        return examples / seconds if seconds else None
 
     def run(self, state, notes, interrupts):
         """(state, notes, why it stopped)."""
         step = int(state.step)
+        self._show_best(notes)
         if notes.get("grown", {}).get("after") == step:
             self.writer.write(step, {NEW_ROWS: float(len(self.parts.work.source.rows))})
         patience = self.settings.patience
@@ -226,13 +235,21 @@ class _Loop:
             "time/input_wait_share": self.waited / seconds,
         }
         self.writer.write(step, means | speed)
-        self.progress.show(
-            loss=f"{means['train/loss']:.4f}",
-            examples_s=f"{speed['time/examples_per_second']:,.0f}",
-            input_wait=f"{speed['time/input_wait_share']:.0%}",
-        )
+        self.trained = (self.trained[0] + steps * self.parts.work.source.batch_size, self.trained[1] + seconds)
+        self.shown = {
+            "loss": (means["train/loss"], ".4f"),
+            "examples/s": (speed["time/examples_per_second"], ",.0f"),
+            "input wait": (speed["time/input_wait_share"], ".0%"),
+        }
+        self.progress.show(self.shown | self.best)
         self.window, self.window_start, self.waited, self.since = [], step, 0.0, time.perf_counter()
         self.attention = logs.attention_entropies(means)
+
+    def _show_best(self, notes: dict) -> None:
+        """Shows the best value on validation so far beside what is shown already."""
+        metric, value = self.parts.config.eval.metric, notes["best_value"]
+        self.best = {} if value is None else {f"best {metric}": (value, ".4f")}
+        self.progress.show(self.shown | self.best)
 
     def _evaluate(self, step: int, state, notes: dict) -> dict:
         """Scores validation, logs it, and returns the notes with the best step brought up to date."""
@@ -243,10 +260,17 @@ class _Loop:
         value = report[self.parts.config.eval.metric]
         sign, best = metrics.sign(self.parts.config.eval.metric), notes["best_value"]
         better = best is None or math.isnan(best) or sign * value > sign * best  # NaN: where one class alone was there
-        shown = "  ".join(f"{name} {report[name]:.4f}" for name in self.parts.work.headline)
-        self.progress.say(f"step {step:>7,}  valid {shown}{self.attention}{'  best' if better else ''}")
+        shown = [f"{name} {report[name]:.4f}" for name in self.parts.work.headline]
+        shown += [terminal.styled("best", "green")] if better else []
+        if self.attention:
+            terminal.explain("entropy")
+            shown.append(self.attention)
+        said = terminal.listed(f"step {step:>7,}  valid", shown)
+        self.progress.say(said, "evaluation", step=step, split="valid", is_best=better, **report)
         if better:
-            return notes | {"best_step": step, "best_value": value, "stale": 0}
+            notes = notes | {"best_step": step, "best_value": value, "stale": 0}
+            self._show_best(notes)
+            return notes
         if self.settings.plateau_factor != 1.0:
             notes = notes | {"plateaus": notes.get("plateaus", 0) + 1}
             self.progress.say(f"learning rates from here on: {self._rate(notes):g} of config's")

@@ -10,7 +10,7 @@ a dataset, or on several that are the folds of one: --data data/ads-0,data/ads-1
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from em3_jax import cli
 from em3_jax.config import recipes
-from em3_jax.core import paths
+from em3_jax.core import paths, terminal
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.lock import Lock
 from em3_jax.data.format import Dataset, open_dataset
@@ -198,8 +198,7 @@ def main() -> None:
 def _tables(args: argparse.Namespace, others: list[str], command: str) -> None:
     """Makes and prints what --table asks for."""
     if args.table == "10":
-        print("\n" + _table_10(args, others, command))
-        print(f"written to {args.out}")
+        _show([_table_10(args, others, command)], args.out)
         return
     args.data = ",".join(str(paths.local(one)) for one in args.data.split(","))
     only = tuple(filter(None, args.models.split(",")))
@@ -217,9 +216,14 @@ def _tables(args: argparse.Namespace, others: list[str], command: str) -> None:
     settings = {"config": args.config, "changes": changes, "parallel": args.jobs, "command": command, "only": only}
     settings["search_count"] = args.search
     numbers = tuple(int(name) if name.isdigit() else name for name in names)
-    for page in reproduce(numbers, args.data, args.seeds, args.out, **settings):
-        print("\n" + page)
-    print(f"written to {args.out}")
+    _show(reproduce(numbers, args.data, args.seeds, args.out, **settings), args.out)
+
+
+def _show(pages: Iterable[str], out: Path) -> None:
+    """Prints the pages; what is printed are tables of 80 columns, what is written is Markdown."""
+    texts = list(pages)
+    shown = [f"\n{terminal.markdown(one)}" for one in texts]
+    terminal.result("\n".join([*shown, f"written to {out}"]), out=str(out), pages=texts)
 
 
 def _table_10(args: argparse.Namespace, others: list[str], command: str) -> str:

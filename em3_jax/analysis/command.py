@@ -16,7 +16,7 @@ from em3_jax import cli
 from em3_jax.analysis import page, similarity, spaces
 from em3_jax.analysis.page import Look
 from em3_jax.analysis.similarity import Choice
-from em3_jax.core import paths, strict_json
+from em3_jax.core import paths, strict_json, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.core.progress import Progress
@@ -136,5 +136,5 @@ def main() -> None:
         seed=args.seed,
     )
     analyze(analysed, args.out, choice, look)
-    print((args.out / "tables.md").read_text(encoding="utf-8"))
-    print(f"{args.out / 'index.html'}: written; open it in a browser")
+    tables = terminal.markdown((args.out / "tables.md").read_text(encoding="utf-8"))
+    terminal.result(f"{tables}\n{args.out / 'index.html'}: written; open it in a browser")

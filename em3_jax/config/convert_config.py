@@ -14,7 +14,7 @@ import yaml
 
 from em3_jax import cli
 from em3_jax.config.fuxictr import EVENTS, convert, sequences
-from em3_jax.core import paths
+from em3_jax.core import paths, terminal
 from em3_jax.core.errors import UserError, nearest
 
 
@@ -84,9 +84,9 @@ def main() -> None:
         (args.out / "recipe.py").write_text(made.recipe, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {args.out}: cannot be written ({error.strerror}); choose another") from None
-    for note in made.notes:
-        print(f"not carried over: {note}")
-    print(
-        f"next: em3 prepare table --mapping {args.out / 'mapping.toml'} --out {args.out / 'data'}; "
+    said = [f"{args.out}: mapping.toml and recipe.py written", *(f"not carried over: {note}" for note in made.notes)]
+    following = (
+        f"em3 prepare table --mapping {args.out / 'mapping.toml'} --out {args.out / 'data'}; "
         f"em3 train --config={args.out / 'recipe.py'} --config.data.root={args.out / 'data'} --workdir={args.out / 'run'}"
     )
+    terminal.result("\n".join(said), next_command=following, out=str(args.out), not_carried_over=made.notes)

@@ -1,9 +1,16 @@
-"""How far something is: a bar on a terminal, and where there is none, as in a Slurm log, a line now and then."""
+"""How far something is: a bar on a terminal, and where there is none, as in a Slurm log, a line now and then.
+
+With `--json-lines` it is a record now and then, with `--quiet` nothing.
+"""
 
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from tqdm import tqdm
+
+from em3_jax.core import terminal
 
 LINES_EVERY = 60.0
 
@@ -28,7 +35,8 @@ class Progress:
         quiet: bool = False,
         doing: str = "",
     ):
-        is_terminal = sys.stderr.isatty() and not quiet
+        quiet = quiet or not (terminal.shows_progress() or terminal.is_json())
+        is_terminal = sys.stderr.isatty() and terminal.shows_progress() and not quiet
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -41,7 +49,7 @@ class Progress:
         self._doing = doing and f"{doing}: "
         self._unit, self._total, self._done = unit, total, start
         self._lines_every = 0.0 if is_terminal or quiet else lines_every
-        self._values: dict[str, str] = {}
+        self._values: dict[str, tuple[float, str]] = {}
         self._last_line = time.perf_counter()
         self._first: tuple[float, int] | None = None  # when the first was done, which has compiled, and how many then
 
@@ -51,28 +59,34 @@ class Progress:
         now = time.perf_counter()
         self._first = self._first or (now, self._done)
         if self._lines_every and now - self._last_line >= self._lines_every:
-            self.say(self._line(now))
+            self._say_how_far(now)
 
-    def _line(self, now: float) -> str:
-        """ "step 1,200 of 8,000  loss 0.5123  examples_s 9,800  0:12:34 left"."""
+    def _say_how_far(self, now: float) -> None:
+        """ "step 1,200 of 8,000  loss 0.5123  examples/s 9,800  0:12:34 left"."""
         assert self._first is not None  # a line is made when something has been done
         began, first = self._first
-        values, left = self._values, ""
+        values, left, seconds = self._values, "", None
         if self._done > first and now > began:
             speed = (self._done - first) / (now - began)
-            values = values or {f"{self._unit}/s": f"{speed:,.1f}"}
-            left = f"  {tqdm.format_interval((self._total - self._done) / speed)} left"
-        said = "".join(f"  {name} {value}" for name, value in values.items())
-        return f"{self._doing}{self._unit} {self._done:,} of {self._total:,}{said}{left}"
+            values = values or {f"{self._unit}/s": (speed, ",.1f")}
+            seconds = (self._total - self._done) / speed
+            left = f"  {tqdm.format_interval(seconds)} left"
+        said = "".join(f"  {name} {value:{form}}" for name, (value, form) in values.items())
+        of: dict[str, Any] = {"doing": self._doing.removesuffix(": "), "unit": self._unit, "done": self._done}
+        of |= {"total": self._total, "seconds_left": seconds} | {name: value for name, (value, _) in values.items()}
+        self.say(f"{self._doing}{self._unit} {self._done:,} of {self._total:,}{said}{left}", "progress", **of)
 
-    def show(self, **values: str) -> None:
-        """Values beside the bar, and in the lines."""
-        self._values = values
-        self._bar.set_postfix(values, refresh=False)
+    def show(self, values: Mapping[str, tuple[float, str]]) -> None:
+        """Values beside the bar, and in the lines: name -> (value, the form that it is shown in)."""
+        self._values = dict(values)
+        self._bar.set_postfix({name: f"{value:{form}}" for name, (value, form) in values.items()}, refresh=False)
 
-    def say(self, line: str) -> None:
-        """A line that stays, above the bar."""
+    def say(self, line: str, event: str = "note", /, **values: Any) -> None:
+        """A line that stays, above the bar; with `--json-lines` a record of the values."""
         self._last_line = time.perf_counter()
+        if terminal.is_json():
+            terminal.say(line, event, **values)
+            return
         self._bar.write(line, file=sys.stdout)
         sys.stdout.flush()
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from em3_jax import cli
-from em3_jax.core import paths, strict_json
+from em3_jax.core import paths, strict_json, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.data import times
 from em3_jax.data.checks import check_dataset
@@ -72,7 +72,15 @@ def _run(reader: Callable[..., Dataset], arguments: dict) -> None:
     except OSError as error:  # no space, no permission, a file where a folder should be
         where = error.filename or arguments.get("out")
         raise UserError(f"{where}: {error.strerror or error}; nothing was written") from None
-    print(report(dataset))
+    facts = {name: dataset.meta[name] for name in ("name", "counts", "summary", "data_hash")}
+    terminal.result(report(dataset), next_command=_next(dataset), root=str(dataset.root), **facts)
+
+
+def _next(dataset: Dataset) -> str:
+    """The command that trains on a dataset, by a recipe that goes with what it holds."""
+    recipe = "retrieval" if dataset.meta.get("only_clicks") else "own_data"
+    place = f"--config.data.root={dataset.root} --workdir=runs/{dataset.root.name}"
+    return f"{cli.spelled('train')} --config=configs/{recipe}.py {place}"
 
 
 def _parser() -> cli.Parser:
@@ -140,7 +148,7 @@ def report(dataset: Dataset) -> str:
         if specs:
             lines.append(f"  {group:7} " + ", ".join(f"{field.name} ({field.size - 2:,})" for field in specs))
     header = ("rows", "clicks", "users", "items", "cold item", "new user", "no history", "median history")
-    lines.append("  " + " " * 6 + "".join(f"{name:>{len(name) + 3}}" for name in header) + "   Bayes AUC" * bool(bayes))
+    table = []
     for split in SPLITS:
         facts = summary["splits"][split]
         values = (
@@ -148,8 +156,8 @@ def report(dataset: Dataset) -> str:
             f"{facts['rows_with_cold_item']:.1%}", f"{facts['rows_with_new_user']:.1%}",
             f"{facts['empty_histories']:.1%}", f"{facts['median_history']:,}",
         )  # fmt: skip
-        cells = [f"{value:>{len(name) + 3}}" for name, value in zip(header, values, strict=True)]
-        lines.append(f"  {split:6}" + "".join(cells) + (f"   {bayes[split]:9.4f}" if bayes else ""))
+        table.append([f"  {split}", *values, *([f"{bayes[split]:.4f}"] if bayes else [])])
+    lines.append(terminal.table(["", *header, *(["Bayes AUC"] if bayes else [])], table))
     for name, share in summary["items_without"].items():
         kind, _, own = name.partition(" ")
         lines.append(f"  {share:.1%} of the items have no {own if kind == 'column' else name}")

@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from em3_jax import cli
+from em3_jax.core import terminal
 from em3_jax.core.errors import UserError
 from em3_jax.core.publish import building_place, resolved
 from em3_jax.data.readers import planted_content
@@ -255,5 +256,6 @@ def main() -> None:
     arguments = cli.with_local_paths(shop, arguments)
     best = shop(**arguments)
     told = ", ".join(f"{name} {value:.4f}" for name, value in best.items())
-    print(f"{arguments['out']}: the best AUC that is possible on the last tenth: {told}")
-    print(f"next: em3 prepare table --mapping {shlex.quote(str(arguments['out'] / 'shop.toml'))} --out data/shop")
+    said = f"{arguments['out']}: the best AUC that is possible on the last tenth: {told}"
+    following = f"em3 prepare table --mapping {shlex.quote(str(arguments['out'] / 'shop.toml'))} --out data/shop"
+    terminal.result(said, next_command=following, out=str(arguments["out"]), best_auc=best)

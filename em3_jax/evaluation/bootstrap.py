@@ -17,7 +17,7 @@ import numpy as np
 import scipy
 
 from em3_jax import metrics
-from em3_jax.core import npy
+from em3_jax.core import npy, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.evaluation.groups import BY
 from em3_jax.evaluation.influence import LEVEL
@@ -148,18 +148,16 @@ def table(facts: Mapping[str, Any], values: Mapping[str, Mapping[str, float]]) -
     Args:
       values: slice -> metric -> value, with "<metric>_se" where it is known.
     """
-    first = max(map(len, facts["intervals"])) + 2
-    second = max(len(metric) for of in facts["intervals"].values() for metric in of) + 2
     drawn = f"{facts['samples']:,} samples of the {facts['number']:,} {facts['clusters']}s"
-    lines = [f"95 % intervals over {drawn}, seed {facts['seed']}"]
-    lines += [f"{'':<{first + second}}{'value':>11}{'from':>11}{'to':>11}{'error':>11}{'by influence':>15}"]
+    rows = []
     for slice_name, of in facts["intervals"].items():
         for place, (metric, one) in enumerate(of.items()):
             error = values[slice_name].get(f"{metric}_se", np.nan)
-            numbers = "".join(f"{one[name]:>11.4f}" for name in ("value", "low", "high", "se"))
-            shown = f"{error:>15.4f}" if np.isfinite(error) else ""
-            lines.append(f"{'' if place else slice_name:<{first}}{metric:<{second}}{numbers}{shown}")
-    return "\n".join(lines)
+            numbers = [f"{one[name]:.4f}" for name in ("value", "low", "high", "se")]
+            shown = f"{error:.4f}" if np.isfinite(error) else ""
+            rows.append(["" if place else slice_name, metric, *numbers, shown])
+    header = ["", "", "value", "from", "to", "error", "by influence"]
+    return f"95 % intervals over {drawn}, seed {facts['seed']}\n{terminal.table(header, rows, names=2)}"
 
 
 def _drawn(number: int, samples: int, seed: int) -> Iterator[np.ndarray]:

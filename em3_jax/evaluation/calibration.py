@@ -9,7 +9,7 @@ import numpy as np
 import scipy
 
 from em3_jax import metrics
-from em3_jax.core import strict_json
+from em3_jax.core import strict_json, terminal
 from em3_jax.core.calibration import METHODS, NONE, Calibration, Calibrations
 from em3_jax.core.errors import UserError
 
@@ -156,8 +156,7 @@ def read(folder: str | Path, step: int) -> Calibrations:
 
 def table(before: dict[str, float], after: dict[str, float], of_deciles: list[dict[str, float]]) -> str:
     """Before and after as text, and the deciles after."""
-    lines = [f"{'':<20}{'as trained':>12}{'calibrated':>12}"]
-    lines += [f"{name.replace('_', ' '):<20}{before[name]:>12.4f}{after[name]:>12.4f}" for name in before]
-    lines += ["", f"{'tenth by score':<20}{'predicted':>12}{'clicked':>12}"]
-    lines += [f"{k:<20}{one['predicted']:>12.4f}{one['clicked']:>12.4f}" for k, one in enumerate(of_deciles, 1)]
-    return "\n".join(lines)
+    rows = [[name.replace("_", " "), f"{before[name]:.4f}", f"{after[name]:.4f}"] for name in before]
+    tenths = [[str(k), f"{one['predicted']:.4f}", f"{one['clicked']:.4f}"] for k, one in enumerate(of_deciles, 1)]
+    first = terminal.table(["", "as trained", "calibrated"], rows)
+    return f"{first}\n\n{terminal.table(['tenth by score', 'predicted', 'clicked'], tenths)}"

@@ -2,27 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 
-WIDTH = 13
+from em3_jax.core import terminal
 
 
-def header(title: str, names: Sequence[str], first: int) -> str:
-    """The first line.
+def table(title: str, names: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A line for each of `rows`; whole numbers are counts.
 
     Args:
       title: of the first column.
       names: of the metrics.
-      first: width of the first column.
+      rows: name -> metric -> value.
     """
-    return f"{title:<{first}}" + "".join(f"{name:>{_width(name)}}" for name in names)
+    cells = [[name, *(_cell(values[metric]) for metric in names)] for name, values in rows.items()]
+    return terminal.table([title, *names], cells)
 
 
-def row(title: str, values: Mapping[str, float], names: Sequence[str], first: int) -> str:
-    """A line below a `header` of the same names; whole numbers are counts."""
-    cells = [
-        f"{values[n]:>{_width(n)},}" if isinstance(values[n], int) else f"{values[n]:>{_width(n)}.4f}" for n in names
-    ]
-    return f"{title:<{first}}" + "".join(cells)
-
-
-def _width(name: str) -> int:
-    return max(WIDTH, len(name) + 2)
+def _cell(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

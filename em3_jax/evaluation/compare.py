@@ -24,7 +24,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from em3_jax import cli, metrics
-from em3_jax.core import paths, strict_json
+from em3_jax.core import paths, strict_json, terminal
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.labels import given_click
 from em3_jax.data.format import CLICK, SPLITS
@@ -298,36 +298,33 @@ def table(models: Sequence[Model], rows: dict[str, dict], metric: str, split: st
 
 def _lines(models: Sequence[Model], rows: dict[str, dict], metric: str, split: str) -> str:
     planted = any(np.isfinite(row["bayes"]) for row in rows.values())
-    seeds = len(models[0].reports)
-    width = max(len("model"), *(len(model.name) for model in models)) + 2
-    first_column = max(len(f"{metric} on {split}"), *map(len, rows)) + 2
-    mean_width = max(18 if seeds > 1 else 9, len(metric) + 2)
-    lines = [
-        f"{f'{metric} on {split}':<{first_column}}{'n':>8}  {'model':<{width}}{metric:>{mean_width}}{'± rows':>9}"
-        f"{'difference':>12}{'95 % over rows':>20}{'p':>10}" + (f"{'gap closed':>12}" if planted else "")
-    ]
+    several = len(models[0].reports) > 1
+    header = [f"{metric} on {split}", metric, "± rows", "differs by", "95 % over rows", "p"]
+    lines: list[list[str] | str] = []
     for name, row in rows.items():
-        base = row[models[0].name]["mean"]
-        if not np.isfinite(base):
+        if not np.isfinite(row[models[0].name]["mean"]):
             continue
-        for model in models:
-            value = row[model.name]
-            is_base = model is models[0]
-            shown, count = (name, f"{row['n']:,}") if is_base else ("", "")
-            line = f"{shown:<{first_column}}{count:>8}  "
-            mean = f"{value['mean']:.4f}" + (f" ± {value['sd']:.4f}" if seeds > 1 else "")
-            line += f"{model.name:<{width}}{mean:>{mean_width}}{_number(value['se'], '.4f'):>9}"
-            if not is_base:
-                interval = f"{value['low']:+.4f} to {value['high']:+.4f}" if np.isfinite(value["low"]) else ""
-                line += f"{value['difference']:>+12.4f}{interval:>20}{_number(value['p'], '.2g'):>10}"
-                if np.isfinite(row["bayes"]):
-                    line += f"{(value['mean'] - base) / (row['bayes'] - base):>12.0%}"
-            lines.append(line)
+        lines.append(f"{name}, n {row['n']:,}")
+        lines += [_cells(models[0], model, row, several, planted) for model in models]
         if np.isfinite(row["bayes"]):
-            lines.append(
-                f"{'':<{first_column}}{'':>8}  {'Bayes':<{width}}{row['bayes']:>{mean_width if seeds == 1 else 9}.4f}"
-            )
-    return "\n".join(line.rstrip() for line in lines)
+            best = f"{row['bayes']:.4f}" + " " * len(" ± 0.0000") * several
+            lines.append(["  Bayes", best, *[""] * (len(header) - 2 + planted)])
+    return terminal.table([*header, "gap closed"] if planted else header, lines)
+
+
+def _cells(base: Model, model: Model, row: dict, several: bool, planted: bool) -> list[str]:
+    """The line of a model in a slice."""
+    value, first = row[model.name], row[base.name]["mean"]
+    mean = f"{value['mean']:.4f}" + (f" ± {value['sd']:.4f}" if several else "")
+    cells = [f"  {model.name}", mean, _number(value["se"], ".4f")]
+    if model is base:
+        return [*cells, "", "", *[""] * (1 + planted)]
+    interval = f"{value['low']:+.4f} to {value['high']:+.4f}" if np.isfinite(value["low"]) else ""
+    cells += [f"{value['difference']:+.4f}", interval, _number(value["p"], ".2g")]
+    if not planted:
+        return cells
+    is_known = np.isfinite(row["bayes"])
+    return [*cells, f"{(value['mean'] - first) / (row['bayes'] - first):.0%}" if is_known else ""]
 
 
 def _number(value: float, form: str) -> str:
@@ -339,10 +336,10 @@ def _legend(models: Sequence[Model], by_samples: bool = False) -> str:
     spread = "mean ± standard deviation over the seeds; " if seeds > 1 else ""
     test = f"paired t-test over {seeds} seeds" if seeds > 1 else "of the test rows"
     text = f"{spread}± rows: standard error of the test rows, those of one {models[0].by} counted as one; p: {test}"
-    text += "\nerrors and intervals over rows are of the bootstrap samples" if by_samples else ""
+    said = [text, "errors and intervals over rows are of the bootstrap samples"] if by_samples else [text]
     if any(model.moved_by is None for model in models):
-        text += "\nsome runs were evaluated before errors were kept: run eval.py on them again for intervals"
-    return text
+        said.append("some runs were evaluated before errors were kept: run eval.py on them again for intervals")
+    return "\n".join(map(terminal.paragraph, said))
 
 
 def _write(path: Path, rows: dict[str, dict]) -> None:
@@ -381,7 +378,7 @@ def main() -> None:
     if args.bootstrap:
         check_sampled(models)
     rows = {metric: compare(models, metric, args.bootstrap) for metric in args.metric}
-    print("\n\n".join(_lines(models, rows[metric], metric, args.split) for metric in args.metric))
-    print(f"\n{_legend(models, args.bootstrap)}")
+    tables = [_lines(models, rows[metric], metric, args.split) for metric in args.metric]
+    terminal.result("\n\n".join([*tables, _legend(models, args.bootstrap)]), split=args.split, metrics=rows)
     if args.json:
         _write(args.json, rows[args.metric[0]] if len(args.metric) == 1 else rows)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from em3_jax import metrics
+from em3_jax.core import terminal
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.fields import columns
 from em3_jax.data.format import Dataset
@@ -154,18 +155,12 @@ def counts(reports: Mapping[str, Mapping[str, float]]) -> str:
     names = list(dict.fromkeys(name for found in metrics_of.values() for name in found))
     if not names:
         return ""
-    first = max(len("groups"), *map(len, reports)) + 2
-    heads = {name: "ndcg, mrr" if name == "ndcg_groups" else name.removesuffix("_groups") for name in names}
-    width = {name: max(len(head), 18) + 2 for name, head in heads.items()}
-    lines = [f"{'groups':<{first}}" + "".join(f"{head:>{width[name]}}" for name, head in heads.items())]
-    for label, of in reports.items():
-        cells = (f"{of[name]:,} (less {of[name + '_left_out']:,})" if name in of else "" for name in names)
-        lines.append(
-            (
-                f"{label:<{first}}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, width.values(), strict=True))
-            ).rstrip()
-        )
-    return "\n".join([*lines, "less those of one row, or of one value alone"])
+    heads = ["ndcg, mrr" if name == "ndcg_groups" else name.removesuffix("_groups") for name in names]
+    rows = [
+        [label, *(f"{of[name]:,} (less {of[name + '_left_out']:,})" if name in of else "" for name in names)]
+        for label, of in reports.items()
+    ]
+    return f"{terminal.table(['groups', *heads], rows)}\nless those of one row, or of one value alone"
 
 
 def _is_asked(name: str) -> bool:

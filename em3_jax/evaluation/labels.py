@@ -288,11 +288,8 @@ def table(labels: dict[str, Metrics]) -> str:
         shown = {
             label: of for label, of in labels.items() if names[2] in of and ({"auc", "rmse"} <= {*of}) == of_levels
         }
-        width = max([*map(len, shown), len(title)]) + 2
         names = shown_columns(list(shown.values()), names) if shown else names
-        lines = [columns.header(title, names, width)]
-        lines += [columns.row(label, of, names, width) for label, of in shown.items()]
-        parts += ["\n".join(lines)] if shown else []
+        parts += [columns.table(title, names, shown)] if shown else []
     return "\n\n".join(parts)
 
 

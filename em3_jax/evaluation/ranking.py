@@ -221,9 +221,7 @@ def table(report: dict[str, dict[str, float]]) -> str:
         names.insert(4, "qauc")
     if any("bayes_auc" in values for values in report.values()):
         names.append("bayes_auc")
-    width = max(map(len, report)) + 2
-    lines = [columns.header("slice", names, width)]
-    lines += [columns.row(name, values, names, width) for name, values in report.items()]
+    lines = [columns.table("slice", names, report)]
     if left_out := report["all"].get("users_left_out"):
         lines.append(f"left out: {left_out:,} users without a training interaction")
     return "\n".join(lines)

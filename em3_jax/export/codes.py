@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from em3_jax import cli
-from em3_jax.core import paths
+from em3_jax.core import paths, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.data.codes import MOST_CODES, CodeSet, check_free, read_codes, read_kept, write_codes
 from em3_jax.data.features import set_folder
@@ -236,5 +236,5 @@ def main() -> None:
         done = update(args.data, args.name, args.from_, args.overwrite)
     else:
         done = make(args.data, args.name, own.pop("features", ()), **own, overwrite=args.overwrite)
-    print(report(done))
-    print(f"use it with --config.data.codes={args.name}")
+    text = f"{report(done)}\nuse it with --config.data.codes={args.name}"
+    terminal.result(text, name=args.name, **done.manifest["statistics"])

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from em3_jax import cli
-from em3_jax.core import npy, paths, trees
+from em3_jax.core import npy, paths, terminal, trees
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import FeatureSet
 from em3_jax.evaluation import calibration
@@ -341,12 +341,12 @@ def main() -> None:
 
     def show(done: Exported) -> None:
         rate = f", {done.encoded / max(done.seconds, 1e-9):,.0f} a second" if done.encoded else ""
-        print(
-            f"{args.out}: version {done.version} published: {done.encoded:,} items encoded{rate}, {done.reused:,} taken over",
-            flush=True,
-        )
+        encoded = f"{done.encoded:,} items encoded{rate}, {done.reused:,} taken over"
+        said = f"{args.out}: version {done.version} published: {encoded}"
         if done.rounding is not None:
-            print(done.rounding.told(settings.dtype), flush=True)
+            said += f"\n{done.rounding.told(settings.dtype)}"
+        numbers: dict[str, Any] = {"encoded": done.encoded, "taken_over": done.reused, "seconds": done.seconds}
+        terminal.result(said, out=str(args.out), version=done.version, **numbers)
 
     if every:
         keep_exporting(args.workdir, args.out, settings, every, show)

@@ -7,7 +7,7 @@ as frozen features with --config.model.content=pre_extracted --config.data.featu
 from pathlib import Path
 
 from em3_jax import cli
-from em3_jax.core import paths
+from em3_jax.core import paths, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.data.features import write_features
 from em3_jax.training import embeddings
@@ -55,4 +55,5 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a feature set of that name")
     args = parser.parse_args()
     folder = export_vectors(args.workdir, args.name, args.data, args.overwrite)
-    print(f"{folder}: written; use it with --config.data.features={args.name} --config.model.content=pre_extracted")
+    options = f"--config.data.features={args.name} --config.model.content=pre_extracted"
+    terminal.result(f"{folder}: written; use it with {options}", folder=str(folder), options=options)

@@ -12,7 +12,7 @@ and the packages that carry their weights:
 import sys
 
 from em3_jax import cli
-from em3_jax.core import paths
+from em3_jax.core import paths, terminal
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.data.codes import read_codes
 from em3_jax.data.format import Dataset, open_dataset
@@ -56,4 +56,4 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"'{kind}' is no option")
     if found.data is None:
         parser.error("--data is missing")
-    print(listing(open_dataset(found.data)))
+    terminal.result(listing(open_dataset(found.data)))

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from em3_jax.core import terminal
 from em3_jax.core.errors import UserError
 from em3_jax.core.progress import Progress
 from em3_jax.data.content import Content
@@ -47,6 +48,7 @@ def encode(
     print(f"{name}: {finished.sum():,} items to encode{f', {kept:,} kept' if kept else ''}", flush=True)
     if len(source):
         print(f"{len(values):,} distinct {made.summary(source)}", flush=True)
+        terminal.explain("distinct")
     if writer.done:
         print(f"going on after batch {writer.done:,} of {len(source):,}", flush=True)
     encode = _on_all_devices(made, writer.tokens.dtype) if made.params else functools.partial(made.encode, None)

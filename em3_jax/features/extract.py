@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from em3_jax import cli
+from em3_jax.core import terminal
 from em3_jax.core.errors import UserError
 from em3_jax.core.values import canonical
 from em3_jax.data.features import FeatureWriter, feature_folder, reusable, write_features
@@ -275,4 +276,6 @@ def _run(arguments: dict) -> None:
             f"{error.filename or arguments['data']}: {error.strerror or error}; mend it and run again to go on"
         ) from None
     folder = feature_folder(Path(arguments["data"]), arguments.get("name", arguments["modality"]))
-    print(f"{describe(folder, manifest)}\n  {time.perf_counter() - began:.1f} s")
+    seconds = time.perf_counter() - began
+    text = f"{describe(folder, manifest)}\n  {seconds:.1f} s"
+    terminal.result(text, folder=str(folder), seconds=seconds, manifest=manifest)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from em3_jax import cli
+from em3_jax.core import terminal
 from em3_jax.core.errors import UserError
 from em3_jax.data import content as content_
 from em3_jax.data.features import FeatureWriter, feature_folder, write_features
@@ -161,4 +162,5 @@ def main(argv: list[str] | None = None) -> None:
     cli.check_arguments(raw, arguments, "em3 raw --help")
     manifest = raw(**cli.with_local_paths(raw, arguments))
     name = arguments.get("name", "image" if "image_size" in arguments else "text")
-    print(describe(feature_folder(Path(arguments["data"]), name), manifest))
+    folder = feature_folder(Path(arguments["data"]), name)
+    terminal.result(describe(folder, manifest), folder=str(folder), manifest=manifest)

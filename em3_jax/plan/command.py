@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from em3_jax import cli
-from em3_jax.core import paths
+from em3_jax.core import paths, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.plan import targets
 
@@ -34,7 +34,7 @@ def main() -> None:
         devices = targets.devices(target)
     place = _checked(paths.local(args.json)) if args.json else None
     found = plan(target, devices, args, _changes(changes, args.batch))
-    print(page.text(found))
+    terminal.result(page.text(found), **found.as_json())
     if place:
         place.write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
     if found.fits is False:

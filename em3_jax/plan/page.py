@@ -2,10 +2,11 @@
 
 import textwrap
 
+from em3_jax.core import terminal
 from em3_jax.plan import chips
 from em3_jax.plan.report import Plan
 
-_WIDTH = 100
+_WIDTH = terminal.WIDTH
 
 
 def text(plan: Plan) -> str:

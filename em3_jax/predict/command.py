@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from em3_jax import cli
-from em3_jax.core import paths
+from em3_jax.core import paths, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.core.labels import given_click
 from em3_jax.core.progress import Progress
@@ -153,6 +153,8 @@ def main() -> None:
         history_separator=args.history_separator,
         step=args.step, data_root=args.data,
     )  # fmt: skip
-    print(f"{args.out}: {done.rows:,} rows, {done.rows / max(done.seconds, 1e-9):,.0f} a second")
-    for what, count in done.unknown.items():
-        print(f"  {what}: {count:,}")
+    lines = [f"{args.out}: {done.rows:,} rows, {done.rows / max(done.seconds, 1e-9):,.0f} a second"]
+    lines += [f"  {what}: {count:,}" for what, count in done.unknown.items()]
+    terminal.result(
+        "\n".join(lines), out=str(args.out), rows=done.rows, seconds=done.seconds, unknown=dict(done.unknown)
+    )

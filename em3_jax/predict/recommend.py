@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from em3_jax import cli
 from em3_jax.config.schema import Retrieval
-from em3_jax.core import paths
+from em3_jax.core import paths, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import UNKNOWN
 from em3_jax.core.numbers import value_column
@@ -360,6 +360,6 @@ def main() -> None:
         args.workdir, args.out, count=args.count, users=users, candidates=candidates, context=args.context,
         keep_seen=args.keep_seen, approximate=args.approximate, step=args.step, data_root=args.data,
     )  # fmt: skip
-    print(
-        f"{args.out}: {done.users:,} users, {done.rows:,} rows, {done.users / max(done.seconds, 1e-9):,.0f} users a second"
-    )
+    speed = f"{done.users / max(done.seconds, 1e-9):,.0f} users a second"
+    said = f"{args.out}: {done.users:,} users, {done.rows:,} rows, {speed}"
+    terminal.result(said, out=str(args.out), users=done.users, rows=done.rows, seconds=done.seconds)

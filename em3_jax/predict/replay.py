@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from em3_jax import cli
-from em3_jax.core import npy, paths, trees
+from em3_jax.core import npy, paths, terminal, trees
 from em3_jax.core.batch import CLICKS, REQUEST
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.core.labels import parted
@@ -287,13 +287,17 @@ def main() -> int:
             else "it is empty"
         )
         raise UserError(f"{args.requests}: no request was replayed, {why}; record some, and replay them sooner")
-    print(
+    said = (
         f"{args.requests}: {found.requests:,} requests with {found.candidates:,} candidates at {found.versions:,} versions; "
         f"{len(found.inputs)} features differ; {found.logits:,} logits differ by more than {TOLERANCE:g}, the largest "
         f"difference is {found.largest:.2g}"
     )
     if found.gone:
-        print(f"{found.gone:,} requests were answered by versions that the store no longer has")
+        said += f"\n{found.gone:,} requests were answered by versions that the store no longer has"
+    numbers = {
+        name: getattr(found, name) for name in ("requests", "candidates", "versions", "logits", "largest", "gone")
+    }
+    terminal.result(said, **numbers, differ={name: one.values for name, one in found.inputs.items()})
     for feature, one in sorted(found.inputs.items(), key=lambda pair: -pair[1].values):
         print(f"  {feature}: {one.values:,} values differ, first in line {one.line:,}", file=sys.stderr)
     return int(bool(found.inputs or found.logits))

@@ -186,5 +186,4 @@ def main() -> None:
     page.folder(args.out)
     report = coldstart(models, args.data, args.out, of=args.of, ks=args.shots, seeds=args.seeds)
     made = make_page(report, page.command_line())
-    print(made.text())
-    print("\n".join(f"{path}: written" for path in page.write(args.out, "coldstart", report, made)))
+    page.show(made, report, page.write(args.out, "coldstart", report, made))

@@ -263,6 +263,4 @@ def main() -> None:
         page.folder(args.out)
     report = importance(args.workdir, args.split, data_root=args.data, **options)
     made = make_page(report, page.command_line())
-    print(made.text())
-    if args.out:
-        print("\n".join(f"{path}: written" for path in page.write(args.out, "importance", report, made)))
+    page.show(made, report, page.write(args.out, "importance", report, made) if args.out else ())

@@ -268,5 +268,4 @@ def main() -> None:
     options = {"rates": args.rates, "split": args.split, "seed": args.seed, "retrain": args.retrain}
     report = missing(workdirs, args.modality, args.out, baselines=baselines, **options)
     made = make_page(report, page.command_line())
-    print(made.text())
-    print("\n".join(f"{path}: written" for path in page.write(args.out, "missing", report, made)))
+    page.show(made, report, page.write(args.out, "missing", report, made))

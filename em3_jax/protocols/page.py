@@ -6,37 +6,30 @@ import io
 import math
 import shlex
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from em3_jax.core import strict_json
+from em3_jax.core import strict_json, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.report.document import document
 from em3_jax.report.panels import COLORS
 
-WIDTH = 100  # of paragraphs on a terminal
+BESIDE = ("95 %", "p")  # columns that belong to the one before
 
 
 class Table(NamedTuple):
-    """A table of texts; `header` names its columns, `cells` has a list a row."""
+    """A table of texts; `header` names its columns, the first `names` of which are names, `cells` has a list a row."""
 
     title: str
     header: list[str]
     cells: list[list[str]]
+    names: int = 1
 
     def text(self) -> str:
-        """In columns of spaces; all but the first on the right."""
-        rows = [self.header, *self.cells]
-        width = [max(len(row[k]) for row in rows) for k in range(len(self.header))]
-        lines = []
-        for row in rows:
-            cells = [
-                f"{cell:<{w}}" if not k else f"{cell:>{w}}" for k, (cell, w) in enumerate(zip(row, width, strict=True))
-            ]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join([self.title, *lines])
+        """In columns of spaces; all but the names on the right."""
+        joined = [k for k, name in enumerate(self.header) if name in BESIDE]
+        return f"{self.title}\n{terminal.table(self.header, self.cells, self.names, joined=joined)}"
 
     def markdown(self) -> str:
         """A Markdown table below its title."""
@@ -72,7 +65,7 @@ class Page(NamedTuple):
 
     def text(self) -> str:
         """For a terminal."""
-        said = [textwrap.fill(one, WIDTH, break_on_hyphens=False, break_long_words=False) for one in self.said]
+        said = [terminal.paragraph(one) for one in self.said]
         return "\n\n".join([*said, *(table.text() for table in self.tables)])
 
     def markdown(self, picture: str) -> str:
@@ -160,6 +153,17 @@ def write(out: Path, name: str, report: dict[str, Any], page: Page) -> list[Path
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
     return written
+
+
+def show(page: Page, report: dict[str, Any], written: Sequence[Path] = ()) -> None:
+    """Prints a page, and where it was written.
+
+    Args:
+      report: the numbers, for `--json-lines`.
+      written: files.
+    """
+    text = "\n".join([page.text(), *(f"{path}: written" for path in written)])
+    terminal.result(text, **report, written=[str(path) for path in written])
 
 
 class Bar(NamedTuple):

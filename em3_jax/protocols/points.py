@@ -92,7 +92,7 @@ def table(
                 of_own = f"{page.number(value['low'])} to {page.number(value['high'])}"
                 row = [x_text(x), *beside[1].get(x, []), label, mean, of_own]
                 cells.append(row + [cell for name in compared for cell in _compared(value.get(name))])
-    return page.Table(NAMES[metric], header, cells)
+    return page.Table(NAMES[metric], header, cells, names=2 + len(beside[0]))
 
 
 def _compared(found: Mapping[str, float] | None) -> list[str]:

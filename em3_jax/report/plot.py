@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from em3_jax import cli
 from em3_jax.config import parse
 from em3_jax.config.sections import differences
-from em3_jax.core import paths
+from em3_jax.core import paths, terminal
 from em3_jax.core.errors import UserError, nearest
 from em3_jax.metrics import METRIC_SIGNS, OF_CONTENT, sign
 from em3_jax.report import page as plot_page
@@ -24,6 +24,7 @@ from em3_jax.report.panels import METRICS, Line, Panel
 from em3_jax.training.curve import CURVE, NEW_ROWS
 from em3_jax.training.run import Run
 
+FOLDER, INPUT_WAIT = "folder", "input wait, median"  # columns of the summary
 SPEED, WAIT, EVALUATION = "time/examples_per_second", "time/input_wait_share", "time/evaluation_seconds"
 FIRST = {
     "losses": ("train/loss", "train/ranking_loss", "train/cic_loss", "train/sqdc_loss"),
@@ -266,8 +267,8 @@ def summary(runs: list[Logged]) -> list[dict[str, str]]:
                 "steps": f"{run.last_step():,}",
                 "best on validation": best,
                 "examples/s, median": f"{speed:,.0f}" if math.isfinite(speed) else "",
-                "waiting, median": f"{wait:.1%}" if math.isfinite(wait) else "",
-                "folder": str(run.folder),
+                INPUT_WAIT: f"{wait:.1%}" if math.isfinite(wait) else "",
+                FOLDER: str(run.folder),
             }
         )
     return rows
@@ -307,10 +308,9 @@ def notes(runs: list[Logged], smooth: int) -> list[str]:
 
 
 def text_table(rows: list[dict[str, str]]) -> str:
-    columns = list(rows[0])
-    width = {column: max(len(column), *(len(row[column]) for row in rows)) for column in columns}
-    lines = [{column: column for column in columns}, *rows]
-    return "\n".join("  ".join(f"{line[column]:<{width[column]}}" for column in columns).rstrip() for line in lines)
+    """The summary as text, the folders left out: the page has them."""
+    columns = [column for column in rows[0] if column != FOLDER]
+    return terminal.table(columns, [[row[column] for column in columns] for row in rows])
 
 
 def outputs(out: Path | None, first: Path) -> tuple[Path, Path]:
@@ -347,4 +347,6 @@ def main() -> None:
     x_label = AGAINST[args.against]
     text = plot_page.page(drawn, names, x_label, rows, config_table(runs), remarks, folded=not args.panels)
     page.write_text(text, encoding="utf-8")
-    print("\n".join([text_table(rows), *remarks, f"{png}: written", f"{page}: written"]))
+    explained = f"input wait: {terminal.WORDS['input wait']}"
+    said = [text_table(rows), *map(terminal.paragraph, (explained, *remarks)), f"{png}: written", f"{page}: written"]
+    terminal.result("\n".join(said), runs=rows, notes=remarks, written=[str(png), str(page)])

@@ -8,10 +8,10 @@ for runs with a memory bank the share of history slots that it fills and the cos
 from pathlib import Path
 
 from em3_jax import cli
-from em3_jax.core import paths
+from em3_jax.core import paths, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.report import panels
-from em3_jax.training.curve import CURVE, read_curve
+from em3_jax.training.curve import CURVE, last_quarter, mean, read_curve
 
 PANELS = (
     ("AUC", ("all", "auc")),
@@ -73,22 +73,25 @@ def draw(runs: list[tuple[str, list[dict]]], out: Path, smooth: int = 1) -> None
 
 def table(runs: list[tuple[str, list[dict]]]) -> str:
     """Means over the windows, weighted by their rows: all of them, and the last quarter."""
-    lines = [f"{'run':<20}{'windows':>9}{'AUC':>9}{'GAUC':>9}{'cold AUC':>10}   last quarter:{'AUC':>8}{'GAUC':>9}"]
-    for name, curve in runs:
-        last = curve[-max(len(curve) // 4, 1) :]
-        cells = [_mean(curve, "all", "auc"), _mean(curve, "all", "gauc"), _mean(curve, "cold items", "auc")]
-        ends = [_mean(last, "all", "auc"), _mean(last, "all", "gauc")]
-        lines.append(
-            f"{name:<20}{len(curve):>9}{cells[0]:>9.4f}{cells[1]:>9.4f}{cells[2]:>10.4f}{'':>16}{ends[0]:>8.4f}{ends[1]:>9.4f}"
-        )
-    return "\n".join(lines)
+    header = ["run", "windows", "AUC", "GAUC", "cold AUC", "last quarter: AUC", "GAUC"]
+    rows = [[name, f"{one['windows']:,}", *(f"{value:.4f}" for value in _values(one))] for name, one in means(runs)]
+    return terminal.table(header, rows)
 
 
-def _mean(lines: list[dict], slice_name: str, metric: str) -> float:
-    """Windows where the metric is undefined are left out."""
-    pairs = [(line[slice_name][metric], line[slice_name]["n"]) for line in lines]
-    pairs = [(value, n) for value, n in pairs if value == value]
-    return sum(value * n for value, n in pairs) / sum(n for _, n in pairs) if pairs else float("nan")
+def means(runs: list[tuple[str, list[dict]]]) -> list[tuple[str, dict[str, float]]]:
+    """(name, what `table` shows of the run)."""
+    found = []
+    for name, lines in runs:
+        last = last_quarter(lines)
+        one = {"windows": len(lines), "auc": mean(lines, "all", "auc"), "gauc": mean(lines, "all", "gauc")}
+        one |= {"cold_auc": mean(lines, "cold items", "auc")}
+        one |= {f"last_quarter_{metric}": mean(last, "all", metric) for metric in ("auc", "gauc")}
+        found.append((name, one))
+    return found
+
+
+def _values(one: dict[str, float]) -> list[float]:
+    return [value for name, value in one.items() if name != "windows"]
 
 
 def main() -> None:
@@ -101,7 +104,7 @@ def main() -> None:
     loaded = [load(spec) for spec in args.runs]
     names = panels.distinct([name for name, _ in loaded], args.runs)
     runs = [(name, lines) for name, (_, lines) in zip(names, loaded, strict=True)]
-    print(table(runs))
     if args.out:
         draw(runs, args.out, args.smooth)
-        print(f"{args.out}: written")
+    written = [f"{args.out}: written"] if args.out else []
+    terminal.result("\n".join([table(runs), *written]), runs=dict(means(runs)), written=[str(args.out)] * len(written))

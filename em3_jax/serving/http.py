@@ -26,6 +26,7 @@ import os
 import signal
 import socket
 import time
+import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, NamedTuple
@@ -40,7 +41,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from em3_jax import cli
-from em3_jax.core import paths
+from em3_jax.core import paths, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.serving import open_inference
 from em3_jax.serving.field_values import LONGEST_ECHO
@@ -293,9 +294,10 @@ def main() -> None:
     settings["users"] = args.user_cache
     with Service(args.store, **settings) as service:
         host, port = listening.getsockname()[:2]
-        print(f"version {service.model.name} of {args.store} at http://{host}:{port} (Ctrl-C stops)", flush=True)
+        facts = {"version": service.model.name, "store": str(args.store), "host": host, "port": port}
+        terminal.result(f"version {service.model.name} of {args.store} at http://{host}:{port} (Ctrl-C stops)", **facts)
         if service.problem:
-            print(f"warning: {service.problem}; version {service.model.name} is served", flush=True)
+            warnings.warn(f"{service.problem}; version {service.model.name} is served", stacklevel=1)
         app = make_app(service, Limits(candidates=args.max_candidates, body_bytes=args.max_body), recorder)
         for one in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends gracefully on them, and then raises them once more
             signal.signal(one, lambda *_: None)

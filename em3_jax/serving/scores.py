@@ -14,6 +14,24 @@ from em3_jax.core.labels import Labels, parted
 from em3_jax.serving.store import Version
 
 
+class Lookup(NamedTuple):
+    """What `Model.lookup` found.
+
+    Attributes:
+      vectors: [n, D] content embeddings; of an unknown item that of an item without any content.
+      known: [n] bool, whether the item is in the store.
+
+    >>> from em3_jax.serving import Service
+    >>> with Service("store") as service:
+    ...     found = service.model.lookup([4, -1])
+    >>> len(found.vectors), found.known.tolist()
+    (2, [True, False])
+    """
+
+    vectors: np.ndarray
+    known: np.ndarray
+
+
 class Scores(NamedTuple):
     """What `Model.score` gives.
 
@@ -28,6 +46,12 @@ class Scores(NamedTuple):
       unknown: how many ids and values of the request the store does not know, by where they stand:
         {"history_fields.rating": 3, "candidates": 1}. They are scored as of which nothing is
         known. What is said to be missing (None, NaN, "") is not among them.
+
+    >>> from em3_jax.serving import Service
+    >>> with Service("store") as service:
+    ...     scores = service.model.score(user=3, history=[1, 2], candidates=[4, -1])
+    >>> scores.known.tolist(), scores.history_used, scores.unknown
+    ([True, False], 2, {'candidates': 1})
     """
 
     probability: np.ndarray

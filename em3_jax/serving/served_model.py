@@ -27,7 +27,7 @@ from em3_jax.serving.field_values import LONGEST_ECHO, FieldValues, NumberValues
 from em3_jax.serving.id_index import IdIndex
 from em3_jax.serving.neighbours import Neighbours
 from em3_jax.serving.programs import Programs
-from em3_jax.serving.scores import Meaning, Scores
+from em3_jax.serving.scores import Lookup, Meaning, Scores
 from em3_jax.serving.user_cache import Past, UserCache, key_of
 from em3_jax.serving.version import Version
 
@@ -36,18 +36,6 @@ WORDS = {"context": "context", "event": "history"}  # what a group's fields are 
 PLACES = {"context": "context", "event": "history_fields"}  # and where they stand in a request
 USERS = 1000  # whose sides of requests are kept
 Ids = dict[str, np.ndarray]  # field name -> [n] i64; of a number that is read as a value f32
-
-
-class Lookup(NamedTuple):
-    """What `Model.lookup` found.
-
-    Attributes:
-      vectors: [n, D] content embeddings; of an unknown item that of an item without any content.
-      known: [n] bool, whether the item is in the store.
-    """
-
-    vectors: np.ndarray
-    known: np.ndarray
 
 
 class Asked(NamedTuple):
@@ -75,6 +63,12 @@ class Model:
 
     Raises:
       ProgramError: its programs do not run here.
+
+    >>> from em3_jax.serving import Service
+    >>> with Service("store") as service:
+    ...     model = service.model  # whoever holds it keeps this version, whole
+    >>> model.name, [len(model.score(user=3, history=[], candidates=[4, 5]).probability)]
+    ('0000001', [2])
     """
 
     def __init__(

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from em3_jax.core import paths
 from em3_jax.core.errors import UserError
+from em3_jax.serving.scores import Lookup as Lookup
+from em3_jax.serving.scores import Scores as Scores
 from em3_jax.serving.served_model import USERS
-from em3_jax.serving.served_model import Lookup as Lookup
 from em3_jax.serving.served_model import Model as Model
-from em3_jax.serving.served_model import Scores as Scores
 from em3_jax.serving.store import Version, current_name, open_current, open_version, version_names
 
 

@@ -89,7 +89,14 @@ class Keys(NamedTuple):
 
 
 def of_numbers(field: int | np.ndarray, words: np.ndarray, kind: int = NUMBER) -> Keys:
-    """Keys of whole numbers [n] i64."""
+    """Keys of whole numbers [n] i64.
+
+    >>> import numpy as np
+    >>> from em3_jax.tables import id_keys
+    >>> users, items = (id_keys.of_numbers(field, np.array([7, 8])) for field in (0, 1))
+    >>> users.equal(items).tolist(), users.equal(users).tolist()  # user 7 is not item 7
+    ([False, False], [True, True])
+    """
     words = words.astype(np.int64, copy=False)
     fields = np.broadcast_to(np.asarray(field, np.uint16), words.shape)
     return Keys(fields, np.full(len(words), kind, np.uint8), words, hash_words(kind, fields, words))
@@ -101,6 +108,12 @@ def of_texts(field: int, words: np.ndarray, hashes: np.ndarray) -> Keys:
     Args:
       words: [n] i64, see `Keys`.
       hashes: [n] u64 of the texts, see `TextBlock.hashes`.
+
+    >>> import numpy as np
+    >>> from em3_jax.tables import id_keys
+    >>> keys = id_keys.of_texts(2, np.array([0, -1]), np.array([11, 12], np.uint64))
+    >>> keys.field.tolist(), keys.word.tolist()  # the second text is not kept
+    ([2, 2], [0, -1])
     """
     fields, kind = np.full(len(words), field, np.uint16), np.full(len(words), TEXT, np.uint8)
     return Keys(fields, kind, words, hash_words(TEXT, fields, hashes))

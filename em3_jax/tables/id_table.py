@@ -53,6 +53,13 @@ def init(
       count: of rows, of which row 0 is the padding row.
       length: V, at least `count`; what is beyond them is zero and stays so. Default: `count`.
       form: in which the table lies.
+
+    >>> import jax
+    >>> from em3_jax.tables import id_table
+    >>> tables = id_table.init(jax.random.key(0), 5, 2, 0.01, id_table.rowwise_adagrad(0.1))
+    >>> embedding, slots = tables["embedding"], tables["slots"]
+    >>> embedding.shape, embedding[0].tolist(), slots["accumulator"].shape
+    ((5, 2), [0.0, 0.0], (5,))
     """
     length = length or count
     row = jnp.arange(length)[:, None]
@@ -63,7 +70,14 @@ def init(
 
 
 def lookup(tables: Tables, row_id: jax.Array) -> jax.Array:
-    """[R, W] the rows `row_id` [R] i32 (sorted, distinct); zeros beyond the table."""
+    """[R, W] the rows `row_id` [R] i32 (sorted, distinct); zeros beyond the table.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import id_table
+    >>> tables = {"embedding": jnp.arange(6.0).reshape(3, 2)}
+    >>> id_table.lookup(tables, jnp.array([0, 2, 3])).tolist()  # row 3 is beyond the table
+    [[0.0, 1.0], [4.0, 5.0], [0.0, 0.0]]
+    """
     return packing.take(tables["embedding"], row_id, is_sorted=True)
 
 
@@ -86,6 +100,16 @@ def update(
       l2: weight of an L2 penalty 0.5 l2 |row|^2 on the touched rows.
       padding: [] the padding row, which stays as it is; -1 where it is on another device.
       rate: [] f32 factor on the learning rate; None = 1.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import id_table
+    >>> optimizer = id_table.rowwise_adagrad(0.5)
+    >>> embedding = jnp.zeros((4, 2))
+    >>> tables = {"embedding": embedding, "slots": optimizer.init(embedding)}
+    >>> row, gradient = jnp.array([0, 2]), jnp.ones((2, 2))
+    >>> tables = id_table.update(tables, row, gradient, jnp.array(0), optimizer)
+    >>> tables["embedding"].tolist()  # row 2 alone: row 0 is padding
+    [[0.0, 0.0], [0.0, 0.0], [-0.5, -0.5], [0.0, 0.0]]
     """
     if optimizer.is_dense:
         return _update_all(tables, row_id, gradient, step, optimizer, l2, padding, rate)
@@ -130,6 +154,14 @@ def adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, epsilon: floa
 
     A row goes on by its momentum on steps that do not touch it, so one that is touched once moves some
     32 times as far as with `lazy_adam`. A step costs as much as the table is long.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import id_table
+    >>> optimizer, embedding = id_table.adam(0.1), jnp.zeros((2, 1))
+    >>> _, slots = optimizer.update(optimizer.init(embedding), jnp.array([[1.0], [0.0]]), jnp.array(0))
+    >>> delta, _ = optimizer.update(slots, jnp.zeros((2, 1)), jnp.array(1))
+    >>> print(delta.round(3).squeeze() < 0)  # the first row goes on by its momentum
+    [ True False]
     """
 
     def init_slots(embedding):
@@ -147,7 +179,16 @@ def adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, epsilon: floa
 
 
 def rowwise_adagrad(learning_rate: float, epsilon: float = 1e-8) -> RowOptimizer:
-    """Adagrad with one accumulator per row: a += mean(g^2), row -= lr g / (sqrt(a) + eps)."""
+    """Adagrad with one accumulator per row: a += mean(g^2), row -= lr g / (sqrt(a) + eps).
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import id_table
+    >>> optimizer = id_table.rowwise_adagrad(0.1)
+    >>> slots, gradient = optimizer.init(jnp.zeros((1, 2))), jnp.array([[3.0, 4.0]])
+    >>> delta, slots = optimizer.update(slots, gradient, jnp.array(0))
+    >>> print(delta.round(3), slots["accumulator"])  # the mean of 9 and 16
+    [[-0.085      -0.11300001]] [12.5]
+    """
 
     def init_slots(embedding):
         return {"accumulator": jnp.zeros(embedding.shape[0], jnp.float32)}
@@ -166,6 +207,14 @@ def lazy_adam(learning_rate: float, b1: float = 0.9, b2: float = 0.999, epsilon:
     Moments decay on these steps only, so their bias is that of as many steps, and a count of them
     (4 bytes a row beside the 8 W of the moments) corrects it. By the global step, a row that a late
     step touches first would move by 0.1 / sqrt(0.001), 3.2 times the rate.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import id_table
+    >>> optimizer = id_table.lazy_adam(0.1)
+    >>> slots = optimizer.init(jnp.zeros((1, 1)))
+    >>> delta, slots = optimizer.update(slots, jnp.array([[0.25]]), jnp.array(10_000))
+    >>> print(delta.round(4), slots["count"])  # the first touch moves by the rate, however late
+    [[-0.09999999]] [1.]
     """
 
     def init_slots(embedding):
@@ -192,12 +241,22 @@ def counts_of_moments(variance: jax.Array, step: jax.Array) -> jax.Array:
     Args:
       variance: [V, W] f32.
       step: [] i32, steps done.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import id_table
+    >>> id_table.counts_of_moments(jnp.array([[0.0, 0.0], [0.5, 0.0]]), jnp.array(8)).tolist()
+    [0.0, 8.0]
     """
     return jnp.where(jnp.any(variance > 0, axis=1), step.astype(jnp.float32), 0.0)
 
 
 def row_optimizer(name: str, learning_rate: float) -> RowOptimizer:
-    """The row optimizer `name`."""
+    """The row optimizer `name`.
+
+    >>> from em3_jax.tables import id_table
+    >>> id_table.row_optimizer("adam", 0.1).is_dense, id_table.row_optimizer("lazy_adam", 0.1).is_dense
+    (True, False)
+    """
     known: dict[str, Callable[[float], RowOptimizer]] = {
         "rowwise_adagrad": rowwise_adagrad,
         "lazy_adam": lazy_adam,

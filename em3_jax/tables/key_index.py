@@ -22,6 +22,16 @@ class KeyIndex:
 
     Args:
       folder: where the slots lie, in a file without a name; None = in memory.
+
+    >>> import numpy as np
+    >>> from em3_jax.tables.key_index import KeyIndex
+    >>> keys = np.array([40, 50, 60])  # which lie at positions 0, 1, 2
+    >>> index, hashes = KeyIndex(), keys.astype(np.uint64) << 32
+    >>> index.add(hashes, np.arange(3))
+    >>> asked = np.array([60, 41])
+    >>> equal = lambda position, which: keys[position] == asked[which]
+    >>> index.find(asked.astype(np.uint64) << 32, equal).tolist()
+    [2, -1]
     """
 
     def __init__(self, folder: Path | None = None):

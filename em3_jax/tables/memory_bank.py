@@ -59,7 +59,13 @@ class Writes(NamedTuple):
 
 
 def init(length: int, width: int, form: packing.Form = packing.PLAIN) -> Bank:
-    """An empty bank of `length` rows, which lie in `form`."""
+    """An empty bank of `length` rows, which lie in `form`.
+
+    >>> from em3_jax.tables import memory_bank
+    >>> bank = memory_bank.init(3, 2)
+    >>> bank["vector"].shape, bank["written"].tolist(), bank["uses"].tolist()
+    ((3, 2), [-1, -1, -1], [0, 0, 0])
+    """
     bank = {
         "vector": jnp.zeros((length, width), jnp.float32),
         "written": jnp.full(length, NEVER, jnp.int32),
@@ -69,13 +75,26 @@ def init(length: int, width: int, form: packing.Form = packing.PLAIN) -> Bank:
 
 
 def read(bank: Bank, item_id: jax.Array) -> Stored:
-    """The rows `item_id` [S] i32; of an id beyond the bank, one that was never written."""
+    """The rows `item_id` [S] i32; of an id beyond the bank, one that was never written.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import memory_bank
+    >>> memory_bank.read(memory_bank.init(3, 2), jnp.array([1, 9])).present.tolist()  # 9 is beyond it
+    [False, False]
+    """
     lies = {name: packing.among_all(table, item_id) for name, table in bank.items()}
     return _read(bank, item_id, lies)
 
 
 def read_part(part: Bank, row: jax.Array) -> Stored:
-    """The rows `row` [S] i32 of one device's part of a bank that is dealt out, see `read`."""
+    """The rows `row` [S] i32 of one device's part of a bank that is dealt out, see `read`.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import memory_bank
+    >>> stored = memory_bank.read_part(memory_bank.init(3, 2), jnp.array([0, 2]))
+    >>> stored.vector.shape, stored.uses.tolist()
+    ((2, 2), [0, 0])
+    """
     return _read(part, row, dict.fromkeys(part, row))
 
 
@@ -94,6 +113,16 @@ def write(bank: Bank, item_id: jax.Array, stored: Stored, writes: Writes, step: 
       stored: what was read of them.
       writes: of the step; an item may occur in it several times with equal vectors.
       step: [] i32.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import memory_bank
+    >>> bank, item = memory_bank.init(4, 2), jnp.array([1, 3])
+    >>> stored = memory_bank.read(bank, item)
+    >>> every, encoded = jnp.array([True, True]), jnp.array([True, False])
+    >>> writes = memory_bank.Writes(jnp.arange(2), every, jnp.ones((2, 2)), encoded)
+    >>> bank = memory_bank.write(bank, item, stored, writes, jnp.array(5))
+    >>> bank["written"].tolist(), bank["uses"].tolist()  # item 3 might have been encoded, item 1 was
+    ([-1, 5, -1, -1], [0, 1, 0, 1])
     """
     ids = item_id[writes.position]
     encoded = jnp.where(writes.encoded & writes.mask, ids, BEYOND)  # dropped
@@ -122,6 +151,11 @@ def first_places(item_id: jax.Array, mask: jax.Array) -> jax.Array:
     Args:
       item_id: [C] i32.
       mask: [C] bool; of masked rows the result means nothing.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import memory_bank
+    >>> memory_bank.first_places(jnp.array([7, 8, 7, 8]), jnp.ones(4, bool)).tolist()
+    [0, 1, 0, 1]
     """
     number = jnp.arange(len(item_id))
     order = jnp.lexsort((number, item_id, ~mask))
@@ -142,6 +176,13 @@ def rank(stored: Stored, position: jax.Array, mask: jax.Array, drawn: jax.Array)
       stored: of the S items.
       position, mask: [C], see `Writes`.
       drawn: [C] f32 of the exponential distribution, independent ones.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import memory_bank
+    >>> written, uses = jnp.array([3, -1, 2]), jnp.array([90, 0, 1])
+    >>> stored = memory_bank.Stored(jnp.zeros((3, 2)), written, uses)
+    >>> memory_bank.rank(stored, jnp.arange(3), jnp.ones(3, bool), jnp.ones(3)).tolist()  # the new one first
+    [1, 2, 0]
     """
     waiting = drawn * jnp.maximum(stored.uses[position], 1)
     waiting = jnp.where(stored.present[position], waiting, -1.0)
@@ -169,6 +210,13 @@ def sample(order: jax.Array, count: jax.Array, forward_percent: float, backward_
       order: [C] i32 rows, see `rank`.
       count: [] i32, n of them are real, the first ones.
       forward_percent, backward_percent: p >= q, in percent.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import memory_bank
+    >>> order = jnp.array([4, 2, 0, 1, 3])
+    >>> found = memory_bank.sample(order, jnp.array(5), forward_percent=60, backward_percent=20)
+    >>> found.trained[found.trained_mask].tolist(), found.held[found.held_mask].tolist()
+    ([4], [2, 0])
     """
     sizes = len(order)
     forward, backward = (

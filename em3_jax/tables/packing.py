@@ -26,6 +26,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from em3_jax.core.sharding import BY_ROWS, Layout
+from em3_jax.tables import packed_lines
 
 LANES = 128  # numbers of a line on TPUs
 
@@ -70,6 +71,12 @@ def form_on(mesh: Mesh, dealt: bool = False) -> Form:
 
     Args:
       dealt: row r lies on device r % n, as `core.exchange` wants it.
+
+    >>> import jax
+    >>> from em3_jax.tables import packing
+    >>> mesh = jax.sharding.Mesh(jax.local_devices(backend="cpu")[:1], ("rows",))
+    >>> packing.form_on(mesh).is_plain, packing.form_on(mesh, dealt=True).parts
+    (True, 1)
     """
     device = mesh.devices.flat[0]
     lanes = LANES if device.platform == "tpu" else 0
@@ -119,7 +126,15 @@ Table = jax.Array | Rows
 
 
 def laid_out(array: jax.Array, form: Form) -> Table:
-    """A table [V, ...] in a form; rows that are there only to divide evenly are zero."""
+    """A table [V, ...] in a form; rows that are there only to divide evenly are zero.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import packing
+    >>> packing.laid_out(jnp.arange(5), packing.Form(parts=2)).lines.tolist()  # two devices
+    [0, 2, 4, 1, 3, 0]
+    >>> packing.laid_out(jnp.ones((8, 64)), packing.Form(lanes=128)).lines.shape  # two rows a line
+    (4, 128)
+    """
     if form.is_plain:
         return array
     length, tail = len(array), array.shape[1:]
@@ -138,7 +153,13 @@ def laid_out(array: jax.Array, form: Form) -> Table:
 
 
 def plain(table: Table) -> jax.Array:
-    """The table [V, ...] as checkpoints have it."""
+    """The table [V, ...] as checkpoints have it.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import packing
+    >>> packing.plain(packing.laid_out(jnp.arange(5), packing.Form(parts=2))).tolist()
+    [0, 1, 2, 3, 4]
+    """
     if not isinstance(table, Rows):
         return table
     form, array, tail = table.form, table.lines, table.tail
@@ -149,17 +170,41 @@ def plain(table: Table) -> jax.Array:
 
 
 def is_table(leaf: Any) -> bool:
-    """Whether a node of a state is a table in another form: a leaf of what checkpoints have."""
+    """Whether a node of a state is a table in another form: a leaf of what checkpoints have.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import packing
+    >>> table = jnp.arange(4)
+    >>> packing.is_table(table), packing.is_table(packing.laid_out(table, packing.Form(parts=2)))
+    (False, True)
+    """
     return isinstance(leaf, Rows)
 
 
 def prefix(shardings: Any) -> Any:
-    """A tree of shardings with one for each table, whatever its length."""
+    """A tree of shardings with one for each table, whatever its length.
+
+    >>> from em3_jax.tables import packing
+    >>> table = packing.Rows("cut by rows", packing.Form(parts=2), length=4, tail=())
+    >>> packing.prefix({"table": table, "step": "everywhere"})
+    {'step': 'everywhere', 'table': 'cut by rows'}
+    """
     return jax.tree.map(lambda leaf: leaf.lines if is_table(leaf) else leaf, shardings, is_leaf=is_table)
 
 
 def shardings(layout: Layout, shapes: Any) -> Any:
-    """Where the leaves of a state lie, by their names in checkpoints; tables that are dealt out are cut in any case."""
+    """Where the leaves of a state lie, by their names in checkpoints; tables that are dealt out are cut in any case.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.core.sharding import Layout, make_mesh
+    >>> from em3_jax.tables import packing
+    >>> mesh = make_mesh(1, 1, jax.devices()[:1])
+    >>> state = {"table": jnp.zeros((4, 2)), "bias": jnp.zeros(2)}
+    >>> found = packing.shardings(Layout(mesh, ("table",)), state)
+    >>> found["table"].spec, found["bias"].spec
+    (P(('data', 'model'),), P())
+    """
     flat = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes, is_leaf=is_table)
     everywhere = layout.shardings(flat)
 
@@ -173,7 +218,18 @@ def shardings(layout: Layout, shapes: Any) -> Any:
 
 
 def unpacked(state: Any) -> Any:
-    """A state, or shapes of one, with its tables as checkpoints have them, cut by rows over the same devices."""
+    """A state, or shapes of one, with its tables as checkpoints have them, cut by rows over the same devices.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.core.sharding import BY_ROWS, make_mesh
+    >>> from em3_jax.tables import packing
+    >>> mesh = make_mesh(1, 1, jax.devices()[:1])
+    >>> table = packing.laid_out(jnp.arange(4), packing.Form(parts=2))
+    >>> table = jax.device_put(table, jax.NamedSharding(mesh, BY_ROWS))
+    >>> packing.unpacked({"table": table, "step": 3})["table"].tolist()
+    [0, 1, 2, 3]
+    """
     return jax.tree.map(_unpacked, state, is_leaf=is_table)
 
 
@@ -187,7 +243,18 @@ def _unpacked(leaf: Any) -> Any:
 
 
 def packed_as(template: Any, state: Any) -> Any:
-    """A state of `unpacked` with its tables in the form of those of `template`, a state or shapes of one."""
+    """A state of `unpacked` with its tables in the form of those of `template`, a state or shapes of one.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.core.sharding import BY_ROWS, make_mesh
+    >>> from em3_jax.tables import packing
+    >>> mesh = make_mesh(1, 1, jax.devices()[:1])
+    >>> table = packing.laid_out(jnp.arange(4), packing.Form(parts=2))
+    >>> table = jax.device_put(table, jax.NamedSharding(mesh, BY_ROWS))
+    >>> packing.packed_as(table, jnp.array([5, 6, 7, 8])).lines.tolist()
+    [5, 7, 6, 8]
+    """
 
     def one(wanted: Any, leaf: Any) -> Any:
         if not is_table(wanted):
@@ -198,7 +265,15 @@ def packed_as(template: Any, state: Any) -> Any:
 
 
 def shapes(length: int, like: Rows) -> Rows:
-    """The shapes of a table of `length` rows that lies like another."""
+    """The shapes of a table of `length` rows that lies like another.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import packing
+    >>> table = packing.laid_out(jnp.zeros((4, 64)), packing.Form(lanes=128))
+    >>> longer = packing.shapes(9, table)
+    >>> longer.shape, longer.lines.shape  # two rows a line
+    ((9, 64), (5, 128))
+    """
     plainly = jax.ShapeDtypeStruct((length, *like.tail), like.dtype)
     found: Any = jax.eval_shape(lambda array: laid_out(array, like.form), plainly)
     lines = jax.ShapeDtypeStruct(found.lines.shape, like.dtype, sharding=like.lines.sharding)
@@ -216,6 +291,12 @@ def take(table: Table, row: jax.Array, *, is_sorted: bool = False) -> jax.Array:
 
     Args:
       is_sorted: `row` ascends, and none occurs twice.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import packing
+    >>> table = packing.laid_out(jnp.arange(8.0).reshape(4, 2), packing.Form(lanes=128))
+    >>> packing.take(table, jnp.array([2, 0])).tolist()
+    [[4.0, 5.0], [0.0, 1.0]]
     """
     array = table.lines if isinstance(table, Rows) else table
     options: dict = {"axis": 0, "mode": "fill", "fill_value": 0, "indices_are_sorted": is_sorted}
@@ -233,14 +314,28 @@ def take(table: Table, row: jax.Array, *, is_sorted: bool = False) -> jax.Array:
 
 
 def held(table: Table) -> int:
-    """Rows that an array holds: of a table, or of one device's part of it."""
+    """Rows that an array holds: of a table, or of one device's part of it.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import packing
+    >>> packing.held(packing.laid_out(jnp.zeros((5, 64)), packing.Form(lanes=128)))
+    5
+    """
     if not isinstance(table, Rows):
         return len(table)
     return min(table.length, len(table.lines) * table.form.per_line(table.tail))
 
 
 def among_all(table: Table, row: jax.Array) -> jax.Array:
-    """[R] i32 where rows [R] i32 of a table lie in it, the parts of all devices being one array."""
+    """[R] i32 where rows [R] i32 of a table lie in it, the parts of all devices being one array.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import packing
+    >>> table = packing.laid_out(jnp.arange(4), packing.Form(parts=2))
+    >>> place = packing.among_all(table, jnp.arange(4))
+    >>> place.tolist(), table.lines[place].tolist()
+    ([0, 2, 1, 3], [0, 1, 2, 3])
+    """
     if not isinstance(table, Rows) or table.form.parts == 1:
         return row
     parts = table.form.parts
@@ -252,6 +347,12 @@ def add(table: Table, row: jax.Array, change: jax.Array) -> Table:
     """The table with `change` [R, ...] added to the rows `row` [R] i32, ascending and distinct.
 
     Rows beyond a device's part are not written. In place where the table is donated.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import packing
+    >>> table = packing.laid_out(jnp.zeros((3, 1)), packing.Form(lanes=128))
+    >>> packing.plain(packing.add(table, jnp.array([0, 2]), jnp.array([[1.0], [5.0]]))).tolist()
+    [[1.0], [0.0], [5.0]]
     """
     options: dict = {"mode": "drop", "unique_indices": True}
     if not isinstance(table, Rows):
@@ -267,49 +368,25 @@ def put(table: Table, row: jax.Array, value: jax.Array) -> Table:
     """The table with `value` [R, ...] as its rows `row` [R] i32, ascending; a row that occurs twice has equal values.
 
     Rows beyond a device's part are not written. In place where the table is donated.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import packing
+    >>> packing.put(jnp.zeros(3), jnp.array([1, 9]), jnp.array([4.0, 6.0])).tolist()  # 9 is beyond it
+    [0.0, 4.0, 0.0]
     """
     if not isinstance(table, Rows):
         return table.at[row].set(value, mode="drop")
     if not table.form.packs(table.tail):
         return dataclasses.replace(table, lines=table.lines.at[row].set(value, mode="drop"))
     written = jnp.ones(value.shape, bool)
-    line, (value, written) = _in_lines(table, row, (value, written), merge=_later)
+    line, (value, written) = _in_lines(table, row, (value, written), merge=packed_lines.later)
     old = jnp.take(table.lines, line, axis=0, mode="fill", fill_value=0)
     new = jax.lax.optimization_barrier(jnp.where(written, value, old))
     lines = table.lines.at[line].set(new, mode="drop", unique_indices=True)
     return dataclasses.replace(table, lines=lines)
 
 
-def _later(one: Any, other: Any) -> Any:
-    """Of (value, whether it is written), `other` where it is."""
-    return jnp.where(other[1], other[0], one[0]), one[1] | other[1]
-
-
 def _in_lines(table: Rows, row: jax.Array, values: Any, merge: Callable) -> tuple[jax.Array, Any]:
-    """([R] i32 lines, values [R, lanes] for them), each line once: the first of its rows has those of all.
-
-    Args:
-      row: [R] i32 ascending.
-      values: tree of [R, ...].
-      merge: two trees of [R, lanes] -> one.
-    """
-    per_line = table.form.per_line(table.tail)
-    room = _room(table.form, table.tail)
-    mine = jnp.repeat((row % per_line)[:, None] == jnp.arange(per_line), room, axis=1)
-
-    def spread(value: jax.Array) -> jax.Array:
-        flat = value.reshape(len(row), -1)
-        flat = jnp.pad(flat, ((0, 0), (0, room - flat.shape[1])))
-        return jnp.where(mine, jnp.tile(flat, (1, per_line)), 0)
-
-    line, values = row // per_line, jax.tree.map(spread, values)
-    reach = 1
-    while reach < min(per_line, len(row)):  # each has what `reach` rows from it on have of its line
-        same = jnp.pad(line[reach:] == line[:-reach], (0, reach))[:, None]
-        later = jax.tree.map(lambda x, n=reach: jnp.pad(x[n:], ((0, n), (0, 0))), values)
-        later = jax.tree.map(lambda x, same=same: jnp.where(same, x, 0), later)
-        values, reach = merge(values, later), 2 * reach
-    is_first = jnp.pad(line[1:] != line[:-1], (1, 0), constant_values=True)
-    beyond = len(table.lines) + jnp.arange(len(row), dtype=line.dtype)
-    # Apart from the scatter: fused into it, XLA would sweep over the whole table.
-    return jax.lax.optimization_barrier((jnp.where(is_first, line, beyond), values))
+    """`packed_lines.of_rows` of a table."""
+    per_line, room = table.form.per_line(table.tail), _room(table.form, table.tail)
+    return packed_lines.of_rows(len(table.lines), per_line, room, row, values, merge)

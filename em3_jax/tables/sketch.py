@@ -19,6 +19,12 @@ class CountMin:
 
     Args:
       width: of the four lines; rounded up to a power of two.
+
+    >>> import numpy as np
+    >>> from em3_jax.tables.sketch import CountMin
+    >>> seen = CountMin(1000)
+    >>> [seen.add(np.array(keys, np.uint64)).tolist() for keys in ([5, 6], [5], [5, 7])]
+    [[1, 1], [2], [3, 1]]
     """
 
     def __init__(self, width: int):

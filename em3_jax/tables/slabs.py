@@ -106,18 +106,41 @@ Table = jax.Array | Slabs | Bits
 
 
 def lines(table: Table) -> jax.Array:
-    """What lies on the devices of a table."""
+    """What lies on the devices of a table.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import slabs
+    >>> mask = slabs.Bits(slabs.Bits.of(jnp.array([[True, False, True]]), jnp), (3,))
+    >>> slabs.lines(mask).tolist(), slabs.lines(jnp.arange(3)).tolist()  # bits 0 and 2 of a number
+    ([5], [0, 1, 2])
+    """
     return table.lines if isinstance(table, Slabs | Bits) else table
 
 
 def items(table: Table, look_up: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """[S, ...] some items of a table, of which `look_up` finds what lies on the devices."""
+    """[S, ...] some items of a table, of which `look_up` finds what lies on the devices.
+
+    >>> import jax.numpy as jnp
+    >>> from em3_jax.tables import slabs
+    >>> tokens = jnp.arange(12.0).reshape(3, 2, 2)
+    >>> table = slabs.Slabs(slabs.Slabs.of(tokens, jnp), (2, 2))
+    >>> slabs.items(table, lambda lines: lines[jnp.array([2])]).tolist()
+    [[[8.0, 9.0], [10.0, 11.0]]]
+    """
     found = look_up(lines(table))
     return table.items(found) if isinstance(table, Slabs | Bits) else found
 
 
 def kind_on(mesh: Mesh, array: np.ndarray) -> type[Slabs] | type[Bits] | None:
-    """How a table [I, N, E], or [I, N] bool, lies on the devices of a mesh; None: as it is."""
+    """How a table [I, N, E], or [I, N] bool, lies on the devices of a mesh; None: as it is.
+
+    >>> import jax
+    >>> import numpy as np
+    >>> from em3_jax.tables import slabs
+    >>> mesh = jax.sharding.Mesh(jax.local_devices(backend="cpu")[:1], ("devices",))
+    >>> slabs.kind_on(mesh, np.zeros((3, 4, 32), np.float16)) is None  # a CPU has it as it is
+    True
+    """
     if mesh.devices.flat[0].platform != "tpu":
         return None
     if array.dtype == bool and array.ndim == 2 and array.shape[1] <= _WORD:
@@ -128,7 +151,15 @@ def kind_on(mesh: Mesh, array: np.ndarray) -> type[Slabs] | type[Bits] | None:
 
 
 def bytes_on(mesh: Mesh, array: np.ndarray) -> int:
-    """Of a table [I, N, E] on the devices of a mesh."""
+    """Of a table [I, N, E] on the devices of a mesh.
+
+    >>> import jax
+    >>> import numpy as np
+    >>> from em3_jax.tables import slabs
+    >>> mesh = jax.sharding.Mesh(jax.local_devices(backend="cpu")[:1], ("devices",))
+    >>> slabs.bytes_on(mesh, np.zeros((3, 4, 32), np.float16))
+    768
+    """
     kind = kind_on(mesh, array)
     return len(array) * kind.of(array[:1], np).nbytes if kind else array.nbytes
 

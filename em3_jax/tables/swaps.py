@@ -23,7 +23,13 @@ Fresh = Callable[[int, int], Any]
 
 
 def row_bytes(shapes: Any) -> int:
-    """Of a row of all tables of a tree."""
+    """Of a row of all tables of a tree.
+
+    >>> import numpy as np
+    >>> from em3_jax.tables import swaps
+    >>> swaps.row_bytes({"embedding": np.zeros((9, 4), np.float32), "count": np.zeros(9, np.float32)})
+    20
+    """
     leaves = jax.tree.leaves(shapes, is_leaf=packing.is_table)
     return sum(math.prod(leaf.shape[1:]) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 
@@ -93,6 +99,13 @@ def split(data: np.ndarray, rows: list[tuple[tuple[int, ...], np.dtype]]) -> lis
 
     Args:
       rows: shape and dtype of a row of each table.
+
+    >>> import numpy as np
+    >>> from em3_jax.tables import swaps
+    >>> f32 = np.dtype(np.float32)
+    >>> rows = np.array([[1.0, 2.0, 7.0]], f32).view(np.uint8)  # an embedding of two, and a count
+    >>> [part.tolist() for part in swaps.split(rows, [((2,), f32), ((), f32)])]
+    [[[1.0, 2.0]], [7.0]]
     """
     found, start = [], 0
     for tail, dtype in rows:
@@ -115,7 +128,15 @@ def _put(leaves: list[packing.Table], rows: jax.Array, data: list[jax.Array]) ->
 
 
 def new_rows(seed: int, scale: float, slots: dict[str, tuple[tuple[int, ...], np.dtype]], width: int) -> Fresh:
-    """What a table of normal embeddings gives new ids: a function of the seed and the number of the birth; slots are zero."""
+    """What a table of normal embeddings gives new ids: a function of the seed and the number of the birth; slots are zero.
+
+    >>> import numpy as np
+    >>> from em3_jax.tables import swaps
+    >>> fresh = swaps.new_rows(seed=0, scale=0.01, slots={"count": ((), np.dtype("f4"))}, width=2)
+    >>> made, again = fresh(3, 100), fresh(3, 100)
+    >>> bool((made["embedding"] == again["embedding"]).all()), made["slots"]["count"].tolist()
+    (True, [0.0, 0.0, 0.0])
+    """
 
     def fresh(count: int, birth: int) -> dict[str, Any]:
         drawn = np.random.Generator(np.random.Philox(key=[seed, birth])).standard_normal((count, width), np.float32)
@@ -126,7 +147,13 @@ def new_rows(seed: int, scale: float, slots: dict[str, tuple[tuple[int, ...], np
 
 
 def never_written(width: int) -> Fresh:
-    """What a memory bank has of new items."""
+    """What a memory bank has of new items.
+
+    >>> from em3_jax.tables import swaps
+    >>> rows = swaps.never_written(2)(3, 0)
+    >>> rows["vector"].shape, rows["written"].tolist()
+    ((3, 2), [-1, -1, -1])
+    """
 
     def fresh(count: int, birth: int) -> dict[str, Any]:
         vector = np.zeros((count, width), np.float32)

@@ -74,7 +74,7 @@ def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: onlin
         finally:
             store.close()
     ended = stream_end.Ended(result["stopped_by"], result["windows"], of_rows.before, of_rows.waiting)
-    print(stream_end.said(ended, own, root, directory))
+    stream_end.say(ended, own, root, directory)
     return result
 
 
@@ -139,7 +139,7 @@ class _Appended(online.Stream):
         self._sizes: dict[str, int] = {}  # places that the tables have
         self.endless, self.publisher, self.kept = None, publisher, None
         self._built_at = 0  # rows whose ids had places when the tables became as long as they are
-        self._said = ""  # of the last window
+        self._said: list[str] = []  # of the last window
         self.before = self.waiting = 0
 
     def run(self, interrupts: processes.Interrupts) -> dict:
@@ -355,10 +355,10 @@ class _Appended(online.Stream):
     def _of_source(self, window: stream.Window) -> dict[str, Any]:
         late, behind = self._windows.late(window, self._store["time"]), self._store.rows - window.end
         lag = self._lag(window)
-        self._said = f"  late {late:,}" if late else ""
-        self._said += f"  left out {self._store.skipped:,}" if self._store.skipped else ""
-        self._said += f"  behind {behind:,} rows" if behind else ""
-        self._said += f", {lag['time/lag_seconds']:,.0f} s" if behind and lag else ""
+        self._said = [f"late {late:,}"] if late else []
+        self._said += [f"left out {self._store.skipped:,}"] if self._store.skipped else []
+        seconds = f", {lag['time/lag_seconds']:,.0f} s" if behind and lag else ""
+        self._said += [f"behind {behind:,} rows{seconds}"] if behind else []
         return {"late": late, "time/rows_behind": behind} | lag
 
     def _lag(self, window: stream.Window) -> dict[str, float]:
@@ -368,5 +368,5 @@ class _Appended(online.Stream):
         per_second = times.NANOSECONDS[self._store.unit] / times.NANOSECONDS["seconds"]
         return {"time/lag_seconds": (self._store.newest - self._windows.newest(window)) * per_second}
 
-    def _beside(self) -> str:
-        return f"{self._said}{super()._beside()}"
+    def _beside(self) -> list[str]:
+        return self._said

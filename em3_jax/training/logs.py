@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from em3_jax.core import strict_json, trees
+from em3_jax.core import strict_json, terminal, trees
 from em3_jax.core.errors import UserError
 from em3_jax.core.types import State
 from em3_jax.training.checkpoint import Checkpoints
@@ -148,7 +148,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def attention_entropies(means: dict[str, float]) -> str:
-    """ "  entropy id 3.10/3.49  content 3.24/3.49": of each attention's weights, and of uniform ones; "" without any.
+    """ "entropy id 3.10/3.49  content 3.24/3.49": of each attention's weights, and of uniform ones; "" without any.
 
     Args:
       means: of `window_means`.
@@ -159,7 +159,7 @@ def attention_entropies(means: dict[str, float]) -> str:
         f"{means[name]:.2f}/{means[f'{name}_uniform']:.2f}"
         for name in names
     )
-    return "  entropy" + "".join(shown)[1:] if names else ""
+    return "entropy" + "".join(shown)[1:] if names else ""
 
 
 def parameter_table(state: State, frozen: dict[str, bool]) -> str:
@@ -174,23 +174,23 @@ def parameter_table(state: State, frozen: dict[str, bool]) -> str:
         part = parts.setdefault("/".join(name.split("/")[:2]), [0, 0, 0])
         part[1 if frozen[name] else 0] += leaf.size
         part[2] += leaf.size * leaf.dtype.itemsize
-    lines = [f"{'part':<32}{'trainable':>14}{'frozen':>12}{'bytes':>12}"]
-    for name, (trainable, fixed, size) in sorted(parts.items()):
-        lines.append(f"{name:<32}{trainable:>14,}{fixed:>12,}{_bytes(size):>12}")
+    rows = [
+        [name, f"{trainable:,}", f"{fixed:,}", _bytes(size)] for name, (trainable, fixed, size) in sorted(parts.items())
+    ]
     slots = trees.num_bytes(state.opt_state)
     if state.tables:
         embedding = state.tables["embedding"]
-        rows, width = embedding.shape
-        label = f"ID table, {rows:,} rows x {width}"
-        lines.append(f"{label:<32}{embedding.size:>14,}{0:>12}{_bytes(trees.num_bytes(embedding)):>12}")
+        length, width = embedding.shape
+        label = f"ID table, {length:,} rows x {width}"
+        rows.append([label, f"{embedding.size:,}", "0", _bytes(trees.num_bytes(embedding))])
         slots += trees.num_bytes(state.tables["slots"])
     if state.memory:
-        rows, width = state.memory["vector"].shape
-        label = f"memory bank, {rows:,} rows x {width}"
-        lines.append(f"{label:<32}{'':>14}{'':>12}{_bytes(trees.num_bytes(state.memory)):>12}")
-    lines.append(f"{'optimizer state':<32}{'':>14}{'':>12}{_bytes(slots):>12}")
-    lines.append(f"{'all':<32}{'':>14}{'':>12}{_bytes(trees.num_bytes(state)):>12}")
-    return "\n".join(lines)
+        length, width = state.memory["vector"].shape
+        label = f"memory bank, {length:,} rows x {width}"
+        rows.append([label, "", "", _bytes(trees.num_bytes(state.memory))])
+    rows.append(["optimizer state", "", "", _bytes(slots)])
+    rows.append(["all", "", "", _bytes(trees.num_bytes(state))])
+    return terminal.table(["part", "trainable", "frozen", "bytes"], rows)
 
 
 def _bytes(count: float) -> str:

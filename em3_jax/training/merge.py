@@ -17,7 +17,7 @@ from em3_jax import cli
 from em3_jax.config import parse
 from em3_jax.config.schema import Config, Retrieval
 from em3_jax.config.schema.ranking import RankingSettings
-from em3_jax.core import paths, publish, strict_json, trees
+from em3_jax.core import paths, publish, strict_json, terminal, trees
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.core.types import State
@@ -133,7 +133,5 @@ def main() -> None:
     parser.add_argument("--out", type=paths.local, required=True, help="the folder to make")
     args = parser.parse_args()
     result = merge(args.workdir, args.out)
-    print(
-        f"{args.out}: step {result['step']:,} of {args.workdir}, {result['adapters']} adapters folded in; evaluate with: "
-        f"em3 eval --workdir={args.out} --split=test"
-    )
+    said = f"{args.out}: step {result['step']:,} of {args.workdir}, {result['adapters']} adapters folded in"
+    terminal.result(said, next_command=f"em3 eval --workdir={args.out} --split=test", out=str(args.out), **result)

@@ -21,6 +21,7 @@ import numpy as np
 
 from em3_jax.config.schema import OnClicks
 from em3_jax.config.schema.course import Stream as StreamSettings
+from em3_jax.core import terminal
 from em3_jax.core.progress import Progress
 from em3_jax.core.types import Batch, State
 from em3_jax.data import follow, stream, times
@@ -93,7 +94,7 @@ def run(config: OnClicks, own: StreamSettings, directory: Path, publisher: Publi
             stopped_by = followed.wait(interrupts) if stopped_by == "end" and not is_last else stopped_by
             if stopped_by:
                 ended = stream_end.Ended(stopped_by, result["windows"], before, of_data.waiting)
-                print(stream_end.said(ended, own, config.data.root, directory))
+                stream_end.say(ended, own, config.data.root, directory)
                 return result | {"stopped_by": stopped_by}
             del of_data
             if kept is None:
@@ -254,8 +255,12 @@ class Stream:
         notes = notes | {"position": position._asdict()}
         self._save(state, notes)
         self.progress.advance(len(window))
-        shown = "  ".join(f"{name} {record['all'][name]:.4f}" for name in HEADLINE)
-        self.progress.say(f"window {number:>5,}  n {record['all']['n']:>7,}  {shown}{self._beside()}")
+        shown = [f"{name} {record['all'][name]:.4f}" for name in HEADLINE]
+        if self.endless:
+            terminal.explain("spilled")
+            shown.append(str(self.endless))
+        said = terminal.listed(f"window {number:>5,}  n {record['all']['n']:>7,}", [*shown, *self._beside()])
+        self.progress.say(said, "window", number=number, **record)
         return state, notes, interrupts.agreed() or "end"
 
     def _of_source(self, window: stream.Window) -> dict[str, Any]:
@@ -266,9 +271,9 @@ class Stream:
         """What the curve has of ids that come and go."""
         return self.endless.report() if self.endless else {}
 
-    def _beside(self) -> str:
+    def _beside(self) -> list[str]:
         """What the line of a window ends with."""
-        return f"  {self.endless}" if self.endless else ""
+        return []
 
     def _times(self, window: stream.Window) -> dict[str, int | float]:
         """Times of the first and the last row, in seconds where they are counted."""
@@ -334,7 +339,7 @@ class Stream:
             state, scalars = parts.program.train_step(state, parts.work.constants, batch)
             reported.append(scalars)
             if every and len(reported) % every == 0:
-                self.progress.show(loss=f"{float(scalars['loss']):.4f}")
+                self.progress.show({"loss": (float(scalars["loss"]), ".4f")})
             if self.publisher is not None and self.publisher.due(step := first + len(reported) - 1):
                 self._publish(state, int(rows[: (step - first + 1) * self.config.data.batch_size][-1]) + 1)
             if interrupts.received:

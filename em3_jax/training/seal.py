@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from em3_jax import cli
 from em3_jax.config.schema import Config, Retrieval
 from em3_jax.config.schema.course import Tables
-from em3_jax.core import paths, publish, sharding
+from em3_jax.core import paths, publish, sharding, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.core.fields import Fields
 from em3_jax.core.types import State
@@ -197,4 +197,7 @@ def main() -> None:
     parser.add_argument("--out", type=paths.local, required=True, help="the run's folder to make")
     args = parser.parse_args()
     dataset = seal(args.workdir, args.data, args.out)
-    print(f"{dataset.root}: {len(dataset.interactions['time']):,} rows; the run on it: {args.out}")
+    rows = len(dataset.interactions["time"])
+    said = f"{dataset.root}: {rows:,} rows; the run on it: {args.out}"
+    following = f"em3 eval --workdir={args.out} --split=test"
+    terminal.result(said, next_command=following, root=str(dataset.root), rows=rows, workdir=str(args.out))

@@ -19,7 +19,7 @@ from em3_jax import evaluate as evaluation
 from em3_jax import train
 from em3_jax.config import parse, recipes, sections
 from em3_jax.config.schema import Config
-from em3_jax.core import paths, strict_json
+from em3_jax.core import paths, strict_json, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.data.format import ADDED, open_dataset
 from em3_jax.export import vectors
@@ -302,7 +302,10 @@ def run_all(jobs: Mapping[str, Job], parallel: int, say=print) -> None:
                     done.add(job.name)
                     finished += 1
                     left = (time.perf_counter() - began) / finished * (len(waiting) + len(running))
-                    say(f"[{len(done)}/{len(jobs)}] {job.name}: {_result(job)}, {_duration(left)} left", flush=True)
+                    say(
+                        f"[{len(done)}/{len(jobs)}] {job.name}: {_result(job)}, {terminal.duration(left)} left",
+                        flush=True,
+                    )
         except KeyboardInterrupt:
             for process in multiprocessing.active_children():
                 assert process.pid is not None  # those that run have one
@@ -343,10 +346,6 @@ def _check(job: Job, future: futures.Future) -> None:
 
 def _result(job: Job) -> str:
     finished = json.loads((job.directory / "finished.json").read_text("utf-8"))
-    return f"{job.config.eval.metric} on validation {finished['best_value']:.4f}, {_duration(finished['seconds'])}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return (
+        f"{job.config.eval.metric} on validation {finished['best_value']:.4f}, {terminal.duration(finished['seconds'])}"
+    )

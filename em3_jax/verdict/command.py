@@ -13,7 +13,7 @@ from typing import Any
 
 from em3_jax import cli
 from em3_jax.config import recipes
-from em3_jax.core import paths, strict_json
+from em3_jax.core import paths, strict_json, terminal
 from em3_jax.core.errors import UserError
 from em3_jax.core.lock import Lock
 from em3_jax.data.format import Dataset, open_dataset
@@ -143,5 +143,5 @@ def main() -> None:
         found = verdict(
             args.data, args.out, budget_seconds=seconds, config=args.config, changes=changes, parallel=args.jobs
         )
-    print("\n" + words.text(found))
-    print(f"\nwritten to {args.out / 'verdict.html'}")
+    text = f"\n{words.text(found)}\n\nwritten to {args.out / 'verdict.html'}"
+    terminal.result(text, next_command=found["command"], **found)

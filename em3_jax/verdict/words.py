@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from em3_jax.core import terminal
 from em3_jax.verdict.conclude import HARMS, NO_DIFFERENCE, PAYS
 from em3_jax.verdict.ladder import FUSION, IDS, POPULARITY
 
@@ -145,21 +146,15 @@ def _list(names: list[str]) -> str:
 
 def text(found: dict[str, Any]) -> str:
     """What the command prints: the verdict, and the ladder as a table."""
-    lines = [headline(found), *sentences(found), ""]
-    width = max(len(row["label"]) for row in found["ladder"]) + 2
-    head = (
-        f"{'rung':<{width}}{'rows':>6}{'seeds':>7}{'AUC':>9}{'over IDs':>10}{'95 %':>20}{'GAUC':>9}{'GFLOP a step':>14}"
-    )
-    lines.append(head)
+    lines, rows = [terminal.paragraph(one) for one in (headline(found), *sentences(found))], []
+    header = ["rung", "rows", "seeds", "AUC", "over IDs", "95 %", "GAUC", "GFLOP a step"]
     for row in found["ladder"]:
-        gain = row["gain"]
-        cells = f"{row['label']:<{width}}{row['share']:>6.0%}{row['seeds']:>7}{row['auc']:>9.4f}"
-        interval = f"{gain['low']:+.4f} to {gain['high']:+.4f}" if gain else ""
-        cells += f"{gain['value']:>+10.4f}" if gain else f"{'':>10}"
-        cells += f"{interval:>20}{row['gauc']:>9.4f}"
-        cells += f"{row['gigaflops']:>14.3f}" if row["gigaflops"] is not None else ""
-        lines.append(cells.rstrip())
+        gain, cost = row["gain"], row["gigaflops"]
+        cells = [row["label"], f"{row['share']:.0%}", f"{row['seeds']}", f"{row['auc']:.4f}"]
+        cells += [f"{gain['value']:+.4f}", f"{gain['low']:+.4f} to {gain['high']:+.4f}"] if gain else ["", ""]
+        rows.append([*cells, f"{row['gauc']:.4f}", f"{cost:.3f}" if cost is not None else ""])
+    lines += ["", terminal.table(header, rows, joined=[header.index("95 %")])]
     if any(row["share"] < found["top"] for row in found["ladder"]):
         lines.append("Rungs of fewer rows are against IDs of as few, not to be compared with the others.")
-    lines += ["", "Not told:", *(f"- {one}" for one in untold(found)), "", found["command"]]
+    lines += ["", "Not told:", *(terminal.paragraph(f"- {one}") for one in untold(found))]
     return "\n".join(lines)

@@ -36,7 +36,7 @@ def walk(clock, seconds: float, steps: int = 240) -> None:
     bar = Progress(steps)
     for step in range(1, steps + 1):
         clock[0] += seconds
-        bar.show(loss=f"{1 / step:.4f}", examples_s="1,024")
+        bar.show({"loss": (1 / step, ".4f"), "examples/s": (1024.0, ",.0f")})
         bar.advance()
     bar.close()
 
@@ -46,10 +46,10 @@ def test_a_log_has_a_line_a_minute_with_step_loss_speed_and_what_is_left(clock, 
     out, err = capsys.readouterr()
     assert err == ""
     assert out.splitlines() == [
-        "step 60 of 240  loss 0.0083  examples_s 1,024  03:00 left".replace("0.0083", f"{1 / 60:.4f}"),
-        f"step 120 of 240  loss {1 / 120:.4f}  examples_s 1,024  02:00 left",
-        f"step 180 of 240  loss {1 / 180:.4f}  examples_s 1,024  01:00 left",
-        f"step 240 of 240  loss {1 / 240:.4f}  examples_s 1,024  00:00 left",
+        "step 60 of 240  loss 0.0083  examples/s 1,024  03:00 left".replace("0.0083", f"{1 / 60:.4f}"),
+        f"step 120 of 240  loss {1 / 120:.4f}  examples/s 1,024  02:00 left",
+        f"step 180 of 240  loss {1 / 180:.4f}  examples/s 1,024  01:00 left",
+        f"step 240 of 240  loss {1 / 240:.4f}  examples/s 1,024  00:00 left",
     ]
 
 
@@ -73,7 +73,7 @@ def test_a_terminal_shows_a_bar_and_no_lines():
     program = (
         "from em3_jax.core.progress import Progress\n"
         "bar = Progress(40, lines_every=1e-9)\n"
-        "for _ in range(40): bar.show(loss='0.5'); bar.advance()\n"
+        "for _ in range(40): bar.show({'loss': (0.5, '.1f')}); bar.advance()\n"
         "bar.say('step 40  valid auc 0.7'); bar.close()"
     )
     terminal, end = pty.openpty()
@@ -95,8 +95,9 @@ def test_training_and_export_say_how_far_they_are_where_there_is_no_terminal(pla
     out = capsys.readouterr()
     lines = re.findall(r"^step ([\d,]+) of 12(.*)$", out.out, re.MULTILINE)
     assert [int(step) for step, _ in lines] == list(range(1, STEPS + 1)) and out.err == ""
-    shape = r"  loss \d\.\d{4}  examples_s [\d,]+  input_wait \d+%  [\d:]+ left"
-    assert all(re.fullmatch(shape, values) for _, values in lines[2:])
+    shape = r"  loss \d\.\d{4}  examples/s [\d,]+  input wait \d+%(  best auc \d\.\d{4})?  [\d:]+ left"
+    shown = [re.fullmatch(shape, values) for _, values in lines[6:]]
+    assert all(shown) and all(line[1] for line in shown), "after the first evaluation the best so far"
     monkeypatch.setattr(items, "Progress", often)
     monkeypatch.setattr(embeddings, "Progress", often)
     export.export(tmp_path / "run", tmp_path / "store", export.Settings(batch_size=50, platforms=("cpu",)))

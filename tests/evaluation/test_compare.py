@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from em3_jax import metrics
+from em3_jax.core import terminal
 from em3_jax.evaluation import compare, influence
 from em3_jax.evaluation.influence import ByCluster
 from tests.conftest import user_error
@@ -138,7 +139,8 @@ def test_the_table_shows_each_model_and_says_what_p_is(runs, tmp_path):
     models = [_load(runs, name, (0, 1, 2)) for name in ("base", "better")]
     text = compare.table(models, compare.compare(models, "auc"), "auc", "test")
     assert text.count("better") == 2 and "new users" not in text and "t-test over 3 seeds" in text
-    assert "Bayes" in text and "gap closed" in text
+    assert "Bayes" in text and "gap" in text and "closed" in text
+    assert max(map(len, text.splitlines())) <= terminal.WIDTH
     old = [m._replace(moved_by=None) for m in models]
     rows = compare.compare(old, "auc")
     assert math.isnan(rows["all"]["better"]["low"]) and rows["all"]["better"]["p"] > 0, "seeds need no rows"

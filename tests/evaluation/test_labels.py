@@ -263,10 +263,10 @@ def test_intervals_by_drawing_users_again_and_what_compare_makes_of_them(several
             if f"{metric}_se" in values[name]:
                 assert one["se"] == pytest.approx(values[name][f"{metric}_se"], rel=0.3), metric
     shown = call(compare, *compared)
-    dwell = next(line for line in shown.splitlines() if line.startswith("label dwell"))
+    dwell = shown.split("label dwell, n ")[1].splitlines()[1]
     assert f"{report['labels']['dwell']['rmse']:.4f}" in dwell
     entropy = shown.split("normalized_entropy on test")[1].splitlines()
-    assert f"{drawn['intervals']['all']['normalized_entropy']['se']:.4f}" in entropy[1] and "+0.0000 to" in entropy[2]
+    assert f"{drawn['intervals']['all']['normalized_entropy']['se']:.4f}" in entropy[2] and "+0.0000 to" in entropy[3]
     shown = call(compare, *compared, "--bootstrap", "--json", str(folder / "compared.json"))
     assert f"{drawn['intervals']['label dwell']['rmse']['se']:.4f}" in shown and "bootstrap samples" in shown
     kept = json.loads((folder / "compared.json").read_text())

@@ -13,7 +13,7 @@ import pytest
 
 from em3_jax import metrics
 from em3_jax.config import recipes
-from em3_jax.core import strict_json
+from em3_jax.core import strict_json, terminal
 from em3_jax.data.readers.synthetic import synthetic
 from em3_jax.training import experiment
 from em3_jax.trials import runs
@@ -92,7 +92,8 @@ def test_the_page_has_the_numbers_and_asks_nothing_of_the_network(made):
     assert text.count("<svg") >= 3 and found["command"].split()[0] in text
     assert f"{found['forecast']['value']:+.4f}" in text or found["verdict"] == "harms"
     said = words.text(found)
-    assert said.startswith(words.headline(found)) and "Not told:" in said
+    assert " ".join(said.split()).startswith(words.headline(found)) and "Not told:" in said
+    assert max(map(len, said.splitlines())) <= terminal.WIDTH
 
 
 def test_killed_it_goes_on_and_the_page_is_the_same(made, planted, tmp_path):
