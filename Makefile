@@ -60,6 +60,7 @@ format: $(VENV)/installed-test
 
 docs: $(VENV)/installed
 	$(BIN)/python -c "from em3_jax.config import manual; print(manual.page(), end='')" > docs/settings.md
+	$(BIN)/python -m reproduce.results
 
 # All pages as a site, in build/site, in an environment of its own; a link that leads nowhere is an error.
 $(VENV)-docs/installed: requirements-docs.txt

@@ -25,7 +25,7 @@ from em3_jax.data.format import Dataset, open_dataset
 from em3_jax.evaluation import folds
 from em3_jax.trials import runs
 from em3_jax.trials.runs import PlannedRun
-from reproduce import images, lemur, report, retrieval, search, tables
+from reproduce import images, kept, lemur, report, retrieval, search, tables
 from reproduce.grids import MODELS
 
 SEARCH = 6
@@ -180,21 +180,31 @@ def main() -> None:
         help=f"settings that the baseline and the model each try on validation (default {SEARCH}); 0 = those of the config",
     )
     parser.add_argument("--no-grid", action="store_true", help="table 10 with the settings of the config alone")
+    parser.add_argument(
+        "--keep",
+        type=paths.local,
+        metavar="FILE",
+        help="also write all of it as one table of a page, docs/results/NAME.json, see reproduce/results.py",
+    )
     parser.epilog = (
         "Further options --config.<key>=<value> change the config of all runs, as for train.py, but for keys that a "
         "run's variant (online, pretraining, ...) sets itself."
     )
     args, others = parser.parse_known_args()
+    if args.keep:
+        kept.check(args.keep)
     with Lock(args.out, hint="wait for it, or choose another --out"):
-        _tables(args, others, "em3 reproduce " + shlex.join(sys.argv[1:]))
+        stems = _tables(args, others, "em3 reproduce " + shlex.join(sys.argv[1:]))
+        if args.keep:
+            kept.write(args.keep, [Path(args.out) / f"{stem}.json" for stem in stems], args.config)
+    print(f"written to {args.out}" + (f" and {args.keep}" if args.keep else ""))
 
 
-def _tables(args: argparse.Namespace, others: list[str], command: str) -> None:
-    """Makes and prints what --table asks for."""
+def _tables(args: argparse.Namespace, others: list[str], command: str) -> list[str]:
+    """Makes and prints what --table asks for; returns the stems of the reports' files, and sets --config."""
     if args.table == "10":
         print("\n" + _table_10(args, others, command))
-        print(f"written to {args.out}")
-        return
+        return ["table10"]
     args.data = ",".join(str(paths.local(one)) for one in args.data.split(","))
     only = tuple(filter(None, args.models.split(",")))
     if args.no_grid or (only and args.table not in APART):
@@ -213,12 +223,12 @@ def _tables(args: argparse.Namespace, others: list[str], command: str) -> None:
     numbers = tuple(int(name) if name.isdigit() else name for name in names)
     for page in reproduce(numbers, args.data, args.seeds, args.out, **settings):
         print("\n" + page)
-    print(f"written to {args.out}")
+    return [f"table{name}" if isinstance(name, int) else f"table_{name}" for name in numbers]
 
 
 def _table_10(args: argparse.Namespace, others: list[str], command: str) -> str:
-    """The page of table 10."""
-    config = args.config or retrieval.CONFIG
+    """The page of table 10; sets --config."""
+    config = args.config = args.config or retrieval.CONFIG
     wanted, known = list(filter(None, args.models.split(","))), {model.name: model for model in MODELS}
     for name in wanted:
         if name not in known:
