@@ -6,7 +6,7 @@ DEMO ?= runs/demo
 # Settings of both runs of the demo, as OPTIONS=--config.train.epochs=1 for a short one.
 OPTIONS ?=
 
-.PHONY: install demo test suite lint style types format docs site bench speedrun clean
+.PHONY: install demo test suite lint style types format docs notebooks site bench speedrun clean
 
 install: $(VENV)/installed
 
@@ -60,6 +60,16 @@ format: $(VENV)/installed-test
 
 docs: $(VENV)/installed
 	$(BIN)/python -c "from em3_jax.config import manual; print(manual.page(), end='')" > docs/settings.md
+	$(BIN)/python -m reproduce.results
+
+# What the notebooks print and draw, stored in them anew: minutes. In an environment of its own.
+$(VENV)-notebooks/installed: pyproject.toml requirements-notebooks.txt
+	$(PYTHON) -m venv $(VENV)-notebooks
+	$(VENV)-notebooks/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-notebooks.txt -e .
+	touch $@
+
+notebooks: $(VENV)-notebooks/installed
+	$(VENV)-notebooks/bin/python .ci/notebooks.py
 
 # All pages as a site, in build/site, in an environment of its own; a link that leads nowhere is an error.
 $(VENV)-docs/installed: requirements-docs.txt
@@ -78,4 +88,4 @@ speedrun: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speedrun $(RACE)
 
 clean:
-	rm -rf $(VENV) $(VENV)-docs $(DEMO) build
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-notebooks $(DEMO) build

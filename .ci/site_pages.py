@@ -2,8 +2,11 @@
 
 A page of docs/ links to `../benchmarks/NOTES.md` and the README to `docs/training.md`. In the site
 docs/ is the root and the README its first page; what else a page links to stands at its own path.
+A notebook is a page like any other: its cells, and below them what they printed and drew.
 """
 
+import base64
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -22,13 +25,36 @@ FENCE = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
 
 def in_site(path: str) -> str:
     """Where a file of the checkout stands in the site."""
-    return "index.md" if path == FIRST else path.removeprefix("docs/")
+    return "index.md" if path == FIRST else re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/"))
 
 
 def in_checkout(uri: str) -> str:
     """The file of the checkout that a page of the site is."""
-    inside = f"docs/{uri}"
-    return FIRST if uri == "index.md" else inside if (ROOT / inside).exists() else uri
+    notebook = re.sub(r"\.md$", ".ipynb", uri)
+    places = [path for path in (f"docs/{uri}", uri, notebook) if (ROOT / path).exists()]
+    return FIRST if uri == "index.md" else places[0] if places else uri
+
+
+def as_markdown(notebook: Path) -> tuple[str, dict[str, bytes]]:
+    """The page of a notebook, and the pictures that stand beside it: name -> PNG."""
+    lines, pictures = [], {}
+    for cell in json.loads(notebook.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        lines.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            if "text" in output:
+                lines.append("```text\n" + "".join(output["text"]).rstrip() + "\n```")
+            elif "image/png" in output["data"]:
+                name = f"{notebook.stem}_{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode(output["data"]["image/png"])
+                lines.append(f"![drawn by the cell above]({name})")
+    return "\n\n".join(lines) + "\n", pictures
+
+
+def text_of(path: str) -> str:
+    """A page of the checkout, as Markdown."""
+    file = ROOT / path
+    return as_markdown(file)[0] if path.endswith(".ipynb") else file.read_text("utf-8")
 
 
 def targets(page: str, text: str) -> dict[str, str]:
@@ -44,10 +70,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     seen = set(waiting)
     while waiting:
         path = waiting.pop()
-        if files.get_file_from_path(in_site(path)) is None:
+        if path.endswith(".ipynb"):
+            page, pictures = as_markdown(ROOT / path)
+            beside = {f"{posixpath.dirname(path)}/{name}": png for name, png in pictures.items()}
+            for uri, content in {in_site(path): page, **beside}.items():
+                files.append(File.generated(config, uri, content=content))
+        elif files.get_file_from_path(in_site(path)) is None:
             files.append(File.generated(config, in_site(path), abs_src_path=str(ROOT / path)))
-        if path.endswith(".md"):
-            new = set(targets(path, (ROOT / path).read_text("utf-8")).values()) - seen
+        if path.endswith((".md", ".ipynb")):
+            new = set(targets(path, text_of(path)).values()) - seen
             waiting += new
             seen |= new
     return files

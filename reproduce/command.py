@@ -25,7 +25,7 @@ from em3_jax.data.format import Dataset, open_dataset
 from em3_jax.evaluation import folds
 from em3_jax.trials import runs
 from em3_jax.trials.runs import PlannedRun
-from reproduce import images, lemur, report, retrieval, search, tables
+from reproduce import images, kept, lemur, report, retrieval, search, tables
 from reproduce.grids import MODELS
 
 SEARCH = 6
@@ -186,20 +186,34 @@ def main() -> None:
         help=f"settings that the baseline and the model each try on validation (default {SEARCH}); 0 = those of the config",
     )
     parser.add_argument("--no-grid", action="store_true", help="table 10 with the settings of the config alone")
+    parser.add_argument(
+        "--keep",
+        type=paths.local,
+        metavar="FILE",
+        help="also write all of it as one table of a page, docs/results/NAME.json, see reproduce/results.py",
+    )
     parser.epilog = (
         "Further options --config.<key>=<value> change the config of all runs, as for train.py, but for keys that a "
         "run's variant (online, pretraining, ...) sets itself."
     )
     args, others = parser.parse_known_args()
+    if args.keep:
+        kept.check(args.keep)
     with Lock(args.out, hint="wait for it, or choose another --out"):
-        _tables(args, others, "em3 reproduce " + shlex.join(sys.argv[1:]))
+        stems, pages = _tables(args, others, "em3 reproduce " + shlex.join(sys.argv[1:]))
+        texts = list(pages)
+        if args.keep:
+            kept.write(args.keep, [Path(args.out) / f"{stem}.json" for stem in stems], args.config)
+    # What is printed are tables of 80 columns, what is written is Markdown.
+    shown = [f"\n{terminal.markdown(one)}" for one in texts]
+    written = f"written to {args.out}" + (f" and {args.keep}" if args.keep else "")
+    terminal.result("\n".join([*shown, written]), out=str(args.out), pages=texts)
 
 
-def _tables(args: argparse.Namespace, others: list[str], command: str) -> None:
-    """Makes and prints what --table asks for."""
+def _tables(args: argparse.Namespace, others: list[str], command: str) -> tuple[list[str], Iterable[str]]:
+    """(the stems of the reports' files, the pages as they are made) of what --table asks for; sets --config."""
     if args.table == "10":
-        _show([_table_10(args, others, command)], args.out)
-        return
+        return ["table10"], [_table_10(args, others, command)]
     args.data = ",".join(str(paths.local(one)) for one in args.data.split(","))
     only = tuple(filter(None, args.models.split(",")))
     if args.no_grid or (only and args.table not in APART):
@@ -216,19 +230,13 @@ def _tables(args: argparse.Namespace, others: list[str], command: str) -> None:
     settings = {"config": args.config, "changes": changes, "parallel": args.jobs, "command": command, "only": only}
     settings["search_count"] = args.search
     numbers = tuple(int(name) if name.isdigit() else name for name in names)
-    _show(reproduce(numbers, args.data, args.seeds, args.out, **settings), args.out)
-
-
-def _show(pages: Iterable[str], out: Path) -> None:
-    """Prints the pages; what is printed are tables of 80 columns, what is written is Markdown."""
-    texts = list(pages)
-    shown = [f"\n{terminal.markdown(one)}" for one in texts]
-    terminal.result("\n".join([*shown, f"written to {out}"]), out=str(out), pages=texts)
+    stems = [f"table{name}" if isinstance(name, int) else f"table_{name}" for name in numbers]
+    return stems, reproduce(numbers, args.data, args.seeds, args.out, **settings)
 
 
 def _table_10(args: argparse.Namespace, others: list[str], command: str) -> str:
-    """The page of table 10."""
-    config = args.config or retrieval.CONFIG
+    """The page of table 10; sets --config."""
+    config = args.config = args.config or retrieval.CONFIG
     wanted, known = list(filter(None, args.models.split(","))), {model.name: model for model in MODELS}
     for name in wanted:
         if name not in known:

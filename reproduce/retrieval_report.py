@@ -125,7 +125,7 @@ def _grids(rows: list[dict]) -> list[str]:
     if not tried:
         return ["No grid was tried: every model ran with the settings of its config."]
     points = {
-        row["label"]: [f"{_settings(point['settings'])}: {point['valid']:.4f}" for point in row["grid"]]
+        row["label"]: [f"{settings_of(point['settings'])}: {point['valid']:.4f}" for point in row["grid"]]
         for row in tried
     }
     return [
@@ -151,7 +151,7 @@ def _table(rows: list[dict]) -> list[str]:
     header += [f"paper: {name}" for name in short] + ["logs: R@20", "logs: N@20"]
     lines = []
     for row in rows:
-        cells = [row["label"], _settings(row["chosen"])]
+        cells = [row["label"], settings_of(row["chosen"])]
         cells += [pages.mean(row["test"][metric]) for metric in METRICS]
         cells += [
             pages.number(row["test"][CHOICE]["se"], ".4f"),
@@ -166,7 +166,7 @@ def _table(rows: list[dict]) -> list[str]:
     return pages.table(header, lines)
 
 
-def _settings(changes: Mapping[str, Any]) -> str:
+def settings_of(changes: Mapping[str, Any]) -> str:
     """ "queries 1, dropout 0.5" of a grid point."""
     return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in changes.items()) or "-"
 

@@ -1,5 +1,6 @@
 """Pages hold together: links lead somewhere, and the README is read in one sitting."""
 
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 BESIDE = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")]
 PAGES = [ROOT / "README.md", *DOCS, *BESIDE]
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 LINK = re.compile(r"\[[^\]\[]*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
@@ -23,9 +25,18 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in words}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def text_of(page: Path) -> str:
+    """A page's text, or what stands in a notebook's cells of text."""
+    text = page.read_text("utf-8")
+    if page.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+        text = "\n\n".join("".join(cell["source"]) for cell in cells)
+    return FENCED.sub("", text)
+
+
+@pytest.mark.parametrize("page", PAGES + NOTEBOOKS, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    links = LINK.findall(FENCED.sub("", page.read_text("utf-8")))
+    links = LINK.findall(text_of(page))
     for link in links:
         if "://" in link:
             continue
@@ -45,6 +56,7 @@ def test_the_site_has_every_page():
     site = (ROOT / "mkdocs.yml").read_text("utf-8")
     nav = set(re.findall(r"^ +- [^:]+: (\S+\.md)$", site, re.MULTILINE))
     pages = {page.name for page in DOCS} | {str(page.relative_to(ROOT)) for page in BESIDE}
+    pages |= {f"examples/{notebook.stem}.md" for notebook in NOTEBOOKS}
     assert nav == pages | {"index.md", *(f"benchmarks/{name}.md" for name in ("NOTES", "SCALE", "SPEEDRUN"))}
 
 

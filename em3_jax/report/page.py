@@ -115,7 +115,8 @@ main > p { color: var(--soft); margin: 6px 0; }
 button { font: inherit; color: inherit; background: none; border: 1px solid var(--rule); border-radius: 6px; padding: 3px 10px;
   cursor: pointer; max-width: 100%; overflow-wrap: anywhere; text-align: left; }
 button:hover { border-color: var(--soft); }
-button[aria-pressed=false] { opacity: .45; text-decoration: line-through; }
+button[aria-pressed=false] { color: var(--soft); text-decoration: line-through; }
+button[aria-pressed=false] .swatch { opacity: .45; }
 .swatch { display: inline-block; width: 11px; height: 11px; border-radius: 3px; background: var(--c); margin-right: 7px; }
 .table { overflow-x: auto; margin: 4px 0 12px; background: var(--card); border: 1px solid var(--rule); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }

@@ -218,7 +218,8 @@ thead th { color: var(--soft); font-weight: 500; }
 tbody th { font-weight: 500; white-space: normal; min-width: 180px; }
 tbody th small { display: block; color: var(--soft); font-weight: 400; font-size: 12.5px; }
 tbody tr { border-top: 1px solid var(--rule); }
-tr.behind { opacity: .5; }
+tr.behind > *, tr.behind small { color: var(--soft); }
+tr.behind svg { opacity: .5; }
 tr.best th { box-shadow: inset 3px 0 0 var(--c0); }
 figure { margin: 0; padding: 12px 14px 8px; background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
   max-width: 760px; }

@@ -13,6 +13,7 @@ from em3_jax.analysis.page import Look, as_script_data
 from em3_jax.analysis.similarity import Choice
 from em3_jax.analysis.spaces import BASELINE_IDS, CONTENT, FROZEN, IDS, Analysed, Space
 from em3_jax.data.readers.table import table
+from tests import contrast
 from tests.conftest import watched
 
 ITEMS, NEVER_SHOWN, WITHOUT_PICTURE = 30, 29, 28
@@ -187,6 +188,17 @@ def test_on_a_phone(browser, page):
     assert view.evaluate("document.documentElement.scrollWidth") <= 390
     assert view.locator("#neighbours img").first.is_visible() and not complaints
     assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
+
+
+def test_every_text_can_be_read(browser, page):
+    view, _, _ = open_page(browser, page, "#item=f12")
+    for scheme in ("light", "dark"):
+        view.emulate_media(color_scheme=scheme)
+        view.locator("#spaces label.all").click()
+        assert contrast.faint(view) == {}
+    view.evaluate("document.body.insertAdjacentHTML('afterbegin', '<p style=\"color: #888\">too faint</p>')")
+    view.emulate_media(color_scheme="light")
+    assert list(contrast.faint(view)) == ["too faint"]
 
 
 def test_the_page_forbids_itself_any_network(browser, page):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from em3_jax.report import panels, plot, streams
 from em3_jax.training.logs import MetricWriter
+from tests import contrast
 from tests.conftest import ROOT, user_error, watched
 
 pytestmark = pytest.mark.quickly_compiled
@@ -361,7 +362,7 @@ def test_in_a_browser(browser, served, run, tmp_path, monkeypatch):
 
     button = view.locator("#legend button", has_text="other")
     button.click()
-    assert button.get_attribute("aria-pressed") == "false"
+    assert button.get_attribute("aria-pressed") == "false" and contrast.faint(view) == {}
     assert loss.locator("path").count() == 1 and loss.locator("path").get_attribute("data-run") == "0"
     button.click()
     assert loss.locator("path").count() == 2
@@ -370,7 +371,7 @@ def test_in_a_browser(browser, served, run, tmp_path, monkeypatch):
     ground = "getComputedStyle(document.body).backgroundColor"
     before = view.evaluate(ground)
     view.locator("#theme").click()
-    assert view.evaluate(ground) != before
+    assert view.evaluate(ground) != before and contrast.faint(view) == {}
     further = view.locator("summary", has_text="Further values")
     further.click()
     view.locator('svg[aria-label="valid/n"]').wait_for()

@@ -18,7 +18,7 @@ from em3_jax.config import recipes
 from em3_jax.core import strict_json
 from em3_jax.training import experiment
 from em3_jax.trials import runs
-from reproduce import report, search, tables
+from reproduce import report, results, search, tables
 from reproduce.command import reproduce
 from tests.conftest import ROOT, user_error
 
@@ -138,7 +138,7 @@ def test_a_terminated_command_goes_on_where_it_was(planted, pages, tmp_path):
     assert not list((stopped / "runs").glob("*/finished.json"))
 
     again = subprocess.run(
-        [*command, "--out", str(tmp_path / "done"), *options, *short],
+        [*command, "--out", str(tmp_path / "done"), "--keep", str(tmp_path / "kept.json"), *options, *short],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -148,6 +148,11 @@ def test_a_terminated_command_goes_on_where_it_was(planted, pages, tmp_path):
     result = json.loads((tmp_path / "done" / "table5.json").read_text())["groups"][0]["rows"]
     expected = json.loads((out / "table5.json").read_text())["groups"][0]["rows"]
     assert [row["auc"]["values"][0] for row in result] == [row["auc"]["values"][0] for row in expected]
+    kept = results.read(tmp_path / "kept.json")  # what a page shows
+    assert [row["auc"]["values"] for row in kept["rows"]] == [row["auc"]["values"] for row in result]
+    (source,) = kept["sources"]
+    assert source["seeds"] == [0] and source["config"] == "configs/em3_synthetic.py" and source["date"]
+    assert source["command"].startswith("em3 reproduce --table 5 ") and f"--keep {tmp_path}" in source["command"]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +166,7 @@ def test_a_terminated_command_goes_on_where_it_was(planted, pages, tmp_path):
         (["--table", "10", "--seeds", "0"], "--seeds and --jobs: must be at least 1"),
         (["--table", "5", "--seeds", "0"], "--seeds and --jobs: must be at least 1"),
         (["--table", "5", "--search", "-1"], "--search at least 0"),
+        (["--table", "5", "--keep", "page.md"], "--keep page.md: must be a .json file in a folder that is there"),
         (["--table", "5", "--config.model.fusoin=mean"], "config.model.fusoin: unknown key; did you mean 'fusion'?"),
         (["--table", "5", "--config.train.epochs=many"], "config.train.epochs=many: give a number above 0"),
         (["--table", "5", "--seed=3", "--tabel=3"], "unknown option"),

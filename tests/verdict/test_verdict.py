@@ -22,7 +22,8 @@ from em3_jax.verdict.budget import MORE_OF_IDS, Plan
 from em3_jax.verdict.command import verdict
 from em3_jax.verdict.ladder import FUSION, IDS, LADDER, POPULARITY
 from em3_jax.verdict.popularity import PRIOR
-from tests.conftest import ROOT, user_error
+from tests import contrast
+from tests.conftest import ROOT, user_error, watched
 
 pytestmark = [pytest.mark.quickly_compiled, pytest.mark.seconds(90)]
 
@@ -192,6 +193,17 @@ def test_sentences_of_each_verdict(made):
     assert "<svg" in page.page(pays)
     popular = [row | {"auc": 0.9} if row["name"] == POPULARITY else row for row in found["ladder"]]
     assert any("Popularity of all training rows has 0.9000" in one for one in words.untold(found | {"ladder": popular}))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_of_the_page_can_be_read(browser, made, tmp_path, scheme):
+    _, found = made
+    (tmp_path / "verdict.html").write_text(page.page(found | {"top": 2.0}), "utf-8")  # as if every rung was left behind
+    view, _, complaints = watched(browser, viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    view.goto((tmp_path / "verdict.html").as_uri())
+    assert view.locator("tr.behind").count() == len(found["ladder"])
+    assert view.evaluate("document.documentElement.scrollWidth") <= 390 and not complaints
+    assert contrast.faint(view) == {}
 
 
 def test_popularity_is_by_training_rows_alone(made, planted):
