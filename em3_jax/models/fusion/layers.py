@@ -73,8 +73,8 @@ class Attention(nn.Module):
         """
         items, width, size = len(mask), x.shape[-1], x.shape[-1] // self.heads
         query = LoRADense(width, name="query")(x).reshape(-1, self.heads, size) / jnp.sqrt(size)
-        key, _ = _Affine((width, width), name="key")()
-        value, bias = _Affine((width, width), name="value")()
+        key, _ = Affine((width, width), name="key")()
+        value, bias = Affine((width, width), name="value")()
         asks = jnp.einsum("ehd,qhd->ehq", key.reshape(width, self.heads, size), query)
         kernel = jnp.concatenate([value, asks.reshape(width, -1)], axis=1)
         read = [product(part.reshape(-1, width), kernel).reshape(*part.shape[:2], -1) for part in parts]
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         return LoRADense(width, name="output")(mixed.reshape(items, -1, width))
 
 
-class _Affine(nn.Module):
+class Affine(nn.Module):
     """The parameters of `nn.Dense`: (kernel [E, D], bias [D])."""
 
     shape: tuple[int, int]
