@@ -10,6 +10,7 @@ The settings are those of configs/em3_synthetic.py. What the kinds are worth the
 
 Expected on test, 3 seeds (docs/several_labels.md): id_only, a model of its own for each label, click 0.7035 ± 0.0097, buy
 0.6093 ± 0.0022; esmm +0.0305 on buy.
+Cost (benchmarks/NOTES.md): mmoe 86 s of processors and 1.0 GB.
 """
 
 from configs import base, em3_synthetic
