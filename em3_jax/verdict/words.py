@@ -155,6 +155,7 @@ def text(found: dict[str, Any]) -> str:
         rows.append([*cells, f"{row['gauc']:.4f}", f"{cost:.3f}" if cost is not None else ""])
     lines += ["", terminal.table(header, rows, joined=[header.index("95 %")])]
     if any(row["share"] < found["top"] for row in found["ladder"]):
-        lines.append("Rungs of fewer rows are against IDs of as few, not to be compared with the others.")
+        fewer = "Rungs of fewer rows are against IDs of as few, not to be compared with the others."
+        lines.append(terminal.paragraph(fewer))
     lines += ["", "Not told:", *(terminal.paragraph(f"- {one}") for one in untold(found))]
     return "\n".join(lines)
