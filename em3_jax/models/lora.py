@@ -55,6 +55,43 @@ def _product_backward(saved, gradient):
 product.defvjp(_product_forward, _product_backward)
 
 
+class Adapted(NamedTuple):
+    """The map x W + b of an FC layer, and beside it x A B of its adapter where there is one (eq. 9).
+
+    Called with x [S, E] it gives [S, D].
+
+    Attributes:
+      kernel: W [E, D].
+      bias: b [D].
+      down, up: A [E, r] and B [r, D]; None without an adapter.
+      passes: whether the gradient passes through W to x; through A and B it does in any case.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
+    down: jax.Array | None = None
+    up: jax.Array | None = None
+    passes: bool = True
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = product(x if self.passes else jax.lax.stop_gradient(x), self.kernel) + self.bias
+        return y if self.down is None or self.up is None else y + (x @ self.down) @ self.up
+
+    def then(self, matrix: jax.Array) -> "Adapted":
+        """The map of which the result is multiplied with `matrix` [D, K], as one of [E, K]."""
+        up = None if self.up is None else self.up @ matrix
+        return self._replace(kernel=self.kernel @ matrix, bias=self.bias @ matrix, up=up)
+
+    def beside(self, other: "Adapted") -> "Adapted":
+        """The map that gives the results of both, [D + D'], in one product; both are adapted or neither is."""
+        side_by_side = lambda *arrays: jnp.concatenate(arrays, axis=-1)  # noqa: E731
+        both = self._replace(kernel=side_by_side(self.kernel, other.kernel), bias=side_by_side(self.bias, other.bias))
+        if self.down is None or self.up is None or other.down is None or other.up is None:
+            return both
+        up = jax.scipy.linalg.block_diag(self.up, other.up)
+        return both._replace(down=side_by_side(self.down, other.down), up=up)
+
+
 class LoRADense(nn.Module):
     """[*, E] -> [*, D]: an FC layer with an adapter of rank r beside it (eq. 9).
 
@@ -71,21 +108,22 @@ class LoRADense(nn.Module):
     lora: LoRA = LoRA()
     kernel_init: Callable = nn.initializers.lecun_normal()
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        rank, flat = self.lora.rank, x.reshape(-1, x.shape[-1])
-        kernel = self.param("kernel", self.kernel_init, (flat.shape[1], self.features))
+        width = x.shape[-1]
+        return self.map(width)(x.reshape(-1, width)).reshape(*x.shape[:-1], self.features)
+
+    @nn.compact
+    def map(self, width: int) -> Adapted:
+        """The layer as a map of vectors [E] with E = `width`, to be joined with others."""
+        rank = self.lora.rank
+        kernel = self.param("kernel", self.kernel_init, (width, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        if rank and self.lora.stop_gradient == "weights":
-            kernel, bias = jax.lax.stop_gradient((kernel, bias))
-        y = product(flat, kernel) + bias
-        if rank:
-            if self.lora.stop_gradient == "output":
-                y = jax.lax.stop_gradient(y)
-            a = self.param("lora_a", nn.initializers.lecun_normal(), (flat.shape[1], rank))
-            b = self.param("lora_b", nn.initializers.zeros, (rank, self.features))
-            y += (flat @ a) @ b
-        return y.reshape(*x.shape[:-1], self.features)
+        if not rank:
+            return Adapted(kernel, bias)
+        kernel, bias = jax.lax.stop_gradient((kernel, bias))
+        a = self.param("lora_a", nn.initializers.lecun_normal(), (width, rank))
+        b = self.param("lora_b", nn.initializers.zeros, (rank, self.features))
+        return Adapted(kernel, bias, a, b, passes=self.lora.stop_gradient == "weights")
 
 
 def fresh(key: jax.Array, params: Any, rank: int) -> Any:

@@ -114,7 +114,9 @@ def test_gauc_is_by_any_field_of_the_dataset(tiny):
             np.bincount(values_of["user"], expected)[np.unique(values_of["user"])],
         )
     assert ("all", "ndcg@3") in moved["user"].moved and ("all", "ndcg@3") not in moved["item"].moved
-    assert found["gauc_by_user"] == found["gauc"] and "gauc_by_hour" in ranking_evaluation.table(report)
+    lines = ranking_evaluation.table(report).splitlines()
+    headers = [line for line in lines if line.startswith("slice ")]  # of each part of the table
+    assert found["gauc_by_user"] == found["gauc"] and any("gauc_by_hour" in line for line in headers)
     cold = ranking_evaluation.slices(data, rows, [], 0.1)["cold items"]
     lists = ndcg.of_groups(label[cold], logits[cold], values_of["user"][cold], (3,))
     assert report["cold items"]["ndcg@3"] == pytest.approx(lists.mean("ndcg@3"))

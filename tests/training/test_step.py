@@ -160,15 +160,14 @@ def test_a_factor_on_the_rates_scales_what_everything_moves(distinct):
 
 
 def test_distinct_items_and_all_slots_have_the_same_gradients(distinct, all_slots):
-    """Each array to 1e-5 of its norm. Softmax ignores key biases: their gradient is zero, or so but for rounding."""
+    """Each array to 1e-5 of its norm. Softmax ignores key biases: their gradient is zero but for rounding."""
     ones = trees.named_leaves((distinct.state.opt_state, distinct.state.tables["slots"]))
     others = trees.named_leaves((all_slots.state.opt_state, all_slots.state.tables["slots"]))
     whole = np.sqrt(sum(np.linalg.norm(gradient) ** 2 for gradient in ones.values()))
     for name, gradient in ones.items():
         norm = np.linalg.norm(gradient)
-        is_ignored = name.endswith("key/bias")
-        tolerance = 1e-7 * whole if is_ignored else 1e-5 * norm
-        assert (norm > 0 or is_ignored) and np.linalg.norm(others[name] - gradient) <= tolerance, name
+        tolerance = 1e-7 * whole if name.endswith("key/bias") else 1e-5 * norm
+        assert norm > 0 and np.linalg.norm(others[name] - gradient) <= tolerance, name
 
 
 def shapes_of(hlo: str) -> set[tuple[int, ...]]:

@@ -10,7 +10,6 @@ import copy
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from fuxictr.pytorch.dataloaders.npz_dataloader import NpzDataLoader
 from fuxictr.pytorch.torch_utils import seed_everything
 from model_zoo.LongCTR.DCNv2.DCNv2 import DCNv2
 from model_zoo.LongCTR.DIN.DIN import DIN
-from protocol import Reports
+from protocol import Reports, main
 
 SETTINGS = {
     "verbose": 0, "early_stop_patience": 4, "save_best_only": True, "group_id": None, "gpu": -1, "batch_size": 1024,
@@ -143,8 +142,4 @@ def train(work: Path, name: str, seed: int, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    command, folder, *rest = sys.argv[1:]
-    if command == "prepare":
-        prepare(Path(folder), Path(rest[0]))
-    else:
-        train(Path(folder), rest[0], int(rest[1]), int(rest[2]))
+    main(prepare, train)

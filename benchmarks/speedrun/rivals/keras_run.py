@@ -6,7 +6,6 @@ trains, a quarter of an epoch a call. The histories are not attended to: the lib
 """
 
 import os
-import sys
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"
@@ -15,7 +14,7 @@ import keras
 import keras_rs
 import numpy as np
 from encode import load, save
-from protocol import Reports
+from protocol import Reports, main
 
 WIDTH, HIDDEN, BATCH = 16, (256, 128, 64), 1024
 EVALUATIONS, EPOCHS, PATIENCE = 4, 30, 4
@@ -46,7 +45,7 @@ def auc_of(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(metric.result())
 
 
-def train(work: Path, seed: int) -> None:
+def train(work: Path, _name: str, seed: int, _threads: int) -> None:
     reports = Reports(work)
     keras.utils.set_random_seed(seed)
     random = np.random.default_rng(seed)
@@ -74,8 +73,4 @@ def train(work: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    command, folder, *rest = sys.argv[1:]
-    if command == "prepare":
-        save(Path(folder), Path(rest[0]))
-    else:
-        train(Path(folder), int(rest[1]))
+    main(save, train)

@@ -5,10 +5,10 @@ in preparation; what trains is PyTorch. Importing the pipeline imports jax, some
 own; no program of jax is compiled. Batches, rates, dropout and evaluations are those of configs/em3_synthetic.py.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
+from protocol import Reports, main
 
 EVALUATE, VALID_BATCH = 250, 1024
 
@@ -38,7 +38,6 @@ def train(work: Path, name: str, seed: int, threads: int) -> None:
     import torch
 
     from benchmarks.peer_model import Peer, PeerStep, tensors
-    from benchmarks.speedrun.rivals.protocol import Reports
     from configs import em3_synthetic
     from em3_jax import metrics
     from em3_jax.core import rng
@@ -91,8 +90,4 @@ def train(work: Path, name: str, seed: int, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    command, folder, *rest = sys.argv[1:]
-    if command == "prepare":
-        prepare(Path(folder), Path(rest[0]))
-    else:
-        train(Path(folder), rest[0], int(rest[1]), int(rest[2]))
+    main(prepare, train)

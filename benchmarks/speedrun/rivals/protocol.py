@@ -20,6 +20,21 @@ from typing import Any
 import numpy as np
 
 
+def main(prepare: Callable[[Path, Path], None], train: Callable[..., None]) -> None:
+    """Runs the command that the race asks for.
+
+    Args:
+      prepare: of (rows folder, work folder).
+      train: of (work folder, name, seed, threads).
+    """
+    command, folder, *rest = sys.argv[1:]
+    if command == "prepare":
+        prepare(Path(folder), Path(rest[0]))
+    else:
+        name, seed, threads = rest
+        train(Path(folder), name, int(seed), int(threads))
+
+
 class Reports:
     """Reports of a training run.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from protocol import Reports, Shares
+from protocol import Reports, Shares, main
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.model.sequential_recommender.din import DIN
@@ -72,7 +72,7 @@ class Reporting(Trainer):
         return out
 
 
-def train(work: Path, seed: int, threads: int) -> None:
+def train(work: Path, _name: str, seed: int, threads: int) -> None:
     reports = Reports(work)
     loaded = {"inter": ["user_id", "item_id", "item_id_list", "click"]}
     loaded["item"] = ["item_id", *json.loads((work / "of_item.json").read_text())]
@@ -92,8 +92,4 @@ def train(work: Path, seed: int, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    command, folder, *rest = sys.argv[1:]
-    if command == "prepare":
-        prepare(Path(folder), Path(rest[0]))
-    else:
-        train(Path(folder), int(rest[1]), int(rest[2]))
+    main(prepare, train)

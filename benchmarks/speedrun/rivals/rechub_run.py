@@ -5,13 +5,12 @@ FuxiCTR's, so that torch rivals are alike; weight decay is the trainer's default
 whose candidate is padding. An epoch of the trainer is a quarter of one, so that it evaluates as often as ours.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from encode import load, save
-from protocol import Reports, Shares
+from protocol import Reports, Shares, main
 from torch_rechub.basic.features import SequenceFeature, SparseFeature
 from torch_rechub.models.ranking import DIN
 from torch_rechub.trainers import CTRTrainer
@@ -46,7 +45,7 @@ def features_of(columns: dict, sizes: dict[str, int]) -> tuple[list, list, list]
     return made, events, candidates
 
 
-def train(work: Path, seed: int, threads: int) -> None:
+def train(work: Path, _name: str, seed: int, threads: int) -> None:
     reports = Reports(work)
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
@@ -73,8 +72,4 @@ def train(work: Path, seed: int, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    command, folder, *rest = sys.argv[1:]
-    if command == "prepare":
-        save(Path(folder), Path(rest[0]))
-    else:
-        train(Path(folder), int(rest[1]), int(rest[2]))
+    main(save, train)

@@ -11,7 +11,7 @@ from em3_jax.models.attention import WEIGHTS
 from em3_jax.models.dropout import Dropout
 from em3_jax.models.fusion import FusionSettings
 from em3_jax.models.fusion.chunks import in_chunks
-from em3_jax.models.lora import LoRA, LoRADense, product
+from em3_jax.models.lora import LoRA, LoRADense
 
 
 class ModalityTokens(nn.Module):
@@ -44,61 +44,38 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | Sequence[jax.Array], mask: jax.Array) -> jax.Array:
-        items, width = len(mask), x.shape[-1]
+        items, width, size = len(mask), x.shape[-1], x.shape[-1] // self.heads
         parts = (context,) if isinstance(context, jax.Array) else context
-        if len(x) == 1 and not self.lora.rank:
-            return self._of_shared(x, parts, mask)
         query, key, value = (LoRADense(width, self.lora, name=name) for name in ("query", "key", "value"))
-
-        def heads(y: jax.Array) -> jax.Array:
-            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
 
         def together(parts: list[jax.Array]) -> jax.Array:
             return jnp.concatenate([jnp.broadcast_to(part, (items, *part.shape[1:])) for part in parts], axis=1)
 
-        keys = heads(together([key(part) for part in parts]))
-        score = jnp.einsum("sqhd,snhd->shqn", heads(together([query(x)])), keys) / jnp.sqrt(width / self.heads)
-        mask = mask[:, None, None, :]
-        score = jnp.where(mask, score.astype(jnp.float32), jnp.finfo(jnp.float32).min)
-        weight = jnp.where(mask, nn.softmax(score), 0.0).astype(x.dtype)
-        self.sow("intermediates", WEIGHTS, weight)  # [S, H, M, N]
-        mixed = jnp.einsum("shqn,snhd->sqhd", weight, heads(together([value(part) for part in parts])))
-        return LoRADense(width, self.lora, name="output")(mixed.reshape(items, -1, width))
+        def heads(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:-1], self.heads, size)
 
-    def _of_shared(self, x: jax.Array, parts: Sequence[jax.Array], mask: jax.Array) -> jax.Array:
-        """What `__call__` gives where all items ask the same: <W_q x, W_k c> = <W_k^T W_q x, c>.
-
-        So no key is formed: a product with [D, D + H M] gives the values and the scores of a token.
-        The bias of keys adds the same to all scores of a query, which softmax does not see.
-        """
-        items, width, size = len(mask), x.shape[-1], x.shape[-1] // self.heads
-        query = LoRADense(width, name="query")(x).reshape(-1, self.heads, size) / jnp.sqrt(size)
-        key, _ = Affine((width, width), name="key")()
-        value, bias = Affine((width, width), name="value")()
-        asks = jnp.einsum("ehd,qhd->ehq", key.reshape(width, self.heads, size), query)
-        kernel = jnp.concatenate([value, asks.reshape(width, -1)], axis=1)
-        read = [product(part.reshape(-1, width), kernel).reshape(*part.shape[:2], -1) for part in parts]
-        read = [jnp.broadcast_to(one, (items, *one.shape[1:])) for one in read]
-        score = jnp.concatenate([one[..., width:] for one in read], axis=1)  # [S, N, H M]
-        values = jnp.concatenate([one[..., :width] for one in read], axis=1) + bias
+        asked = heads(query(x)) / jnp.sqrt(size)
+        if len(x) == 1:
+            # <W_q x, W_k c> = <W_k^T W_q x, c>: what all items ask the same is asked of c itself, and no key is
+            # formed. One product with [D, D + H M] gives a token's value and its scores.
+            alone = jnp.eye(self.heads, dtype=asked.dtype)  # a head reads its own part of the width
+            asks = jnp.einsum("qhd,hg->hdgq", asked[0], alone).reshape(width, -1)
+            both = value.map(width).beside(key.map(width).then(asks))
+            read = [both(part.reshape(-1, width)).reshape(*part.shape[:2], -1) for part in parts]
+            # Cut before they are joined, so that neither lies between the other's rows.
+            score = together([one[..., width:] for one in read])  # [S, N, H M]
+            values = heads(together([one[..., :width] for one in read]))
+        else:
+            keys = heads(together([key(part) for part in parts]))
+            score = jnp.einsum("sqhd,snhd->snhq", together([asked]), keys).reshape(*mask.shape, -1)
+            values = heads(together([value(part) for part in parts]))
         valid = mask[..., None]
         score = jnp.where(valid, score.astype(jnp.float32), jnp.finfo(jnp.float32).min)
         weight = jnp.where(valid, nn.softmax(score, axis=1), 0.0).astype(x.dtype)
-        weight = weight.reshape(*mask.shape, self.heads, -1)
+        weight = weight.reshape(*mask.shape, self.heads, -1)  # [S, N, H, M]
         self.sow("intermediates", WEIGHTS, jnp.einsum("snhq->shqn", weight))
-        mixed = jnp.einsum("snhq,snhd->sqhd", weight, values.reshape(*mask.shape, self.heads, size))
-        return LoRADense(width, name="output")(mixed.reshape(items, -1, width))
-
-
-class Affine(nn.Module):
-    """The parameters of `nn.Dense`: (kernel [E, D], bias [D])."""
-
-    shape: tuple[int, int]
-
-    @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), self.shape)
-        return kernel, self.param("bias", nn.initializers.zeros, self.shape[1:])
+        mixed = jnp.einsum("snhq,snhd->sqhd", weight, values)
+        return LoRADense(width, self.lora, name="output")(mixed.reshape(items, -1, width))
 
 
 class TransformerLayer(nn.Module):

@@ -57,9 +57,8 @@ def neighbours(sender: jax.Array) -> Neighbours:
     """Who reads whom, where item i reads the items sender[i] of `sender` [I, k] i32."""
     items, entries = len(sender), sender.size
     column, entry = _by_column(sender)
-    start = jnp.searchsorted(column, jnp.arange(items + 1, dtype=jnp.int32)).astype(
-        jnp.int32
-    )  # of each column's entries
+    bounds = jnp.arange(items + 1, dtype=jnp.int32)
+    start = jnp.searchsorted(column, bounds).astype(jnp.int32)  # of each column's entries
     entry = jnp.append(entry, entries)
     slot = jnp.arange(_WIDTH, dtype=jnp.int32)
 

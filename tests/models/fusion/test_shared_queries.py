@@ -24,9 +24,9 @@ def drawn() -> dict[str, jax.Array]:
     return found | {"mask": jnp.asarray(mask)}
 
 
-def attended(drawn: dict[str, jax.Array], copies: int) -> tuple:
+def attended(drawn: dict[str, jax.Array], lora: LoRA, copies: int) -> tuple:
     """(result, weights, gradients) with the queries given `copies` times."""
-    module = Attention(H, LoRA())
+    module = Attention(H, lora)
     params = module.init(jax.random.key(0), drawn["queries"], drawn["own"], drawn["mask"][:, M:])
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
 
@@ -40,9 +40,10 @@ def attended(drawn: dict[str, jax.Array], copies: int) -> tuple:
     return *found, slopes
 
 
-def test_shared_queries_read_the_same_and_have_the_same_gradients(drawn):
-    out, weights, slopes = attended(drawn, copies=1)
-    expected, expected_weights, expected_slopes = attended(drawn, copies=S)
+@pytest.mark.parametrize("lora", [LoRA(), LoRA(2, "output"), LoRA(2, "weights")], ids=str)
+def test_shared_queries_read_the_same_and_have_the_same_gradients(drawn, lora):
+    out, weights, slopes = attended(drawn, lora, copies=1)
+    expected, expected_weights, expected_slopes = attended(drawn, lora, copies=S)
     np.testing.assert_allclose(out, expected, atol=2e-6)
     np.testing.assert_allclose(weights, expected_weights, atol=1e-6)
     assert not np.asarray(weights[0]).any(), "an item of which nothing is valid reads nothing"

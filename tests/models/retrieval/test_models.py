@@ -11,9 +11,7 @@ from flax.core import FrozenDict
 
 from em3_jax.config import registry
 from em3_jax.core.errors import UserError
-from em3_jax.models.encoders import STATISTICS
 from em3_jax.models.retrieval.em3_released import contrast_over_all
-from em3_jax.models.retrieval.neighbours import nearest
 from tests.models.fusion import naive
 from tests.models.retrieval import dense
 from tests.models.retrieval.dense import BATCH, ITEMS, NEGATIVE, NUM_ITEMS, NUM_USERS, POSITIVE, SHARE, USER, D, K
@@ -347,53 +345,6 @@ def test_bm3_targets_carry_no_gradient():
 
 
 # LATTICE's neighbours.
-
-
-@pytest.mark.parametrize("items", [5, 511, 512, 700])
-def test_nearest_equals_a_full_sort(items):
-    x = np.random.default_rng(0).normal(size=(items, 3)).astype(np.float32)
-    x[items // 2] = x[1]  # a tie, except in the last bit
-    got = np.asarray(jax.jit(nearest, static_argnums=1)(x, 4))
-    score = x @ x.T
-    best = -np.sort(-score, axis=1)[:, :4]
-    np.testing.assert_allclose(np.take_along_axis(score, got, axis=1), best, rtol=1e-5)
-    assert all(len(set(row)) == 4 for row in got.tolist())
-    same = np.ones((items, 3), np.float32)
-    assert np.asarray(nearest(same, 4)).tolist() == [[0, 1, 2, 3]] * items
-
-
-def test_lattice_keeps_who_is_nearest_between_searches():
-    """The step that searches is as if all did; the others read who was found last, with weights of their own."""
-    graphs, params = dense.graphs(), dense.random_params(make("lattice"))
-    model = make("lattice", search_every=3)
-
-    @jax.jit
-    def step(age, kept):
-        found = {"found": {"age": age} | kept}
-        result, moved = model.apply(
-            {"params": params | found}, FEATURES, graphs, *BATCH, method="loss", mutable=[STATISTICS]
-        )
-        return (
-            result[0],
-            moved[STATISTICS]["found"],
-            model.apply({"params": params | found}, FEATURES, graphs, train=False),
-        )
-
-    random = np.random.default_rng(8)
-    kept = {m: np.argsort(random.random((NUM_ITEMS, NUM_ITEMS)), axis=1)[:, :3].astype(np.float32) for m in FEATURES}
-    with jax.default_matmul_precision("float32"):
-        every_step = make("lattice").apply({"params": params}, FEATURES, graphs, *BATCH, method="loss")[0]
-        (loss, now, towers), (of_kept, then, others) = step(0.0, kept), step(1.0, kept)
-        (again, last, _), (of_others, _, _) = step(1.0, {m: now[m] for m in kept}), step(2.0, kept)
-    assert [float(loss), float(again)] == pytest.approx([float(every_step)] * 2, rel=1e-6)
-    assert of_kept == of_others != loss
-    assert (now["age"], then["age"], last["age"]) == (1, 2, 2) and step(2.0, kept)[1]["age"] == 0
-    for m in kept:
-        np.testing.assert_array_equal(then[m], kept[m])
-        x = project(dense.f64(params))[m]
-        best = np.argsort(-dense.cosines(x, x), axis=1)[:, :3]
-        np.testing.assert_array_equal(np.sort(now[m], axis=1), np.sort(best, axis=1))
-    jax.tree.map(np.testing.assert_array_equal, towers, others)  # evaluation searches
 
 
 def test_em3_does_not_see_a_modality_that_an_item_lacks():

@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from em3_jax.models.encoders import STATISTICS
 from em3_jax.models.retrieval import neighbours as module
 from em3_jax.models.retrieval.neighbours import along, nearest, neighbours, normalised
 from em3_jax.models.retrieval.propagation import product
+from tests.models.retrieval import dense as reference
+from tests.models.retrieval.dense import BATCH, NUM_ITEMS
+from tests.models.retrieval.test_models import FEATURES, make, project
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +110,50 @@ def test_no_array_has_a_row_and_a_column_for_each_item():
     assert most < items * items / 8 and temporaries < 4 * items * items / 4
     whole, _ = largest_array(lambda x, h: jnp.maximum(x @ x.T, 0.0) @ h, x, h)
     assert whole >= items * items  # such an array would have been seen
+
+
+@pytest.mark.parametrize("items", [5, 511, 512, 700])
+def test_nearest_equals_a_full_sort(items):
+    x = np.random.default_rng(0).normal(size=(items, 3)).astype(np.float32)
+    x[items // 2] = x[1]  # a tie, except in the last bit
+    got = np.asarray(jax.jit(nearest, static_argnums=1)(x, 4))
+    score = x @ x.T
+    best = -np.sort(-score, axis=1)[:, :4]
+    np.testing.assert_allclose(np.take_along_axis(score, got, axis=1), best, rtol=1e-5)
+    assert all(len(set(row)) == 4 for row in got.tolist())
+    same = np.ones((items, 3), np.float32)
+    assert np.asarray(nearest(same, 4)).tolist() == [[0, 1, 2, 3]] * items
+
+
+def test_lattice_keeps_who_is_nearest_between_searches():
+    """The step that searches is as if all did; the others read who was found last, with weights of their own."""
+    graphs, params = reference.graphs(), reference.random_params(make("lattice"))
+    model = make("lattice", search_every=3)
+
+    @jax.jit
+    def step(age, kept):
+        found = {"found": {"age": age} | kept}
+        result, moved = model.apply(
+            {"params": params | found}, FEATURES, graphs, *BATCH, method="loss", mutable=[STATISTICS]
+        )
+        return (
+            result[0],
+            moved[STATISTICS]["found"],
+            model.apply({"params": params | found}, FEATURES, graphs, train=False),
+        )
+
+    random = np.random.default_rng(8)
+    kept = {m: np.argsort(random.random((NUM_ITEMS, NUM_ITEMS)), axis=1)[:, :3].astype(np.float32) for m in FEATURES}
+    with jax.default_matmul_precision("float32"):
+        every_step = make("lattice").apply({"params": params}, FEATURES, graphs, *BATCH, method="loss")[0]
+        (loss, now, towers), (of_kept, then, others) = step(0.0, kept), step(1.0, kept)
+        (again, last, _), (of_others, _, _) = step(1.0, {m: now[m] for m in kept}), step(2.0, kept)
+    assert [float(loss), float(again)] == pytest.approx([float(every_step)] * 2, rel=1e-6)
+    assert of_kept == of_others != loss
+    assert (now["age"], then["age"], last["age"]) == (1, 2, 2) and step(2.0, kept)[1]["age"] == 0
+    for m in kept:
+        np.testing.assert_array_equal(then[m], kept[m])
+        x = project(reference.f64(params))[m]
+        best = np.argsort(-reference.cosines(x, x), axis=1)[:, :3]
+        np.testing.assert_array_equal(np.sort(now[m], axis=1), np.sort(best, axis=1))
+    jax.tree.map(np.testing.assert_array_equal, towers, others)  # evaluation searches
