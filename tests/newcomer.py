@@ -104,7 +104,7 @@ def typed(command: str, folder: Path, env: dict[str, str]) -> float:
     """Seconds that the command took; exits where it fails."""
     activated = "source .venv/bin/activate && " if env.get("ACTIVATED") else ""
     began = time.monotonic()
-    line = ["bash", "-c", f"exec 2>&1; {activated}{command}"]
+    line = ["bash", "-c", f"set -o pipefail; exec 2>&1; {activated}{command}"]
     done = subprocess.run(line, cwd=folder, env=env, stdout=subprocess.PIPE)
     if done.returncode:
         print(done.stdout.decode(errors="replace"), flush=True)
